@@ -1,0 +1,49 @@
+"""Errors of the store. Each names the value that was wrong and says what would work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adapters_store.types import Problem
+
+
+class StoreError(Exception):
+    """Base of every error that the store raises on purpose."""
+
+
+class InvalidReferenceError(StoreError):
+    """The text is no adapter reference."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text!r} is not an adapter reference: use name, name@version, name@alias or "
+            "sha256:<64 hex digits> (names: letters, digits, '.', '_', '-', at most 128)"
+        )
+
+
+class AdapterNotFoundError(StoreError):
+    """No such adapter, version or alias; `near` holds names that look like it."""
+
+    def __init__(self, reference: str, near: Sequence[str] = ()) -> None:
+        self.reference = reference
+        self.near = tuple(near)
+        hint = f"; near names: {', '.join(self.near)}" if self.near else ""
+        super().__init__(f"adapter {reference!r} does not exist{hint}")
+
+
+class InvalidAdapterError(StoreError):
+    """The adapter was refused; `problems` holds every reason at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(str(problem) for problem in self.problems))
+
+
+class AdapterInUseError(StoreError):
+    """The adapter is pinned, so it is not deleted unless forced."""
+
+
+class IntegrityError(StoreError):
+    """A blob does not hold what its digest says."""

@@ -1,0 +1,216 @@
+"""Pure data shared by every package: references, manifests, mixtures, the base model's shape."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adapters_store.errors import InvalidReferenceError
+
+Combination = Literal["sum", "linear"]
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """What a user writes to mean an adapter: `name`, `name@3`, `name@alias` or `sha256:...`.
+
+    A bare name means its newest version. Exactly one of `name` and `digest` is set.
+    """
+
+    name: str | None = None
+    version: int | None = None
+    alias: str | None = None
+    digest: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterRef:
+        """Read a reference; raises InvalidReferenceError naming the text and the accepted forms."""
+        if text.startswith("sha256:"):
+            if not _DIGEST_PATTERN.fullmatch(text):
+                raise InvalidReferenceError(text)
+            return cls(digest=text)
+        name, separator, suffix = text.partition("@")
+        if not NAME_PATTERN.fullmatch(name):
+            raise InvalidReferenceError(text)
+        if not separator:
+            return cls(name=name)
+        if suffix.isdecimal() and suffix.isascii():
+            return cls(name=name, version=int(suffix))
+        if not NAME_PATTERN.fullmatch(suffix):
+            raise InvalidReferenceError(text)
+        return cls(name=name, alias=suffix)
+
+    def __str__(self) -> str:
+        if self.digest is not None:
+            return self.digest
+        suffix = self.alias if self.version is None else str(self.version)
+        return str(self.name) if suffix is None else f"{self.name}@{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """A linear layer of the base model: y [.., out_features] = W x [.., in_features]."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelSpec:
+    """What a store must know of the base model to validate an adapter, without torch.
+
+    `linears` maps each linear layer's path in the model ("model.layers.0.self_attn.q_proj",
+    "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
+    norms): an adapter that targets one of those is refused with a better reason than "unknown".
+    """
+
+    name: str
+    architecture: str
+    linears: Mapping[str, LinearShape]
+    other_modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraExpertSpec:
+    """One low-rank pair: delta y = scale * B (A x), A [rank, in], B [out, rank]."""
+
+    module: str
+    rank: int
+    scale: float  # alpha / r, or alpha / sqrt(r) for rsLoRA
+    in_features: int
+    out_features: int
+    tensor_a: str  # key of A in the adapter's safetensors
+    tensor_b: str  # key of B
+    kind: Literal["lora"] = "lora"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterManifest:
+    """What an adapter holds, read once at publish, kept beside its tensors in the blob store."""
+
+    format: str  # the foreign format it came in, e.g. "peft"
+    experts: tuple[LoraExpertSpec, ...]
+    base_model: str | None = None  # what the adapter itself says that it was trained on
+    schema: int = 1
+
+    @property
+    def max_rank(self) -> int:
+        return max((expert.rank for expert in self.experts), default=0)
+
+    @property
+    def rank_rows(self) -> int:
+        """Rank rows over all modules: what the adapter takes of the device pool."""
+        return sum(expert.rank for expert in self.experts)
+
+    def device_bytes(self, bytes_per_element: int) -> int:
+        """Bytes of A and B together on a device."""
+        return bytes_per_element * sum(
+            expert.rank * (expert.in_features + expert.out_features) for expert in self.experts
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One stored version of an adapter. The digest is its identity; names only point at it."""
+
+    name: str
+    version: int
+    digest: str  # "sha256:..." over the manifest and the tensors
+    manifest: AdapterManifest
+    size_bytes: int
+    created_at: float  # seconds since the epoch
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    num_texts: int = 0  # sample texts kept for centroids
+
+    @property
+    def label(self) -> str:
+        """The name that responses show: `math@1`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureItem:
+    """One adapter of a mixture with its weight, as the user wrote it."""
+
+    ref: AdapterRef
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureSpec:
+    """Adapters with weights, and how they combine. Weights are never normalised."""
+
+    items: tuple[MixtureItem, ...]
+    combination: Combination = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedMixture:
+    """A mixture whose adapters are digests: what the engine runs under.
+
+    sum:    y = W x + sum_j w_j s_j B_j A_j x
+    linear: y = W x + (sum_j sqrt(w_j s_j) B_j) (sum_j sqrt(w_j s_j) A_j) x
+            (PEFT `add_weighted_adapter(combination_type="linear")`: equal ranks, w_j >= 0)
+    """
+
+    digests: tuple[str, ...]
+    weights: tuple[float, ...]
+    combination: Combination = "sum"
+
+    @property
+    def digest(self) -> str:
+        """Content address of the mixture: equal exactly when the mathematics is."""
+        return mixture_digest(dict(zip(self.digests, self.weights, strict=True)), self.combination)
+
+
+def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes:
+    """Canonical bytes of a mixture: float32 weights, zeros dropped, sorted by digest.
+
+    The base (no adapter with weight) is b"" whatever the combination.
+    """
+    parts = [
+        digest.encode() + struct.pack("<f", weight)
+        for digest, weight in sorted(weights.items())
+        if struct.unpack("<f", struct.pack("<f", weight))[0] != 0.0
+    ]
+    return combination.encode() + b"|" + b"|".join(parts) if parts else b""
+
+
+def mixture_digest(weights: Mapping[str, float], combination: Combination) -> str:
+    """ "sha256:..." of `mixture_key`."""
+    return "sha256:" + hashlib.sha256(mixture_key(weights, combination)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why an adapter was refused: where, what, and what would work."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The answer to a dry run: every problem at once, and what the adapter would cost."""
+
+    problems: tuple[Problem, ...] = ()
+    manifest: AdapterManifest | None = None
+    digest: str | None = None
+    size_bytes: int = 0
+    unknown_keys: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def loads(self) -> bool:
+        return not self.problems

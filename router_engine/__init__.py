@@ -1,0 +1,1 @@
+"""The machine: scheduler, KV cache, model, experts, mixtures, routers and kernels."""

@@ -1,0 +1,98 @@
+"""The seam between the server and the engine, wherever the engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from adapters_store.types import ResolvedMixture
+from router_engine.events import EngineEvent
+from router_engine.request import EngineRequest
+from router_engine.stats import EngineStats
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+class Residency(StrEnum):
+    """Where an adapter's weights are."""
+
+    DISK = "disk"
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterResidency:
+    digest: str
+    residency: Residency
+    pinned: bool  # by an admin
+    users: int  # live requests that need it
+    rank_rows: int
+    device_bytes: int
+    load_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergedState:
+    """Which mixture the base weights hold; `mixture` None and mode "unmerged" for the bare base."""
+
+    mixture: ResolvedMixture | None
+    seconds: float  # what the last switch took
+
+    @property
+    def mode(self) -> str:
+        return "unmerged" if self.mixture is None else "merged"
+
+
+class EngineClient(Protocol):
+    """One engine. All methods are called from one asyncio loop."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    async def start(self) -> None:
+        """Return when the engine can take requests; raises EngineError if it cannot start."""
+
+    async def close(self) -> None:
+        """End the engine; live requests get a final event."""
+
+    def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        """Token events, then one final event. Closing the iterator early cancels the request.
+
+        Raises EngineNotReadyError at the first `__anext__` when the engine is not ready.
+        """
+        ...
+
+    async def cancel(self, request_id: str) -> None:
+        """End a request at the next step border; unknown ids are ignored (it may have ended)."""
+
+    async def load(self, digest: str) -> AdapterResidency:
+        """Bring an adapter to the device."""
+        ...
+
+    async def pin(self, digest: str, *, pinned: bool) -> AdapterResidency:
+        """Load and keep it on the device (or let it go again)."""
+        ...
+
+    async def unload(self, digest: str) -> int:
+        """Drop it from device and host; bytes freed. AdapterBusyError while it is used or pinned."""
+        ...
+
+    async def residency(self) -> tuple[AdapterResidency, ...]:
+        """Every adapter that is on the host or the device."""
+        ...
+
+    async def merge(self, mixture: ResolvedMixture | None) -> MergedState:
+        """Fold a mixture into the base between two steps; None restores the base bit for bit."""
+        ...
+
+    async def merged(self) -> MergedState: ...
+
+    async def stats(self) -> EngineStats: ...

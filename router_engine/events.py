@@ -1,0 +1,50 @@
+"""What the engine says back: any number of token events, then exactly one final event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    LENGTH = "length"  # max_new_tokens reached
+    STOP_TOKEN = "stop_token"  # drew one of stop_token_ids
+    CANCELLED = "cancelled"
+    REFUSED = "refused"  # can never run; `error` says why
+    FAILED = "failed"  # an adapter failed to load, a router failed; `error` says why
+    ENGINE_DIED = "engine_died"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token.
+
+    `weights` are those of the pass whose logits yielded it, one per request adapter; empty unless
+    asked for with `report_weights`.
+    """
+
+    request_id: str
+    token_id: int
+    logprob: float  # log softmax of the raw logits, before temperature and penalties
+    top_tokens: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FinalEvent:
+    """The end of a request, whatever happened."""
+
+    request_id: str
+    reason: FinishReason
+    error: str | None = None
+    stop_token_id: int | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    queue_seconds: float = 0.0  # from submission to the first scheduled token
+
+
+EngineEvent = TokenEvent | FinalEvent

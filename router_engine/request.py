@@ -1,0 +1,81 @@
+"""What a caller hands to the engine: frozen data, tokens and digests only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adapters_store.types import Combination, ResolvedMixture
+
+Context = Literal["keep", "recompute"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn from the logits [vocab].
+
+    temperature 0 is greedy. Penalties as in vLLM: repetition acts on prompt and generated tokens,
+    presence and frequency on generated ones. `top_k` 0 and `top_p` 1 are off. The draw depends on
+    (seed, position) alone, never on the rest of the batch.
+    """
+
+    max_new_tokens: int = 16
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # end the text, are not part of it; eos ids go here too
+    top_n_tokens: int = 0  # alternatives to report per token; chosen token's logprob always comes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRouting:
+    """Weights that are renewed while the text grows.
+
+    The candidates are `EngineRequest.adapters`. Weights come from `router` after the prompt and
+    after every `every` generated tokens. context `keep`: a token's KV stays as computed under its
+    own weights; `recompute`: all of it is computed again under the newest.
+    """
+
+    router: str
+    params: dict[str, Any] = field(default_factory=dict)
+    every: int = 1
+    context: Context = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One generation. Exactly one final event answers it."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    adapters: tuple[str, ...] = ()  # digests; with `routing` the candidates
+    weights: tuple[float, ...] = ()  # one per adapter; empty with `routing`
+    combination: Combination = "sum"
+    routing: TokenRouting | None = None
+    priority: int = 0  # lower runs first
+    report_weights: bool = False
+
+    @classmethod
+    def under(
+        cls,
+        mixture: ResolvedMixture,
+        request_id: str,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+    ) -> EngineRequest:
+        """A request under a fixed mixture."""
+        return cls(
+            request_id,
+            prompt_token_ids,
+            sampling,
+            mixture.digests,
+            mixture.weights,
+            mixture.combination,
+        )

@@ -1,0 +1,48 @@
+"""What a router is: it chooses weights, and nothing else.
+
+A request router runs once, before the request is submitted. A token router runs beside the engine:
+it is told of tokens and later hands back weights; the engine never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from router_engine.request import TokenRouting
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedWeights:
+    """Weights of `request_id` made from its first `num_tokens` tokens (prompt included)."""
+
+    request_id: str
+    num_tokens: int
+    weights: tuple[float, ...] = ()  # one per candidate
+    error: str | None = None  # the router failed; the request ends with it
+
+
+class TokenRouter(Protocol):
+    """Makes weights for the next token from the text so far. Called by the engine thread only."""
+
+    def begin(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        candidates: Sequence[str],
+        routing: TokenRouting,
+    ) -> None:
+        """Start on a request's prompt; an answer with num_tokens = len(token_ids) will follow."""
+
+    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Append generated tokens and ask for weights from the longer text."""
+
+    def end(self, request_id: str) -> None:
+        """Forget a request; an answer on its way may still come and is dropped by the engine."""
+
+    def poll(self) -> Sequence[RoutedWeights]:
+        """Answers that have come since the last call; never blocks."""
+        ...
+
+    def close(self) -> None: ...

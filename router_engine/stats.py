@@ -1,0 +1,32 @@
+"""Counters and gauges of one engine, cumulative since it started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    waiting_for_adapters: int = 0
+    waiting_for_weights: int = 0
+    prompt_tokens: int = 0  # computed, cached ones not counted
+    generated_tokens: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    blocks_total: int = 0
+    blocks_owned: int = 0
+    blocks_cached: int = 0
+    rank_rows_total: int = 0
+    rank_rows_used: int = 0
+    adapters_device: int = 0
+    adapters_host: int = 0
+    adapter_loads: int = 0
+    adapter_evictions: int = 0
+    adapter_load_seconds: float = 0.0
+    merges: int = 0
+    step_seconds: float = 0.0
+    load_seconds_recent: tuple[float, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""The school: recipes that make adapters."""
