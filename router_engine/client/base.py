@@ -82,7 +82,10 @@ class EngineClient(Protocol):
         ...
 
     async def unload(self, digest: str) -> int:
-        """Drop it from device and host; bytes freed. AdapterBusyError while it is used or pinned."""
+        """Drop it from device and host; returns bytes freed.
+
+        Raises AdapterBusyError while requests use it or it is pinned.
+        """
         ...
 
     async def residency(self) -> tuple[AdapterResidency, ...]:

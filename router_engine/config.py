@@ -1,0 +1,58 @@
+"""One frozen dataclass a component: nothing inherits another's, nothing reads the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+Policy = Literal["fifo", "priority"]
+Fairness = Literal["adapter", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which base model, and how it is held."""
+
+    model: str = "tiny-random"  # that word, a directory, a hub id or a .gguf file
+    dtype: DType = "auto"  # auto: what the checkpoint says
+    device: Device = "auto"  # auto: cuda where there is one
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    block_size: int = 16  # tokens a block
+    num_blocks: int | None = None  # None: as many as `memory_bytes` holds
+    memory_bytes: int = 1 << 30
+    prefix_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What one step may hold and who goes first."""
+
+    max_step_tokens: int = 512  # prefill chunks and decodes together
+    max_running: int = 64  # requests that own KV blocks
+    max_model_len: int | None = None  # None: the model's own limit
+    policy: Policy = "fifo"
+    fairness: Fairness = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPoolConfig:
+    """Where adapters may live. `max_rank_rows` counts the rows of one linear layer."""
+
+    max_rank_rows: int = 1024
+    host_bytes: int = 1 << 30
+    loader_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    model: ModelConfig = ModelConfig()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    adapters: AdapterPoolConfig = AdapterPoolConfig()
