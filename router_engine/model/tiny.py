@@ -1,0 +1,75 @@
+"""A tiny random base model and byte tokenizer, made on the spot: nothing is downloaded.
+
+`serve --model tiny-random` and the quick tests run on it. Its text is noise, its engine is real.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TINY_RANDOM = "tiny-random"
+
+_END, _START, _CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: ids 0-2 are special, each other id is one byte. 259 in all."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([_END, _START, _CLOSE, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=_CLOSE,
+        bos_token=_START,
+        unk_token=_END,
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = _CHAT_TEMPLATE
+    return wrapped
+
+
+def tiny_config() -> LlamaConfig:
+    """Two layers of width 64 with grouped-query attention: the shape of a Llama, small."""
+    return LlamaConfig(
+        vocab_size=259,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+
+
+def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+    """The model in fp32; equal for equal seeds. The caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(tiny_config())
+        # The usual 0.02 makes nearly flat logits; wider ones make greedy text well defined.
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return model.eval()
+
+
+def save_tiny(directory: Path, seed: int = 0) -> Path:
+    """Write model and tokenizer as a checkpoint directory."""
+    tiny_model(seed).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
