@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from adapters_store.types import ResolvedMixture
+from adapters_store.types import BaseModelSpec, ResolvedMixture
 from router_engine.events import EngineEvent
 from router_engine.request import EngineRequest
 from router_engine.stats import EngineStats
@@ -26,6 +26,19 @@ class Residency(StrEnum):
     DISK = "disk"
     HOST = "host"
     DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine runs: enough to validate adapters and prompts without asking again."""
+
+    base: BaseModelSpec
+    max_model_len: int  # prompt and generated tokens together
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str  # "float32", "bfloat16", ...
+    device: str  # "cpu", "cuda:0", ...
+    token_routers: tuple[str, ...] = ()  # names that `TokenRouting.router` may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +74,14 @@ class EngineClient(Protocol):
         """Return when the engine can take requests; raises EngineError if it cannot start."""
 
     async def close(self) -> None:
-        """End the engine; live requests get a final event."""
+        """End the engine; live requests get a final event (CANCELLED)."""
 
-    def submit(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
-        """Token events, then one final event. Closing the iterator early cancels the request.
+    def submit(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Token events, then one final event. Closing the generator early cancels the request.
 
-        Raises EngineNotReadyError at the first `__anext__` when the engine is not ready.
+        Nothing is sent before the first `__anext__`, which raises EngineNotReadyError when the
+        engine is not ready. Events that the reader has not taken are kept, at most
+        max_new_tokens + 1 of them for each request.
         """
         ...
 
@@ -99,3 +114,7 @@ class EngineClient(Protocol):
     async def merged(self) -> MergedState: ...
 
     async def stats(self) -> EngineStats: ...
+
+    async def info(self) -> EngineInfo:
+        """What the engine runs; known from `start` on, also while it restarts."""
+        ...
