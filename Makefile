@@ -1,0 +1,74 @@
+# The same commands at a desk, in continuous integration and (by deploy/install.sh) in the container.
+
+VENV ?= .venv
+PORT ?= 8000
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+BIN := $(VENV)/bin
+INSTALL := pyproject.toml constraints.txt deploy/install.sh
+# Without a GPU the tests that need one are left out.
+MARKERS ?= $(if $(shell command -v nvidia-smi),,not gpu)
+# Several processes of torch share few cores: their idle threads must sleep, not spin.
+THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
+SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-postgres.sh scripts/pin.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help install pull run demo test quick lint format bench docs constraints clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+# A stamp holds the moment of the last whole installation; a change of the pins or the packages makes it old.
+$(VENV)/.installed: $(INSTALL)
+	deploy/install.sh $(VENV)
+	@touch $@
+
+$(VENV)/.installed-dev: $(INSTALL)
+	deploy/install.sh $(VENV) dev,postgres
+	@touch $(VENV)/.installed $@
+
+install: $(VENV)/.installed ## the environment in .venv, at the pinned versions
+
+pull: $(VENV)/.installed ## the default base model and the sentence encoder, into the cache
+	$(BIN)/adaptermix pull
+
+run: pull ## serve the default model and the four example adapters (PORT=8000)
+	$(BIN)/adaptermix serve --port $(PORT) --examples
+
+demo: pull ## fixed, request-routed and token-routed mixtures at the same time, then stop
+	$(BIN)/adaptermix demo
+
+quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded model
+	$(THREADS) $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test: $(VENV)/.installed-dev ## every test, with the real model and a real PostgreSQL
+	scripts/ensure-postgres.sh
+	$(BIN)/adaptermix pull
+	$(THREADS) $(BIN)/python -m pytest -q -m "$(MARKERS)" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## style, types, layers, Dockerfile, shell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	for file in $(SHELL_FILES); do bash -n $$file || exit 1; done
+
+format: $(VENV)/.installed-dev ## rewrite the source in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev pull ## the serving benchmark (BENCH_ARGS="--help" lists its options)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: $(VENV)/.installed-dev ## write the generated pages anew and check every link
+	$(BIN)/python -m scripts.docs
+
+constraints: $(VENV)/.installed-dev ## pin what is installed now
+	scripts/pin.sh $(BIN)/python > constraints.new
+	mv constraints.new constraints.txt
+	touch $(VENV)/.installed $(VENV)/.installed-dev
+
+clean: ## the environment and every cache in the tree; the model cache stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Prints a constraints file: every package of an environment at its version, torch without its local label.
+set -eu
+
+cat <<'HEAD'
+# Every dependency, direct and transitive, at the version this tree is tested with (`make constraints`
+# writes it anew). torch carries no local label (+cpu, +cu130): the index that is asked decides which
+# build it is. A CUDA build brings its nvidia-* packages and triton at the versions it asks for itself.
+HEAD
+"$1" -m pip freeze --all --exclude-editable | sed 's/+[a-z0-9]*$//' | grep -viE '^(pip|wheel|nvidia-.*|triton)=='
