@@ -1,0 +1,80 @@
+"""A read-through cache of remote adapters on the local disk, bounded in bytes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from adapters_store.blobs.base import AdapterFiles
+from adapters_store.blobs.local import LocalBlobs
+from adapters_store.errors import AdapterNotFoundError, IntegrityError
+
+
+class BlobCache:
+    """Least recently fetched adapters go first; one that somebody holds never goes.
+
+    `max_bytes` bounds what is kept besides adapters in use. One download per digest at a time;
+    different digests download at the same time.
+    """
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self.local = LocalBlobs(root)
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._held: WeakValueDictionary[str, AdapterFiles] = WeakValueDictionary()
+        self._downloads: WeakValueDictionary[str, _DigestLock] = WeakValueDictionary()
+
+    def fetch(self, digest: str, download: Callable[[Path], None]) -> AdapterFiles:
+        """The adapter's local files; `download(folder)` writes them there when they are missing.
+
+        Raises whatever `download` raises; IntegrityError when what came is not `digest`.
+        """
+        with self._digest_lock(digest).lock:
+            try:
+                files = self._hold(digest)
+            except (AdapterNotFoundError, IntegrityError):  # missing here, or damaged here
+                with self.local.staging() as folder:
+                    download(folder)
+                    self.local.put(digest, folder)
+                files = self._hold(digest)
+        self._evict()
+        return files
+
+    def discard(self, digest: str) -> None:
+        """Forget a digest: it is gone from the origin."""
+        with self._lock:
+            self._held.pop(digest, None)
+        self.local.delete(digest)
+
+    def _digest_lock(self, digest: str) -> _DigestLock:
+        with self._lock:
+            return self._downloads.setdefault(digest, _DigestLock())
+
+    def _hold(self, digest: str) -> AdapterFiles:
+        with self._lock:
+            files = self._held.get(digest)
+        if files is None:
+            files = self.local.fetch(digest)
+        os.utime(self.local.folder(digest))
+        with self._lock:
+            return self._held.setdefault(digest, files)
+
+    def _evict(self) -> None:
+        with self._lock:
+            blobs = sorted(self.local.blobs(), key=lambda blob: blob.modified_at)
+            total = sum(blob.size_bytes for blob in blobs)
+            for blob in blobs:
+                if total <= self._max_bytes:
+                    return
+                if blob.digest not in self._held:
+                    total -= self.local.delete(blob.digest)
+
+
+class _DigestLock:
+    """A lock that lives as long as somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
