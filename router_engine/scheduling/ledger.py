@@ -1,0 +1,87 @@
+"""Owns the traffic between requests and the block pool: share, grow, publish, release."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router_engine.kv.block_pool import BlockPool
+from router_engine.kv.block_table import BlockTable, blocks_for
+from router_engine.kv.prefix_index import BlockKeys, longest_match
+from router_engine.request import EngineRequest
+from router_engine.scheduling.state import RequestState
+
+
+@dataclass(slots=True)
+class PrefixCounters:
+    """Tokens looked up in the prefix cache and found there, since the start."""
+
+    queried: int = 0
+    hit: int = 0
+
+
+class BlockLedger:
+    """A block is published once its KV is computed, and shared by whoever has the same key."""
+
+    def __init__(self, pool: BlockPool, block_size: int, *, prefix_cache: bool) -> None:
+        self.pool = pool
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache
+        self.prefix = PrefixCounters()
+
+    def new_table(self) -> BlockTable:
+        return BlockTable(self.block_size)
+
+    def new_keys(self, request: EngineRequest) -> BlockKeys:
+        return BlockKeys(self.block_size, request.adapters, request.combination)
+
+    def fits_at_all(self, num_tokens: int) -> bool:
+        return blocks_for(num_tokens, self.block_size) <= self.pool.num_blocks
+
+    def can_admit(self, state: RequestState, *, reserve: int) -> bool:
+        """Whether all known tokens of `state` find blocks now, with `reserve` blocks to spare."""
+        shared = self._match(state)
+        needed = blocks_for(len(state.tokens), self.block_size) - len(shared)
+        revived = sum(map(self.pool.is_cached, shared))
+        return needed + revived + reserve <= self.pool.num_available
+
+    def attach(self, state: RequestState) -> int:
+        """Give a request without blocks what the prefix cache has; returns the tokens found."""
+        shared = self._match(state)
+        for block in shared:
+            self.pool.share(block)
+        state.block_table.extend(shared)
+        state.num_computed = len(shared) * self.block_size
+        if self.prefix_cache:
+            self.prefix.queried += len(state.tokens)
+            self.prefix.hit += state.num_computed
+        return state.num_computed
+
+    def shortage(self, state: RequestState, stop: int) -> int:
+        """Blocks lacking in the pool for `state` to be computed up to position `stop`."""
+        return max(0, state.block_table.missing(stop) - self.pool.num_available)
+
+    def grow(self, state: RequestState, stop: int) -> None:
+        state.block_table.extend(self.pool.allocate(state.block_table.missing(stop)))
+
+    def publish(self, state: RequestState, computed_before: int) -> None:
+        """Make the blocks findable that were filled since `computed_before`."""
+        full = state.num_computed // self.block_size
+        if not self.prefix_cache or full == computed_before // self.block_size:
+            return
+        keys = state.block_keys.first(full, state.tokens, state.weights_history)
+        for index in range(computed_before // self.block_size, full):
+            self.pool.publish(state.block_table.block_ids[index], keys[index])
+
+    def release(self, state: RequestState) -> None:
+        """Take all blocks back; rows planned before are void from now on."""
+        self.pool.release(state.block_table.clear())
+        state.num_computed = 0
+        state.epoch += 1
+
+    def _match(self, state: RequestState) -> list[int]:
+        """Blocks that hold the first tokens' KV; at least one token is left to compute."""
+        if not self.prefix_cache:
+            return []
+        known = min(len(state.tokens) - 1, state.weights_history.known_until)
+        keys = state.block_keys.first(known // self.block_size, state.tokens, state.weights_history)
+        return longest_match(self.pool, keys)

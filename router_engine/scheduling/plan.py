@@ -1,0 +1,95 @@
+"""What goes from the scheduler to the runner and back: frozen data, one object a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapters_store.types import Combination
+from router_engine.request import SamplingParams
+from router_engine.scheduling.state import RequestState
+from router_engine.scheduling.weights import WeightRun
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """One request's chunk of a step: tokens at positions [start, start + len(token_ids))."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    start: int
+    block_ids: tuple[int, ...]  # cover positions [0, start + len(token_ids))
+    sample: bool  # the chunk ends with the last known token: its logits yield a new one
+    weight_runs: tuple[
+        WeightRun, ...
+    ]  # (number of tokens, one weight per adapter), cover the chunk
+    adapters: tuple[str, ...]  # digests
+    combination: Combination
+    sampling: SamplingParams
+    num_generated: int  # index of the token that a sample yields
+    known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
+    num_prompt: int
+    epoch: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        return self.known_tokens[: self.num_prompt]
+
+    @property
+    def generated_token_ids(self) -> Sequence[int]:
+        return self.known_tokens[self.num_prompt :]
+
+    @classmethod
+    def of(cls, state: RequestState, stop: int) -> PlannedRow:
+        """Compute `state` up to position `stop`; its block table must cover that."""
+        request, start = state.request, state.num_computed
+        return cls(
+            request_id=state.request_id,
+            token_ids=tuple(state.tokens[start:stop]),
+            start=start,
+            block_ids=tuple(state.block_table.block_ids),
+            sample=stop == len(state.tokens),
+            weight_runs=state.weights_history.between(start, stop),
+            adapters=request.adapters,
+            combination=request.combination,
+            sampling=request.sampling,
+            num_generated=state.num_generated,
+            known_tokens=state.tokens,
+            num_prompt=state.num_prompt,
+            epoch=state.epoch,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass: the rows' chunks, one after another, are its flat token batch."""
+
+    rows: tuple[PlannedRow, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+    @property
+    def sampled_rows(self) -> tuple[PlannedRow, ...]:
+        return tuple(row for row in self.rows if row.sample)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A drawn token. Log probabilities are of the raw logits."""
+
+    token_id: int
+    logprob: float
+    top_tokens: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One sample for each of the plan's `sampled_rows`, in their order."""
+
+    samples: tuple[SampledToken, ...]

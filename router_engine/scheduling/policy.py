@@ -1,0 +1,42 @@
+"""Who goes first: an order over requests, for admission and for preemption."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from router_engine.config import Policy
+from router_engine.scheduling.state import RequestState
+
+
+class OrderingPolicy(Protocol):
+    """Levels are strict, lower first; within a level fairness and arrival decide."""
+
+    def level(self, state: RequestState) -> int: ...
+
+
+class FifoPolicy:
+    """One level: by arrival."""
+
+    def level(self, state: RequestState) -> int:
+        return 0
+
+
+class PriorityPolicy:
+    """A level per priority. A waiting request may displace running ones of a later level."""
+
+    def level(self, state: RequestState) -> int:
+        return state.request.priority
+
+
+def make_policy(name: Policy) -> OrderingPolicy:
+    return PriorityPolicy() if name == "priority" else FifoPolicy()
+
+
+def seniority(policy: OrderingPolicy, state: RequestState) -> tuple[int, int]:
+    """Sorts running requests: the most senior is never preempted, so there is always progress."""
+    return policy.level(state), state.arrival
+
+
+def queue_rank(policy: OrderingPolicy, state: RequestState) -> tuple[int, bool, int]:
+    """Sorts waiting requests of one group: those that ran before go on before others start."""
+    return policy.level(state), not state.admitted, state.arrival

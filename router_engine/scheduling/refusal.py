@@ -1,0 +1,113 @@
+"""Says why a request can never run, before it takes any space."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from router_engine.kv.block_table import blocks_for
+from router_engine.request import EngineRequest, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask of this engine."""
+
+    max_model_len: int  # tokens, prompt and generated together
+    block_size: int
+    num_blocks: int
+
+
+def refusal(request: EngineRequest, limits: Limits) -> str | None:
+    """Every reason against `request`, each with field, value and what would work; None if none."""
+    reasons = [
+        *_size_reasons(request, limits),
+        *_mixture_reasons(request),
+        *_sampling_reasons(request.sampling),
+    ]
+    return "; ".join(reasons) or None
+
+
+def _size_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
+    prompt, new = len(request.prompt_token_ids), request.sampling.max_new_tokens
+    if prompt == 0:
+        yield "prompt_token_ids is empty: at least 1 token is needed"
+    if prompt >= limits.max_model_len:
+        yield (
+            f"prompt_token_ids has {prompt} tokens: the model takes {limits.max_model_len}, of "
+            "which at least 1 must be left to generate"
+        )
+        return
+    # The last token is never fed back, so it needs no KV.
+    most = min(prompt + new, limits.max_model_len) - 1
+    room = limits.num_blocks * limits.block_size
+    if blocks_for(most, limits.block_size) > limits.num_blocks:
+        yield (
+            f"prompt_token_ids and max_new_tokens need KV for {prompt} + {new} - 1 tokens: the "
+            f"whole cache holds {room}"
+        )
+
+
+def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
+    adapters, weights = request.adapters, request.weights
+    twice = sorted({digest for digest in adapters if adapters.count(digest) > 1})
+    if twice:
+        yield f"adapters has {', '.join(twice)} more than once: give each adapter one weight"
+    if request.routing is None:
+        if len(weights) != len(adapters):
+            yield f"weights has {len(weights)} values: {len(adapters)} adapters need one each"
+        problem = weights_problem(weights)
+        if problem:
+            yield problem
+        return
+    if weights:
+        yield f"weights is {weights}: with routing it must be empty, the router chooses them"
+    if not adapters:
+        yield "adapters is empty: routing needs at least 1 candidate"
+    if request.routing.every < 1:
+        yield f"routing.every is {request.routing.every}: it must be at least 1 token"
+
+
+def weights_problem(weights: Sequence[float]) -> str | None:
+    """Why these cannot be mixture weights; None if they can."""
+    bad = [weight for weight in weights if not _is_finite_float32(weight)]
+    return f"weights has {bad[0]!r}: each must be a finite float32" if bad else None
+
+
+def _is_finite_float32(value: float) -> bool:
+    try:
+        return math.isfinite(value) and math.isfinite(
+            struct.unpack("<f", struct.pack("<f", value))[0]
+        )
+    except OverflowError:
+        return False
+
+
+def _sampling_reasons(sampling: SamplingParams) -> Iterator[str]:
+    for name, (least, most, words) in _SAMPLING_RANGES.items():
+        value = getattr(sampling, name)
+        if not least <= value <= most:  # false for NaN too
+            yield f"{name} is {value!r}: it must be {words}"
+    if sampling.min_new_tokens > sampling.max_new_tokens:
+        yield (
+            f"min_new_tokens is {sampling.min_new_tokens}: it must not be above max_new_tokens, "
+            f"{sampling.max_new_tokens}"
+        )
+
+
+_BIG = float(2**31)
+_TINY = 1e-6
+_SAMPLING_RANGES: dict[str, tuple[float, float, str]] = {
+    "max_new_tokens": (1, _BIG, "at least 1"),
+    "min_new_tokens": (0, _BIG, "at least 0"),
+    "temperature": (0, _BIG, "at least 0 and finite (0 is greedy)"),
+    "top_k": (0, _BIG, "at least 0 (0 is off)"),
+    "top_p": (_TINY, 1, "above 0 and at most 1 (1 is off)"),
+    "min_p": (0, 1, "from 0 to 1 (0 is off)"),
+    "repetition_penalty": (_TINY, _BIG, "above 0 and finite (1 is off)"),
+    "presence_penalty": (-_BIG, _BIG, "finite (0 is off)"),
+    "frequency_penalty": (-_BIG, _BIG, "finite (0 is off)"),
+    "top_n_tokens": (0, _BIG, "at least 0"),
+}

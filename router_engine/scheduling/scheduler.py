@@ -1,0 +1,394 @@
+"""Owns every live request and decides which tokens run in the next step.
+
+There is no prefill phase and no decode phase: each request's computed tokens catch up with its
+known tokens, under one token budget. One thread calls everything here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from router_engine.config import SchedulerConfig
+from router_engine.errors import RequestRefusedError, RouterError
+from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
+from router_engine.kv.block_pool import BlockPool
+from router_engine.request import EngineRequest
+from router_engine.scheduling.budget import StepDraft
+from router_engine.scheduling.fairness import Group, ServiceCounters
+from router_engine.scheduling.ledger import BlockLedger
+from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
+from router_engine.scheduling.policy import make_policy, seniority
+from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
+from router_engine.scheduling.queue import WaitingQueue
+from router_engine.scheduling.refusal import Limits, refusal, weights_problem
+from router_engine.scheduling.state import RequestState, RequestStatus
+from router_engine.scheduling.weights import WeightsHistory
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Since the start. `submitted` = `ended` + live requests."""
+
+    submitted: int = 0
+    ended: int = 0
+    prompt_tokens: int = 0  # computed; what the prefix cache gave is not counted
+    generated_tokens: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerGauges:
+    """Live requests by what they are doing; `waiting` could run and own no blocks."""
+
+    running: int
+    waiting: int
+    waiting_for_adapters: int
+    waiting_for_weights: int  # running ones that sit out included
+
+
+class Scheduler:
+    """`plan = schedule(); out = run(plan); events = update(plan, out)`, over and over."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_model_len: int,
+        prefix_cache: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if config.max_step_tokens < 1 or config.max_running < 1:
+            raise ValueError(f"{config}: max_step_tokens and max_running must be at least 1")
+        self.config = config
+        self.counters = SchedulerCounters()
+        self.service = ServiceCounters()
+        self.ledger = BlockLedger(pool, block_size, prefix_cache=prefix_cache)
+        self.limits = Limits(max_model_len, block_size, pool.num_blocks)
+        self._clock = clock
+        self._policy = make_policy(config.policy)
+        self._live: dict[str, RequestState] = {}
+        self._running: dict[str, RequestState] = {}
+        self._queue = WaitingQueue(self._policy, self.service)
+        self._finished: list[EngineRequest] = []
+        self._to_route: list[RequestState] = []
+
+    @property
+    def live(self) -> Mapping[str, RequestState]:
+        """Requests that have not had their final event, by id."""
+        return MappingProxyType(self._live)
+
+    @property
+    def running(self) -> tuple[RequestState, ...]:
+        return tuple(self._running.values())
+
+    @property
+    def waiting(self) -> tuple[RequestState, ...]:
+        return tuple(self._queue)
+
+    @property
+    def has_runnable(self) -> bool:
+        """Whether somebody could run now. `schedule` may still find no blocks for them."""
+        return len(self._queue) > 0 or any(s.is_runnable for s in self._running.values())
+
+    @property
+    def gauges(self) -> SchedulerGauges:
+        states = self._live.values()
+        return SchedulerGauges(
+            running=len(self._running),
+            waiting=len(self._queue),
+            waiting_for_adapters=sum(s.status is RequestStatus.WAITING_ADAPTERS for s in states),
+            waiting_for_weights=sum(
+                s.lacks_weights and s.status is not RequestStatus.WAITING_ADAPTERS for s in states
+            ),
+        )
+
+    # Coming and going
+
+    def add(self, request: EngineRequest) -> FinalEvent | None:
+        """Take a request on; a final event if it can never run.
+
+        One with adapters waits for `adapters_ready`, one with routing for `set_weights` too.
+        Raises RequestRefusedError if a live request has this id: an event would end that one.
+        """
+        if request.request_id in self._live:
+            raise RequestRefusedError(f"request_id {request.request_id!r} is live: use another")
+        error = refusal(request, self.limits)
+        if error is not None:
+            return FinalEvent(
+                request.request_id,
+                FinishReason.REFUSED,
+                error,
+                num_prompt_tokens=len(request.prompt_token_ids),
+            )
+        state = self._new_state(request)
+        self._live[request.request_id] = state
+        self.counters.submitted += 1
+        if not request.adapters:
+            self._park(state)
+        return None
+
+    def adapters_ready(self, request_id: str) -> None:
+        """All adapters of the request are on the device. Unknown ids are ignored."""
+        state = self._live.get(request_id)
+        if state is not None and state.status is RequestStatus.WAITING_ADAPTERS:
+            self._park(state)
+
+    def set_weights(self, request_id: str, num_tokens: int, weights: Sequence[float]) -> None:
+        """The router's answer for the first `num_tokens` tokens. Unknown ids are ignored.
+
+        Raises RouterError if it is no answer to what was asked, or its weights are of no use.
+        """
+        state = self._live.get(request_id)
+        if state is None:
+            return
+        routing = state.request.routing
+        if routing is None or num_tokens != state.num_told or not state.lacks_weights:
+            raise RouterError(
+                f"request {request_id!r} did not ask for weights from {num_tokens} tokens"
+            )
+        problem = weights_problem(weights)
+        if problem or len(weights) != len(state.request.adapters):
+            raise RouterError(
+                problem
+                or f"weights has {len(weights)} values: {len(state.request.adapters)} candidates "
+                "need one each"
+            )
+        # Weights from n tokens hold from the pass over the last of them (the first yields come
+        # from it) until the pass over the last token of the next text that is asked about.
+        self._apply_weights(state, tuple(weights), num_tokens + routing.every - 1)
+        if state.status is RequestStatus.WAITING_WEIGHTS:
+            self._park(state)
+
+    def take_route_requests(self) -> list[tuple[str, list[int]]]:
+        """(request id, tokens new since it was last asked about) for each renewal now due.
+
+        The first question, on the prompt, is asked by whoever adds the request.
+        """
+        asked: list[tuple[str, list[int]]] = []
+        for state in self._to_route:
+            if state.status is not RequestStatus.FINISHED:
+                asked.append((state.request_id, state.tokens[state.num_told :]))
+                state.num_told = len(state.tokens)
+        self._to_route = []
+        return asked
+
+    def cancel(self, request_id: str) -> FinalEvent | None:
+        """End a request wherever it is; None if it is not live."""
+        return self.fail(request_id, FinishReason.CANCELLED)
+
+    def fail(
+        self, request_id: str, reason: FinishReason, error: str | None = None
+    ) -> FinalEvent | None:
+        """End a request for `reason`; None if it is not live. A row in flight is void."""
+        state = self._live.get(request_id)
+        return None if state is None else self._finish(state, reason, error=error)
+
+    def take_finished(self) -> list[EngineRequest]:
+        """Requests that ended since the last call, so that their pins and sessions can go."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    # The step
+
+    def schedule(self) -> StepPlan | None:
+        """The next step: running requests, decodes first, then waiting ones; None if nobody can."""
+        draft = StepDraft(self.config.max_step_tokens)
+        before, after = self._running_in_turn()
+        for state in before:
+            self._plan_running(state, draft)
+        self._admit(draft)
+        for state in after:
+            self._plan_running(state, draft)
+        plan = draft.plan()
+        if plan is not None:
+            now = self._clock()
+            for row in plan.rows:
+                state = self._live[row.request_id]
+                if state.first_scheduled_time is None:
+                    state.first_scheduled_time = now
+        return plan
+
+    def update(self, plan: StepPlan, out: StepOutput) -> list[EngineEvent]:
+        """Take in a step's results. Rows whose request ended or lost its KV meanwhile are void."""
+        if len(out.samples) != len(plan.sampled_rows):
+            raise ValueError(f"{len(out.samples)} samples for {len(plan.sampled_rows)} rows")
+        samples = iter(out.samples)
+        events: list[EngineEvent] = []
+        for row in plan.rows:
+            sample = next(samples) if row.sample else None
+            state = self._live.get(row.request_id)
+            if state is None or state.epoch != row.epoch:
+                continue
+            self._computed(state, row)
+            if sample is not None:
+                events.extend(self._sampled(state, sample))
+        return events
+
+    def _running_in_turn(self) -> tuple[list[RequestState], list[RequestState]]:
+        """Who goes before the waiting ones, and who after them.
+
+        Decodes go before chunks, so that a long prompt never holds up a stream, and chunks of a
+        later level than the head of the queue after it.
+        """
+        turn = sorted(
+            (state for state in self._running.values() if state.is_runnable),
+            key=lambda state: (state.num_runnable > 1, *seniority(self._policy, state)),
+        )
+        head = self._queue.head()
+        if head is None:
+            return turn, []
+        level = self._policy.level(head)
+        late = [s.num_runnable > 1 and self._policy.level(s) > level for s in turn]
+        return (
+            [state for state, is_late in zip(turn, late, strict=True) if not is_late],
+            [state for state, is_late in zip(turn, late, strict=True) if is_late],
+        )
+
+    def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
+        if state.status is not RequestStatus.RUNNING or draft.tokens_left == 0:
+            return  # preempted in this very step, or no budget left
+        if not state.block_table.block_ids:  # all of it is to be computed again
+            self.ledger.attach(state)
+        stop = draft.chunk_stop(state)
+        while self.ledger.shortage(state, stop):
+            victim = victim_for_running(self._running.values(), self._policy, state)
+            if victim is None:
+                # Its seniors hold the rest. It keeps what it has: they take that when they need it.
+                draft.stalled.append(state)
+                return
+            self._preempt(victim, draft)
+        self._advance(state, draft)
+
+    def _advance(self, state: RequestState, draft: StepDraft) -> None:
+        stop = draft.chunk_stop(state)
+        if stop > state.num_computed:  # else the prefix cache gave all whose weights are known
+            self.ledger.grow(state, stop)
+            draft.add(state, stop)
+
+    def _admit(self, draft: StepDraft) -> None:
+        while draft.tokens_left > 0:
+            state = self._queue.head()
+            if state is None or not self._make_room(state, draft):
+                return
+            self._queue.remove(state)
+            state.status = RequestStatus.RUNNING
+            self._running[state.request_id] = state
+            found = self.ledger.attach(state)
+            if not state.admitted:
+                state.admitted = True
+                state.num_cached_tokens = min(found, state.num_prompt)
+                self.service.charge_prompt(state.group, state.num_prompt - found)
+            self._advance(state, draft)
+
+    def _make_room(self, state: RequestState, draft: StepDraft) -> bool:
+        """Whether the head of the queue may come in; displaces later levels to let it."""
+        level = self._policy.level(state)
+        if any(self._policy.level(stalled) <= level for stalled in draft.stalled):
+            return False
+        while not self._has_room(state):
+            victim = victim_for_waiting(self._running.values(), self._policy, state)
+            if victim is None:
+                return False
+            self._preempt(victim, draft)
+        return True
+
+    def _has_room(self, state: RequestState) -> bool:
+        if len(self._running) >= self.config.max_running:
+            return False
+        # Each running request may soon need a block: one admitted into those would be preempted.
+        return self.ledger.can_admit(state, reserve=len(self._running))
+
+    def _preempt(self, state: RequestState, draft: StepDraft) -> None:
+        draft.discard(state)
+        del self._running[state.request_id]
+        self.ledger.release(state)
+        state.num_preemptions += 1
+        self.counters.preemptions += 1
+        self._park(state)
+
+    # Requests changing
+
+    def _new_state(self, request: EngineRequest) -> RequestState:
+        fixed = request.routing is None
+        group: Group = tuple(sorted(request.adapters)) if self.config.fairness == "adapter" else ()
+        return RequestState(
+            request=request,
+            arrival=self.counters.submitted,
+            arrival_time=self._clock(),
+            block_table=self.ledger.new_table(),
+            block_keys=self.ledger.new_keys(request),
+            weights_history=WeightsHistory.fixed(request.weights) if fixed else WeightsHistory(),
+            tokens=list(request.prompt_token_ids),
+            status=RequestStatus.WAITING_ADAPTERS,
+            num_told=len(request.prompt_token_ids),
+            group=group,
+        )
+
+    def _park(self, state: RequestState) -> None:
+        """Put a request that owns no blocks where it belongs."""
+        if state.is_runnable:
+            state.status = RequestStatus.WAITING
+            self._queue.push(state)
+        else:
+            state.status = RequestStatus.WAITING_WEIGHTS
+
+    def _apply_weights(self, state: RequestState, weights: tuple[float, ...], until: int) -> None:
+        history = state.weights_history
+        if history.newest in (None, weights) or not state.recomputes:
+            history.extend(weights, until)
+            return
+        history.replace(weights, until)
+        state.block_keys.reset()
+        self.ledger.release(state)
+        self.service.charge_prompt(state.group, len(state.tokens))
+
+    def _computed(self, state: RequestState, row: PlannedRow) -> None:
+        state.num_computed = row.stop
+        self.ledger.publish(state, row.start)
+        self.counters.prompt_tokens += max(0, min(row.stop, state.num_prompt) - row.start)
+
+    def _sampled(self, state: RequestState, sample: SampledToken) -> Iterator[EngineEvent]:
+        sampling, index = state.request.sampling, state.num_generated
+        if math.isnan(sample.logprob):
+            error = "the logits are not finite under this mixture; smaller weights may help"
+            yield self._finish(state, FinishReason.FAILED, error=error)
+            return
+        if sample.token_id in sampling.stop_token_ids and index >= sampling.min_new_tokens:
+            yield self._finish(state, FinishReason.STOP_TOKEN, stop_token_id=sample.token_id)
+            return
+        state.tokens.append(sample.token_id)
+        self.counters.generated_tokens += 1
+        self.service.charge_generated(state.group, 1)
+        weights = state.weights_at_yield(index) if state.request.report_weights else ()
+        yield TokenEvent(
+            state.request_id, sample.token_id, sample.logprob, sample.top_tokens, weights
+        )
+        length = len(state.tokens)
+        if state.num_generated >= sampling.max_new_tokens or length >= self.limits.max_model_len:
+            yield self._finish(state, FinishReason.LENGTH)
+        elif state.request.routing and state.num_generated % state.request.routing.every == 0:
+            self._to_route.append(state)
+
+    def _finish(
+        self,
+        state: RequestState,
+        reason: FinishReason,
+        *,
+        error: str | None = None,
+        stop_token_id: int | None = None,
+    ) -> FinalEvent:
+        if state.status is RequestStatus.WAITING:
+            self._queue.remove(state)
+        self._running.pop(state.request_id, None)
+        self.ledger.release(state)
+        state.status = RequestStatus.FINISHED
+        del self._live[state.request_id]
+        self._finished.append(state.request)
+        self.counters.ended += 1
+        return state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)

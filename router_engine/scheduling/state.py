@@ -1,0 +1,108 @@
+"""What the scheduler knows of one request. Only the scheduler changes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from router_engine.events import FinalEvent, FinishReason
+from router_engine.kv.block_table import BlockTable
+from router_engine.kv.prefix_index import BlockKeys
+from router_engine.request import EngineRequest
+from router_engine.scheduling.weights import Weights, WeightsHistory
+
+
+class RequestStatus(StrEnum):
+    WAITING_ADAPTERS = "waiting_adapters"  # some adapter is not on the device
+    WAITING_WEIGHTS = "waiting_weights"  # owns no blocks, and its router has not answered
+    WAITING = "waiting"  # could run; owns no blocks
+    RUNNING = "running"  # may own blocks
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """`tokens` are prompt and generated tokens; the first `num_computed` have valid KV."""
+
+    request: EngineRequest
+    arrival: int  # order of submission
+    arrival_time: float  # seconds on the scheduler's clock
+    block_table: BlockTable
+    block_keys: BlockKeys
+    weights_history: WeightsHistory
+    tokens: list[int]
+    status: RequestStatus
+    num_computed: int = 0
+    num_told: int = 0  # tokens that the router knows of
+    epoch: int = 0  # rises whenever KV is dropped: rows planned before that are void
+    admitted: bool = False
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    first_scheduled_time: float | None = None
+    group: tuple[str, ...] = field(default=())  # whose service it counts as
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def recomputes(self) -> bool:
+        routing = self.request.routing
+        return routing is not None and routing.context == "recompute"
+
+    @property
+    def lacks_weights(self) -> bool:
+        """The last token's weights have not come yet."""
+        return self.weights_history.known_until < len(self.tokens)
+
+    @property
+    def computable_until(self) -> int:
+        """How many tokens can have KV after the next step, were it unbounded.
+
+        A request that recomputes waits for its newest weights: KV under older ones is useless.
+        """
+        if self.lacks_weights and self.recomputes:
+            return self.num_computed
+        return min(len(self.tokens), self.weights_history.known_until)
+
+    @property
+    def num_runnable(self) -> int:
+        """Tokens that could be computed now."""
+        return self.computable_until - self.num_computed
+
+    @property
+    def is_runnable(self) -> bool:
+        return self.num_runnable > 0
+
+    def weights_at_yield(self, index: int) -> Weights:
+        """Weights of the pass that yielded generated token `index`."""
+        return self.weights_history.at(self.num_prompt + index - 1)
+
+    def final_event(
+        self,
+        reason: FinishReason,
+        now: float,
+        *,
+        error: str | None = None,
+        stop_token_id: int | None = None,
+    ) -> FinalEvent:
+        started = now if self.first_scheduled_time is None else self.first_scheduled_time
+        return FinalEvent(
+            self.request_id,
+            reason,
+            error,
+            stop_token_id,
+            num_prompt_tokens=self.num_prompt,
+            num_cached_tokens=self.num_cached_tokens,
+            num_generated_tokens=self.num_generated,
+            num_preemptions=self.num_preemptions,
+            queue_seconds=started - self.arrival_time,
+        )
