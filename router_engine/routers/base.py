@@ -6,9 +6,9 @@ it is told of tokens and later hands back weights; the engine never waits for it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from router_engine.request import TokenRouting
 
@@ -21,6 +21,16 @@ class RoutedWeights:
     num_tokens: int
     weights: tuple[float, ...] = ()  # one per candidate
     error: str | None = None  # the router failed; the request ends with it
+
+
+class RequestRouter(Protocol):
+    """Makes the weights of a whole request from its prompt. Called from the server's loop."""
+
+    async def route(
+        self, prompt_text: str, candidates: Sequence[str], params: Mapping[str, Any]
+    ) -> tuple[float, ...]:
+        """One weight per candidate digest; raises RouterError when there are none."""
+        ...
 
 
 class TokenRouter(Protocol):

@@ -1,0 +1,1 @@
+"""The sentence encoder, in a process of its own."""

@@ -1,0 +1,136 @@
+"""What crosses the border to the encoder worker, as msgpack. Vectors are little-endian float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from router_engine.routers.scoring import Window
+
+MAX_TEXTS = 64  # of one Embed: a longer one would hold up the routing of live requests
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of all messages; the tag is the class name."""
+
+
+class Embed(Message, frozen=True):
+    """Texts to embed: answered by Embedded or Failed."""
+
+    id: int
+    texts: tuple[str, ...]
+    window: Window
+
+
+class Route(Message, frozen=True):
+    """Weights from one text: answered by Routed or Failed."""
+
+    id: int
+    text: str
+    candidates: tuple[str, ...]
+    params: dict[str, Any]
+
+
+class PutCentroids(Message, frozen=True):
+    """Centroids by adapter digest, each [d]: answered by Done or Failed."""
+
+    id: int
+    centroids: dict[str, bytes]
+
+
+class AskInfo(Message, frozen=True):
+    """Who is there: answered by Info."""
+
+    id: int
+
+
+class Begin(Message, frozen=True):
+    """A request's prompt: answered by SessionRouted or SessionFailed. Replaces a namesake."""
+
+    session: str
+    token_ids: tuple[int, ...]
+    candidates: tuple[str, ...]
+    params: dict[str, Any]
+
+
+class Extend(Message, frozen=True):
+    """More tokens of a session: answered as Begin is."""
+
+    session: str
+    token_ids: tuple[int, ...]
+
+
+class End(Message, frozen=True):
+    """Forget a session. No answer."""
+
+    session: str
+
+
+class Embedded(Message, frozen=True):
+    id: int
+    vectors: bytes  # [n, d]
+    dimension: int
+
+
+class Routed(Message, frozen=True):
+    id: int
+    weights: tuple[float, ...]
+
+
+class Done(Message, frozen=True):
+    id: int
+
+
+class Info(Message, frozen=True):
+    id: int
+    digest: str
+    dimension: int
+
+
+class Failed(Message, frozen=True):
+    """The ask `id` got no answer; id None when not even that could be read."""
+
+    id: int | None
+    error: str
+
+
+class SessionRouted(Message, frozen=True):
+    session: str
+    num_tokens: int  # the weights were made from the first `num_tokens` tokens
+    weights: tuple[float, ...]
+
+
+class SessionFailed(Message, frozen=True):
+    session: str
+    num_tokens: int
+    error: str
+
+
+Ask = Embed | Route | PutCentroids | AskInfo | Begin | Extend | End
+Reply = Embedded | Routed | Done | Info | Failed | SessionRouted | SessionFailed
+
+encode = msgspec.msgpack.Encoder().encode
+_asks: msgspec.msgpack.Decoder[Ask] = msgspec.msgpack.Decoder(Ask)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def decode_ask(payload: bytes) -> Ask:
+    """Raises msgspec.DecodeError (or its ValidationError) on anything else."""
+    return _asks.decode(payload)
+
+
+def decode_reply(payload: bytes) -> Reply:
+    """Raises msgspec.DecodeError (or its ValidationError) on anything else."""
+    return _replies.decode(payload)
+
+
+def pack_vector(vector: ArrayLike) -> bytes:
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+
+
+def unpack_vectors(data: bytes, dimension: int) -> NDArray[np.float32]:
+    """Bytes -> [n, dimension]; raises ValueError when they are no whole number of vectors."""
+    return np.frombuffer(data, dtype="<f4").reshape(-1, dimension).astype(np.float32)

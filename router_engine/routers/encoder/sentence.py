@@ -1,0 +1,98 @@
+"""A BERT-like sentence encoder: text [n] -> embeddings [n, d] in fp32 by masked mean pooling."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import AutoModel
+
+from router_engine.routers.encoder.folder import EncoderFolder
+from router_engine.routers.scoring import Window
+
+Embeddings = NDArray[np.float32]
+Pieces = tuple[int, ...]
+
+_DIRECTION: dict[Window, str] = {"head": "right", "tail": "left"}  # the side that truncation cuts
+
+
+class SentenceEncoder:
+    """Owns the encoder's weights and tokenizer; one thread uses it.
+
+    Texts longer than `max_pieces` word pieces (special tokens included) lose their beginning
+    (`window="tail"`) or their end (`"head"`, as sentence-transformers does).
+
+    Padding changes the last bits of an embedding, so the same text in another batch would route
+    under weights that differ by 1e-7 and share no prefix blocks with its first run. A bounded
+    memory of recent embeddings gives the same text the same bits, and costs a repeat nothing.
+    """
+
+    def __init__(self, directory: Path, *, max_batch: int = 32, remembered: int = 2048) -> None:
+        self._folder = EncoderFolder.read(directory)
+        self._max_batch = max_batch
+        self._remembered = remembered
+        self._memory: OrderedDict[Pieces, Embeddings] = OrderedDict()
+        self._tokenizers = {window: self._tokenizer(window) for window in _DIRECTION}
+        self._model = AutoModel.from_pretrained(
+            self._folder.model, dtype=torch.float32, local_files_only=True
+        ).eval()
+        self._pad_id = int(self._model.config.pad_token_id or 0)
+        self.dimension = int(self._model.config.hidden_size)
+
+    @cached_property
+    def digest(self) -> str:
+        """ "sha256:..." over everything that an embedding depends on."""
+        return self._folder.digest()
+
+    def encode(self, texts: Sequence[str], window: Window = "tail") -> Embeddings:
+        """Texts [n] -> embeddings [n, d]; of length 1 where the encoder's folder says so."""
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        pieces = self._pieces(texts, window)
+        found = {key: self._memory[key] for key in pieces if key in self._memory}
+        missing = sorted({key for key in pieces if key not in found}, key=len)
+        for start in range(0, len(missing), self._max_batch):
+            batch = missing[start : start + self._max_batch]
+            found.update(zip(batch, self._forward(batch), strict=True))
+        self._remember(found.items())
+        return np.stack([found[key] for key in pieces])
+
+    def _tokenizer(self, window: Window) -> Tokenizer:
+        tokenizer = Tokenizer.from_file(str(self._folder.model / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._folder.max_pieces, direction=_DIRECTION[window])
+        return tokenizer
+
+    def _pieces(self, texts: Sequence[str], window: Window) -> list[Pieces]:
+        if self._folder.lowercase:
+            texts = [text.lower() for text in texts]
+        return [tuple(item.ids) for item in self._tokenizers[window].encode_batch(list(texts))]
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[Pieces]) -> Embeddings:
+        longest = max(len(pieces) for pieces in batch)
+        ids = torch.full((len(batch), longest), self._pad_id)
+        mask = torch.zeros((len(batch), longest), dtype=torch.int64)
+        for row, pieces in enumerate(batch):
+            ids[row, : len(pieces)] = torch.tensor(pieces)
+            mask[row, : len(pieces)] = 1
+        states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [n, len, d]
+        scale = mask.unsqueeze(-1).to(states.dtype)
+        mean = (states * scale).sum(dim=1) / scale.sum(dim=1).clamp(min=1e-9)
+        if self._folder.normalize:
+            mean = torch.nn.functional.normalize(mean, dim=-1)
+        embeddings: Embeddings = mean.numpy()
+        return embeddings
+
+    def _remember(self, items: Iterable[tuple[Pieces, Embeddings]]) -> None:
+        for key, embedding in items:
+            self._memory[key] = embedding
+            self._memory.move_to_end(key)
+        while len(self._memory) > self._remembered:
+            self._memory.popitem(last=False)

@@ -1,0 +1,273 @@
+"""What the encoder worker does with a message, apart from sockets: sessions, centroids, batches."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from router_engine.errors import RouterError
+from router_engine.routers.encoder import messages as m
+from router_engine.routers.scoring import (
+    SimilarityParams,
+    Vector,
+    Window,
+    cosine_scores,
+    unit_rows,
+    weights_from_scores,
+    winner_is_pushed_down,
+)
+
+logger = logging.getLogger(__name__)
+
+Client = bytes  # the socket identity of whoever asked
+Answer = tuple[Client, m.Reply]
+
+
+class Encoder(Protocol):
+    """What the service needs of `SentenceEncoder`."""
+
+    dimension: int
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, texts: Sequence[str], window: Window = ...) -> NDArray[np.float32]: ...
+
+
+@dataclass(slots=True)
+class _Session:
+    candidates: tuple[str, ...]
+    params: SimilarityParams
+    token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """One text that waits for the encoder, and how its answer is put."""
+
+    client: Client
+    text: str
+    candidates: tuple[str, ...]
+    params: SimilarityParams
+    answer: Callable[[tuple[float, ...]], m.Reply]
+    fail: Callable[[str], m.Reply]
+
+
+class EncoderService:
+    """Owns sessions, centroids and the queue of texts. `receive` never encodes; `work` does.
+
+    Every ask is answered once, those of one session in order. Texts of all sessions and
+    requests that wait share one encoder batch. Centroid texts (`Embed`) come after them, one
+    message a turn, so that publishing an adapter slows live routing but never stops it.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decode: Callable[[list[int]], str],
+        *,
+        max_batch: int = 32,
+        max_sessions: int = 4096,
+    ) -> None:
+        """`decode`: the base model's tokenizer, over all ids of a text at once."""
+        self._encoder = encoder
+        self._decode = decode
+        self._max_batch = max_batch
+        self._max_sessions = max_sessions
+        self._sessions: OrderedDict[tuple[Client, str], _Session] = OrderedDict()
+        self._centroids: dict[str, NDArray[np.float32]] = {}
+        self._matrices: OrderedDict[tuple[str, ...], Vector] = OrderedDict()
+        self._texts: deque[_Pending] = deque()
+        self._embeds: deque[tuple[Client, m.Embed]] = deque()
+        self._ready: deque[Answer] = deque()
+        self._warned = False
+
+    @property
+    def pending(self) -> int:
+        """Messages taken in that still need work."""
+        return len(self._texts) + len(self._embeds) + len(self._ready)
+
+    def receive(self, client: Client, payload: bytes) -> None:
+        """Take one message in; what cannot be read or done is answered with an error."""
+        try:
+            ask = m.decode_ask(payload)
+        except msgspec.DecodeError as error:
+            self._ready.append((client, m.Failed(_read_id(payload), f"unreadable ask: {error}")))
+            return
+        try:
+            self._take(client, ask)
+        except (RouterError, ValueError) as error:
+            self._refuse(client, ask, str(error))
+
+    def work(self) -> list[Answer]:
+        """Encode one batch of texts, then one Embed; the answers, in the order of the asks."""
+        answers = [*self._ready]
+        self._ready.clear()
+        if self._texts:
+            count = min(len(self._texts), self._max_batch)
+            answers += self._route([self._texts.popleft() for _ in range(count)])
+        if self._embeds:
+            answers.append(self._embed(*self._embeds.popleft()))
+        return answers
+
+    def forget(self, client: Client) -> None:
+        """Drop what a client that has gone left behind."""
+        for key in [key for key in self._sessions if key[0] == client]:
+            del self._sessions[key]
+
+    def _take(self, client: Client, ask: m.Ask) -> None:
+        match ask:
+            case m.Embed():
+                if len(ask.texts) > m.MAX_TEXTS:
+                    raise RouterError(f"{len(ask.texts)} texts in one ask; at most {m.MAX_TEXTS}")
+                self._embeds.append((client, ask))
+            case m.Route():
+                self._texts.append(self._one_text(client, ask))
+            case m.PutCentroids():
+                self._put_centroids(ask)
+                self._ready.append((client, m.Done(ask.id)))
+            case m.AskInfo():
+                info = m.Info(ask.id, self._encoder.digest, self._encoder.dimension)
+                self._ready.append((client, info))
+            case m.Begin():
+                self._begin(client, ask)
+            case m.Extend():
+                self._extend(client, ask.session, ask.token_ids)
+            case m.End():
+                self._sessions.pop((client, ask.session), None)
+
+    def _refuse(self, client: Client, ask: m.Ask, error: str) -> None:
+        match ask:
+            case m.Begin() | m.Extend():
+                self._sessions.pop((client, ask.session), None)
+                self._ready.append((client, m.SessionFailed(ask.session, 0, error)))
+            case m.End():
+                logger.warning("cannot end session %s: %s", ask.session, error)
+            case _:
+                self._ready.append((client, m.Failed(ask.id, error)))
+
+    def _one_text(self, client: Client, ask: m.Route) -> _Pending:
+        self._require_centroids(ask.candidates)
+        return _Pending(
+            client,
+            ask.text,
+            ask.candidates,
+            SimilarityParams.parse(ask.params),
+            answer=lambda weights: m.Routed(ask.id, weights),
+            fail=lambda error: m.Failed(ask.id, error),
+        )
+
+    def _begin(self, client: Client, ask: m.Begin) -> None:
+        self._require_centroids(ask.candidates)
+        key = (client, ask.session)
+        self._sessions[key] = _Session(ask.candidates, SimilarityParams.parse(ask.params))
+        self._sessions.move_to_end(key)
+        if len(self._sessions) > self._max_sessions:  # left behind by a client that died
+            self._sessions.popitem(last=False)
+        self._extend(client, ask.session, ask.token_ids)
+
+    def _extend(self, client: Client, name: str, token_ids: Sequence[int]) -> None:
+        session = self._sessions.get((client, name))
+        if session is None:
+            raise RouterError(f"the encoder worker knows no session {name!r}")
+        self._sessions.move_to_end((client, name))
+        session.token_ids.extend(token_ids)
+        count = len(session.token_ids)
+        self._texts.append(
+            _Pending(
+                client,
+                self._decode(session.token_ids),
+                session.candidates,
+                session.params,
+                answer=lambda weights: m.SessionRouted(name, count, weights),
+                fail=lambda error: m.SessionFailed(name, count, error),
+            )
+        )
+
+    def _require_centroids(self, candidates: Sequence[str]) -> None:
+        if not candidates:
+            raise RouterError("no candidates to route between")
+        unknown = [digest for digest in candidates if digest not in self._centroids]
+        if unknown:
+            raise RouterError(f"the encoder worker has no centroid of {', '.join(unknown)}")
+
+    def _put_centroids(self, ask: m.PutCentroids) -> None:
+        vectors = {
+            digest: m.unpack_vectors(data, self._encoder.dimension)
+            for digest, data in ask.centroids.items()
+        }
+        for digest, vector in vectors.items():
+            if len(vector) != 1 or not np.isfinite(vector).all():
+                raise RouterError(
+                    f"the centroid of {digest} must be {self._encoder.dimension} finite numbers"
+                )
+        self._centroids.update((digest, vector[0]) for digest, vector in vectors.items())
+        self._matrices.clear()
+
+    def _route(self, batch: list[_Pending]) -> Iterator[Answer]:
+        try:
+            embeddings = self._encode(batch)
+        except Exception as error:  # the loop must outlive one bad text: all of them are told
+            logger.exception("the sentence encoder failed")
+            return iter(
+                [(p.client, p.fail(f"the sentence encoder failed: {error}")) for p in batch]
+            )
+        return (
+            (pending.client, pending.answer(self._weigh(embedding, pending)))
+            for pending, embedding in zip(batch, embeddings, strict=True)
+        )
+
+    def _encode(self, batch: list[_Pending]) -> list[NDArray[np.float32]]:
+        found: dict[int, NDArray[np.float32]] = {}
+        for window in {pending.params.window for pending in batch}:
+            rows = [i for i, pending in enumerate(batch) if pending.params.window == window]
+            vectors = self._encoder.encode([batch[i].text for i in rows], window)
+            found.update(zip(rows, vectors, strict=True))
+        return [found[i] for i in range(len(batch))]
+
+    def _weigh(self, embedding: NDArray[np.float32], pending: _Pending) -> tuple[float, ...]:
+        scores = cosine_scores(embedding, self._matrix(pending.candidates))
+        if not self._warned and winner_is_pushed_down(scores, pending.params):
+            self._warned = True
+            logger.warning(
+                "paper scoring multiplied a negative largest score (%.3f), which pushes the "
+                "best candidate down; said once for the life of this worker",
+                scores.max(),
+            )
+        return weights_from_scores(scores, pending.params)
+
+    def _matrix(self, candidates: tuple[str, ...]) -> Vector:
+        """Centroids of length 1 [k, d], kept for candidate lists in use."""
+        matrix = self._matrices.get(candidates)
+        if matrix is None:
+            matrix = unit_rows([self._centroids[digest] for digest in candidates])
+            self._matrices[candidates] = matrix
+        self._matrices.move_to_end(candidates)
+        if len(self._matrices) > 64:
+            self._matrices.popitem(last=False)
+        return matrix
+
+    def _embed(self, client: Client, ask: m.Embed) -> Answer:
+        try:
+            vectors = self._encoder.encode(ask.texts, ask.window)
+        except Exception as error:
+            logger.exception("the sentence encoder failed")
+            return client, m.Failed(ask.id, f"the sentence encoder failed: {error}")
+        return client, m.Embedded(ask.id, m.pack_vector(vectors), self._encoder.dimension)
+
+
+def _read_id(payload: bytes) -> int | None:
+    """The `id` of a message that is wrong otherwise."""
+    try:
+        value = msgspec.msgpack.decode(payload)
+    except msgspec.DecodeError:
+        return None
+    found = value.get("id") if isinstance(value, dict) else None
+    return found if isinstance(found, int) else None

@@ -1,0 +1,107 @@
+"""The encoder worker's process: one thread, one ROUTER socket.
+
+Started by `EncoderProcess`: its first line on stdin is the start order, its first line on stdout
+says that it is ready or why not, and it exits when stdin ends, which it does when the parent dies.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import torch
+import zmq
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from router_engine.routers.encoder.config import Started, StartOrder
+from router_engine.routers.encoder.messages import encode
+from router_engine.routers.encoder.sentence import SentenceEncoder
+from router_engine.routers.encoder.service import Answer, EncoderService
+
+MAX_PENDING = 4096  # asks taken in; more wait in the sockets' own bounded queues
+MAX_MESSAGE_BYTES = 64 << 20
+
+
+def build_service(order: StartOrder) -> tuple[EncoderService, Started]:
+    """Load encoder and tokenizer."""
+    encoder = SentenceEncoder(Path(order.encoder_dir), max_batch=order.max_batch)
+    tokenizer = AutoTokenizer.from_pretrained(order.tokenizer_dir, local_files_only=True)
+
+    def decode(token_ids: list[int]) -> str:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    service = EncoderService(encoder, decode, max_batch=order.max_batch)
+    return service, Started(encoder.digest, encoder.dimension)
+
+
+def listen(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a client that left is an error
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.bind(endpoint)
+    return socket
+
+
+def serve(service: EncoderService, socket: zmq.Socket[bytes], parent: int) -> None:
+    """Answer until `parent` (a file descriptor) becomes readable, which is to say: ends."""
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(parent, zmq.POLLIN)
+    while True:
+        ready = dict(poller.poll(0 if service.pending else None))
+        if parent in ready:
+            return
+        _take_in(service, socket)
+        for answer in service.work():
+            _send(service, socket, answer)
+
+
+def _take_in(service: EncoderService, socket: zmq.Socket[bytes]) -> None:
+    while service.pending < MAX_PENDING:
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        service.receive(frames[0], frames[-1])
+
+
+def _send(service: EncoderService, socket: zmq.Socket[bytes], answer: Answer) -> None:
+    client, reply = answer
+    try:
+        socket.send_multipart([client, encode(reply)], zmq.NOBLOCK)
+    except zmq.ZMQError as error:
+        # EHOSTUNREACH: it has gone; EAGAIN: it has not read thousands of answers
+        if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            raise
+        service.forget(client)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends stdin
+    to_parent = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no message
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=StartOrder)
+    torch.set_num_threads(order.num_threads)
+    transformers_logging.disable_progress_bar()
+    context = zmq.Context[zmq.Socket[bytes]]()
+    try:
+        service, started = build_service(order)
+        socket = listen(context, order.endpoint)
+    except Exception as error:
+        started = Started(error=f"{type(error).__name__}: {error}")
+        to_parent.write(msgspec.json.encode(started) + b"\n")
+        to_parent.close()
+        sys.exit(1)
+    to_parent.write(msgspec.json.encode(started) + b"\n")
+    to_parent.close()
+    serve(service, socket, sys.stdin.fileno())
+    context.destroy(linger=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Routers that choose weights once, from the prompt."""

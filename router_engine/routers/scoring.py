@@ -1,0 +1,99 @@
+"""From an embedding and centroids to weights: cosine scores, then `softmax` or `paper`.
+
+`paper` is step 3-4 of "Token-Level Adaptation of LoRA Adapters for Downstream Task
+Generalization" (2023, doi 10.1145/3639592.3639615).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from router_engine.routers.params import parse_params
+
+Vector = NDArray[np.float64]
+Window = Literal["tail", "head"]
+
+_OF_SCORING = {"softmax": {"temperature", "top_k"}, "paper": {"sharpening"}}
+
+
+class SimilarityParams(BaseModel):
+    """Parameters of the router `similarity`. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    scoring: Literal["softmax", "paper"] = Field(
+        "softmax",
+        description="softmax: w = softmax(s / temperature) over the top_k best; "
+        "paper: the largest score times `sharpening`, then softmax over all.",
+    )
+    temperature: float = Field(
+        0.1, gt=0, le=100, description="scoring softmax: smaller is sharper."
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="scoring softmax: at most this many weights above 0; none: all."
+    )
+    sharpening: float = Field(
+        4.0, gt=0, le=1000, description="scoring paper: factor on the largest score."
+    )
+    window: Window = Field(
+        "tail",
+        description="Which word pieces the encoder reads of a text that is too long for it: "
+        "the latest (tail) or the first (head, as the paper's code does).",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_what_would_not_act(self) -> SimilarityParams:
+        for scoring, fields in _OF_SCORING.items():
+            idle = sorted(fields & self.model_fields_set) if scoring != self.scoring else []
+            if idle:
+                raise ValueError(
+                    f"{', '.join(idle)} does nothing under scoring={self.scoring!r}: "
+                    f"leave it out or use scoring={scoring!r}"
+                )
+        return self
+
+    @classmethod
+    def parse(cls, params: Mapping[str, Any]) -> SimilarityParams:
+        """Raises RouterInputError naming every wrong key or value."""
+        return parse_params(cls, "similarity", params)
+
+
+def unit_rows(rows: ArrayLike) -> Vector:
+    """Rows [k, d] scaled to length 1; a zero row stays zero, so that its cosine is 0."""
+    matrix = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.asarray(matrix / np.maximum(norms, 1e-12))
+
+
+def cosine_scores(embedding: ArrayLike, centroids: ArrayLike) -> Vector:
+    """s_j = cos(e, c_j): e [d], c [k, d] -> s [k]."""
+    return np.asarray(unit_rows(centroids) @ unit_rows(embedding)[0])
+
+
+def softmax(scores: Vector) -> Vector:
+    """exp(s_j) / sum_i exp(s_i) over the last axis [k]."""
+    exponentials = np.exp(scores - scores.max())
+    weights: Vector = exponentials / exponentials.sum()
+    return weights
+
+
+def weights_from_scores(scores: Vector, params: SimilarityParams) -> tuple[float, ...]:
+    """Weights [k] from scores [k]. Among equal scores the earlier candidate wins."""
+    if params.scoring == "paper":
+        sharpened = scores.copy()
+        sharpened[int(scores.argmax())] *= params.sharpening
+        return tuple(softmax(sharpened).tolist())
+    weights = np.zeros_like(scores)
+    kept = np.argsort(-scores, kind="stable")[: params.top_k]
+    weights[kept] = softmax(scores[kept] / params.temperature)
+    return tuple(weights.tolist())
+
+
+def winner_is_pushed_down(scores: Vector, params: SimilarityParams) -> bool:
+    """Whether `paper` lowers the best candidate: a negative score times a factor above 1."""
+    return params.scoring == "paper" and params.sharpening > 1 and float(scores.max()) < 0

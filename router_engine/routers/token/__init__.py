@@ -1,0 +1,1 @@
+"""Routers that renew weights while the text grows."""
