@@ -27,8 +27,8 @@ class PlannedRow:
     combination: Combination
     sampling: SamplingParams
     num_generated: int  # index of the token that a sample yields
+    prompt_token_ids: tuple[int, ...]
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
-    num_prompt: int
     epoch: int
 
     @property
@@ -36,12 +36,8 @@ class PlannedRow:
         return self.start + len(self.token_ids)
 
     @property
-    def prompt_token_ids(self) -> Sequence[int]:
-        return self.known_tokens[: self.num_prompt]
-
-    @property
     def generated_token_ids(self) -> Sequence[int]:
-        return self.known_tokens[self.num_prompt :]
+        return self.known_tokens[len(self.prompt_token_ids) :]
 
     @classmethod
     def of(cls, state: RequestState, stop: int) -> PlannedRow:
@@ -58,8 +54,8 @@ class PlannedRow:
             combination=request.combination,
             sampling=request.sampling,
             num_generated=state.num_generated,
+            prompt_token_ids=request.prompt_token_ids,
             known_tokens=state.tokens,
-            num_prompt=state.num_prompt,
             epoch=state.epoch,
         )
 
