@@ -1,0 +1,330 @@
+"""The engine: `plan = schedule(); out = run(plan); events = update(plan, out)`, and little else.
+
+One thread owns it and nothing in it blocks: files are read by the residency's threads, weights come
+from routers that live elsewhere, and both only `wake` the owner.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
+
+from adapters_store.errors import StoreError
+from adapters_store.types import BaseModelSpec, ResolvedMixture
+from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
+from router_engine.config import EngineConfig
+from router_engine.errors import EngineError, MixtureError, RouterError
+from router_engine.events import EngineEvent, FinishReason
+from router_engine.experts.base import AdapterSource
+from router_engine.experts.merged import MergedBase
+from router_engine.experts.residency import ADMIN, ResidencyManager
+from router_engine.experts.rows import RowPool
+from router_engine.experts.step import StepExperts
+from router_engine.kv.block_pool import BlockPool
+from router_engine.kv.integrity import check_integrity
+from router_engine.kv.paged_cache import PagedCache, num_blocks_for
+from router_engine.mixture.rules import check_mixture
+from router_engine.model.loader import base_spec, load_model
+from router_engine.model.runner import ModelRunner
+from router_engine.model.wrap import wrap_linears
+from router_engine.request import EngineRequest
+from router_engine.routers.base import TokenRouter
+from router_engine.scheduling.scheduler import Scheduler
+from router_engine.stats import EngineStats
+
+_Result = TypeVar("_Result")
+
+MERGED = f"{ADMIN}merged"  # owner of the merged mixture's adapters
+
+
+class Engine:
+    """One base model, its adapters, and every live request."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        adapters: AdapterSource,
+        token_routers: Mapping[str, TokenRouter],
+        wake: Callable[[], None],
+    ) -> None:
+        loaded = load_model(config.model)
+        pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
+        self._experts = StepExperts(pool)
+        linears = wrap_linears(loaded.model, self._experts)
+        self.base: BaseModelSpec = base_spec(
+            config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
+        )
+        num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
+        self._blocks = BlockPool(num_blocks)
+        limit = config.scheduler.max_model_len or loaded.max_model_len
+        self.info = EngineInfo(
+            base=self.base,
+            max_model_len=min(limit, loaded.max_model_len),
+            vocab_size=int(loaded.model.config.vocab_size),
+            eos_token_ids=loaded.eos_token_ids,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+            token_routers=tuple(sorted(token_routers)),
+        )
+        self._scheduler = Scheduler(
+            config.scheduler,
+            self._blocks,
+            block_size=config.cache.block_size,
+            max_model_len=self.info.max_model_len,
+            prefix_cache=config.cache.prefix_cache,
+        )
+        self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
+        embeddings = [loaded.model.get_input_embeddings().weight]
+        self._merged = MergedBase(linears, embeddings)
+        self._merged_seconds = 0.0
+        self._runner = ModelRunner(
+            loaded,
+            self._experts,
+            PagedCache(
+                loaded.kv_shape,
+                num_blocks,
+                config.cache.block_size,
+                dtype=loaded.dtype,
+                device=loaded.device,
+            ),
+        )
+        self._routers = dict(token_routers)
+        self._events: list[EngineEvent] = []
+        self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows
+        self._task_ids = itertools.count()
+        self._steps = 0
+        self._merges = 0
+        self._step_seconds = 0.0
+
+    # Requests
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Take a request on. One that can never run gets its final event from the next step."""
+        routing, request_id = request.routing, request.request_id
+        final = self._scheduler.add(request)
+        if final is not None:
+            self._events.append(final)
+            return
+        if routing is not None and routing.router not in self._routers:
+            known = ", ".join(self.info.token_routers) or "none"
+            reason = f"token router {routing.router!r} is not served; served: {known}"
+            self._emit(self._scheduler.fail(request_id, FinishReason.REFUSED, reason))
+            return
+        if routing is not None:
+            router = self._routers[routing.router]
+            router.begin(request_id, request.prompt_token_ids, request.adapters, routing)
+        if request.adapters and self._residency.acquire(request_id, request.adapters):
+            self._granted(request_id, None)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request wherever it is; unknown ids are ignored."""
+        self._emit(self._scheduler.cancel(request_id))
+        self._let_go()
+
+    def step(self) -> list[EngineEvent]:
+        """One step. Returns what happened since the last one; [] when there was nothing to do."""
+        self._settle()
+        plan = self._scheduler.schedule()
+        if plan is not None:
+            started = time.perf_counter()
+            output = self._runner.run(plan, self._merged.mixture)
+            self._step_seconds += time.perf_counter() - started
+            self._steps += 1
+            self._events.extend(self._scheduler.update(plan, output))
+            self._ask_routers()
+            self._let_go()
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another step would do something now; if not, wait for `wake` or a command."""
+        return bool(self._events) or self._scheduler.has_runnable or self._residency.has_news
+
+    # Adapters and the merged base
+
+    def load(self, digest: str) -> Future[AdapterResidency]:
+        """Bring an adapter to the device; evictable again at once, as if a request had used it."""
+        done: Future[AdapterResidency] = Future()
+        describe = functools.partial(self._residency.describe, digest)
+        self._bring((digest,), done, lambda: None, describe)
+        return done
+
+    def pin(self, digest: str, *, pinned: bool) -> Future[AdapterResidency]:
+        """Load an adapter and keep it on the device, or let it go again."""
+        done: Future[AdapterResidency] = Future()
+        act = functools.partial(self._residency.pin, digest, pinned=pinned)
+        describe = functools.partial(self._residency.describe, digest)
+        self._bring((digest,) if pinned else (), done, act, describe)
+        return done
+
+    def unload(self, digest: str) -> int:
+        """Drop an adapter from device and host; bytes freed. AdapterBusyError while in use."""
+        return self._residency.unload(digest)
+
+    def residency(self) -> tuple[AdapterResidency, ...]:
+        return self._residency.residency()
+
+    def merge(self, mixture: ResolvedMixture | None) -> Future[MergedState]:
+        """Fold a mixture into the base once its adapters are there; None restores the base."""
+        done: Future[MergedState] = Future()
+        if mixture is None:
+            self._switch(None)
+            done.set_result(self.merged())
+            return done
+        self._bring(mixture.digests, done, lambda: self._switch(mixture), self.merged)
+        return done
+
+    def merged(self) -> MergedState:
+        return MergedState(self._merged.mixture, self._merged_seconds)
+
+    # The rest
+
+    def stats(self) -> EngineStats:
+        scheduler, gauges = self._scheduler, self._scheduler.gauges
+        counters, ledger = self._residency.counters, self._scheduler.ledger
+        recent, counters.recent = tuple(counters.recent), []
+        return EngineStats(
+            steps=self._steps,
+            running=gauges.running,
+            waiting=gauges.waiting,
+            waiting_for_adapters=gauges.waiting_for_adapters,
+            waiting_for_weights=gauges.waiting_for_weights,
+            prompt_tokens=scheduler.counters.prompt_tokens,
+            generated_tokens=scheduler.counters.generated_tokens,
+            prefix_queried_tokens=ledger.prefix.queried,
+            prefix_hit_tokens=ledger.prefix.hit,
+            preemptions=scheduler.counters.preemptions,
+            blocks_total=self._blocks.num_blocks,
+            blocks_owned=self._blocks.num_owned,
+            blocks_cached=self._blocks.num_cached,
+            rank_rows_total=self._experts.pool.max_rank_rows * len(self.base.linears),
+            rank_rows_used=self._experts.pool.used_rows,
+            adapters_device=self._residency.num_device,
+            adapters_host=self._residency.num_host,
+            adapter_loads=counters.loads,
+            adapter_evictions=counters.evictions,
+            adapter_load_seconds=counters.load_seconds,
+            merges=self._merges,
+            step_seconds=self._step_seconds,
+            load_seconds_recent=recent,
+        )
+
+    def check_integrity(self) -> None:
+        """The invariants of design section 6; raises naming what broke."""
+        check_integrity(self._scheduler, self._blocks)
+        self._residency.check_integrity({*self._scheduler.live, *self._tasks, MERGED})
+
+    def close(self) -> None:
+        self._residency.close()
+        for router in self._routers.values():
+            router.close()
+
+    def _settle(self) -> None:
+        """Take in what came from outside: loaded adapters, routed weights."""
+        grants = self._residency.pump()
+        for owner in grants.ready:
+            self._granted(owner, None)
+        for owner, reason in grants.failed:
+            self._granted(owner, reason)
+        for router in self._routers.values():
+            for answer in router.poll():
+                try:
+                    if answer.error is not None:
+                        raise RouterError(answer.error)
+                    self._scheduler.set_weights(
+                        answer.request_id, answer.num_tokens, answer.weights
+                    )
+                except RouterError as error:
+                    self._fail(answer.request_id, str(error))
+        self._let_go()
+
+    def _granted(self, owner: str, error: str | None) -> None:
+        task = self._tasks.pop(owner, None)
+        if task is not None:
+            task(error)
+        elif error is not None:
+            self._fail(owner, error)
+        elif owner in self._scheduler.live:
+            self._admit(self._scheduler.live[owner].request)
+
+    def _admit(self, request: EngineRequest) -> None:
+        """Its adapters are on the device, so what they hold is known: check the mixture, go on."""
+        weights = request.weights or (1.0,) * len(request.adapters)
+        try:
+            self._check(ResolvedMixture(request.adapters, weights, request.combination))
+        except MixtureError as error:
+            final = self._scheduler.fail(request.request_id, FinishReason.REFUSED, str(error))
+            self._emit(final)
+        else:
+            self._scheduler.adapters_ready(request.request_id)
+
+    def _check(self, mixture: ResolvedMixture) -> None:
+        check_mixture(mixture, [self._residency.manifest(digest) for digest in mixture.digests])
+
+    def _fail(self, request_id: str, error: str) -> None:
+        self._emit(self._scheduler.fail(request_id, FinishReason.FAILED, error))
+
+    def _emit(self, event: EngineEvent | None) -> None:
+        if event is not None:
+            self._events.append(event)
+
+    def _ask_routers(self) -> None:
+        for request_id, token_ids in self._scheduler.take_route_requests():
+            routing = self._scheduler.live[request_id].request.routing
+            assert routing is not None
+            self._routers[routing.router].extend(request_id, token_ids)
+
+    def _let_go(self) -> None:
+        for request in self._scheduler.take_finished():
+            self._residency.release(request.request_id)
+            if request.routing is not None:
+                self._routers[request.routing.router].end(request.request_id)
+
+    def _bring(
+        self,
+        digests: tuple[str, ...],
+        done: Future[_Result],
+        act: Callable[[], None],
+        result: Callable[[], _Result],
+    ) -> None:
+        """Once the adapters are on the device, now or in a later step: act, then tell `done`."""
+        owner = f"{ADMIN}{next(self._task_ids)}"
+
+        def follow(error: str | None) -> None:
+            try:
+                if error is not None:
+                    raise EngineError(error)
+                act()
+                outcome = result()
+            except (EngineError, StoreError) as failure:
+                done.set_exception(failure)
+            else:
+                done.set_result(outcome)
+            finally:
+                self._residency.release(owner)
+
+        if self._residency.acquire(owner, digests):
+            follow(None)
+        else:
+            self._tasks[owner] = follow
+
+    def _switch(self, mixture: ResolvedMixture | None) -> None:
+        """Change the base weights. Called between steps only."""
+        started = time.perf_counter()
+        if mixture is not None:
+            self._check(mixture)
+        self._merged.restore()
+        self._residency.release(MERGED)
+        if mixture is not None:
+            # Requests under other mixtures subtract this one, so its rows must stay on the device.
+            self._residency.hold(MERGED, mixture.digests)
+            adapters = [self._residency.host_copy(digest) for digest in mixture.digests]
+            self._merged.merge(mixture, adapters)
+        self._merged_seconds = time.perf_counter() - started
+        self._merges += 1

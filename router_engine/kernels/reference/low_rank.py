@@ -1,0 +1,40 @@
+"""The mixture of low-rank experts in plain torch: the truth that every other kernel agrees with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mix_sum(y: Tensor, x: Tensor, a: Tensor, b: Tensor, row_weights: Tensor) -> None:
+    """y_t += sum_r weight_tr b_r (a_r . x_t), in place (design section 4).
+
+    y [tokens, out]; x [tokens, in]; a [rows, in]; b [rows, out];
+    row_weights [tokens, rows] fp32: each token's weight for the adapter that owns the row.
+    """
+    z = (x @ a.T).float().mul_(row_weights).to(x.dtype)
+    y.addmm_(z, b)
+
+
+def mix_linear(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    shrink_weights: Tensor,
+    expand_weights: Tensor,
+    rank_index: Tensor,
+    max_rank: int,
+) -> None:
+    """y_t += (sum_j c_tj B_j)(sum_j c_tj A_j) x_t with c = sqrt(weight * scale), in place.
+
+    PEFT's `linear` combination, cross terms and all, for weights that differ from token to token:
+    rows with the same position within their adapters are added before they are expanded.
+    shrink_weights [tokens, rows] multiply A x; expand_weights [tokens, rows] multiply the rows of
+    B, which hold the scale already: sqrt(weight / scale). rank_index [rows], below max_rank.
+    """
+    z = (x @ a.T).float().mul_(shrink_weights)
+    folded = z.new_zeros(z.shape[0], max_rank)
+    folded.index_add_(1, rank_index, z)
+    z = torch.index_select(folded, 1, rank_index).mul_(expand_weights)
+    y.addmm_(z.to(x.dtype), b)

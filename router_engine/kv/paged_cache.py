@@ -1,0 +1,65 @@
+"""The KV cache's storage: one key and one value tensor a layer, addressed by slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from router_engine.config import CacheConfig
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token takes of the cache."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+
+
+def num_blocks_for(config: CacheConfig, shape: KVShape, dtype: torch.dtype) -> int:
+    """Blocks that the configured memory holds, or the configured number."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    block_bytes = config.block_size * shape.bytes_per_token(dtype)
+    blocks = config.memory_bytes // block_bytes
+    if blocks < 1:
+        raise ValueError(
+            f"KV cache memory of {config.memory_bytes} bytes is below one block "
+            f"({block_bytes} bytes): raise memory_bytes"
+        )
+    return int(blocks)
+
+
+class PagedCache:
+    """Slot s holds the token at offset s % block_size of block s // block_size.
+
+    keys[layer], values[layer]: [num_blocks * block_size, kv_heads, head_dim]. Which request owns
+    which block is `kv.block_pool`'s business.
+    """
+
+    def __init__(
+        self,
+        shape: KVShape,
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        size = (num_blocks * block_size, shape.num_kv_heads, shape.head_dim)
+        # Zeros, not `empty`: a masked slot must not hold a NaN that 0 * NaN would spread.
+        self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+        self.values = [torch.zeros_like(key) for key in self.keys]
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store the step's tokens: slots [tokens]; key, value [tokens, kv_heads, head_dim]."""
+        self.keys[layer].index_copy_(0, slots, key)
+        self.values[layer].index_copy_(0, slots, value)

@@ -1,0 +1,38 @@
+"""What a mixture must satisfy before it is computed: refused here, never approximated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapters_store.types import AdapterManifest, ResolvedMixture
+from router_engine.errors import MixtureError
+
+
+def check_mixture(mixture: ResolvedMixture, manifests: Sequence[AdapterManifest]) -> None:
+    """Raise MixtureError where the combination is not defined for these adapters and weights.
+
+    `sum` takes anything. `linear` adds the factors of its adapters, so it needs equal ranks in each
+    layer that they share, and roots, so it needs weights and scales that are not negative.
+    """
+    if mixture.combination == "sum":
+        return
+    for digest, weight in zip(mixture.digests, mixture.weights, strict=True):
+        if weight < 0:
+            raise MixtureError(
+                f"weight {weight} of {digest}: combination 'linear' takes square roots of weights, "
+                "so they must be 0 or above; combination 'sum' takes any weight"
+            )
+    ranks: dict[str, int] = {}
+    for digest, manifest in zip(mixture.digests, manifests, strict=True):
+        for expert in manifest.experts:
+            if expert.scale <= 0:
+                raise MixtureError(
+                    f"{digest} has scale {expert.scale} at {expert.module}: combination 'linear' "
+                    "needs scales above 0; combination 'sum' takes any"
+                )
+            rank = ranks.setdefault(expert.module, expert.rank)
+            if rank != expert.rank:
+                raise MixtureError(
+                    f"ranks {rank} and {expert.rank} at {expert.module}: combination 'linear' "
+                    "needs adapters of equal rank; combination 'sum' takes any ranks"
+                )

@@ -1,0 +1,115 @@
+"""The [tokens x adapters] matrix of a step: which token runs under which weights.
+
+Weights are data of a step, never part of a shape: fixed mixtures, token routing and the correction
+for a merged base differ only in the numbers written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters_store.types import ResolvedMixture
+from router_engine.scheduling.plan import PlannedRow
+
+
+@dataclass(frozen=True, slots=True)
+class StepWeights:
+    """Weights of one step over its active adapters.
+
+    digests: the columns. total [tokens, adapters]: weights under `sum` (None: no token uses it).
+    root [tokens, adapters]: square roots of the weights of tokens under `linear`, or None.
+    merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
+    not run under it, from which it is taken off; or None.
+    """
+
+    digests: tuple[str, ...]
+    total: Tensor | None = None
+    root: Tensor | None = None
+    merged_root: Tensor | None = None
+
+    def rows(self, index: Tensor) -> StepWeights:
+        """The same step seen by some of its tokens only."""
+        return StepWeights(
+            self.digests,
+            *(
+                None if part is None else part[index]
+                for part in (self.total, self.root, self.merged_root)
+            ),
+        )
+
+
+def step_weights(
+    rows: Sequence[PlannedRow], merged: ResolvedMixture | None, device: torch.device
+) -> StepWeights | None:
+    """Weights of a step's tokens in the order of `rows`, or None where the base alone acts.
+
+    With a merged base W' = W + merged, a token under another mixture runs under
+    - merged + its own (design section 4, merged mode).
+    """
+    names = {digest for row in rows for digest in row.adapters}
+    if merged is not None:
+        names.update(merged.digests)
+    if not names:
+        return None
+    columns = {digest: column for column, digest in enumerate(sorted(names))}
+    num_tokens = sum(len(row.token_ids) for row in rows)
+    parts = _Parts(columns, num_tokens)
+    position = 0
+    for row in rows:
+        own = np.array([columns[digest] for digest in row.adapters], dtype=np.int64)
+        for length, weights in row.weight_runs:
+            parts.write(slice(position, position + length), own, weights, row.combination)
+            position += length
+    if merged is not None:
+        parts.subtract(merged)
+    return parts.tensors(device)
+
+
+class _Parts:
+    """The matrices while they are filled, in fp32 on the host."""
+
+    def __init__(self, columns: dict[str, int], num_tokens: int) -> None:
+        self._columns = columns
+        shape = (num_tokens, len(columns))
+        self._total: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._root: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._merged: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+
+    def write(
+        self, tokens: slice, own: NDArray[np.int64], weights: tuple[float, ...], combination: str
+    ) -> None:
+        if not weights:
+            return
+        values = np.asarray(weights, dtype=np.float32)
+        if combination == "sum":
+            self._total[tokens, own] = values
+        else:
+            self._root[tokens, own] = np.sqrt(values)
+
+    def subtract(self, merged: ResolvedMixture) -> None:
+        vector = np.zeros(len(self._columns), dtype=np.float32)
+        vector[[self._columns[digest] for digest in merged.digests]] = merged.weights
+        if merged.combination == "sum":
+            self._total -= vector
+            return
+        vector = np.sqrt(vector)
+        same = (self._root == vector).all(1) & (self._total == 0).all(1)
+        self._root[same] = 0
+        self._merged[~same] = vector
+
+    def tensors(self, device: torch.device) -> StepWeights | None:
+        parts = (self._total, self._root, self._merged)
+        used = np.logical_or.reduce([(part != 0).any(0) for part in parts])
+        if not used.any():
+            return None
+        digests = tuple(digest for digest, column in self._columns.items() if used[column])
+        return StepWeights(
+            digests,
+            *(torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts),
+        )

@@ -1,0 +1,158 @@
+"""Loads a base model: a checkpoint directory, a hub id, a GGUF file, or the tiny random one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from adapters_store.types import BaseModelSpec, LinearShape
+from router_engine.config import ModelConfig
+from router_engine.errors import UnsupportedModelError
+from router_engine.kv.paged_cache import KVShape
+from router_engine.model.attention import ATTENTION, register
+from router_engine.model.tiny import TINY_RANDOM, tiny_model
+
+# Each proven token by token against `generate()`.
+SUPPORTED = (
+    "GPT2LMHeadModel",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+
+# Rotary embeddings that depend on a token's own position alone. `dynamic` and `longrope` change
+# with the longest sequence of the batch: a request's text would depend on its neighbours.
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A base model ready to be wrapped."""
+
+    model: PreTrainedModel
+    kv_shape: KVShape
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load weights and put our attention function in.
+
+    Raises UnsupportedModelError for an architecture or option that is not served exactly.
+    """
+    register()
+    device = _device(config)
+    if config.model == TINY_RANDOM:
+        model: PreTrainedModel = tiny_model()
+        if config.dtype != "auto":
+            model = model.to(dtype=getattr(torch, config.dtype))
+    else:
+        location = _Location.of(config.model)
+        check_supported(AutoConfig.from_pretrained(location.name, **location.options))
+        model = AutoModelForCausalLM.from_pretrained(
+            location.name,
+            dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+            **location.options,
+            **location.weights_options,
+        )
+    model.set_attn_implementation(ATTENTION)
+    model = model.eval().requires_grad_(requires_grad=False).to(device)
+    return LoadedModel(
+        model=model,
+        kv_shape=kv_shape(model.config),
+        max_model_len=int(model.config.max_position_embeddings),
+        eos_token_ids=_eos_ids(model),
+        dtype=model.dtype,
+        device=device,
+    )
+
+
+def check_supported(config: PreTrainedConfig) -> None:
+    """Refuse by name what would not be served exactly."""
+    names = config.architectures or ["unknown"]
+    if names[0] not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"architecture {names[0]!r} is not supported; supported: {', '.join(SUPPORTED)}"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in _ROPE_TYPES:
+        raise UnsupportedModelError(
+            f"rope_type {rope_type!r} is not supported; supported: {', '.join(_ROPE_TYPES)}"
+        )
+
+
+def kv_shape(config: PreTrainedConfig) -> KVShape:
+    heads = int(config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return KVShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim))
+
+
+def base_spec(name: str, model: nn.Module, linears: dict[str, LinearShape]) -> BaseModelSpec:
+    """What the store needs to know of a model in order to check adapters."""
+    wrapped = tuple(f"{path}.base" for path in linears)
+    others = {
+        path.rpartition(".")[0]
+        for path, _ in model.named_parameters()
+        if not path.startswith(wrapped)
+    }
+    return BaseModelSpec(
+        name=name,
+        architecture=type(model).__name__,
+        linears=linears,
+        other_modules=tuple(sorted(others)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Location:
+    """Where transformers finds the model, and the options that it needs for that."""
+
+    name: str
+    options: dict[str, Any]
+    weights_options: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: str) -> _Location:
+        path = Path(model).expanduser()
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise UnsupportedModelError(f"{model} is not a file")
+            return cls(
+                str(path.parent),
+                {"gguf_file": path.name},
+                {"quantization_config": GgufConfig(dequantize=True)},
+            )
+        return cls(str(path) if path.exists() else model, {}, {})
+
+
+def _device(config: ModelConfig) -> torch.device:
+    if config.device != "auto":
+        return torch.device(config.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    generation = model.generation_config or GenerationConfig()
+    ids = generation.eos_token_id
+    if ids is None:
+        ids = model.config.eos_token_id
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)

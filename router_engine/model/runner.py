@@ -1,0 +1,59 @@
+"""Runs a step: plan -> flat batch -> one forward pass -> one sample a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters_store.types import ResolvedMixture
+from router_engine.experts.step import StepExperts
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.mixture.weights import step_weights
+from router_engine.model.batch import StepBatch, build_batch
+from router_engine.model.loader import LoadedModel
+from router_engine.model.sampler import Sampler, SamplingRow
+from router_engine.scheduling.plan import StepOutput, StepPlan
+
+
+class ModelRunner:
+    """Owns the base model and its KV storage; knows of a request what the plan says, no more."""
+
+    def __init__(self, loaded: LoadedModel, experts: StepExperts, cache: PagedCache) -> None:
+        model: Any = loaded.model
+        self._body: nn.Module = model.base_model
+        self._head: nn.Module = model.get_output_embeddings()
+        self._device = loaded.device
+        self._experts = experts
+        self._cache = cache
+        self._sampler = Sampler()
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:
+        """One forward pass under the plan's weights; samples for its `sampled_rows`, in order."""
+        batch = build_batch(plan, self._cache, self._device)
+        self._experts.begin(step_weights(plan.rows, merged, self._device))
+        logits = self._logits(batch)
+        rows = [
+            SamplingRow(
+                params=row.sampling,
+                prompt_token_ids=row.prompt_token_ids,
+                generated_token_ids=row.generated_token_ids,
+                position=row.num_generated,
+            )
+            for row in plan.sampled_rows
+        ]
+        return StepOutput(tuple(self._sampler.sample(logits, rows)) if rows else ())
+
+    def _logits(self, batch: StepBatch) -> Tensor:
+        """Logits [samples, vocab] of the rows that yield a token."""
+        hidden = self._body(
+            input_ids=batch.token_ids[None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+            step=batch,
+        ).last_hidden_state[0]
+        with self._experts.rows(batch.sample_index):
+            logits: Tensor = self._head(hidden[batch.sample_index])
+        return logits

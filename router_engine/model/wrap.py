@@ -1,0 +1,62 @@
+"""Puts the expert hooks into a transformers model: every linear layer becomes a MixtureLinear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from adapters_store.types import LinearShape
+from router_engine.experts.step import StepExperts
+
+
+class MixtureLinear(nn.Module):
+    """A base linear layer, and after it the experts of the step: y = W x + mixture(x).
+
+    Holds nothing of its own: the base layer keeps its weight, the experts keep theirs.
+    """
+
+    def __init__(self, base: nn.Module, path: str, experts: StepExperts) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self._experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        y: Tensor = self.base(x)
+        return self._experts.apply(self.path, x, y)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The base parameter, laid out as the base layer stores it."""
+        parameter = self.base.weight
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight is stored [in, out], as GPT-2's Conv1D does."""
+        return isinstance(self.base, Conv1D)
+
+    @property
+    def shape(self) -> LinearShape:
+        rows, columns = self.weight.shape
+        return LinearShape(rows, columns) if self.is_transposed else LinearShape(columns, rows)
+
+
+def wrap_linears(model: nn.Module, experts: StepExperts) -> dict[str, MixtureLinear]:
+    """Replace every linear layer in place; returns them by path."""
+    found: list[tuple[str, nn.Module]] = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+    wrapped: dict[str, MixtureLinear] = {}
+    for path, module in found:
+        parent_path, _, name = path.rpartition(".")
+        parent: Any = model.get_submodule(parent_path)
+        wrapped[path] = MixtureLinear(module, path, experts)
+        setattr(parent, name, wrapped[path])
+    return wrapped
