@@ -1,0 +1,79 @@
+"""A server of its own for a benchmark: started, made ready, filled with adapters, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+
+from benchmarks.load import BenchmarkError
+
+READY_SECONDS = 300.0
+STOP_SECONDS = 30.0
+POLL_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def server(options: Sequence[str], log: Path) -> Iterator[str]:
+    """Run `adaptermix serve` on a free loopback port and give its URL once it is ready.
+
+    Its output goes to `log`. Raises BenchmarkError with the end of it when the server does not
+    become ready.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "server.cli.main", "serve", "--port", str(port), *options]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _stop(process)
+
+
+def publish(url: str, folders: Sequence[Path], texts: Sequence[str]) -> None:
+    """Upload adapter folders under their own names, each with sample texts for its centroid."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for folder in folders:
+            files = [("files", (path.name, path.read_bytes())) for path in folder.iterdir()]
+            files.append(("texts", ("texts.jsonl", lines.encode())))
+            answer = client.post("/admin/adapters", data={"name": folder.name}, files=files)
+            if answer.status_code != httpx.codes.CREATED:
+                raise BenchmarkError(f"{folder.name} was refused: {answer.text}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health/ready").status_code == httpx.codes.OK:
+                return
+        time.sleep(POLL_SECONDS)
+    lines = log.read_text(errors="replace").splitlines()
+    raise BenchmarkError("the server did not become ready:\n" + "\n".join(lines[-20:]))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()

@@ -1,0 +1,82 @@
+"""What is put under load: a base model, and random adapters that fit it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
+
+RANK = 8
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+# Small enough that a mixture of several leaves the activations in their usual range.
+DELTA_STD = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A base model as the benchmark sees it: its name for `serve --model`, shape and tokenizer."""
+
+    name: str
+    config: Any
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, model: str) -> Subject:
+        """The tiny random model by that name, otherwise a checkpoint directory."""
+        if model == TINY_RANDOM:
+            return cls(model, tiny_config(), tiny_tokenizer())
+        return cls(model, AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model))
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+    def targeted_linears(self) -> Iterator[tuple[str, int, int]]:
+        """(path, in_features, out_features) of every linear layer that the adapters change."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        for path, module in model.named_modules():
+            if path.rpartition(".")[2] in TARGETS:
+                yield path, module.in_features, module.out_features
+
+
+def write_adapters(subject: Subject, folder: Path, names: list[str]) -> list[Path]:
+    """PEFT folders of random rank-8 LoRAs, one a name; equal names give equal weights.
+
+    Speed does not depend on what an adapter has learnt, only on its shape. B is not zero, as it is
+    in an untrained LoRA, so that nothing can take a short cut.
+    """
+    linears = list(subject.targeted_linears())
+    if not linears:
+        raise ValueError(f"{subject.name} has none of the linear layers {', '.join(TARGETS)}")
+    return [_write_adapter(folder / name, linears, seed) for seed, name in enumerate(names)]
+
+
+def _write_adapter(folder: Path, linears: list[tuple[str, int, int]], seed: int) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for path, inputs, outputs in linears:
+        prefix = f"base_model.model.{path}"
+        a = torch.randn(RANK, inputs, generator=generator) * inputs**-0.5
+        tensors[f"{prefix}.lora_A.weight"] = a.bfloat16()
+        b = torch.randn(outputs, RANK, generator=generator) * DELTA_STD
+        tensors[f"{prefix}.lora_B.weight"] = b.bfloat16()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": RANK,
+        "target_modules": list(TARGETS),
+        "bias": "none",
+    }
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    return folder
