@@ -43,7 +43,7 @@ class Sampler:
         `uniform(seed, position)` gives.
         """
         raw = logits.float()
-        scores = _penalised(raw, rows)
+        scores = penalised(raw, rows)
         token_ids = scores.argmax(dim=-1)
         drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
         if drawn:
@@ -78,8 +78,11 @@ def _column(values: Iterator[float], like: Tensor) -> Tensor:
     return torch.tensor(list(values), dtype=torch.float32, device=like.device)[:, None]
 
 
-def _penalised(raw: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Scores [rows, vocab]: `raw` itself when no row asks for a penalty."""
+def penalised(raw: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Scores [rows, vocab] after penalties and masked stop ids, from the raw logits in float32.
+
+    It is `raw` itself, not a copy, when no row asks for any of them.
+    """
     scores = raw
     for penalty in (_repetition, _counted, _too_early):
         scores = penalty(scores, raw, rows)
@@ -175,13 +178,20 @@ def _too_early(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Tens
     return scores
 
 
-def _draw(scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Token ids [rows], drawn from scores [rows, vocab]."""
-    temperature = _column((row.params.temperature for row in rows), scores)
+def distribution(scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """What is drawn from, [rows, vocab], out of `penalised` scores; temperatures are above 0.
+
+    Tokens that top_k, top_p or min_p rule out are 0; the others are not scaled up to sum to 1.
+    """
+    temperature = _column((row.params.temperature for row in rows), scores).clamp(min=_COLDEST)
     # The highest score is taken off before the division, so that no temperature overflows.
-    logits = (scores - scores.amax(dim=-1, keepdim=True)) / temperature.clamp(min=_COLDEST)
-    probabilities = torch.softmax(logits, dim=-1)
-    cumulative = _truncated(probabilities, rows).cumsum(dim=-1)
+    logits = (scores - scores.amax(dim=-1, keepdim=True)) / temperature
+    return _truncated(torch.softmax(logits, dim=-1), rows)
+
+
+def _draw(scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Token ids [rows] by the inverse of the cumulative distribution, in vocabulary order."""
+    cumulative = distribution(scores, rows).cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()
     uniforms = _column((uniform(row.params.seed, row.position) for row in rows), scores)
     drawn = torch.searchsorted(cumulative, uniforms * total, right=True)
