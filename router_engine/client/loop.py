@@ -1,0 +1,195 @@
+"""The engine's thread: takes commands between steps, runs steps, reports what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+import msgspec
+
+from adapters_store.errors import StoreError
+from adapters_store.types import ResolvedMixture
+from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
+from router_engine.client.messages import (
+    AnyCall,
+    Cancel,
+    Command,
+    Failure,
+    GetMerged,
+    GetResidency,
+    GetStats,
+    Load,
+    Merge,
+    Pin,
+    Ready,
+    Reply,
+    Report,
+    Shutdown,
+    StartFailed,
+    StepEvents,
+    Submit,
+    Unload,
+    encode,
+)
+from router_engine.client.wire_errors import WireError
+from router_engine.errors import EngineError
+from router_engine.events import EngineEvent
+from router_engine.request import EngineRequest
+from router_engine.stats import EngineStats
+
+
+class SteppedEngine(Protocol):
+    """What the loop drives: `router_engine.engine.Engine`, without importing torch."""
+
+    def add_request(self, request: EngineRequest) -> None: ...
+
+    def cancel(self, request_id: str) -> None: ...
+
+    def step(self) -> list[EngineEvent]: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def load(self, digest: str) -> Future[AdapterResidency]: ...
+
+    def pin(self, digest: str, *, pinned: bool) -> Future[AdapterResidency]: ...
+
+    def unload(self, digest: str) -> int: ...
+
+    def residency(self) -> tuple[AdapterResidency, ...]: ...
+
+    def merge(self, mixture: ResolvedMixture | None) -> Future[MergedState]: ...
+
+    def merged(self) -> MergedState: ...
+
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def check_integrity(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Channel(Protocol):
+    """The loop's side of the way to its client."""
+
+    def receive(self, *, block: bool) -> Sequence[Command]:
+        """Every command that waits. With `block`, returns once there is one or on `wake`."""
+        ...
+
+    def send(self, report: Report) -> None:
+        """Hand a report over; never waits for the client. Engine thread only."""
+
+    def wake(self) -> None:
+        """End a blocked `receive`, or the next one. From any thread."""
+
+
+EngineFactory = Callable[[Callable[[], None]], SteppedEngine]
+"""Makes an engine; the argument is the `wake` that it may call from any thread."""
+
+
+def run_engine(build: EngineFactory, channel: Channel) -> None:
+    """Build an engine on this thread, report Ready or StartFailed, and run it until Shutdown.
+
+    Raises what the factory, a step or the integrity check raised.
+    """
+    try:
+        engine = build(channel.wake)
+    except Exception as error:
+        channel.send(StartFailed(WireError.of(error)))
+        raise
+    try:
+        channel.send(Ready(engine.info))
+        EngineLoop(engine, channel).run()
+    finally:
+        engine.close()
+
+
+class EngineLoop:
+    """Runs one engine on the calling thread, which owns it, until Shutdown."""
+
+    def __init__(self, engine: SteppedEngine, channel: Channel) -> None:
+        self._engine = engine
+        self._channel = channel
+        # A future may be resolved on a loader's thread; only this thread may send.
+        self._settled: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+
+    def run(self) -> None:
+        """Return on Shutdown; an exception means that the engine can no longer be trusted."""
+        unchecked = False
+        while True:
+            idle = not self._engine.has_work and self._settled.empty()
+            if idle and unchecked:
+                self._engine.check_integrity()
+                unchecked = False
+            for command in self._channel.receive(block=idle):
+                unchecked = True
+                if isinstance(command, Shutdown):
+                    return
+                self._handle(command)
+            if events := self._engine.step():
+                unchecked = True
+                self._channel.send(StepEvents.of(events))
+            self._send_settled()
+
+    def _handle(self, command: Submit | Cancel | AnyCall) -> None:
+        match command:
+            case Submit(request):
+                self._engine.add_request(request)
+            case Cancel(request_id):
+                self._engine.cancel(request_id)
+            case _:
+                self._answer(command)
+
+    def _answer(self, command: AnyCall) -> None:
+        try:
+            result = self._run_call(command)
+        except (EngineError, StoreError, ValueError) as error:
+            self._channel.send(Failure(command.call, WireError.of(error)))
+            return
+        if isinstance(result, Future):
+            result.add_done_callback(partial(self._settle, command.call))
+        else:
+            self._reply(command.call, result)
+
+    def _run_call(self, command: AnyCall) -> object:
+        engine = self._engine
+        match command:
+            case Load(_, digest):
+                return engine.load(digest)
+            case Pin(_, digest, pinned):
+                return engine.pin(digest, pinned=pinned)
+            case Unload(_, digest):
+                return engine.unload(digest)
+            case Merge(_, mixture):
+                return engine.merge(mixture)
+            case GetResidency():
+                return engine.residency()
+            case GetMerged():
+                return engine.merged()
+            case GetStats():
+                return engine.stats()
+
+    def _settle(self, call: int, future: Future[Any]) -> None:
+        self._settled.put((call, future))
+        self._channel.wake()
+
+    def _send_settled(self) -> None:
+        while True:
+            try:
+                call, future = self._settled.get_nowait()
+            except Empty:
+                return
+            error = future.exception()
+            if error is None:
+                self._reply(call, future.result())
+            else:
+                self._channel.send(Failure(call, WireError.of(error)))
+
+    def _reply(self, call: int, value: object) -> None:
+        self._channel.send(Reply(call, msgspec.Raw(encode(value))))

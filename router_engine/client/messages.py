@@ -1,0 +1,132 @@
+"""What crosses the process border: commands to the engine, reports from it, in msgpack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from adapters_store.blobs.opening import DEFAULT_CACHE_BYTES
+from adapters_store.types import ResolvedMixture
+from router_engine.client.base import EngineInfo
+from router_engine.client.wire_errors import WireError
+from router_engine.config import EngineConfig
+from router_engine.events import EngineEvent, FinalEvent, TokenEvent
+from router_engine.request import EngineRequest
+
+
+class EngineProcessConfig(msgspec.Struct, frozen=True):
+    """All that an engine process is told: it reads no environment and no files of settings."""
+
+    engine: EngineConfig
+    blobs_url: str  # this and the next two as `adapters_store.blobs.open_blobs` takes them
+    blobs_cache_dir: str | None = None
+    blobs_cache_bytes: int = DEFAULT_CACHE_BYTES
+    encoder_endpoint: str | None = None  # of the sentence encoder; without it no `similarity`
+    log_level: str = "INFO"
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """The one JSON line that a child process reads from its stdin."""
+
+    config: EngineProcessConfig
+    address: str  # ZeroMQ endpoint that the parent has bound
+    parent_pid: int
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    request: EngineRequest
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """End the engine after the step that runs now."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A command that is answered by one Reply or Failure with the same `call`."""
+
+    call: int
+
+
+class Load(Call, frozen=True, tag=True):
+    digest: str
+
+
+class Pin(Call, frozen=True, tag=True):
+    digest: str
+    pinned: bool
+
+
+class Unload(Call, frozen=True, tag=True):
+    digest: str
+
+
+class Merge(Call, frozen=True, tag=True):
+    mixture: ResolvedMixture | None
+
+
+class GetResidency(Call, frozen=True, tag=True):
+    pass
+
+
+class GetMerged(Call, frozen=True, tag=True):
+    pass
+
+
+class GetStats(Call, frozen=True, tag=True):
+    pass
+
+
+AnyCall = Load | Pin | Unload | Merge | GetResidency | GetMerged | GetStats
+Command = Submit | Cancel | Shutdown | AnyCall
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The first report of an engine that can take requests."""
+
+    info: EngineInfo
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    """The only report of an engine that could not be built."""
+
+    error: WireError
+
+
+class StepEvents(msgspec.Struct, frozen=True, tag=True):
+    """All events of one step. A request's tokens come before its end, so two lists keep order."""
+
+    tokens: Sequence[TokenEvent]
+    finals: Sequence[FinalEvent]
+
+    @classmethod
+    def of(cls, events: Sequence[EngineEvent]) -> StepEvents:
+        return cls(
+            [event for event in events if isinstance(event, TokenEvent)],
+            [event for event in events if isinstance(event, FinalEvent)],
+        )
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a call; the caller knows the type of `value`."""
+
+    call: int
+    value: msgspec.Raw
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    """The error that a call ended with."""
+
+    call: int
+    error: WireError
+
+
+Report = Ready | StartFailed | StepEvents | Reply | Failure
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder[Command](Command).decode
+decode_report = msgspec.msgpack.Decoder[Report](Report).decode
