@@ -24,7 +24,7 @@ $(VENV)/.installed: $(INSTALL)
 	@touch $@
 
 $(VENV)/.installed-dev: $(INSTALL)
-	deploy/install.sh $(VENV) dev,postgres
+	deploy/install.sh $(VENV) dev
 	@touch $(VENV)/.installed $@
 
 install: $(VENV)/.installed ## the environment in .venv, at the pinned versions
@@ -33,7 +33,7 @@ pull: $(VENV)/.installed ## the default base model and the sentence encoder, int
 	$(BIN)/adaptermix pull
 
 run: pull ## serve the default model and the four example adapters (PORT=8000)
-	$(BIN)/adaptermix serve --port $(PORT) --examples
+	$(BIN)/adaptermix serve --port $(PORT) --adapters examples/adapters
 
 demo: pull ## fixed, request-routed and token-routed mixtures at the same time, then stop
 	$(BIN)/adaptermix demo

@@ -10,9 +10,11 @@ from rich.console import Console
 
 from benchmarks.cases import CASES, choose_cases
 from benchmarks.load import BenchmarkError
+from benchmarks.process import default_model
 from benchmarks.report import plot, result_table, write_json
 from benchmarks.serve import Plan, run_benchmark
 from benchmarks.subject import Subject
+from router_engine.model.assets import DEFAULT
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CASE_NAMES = ", ".join(case.name for case in CASES)
@@ -22,7 +24,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="tiny-random, or a checkpoint directory.")],
+    model: Annotated[
+        str, typer.Option(help="default, tiny-random, or a checkpoint directory.")
+    ] = DEFAULT,
     case: Annotated[
         list[str] | None, typer.Option(help=f"Of {CASE_NAMES}; repeatable. All when left out.")
     ] = None,
@@ -49,7 +53,9 @@ def serve(
     )
     console = Console(stderr=True)
     try:
-        result = run_benchmark(Subject.of(model), choose_cases(case or []), plan)
+        cases = choose_cases(case or [])
+        subject = Subject.of(default_model() if model == DEFAULT else model)
+        result = run_benchmark(subject, cases, plan)
     except (BenchmarkError, ValueError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error

@@ -15,10 +15,25 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import BenchmarkError
+from router_engine.model.assets import DEFAULT_MODEL
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.2
+
+
+def adaptermix(*arguments: str) -> list[str]:
+    """The command line that runs `adaptermix` in this very environment."""
+    return [sys.executable, "-m", "server.cli.main", *arguments]
+
+
+def default_model() -> str:
+    """The default base model's directory, brought into the cache where it is not there yet."""
+    command = adaptermix("pull", DEFAULT_MODEL)
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if completed.returncode != 0:
+        raise BenchmarkError(f"adaptermix pull {DEFAULT_MODEL} failed")
+    return completed.stdout.strip()
 
 
 @contextlib.contextmanager
@@ -29,7 +44,7 @@ def server(options: Sequence[str], log: Path) -> Iterator[str]:
     become ready.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--port", str(port), *options]
+    command = adaptermix("serve", "--port", str(port), *options)
     with (
         log.open("wb") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,

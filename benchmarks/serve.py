@@ -89,7 +89,7 @@ def run_benchmark(subject: Subject, cases: Sequence[Case], plan: Plan) -> dict[s
 
 def _server_options(subject: Subject, cases: Sequence[Case], plan: Plan, store: Path) -> list[str]:
     encoder = "default" if any(case.needs_encoder for case in cases) else "none"
-    options = ["--model", subject.name, "--store", str(store), "--encoder", encoder]
+    options = ["--model", subject.model, "--store", str(store), "--encoder", encoder]
     options += ["--dtype", plan.dtype, "--log-level", "warning"]
     if plan.threads is not None:
         options += ["--engine-threads", str(plan.threads)]

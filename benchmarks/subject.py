@@ -22,8 +22,12 @@ DELTA_STD = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A base model as the benchmark sees it: its name for `serve --model`, shape and tokenizer."""
+    """A base model as the benchmark sees it.
 
+    `model` is what `serve --model` takes, `name` what the report says.
+    """
+
+    model: str
     name: str
     config: Any
     tokenizer: Any
@@ -32,8 +36,13 @@ class Subject:
     def of(cls, model: str) -> Subject:
         """The tiny random model by that name, otherwise a checkpoint directory."""
         if model == TINY_RANDOM:
-            return cls(model, tiny_config(), tiny_tokenizer())
-        return cls(model, AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model))
+            return cls(model, model, tiny_config(), tiny_tokenizer())
+        return cls(
+            model,
+            Path(model).name,
+            AutoConfig.from_pretrained(model),
+            AutoTokenizer.from_pretrained(model),
+        )
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text))

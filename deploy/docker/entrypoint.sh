@@ -1,6 +1,9 @@
 #!/bin/sh
-# Brings the base model into the volume if it isn't there, then becomes the server.
+# Brings what isn't in the volume yet, then becomes the server.
 set -eu
 
-adaptermix pull ${ADAPTERMIX_MODEL:+--model "$ADAPTERMIX_MODEL"}
+case ${ADAPTERMIX_MODEL:-default} in
+    default) adaptermix pull ;;
+    *) adaptermix pull all-minilm-l6-v2 ;; # another base model comes from its hub or directory
+esac
 exec adaptermix serve "$@"

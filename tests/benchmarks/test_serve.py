@@ -13,12 +13,11 @@ from benchmarks.process import server
 
 
 @pytest.mark.slow
-def test_one_round_of_every_case_that_needs_no_download(tmp_path: Path) -> None:
-    names = [case.name for case in CASES if not case.needs_encoder]
-    chosen = [word for name in names for word in ("--case", name)]
+def test_one_round_of_every_case(tmp_path: Path) -> None:
+    names = [case.name for case in CASES]
     small = ["--concurrency", "1", "--concurrency", "4", "--rounds", "1", "--max-new-tokens", "8"]
     out = ["--out", str(tmp_path / "serve")]
-    completed = CliRunner().invoke(app, ["--model", "tiny-random", *chosen, *small, *out])
+    completed = CliRunner().invoke(app, ["--model", "tiny-random", *small, *out])
     assert completed.exit_code == 0, completed.output
     result = json.loads((tmp_path / "serve.json").read_text())
     assert [cell["case"] for cell in result["cells"]] == [name for name in names for _ in range(2)]
