@@ -47,3 +47,11 @@ class AdapterInUseError(StoreError):
 
 class IntegrityError(StoreError):
     """A blob does not hold what its digest says."""
+
+
+class TensorFileError(StoreError):
+    """A safetensors file is malformed; `problems` holds every reason at once."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))

@@ -1,0 +1,184 @@
+"""Reading .zip and .tar(.gz) without trusting them: entries as streams, never as paths."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from adapters_store.limits import StoreLimits
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    NotImplementedError,
+)
+
+_RATIO_FREE_BYTES = 16 << 20  # below this a high ratio is normal: a fresh LoRA B is all zeros
+_MAX_DIRECTORY_BYTES = 1 << 20
+_MAX_TAR_READ = 4 << 20  # tarfile reads extended headers whole; entries are read in smaller pieces
+
+_ZIP_END = struct.Struct("<4s4H2LH")
+_ZIP64_LOCATOR = struct.Struct("<4sLQL")
+_ZIP64_END = struct.Struct("<4sQ2H2L4Q")
+
+
+class ArchiveError(ValueError):
+    """The archive as a whole is refused; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing in an upload. `refusal` is set when it is no plain file."""
+
+    name: str
+    open: Callable[[], IO[bytes]]
+    refusal: str | None = None
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file's name says that it is an archive that `read_archive` reads."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def unpack_limit(path: Path, limits: StoreLimits) -> int:
+    """Bytes that this archive may unpack to: a total and, past 16 MiB, a ratio."""
+    ratio = max(_RATIO_FREE_BYTES, path.stat().st_size * limits.max_unpack_ratio)
+    return min(limits.max_unpacked_bytes, ratio)
+
+
+def read_archive(path: Path, name: str, limits: StoreLimits) -> Iterator[Entry]:
+    """Entries of an archive in order; folders are left out. Read each before the next.
+
+    Raises ArchiveError, or one of BROKEN from the archive libraries. The caller counts entries
+    and bytes against the limits while it reads.
+    """
+    if name.lower().endswith(".zip"):
+        yield from _read_zip(path)
+    else:
+        yield from _read_tar(path, unpack_limit(path, limits))
+
+
+def _read_zip(path: Path) -> Iterator[Entry]:
+    with path.open("rb") as stream:
+        _check_zip_directory(stream)
+        with zipfile.ZipFile(stream) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    yield Entry(info.orig_filename, partial(archive.open, info), _zip_refusal(info))
+
+
+def _zip_refusal(info: zipfile.ZipInfo) -> str | None:
+    mode = info.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        return "is a link or a device, only plain files are accepted"
+    if info.flag_bits & 1:
+        return "is encrypted; send a zip without a password"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is packed by a method other than store and deflate"
+    return None
+
+
+def _check_zip_directory(stream: BinaryIO) -> None:
+    """Bound the central directory before zipfile reads it whole into memory."""
+    size = stream.seek(0, io.SEEK_END)
+    tail_size = min(size, _ZIP_END.size + 0xFFFF)
+    start = size - tail_size
+    stream.seek(start)
+    tail = stream.read(tail_size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _ZIP_END.size > len(tail):
+        raise ArchiveError("is no zip file, or is truncated")
+    directory_bytes = _ZIP_END.unpack_from(tail, at)[5]
+    end64_at = start + at - _ZIP64_LOCATOR.size - _ZIP64_END.size
+    if end64_at >= 0:
+        stream.seek(end64_at)
+        end64 = stream.read(_ZIP64_END.size)
+        if stream.read(4) == b"PK\x06\x07":
+            directory_bytes = max(directory_bytes, _ZIP64_END.unpack(end64)[8])
+    if directory_bytes > _MAX_DIRECTORY_BYTES:
+        raise ArchiveError(
+            f"has a directory of {directory_bytes} bytes, at most {_MAX_DIRECTORY_BYTES} "
+            "are accepted: too many entries"
+        )
+
+
+def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if packed else raw
+        # Headers and padding come on top of the files' bytes.
+        bounded = _BoundedReader(stream, limit + _RATIO_FREE_BYTES)
+        with tarfile.open(fileobj=bounded, mode="r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                yield Entry(member.name, _tar_opener(archive, member), _tar_refusal(member))
+
+
+def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
+    def open_member() -> IO[bytes]:
+        stream = archive.extractfile(member)
+        if stream is None:
+            raise ArchiveError(f"{member.name!r} cannot be read")
+        return stream
+
+    return open_member
+
+
+def _tar_refusal(member: tarfile.TarInfo) -> str | None:
+    if member.issym() or member.islnk():
+        return f"is a link to {member.linkname!r}, only plain files are accepted"
+    if not member.isreg():
+        return "is a device, a pipe or of another special kind, only plain files are accepted"
+    if member.issparse():
+        return "is a sparse file, only plain files are accepted"
+    return None
+
+
+class _BoundedReader(io.RawIOBase):
+    """A tar's bytes up to a limit: skipping over an entry unpacks it as well."""
+
+    def __init__(self, stream: io.BufferedIOBase, limit: int) -> None:
+        self._stream = stream
+        self._limit = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET:
+            self._check(offset)
+        return self._stream.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_TAR_READ:
+            raise ArchiveError(f"asks to read {size} bytes at once: no honest tar file does")
+        self._check(self._stream.tell() + size)
+        return self._stream.read(size)
+
+    def _check(self, position: int) -> None:
+        if position > self._limit:
+            raise ArchiveError(f"unpacks to more than the limit of {self._limit} bytes")

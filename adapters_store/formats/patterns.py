@@ -1,0 +1,129 @@
+"""PEFT's name patterns: which module gets which rank and alpha, and which is targeted at all.
+
+They are regular expressions out of an uploaded file, so matching has a time limit.
+Semantics: peft.utils.other.get_pattern_key, peft.tuners.tuners_utils.check_target_module_exists.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import regex
+
+BUDGET_SECONDS = 10.0  # for all patterns of one config together
+MAX_PATTERN = 4096
+ALL_LINEAR = "all-linear"
+
+
+class PatternError(ValueError):
+    """A pattern is no regular expression, or takes too long to match."""
+
+
+class Matcher:
+    """Matches a config's patterns; all of them share one time budget."""
+
+    def __init__(self, budget_seconds: float = BUDGET_SECONDS) -> None:
+        self._left = budget_seconds
+        self._compiled: dict[str, regex.Pattern[str]] = {}
+
+    def first_key(self, keys: Iterable[str], module: str) -> str | None:
+        """The first key whose pattern matches the module path, whole or from some dot on."""
+        return next((key for key in keys if self.match(rf"(.*\.)?({key})$", module)), None)
+
+    def match(self, expression: str, module: str) -> regex.Match[str] | None:
+        """`re.match` with a time limit. Raises PatternError."""
+        started = time.monotonic()
+        try:
+            if expression not in self._compiled:
+                self._compiled[expression] = _compile(expression)
+            return self._compiled[expression].match(module, timeout=max(self._left, 1e-3))
+        except TimeoutError as error:
+            raise PatternError(
+                f"the pattern {expression!r} takes too long to match {module!r}; "
+                "name the modules in a list"
+            ) from error
+        finally:
+            self._left -= time.monotonic() - started
+
+
+def _compile(expression: str) -> regex.Pattern[str]:
+    if len(expression) > MAX_PATTERN:
+        raise PatternError(f"the pattern {expression[:60]!r}... is longer than {MAX_PATTERN}")
+    try:
+        return regex.compile(expression)
+    except regex.error as error:
+        raise PatternError(
+            f"the pattern {expression!r} is no regular expression: {error}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which modules a config says that it adapts; `target_modules` None says nothing."""
+
+    target_modules: str | Sequence[str] | None
+    exclude_modules: str | Sequence[str] | None = None
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
+    matcher: Matcher = field(default_factory=Matcher, repr=False, compare=False)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the config tells targets from other modules."""
+        return self.target_modules is not None and self.target_modules != ALL_LINEAR
+
+    def include(self, module: str) -> bool:
+        """Whether PEFT would adapt this module. Raises PatternError."""
+        if self._excluded(module):
+            return False
+        if not self.explicit or self.target_modules is None:
+            return True
+        if isinstance(self.target_modules, str):
+            return self._fullmatch(self.target_modules, module)
+        return _named(self.target_modules, module) and self._layer_included(module)
+
+    def may_include(self, module: str) -> bool:
+        """Like `include`, but with PEFT's looser rule before 0.4: any suffix, not only at a dot."""
+        if self.include(module):
+            return True
+        return (
+            not isinstance(self.target_modules, str)
+            and self.target_modules is not None
+            and not self._excluded(module)
+            and module.endswith(tuple(self.target_modules))
+            and self._layer_included(module)
+        )
+
+    def _excluded(self, module: str) -> bool:
+        if not self.exclude_modules:
+            return False
+        if isinstance(self.exclude_modules, str):
+            return self._fullmatch(self.exclude_modules, module)
+        return _named(self.exclude_modules, module)
+
+    def _layer_included(self, module: str) -> bool:
+        wanted = self.layers_to_transform
+        if wanted is None or (not isinstance(wanted, int) and not wanted):
+            return True
+        index = self._layer_index(module)
+        if index is None:
+            return False
+        return index == wanted if isinstance(wanted, int) else index in wanted
+
+    def _layer_index(self, module: str) -> int | None:
+        patterns = self.layers_pattern or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            lead = r".*?\." if not self.layers_pattern else r"(?:^|.*?\.)"
+            found = self.matcher.match(rf"{lead}{pattern}\.(?P<idx>\d+)\.", module)
+            if found:
+                return int(found["idx"])
+        return None
+
+    def _fullmatch(self, pattern: str, module: str) -> bool:
+        return self.matcher.match(rf"(?:{pattern})\Z", module) is not None
+
+
+def _named(names: Sequence[str], module: str) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)

@@ -1,0 +1,270 @@
+"""PEFT LoRA folders: adapter_config.json and adapter_model.safetensors.
+
+Keys are `base_model.model.<module>.lora_A[.<adapter>].weight`; see
+peft.utils.save_and_load.get_peft_model_state_dict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from adapters_store.errors import TensorFileError
+from adapters_store.formats.base import FormatInput, Reading
+from adapters_store.formats.patterns import Matcher, PatternError, Targets
+from adapters_store.formats.peft_config import (
+    ConfigError,
+    PeftLoraConfig,
+    key_problems,
+    load_json,
+    parse_config,
+)
+from adapters_store.tensor_header import TensorHeader, TensorInfo, read_header
+from adapters_store.types import AdapterManifest, BaseModelSpec, LoraExpertSpec, Problem
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+# Kinds of tensors beside A and B, most specific first, and why they cannot be used.
+_FOREIGN: tuple[tuple[str, str], ...] = (
+    (r"\.lora_embedding_[AB]", "LoRA on an embedding is not supported; target linear layers only"),
+    (r"\.lora_magnitude_vector", "DoRA is not supported; train with use_dora=False"),
+    (r"\.lora_[AB](\.[^.]+)?\.bias$", "a bias on B is not supported; train with lora_bias=False"),
+    (r"\.bias$", 'trained biases are not supported; train with bias="none"'),
+    (r"(^|\.)(lora_|vera_|hada_|lokr_|ia3_|prompt_)", "this kind of tensor is not supported"),
+)
+_BACKWARD_ONLY = re.compile(r".+\.lora_velora_embed(\.[^.]+)?")
+# PEFT saves untrained copies of the embeddings when a LoRA targets one of them.
+_EMBEDDING_COPY = re.compile(
+    r"(?P<module>(.+\.)?(?P<name>embed_tokens|lm_head))(\.base_layer)?\.weight"
+)
+_HEAD_LORA = re.compile(r"(.+\.)?lm_head\.lora_[AB]\..+")
+_SHOWN = 8
+
+
+class PeftLoraFormat:
+    """LoRA and rsLoRA as PEFT writes them, any version."""
+
+    name = "peft"
+    files = frozenset({CONFIG_FILE, TENSOR_FILE})
+
+    def recognises(self, given: FormatInput) -> bool:
+        return CONFIG_FILE in given.files or TENSOR_FILE in given.files
+
+    def read(self, given: FormatInput) -> Reading:
+        problems: list[Problem] = []
+        config, unknown = _read_config(given, problems)
+        header = _read_tensors(given, problems)
+        manifest = None
+        notes: tuple[str, ...] = ()
+        if config is not None and header is not None:
+            builder = _Builder(config, header, given.base)
+            manifest = builder.build()
+            problems += builder.problems
+            notes = tuple(builder.notes)
+        return Reading(
+            tensors=given.files.get(TENSOR_FILE),
+            config=given.files.get(CONFIG_FILE),
+            manifest=manifest,
+            problems=tuple(problems),
+            unknown_keys=tuple(unknown),
+            notes=notes,
+        )
+
+
+def _read_config(
+    given: FormatInput, problems: list[Problem]
+) -> tuple[PeftLoraConfig | None, list[str]]:
+    path = given.files.get(CONFIG_FILE)
+    if path is None:
+        problems.append(Problem(CONFIG_FILE, f"is missing beside {TENSOR_FILE}"))
+        return None, []
+    try:
+        raw = load_json(path, given.limits.max_config_bytes)
+    except ConfigError as error:
+        problems.append(Problem(CONFIG_FILE, str(error)))
+        return None, []
+    found, unknown = key_problems(raw)
+    config, wrong = parse_config(raw)
+    problems += [*found, *wrong]
+    return config, unknown
+
+
+def _read_tensors(given: FormatInput, problems: list[Problem]) -> TensorHeader | None:
+    path = given.files.get(TENSOR_FILE)
+    if path is None:
+        problems.append(Problem(TENSOR_FILE, f"is missing beside {CONFIG_FILE}"))
+        return None
+    try:
+        return read_header(
+            path,
+            max_header_bytes=given.limits.max_header_bytes,
+            max_tensors=given.limits.max_tensors,
+        )
+    except TensorFileError as error:
+        problems += [Problem(TENSOR_FILE, text) for text in error.problems]
+        return None
+
+
+@dataclass(slots=True)
+class _Pair:
+    """Keys of A and B of one module."""
+
+    a: str | None = None
+    b: str | None = None
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Sorts the tensors of a file into pairs, and gives each its rank and scale."""
+
+    config: PeftLoraConfig
+    header: TensorHeader
+    base: BaseModelSpec
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    has_head: bool = False
+    unapplied: list[str] = field(default_factory=list)
+    matcher: Matcher = field(default_factory=Matcher)
+
+    def build(self) -> AdapterManifest:
+        pairs = self._pairs()
+        if not pairs and not self.problems:
+            self._refuse(TENSOR_FILE, "holds no LoRA tensors")
+        experts = []
+        try:
+            for module, pair in sorted(pairs.items()):
+                expert = self._expert(module, pair)
+                if expert is not None:
+                    experts.append(expert)
+            self._check_targets(pairs)
+        except PatternError as error:
+            self._refuse(CONFIG_FILE, str(error))
+        return AdapterManifest(
+            "peft", tuple(experts), base_model=self.config.base_model_name_or_path
+        )
+
+    def _pairs(self) -> Mapping[str, _Pair]:
+        names = [key.removeprefix(_PREFIX) for key in self.header.tensors]
+        self.has_head = any(_HEAD_LORA.fullmatch(name) for name in names)
+        pairs: dict[str, _Pair] = {}
+        adapters: dict[str, str] = {}  # adapter name inside the keys -> one such key
+        for key, tensor in self.header.tensors.items():
+            match = _LORA_KEY.fullmatch(key.removeprefix(_PREFIX))
+            if match is None:
+                self._judge_other(key, tensor)
+                continue
+            adapters.setdefault(match["adapter"] or "", key)
+            pair = pairs.setdefault(match["module"], _Pair())
+            twin = pair.a if match["side"] == "A" else pair.b
+            if twin is not None:
+                self._refuse(key, f"is the same matrix as {twin!r}")
+            elif match["side"] == "A":
+                pair.a = key
+            else:
+                pair.b = key
+        if self.unapplied:
+            self.notes.append(
+                "not applied, as they are only used in training or are copies of base weights: "
+                + _some(self.unapplied)
+            )
+        if len(adapters) > 1:
+            named = ", ".join(sorted(name or "no name" for name in adapters))
+            self._refuse(TENSOR_FILE, f"holds several adapters ({named}): publish each by itself")
+        return pairs
+
+    def _judge_other(self, key: str, tensor: TensorInfo) -> None:
+        name = key.removeprefix(_PREFIX)
+        copy = _EMBEDDING_COPY.fullmatch(name)
+        if _BACKWARD_ONLY.fullmatch(name):
+            self.unapplied.append(key)
+        elif copy is not None and self.has_head:
+            self._judge_copy(key, copy["module"], tensor)
+        else:
+            reason = next((why for what, why in _FOREIGN if re.search(what, name)), None)
+            self._refuse(
+                key,
+                reason
+                or "is no LoRA tensor: whole weights beside LoRA (modules_to_save, resized or "
+                "trained embeddings) are not supported; train without them",
+            )
+
+    def _judge_copy(self, key: str, module: str, tensor: TensorInfo) -> None:
+        head = self.base.linears.get(module) or self.base.linears.get("lm_head")
+        if head is not None and tensor.shape != (head.out_features, head.in_features):
+            self._refuse(
+                key,
+                f"has shape {list(tensor.shape)}, the base has "
+                f"{[head.out_features, head.in_features]}: resized embeddings are not supported",
+            )
+        else:
+            self.unapplied.append(key)
+
+    def _expert(self, module: str, pair: _Pair) -> LoraExpertSpec | None:
+        if pair.a is None or pair.b is None:
+            there, missing = ("B", "A") if pair.a is None else ("A", "B")
+            self._refuse(module, f"has lora_{there} but no lora_{missing}")
+            return None
+        shape_a = self.header.tensors[pair.a].shape
+        shape_b = self.header.tensors[pair.b].shape
+        rank_key = self.matcher.first_key(self.config.rank_pattern, module)
+        alpha_key = self.matcher.first_key(self.config.alpha_pattern, module)
+        rank = self.config.r if rank_key is None else self.config.rank_pattern[rank_key]
+        alpha = self.config.lora_alpha
+        if alpha_key is not None:
+            alpha = self.config.alpha_pattern[alpha_key]
+        if len(shape_a) != 2 or len(shape_b) != 2:
+            self._refuse(
+                module,
+                f"has lora_A {list(shape_a)} and lora_B {list(shape_b)}: LoRA on a linear layer "
+                "has A [rank, in] and B [out, rank]; other layers are not supported",
+            )
+            return None
+        if shape_a[0] != rank or shape_b[1] != rank:
+            self._refuse(
+                module,
+                f"has lora_A {list(shape_a)} and lora_B {list(shape_b)}, but the config gives it "
+                f"rank {rank} (A [{rank}, in], B [out, {rank}])",
+            )
+            return None
+        scale = self.config.scale(rank, alpha)
+        return LoraExpertSpec(module, rank, scale, shape_a[1], shape_b[0], pair.a, pair.b)
+
+    def _check_targets(self, present: Iterable[str]) -> None:
+        """PEFT adapts exactly the targeted modules; a file that differs is not what it says."""
+        config = self.config
+        targets = Targets(
+            config.target_modules,
+            config.exclude_modules,
+            config.layers_to_transform,
+            config.layers_pattern,
+            self.matcher,
+        )
+        stray = [module for module in present if not targets.may_include(module)]
+        if stray:
+            self._refuse(
+                f"{CONFIG_FILE}: target_modules",
+                f"does not name {_some(stray)}, for which there are tensors: correct the config",
+            )
+        if not targets.explicit:
+            return
+        have = set(present)
+        absent = [name for name in self.base.linears if name not in have and targets.include(name)]
+        if absent and have & self.base.linears.keys():
+            self._refuse(
+                TENSOR_FILE,
+                f"holds no tensors for {_some(absent)}, which target_modules names: made for "
+                "another base, or cut short; if it is meant, say so by layers_to_transform or "
+                "exclude_modules",
+            )
+
+    def _refuse(self, where: str, message: str) -> None:
+        self.problems.append(Problem(where, message))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -1,0 +1,235 @@
+"""From what a user sends (files, a folder, an archive) to an adapter's plain files on disk."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from adapters_store.archives import (
+    BROKEN,
+    ArchiveError,
+    Entry,
+    is_archive,
+    read_archive,
+    unpack_limit,
+)
+from adapters_store.errors import InvalidAdapterError
+from adapters_store.limits import StoreLimits
+from adapters_store.types import Problem
+
+Upload = Path | Mapping[str, bytes | Path]
+"""A folder, an archive's path, or file names with their contents (one of them may be an archive,
+then it is the only one)."""
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+
+# Files that come along with adapters and say nothing about their mathematics.
+HARMLESS = (
+    *(
+        "*.md",
+        "*.txt",
+        "*.json",
+        "*.jsonl",
+        "*.jinja",
+        "*.log",
+        "*.csv",
+        "*.tsv",
+        "*.yaml",
+        "*.yml",
+    ),
+    *("*.toml", "*.html", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif", "*.webp", "*.pdf"),
+    *("*.model", "*.tfevents.*", "events.out.*", "licen[sc]e*", "notice*", "readme*", "copying*"),
+    *(".gitattributes", ".gitignore", ".ds_store", "._*", "thumbs.db", "sha256sums"),
+)
+
+_CHUNK = 1 << 20
+_MAX_NAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedFiles:
+    """The files of one adapter by base name, copied out of the upload, and what was left out."""
+
+    files: Mapping[str, Path]
+    notes: tuple[str, ...]
+
+
+def unpack(
+    upload: Upload, into: Path, *, wanted: Callable[[str], bool], limits: StoreLimits
+) -> UploadedFiles:
+    """Copy the files whose base name is `wanted` into the empty folder `into`.
+
+    Nothing of the upload's own names becomes a path on this machine. Raises InvalidAdapterError
+    with every problem found: pickles, path tricks, links and devices, names twice, unknown files,
+    broken archives, limits passed.
+    """
+    collector = _Collector(into, wanted, limits)
+    try:
+        for entry in _entries(upload, collector, limits):
+            collector.add(entry)
+    except ArchiveError as error:
+        collector.refuse("upload", str(error))
+    except BROKEN as error:
+        collector.refuse("upload", f"cannot be read: {error}")
+    return collector.finish()
+
+
+def _entries(upload: Upload, collector: _Collector, limits: StoreLimits) -> Iterator[Entry]:
+    if isinstance(upload, Path):
+        if upload.is_dir():
+            return _folder_entries(upload)
+        if not upload.is_file():
+            raise ArchiveError(f"{upload} is neither a folder nor a file")
+        upload = {upload.name: upload}
+    archives = [name for name in upload if is_archive(name)]
+    if not archives:
+        return _file_entries(upload)
+    if len(upload) > 1:
+        raise ArchiveError(f"holds {archives[0]!r} beside other files: send an archive alone")
+    path = _on_disk(upload[archives[0]], collector.into)
+    if path.stat().st_size > limits.max_upload_bytes:
+        raise ArchiveError(
+            f"is {path.stat().st_size} bytes long, at most {limits.max_upload_bytes} are accepted"
+        )
+    collector.limit = unpack_limit(path, limits)
+    return read_archive(path, archives[0], limits)
+
+
+def _on_disk(content: bytes | Path, folder: Path) -> Path:
+    if isinstance(content, Path):
+        return content
+    path = folder / "archive"
+    path.write_bytes(content)
+    return path
+
+
+def _file_entries(files: Mapping[str, bytes | Path]) -> Iterator[Entry]:
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            yield Entry(name, partial(io.BytesIO, content))
+        else:
+            yield Entry(name, _opener(content))
+
+
+def _folder_entries(folder: Path) -> Iterator[Entry]:
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent, name)
+            plain = stat.S_ISREG(path.lstat().st_mode)
+            refusal = (
+                None if plain else "is a link or a special file, only plain files are accepted"
+            )
+            yield Entry(path.relative_to(folder).as_posix(), _opener(path), refusal)
+
+
+def _opener(path: Path) -> Callable[[], IO[bytes]]:
+    def open_file() -> IO[bytes]:
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+
+    return open_file
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Judges one entry after the other and copies the wanted ones, under names of its own."""
+
+    into: Path
+    wanted: Callable[[str], bool]
+    limits: StoreLimits
+    limit: int = 0  # bytes that may be written
+    written: int = 0
+    seen: int = 0
+    names: dict[str, str] = field(default_factory=dict)  # without case -> as sent
+    kept: dict[str, Path] = field(default_factory=dict)  # as sent -> copy
+    ignored: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.limit = self.limits.max_upload_bytes
+
+    def refuse(self, where: str, message: str) -> None:
+        self.problems.append(Problem(_printable(where), message))
+
+    def add(self, entry: Entry) -> None:
+        self.seen += 1
+        if self.seen > self.limits.max_files:
+            raise ArchiveError(f"holds more than {self.limits.max_files} files")
+        name = entry.name.removeprefix("./")
+        reason = _name_problem(name) or entry.refusal or self._duplicate(name)
+        if reason is None:
+            reason = self._sort(name, entry)
+        if reason is not None:
+            self.refuse(name, reason)
+
+    def finish(self) -> UploadedFiles:
+        folders = {str(PurePosixPath(name).parent) for name in self.kept}
+        if len(folders) > 1:
+            named = ", ".join(sorted(folders))
+            self.refuse("upload", f"adapter files lie in several folders ({named}): send one")
+        if self.problems:
+            raise InvalidAdapterError(self.problems)
+        notes = (f"ignored: {', '.join(sorted(self.ignored))}",) if self.ignored else ()
+        return UploadedFiles(
+            {PurePosixPath(name).name: path for name, path in self.kept.items()}, notes
+        )
+
+    def _duplicate(self, name: str) -> str | None:
+        key = unicodedata.normalize("NFC", name).casefold()
+        twin = self.names.get(key)
+        self.names[key] = name
+        return None if twin is None else f"comes twice, as {twin!r} too (case does not count)"
+
+    def _sort(self, name: str, entry: Entry) -> str | None:
+        """Keep, ignore or refuse an honest plain file; the reason for refusing it."""
+        base = PurePosixPath(name).name
+        if self.wanted(base):
+            self._copy(name, entry)
+            return None
+        reason = _refusal_by_name(base.lower())
+        if reason is None:
+            self.ignored.append(name)
+        return reason
+
+    def _copy(self, name: str, entry: Entry) -> None:
+        target = self.into / f"file-{len(self.kept)}"
+        with entry.open() as source, target.open("wb") as sink:
+            while chunk := source.read(_CHUNK):
+                self.written += len(chunk)
+                if self.written > self.limit:
+                    raise ArchiveError(f"{name!r}: more than the limit of {self.limit} bytes")
+                sink.write(chunk)
+        self.kept[name] = target
+
+
+def _name_problem(name: str) -> str | None:
+    if not name or not name.isprintable() or len(name) > _MAX_NAME:
+        return "has a name that is empty, not printable or longer than 255 characters"
+    if name.startswith("/") or "\\" in name or ":" in name:
+        return "is an absolute path or holds a backslash or a colon; send plain relative names"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "holds an empty, '.' or '..' part; send plain relative names"
+    return None
+
+
+def _refusal_by_name(base: str) -> str | None:
+    if base.endswith(PICKLE_SUFFIXES):
+        return "is a pickle, which can run code when it is read; send safetensors"
+    if base.endswith(".safetensors.index.json"):
+        return "belongs to a sharded adapter; save it as one adapter_model.safetensors"
+    if base.endswith(".safetensors"):
+        return "is a tensor file that no adapter format reads; send one adapter_model.safetensors"
+    if any(fnmatch(base, pattern) for pattern in HARMLESS):
+        return None
+    return "is no file of an adapter; leave it out"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)
