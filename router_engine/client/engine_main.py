@@ -105,9 +105,9 @@ class _ZmqChannel:
     def send(self, report: Report) -> None:
         self._socket.send(encode(report))
 
-    def receive(self, *, block: bool) -> Sequence[Command]:
-        if block:
-            self._poller.poll()
+    def receive(self, timeout: float | None) -> Sequence[Command]:
+        if timeout != 0:
+            self._poller.poll(None if timeout is None else int(1000 * timeout))
         # Emptied before the commands are read: a later wake-up ends the next wait.
         with suppress(BlockingIOError):
             while os.read(self._wake_read, 1024):

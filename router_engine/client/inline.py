@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -153,15 +153,14 @@ class _QueueChannel:
     def send(self, report: Report) -> None:
         self._loop.call_soon_threadsafe(self._deliver, report)
 
-    def receive(self, *, block: bool) -> Sequence[Command]:
+    def receive(self, timeout: float | None) -> Sequence[Command]:
         commands: list[Command] = []
-        while True:
-            try:
-                item = self._items.get(block=block)
-            except Empty:
-                return commands
-            block = False
-            if isinstance(item, _Hold):
-                item.wait()
-            elif item is not None:
-                commands.append(item)
+        with suppress(Empty):
+            item = self._items.get(timeout=timeout) if timeout != 0 else self._items.get_nowait()
+            while True:
+                if isinstance(item, _Hold):
+                    item.wait()
+                elif item is not None:
+                    commands.append(item)
+                item = self._items.get_nowait()
+        return commands

@@ -40,6 +40,8 @@ from router_engine.events import EngineEvent
 from router_engine.request import EngineRequest
 from router_engine.stats import EngineStats
 
+_IDLE_SECONDS = 1.0
+
 
 class SteppedEngine(Protocol):
     """What the loop drives: `router_engine.engine.Engine`, without importing torch."""
@@ -78,15 +80,18 @@ class SteppedEngine(Protocol):
 class Channel(Protocol):
     """The loop's side of the way to its client."""
 
-    def receive(self, *, block: bool) -> Sequence[Command]:
-        """Every command that waits. With `block`, returns once there is one or on `wake`."""
+    def receive(self, timeout: float | None) -> Sequence[Command]:
+        """Every command that waits; none when `timeout` seconds pass (None: for ever) or on `wake`.
+
+        It waits only while there is no command.
+        """
         ...
 
     def send(self, report: Report) -> None:
         """Hand a report over; never waits for the client. Engine thread only."""
 
     def wake(self) -> None:
-        """End a blocked `receive`, or the next one. From any thread."""
+        """End the wait of this `receive`, or of the next. From any thread."""
 
 
 EngineFactory = Callable[[Callable[[], None]], SteppedEngine]
@@ -118,24 +123,34 @@ class EngineLoop:
         self._channel = channel
         # A future may be resolved on a loader's thread; only this thread may send.
         self._settled: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        self._unchecked = False  # something happened since the last integrity check
 
     def run(self) -> None:
         """Return on Shutdown; an exception means that the engine can no longer be trusted."""
-        unchecked = False
         while True:
-            idle = not self._engine.has_work and self._settled.empty()
-            if idle and unchecked:
-                self._engine.check_integrity()
-                unchecked = False
-            for command in self._channel.receive(block=idle):
-                unchecked = True
+            for command in self._next_commands():
                 if isinstance(command, Shutdown):
+                    self._engine.check_integrity()
                     return
+                self._unchecked = True
                 self._handle(command)
             if events := self._engine.step():
-                unchecked = True
+                self._unchecked = True
                 self._channel.send(StepEvents.of(events))
             self._send_settled()
+
+    def _next_commands(self) -> Sequence[Command]:
+        """What waits; with nothing to run, waits for more and looks after the invariants."""
+        if self._engine.has_work or not self._settled.empty():
+            return self._channel.receive(0.0)
+        if not self._unchecked:
+            return self._channel.receive(None)
+        # The check takes as long as many steps: not in the gaps between one request and the next.
+        commands = self._channel.receive(_IDLE_SECONDS)
+        if not commands and not self._engine.has_work:
+            self._engine.check_integrity()
+            self._unchecked = False
+        return commands
 
     def _handle(self, command: Submit | Cancel | AnyCall) -> None:
         match command:

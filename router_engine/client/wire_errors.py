@@ -19,7 +19,7 @@ _KNOWN: dict[str, type[Exception]] = {
 
 
 class WireError(msgspec.Struct, frozen=True):
-    """An exception as data. `kind` is the name of its class."""
+    """An exception as data. `kind` names its class, or the nearest that both sides know."""
 
     kind: str
     message: str
@@ -29,7 +29,8 @@ class WireError(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, error: BaseException) -> WireError:
-        kind, message = type(error).__name__, str(error)
+        lineage = [kind.__name__ for kind in type(error).__mro__ if kind in _KNOWN.values()]
+        kind, message = (lineage or [type(error).__name__])[0], str(error)
         if isinstance(error, AdapterNotFoundError):
             return cls(kind, message, reference=error.reference, near=error.near)
         if isinstance(error, InvalidAdapterError):
