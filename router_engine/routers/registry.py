@@ -1,0 +1,140 @@
+"""Which routers there are: the built-in ones and those of the entry-point group.
+
+A registry is complete when it is made; nothing can be added later. A router's module is imported
+when the router is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from router_engine.errors import RouterError
+from router_engine.routers.base import RequestRouter, TokenRouter
+from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.errors import RouterInputError
+from router_engine.routers.params import near_names, parse_params
+
+GROUP = "adaptermix.routers"
+Level = Literal["request", "token"]
+
+_BUILT_IN = (
+    EntryPoint("given", "router_engine.routers.token.given:SPEC", GROUP),
+    EntryPoint("similarity", "router_engine.routers.similarity:SPEC", GROUP),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServices:
+    """What the server's process has to offer to a request router."""
+
+    encoder: EncoderClient | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenServices:
+    """What the engine's process has to offer to a token router.
+
+    `wake` may be called from any thread: it makes the engine poll its routers.
+    """
+
+    wake: Callable[[], None]
+    encoder_endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """One router: its name, its parameters, and how it is made at each level that it works at."""
+
+    name: str
+    summary: str
+    params: type[BaseModel]
+    request: Callable[[RequestServices], RequestRouter] | None = None
+    token: Callable[[TokenServices], TokenRouter] | None = None
+    needs_encoder: bool = False  # reads text: candidates need centroids, a worker must run
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        made: dict[Level, object] = {"request": self.request, "token": self.token}
+        return tuple(level for level, factory in made.items() if factory is not None)
+
+    def check(self, level: Level, params: Mapping[str, Any]) -> None:
+        """Raises RouterInputError when the level or a parameter is not one of this router's."""
+        if level not in self.levels:
+            raise RouterInputError(
+                f"router {self.name!r} works at level {' or '.join(self.levels)}, not {level!r}"
+            )
+        parse_params(self.params, self.name, params)
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON schema of the parameters."""
+        return self.params.model_json_schema()
+
+
+class RouterRegistry:
+    """Routers by name, each imported at its first use."""
+
+    def __init__(self, entries: Iterable[EntryPoint]) -> None:
+        """Raises RouterError when two entries share a name."""
+        self._entries: dict[str, EntryPoint] = {}
+        for entry in entries:
+            other = self._entries.setdefault(entry.name, entry)
+            if other is not entry and other.value != entry.value:
+                raise RouterError(
+                    f"two routers are named {entry.name!r}: {other.value} and {entry.value}"
+                )
+        self._specs: dict[str, RouterSpec] = {}
+
+    @classmethod
+    def discover(cls) -> RouterRegistry:
+        """The built-in routers and those of installed packages."""
+        return cls([*_BUILT_IN, *entry_points(group=GROUP)])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._entries))
+
+    def get(self, name: str) -> RouterSpec:
+        """Raises RouterInputError, with near names and all known ones, for an unknown name."""
+        if name not in self._entries:
+            raise RouterInputError(
+                f"unknown router {name!r}{near_names(name, self.names)} "
+                f"(known: {', '.join(self.names)})"
+            )
+        if name not in self._specs:
+            self._specs[name] = _load(self._entries[name])
+        return self._specs[name]
+
+    def token_routers(self, services: TokenServices) -> dict[str, TokenRouter]:
+        """Every token router that can run with these services, ready to use."""
+        specs = [self.get(name) for name in self.names]
+        return {
+            spec.name: spec.token(services)
+            for spec in specs
+            if spec.token and (services.encoder_endpoint is not None or not spec.needs_encoder)
+        }
+
+    def request_routers(self, services: RequestServices) -> dict[str, RequestRouter]:
+        """Every request router that can run with these services, ready to use."""
+        specs = [self.get(name) for name in self.names]
+        return {
+            spec.name: spec.request(services)
+            for spec in specs
+            if spec.request and (services.encoder is not None or not spec.needs_encoder)
+        }
+
+
+def _load(entry: EntryPoint) -> RouterSpec:
+    try:
+        spec = entry.load()
+    except Exception as error:  # a third party's module may fail in any way
+        raise RouterError(
+            f"router {entry.name!r} ({entry.value}) cannot be loaded: {error}"
+        ) from error
+    if not isinstance(spec, RouterSpec) or spec.name != entry.name:
+        raise RouterError(f"{entry.value} is no RouterSpec with the name {entry.name!r}")
+    return spec

@@ -1,0 +1,113 @@
+"""Scores and weights against the equations, written out number by number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router_engine.routers.errors import RouterInputError
+from router_engine.routers.scoring import (
+    SimilarityParams,
+    cosine_scores,
+    weights_from_scores,
+    winner_is_pushed_down,
+)
+
+SCORES = np.array([0.2, 0.5, 0.1, 0.2])
+
+
+def weigh(params: dict[str, Any], scores: Any = SCORES) -> tuple[float, ...]:
+    return weights_from_scores(np.asarray(scores, dtype=np.float64), SimilarityParams.parse(params))
+
+
+def test_cosine_divides_by_both_lengths() -> None:
+    scores = cosine_scores([3.0, 4.0], [[2.0, 0.0], [-30.0, -40.0], [4.0, -3.0], [0.0, 0.0]])
+    assert scores == pytest.approx([0.6, -1.0, 0.0, 0.0])
+
+
+def test_softmax_is_of_scores_over_temperature() -> None:
+    exponentials = [math.exp(s / 0.25) for s in SCORES]
+    expected = [e / sum(exponentials) for e in exponentials]
+    assert weigh({"temperature": 0.25}) == pytest.approx(expected)
+
+
+def test_top_k_takes_the_softmax_over_the_kept_ones_only() -> None:
+    best, second = math.exp(0.5 / 0.1), math.exp(0.2 / 0.1)
+    expected = [second / (best + second), best / (best + second), 0.0, 0.0]
+    assert weigh({"temperature": 0.1, "top_k": 2}) == pytest.approx(expected)
+
+
+def test_top_k_prefers_the_earlier_of_two_equal_scores() -> None:
+    weights = weigh({"top_k": 2}, [0.3, 0.1, 0.3, 0.3])
+    assert [w > 0 for w in weights] == [True, False, True, False]
+
+
+def test_top_k_above_the_number_of_candidates_keeps_all() -> None:
+    assert weigh({"top_k": 9}) == weigh({})
+
+
+def test_paper_sharpens_the_winner_alone() -> None:
+    exponentials = [math.exp(s) for s in (0.2, 4.0 * 0.5, 0.1, 0.2)]
+    expected = [e / sum(exponentials) for e in exponentials]
+    assert weigh({"scoring": "paper"}) == pytest.approx(expected)
+
+
+def test_paper_gives_the_published_example() -> None:
+    weights = weigh({"scoring": "paper"}, [0.5, 0.2, 0.2, 0.2])
+    assert weights == pytest.approx([0.66, 0.11, 0.11, 0.11], abs=0.01)
+
+
+def test_paper_sharpens_the_first_of_equal_winners() -> None:
+    weights = weigh({"scoring": "paper"}, [0.4, 0.4])
+    assert weights[0] > weights[1]
+
+
+def test_paper_pushes_a_negative_winner_down() -> None:
+    scores = np.array([-0.1, -0.2])
+    params = SimilarityParams.parse({"scoring": "paper"})
+    exponentials = [math.exp(-0.4), math.exp(-0.2)]
+    expected = [e / sum(exponentials) for e in exponentials]
+    assert weights_from_scores(scores, params) == pytest.approx(expected)
+    assert winner_is_pushed_down(scores, params)
+    assert not winner_is_pushed_down(-scores, params)
+    assert not winner_is_pushed_down(scores, SimilarityParams.parse({}))
+
+
+def test_weights_are_finite_at_extreme_scores() -> None:
+    assert weigh({"temperature": 1e-6}, [1.0, -1.0]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"temprature": 1.0}, "'temprature'; did you mean temperature"),
+        ({"every": 2}, "takes no parameter 'every'"),
+        ({"temperature": 0.0}, "temperature = 0.0"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"temperature": "0.1"}, "temperature = '0.1'"),
+        ({"top_k": 0}, "top_k = 0"),
+        ({"top_k": True}, "top_k = True"),
+        ({"scoring": "cosine"}, "scoring = 'cosine'"),
+        ({"window": "middle"}, "window = 'middle'"),
+        ({"scoring": "paper", "temperature": 0.1}, "temperature does nothing under"),
+        ({"scoring": "paper", "top_k": 2}, "top_k does nothing under"),
+        ({"sharpening": 4.0}, "use scoring='paper'"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(params: dict[str, Any], said: str) -> None:
+    with pytest.raises(RouterInputError) as caught:
+        SimilarityParams.parse(params)
+    assert said in str(caught.value)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(RouterInputError, match=r"'a'.*'b'.*temperature = -1"):
+        SimilarityParams.parse({"a": 1, "b": 2, "temperature": -1.0})
+
+
+def test_defaults_are_the_fast_ones() -> None:
+    params = SimilarityParams.parse({})
+    assert (params.scoring, params.temperature, params.window) == ("softmax", 0.1, "tail")
