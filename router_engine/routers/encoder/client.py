@@ -50,7 +50,7 @@ class EncoderClient:
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
         self._max_waiting = max_waiting
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
@@ -60,6 +60,7 @@ class EncoderClient:
 
     async def start(self) -> None:
         """Begin to connect; the worker need not be there yet."""
+        self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)  # milliseconds
@@ -76,10 +77,10 @@ class EncoderClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._lose()
-        if self._socket is not None:
+        if self._socket is not None and self._context is not None:
             self._socket.disable_monitor()
-        self._socket = None
-        self._context.destroy(linger=0)
+            self._context.destroy(linger=0)
+        self._socket = self._context = None
 
     async def __aenter__(self) -> EncoderClient:
         await self.start()

@@ -50,7 +50,7 @@ class EncoderProcess:
         try:
             return self._await_ready(self._child)
         except BaseException:
-            self.stop()
+            self.stop(timeout=0)
             raise
 
     def stop(self, timeout: float = 5.0) -> None:

@@ -12,24 +12,35 @@ import sys
 from pathlib import Path
 
 import msgspec
-import torch
 import zmq
-from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from router_engine.routers.encoder.config import Started, StartOrder
 from router_engine.routers.encoder.messages import encode
-from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.encoder.service import Answer, EncoderService
+from router_engine.routers.errors import RouterInputError
 
 MAX_PENDING = 4096  # asks taken in; more wait in the sockets' own bounded queues
 MAX_MESSAGE_BYTES = 64 << 20
 
 
 def build_service(order: StartOrder) -> tuple[EncoderService, Started]:
-    """Load encoder and tokenizer."""
+    """Load encoder and tokenizer.
+
+    The heavy imports are in here: an endpoint that cannot be bound is known seconds before them.
+    """
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    from router_engine.routers.encoder.sentence import SentenceEncoder
+
+    torch.set_num_threads(order.num_threads)
+    transformers_logging.disable_progress_bar()
     encoder = SentenceEncoder(Path(order.encoder_dir), max_batch=order.max_batch)
-    tokenizer = AutoTokenizer.from_pretrained(order.tokenizer_dir, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(order.tokenizer_dir, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise RouterInputError(f"no tokenizer in {order.tokenizer_dir}: {error}") from error
 
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
@@ -86,12 +97,10 @@ def main() -> None:
     to_parent = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no message
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=StartOrder)
-    torch.set_num_threads(order.num_threads)
-    transformers_logging.disable_progress_bar()
     context = zmq.Context[zmq.Socket[bytes]]()
     try:
-        service, started = build_service(order)
         socket = listen(context, order.endpoint)
+        service, started = build_service(order)
     except Exception as error:
         started = Started(error=f"{type(error).__name__}: {error}")
         to_parent.write(msgspec.json.encode(started) + b"\n")
@@ -101,6 +110,7 @@ def main() -> None:
     to_parent.close()
     serve(service, socket, sys.stdin.fileno())
     context.destroy(linger=0)
+    os._exit(0)  # nothing is left to write, and torch takes a second to fold up
 
 
 if __name__ == "__main__":

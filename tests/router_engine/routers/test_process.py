@@ -1,0 +1,93 @@
+"""The worker's life as a process: start, failure to start, restart, death with its parent."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.sentence import SentenceEncoder
+from router_engine.routers.errors import RouterUnavailableError
+
+_PARENT = """
+import os, sys
+from pathlib import Path
+from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.process import EncoderProcess
+
+encoder, tokenizer, endpoint = sys.argv[1:]
+process = EncoderProcess(EncoderConfig(Path(encoder), Path(tokenizer), endpoint, dict(os.environ)))
+process.start()
+sys.stdout.write(f"{process.pid}\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def config(encoder_config: EncoderConfig, tmp_path: Path) -> EncoderConfig:
+    """A place of its own, so that the shared worker is left alone."""
+    return dataclasses.replace(encoder_config, endpoint=f"ipc://{tmp_path / 'encoder'}")
+
+
+def test_start_says_who_is_there_and_stop_ends_it(config: EncoderConfig) -> None:
+    process = EncoderProcess(config)
+    assert not process.alive
+    started = process.start()
+    assert process.alive
+    assert started.digest == SentenceEncoder(config.encoder_dir).digest
+    with pytest.raises(RouterUnavailableError, match="runs already"):
+        process.start()
+    process.stop()
+    assert not process.alive
+    assert process.pid is None
+    process.stop()
+
+
+@pytest.mark.parametrize("wrong", ["encoder_dir", "tokenizer_dir"])
+def test_a_worker_that_cannot_start_says_why(
+    config: EncoderConfig, tmp_path: Path, wrong: str
+) -> None:
+    process = EncoderProcess(dataclasses.replace(config, **{wrong: tmp_path}))
+    with pytest.raises(RouterUnavailableError, match=str(tmp_path)):
+        process.start()
+    assert not process.alive
+
+
+def test_an_endpoint_that_cannot_be_bound_is_reported(config: EncoderConfig) -> None:
+    process = EncoderProcess(dataclasses.replace(config, endpoint="nowhere"))
+    with pytest.raises(RouterUnavailableError, match="Invalid argument"):
+        process.start()
+
+
+def test_a_worker_that_is_too_slow_is_stopped(config: EncoderConfig) -> None:
+    process = EncoderProcess(dataclasses.replace(config, start_seconds=0.01))
+    with pytest.raises(RouterUnavailableError, match=r"not ready after 0\.01 s"):
+        process.start()
+    assert not process.alive
+
+
+def test_the_worker_ends_when_its_parent_is_killed(config: EncoderConfig) -> None:
+    arguments = [str(config.encoder_dir), str(config.tokenizer_dir), config.endpoint]
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=dict(config.environment),
+    ) as parent:
+        assert parent.stdout is not None
+        worker = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            parent.send_signal(signal.SIGKILL)
+            ended, _, _ = select.select([worker], [], [], 20)
+            assert ended == [worker]
+        finally:
+            os.close(worker)

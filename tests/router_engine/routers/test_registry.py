@@ -1,0 +1,116 @@
+"""Which routers there are, and what is said of those that are not."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from router_engine.errors import RouterError
+from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.errors import RouterInputError, RouterUnavailableError
+from router_engine.routers.registry import (
+    GROUP,
+    RequestServices,
+    RouterRegistry,
+    RouterSpec,
+    TokenServices,
+)
+from router_engine.routers.request.similarity import SimilarityRequestRouter
+from router_engine.routers.token.given import GivenParams, GivenTokenRouter
+from router_engine.routers.token.similarity import SimilarityTokenRouter
+
+THIRD_PARTY = RouterSpec("mine", "A test's own.", GivenParams, token=lambda s: GivenTokenRouter())
+NOT_A_SPEC = "mine"
+
+
+def here(name: str, attribute: str) -> EntryPoint:
+    return EntryPoint(name, f"{__name__}:{attribute}", GROUP)
+
+
+def nothing() -> None:
+    return
+
+
+def test_the_built_in_routers_are_there() -> None:
+    registry = RouterRegistry.discover()
+    assert registry.names == ("given", "similarity")
+    assert registry.get("similarity").levels == ("request", "token")
+    assert registry.get("given").levels == ("token",)
+
+
+def test_each_router_describes_its_parameters() -> None:
+    schema = RouterRegistry.discover().get("similarity").json_schema()
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == {
+        "scoring",
+        "temperature",
+        "top_k",
+        "sharpening",
+        "window",
+    }
+
+
+def test_an_unknown_router_is_named_with_its_neighbours() -> None:
+    with pytest.raises(RouterInputError) as caught:
+        RouterRegistry.discover().get("similarty")
+    assert str(caught.value) == (
+        "unknown router 'similarty'; did you mean similarity? (known: given, similarity)"
+    )
+
+
+def test_a_level_or_parameter_that_a_router_lacks_is_refused() -> None:
+    registry = RouterRegistry.discover()
+    registry.get("similarity").check("request", {"top_k": 2})
+    with pytest.raises(RouterInputError, match="works at level token, not 'request'"):
+        registry.get("given").check("request", {"weights": [[1.0]]})
+    with pytest.raises(RouterInputError, match="no parameter 'every'"):
+        registry.get("similarity").check("token", {"every": 2})
+
+
+def test_only_what_the_services_allow_is_made(tmp_path: Path) -> None:
+    registry = RouterRegistry.discover()
+    assert set(registry.token_routers(TokenServices(wake=nothing))) == {"given"}
+    assert registry.request_routers(RequestServices()) == {}
+    endpoint = f"ipc://{tmp_path / 'encoder'}"
+    routers = registry.token_routers(TokenServices(nothing, endpoint))
+    assert isinstance(routers["similarity"], SimilarityTokenRouter)
+    for router in routers.values():
+        router.close()
+    by_request = registry.request_routers(RequestServices(EncoderClient(endpoint)))
+    assert isinstance(by_request["similarity"], SimilarityRequestRouter)
+
+
+def test_similarity_without_an_encoder_says_so() -> None:
+    spec = RouterRegistry.discover().get("similarity")
+    assert spec.token is not None
+    assert spec.request is not None
+    with pytest.raises(RouterUnavailableError, match="runs none"):
+        spec.token(TokenServices(nothing))
+    with pytest.raises(RouterUnavailableError, match="runs none"):
+        spec.request(RequestServices())
+
+
+def test_a_third_party_joins_by_an_entry_point() -> None:
+    registry = RouterRegistry([here("mine", "THIRD_PARTY")])
+    assert registry.get("mine") is THIRD_PARTY
+    assert set(registry.token_routers(TokenServices(nothing))) == {"mine"}
+
+
+def test_a_router_is_imported_when_it_is_asked_for() -> None:
+    registry = RouterRegistry([EntryPoint("broken", "no_such_module:SPEC", GROUP)])
+    assert registry.names == ("broken",)
+    with pytest.raises(RouterError, match=r"'broken' \(no_such_module:SPEC\) cannot be loaded"):
+        registry.get("broken")
+
+
+@pytest.mark.parametrize("entry", [here("mine", "NOT_A_SPEC"), here("other", "THIRD_PARTY")])
+def test_an_entry_must_be_a_spec_of_its_name(entry: EntryPoint) -> None:
+    with pytest.raises(RouterError, match="is no RouterSpec with the name"):
+        RouterRegistry([entry]).get(entry.name)
+
+
+def test_two_routers_of_one_name_are_refused() -> None:
+    with pytest.raises(RouterError, match="two routers are named 'mine'"):
+        RouterRegistry([here("mine", "THIRD_PARTY"), here("mine", "NOT_A_SPEC")])
