@@ -1,0 +1,254 @@
+"""A runner without a model: KV entries and tokens are hashes, so any mix-up changes the text.
+
+The entry at a position hashes the entries before it *as found through the block table*, the token
+and the mixture in force; a token is drawn from the entry at the last position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from adapters_store.types import mixture_key
+from router_engine.config import SchedulerConfig
+from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
+from router_engine.kv.block_pool import BlockPool
+from router_engine.kv.integrity import check_integrity
+from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
+from router_engine.scheduling.scheduler import Scheduler
+
+BLOCK_SIZE = 4
+MAX_MODEL_LEN = 48
+VOCAB = 40
+Weights = tuple[float, ...]
+
+
+def hashed(*parts: object) -> bytes:
+    return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def token_from(entry: bytes) -> int:
+    return int.from_bytes(entry[:4], "little") % VOCAB
+
+
+def router_weights(token_ids: Sequence[int], candidates: int) -> Weights:
+    """What the router of these tests says of a text: few values, so that they recur."""
+    entry = hashed("router", tuple(token_ids))
+    return tuple(entry[i] % 3 / 2 for i in range(candidates))
+
+
+class HashRunner:
+    """KV entries by (block, offset); `run` is what the model's runner is in the engine."""
+
+    def __init__(self) -> None:
+        self.kv: dict[tuple[int, int], tuple[int, bytes]] = {}  # -> (position, entry)
+
+    def run(self, plan: StepPlan) -> StepOutput:
+        samples = []
+        for row in plan.rows:
+            entry = self._run_row(row)
+            if row.sample:
+                samples.append(SampledToken(token_from(entry), -1.0))
+        return StepOutput(tuple(samples))
+
+    def _run_row(self, row: PlannedRow) -> bytes:
+        by_position = [weights for length, weights in row.weight_runs for _ in range(length)]
+        assert len(by_position) == len(row.token_ids) > 0
+        entries = [self._read(row, position) for position in range(row.start)]
+        for token, weights in zip(row.token_ids, by_position, strict=True):
+            position = len(entries)
+            entries.append(entry_of(entries, token, row, weights))
+            self.kv[self._place(row, position)] = (position, entries[-1])
+        return entries[-1]
+
+    def _read(self, row: PlannedRow, position: int) -> bytes:
+        written_at, entry = self.kv[self._place(row, position)]
+        assert written_at == position
+        return entry
+
+    @staticmethod
+    def _place(row: PlannedRow, position: int) -> tuple[int, int]:
+        return row.block_ids[position // BLOCK_SIZE], position % BLOCK_SIZE
+
+
+def entry_of(
+    before: Sequence[bytes], token: int, of: PlannedRow | EngineRequest, weights: Weights
+) -> bytes:
+    """KV entry of a token behind the entries `before`, under a mixture."""
+    mixture = mixture_key(dict(zip(of.adapters, weights, strict=True)), of.combination)
+    return hashed(tuple(before), token, mixture)
+
+
+def expected_tokens(request: EngineRequest) -> list[int]:
+    """The text of a request that runs alone in unbounded memory; stop ids end it unseen."""
+    tokens = list(request.prompt_token_ids)
+    entries: list[bytes] = []
+    weights = request.weights
+    sampling, routing = request.sampling, request.routing
+    for index in range(sampling.max_new_tokens):
+        if routing is not None and index % routing.every == 0:
+            weights = router_weights(tokens, len(request.adapters))
+            if routing.context == "recompute":
+                entries = []
+        for token in tokens[len(entries) :]:
+            entries.append(entry_of(entries, token, request, weights))
+        drawn = token_from(entries[-1])
+        if drawn in sampling.stop_token_ids and index >= sampling.min_new_tokens:
+            break
+        tokens.append(drawn)
+        if len(tokens) == MAX_MODEL_LEN:
+            break
+    return tokens[len(request.prompt_token_ids) :]
+
+
+class Drive:
+    """The engine's loop around a scheduler; checks integrity after every operation."""
+
+    def __init__(
+        self, config: SchedulerConfig, *, num_blocks: int = 64, prefix_cache: bool = True
+    ) -> None:
+        self.now = 0.0
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(
+            config,
+            self.pool,
+            block_size=BLOCK_SIZE,
+            max_model_len=MAX_MODEL_LEN,
+            prefix_cache=prefix_cache,
+            clock=lambda: self.now,
+        )
+        self.runner = HashRunner()
+        self.requests: dict[str, EngineRequest] = {}
+        self.asks: dict[str, int] = {}  # request id -> length of the text asked about
+        self.texts: dict[str, list[int]] = {}  # what the router was told
+        self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.weights: dict[str, list[Weights]] = defaultdict(list)
+        self.finals: dict[str, FinalEvent] = {}
+        self.plans: list[StepPlan] = []
+
+    def add(self, request: EngineRequest, *, ready: bool = True) -> FinalEvent | None:
+        """`ready`: adapters are on the device, and the router answers about the prompt at once."""
+        self.requests[request.request_id] = request
+        final = self.scheduler.add(request)
+        self._note([final])
+        if final is None and request.routing is not None:
+            self._tell(request.request_id, request.prompt_token_ids)
+        if ready:
+            self.scheduler.adapters_ready(request.request_id)
+            self.answer(request.request_id)
+        self.check()
+        return final
+
+    def answer(self, request_id: str) -> None:
+        """The router answers what it was asked about a request, if it was."""
+        num_tokens = self.asks.pop(request_id, None)
+        if num_tokens is not None:
+            request = self.requests[request_id]
+            weights = router_weights(self.texts[request_id], len(request.adapters))
+            self.scheduler.set_weights(request_id, num_tokens, weights)
+            self.check()
+
+    def answer_all(self) -> None:
+        for request_id in tuple(self.asks):
+            self.answer(request_id)
+
+    def cancel(self, request_id: str) -> None:
+        self._note([self.scheduler.cancel(request_id)])
+        self.check()
+
+    def step(self, cancelled_in_flight: Sequence[str] = ()) -> StepPlan | None:
+        plan = self.scheduler.schedule()
+        self.check()
+        if plan is None:
+            return None
+        assert plan.num_tokens <= self.scheduler.config.max_step_tokens
+        assert len({row.request_id for row in plan.rows}) == len(plan.rows)
+        self.plans.append(plan)
+        out = self.runner.run(plan)
+        for request_id in cancelled_in_flight:
+            self.cancel(request_id)
+        self._note(self.scheduler.update(plan, out))
+        self.check()
+        for request_id, token_ids in self.scheduler.take_route_requests():
+            self._tell(request_id, token_ids)
+        self.now += 1.0
+        return plan
+
+    def drain(self, max_steps: int = 5000) -> None:
+        """Step, and answer every question at once, until nobody is live."""
+        for _ in range(max_steps):
+            self.answer_all()
+            for request_id in tuple(self.scheduler.live):
+                self.scheduler.adapters_ready(request_id)
+            if not self.scheduler.live:
+                return
+            assert self.step() is not None, "live requests, but none can run"
+        raise AssertionError(f"still live after {max_steps} steps: {list(self.scheduler.live)}")
+
+    def check(self) -> None:
+        check_integrity(self.scheduler, self.pool)
+
+    def check_texts(self) -> None:
+        """Every request ended once, and its text is that of the request alone."""
+        assert self.finals.keys() == self.requests.keys()
+        for request_id, request in self.requests.items():
+            final, tokens = self.finals[request_id], self.tokens[request_id]
+            if final.reason is FinishReason.REFUSED:
+                assert tokens == []
+                continue
+            expected = expected_tokens(request)
+            whole = final.reason in (FinishReason.LENGTH, FinishReason.STOP_TOKEN)
+            assert tokens == (expected if whole else expected[: len(tokens)])
+            assert final.num_generated_tokens == len(tokens)
+
+    def _tell(self, request_id: str, token_ids: Sequence[int]) -> None:
+        assert request_id not in self.asks
+        text = self.texts.setdefault(request_id, [])
+        text.extend(token_ids)
+        self.asks[request_id] = len(text)
+
+    def _note(self, events: Sequence[EngineEvent | None]) -> None:
+        for event in events:
+            if event is None:
+                continue
+            assert event.request_id not in self.finals, "an event after the final one"
+            if isinstance(event, TokenEvent):
+                self.tokens[event.request_id].append(event.token_id)
+                self.weights[event.request_id].append(event.weights)
+            else:
+                self.finals[event.request_id] = event
+
+
+def fixed(
+    request_id: str,
+    prompt: Sequence[int],
+    new: int = 4,
+    *,
+    mixture: Mapping[str, float] | None = None,
+    priority: int = 0,
+    sampling: SamplingParams | None = None,
+) -> EngineRequest:
+    mixture = mixture or {}
+    return EngineRequest(
+        request_id,
+        tuple(prompt),
+        sampling or SamplingParams(max_new_tokens=new),
+        tuple(mixture),
+        tuple(mixture.values()),
+        priority=priority,
+    )
+
+
+def routed(
+    request_id: str, prompt: Sequence[int], new: int = 4, *, routing: TokenRouting
+) -> EngineRequest:
+    return EngineRequest(
+        request_id,
+        tuple(prompt),
+        SamplingParams(max_new_tokens=new),
+        ("sha256:a", "sha256:b"),
+        routing=routing,
+        report_weights=True,
+    )
