@@ -40,7 +40,11 @@ class InlineEngineClient(SessionClient):
     async def start(self) -> None:
         """See `EngineClient.start`."""
         thread = _EngineThread(self._build, self._stopped)
-        self._info = await thread.session.ready
+        try:
+            self._info = await thread.session.ready
+        except BaseException:
+            self._stopped()
+            raise
         self._thread = thread
         self._state = EngineState.READY
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters_store.errors import StoreError
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, EngineState, MergedState
 from router_engine.client.child import EngineChild
+from router_engine.client.desired import DesiredState
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.session import EngineSession
 from router_engine.client.session_client import SessionClient
 from router_engine.client.supervisor import RestartPolicy, Supervisor
-from router_engine.errors import EngineDiedError, EngineError, EngineNotReadyError
-
-_RESTORE_ATTEMPTS = 3
-
-_logger = logging.getLogger(__name__)
+from router_engine.errors import EngineNotReadyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +24,6 @@ class ProcessLimits:
     stop: float = 10.0
     answer: float | None = None  # between two steps; a process that takes longer is killed
     restart: RestartPolicy = field(default_factory=RestartPolicy)
-
-
-@dataclass(slots=True)
-class _Desired:
-    """What admins asked for and a restarted engine must have again."""
-
-    pins: set[str] = field(default_factory=set)
-    mixture: ResolvedMixture | None = None
-    deaths: int = 0  # engines in a row that died while they were given this
 
 
 class ProcessEngineClient(SessionClient):
@@ -61,10 +47,10 @@ class ProcessEngineClient(SessionClient):
         self._config = config
         self._environment = dict(environment)
         self._limits = limits or ProcessLimits()
-        self._desired = _Desired()
+        self._desired = DesiredState()
         self._info: EngineInfo | None = None
         self._supervisor = Supervisor(
-            self._launch, self._restore, self._limits.restart, self._limits.answer
+            self._launch, self._desired.restore, self._limits.restart, self._limits.answer
         )
 
     @property
@@ -103,16 +89,13 @@ class ProcessEngineClient(SessionClient):
     async def pin(self, digest: str, *, pinned: bool) -> AdapterResidency:
         """See `EngineClient.pin`; survives restarts."""
         state = await super().pin(digest, pinned=pinned)
-        if pinned:
-            self._desired.pins.add(digest)
-        else:
-            self._desired.pins.discard(digest)
+        self._desired.set_pin(digest, pinned=pinned)
         return state
 
     async def merge(self, mixture: ResolvedMixture | None) -> MergedState:
         """See `EngineClient.merge`; survives restarts."""
         state = await super().merge(mixture)
-        self._desired.mixture = state.mixture
+        self._desired.set_merged(state.mixture)
         return state
 
     def _session(self) -> EngineSession:
@@ -122,33 +105,3 @@ class ProcessEngineClient(SessionClient):
         child = await EngineChild.launch(self._config, self._environment, self._limits.start)
         self._info = child.info
         return child
-
-    async def _restore(self, session: EngineSession) -> None:
-        desired = self._desired
-        try:
-            for digest in sorted(desired.pins):
-                if not await _applied(session.pin(digest, pinned=True), f"the pin on {digest}"):
-                    desired.pins.discard(digest)
-            if desired.mixture is not None and not await _applied(
-                session.merge(desired.mixture), f"merged mixture {desired.mixture.digest}"
-            ):
-                desired.mixture = None
-            desired.deaths = 0
-        except EngineDiedError:
-            desired.deaths += 1
-            if desired.deaths >= _RESTORE_ATTEMPTS:
-                _logger.error("the engine keeps dying over its pins and merged mixture: dropped")
-                self._desired = _Desired()
-            raise
-
-
-async def _applied(call: Awaitable[object], what: str) -> bool:
-    """Whether a call that restores `what` worked; an engine that lives on goes on without it."""
-    try:
-        await call
-    except EngineDiedError:
-        raise
-    except (EngineError, StoreError) as error:
-        _logger.error("%s could not be put back: %s", what, error)
-        return False
-    return True

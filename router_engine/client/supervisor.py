@@ -71,7 +71,11 @@ class Supervisor:
 
     async def start(self) -> None:
         """Launch the first child; raises what `launch` raised, and does not try again."""
-        child = await self._launch()
+        try:
+            child = await self._launch()
+        except BaseException:
+            self._set_state(EngineState.STOPPED)
+            raise
         if self._state is EngineState.STOPPED:
             await child.kill()
             raise EngineNotReadyError("the engine was closed while it started")
