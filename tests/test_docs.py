@@ -1,0 +1,169 @@
+"""The documentation tells the truth: links lead somewhere, its code runs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks.process import publish, server
+from scripts.docs import CONFIGURATION, OPENAPI, ROOT, broken_links, generated, pages
+from tests.support.tiny import make_lora_folder
+
+_BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_SERVER = "http://127.0.0.1:8000"
+_SHELLS = ("sh", "bash")
+ADAPTERS = ("math", "science", "code", "reading")
+TEXTS = {
+    "math": ["3 rows of 12 books are 36 books."],
+    "science": ["Ice floats since it is less dense than water."],
+    "code": ["def add(a, b):\n    return a + b"],
+    "reading": ["The passage says that the treaty was signed in 1648."],
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced piece of code."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+
+    @property
+    def needs_server(self) -> bool:
+        return _SERVER in self.code
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for match in _BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(page, line, match[2], match[3]))
+    return found
+
+
+def blocks_in(*languages: str, live: bool) -> list[Block]:
+    chosen = [block for block in blocks() if block.language in languages]
+    return [block for block in chosen if block.needs_server is live]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user sees it, with tiny adapters in place of the examples."""
+    folder = tmp_path_factory.mktemp("desk")
+    for seed, name in enumerate(ADAPTERS):
+        make_lora_folder(folder / "examples" / "adapters" / name, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def live_url(desk: Path) -> Iterator[str]:
+    """A server with the tiny random model and four adapters under the examples' names."""
+    options = ["--model", "tiny-random", "--store", str(desk / "store")]
+    with server(options, desk / "server.log") as url:
+        for name in ADAPTERS:
+            publish(url, [desk / "examples" / "adapters" / name], TEXTS[name])
+        yield url
+
+
+def run(desk: Path, *command: str) -> str:
+    """What a command prints; curl fails where the server refuses."""
+    (desk / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
+    completed = subprocess.run(
+        command,
+        cwd=desk,
+        env={**os.environ, "CURL_HOME": str(desk)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A heading: one\n[a](#a-heading-one) [b](page.md#two) [c](gone.md) [d](https://x.org)\n"
+        "`[e](code.md)`\n```\n[f](block.md)\n```\n"
+    )
+    assert broken_links(page) == ["page.md#two", "gone.md"]
+
+
+def test_generated_pages_are_current() -> None:
+    stale = [page.name for page, text in generated() if page.read_text("utf-8") != text]
+    assert not stale, "run make docs"
+
+
+def test_every_route_of_the_api_has_an_example_and_its_errors() -> None:
+    paths = json.loads(OPENAPI.read_text("utf-8"))["paths"]
+    operations = [
+        (f"{verb} {path}", operation)
+        for path, item in paths.items()
+        for verb, operation in item.items()
+    ]
+    assert len(operations) > 15
+    bare = [name for name, operation in operations if not operation.get("summary")]
+    assert not bare
+    silent = [
+        name
+        for name, operation in operations
+        if "requestBody" in operation and "422" not in operation["responses"]
+    ]
+    assert not silent
+
+
+def test_configuration_is_linked_from_the_index() -> None:
+    assert CONFIGURATION.name in (ROOT / "docs" / "README.md").read_text("utf-8")
+
+
+def test_readme_shows_a_request() -> None:
+    assert [block for block in blocks_in(*_SHELLS, live=True) if block.page.name == "README.md"]
+
+
+@pytest.mark.parametrize("block", blocks_in("json", live=False), ids=str)
+def test_json_parses(block: Block) -> None:
+    json.loads(block.code)
+
+
+@pytest.mark.parametrize("block", blocks_in(*_SHELLS, live=False), ids=str)
+def test_shell_parses(block: Block) -> None:
+    completed = subprocess.run(
+        ["bash", "-n"], input=block.code, capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
+
+
+@pytest.mark.parametrize("block", blocks_in(*_SHELLS, live=True), ids=str)
+def test_requests_to_the_server_are_answered(block: Block, desk: Path, live_url: str) -> None:
+    assert shutil.which("curl"), "the examples are written with curl"
+    printed = run(desk, "bash", "-eu", "-c", block.code.replace(_SERVER, live_url))
+    assert printed.strip()
+
+
+@pytest.mark.parametrize("block", blocks_in("python", live=True), ids=str)
+def test_python_against_the_server_runs(block: Block, desk: Path, live_url: str) -> None:
+    run(desk, sys.executable, "-c", block.code.replace(_SERVER, live_url))
+
+
+@pytest.mark.parametrize("block", blocks_in("python", live=False), ids=str)
+def test_python_runs(block: Block, desk: Path) -> None:
+    run(desk, sys.executable, "-c", block.code)
