@@ -55,3 +55,10 @@ class TensorFileError(StoreError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(self.problems))
+
+
+class KeyNotFoundError(StoreError):
+    """No such API key."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"API key {key_id!r} does not exist")

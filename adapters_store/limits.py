@@ -20,3 +20,6 @@ class StoreLimits:
     max_texts: int = 4096
     max_text_bytes: int = 32 << 10  # one sample text, as UTF-8
     max_tags: int = 32
+
+
+DEFAULT_LIMITS = StoreLimits()

@@ -214,3 +214,17 @@ class CheckReport:
     @property
     def loads(self) -> bool:
         return not self.problems
+
+
+KeyKind = Literal["use", "admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as the store knows it: never the secret itself."""
+
+    id: str
+    label: str
+    kind: KeyKind
+    created_at: float  # seconds since the epoch
+    revoked_at: float | None = None

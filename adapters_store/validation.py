@@ -86,9 +86,16 @@ def _tensor_problems(
 def _unknown_module(module: str, base: BaseModelSpec) -> str:
     if module in base.other_modules:
         return f"is no linear layer of {base.name}: {_OTHER_TARGETS}"
-    near = get_close_matches(module, base.linears, n=3, cutoff=0.6)
+    near = _near_modules(module, base)
     hint = f"; near names: {', '.join(near)}" if near else ""
     return f"is no module of {base.name} ({base.architecture}){hint}"
+
+
+def _near_modules(module: str, base: BaseModelSpec) -> list[str]:
+    """Names that look alike, sought among those that end alike: a model has thousands."""
+    last = module.rpartition(".")[2]
+    alike = [name for name in base.linears if name.rpartition(".")[2] == last]
+    return get_close_matches(module, (alike or list(base.linears))[:256], n=3, cutoff=0.5)
 
 
 def _value_problems(expert: LoraExpertSpec, header: TensorHeader, tensors: Path) -> list[Problem]:

@@ -1,0 +1,249 @@
+"""AdapterStore, the front door: publish, resolve, list, alias, delete, collect garbage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters_store.blobs import BlobStore, open_blobs
+from adapters_store.errors import (
+    AdapterInUseError,
+    AdapterNotFoundError,
+    InvalidAdapterError,
+    StoreError,
+)
+from adapters_store.formats import FormatRegistry
+from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
+from adapters_store.metadata import ApiKeys, Database, NewVersion, Versions
+from adapters_store.preparing import (
+    Preparer,
+    Progress,
+    Publication,
+    name_problems,
+    no_progress,
+)
+from adapters_store.texts import texts_from_jsonl
+from adapters_store.types import (
+    AdapterRecord,
+    AdapterRef,
+    ApiKey,
+    BaseModelSpec,
+    CheckReport,
+    KeyKind,
+)
+from adapters_store.upload import Upload
+
+GRACE_SECONDS = 3600.0
+
+
+def never(_digest: str) -> bool:
+    """No adapter is in use."""
+    return False
+
+
+class AdapterStore:
+    """Adapters by name in a database, their bytes by digest in a blob store.
+
+    A publish first puts the blob, then records the version in one transaction: killed at any
+    moment, the store holds all of it or none. Safe from many threads and processes.
+    """
+
+    def __init__(
+        self, database: Database, blobs: BlobStore, limits: StoreLimits = DEFAULT_LIMITS
+    ) -> None:
+        self.blobs = blobs
+        self._database = database
+        self._versions = Versions(database)
+        self._keys = ApiKeys(database)
+        self._preparer = Preparer(blobs, FormatRegistry(), limits)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        database_url: str | None = None,
+        blobs_url: str | None = None,
+        blobs_options: Mapping[str, Any] | None = None,
+        limits: StoreLimits = DEFAULT_LIMITS,
+    ) -> AdapterStore:
+        """Open, create or migrate the store under `root`.
+
+        Without URLs it is `root/adapters.db` (SQLite) and `root/blobs`; a remote blob store is
+        read through `root/cache`. Raises StoreError when one of them cannot be opened.
+        """
+        root.mkdir(parents=True, exist_ok=True)
+        blobs = open_blobs(
+            blobs_url or root / "blobs", cache_dir=root / "cache", options=blobs_options
+        )
+        return cls(Database(database_url or root / "adapters.db"), blobs, limits)
+
+    def close(self) -> None:
+        """Close the database connections."""
+        self._database.close()
+
+    def publish(
+        self,
+        name: str,
+        upload: Upload,
+        *,
+        base: BaseModelSpec,
+        texts: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        progress: Progress = no_progress,
+    ) -> AdapterRecord:
+        """Store an adapter as the next version of `name`.
+
+        The same content again makes a new version with the same digest. `progress` is told of
+        each stage. Raises InvalidAdapterError with every problem; then nothing is stored.
+        """
+        wish = Publication(name, upload, base, texts, tags)
+        with self._preparer.prepare(wish, progress) as prepared:
+            report = prepared.report
+            if report.manifest is None or report.digest is None:
+                raise InvalidAdapterError(report.problems)
+            digest = report.digest
+            self.blobs.put(digest, prepared.folder)
+            progress("stored")
+
+            def before_commit() -> None:
+                self._check_stored(digest, prepared.folder)
+                progress("recorded")
+
+            new = NewVersion(
+                name, digest, report.manifest, report.size_bytes, prepared.num_texts, tags
+            )
+            return self._versions.add(new, before_commit)
+
+    def check(
+        self,
+        name: str,
+        upload: Upload,
+        *,
+        base: BaseModelSpec,
+        texts: Sequence[str] = (),
+        tags: Sequence[str] = (),
+    ) -> CheckReport:
+        """What `publish` would say and what the adapter would cost. Stores nothing."""
+        with self._preparer.prepare(Publication(name, upload, base, texts, tags)) as prepared:
+            return prepared.report
+
+    def resolve(self, ref: AdapterRef | str) -> AdapterRecord:
+        """The version that a reference means now.
+
+        Raises InvalidReferenceError, or AdapterNotFoundError with near names.
+        """
+        return self._versions.resolve(AdapterRef.parse(ref) if isinstance(ref, str) else ref)
+
+    def list(self, *, name: str | None = None, tag: str | None = None) -> list[AdapterRecord]:
+        """All versions by name and number, of one name or with one tag if asked."""
+        return self._versions.records(name=name, tag=tag)
+
+    def get(self, digest: str) -> AdapterRecord:
+        """The newest version that holds this digest. Raises AdapterNotFoundError."""
+        return self.resolve(digest)
+
+    def set_alias(self, name: str, alias: str, version: int) -> AdapterRecord:
+        """Point `name@alias` at a version, in one step for all readers.
+
+        Raises AdapterNotFoundError, or StoreError when the alias is no name or is a number.
+        """
+        problems = name_problems("alias", [alias])
+        if problems:
+            raise StoreError(str(problems[0]))
+        if alias.isdecimal():
+            raise StoreError(f"alias: {alias!r} is a number, so it would read as a version")
+        return self._versions.set_alias(name, alias, version)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Raises AdapterNotFoundError when there is no such alias."""
+        self._versions.delete_alias(name, alias)
+
+    def delete(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        force: bool = False,
+        in_use: Callable[[str], bool] = never,
+    ) -> Sequence[AdapterRecord]:
+        """Remove one version, or all of a name; its bytes go at the next `gc`.
+
+        Unless forced, raises AdapterInUseError while `in_use(digest)`, or while an alias points
+        at the one version. Raises AdapterNotFoundError.
+        """
+
+        def allow(records: Sequence[AdapterRecord]) -> None:
+            for record in records:
+                if in_use(record.digest):
+                    raise AdapterInUseError(
+                        f"{record.label} is pinned or in use; unpin it, wait, or force"
+                    )
+                if version is not None and record.aliases:
+                    raise AdapterInUseError(
+                        f"{record.label} is what the aliases {', '.join(record.aliases)} point at; "
+                        "move them first, or force"
+                    )
+
+        return self._versions.delete(name, version, no_check if force else allow)
+
+    def gc(
+        self, *, in_use: Callable[[str], bool] = never, grace_seconds: float = GRACE_SECONDS
+    ) -> int:
+        """Remove the bytes of adapters that no version points at; returns how many bytes.
+
+        Leaves alone what is in use, and what was put but not recorded less than `grace_seconds`
+        ago: it is being published.
+        """
+        freed = self._versions.drop_unreferenced(in_use, self.blobs.delete)
+        oldest = time.time() - grace_seconds
+        stale = [blob.digest for blob in self.blobs.blobs() if blob.modified_at < oldest]
+        freed += self._versions.drop_unknown(stale, self.blobs.delete)
+        return freed + self.blobs.sweep()
+
+    def texts(self, digest: str) -> Sequence[str]:
+        """The sample texts published with an adapter. Raises AdapterNotFoundError."""
+        files = self.blobs.fetch(digest)
+        return [] if files.texts is None else texts_from_jsonl(files.texts.read_bytes())
+
+    def put_centroid(self, digest: str, encoder_digest: str, vector: bytes) -> None:
+        """Keep the centroid (float32, little endian) of an adapter's texts under an encoder."""
+        self._versions.put_centroid(digest, encoder_digest, vector)
+
+    def get_centroid(self, digest: str, encoder_digest: str) -> bytes | None:
+        """The centroid, or None when it was not computed yet."""
+        return self._versions.get_centroid(digest, encoder_digest)
+
+    def create_key(self, label: str, kind: KeyKind) -> tuple[ApiKey, str]:
+        """A new API key and its secret, which is shown here and never again."""
+        return self._keys.create(label, kind)
+
+    def verify_key(self, secret: str) -> ApiKey | None:
+        """The key in force that a secret belongs to, or None."""
+        return self._keys.verify(secret)
+
+    def list_keys(self) -> Sequence[ApiKey]:
+        """All keys, revoked ones too, oldest first."""
+        return self._keys.list()
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """Take a key out of force. Raises KeyNotFoundError."""
+        return self._keys.revoke(key_id)
+
+    def has_keys(self) -> bool:
+        """Whether any key is in force."""
+        return self._keys.exist()
+
+    def _check_stored(self, digest: str, staged: Path) -> None:
+        """Under the writers' lock: a collection may have taken the blob since it was put."""
+        if self.blobs.contains(digest):
+            return
+        if not staged.exists():
+            raise AdapterNotFoundError(digest)
+        self.blobs.put(digest, staged)
+
+
+def no_check(_records: Sequence[AdapterRecord]) -> None:
+    """Allow every delete."""
