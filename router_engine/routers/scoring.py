@@ -27,21 +27,23 @@ class SimilarityParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     scoring: Literal["softmax", "paper"] = Field(
-        "softmax",
+        default="softmax",
         description="softmax: w = softmax(s / temperature) over the top_k best; "
         "paper: the largest score times `sharpening`, then softmax over all.",
     )
     temperature: float = Field(
-        0.1, gt=0, le=100, description="scoring softmax: smaller is sharper."
+        default=0.1, gt=0, le=100, description="scoring softmax: smaller is sharper."
     )
     top_k: int | None = Field(
-        None, ge=1, description="scoring softmax: at most this many weights above 0; none: all."
+        default=None,
+        ge=1,
+        description="scoring softmax: at most this many weights above 0; none: all.",
     )
     sharpening: float = Field(
-        4.0, gt=0, le=1000, description="scoring paper: factor on the largest score."
+        default=4.0, gt=0, le=1000, description="scoring paper: factor on the largest score."
     )
     window: Window = Field(
-        "tail",
+        default="tail",
         description="Which word pieces the encoder reads of a text that is too long for it: "
         "the latest (tail) or the first (head, as the paper's code does).",
     )

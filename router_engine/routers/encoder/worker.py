@@ -36,11 +36,12 @@ def build_service(order: StartOrder) -> tuple[EncoderService, Started]:
 
     torch.set_num_threads(order.num_threads)
     transformers_logging.disable_progress_bar()
-    encoder = SentenceEncoder(Path(order.encoder_dir), max_batch=order.max_batch)
     try:
         tokenizer = AutoTokenizer.from_pretrained(order.tokenizer_dir, local_files_only=True)
     except (OSError, ValueError) as error:
         raise RouterInputError(f"no tokenizer in {order.tokenizer_dir}: {error}") from error
+
+    encoder = SentenceEncoder(Path(order.encoder_dir), max_batch=order.max_batch)
 
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))

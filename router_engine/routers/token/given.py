@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
@@ -15,13 +16,15 @@ from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
 
+Number = Annotated[float, Strict()]  # no text, no bool
+
 
 class GivenParams(BaseModel):
     """Parameters of the router `given`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    weights: tuple[tuple[float, ...], ...] = Field(
+    weights: tuple[tuple[Number, ...], ...] = Field(
         min_length=1,
         description="One row per generated token, one number per candidate: row i is in force in "
         "the pass that yields token i. With `every: n` rows 0, n, 2n, ... are used.",

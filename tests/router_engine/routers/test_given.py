@@ -52,6 +52,7 @@ def test_a_token_beyond_the_last_row_is_an_error() -> None:
         ({"weights": []}, "weights = []"),
         ({"weights": [[1.0, 0.0], [1.0]]}, "weights.1 has 1 numbers for 2 candidates"),
         ({"weights": [[math.inf, 0.0]]}, "weights.0.0 = inf"),
+        ({"weights": [["1", True]]}, "weights.0.1 = True"),
         ({"weights": ROWS, "wieghts": 1}, "'wieghts'; did you mean weights?"),
     ],
 )

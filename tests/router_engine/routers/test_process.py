@@ -40,9 +40,7 @@ def config(encoder_config: EncoderConfig, tmp_path: Path) -> EncoderConfig:
 
 def test_start_says_who_is_there_and_stop_ends_it(config: EncoderConfig) -> None:
     process = EncoderProcess(config)
-    assert not process.alive
     started = process.start()
-    assert process.alive
     assert started.digest == SentenceEncoder(config.encoder_dir).digest
     with pytest.raises(RouterUnavailableError, match="runs already"):
         process.start()
@@ -52,11 +50,15 @@ def test_start_says_who_is_there_and_stop_ends_it(config: EncoderConfig) -> None
     process.stop()
 
 
-@pytest.mark.parametrize("wrong", ["encoder_dir", "tokenizer_dir"])
+@pytest.mark.parametrize("wrong", ["encoder", "tokenizer"])
 def test_a_worker_that_cannot_start_says_why(
     config: EncoderConfig, tmp_path: Path, wrong: str
 ) -> None:
-    process = EncoderProcess(dataclasses.replace(config, **{wrong: tmp_path}))
+    process = EncoderProcess(
+        dataclasses.replace(config, encoder_dir=tmp_path)
+        if wrong == "encoder"
+        else dataclasses.replace(config, tokenizer_dir=tmp_path)
+    )
     with pytest.raises(RouterUnavailableError, match=str(tmp_path)):
         process.start()
     assert not process.alive

@@ -135,3 +135,28 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RouterInputError, match=r"has no tokenizer\.json"):
         SentenceEncoder(tmp_path)
+
+
+@pytest.mark.real_model
+def test_the_real_encoder_equals_plain_mean_pooling(real_encoder: Path) -> None:
+    encoder = SentenceEncoder(real_encoder)
+    assert encoder.dimension == 384
+    long = "A shop sells pens at $3 each. " * 60
+    texts = ["What is 3 + 4?\n\nAnswer: 7", "def f(x):\n    return x", long]
+    for window in ("tail", "head"):
+        embeddings = encoder.encode(texts, "tail" if window == "tail" else "head")
+        for text, embedding in zip(texts, embeddings, strict=True):
+            begin, *body, end = pieces(real_encoder, text)
+            part = body[-254:] if window == "tail" else body[:254]
+            np.testing.assert_allclose(
+                embedding, plain(real_encoder, [begin, *part, end]), atol=1e-5
+            )
+
+
+@pytest.mark.real_model
+def test_the_real_encoder_tells_tasks_apart(real_encoder: Path) -> None:
+    """Negative control: an embedding is nearer to one of its own kind."""
+    sums, code, more_sums = SentenceEncoder(real_encoder).encode(
+        ["How much are 12 apples at $2?", "Write a Python function.", "What do 3 pens at $5 cost?"]
+    )
+    assert sums @ more_sums > sums @ code + 0.1
