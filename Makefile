@@ -36,7 +36,7 @@ run: pull ## serve the default model and the four example adapters (PORT=8000)
 	$(BIN)/adaptermix serve --port $(PORT) --adapters examples/adapters
 
 demo: pull ## fixed, request-routed and token-routed mixtures at the same time, then stop
-	$(BIN)/adaptermix demo
+	$(BIN)/python -m scripts.demo
 
 quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded model
 	$(THREADS) $(BIN)/python -m pytest -q $(PYTEST_ARGS)
