@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from training.recipes.lora import Outcome, RunSettings
+    from training.recipes.lora import Outcome
+    from training.settings import RunSettings
 
 _TEMPLATE = """\
 ---
@@ -46,8 +47,8 @@ def write_card(out: Path, settings: RunSettings, outcome: Outcome) -> None:
     text = _TEMPLATE.format(
         name=out.resolve().name,
         base=settings.base_name,
-        licence=data.licence,
-        files=", ".join(f"{path.resolve().parent.name}/{path.name}" for path in data.files),
+        licence=settings.licence,
+        files=", ".join(f"{path.resolve().parent.name}/{path.name}" for path in settings.files),
         train_rows=outcome.train_rows,
         dev_rows=outcome.dev_rows,
         left_out=outcome.left_out,
@@ -64,7 +65,7 @@ def write_card(out: Path, settings: RunSettings, outcome: Outcome) -> None:
         steps=outcome.steps,
         batch_tokens=data.batch_tokens,
         epochs=data.epochs,
-        seed=data.seed,
+        seed=loop.seed,
         dtype=settings.dtype,
         tokens=outcome.tokens,
         seconds=outcome.seconds,

@@ -35,6 +35,10 @@ class Example:
     def completion_length(self) -> int:
         return len(self.tokens) - self.prompt_length
 
+    def without_end(self) -> Example:
+        """The same row without the end-of-text token that `tokenize` appended."""
+        return Example(self.tokens[:-1], self.prompt_length)
+
 
 @dataclass(frozen=True, slots=True)
 class Split:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -15,19 +15,7 @@ from transformers import get_scheduler
 from training import checkpoint
 from training.data import Example
 from training.loss import collate, completion_nll
-
-Schedule = Literal["cosine", "linear", "constant_with_warmup"]
-
-
-@dataclass(frozen=True, slots=True)
-class LoopSettings:
-    """How the optimizer walks."""
-
-    learning_rate: float = 1e-3
-    schedule: Schedule = "cosine"
-    warmup_ratio: float = 0.05  # of all steps
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
+from training.settings import LoopSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Annotated, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -53,7 +54,7 @@ def pull(
         with _bars(console) as on_progress:
             kept = [ensure(name, directory, on_progress) for name in chosen]
     except (AssetError, SettingsError) as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from error
     for path in kept:
         Console().print(str(path), soft_wrap=True, highlight=False)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -15,50 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training import checkpoint
 from training.card import write_card
 from training.data import Example, Split, plan_batches, read_rows, split_rows, tokenize
-from training.loop import Loop, LoopSettings, StepReport
+from training.errors import TrainingError
+from training.loop import Loop, StepReport
 from training.loss import nll_per_row
 from training.plot import plot_losses
-
-DTypeName = Literal["bfloat16", "float32"]
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """The adapter's shape: W x + scale * B (A x), scale = alpha / rank, or alpha / sqrt(rank)."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    rslora: bool = False
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class DataSettings:
-    """Which rows, how long, and in what order."""
-
-    files: tuple[Path, ...]
-    licence: str
-    max_rows: int | None = None
-    max_length: int = 512  # tokens, end-of-text included; longer rows are left out
-    dev_rows: int = 64
-    batch_tokens: int = 1024  # padded tokens of one optimizer step
-    epochs: int = 1
-    seed: int = 0
-    sample_texts: int = 64  # training texts kept in texts.jsonl for routing centroids
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """One training run. `base` is a directory or hub id, `base_name` what the adapter will say."""
-
-    base: str
-    base_name: str
-    data: DataSettings
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    loop: LoopSettings = field(default_factory=LoopSettings)
-    dtype: DTypeName = "bfloat16"
-    device: str = "cpu"
+from training.settings import LoraSettings, RunSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +53,9 @@ def train_lora(
     out.mkdir(parents=True, exist_ok=True)
     if restart:
         checkpoint.remove(out)
-    data = settings.data
-    rows = [row for path in data.files for row in read_rows(path)]
-    split = split_rows(rows, dev_rows=data.dev_rows, max_rows=data.max_rows, seed=data.seed)
+    data, seed = settings.data, settings.loop.seed
+    rows = [row for path in settings.files for row in read_rows(path)]
+    split = split_rows(rows, dev_rows=data.dev_rows, max_rows=data.max_rows, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     examples, left_out = tokenize(split.train, tokenizer, data.max_length)
     dev, dev_left_out = tokenize(split.dev, tokenizer, data.max_length)
@@ -102,10 +63,10 @@ def train_lora(
         [len(example.tokens) for example in examples],
         batch_tokens=data.batch_tokens,
         epochs=data.epochs,
-        seed=data.seed,
+        seed=seed,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(data.seed)
+        torch.manual_seed(seed)
         model = _build(settings)
         loop = Loop(model, plan, settings.loop, directory=out, identity=_identity(settings, split))
         if not loop.restore():
@@ -133,26 +94,34 @@ def _build(settings: RunSettings) -> Any:
     base = AutoModelForCausalLM.from_pretrained(
         settings.base, dtype=getattr(torch, settings.dtype)
     ).to(settings.device)
-    lora = settings.lora
-    config = LoraConfig(
+    linears = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in settings.lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linears):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            raise TrainingError(
+                f"target {target!r} is no linear layer of {settings.base_name}: use {known}"
+            )
+    model = get_peft_model(base, _peft_config(settings.lora))
+    model.peft_config["default"].base_model_name_or_path = settings.base_name
+    return model
+
+
+def _peft_config(lora: LoraSettings) -> LoraConfig:
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         target_modules=list(lora.targets),
     )
-    model = get_peft_model(base, config)
-    config.base_model_name_or_path = settings.base_name
-    return model
 
 
 def _identity(settings: RunSettings, split: Split) -> dict[str, Any]:
-    """Everything that the result depends on, as plain values; the data by its digest."""
-    values: dict[str, Any] = {"base": settings.base_name, "dtype": settings.dtype}
+    """Everything that the result depends on, as plain values; the rows by their digest."""
+    values = {"base": settings.base_name, "dtype": settings.dtype, "rows": split.digest}
     values |= asdict(settings.lora) | asdict(settings.loop) | asdict(settings.data)
-    values |= {"files": split.digest, "targets": list(settings.lora.targets)}
-    return values
+    return values | {"targets": list(settings.lora.targets)}
 
 
 def _mean_nll(model: Any, examples: Sequence[Example], settings: RunSettings) -> float | None:
@@ -170,6 +139,9 @@ def _write(out: Path, model: Any, settings: RunSettings, split: Split, outcome: 
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     half = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     model.save_pretrained(out, state_dict=half, save_embedding_layers=False)
+    config = json.loads((out / "adapter_config.json").read_text())
+    config["target_modules"].sort()  # PEFT keeps a set, whose order changes between processes
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     plot_losses(outcome.losses, out / "loss.png")
     write_card(out, settings, outcome)
     texts = [row.prompt + row.completion for row in split.train[: settings.data.sample_texts]]

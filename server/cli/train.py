@@ -1,0 +1,229 @@
+"""`adaptermix train`: make adapters, and measure how far they are ahead of the base."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from router_engine.errors import EngineError
+from router_engine.model.assets import DEFAULT, DEFAULT_MODEL, resolve_model
+from router_engine.model.tiny import TINY_RANDOM
+from server.cli.fields import command_of
+from server.settings import SettingsError, load_settings
+from training.errors import TrainingError
+from training.settings import (
+    DataSettings,
+    DTypeName,
+    LoopSettings,
+    LoraSettings,
+    RunSettings,
+    about,
+)
+
+if TYPE_CHECKING:
+    from training.loop import StepReport
+
+_EXTRA = ("peft", "matplotlib")
+_DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the commands on the program."""
+    group = typer.Typer(help="Make adapters and measure them.", no_args_is_help=True)
+    group.command("lora")(_reporting(command_of(lora)))
+    group.command("eval")(_reporting(command_of(evaluate)))
+    app.add_typer(group, name="train")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Which base model, and how it is computed with."""
+
+    base: str = field(
+        default=DEFAULT, metadata=about("Base model: 'default', a directory or a hub id.")
+    )
+    base_name: str | None = field(
+        default=None, metadata=about("What adapters call the base; from --base when left out.")
+    )
+    dtype: DTypeName = field(default="bfloat16", metadata=about("Number format of the base."))
+    device: str = field(default="cpu", metadata=about("Where to compute: cpu or cuda."))
+    threads: int | None = field(
+        default=None, metadata=about("Threads; what torch takes when left out.")
+    )
+    cache: Path | None = field(
+        default=None, metadata=about("Cache directory; the setting `cache` when left out.")
+    )
+
+    def resolve(self) -> tuple[str, str]:
+        """(what transformers loads, public name); sets the number of threads."""
+        import torch
+
+        if self.base == TINY_RANDOM:
+            raise TrainingError(f"base {TINY_RANDOM!r} is made anew each time; use a directory")
+        if self.threads is not None:
+            if self.threads < 1:
+                raise TrainingError(f"threads is {self.threads}; it must be at least 1")
+            torch.set_num_threads(self.threads)
+        found = resolve_model(self.base, load_settings(cache=self.cache).cache_dir)
+        named = _DEFAULT_MODEL_NAME if self.base in (DEFAULT, DEFAULT_MODEL) else str(found)
+        public = Path(named).name if isinstance(found, Path) else named
+        return str(found), self.base_name or public
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is learnt from."""
+
+    data: tuple[Path, ...] = field(
+        metadata=about("JSON lines of {prompt, completion}, maybe .gz; several are put together.")
+    )
+    data_licence: str = field(metadata=about("Licence of the data, for the adapter's card."))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the adapter goes."""
+
+    out: Path = field(metadata=about("Adapter folder to write; an interrupted run goes on there."))
+    checkpoint_every: int = field(
+        default=50, metadata=about("Steps between two checkpoints; 0 writes none.")
+    )
+    restart: bool = field(default=False, metadata=about("Begin anew instead of going on."))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is measured."""
+
+    adapters: tuple[Path, ...] = field(metadata=about("Adapter folder; its name is the system's."))
+    data: Path = field(metadata=about("Folder with <set>/test.jsonl.gz."))
+    out: Path = field(metadata=about("JSON file to write; the tables go beside it as .md."))
+    tasks: tuple[str, ...] = field(
+        default=("math", "science", "code", "reading"), metadata=about("Task to measure on.")
+    )
+    nll_rows: int = field(default=150, metadata=about("Test rows of a task for the NLL."))
+    answer_rows: int = field(default=100, metadata=about("Of those, rows to answer and score."))
+    seed: int = field(default=0, metadata=about("Chooses the rows."))
+
+
+def lora(
+    source: Source,
+    output: Output,
+    base: Base,
+    lora: LoraSettings,
+    data: DataSettings,
+    loop: LoopSettings,
+) -> None:
+    """Train a LoRA adapter on the completions of the data."""
+    from training.recipes.lora import train_lora
+
+    path, name = base.resolve()
+    run = RunSettings(
+        base=path,
+        base_name=name,
+        files=source.data,
+        licence=source.data_licence,
+        data=data,
+        lora=lora,
+        loop=loop,
+        dtype=base.dtype,
+        device=base.device,
+    )
+    with _bar("training") as advance:
+
+        def on_step(report: StepReport) -> None:
+            advance(report.step, report.num_steps, f"loss {report.loss:.3f}")
+
+        outcome = train_lora(
+            run,
+            output.out,
+            checkpoint_every=output.checkpoint_every,
+            restart=output.restart,
+            on_step=on_step,
+        )
+    console = Console()
+    if outcome.dev_before is not None and outcome.dev_after is not None:
+        console.print(f"dev loss {outcome.dev_before:.4f} -> {outcome.dev_after:.4f}")
+    console.print(str(output.out), soft_wrap=True, highlight=False)
+
+
+def evaluate(evaluation: Evaluation, base: Base) -> None:
+    """Measure adapters and the base: completion NLL and answers, with 95 % intervals."""
+    from training.evaluation.models import Systems
+    from training.evaluation.report import markdown
+    from training.evaluation.run import EvaluationSettings, provenance
+    from training.evaluation.run import evaluate as measure
+    from training.evaluation.tasks import task_named
+
+    tasks = [task_named(name) for name in evaluation.tasks]
+    settings = EvaluationSettings(
+        evaluation.data, evaluation.nll_rows, evaluation.answer_rows, evaluation.seed
+    )
+    path, name = base.resolve()
+    adapters = {folder.resolve().name: folder for folder in evaluation.adapters}
+    systems = Systems(path, adapters, base.dtype, base.device)
+    cells = len(tasks) * len(systems.names)
+    with _bar("measuring") as advance:
+        done = iter(range(1, cells + 1))
+        results = measure(
+            systems, tasks, settings, lambda task, of: advance(next(done), cells, f"{of} on {task}")
+        )
+    written: Mapping[str, Any] = provenance(name, base.dtype, settings) | {"results": results}
+    evaluation.out.parent.mkdir(parents=True, exist_ok=True)
+    evaluation.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    tables = evaluation.out.with_suffix(".md")
+    tables.write_text(markdown(results), encoding="utf-8")
+    Console().print(f"{evaluation.out}\n{tables}", soft_wrap=True, highlight=False)
+
+
+def _reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with expected errors told in one line and exit code 1."""
+
+    @functools.wraps(command)
+    def reporting(**values: Any) -> None:
+        try:
+            _require_extra()
+            command(**values)
+        except (TrainingError, EngineError, SettingsError, OSError) as error:
+            Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return reporting
+
+
+def _require_extra() -> None:
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TrainingError(
+            f"training needs {', '.join(missing)}: run `pip install 'adaptermix[train]'`"
+        )
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar; yields advance(done, total, note)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        task = progress.add_task(label, total=None)
+
+        def advance(done: int, total: int, note: str) -> None:
+            progress.update(task, completed=done, total=total, description=f"{label}: {note}")
+
+        yield advance

@@ -1,0 +1,116 @@
+"""What a training run is asked to do. Each field with a help text is an option of the command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from training.errors import TrainingError
+
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+DTypeName = Literal["bfloat16", "float32"]
+
+
+def about(text: str) -> dict[str, str]:
+    """Metadata of a field: what `--help` shows for it."""
+    return {"help": text}
+
+
+def _check(name: str, value: object, allowed: str, *, holds: bool) -> None:
+    if not holds:
+        raise TrainingError(f"{name} is {value!r}; it must be {allowed}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """The adapter: y = W x + scale * B (A x), scale = alpha / rank, or alpha / sqrt(rank)."""
+
+    rank: int = field(default=8, metadata=about("Rank of each pair."))
+    alpha: float = field(default=16.0, metadata=about("Numerator of the scale."))
+    targets: tuple[str, ...] = field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj"),
+        metadata=about("Linear layer to adapt, by the end of its name."),
+    )
+    rslora: bool = field(
+        default=False, metadata=about("Scale by alpha / sqrt(rank) instead of alpha / rank.")
+    )
+    dropout: float = field(default=0.0, metadata=about("Dropout before A while training."))
+
+    def __post_init__(self) -> None:
+        _check("rank", self.rank, "at least 1", holds=self.rank >= 1)
+        _check("alpha", self.alpha, "above 0", holds=self.alpha > 0)
+        _check("targets", self.targets, "at least one name", holds=len(self.targets) > 0)
+        _check("dropout", self.dropout, "from 0 to below 1", holds=0 <= self.dropout < 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Which rows, how many, and how they are put into batches."""
+
+    max_rows: int | None = field(
+        default=None, metadata=about("Rows to train on, chosen by seed; all when left out.")
+    )
+    max_length: int = field(
+        default=512, metadata=about("Tokens of a row, end-of-text included; longer ones go out.")
+    )
+    dev_rows: int = field(
+        default=64, metadata=about("Rows held out to measure the loss before and after.")
+    )
+    batch_tokens: int = field(default=1024, metadata=about("Padded tokens of one optimizer step."))
+    epochs: int = field(default=1, metadata=about("Times that each row is seen."))
+    sample_texts: int = field(
+        default=64, metadata=about("Training texts to keep as texts.jsonl, for routing centroids.")
+    )
+
+    def __post_init__(self) -> None:
+        _check("max_rows", self.max_rows, "at least 1", holds=(self.max_rows or 1) >= 1)
+        _check("max_length", self.max_length, "at least 2", holds=self.max_length >= 2)
+        _check("dev_rows", self.dev_rows, "at least 0", holds=self.dev_rows >= 0)
+        _check("batch_tokens", self.batch_tokens, "at least 1", holds=self.batch_tokens >= 1)
+        _check("epochs", self.epochs, "at least 1", holds=self.epochs >= 1)
+        _check("sample_texts", self.sample_texts, "at least 0", holds=self.sample_texts >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How the optimizer (AdamW) walks."""
+
+    learning_rate: float = field(default=1e-3, metadata=about("Peak learning rate."))
+    schedule: Schedule = field(
+        default="cosine", metadata=about("Shape of the learning rate after the warm-up.")
+    )
+    warmup_ratio: float = field(
+        default=0.05, metadata=about("Part of the steps in which the learning rate rises.")
+    )
+    max_grad_norm: float = field(
+        default=1.0, metadata=about("Norm to which the gradient is clipped.")
+    )
+    weight_decay: float = field(
+        default=0.0, metadata=about("Weight decay of the adapter's tensors.")
+    )
+    seed: int = field(
+        default=0, metadata=about("Decides initial weights, rows, their order and dropout.")
+    )
+
+    def __post_init__(self) -> None:
+        rate, warmup = self.learning_rate, self.warmup_ratio
+        _check("learning_rate", rate, "above 0", holds=rate > 0)
+        _check("warmup_ratio", warmup, "from 0 to 1", holds=0 <= warmup <= 1)
+        _check("max_grad_norm", self.max_grad_norm, "above 0", holds=self.max_grad_norm > 0)
+        _check("weight_decay", self.weight_decay, "at least 0", holds=self.weight_decay >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """One run: `base` is a directory or hub id, `base_name` what the adapter will call it."""
+
+    base: str
+    base_name: str
+    files: tuple[Path, ...]  # JSON lines of {prompt, completion}, maybe gzipped
+    licence: str  # of the data; the card says that it binds the adapter
+    data: DataSettings = DataSettings()
+    lora: LoraSettings = LoraSettings()
+    loop: LoopSettings = LoopSettings()
+    dtype: DTypeName = "bfloat16"
+    device: str = "cpu"
