@@ -120,8 +120,9 @@ def _file_entries(files: Mapping[str, bytes | Path]) -> Iterator[Entry]:
 
 
 def _folder_entries(folder: Path) -> Iterator[Entry]:
-    for parent, _, names in os.walk(folder):
-        for name in sorted(names):
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in sorted([*names, *links]):
             path = Path(parent, name)
             plain = stat.S_ISREG(path.lstat().st_mode)
             refusal = (
