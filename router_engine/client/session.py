@@ -59,6 +59,8 @@ class EngineSession:
         self._numbers = itertools.count()
         self._ended = False
         self.ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
+        # A start that was given up leaves nobody who asks for its failure.
+        self.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
 
     def receive(self, report: Report) -> None:
         """Hand a report to whom it concerns; those nobody waits for any more are dropped."""

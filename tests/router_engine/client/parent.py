@@ -1,0 +1,24 @@
+"""Starts an engine process, says its pid on stdout, and stays: a parent for a test to kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import msgspec
+
+from router_engine.client.messages import EngineProcessConfig
+from router_engine.client.process import ProcessEngineClient
+
+
+async def main(config: EngineProcessConfig) -> None:
+    client = ProcessEngineClient(config, environment=os.environ)
+    await client.start()
+    sys.stdout.write(f"{client.pid}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=EngineProcessConfig)))

@@ -1,0 +1,153 @@
+"""Whatever crosses the process border comes out as it went in."""
+
+from __future__ import annotations
+
+import inspect
+
+import msgspec
+import pytest
+
+import adapters_store.errors
+import router_engine.errors
+from adapters_store.errors import AdapterNotFoundError, InvalidAdapterError
+from adapters_store.types import BaseModelSpec, LinearShape, Problem, ResolvedMixture
+from router_engine.client import messages as m
+from router_engine.client.base import AdapterResidency, EngineInfo, MergedState, Residency
+from router_engine.client.wire_errors import WireError
+from router_engine.config import CacheConfig, EngineConfig, ModelConfig
+from router_engine.errors import AdapterBusyError, EngineError
+from router_engine.events import FinalEvent, FinishReason, TokenEvent
+from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.stats import EngineStats
+
+MIXTURE = ResolvedMixture(("sha256:" + "a" * 64, "sha256:" + "b" * 64), (0.5, -1.25), "linear")
+ROUTED = EngineRequest(
+    "r1",
+    (1, 2, 3),
+    SamplingParams(max_new_tokens=3, temperature=0.7, seed=2**63, stop_token_ids=(2,)),
+    adapters=MIXTURE.digests,
+    routing=TokenRouting("given", {"weights": [[0.5, 0.5], [1.0, 0.0]]}, every=2),
+    priority=-1,
+    report_weights=True,
+)
+FIXED = EngineRequest.under(MIXTURE, "r2", (4, 5), SamplingParams())
+
+COMMANDS: list[m.Command] = [
+    m.Submit(ROUTED),
+    m.Submit(FIXED),
+    m.Cancel("r1"),
+    m.Shutdown(),
+    m.Load(1, MIXTURE.digests[0]),
+    m.Pin(2, MIXTURE.digests[0], pinned=True),
+    m.Unload(3, MIXTURE.digests[0]),
+    m.Merge(4, MIXTURE),
+    m.Merge(5, None),
+    m.GetResidency(6),
+    m.GetMerged(7),
+    m.GetStats(8),
+]
+
+INFO = EngineInfo(
+    base=BaseModelSpec("tiny", "Llama", {"lm_head": LinearShape(64, 259)}, ("norm",)),
+    max_model_len=128,
+    vocab_size=259,
+    eos_token_ids=(2,),
+    dtype="float32",
+    device="cpu",
+    token_routers=("given",),
+)
+TOKEN = TokenEvent("r1", 7, -0.5, top_tokens=((7, -0.5), (8, -1.5)), weights=(0.25, 0.75))
+FINAL = FinalEvent("r1", FinishReason.STOP_TOKEN, stop_token_id=2, num_generated_tokens=1)
+
+REPORTS: list[m.Report] = [
+    m.Ready(INFO),
+    m.StartFailed(WireError("UnsupportedModelError", "no such family")),
+    m.StepEvents([TOKEN], [FINAL]),
+    m.Failure(3, WireError.of(AdapterBusyError("in use"))),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: type(command).__name__)
+def test_commands_survive_the_border(command: m.Command) -> None:
+    assert m.decode_command(m.encode(command)) == command
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
+def test_reports_survive_the_border(report: m.Report) -> None:
+    assert m.decode_report(m.encode(report)) == report
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        AdapterResidency(
+            "sha256:x", Residency.DEVICE, pinned=True, users=2, rank_rows=16, device_bytes=4096
+        ),
+        MergedState(MIXTURE, 1.5),
+        MergedState(None, 0.0),
+        EngineStats(steps=3, load_seconds_recent=(0.1, 0.2)),
+        17,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_replies_carry_values_of_the_type_that_the_caller_knows(value: object) -> None:
+    reply = m.decode_report(m.encode(m.Reply(9, msgspec.Raw(m.encode(value)))))
+    assert isinstance(reply, m.Reply)
+    assert reply.call == 9
+    assert msgspec.msgpack.decode(reply.value, type=type(value)) == value
+
+
+def test_the_launch_document_survives_as_one_line_of_json() -> None:
+    engine = EngineConfig(ModelConfig("a\nb"), CacheConfig(num_blocks=8))
+    launch = m.Launch(m.EngineProcessConfig(engine, "s3://blobs"), "ipc:///tmp/x", 42)
+    line = msgspec.json.encode(launch)
+    assert b"\n" not in line
+    assert msgspec.json.decode(line, type=m.Launch) == launch
+
+
+def test_the_events_of_a_step_keep_the_order_within_a_request() -> None:
+    other = TokenEvent("r2", 8, -1.0)
+    step = m.StepEvents.of([TOKEN, other, FINAL])
+    assert list(step.tokens) == [TOKEN, other]
+    assert list(step.finals) == [FINAL]
+
+
+def _all_error_types() -> list[type[Exception]]:
+    return [
+        kind
+        for module in (adapters_store.errors, router_engine.errors)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Exception)
+    ]
+
+
+@pytest.mark.parametrize("kind", _all_error_types(), ids=lambda kind: kind.__name__)
+def test_every_error_keeps_its_type_and_text(kind: type[Exception]) -> None:
+    error = kind("what was wrong")
+    if issubclass(kind, InvalidAdapterError):
+        error = kind([Problem("r", "0 is no rank")])
+    elif issubclass(kind, AdapterNotFoundError):
+        error = kind("maths", near=("math",))
+    again = _over_the_border(error)
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_an_error_that_only_the_engine_knows_comes_as_its_nearest_known_kind() -> None:
+    class _SpecialError(AdapterBusyError):
+        pass
+
+    assert type(_over_the_border(_SpecialError("busy"))) is AdapterBusyError
+
+
+def test_a_foreign_error_keeps_its_name_in_the_text() -> None:
+    again = _over_the_border(OSError("disk full"))
+    assert type(again) is EngineError
+    assert str(again) == "OSError: disk full"
+
+
+def _over_the_border(error: Exception) -> Exception:
+    failure = m.decode_report(m.encode(m.Failure(1, WireError.of(error))))
+    assert isinstance(failure, m.Failure)
+    return failure.error.exception()

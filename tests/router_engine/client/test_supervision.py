@@ -1,0 +1,185 @@
+"""The engine process dies, hangs or loses its parent: requests end and the engine is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from adapters_store.store import AdapterStore
+from adapters_store.types import ResolvedMixture
+from router_engine.client.base import EngineState
+from router_engine.client.messages import EngineProcessConfig
+from router_engine.client.process import ProcessEngineClient, ProcessLimits
+from router_engine.client.supervisor import RestartPolicy
+from router_engine.config import ModelConfig
+from router_engine.errors import EngineDiedError, EngineNotReadyError
+from router_engine.events import FinishReason
+from router_engine.model.tiny import save_tiny
+from router_engine.request import EngineRequest, SamplingParams
+from tests.router_engine.client.support import PROMPT, answer_to, started
+from tests.support.harness import request
+
+pytestmark = pytest.mark.anyio
+
+LONG = SamplingParams(max_new_tokens=900)
+PROCESS_END_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+async def process(
+    anyio_backend: str, config: EngineProcessConfig, environment: Mapping[str, str]
+) -> AsyncIterator[ProcessEngineClient]:
+    client = ProcessEngineClient(config, environment=environment)
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def test_signals_to_the_whole_group_do_not_end_the_engine(
+    process: ProcessEngineClient,
+) -> None:
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)
+    answer = await answer_to(process, request("undisturbed", PROMPT))
+    assert answer.end.reason is FinishReason.LENGTH
+
+
+async def test_a_request_that_cannot_be_encoded_is_refused(process: ProcessEngineClient) -> None:
+    seed = SamplingParams(seed=2**80)
+    answer = await answer_to(process, EngineRequest("huge", PROMPT, seed))
+    assert answer.end.reason is FinishReason.REFUSED
+
+
+async def test_kill_9_under_load(
+    process: ProcessEngineClient, store: AdapterStore, folders: Mapping[str, Path]
+) -> None:
+    base = (await process.info()).base
+    digest = store.publish("math", folders["math"], base=base).digest
+    merged = await process.merge(ResolvedMixture((digest,), (0.5,)))
+    await process.pin(digest, pinned=True)
+    expected = (await answer_to(process, request("before", PROMPT, {digest: 1.0}))).ids
+    live = await started(process, [EngineRequest(f"live-{n}", PROMPT, LONG) for n in range(8)])
+
+    os.kill(process.pid, signal.SIGSTOP)
+    call = asyncio.create_task(process.stats())
+    await asyncio.sleep(0)  # the call is on its way, and no answer will come
+    os.kill(process.pid, signal.SIGKILL)
+    for answer in await asyncio.gather(*live):
+        assert answer.end.reason is FinishReason.ENGINE_DIED
+        assert "SIGKILL" in str(answer.end.error)
+    with pytest.raises(EngineDiedError, match="SIGKILL"):
+        await call
+    assert process.state is EngineState.RESTARTING
+    with pytest.raises(EngineNotReadyError, match="restarting"):
+        await answer_to(process, request("between", PROMPT))
+    with pytest.raises(EngineNotReadyError, match="restarting"):
+        await process.merge(None)
+
+    await process.wait_ready()
+    assert process.restarts == 1
+    after = await answer_to(process, request("after", PROMPT, {digest: 1.0}))
+    assert after.ids == expected
+    assert (await process.merged()).mixture == merged.mixture
+    assert [adapter.pinned for adapter in await process.residency()] == [True]
+
+
+@pytest.mark.slow
+async def test_a_process_that_hangs_is_killed(
+    config: EngineProcessConfig, environment: Mapping[str, str]
+) -> None:
+    limits = ProcessLimits(answer=1.0)
+    client = ProcessEngineClient(config, environment=environment, limits=limits)
+    await client.start()
+    [live] = await started(client, [EngineRequest("live", PROMPT, LONG)])
+    os.kill(client.pid, signal.SIGSTOP)
+    assert (await live).end.reason is FinishReason.ENGINE_DIED
+    await client.close()
+
+
+async def test_a_start_that_takes_too_long_leaves_no_process_behind(
+    config: EngineProcessConfig, environment: Mapping[str, str]
+) -> None:
+    limits = ProcessLimits(start=0.01)
+    client = ProcessEngineClient(config, environment=environment, limits=limits)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    before = children.read_text()
+    with pytest.raises(EngineDiedError, match=r"not ready within 0\.01 s"):
+        await client.start()
+    assert children.read_text() == before
+
+
+async def test_the_engine_ends_when_its_parent_is_killed(
+    config: EngineProcessConfig, environment: Mapping[str, str]
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "tests.router_engine.client.parent", msgspec.json.encode(config)],
+        env=environment,
+        stdout=subprocess.PIPE,
+    )
+    with parent:
+        assert parent.stdout is not None
+        engine = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            ended, _, _ = select.select([engine], [], [], 0)
+            assert not ended, "the engine must live before its parent is killed"
+            parent.kill()
+            ended, _, _ = select.select([engine], [], [], PROCESS_END_SECONDS)
+            assert ended
+        finally:
+            os.close(engine)
+
+
+@pytest.mark.slow
+async def test_restarts_go_on_until_one_works(
+    tmp_path: Path,
+    config: EngineProcessConfig,
+    environment: Mapping[str, str],
+) -> None:
+    save_tiny(tmp_path / "model")
+    engine = replace(config.engine, model=ModelConfig(str(tmp_path / "model")))
+    client = ProcessEngineClient(
+        msgspec.structs.replace(config, engine=engine), environment=environment
+    )
+    failed = _Heard("did not start again")
+    logging.getLogger("router_engine.client.supervisor").addHandler(failed)
+    await client.start()
+    (tmp_path / "model").rename(tmp_path / "away")
+    os.kill(client.pid, signal.SIGKILL)
+    await failed.event.wait()
+    assert client.state is EngineState.RESTARTING
+    (tmp_path / "away").rename(tmp_path / "model")
+    await client.wait_ready()
+    answer = await answer_to(client, request("at-last", PROMPT))
+    assert answer.end.reason is FinishReason.LENGTH
+    logging.getLogger("router_engine.client.supervisor").removeHandler(failed)
+    await client.close()
+
+
+class _Heard(logging.Handler):
+    """Sets `event` when a message with a text in it is logged."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+        self.event = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._text in record.getMessage():
+            self.event.set()
+
+
+def test_restarts_slow_down_up_to_a_bound() -> None:
+    policy = RestartPolicy(initial_delay=0.1, factor=2.0, max_delay=30.0)
+    assert [policy.delay(failures) for failures in (1, 2, 3)] == [0.1, 0.2, 0.4]
+    assert policy.delay(10_000) == 30.0
