@@ -22,8 +22,8 @@ from typing import IO, Literal
 
 from filelock import FileLock
 
+from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
-from router_engine.model.tiny import TINY_RANDOM
 
 AssetName = Literal["smollm2-135m-instruct", "all-minilm-l6-v2"]
 Stage = Literal["waiting", "downloading", "unpacking", "converting", "done"]
