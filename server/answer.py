@@ -1,0 +1,91 @@
+"""One answer as it grows: tokens in, pieces of settled text out, cut at a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from router_engine.events import TokenEvent
+from server.detokenizer import Decoder, Detokenizer, StopMatcher
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A generated token with the text it adds to the answer."""
+
+    event: TokenEvent
+    text: str
+
+
+class Answer:
+    """Collects the tokens of one answer.
+
+    Pieces leave in order, one a token, and their texts join to the whole answer. A piece waits
+    while its text may still change: an unfinished character, or the beginning of a stop string.
+    Stop strings count from the text of token `min_new_tokens` on.
+    """
+
+    def __init__(
+        self, decoder: Decoder, stops: Sequence[str] = (), min_new_tokens: int = 0
+    ) -> None:
+        self._detokenizer = Detokenizer(decoder)
+        self._matcher = StopMatcher(stops)
+        self._min_new_tokens = min_new_tokens
+        self._searched_from = 0
+        self._waiting: list[Piece] = []
+        self._released = 0  # characters that have left
+        self.text = ""
+        self.num_tokens = 0
+        self.is_stopped = False
+
+    def push(self, event: TokenEvent) -> list[Piece]:
+        """Add a token; the pieces that are now settled. Must not be called once stopped."""
+        self.num_tokens += 1
+        return self._grow(event, self._detokenizer.push(event.token_id))
+
+    def flush(self) -> list[Piece]:
+        """End the answer: every piece that still waits."""
+        rest = self._detokenizer.flush()
+        if rest and self._waiting and not self.is_stopped:
+            last = self._waiting.pop()
+            self._grow(last.event, last.text + rest, already=len(last.text))
+        pieces, self._waiting = self._waiting, []
+        return pieces
+
+    def _grow(self, event: TokenEvent, text: str, already: int = 0) -> list[Piece]:
+        added = text[already:]
+        self.text += added
+        self._waiting.append(Piece(event, text))
+        if self.num_tokens <= self._min_new_tokens:
+            self._searched_from = len(self.text)
+        stop = self._matcher.find(self.text, self._searched_from, len(added)) if added else None
+        if stop is not None:
+            self._cut(stop)
+            return []
+        if self._detokenizer.is_pending:
+            return []
+        return self._release(
+            len(self.text) - self._matcher.held_back(self.text, self._searched_from)
+        )
+
+    def _cut(self, at: int) -> None:
+        """Drop the text from `at` on; it lies in waiting pieces only."""
+        self.is_stopped = True
+        self.text = self.text[:at]
+        position = self._released
+        for index, piece in enumerate(self._waiting):
+            room = max(0, at - position)
+            position += len(piece.text)
+            self._waiting[index] = replace(piece, text=piece.text[:room])
+
+    def _release(self, safe: int) -> list[Piece]:
+        """Pieces whose text ends at or before `safe`."""
+        count, end = 0, self._released
+        for piece in self._waiting:
+            if end + len(piece.text) > safe:
+                break
+            end += len(piece.text)
+            count += 1
+        ready, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._released = end
+        return ready

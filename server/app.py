@@ -1,0 +1,59 @@
+"""The ASGI application over one container."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from server import errors
+from server.container import Container
+from server.endpoints import adapters, generate, merged, openai, system
+from server.limits import BodyLimitMiddleware
+from server.logging import RequestLogMiddleware
+from server.streaming import ClientGoneError
+
+DESCRIPTION = """One base model, loaded once, with thousands of LoRA adapters beside it. Every
+request, and if it likes every token, runs under its own mixture of them, all in one batch.
+
+Errors are `{"error", "error_type"}`; under `/v1` they have OpenAI's shape."""
+
+_CLIENT_GONE = 499
+
+
+def create_app(container: Container) -> FastAPI:
+    """The application; its lifespan starts and closes the container."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await container.start()
+        try:
+            yield
+        finally:
+            await container.close()
+
+    app = FastAPI(
+        title="AdapterMix",
+        version=version("adaptermix"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+    )
+    app.state.container = container
+    for module in (generate, openai, adapters, merged, system):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_exception_handler(ClientGoneError, _client_gone)
+    settings = container.settings
+    app.add_middleware(
+        BodyLimitMiddleware, max_body=int(settings.max_body), max_upload=int(settings.max_upload)
+    )
+    app.add_middleware(RequestLogMiddleware)
+    return app
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this; the access log shows the status."""
+    return Response(status_code=_CLIENT_GONE)

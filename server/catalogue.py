@@ -1,0 +1,229 @@
+"""What admins do with adapters: one use case behind the routes, over store and engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from adapters_store.store import AdapterStore
+from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
+from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
+from router_engine.errors import EngineError, RouterError
+from server.errors import InputError
+from server.mixtures import Mixtures
+from server.routing import Routing
+from server.schemas.adapters import (
+    AdapterReply,
+    CheckReply,
+    MergedReply,
+    ProblemReply,
+    ResidencyReply,
+    UnloadReply,
+)
+from server.schemas.mixture import FixedMixture
+from server.settings import SettingsError
+from server.uploads import Publishable
+
+log = structlog.get_logger(__name__)
+
+CONFIG = "adapter_config.json"
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Catalogue:
+    """Publishes, lists, moves and removes adapters, and says where they are."""
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        engine: EngineClient,
+        info: EngineInfo,
+        routing: Routing,
+        mixtures: Mixtures,
+        base_name: str,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._info = info
+        self._routing = routing
+        self._mixtures = mixtures
+        self._base_name = base_name
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stop what goes on in the background."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def publish(self, name: str, upload: Publishable) -> AdapterReply:
+        """Store the next version of `name`. Raises InvalidAdapterError with every problem."""
+        self._check_name(name)
+        publish = partial(
+            self._store.publish, base=self._info.base, texts=upload.texts, tags=upload.tags
+        )
+        record = await asyncio.to_thread(publish, name, upload.content)
+        log.info("published", adapter=record.label, digest=record.digest)
+        self._make_centroid(record)
+        return AdapterReply.of(record)
+
+    async def publish_folder(self, directory: Path) -> None:
+        """Publish every adapter folder in `directory` whose content is not stored yet."""
+        if not directory.is_dir():
+            raise SettingsError(f"adapters = {str(directory)!r} is not a directory")
+        for folder in sorted(path.parent for path in directory.glob(f"*/{CONFIG}")):
+            await self._publish_once(folder)
+
+    async def check(self, name: str, upload: Publishable) -> CheckReply:
+        """A dry run of `publish`."""
+        self._check_name(name)
+        report = await self._report(name, upload)
+        manifest = report.manifest
+        element = _ELEMENT_BYTES.get(self._info.dtype, 4)
+        return CheckReply(
+            loads=report.loads,
+            problems=[ProblemReply(where=p.where, message=p.message) for p in report.problems],
+            unknown_keys=list(report.unknown_keys),
+            notes=list(report.notes),
+            digest=report.digest,
+            size_bytes=report.size_bytes,
+            device_bytes=manifest.device_bytes(element) if manifest else 0,
+            rank_rows=manifest.rank_rows if manifest else 0,
+            max_rank=manifest.max_rank if manifest else 0,
+        )
+
+    async def listing(self, *, tag: str | None = None) -> list[AdapterReply]:
+        """All versions, or those with a tag."""
+        return await self._replies(await asyncio.to_thread(self._store.list, tag=tag))
+
+    async def show(self, reference: str) -> list[AdapterReply]:
+        """All versions of a bare name, or the one version that is meant."""
+        ref = AdapterRef.parse(reference)
+        record = await asyncio.to_thread(self._store.resolve, ref)
+        if ref == AdapterRef(name=ref.name):
+            return await self._replies(await asyncio.to_thread(self._store.list, name=record.name))
+        return await self._replies([record])
+
+    def newest(self) -> list[AdapterRecord]:
+        """The newest version of each adapter that fits the base, by name. Blocks."""
+        newest = {record.name: record for record in self._store.list()}  # by version, ascending
+        return [record for record in newest.values() if self._mixtures.fits(record)]
+
+    async def delete(self, reference: str, *, force: bool) -> list[str]:
+        """Delete a version, or all of a bare name; the labels of what is gone.
+
+        Raises AdapterInUseError while it is pinned or requests use it, unless forced.
+        """
+        ref = AdapterRef.parse(reference)
+        if ref.name is None:
+            raise InputError("name", repr(reference), "delete by name or name@version")
+        record = await asyncio.to_thread(self._store.resolve, ref)
+        whole = ref == AdapterRef(name=ref.name)
+        used = frozenset() if force else await self._used()
+        remove = partial(self._store.delete, force=force, in_use=used.__contains__)
+        gone = await asyncio.to_thread(remove, record.name, None if whole else record.version)
+        for one in gone:
+            await self._forget(one)
+        log.info("deleted", adapters=[one.label for one in gone])
+        return [one.label for one in gone]
+
+    async def set_alias(self, name: str, alias: str, version: int) -> AdapterReply:
+        """Point an alias at a version."""
+        record = await asyncio.to_thread(self._store.set_alias, name, alias, version)
+        return AdapterReply.of(record)
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
+        await asyncio.to_thread(self._store.delete_alias, name, alias)
+
+    async def load(self, reference: str) -> ResidencyReply:
+        """Bring an adapter to the device."""
+        record = await self._mixtures.record(reference)
+        return ResidencyReply.of(await self._engine.load(record.digest))
+
+    async def pin(self, reference: str, *, pinned: bool) -> ResidencyReply:
+        """Keep an adapter on the device, or let it go again."""
+        record = await self._mixtures.record(reference)
+        return ResidencyReply.of(await self._engine.pin(record.digest, pinned=pinned))
+
+    async def unload(self, reference: str) -> UnloadReply:
+        """Drop an adapter from device and host."""
+        record = await self._mixtures.record(reference)
+        freed = await self._engine.unload(record.digest)
+        return UnloadReply(name=record.label, freed_bytes=freed)
+
+    async def merge(self, body: FixedMixture) -> MergedReply:
+        """Fold a mixture into the base."""
+        mixture = await self._mixtures.resolve_fixed(body.adapters)
+        return await self._merged_reply(await self._engine.merge(mixture))
+
+    async def merged(self) -> MergedReply:
+        """What the base weights hold."""
+        return await self._merged_reply(await self._engine.merged())
+
+    async def restore(self) -> MergedReply:
+        """Put the base's own weights back."""
+        return await self._merged_reply(await self._engine.merge(None))
+
+    async def _merged_reply(self, state: MergedState) -> MergedReply:
+        digests = () if state.mixture is None else state.mixture.digests
+        labels = {
+            record.digest: record.label for record in await asyncio.to_thread(self._store.list)
+        }
+        return MergedReply.of(state, [labels.get(digest, digest) for digest in digests])
+
+    async def _publish_once(self, folder: Path) -> None:
+        upload = Publishable(folder)
+        report = await self._report(folder.name, upload)
+        stored = await asyncio.to_thread(self._store.list, name=folder.name)
+        if report.digest is None or report.digest not in {record.digest for record in stored}:
+            await self.publish(folder.name, upload)
+
+    async def _report(self, name: str, upload: Publishable) -> CheckReport:
+        check = partial(
+            self._store.check, base=self._info.base, texts=upload.texts, tags=upload.tags
+        )
+        return await asyncio.to_thread(check, name, upload.content)
+
+    def _check_name(self, name: str) -> None:
+        if name == self._base_name:
+            raise InputError("name", repr(name), "is the base model's name: choose another")
+
+    def _make_centroid(self, record: AdapterRecord) -> None:
+        """Compute it now, beside what else goes on, so that the first routed request need not."""
+        if self._routing.centroids is None or record.num_texts == 0:
+            return
+        work = self._routing.centroids.ensure({record.digest: record.label})
+        task = asyncio.create_task(_logged(work, record.label))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replies(self, records: Sequence[AdapterRecord]) -> list[AdapterReply]:
+        residency: dict[str, AdapterResidency] = {}
+        with suppress(EngineError):  # while the engine restarts nothing is resident
+            residency = {entry.digest: entry for entry in await self._engine.residency()}
+        return [AdapterReply.of(record, residency.get(record.digest)) for record in records]
+
+    async def _used(self) -> frozenset[str]:
+        """Digests that an admin has pinned or that running requests need."""
+        entries = await self._engine.residency()
+        return frozenset(entry.digest for entry in entries if entry.pinned or entry.users)
+
+    async def _forget(self, record: AdapterRecord) -> None:
+        if self._routing.centroids is not None:
+            self._routing.centroids.forget(record.digest)
+        with suppress(EngineError):  # it is in use: the engine drops it when it needs the place
+            await self._engine.unload(record.digest)
+
+
+async def _logged(work: Coroutine[Any, Any, None], label: str) -> None:
+    try:
+        await work
+    except RouterError as error:
+        log.warning("no centroid yet", adapter=label, reason=str(error))

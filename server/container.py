@@ -1,0 +1,214 @@
+"""Wires the parts together, starts them in order and stops them. Nothing else knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+
+from adapters_store.limits import StoreLimits
+from adapters_store.store import AdapterStore
+from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.messages import EngineProcessConfig
+from router_engine.client.process import ProcessEngineClient
+from router_engine.errors import EngineNotReadyError
+from router_engine.routers.centroids import CentroidService
+from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.registry import RequestServices, RouterRegistry
+from server.admission import Admission
+from server.auth import Auth
+from server.catalogue import Catalogue
+from server.centroids import StoredCentroids
+from server.encoder import EncoderSupervisor
+from server.generation import Generation
+from server.metrics import Metrics
+from server.mixtures import Mixtures
+from server.models import base_files, encoder_directory, load_tokenizer
+from server.routing import Routing
+from server.settings import Settings
+from server.tokenization import Tokenization
+
+log = structlog.get_logger(__name__)
+
+EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
+
+
+def process_engine(config: EngineProcessConfig, settings: Settings) -> EngineClient:
+    """The engine in a process of its own."""
+    return ProcessEngineClient(
+        config, environment=settings.child_environment(settings.engine_threads)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What runs once the server has started."""
+
+    base_name: str
+    engine: EngineClient
+    info: EngineInfo
+    generation: Generation
+    mixtures: Mixtures
+    routing: Routing
+    catalogue: Catalogue
+
+
+class Container:
+    """One server's parts. `start` in a lifespan, `close` when it ends."""
+
+    def __init__(self, settings: Settings, engine_factory: EngineFactory = process_engine) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.metrics_adapters)
+        self.admission = Admission(settings.max_waiting)
+        self._engine_factory = engine_factory
+        self.started_at = time.time()
+        self._stack = AsyncExitStack()
+        self._services: Services | None = None
+        self._store = open_store(settings)
+        self._stack.callback(self._store.close)
+        self.auth = Auth(settings, self._store)
+
+    @property
+    def is_started(self) -> bool:
+        return self._services is not None
+
+    @property
+    def store(self) -> AdapterStore:
+        return self._store
+
+    @property
+    def services(self) -> Services:
+        """Raises EngineNotReadyError before `start` has ended."""
+        if self._services is None:
+            raise EngineNotReadyError("the server is starting")
+        return self._services
+
+    @property
+    def generation(self) -> Generation:
+        return self.services.generation
+
+    def check_files(self) -> None:
+        """Raises AssetError and SettingsError, before anything starts, for a model not there."""
+        base_files(self.settings)
+
+    async def start(self) -> None:
+        """Start encoder and engine beside each other, then what needs them.
+
+        Raises SettingsError, EngineError and RouterUnavailableError.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop everything that was started, last things first."""
+        self._services = None
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self.auth.require_safe_host()
+        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptermix-")))
+        files = await asyncio.to_thread(base_files, settings)
+        encoder_files = await asyncio.to_thread(encoder_directory, settings, scratch)
+        endpoint = f"ipc://{scratch / 'encoder.sock'}" if encoder_files else None
+        engine = self._engine_factory(
+            EngineProcessConfig(
+                engine=settings.engine_config(files.load),
+                blobs_url=settings.blobs_url or str(settings.store_dir / "blobs"),
+                encoder_endpoint=endpoint,
+                log_level=settings.log_level.upper(),
+            ),
+            settings,
+        )
+        self._stack.push_async_callback(engine.close)
+        async with asyncio.TaskGroup() as tasks:
+            started = tasks.create_task(engine.start())
+            tokenizer = await asyncio.to_thread(load_tokenizer, files)
+            if encoder_files is not None and endpoint is not None:
+                await asyncio.to_thread(tokenizer.save_pretrained, scratch / "tokenizer")
+                await self._start_encoder(encoder_files, scratch / "tokenizer", endpoint)
+            await started
+        encoder = await self._connect_encoder(endpoint)
+        self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
+        if settings.adapters is not None:
+            await self._services.catalogue.publish_folder(settings.adapters.expanduser())
+
+    async def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
+        settings = self.settings
+        supervisor = EncoderSupervisor(
+            EncoderConfig(
+                encoder_dir=encoder,
+                tokenizer_dir=tokenizer,
+                endpoint=endpoint,
+                environment=settings.child_environment(settings.encoder_threads),
+                num_threads=settings.encoder_threads,
+            )
+        )
+        self._stack.push_async_callback(supervisor.close)
+        await supervisor.start()
+
+    async def _connect_encoder(self, endpoint: str | None) -> EncoderClient | None:
+        if endpoint is None:
+            return None
+        return await self._stack.enter_async_context(EncoderClient(endpoint))
+
+    def _wire(
+        self,
+        base_name: str,
+        engine: EngineClient,
+        info: EngineInfo,
+        tokenizer: object,
+        encoder: EncoderClient | None,
+    ) -> Services:
+        settings, store = self.settings, self._store
+        registry = RouterRegistry.discover()
+        routing = Routing(
+            registry,
+            registry.request_routers(RequestServices(encoder)),
+            info.token_routers,
+            CentroidService(StoredCentroids(store), encoder) if encoder is not None else None,
+        )
+        mixtures = Mixtures(store, info.base, routing, settings.max_candidates)
+        generation = Generation(
+            engine,
+            info,
+            Tokenization(tokenizer, info.eos_token_ids),
+            mixtures,
+            self.admission,
+            self.metrics,
+            settings.default_max_new_tokens,
+        )
+        catalogue = Catalogue(store, engine, info, routing, mixtures, base_name)
+        self._stack.push_async_callback(catalogue.close)
+        return Services(base_name, engine, info, generation, mixtures, routing, catalogue)
+
+
+def open_store(settings: Settings) -> AdapterStore:
+    """The store that the settings name."""
+    return AdapterStore.open(
+        settings.store_dir,
+        database_url=settings.database_url,
+        blobs_url=settings.blobs_url,
+        limits=StoreLimits(max_upload_bytes=int(settings.max_upload)),
+    )
+
+
+def container_of(request: Request) -> Container:
+    """The container of the app that serves this request."""
+    container: Container = request.app.state.container
+    return container
+
+
+ContainerDep = Annotated[Container, Depends(container_of)]

@@ -1,0 +1,194 @@
+"""/admin/adapters: publish, check, list, show, delete, alias, load, pin, unload."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, UploadFile
+
+from server.auth import require_admin
+from server.container import ContainerDep
+from server.schemas.adapters import (
+    ADAPTER_EXAMPLE,
+    CHECK_EXAMPLE,
+    RESIDENCY_EXAMPLE,
+    AdapterList,
+    AdapterReply,
+    AliasBody,
+    CheckReply,
+    DeletedReply,
+    DeleteQuery,
+    PinBody,
+    ResidencyReply,
+    UnloadReply,
+)
+from server.schemas.errors import native_errors
+from server.uploads import received
+
+router = APIRouter(
+    prefix="/admin/adapters", tags=["adapters"], dependencies=[Depends(require_admin)]
+)
+
+NameForm = Annotated[
+    str, Form(description="The adapter's name: letters, digits, '.', '_', '-'.", examples=["math"])
+]
+FilesForm = Annotated[
+    list[UploadFile],
+    File(description="The files of a PEFT folder, or one .zip, .tar or .tar.gz of them."),
+]
+TextsForm = Annotated[
+    UploadFile | str | None,
+    File(description="Sample texts for routing by similarity, JSONL."),
+]
+TagsForm = Annotated[
+    list[str] | None, Form(description="Tags, repeated or with commas.", examples=[["task"]])
+]
+Reference = Annotated[
+    str, Path(description="name, name@version, name@alias or sha256:...", examples=["math@1"])
+]
+_NOT_FOUND = native_errors(401, 403, 404, 422)
+_BUSY = native_errors(401, 403, 404, 409, 422, 503)
+
+
+def _answers(
+    example: Any, errors: dict[int | str, dict[str, Any]], status: int = 200
+) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"example": example}}
+    return {status: {"description": "Done", "content": content}, **errors}
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Publish an adapter",
+    responses=_answers(ADAPTER_EXAMPLE, native_errors(401, 403, 409, 413, 422), 201),
+)
+async def publish(
+    container: ContainerDep,
+    name: NameForm,
+    files: FilesForm,
+    texts: TextsForm = None,
+    tags: TagsForm = None,
+) -> AdapterReply:
+    """Check and store an adapter as the next version of `name`; it can be used at once."""
+    async with received(files, texts, tags or []) as upload:
+        return await container.services.catalogue.publish(name, upload)
+
+
+@router.post(
+    "/check",
+    summary="Try an upload without storing it",
+    responses=_answers(CHECK_EXAMPLE, native_errors(401, 403, 413, 422)),
+)
+async def check(
+    container: ContainerDep,
+    name: NameForm,
+    files: FilesForm,
+    texts: TextsForm = None,
+    tags: TagsForm = None,
+) -> CheckReply:
+    """Say whether the adapter would load, every problem, and what it would cost."""
+    async with received(files, texts, tags or []) as upload:
+        return await container.services.catalogue.check(name, upload)
+
+
+@router.get(
+    "",
+    summary="List adapters",
+    responses=_answers({"adapters": [ADAPTER_EXAMPLE]}, native_errors(401, 403, 422)),
+)
+async def list_all(
+    container: ContainerDep,
+    tag: Annotated[str | None, Query(description="Only those that carry this tag.")] = None,
+) -> AdapterList:
+    """Every version of every adapter."""
+    return AdapterList(adapters=await container.services.catalogue.listing(tag=tag))
+
+
+@router.get(
+    "/{name}",
+    summary="Show an adapter",
+    responses=_answers({"adapters": [ADAPTER_EXAMPLE]}, _NOT_FOUND),
+)
+async def show(container: ContainerDep, name: Reference) -> AdapterList:
+    """Every version of a name, or the one that the reference means."""
+    return AdapterList(adapters=await container.services.catalogue.show(name))
+
+
+@router.delete(
+    "/{name}",
+    summary="Delete an adapter",
+    responses=_answers({"deleted": ["math@1"]}, _BUSY),
+)
+async def delete(
+    container: ContainerDep,
+    name: Reference,
+    query: Annotated[DeleteQuery, Query()],
+) -> DeletedReply:
+    """Delete one version, or all versions of a bare name. Running requests keep what is loaded."""
+    return DeletedReply(deleted=await container.services.catalogue.delete(name, force=query.force))
+
+
+@router.put(
+    "/{name}/aliases/{alias}",
+    summary="Point an alias at a version",
+    responses=_answers(ADAPTER_EXAMPLE, _NOT_FOUND),
+)
+async def set_alias(
+    container: ContainerDep,
+    name: Annotated[str, Path(examples=["math"])],
+    alias: Annotated[str, Path(examples=["stable"])],
+    body: Annotated[AliasBody, Body(examples=[{"version": 2}])],
+) -> AdapterReply:
+    """Move the alias, atomically. Requests that run already stay on the version they resolved."""
+    return await container.services.catalogue.set_alias(name, alias, body.version)
+
+
+@router.delete(
+    "/{name}/aliases/{alias}",
+    summary="Remove an alias",
+    responses=_answers({"deleted": ["math@stable"]}, _NOT_FOUND),
+)
+async def delete_alias(
+    container: ContainerDep,
+    name: Annotated[str, Path(examples=["math"])],
+    alias: Annotated[str, Path(examples=["stable"])],
+) -> DeletedReply:
+    """Remove the alias; the version stays."""
+    await container.services.catalogue.delete_alias(name, alias)
+    return DeletedReply(deleted=[f"{name}@{alias}"])
+
+
+@router.post(
+    "/{name}/load",
+    summary="Bring an adapter to the device",
+    responses=_answers(RESIDENCY_EXAMPLE, _BUSY),
+)
+async def load(container: ContainerDep, name: Reference) -> ResidencyReply:
+    """Load it now, so that the first request does not wait for it."""
+    return await container.services.catalogue.load(name)
+
+
+@router.post(
+    "/{name}/pin",
+    summary="Keep an adapter on the device",
+    responses=_answers(RESIDENCY_EXAMPLE | {"pinned": True}, _BUSY),
+)
+async def pin(
+    container: ContainerDep,
+    name: Reference,
+    body: Annotated[PinBody | None, Body(examples=[{"pinned": True}])] = None,
+) -> ResidencyReply:
+    """Load it and keep it there, or with `pinned` false let it go again."""
+    pinned = body is None or body.pinned
+    return await container.services.catalogue.pin(name, pinned=pinned)
+
+
+@router.post(
+    "/{name}/unload",
+    summary="Drop an adapter from device and host",
+    responses=_answers({"name": "math@1", "freed_bytes": 1843200}, _BUSY),
+)
+async def unload(container: ContainerDep, name: Reference) -> UnloadReply:
+    """Free its memory. It stays in the store and is loaded again when it is asked for."""
+    return await container.services.catalogue.unload(name)

@@ -1,0 +1,160 @@
+"""POST /generate, /generate_stream and /: LoRAX's and TGI's routes, with mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from router_engine.request import SamplingParams
+from server.auth import require_use
+from server.container import ContainerDep
+from server.generation import Ask, Generation, Update, fresh_seed
+from server.rendering import Renderer
+from server.schemas.errors import native_errors
+from server.schemas.generate import (
+    GENERATE_EXAMPLES,
+    REPLY_EXAMPLE,
+    GenerateAnyBody,
+    GenerateBody,
+    GenerateReply,
+    Parameters,
+)
+from server.streaming import chain_first, event_response, unless_disconnected
+
+router = APIRouter(tags=["generate"], dependencies=[Depends(require_use)])
+
+_STREAM_TEXT = {
+    "schema": {"type": "string"},
+    "example": 'data: {"token": {"id": 5062, "text": " 42", "logprob": -0.3, "special": false}, '
+    '"generated_text": null, "details": null}\n\n',
+}
+_JSON = {"application/json": {"example": REPLY_EXAMPLE}}
+_EVENTS = {"text/event-stream": _STREAM_TEXT}
+_ERRORS = native_errors(401, 404, 413, 422, 424, 429, 503)
+
+
+def _responses(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": "The answer", "content": content}, **_ERRORS}
+
+
+@router.post(
+    "/generate",
+    summary="Generate, whole or as a stream",
+    response_model=GenerateReply,
+    responses=_responses(_JSON | _EVENTS),
+)
+async def generate(
+    request: Request,
+    body: Annotated[GenerateAnyBody, Body(openapi_examples=GENERATE_EXAMPLES)],
+    container: ContainerDep,
+) -> Response:
+    """Answer a prompt under the base model, a fixed mixture or a router."""
+    return await _answer(request, body, container.generation, stream=body.stream)
+
+
+@router.post(
+    "/generate_stream",
+    summary="Generate as server-sent events",
+    response_class=Response,
+    responses=_responses(_EVENTS),
+)
+async def generate_stream(
+    request: Request,
+    body: Annotated[GenerateBody, Body(openapi_examples=GENERATE_EXAMPLES)],
+    container: ContainerDep,
+) -> Response:
+    """The same as /generate with `stream` true."""
+    return await _answer(request, body, container.generation, stream=True)
+
+
+@router.post(
+    "/",
+    summary="Generate, as text-generation clients expect it at the root",
+    response_model=list[GenerateReply],
+    responses=_responses({"application/json": {"example": [REPLY_EXAMPLE]}} | _EVENTS),
+)
+async def generate_compat(
+    request: Request,
+    body: Annotated[GenerateAnyBody, Body(openapi_examples=GENERATE_EXAMPLES)],
+    container: ContainerDep,
+) -> Response:
+    """The same as /generate; a whole answer comes in a list of one."""
+    return await _answer(request, body, container.generation, stream=body.stream, as_list=True)
+
+
+async def _answer(
+    request: Request,
+    body: GenerateBody,
+    generation: Generation,
+    *,
+    stream: bool,
+    as_list: bool = False,
+) -> Response:
+    ask, seed = to_ask(body, generation)
+    renderer = Renderer(generation.tokenization, body.parameters, seed, body.inputs)
+    job = await generation.prepare(ask)
+    if stream:
+        updates = generation.stream(job)
+        first = await unless_disconnected(request, anext(updates))
+        return event_response(_frames(renderer, chain_first(first, updates)))
+    completion = await unless_disconnected(request, generation.run(job))
+    reply = renderer.reply(completion).model_dump(mode="json")
+    headers = {
+        "x-prompt-tokens": str(completion.prompt_tokens),
+        "x-generated-tokens": str(len(completion.pieces)),
+        "x-total-tokens": str(completion.prompt_tokens + len(completion.pieces)),
+        "x-adapter-id": ",".join(job.plan.labels),
+    }
+    return JSONResponse([reply] if as_list else reply, headers=headers)
+
+
+async def _frames(
+    renderer: Renderer, updates: AsyncGenerator[Update, None]
+) -> AsyncGenerator[str, None]:
+    async with aclosing(updates):
+        async for update in updates:
+            for frame in renderer.frames(update):
+                yield frame.model_dump_json()
+
+
+def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]:
+    """What the body asks for, and the seed that the answer reports (None when greedy)."""
+    parameters = body.parameters
+    tokenization = generation.tokenization
+    if parameters.apply_chat_template:
+        ids = tokenization.chat([{"role": "user", "content": body.inputs}])
+    else:
+        ids = tokenization.encode(body.inputs)
+    if parameters.truncate is not None:
+        ids = ids[-parameters.truncate :]
+    sampling, seed = _sampling(parameters)
+    ask = Ask(
+        prompt_ids=ids,
+        text=body.inputs,
+        sampling=sampling,
+        max_new_tokens=parameters.max_new_tokens,
+        mixture=body.mixture,
+        adapter=parameters.adapter_id or None,
+        stops=tuple(parameters.stop),
+        ignore_eos=parameters.ignore_eos_token,
+        priority=body.priority,
+    )
+    return ask, seed
+
+
+def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
+    temperature = parameters.temperature or (1.0 if parameters.do_sample else 0.0)
+    seed = parameters.seed if parameters.seed is not None or temperature == 0 else fresh_seed()
+    given = parameters.model_dump(
+        include={
+            *("min_new_tokens", "top_p", "top_k", "min_p"),
+            *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+        },
+        exclude_none=True,
+    )
+    top = max(parameters.top_n_tokens or 0, parameters.return_k_alternatives or 0)
+    return SamplingParams(**given, temperature=temperature, seed=seed or 0, top_n_tokens=top), seed

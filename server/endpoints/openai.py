@@ -1,0 +1,246 @@
+"""The /v1 routes: what the `openai` client speaks, with mixtures beside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
+from adapters_store.types import AdapterRecord
+from server.auth import require_use
+from server.container import Container, ContainerDep
+from server.errors import InputError, UnknownModelError
+from server.generation import Ask, Completion, Generation, Job, Update
+from server.openai_replies import ChatWriter, CompletionWriter, Writer
+from server.openai_wire import asks_of, prompts_of, sampling_of
+from server.schemas.errors import openai_errors
+from server.schemas.openai import (
+    CHAT_EXAMPLES,
+    COMPLETION_EXAMPLES,
+    ChatBody,
+    ChatReply,
+    CommonBody,
+    CompletionBody,
+    CompletionReply,
+    ModelCard,
+    ModelList,
+)
+from server.streaming import chain_first, event_response, merge, unless_disconnected
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(require_use)])
+
+_ERRORS = openai_errors(401, 404, 413, 422, 424, 429, 503)
+_EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {"type": "string"},
+        "example": "data: {...}\n\ndata: [DONE]\n\n",
+    }
+}
+_USAGE = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 13}
+_COMPLETION = {
+    "id": "cmpl-1",
+    "object": "text_completion",
+    "created": 1760000000,
+    "model": "math",
+    "choices": [{"index": 0, "text": " 42", "logprobs": None, "finish_reason": "stop"}],
+    "usage": _USAGE,
+}
+_CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1760000000,
+    "model": "math",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "42"},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": _USAGE,
+}
+_MODEL = {
+    "id": "math",
+    "object": "model",
+    "created": 1760000000,
+    "owned_by": "adaptermix",
+    "root": "sha256:9f2c...",
+    "parent": "smollm2-135m-instruct",
+    "max_model_len": 2048,
+}
+
+
+def _responses(example: Any, *, stream: bool = True) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"example": example}} | (_EVENTS if stream else {})
+    return {200: {"description": "The answer", "content": content}, **_ERRORS}
+
+
+@router.post(
+    "/completions",
+    summary="Complete text",
+    response_model=CompletionReply,
+    responses=_responses(_COMPLETION),
+)
+async def completions(
+    request: Request,
+    body: Annotated[CompletionBody, Body(openapi_examples=COMPLETION_EXAMPLES)],
+    container: ContainerDep,
+) -> Response:
+    """OpenAI's completions; `model` is the base or an adapter, `mixture` an extra field."""
+    tokenization = container.generation.tokenization
+    adapter = await _adapter_of(body, container)
+    prompts = prompts_of(body, tokenization)
+    asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
+    writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
+    return await _answer(request, body, asks, writer, container.generation)
+
+
+@router.post(
+    "/chat/completions",
+    summary="Continue a conversation",
+    response_model=ChatReply,
+    responses=_responses(_CHAT),
+)
+async def chat_completions(
+    request: Request,
+    body: Annotated[ChatBody, Body(openapi_examples=CHAT_EXAMPLES)],
+    container: ContainerDep,
+) -> Response:
+    """OpenAI's chat completions, under the base model's own chat template."""
+    tokenization = container.generation.tokenization
+    adapter = await _adapter_of(body, container)
+    messages = [message.plain() for message in body.messages]
+    prompts = [(tokenization.chat(messages), "\n".join(m["content"] for m in messages))]
+    asks = asks_of(body, prompts, sampling_of(body, body.top_logprobs or 0), adapter)
+    return await _answer(request, body, asks, ChatWriter(body, tokenization), container.generation)
+
+
+@router.get(
+    "/models",
+    summary="List the base model and the adapters",
+    responses=_responses({"object": "list", "data": [_MODEL]}, stream=False),
+)
+async def models(container: ContainerDep) -> ModelList:
+    """The base model first, then the newest version of every adapter that fits it."""
+    return ModelList(data=await _cards(container))
+
+
+@router.get(
+    "/models/{model:path}",
+    summary="Show one model",
+    responses=_responses(_MODEL, stream=False),
+)
+async def model(model: str, container: ContainerDep) -> ModelCard:
+    """The base model, or an adapter by any reference to it."""
+    services = container.services
+    if model == services.base_name:
+        return _base_card(container)
+    record = await _record(model, container)
+    return _card(model, record.digest, record.created_at, container)
+
+
+async def _answer(
+    request: Request,
+    body: CommonBody,
+    asks: Sequence[Ask],
+    writer: Writer,
+    generation: Generation,
+) -> Response:
+    if body.user is not None:
+        log.info("user", user=body.user)
+    jobs = [await generation.prepare(ask) for ask in asks]
+    if not body.stream:
+        answers = await unless_disconnected(request, _gather(generation, jobs))
+        return JSONResponse(writer.reply(answers).model_dump(mode="json"))
+    updates = merge([generation.stream(job) for job in jobs])
+    first = await unless_disconnected(request, anext(updates))
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    frames = _frames(writer, len(jobs), chain_first(first, updates), usage=usage)
+    return event_response(frames, openai=True)
+
+
+async def _gather(generation: Generation, jobs: Sequence[Job]) -> list[Completion]:
+    """All answers; when one fails the others are cancelled and its error is raised."""
+    updates = merge([generation.stream(job) for job in jobs])
+    done: dict[int, Completion] = {}
+    async with aclosing(updates):
+        async for index, update in updates:
+            if update.completion is not None:
+                done[index] = update.completion
+    return [done[index] for index in range(len(jobs))]
+
+
+async def _frames(
+    writer: Writer,
+    count: int,
+    updates: AsyncGenerator[tuple[int, Update], None],
+    *,
+    usage: bool,
+) -> AsyncGenerator[str, None]:
+    done: dict[int, Completion] = {}
+    async with aclosing(updates):
+        for chunk in writer.opening(count):
+            yield chunk.model_dump_json()
+        async for index, update in updates:
+            if update.completion is not None:
+                done[index] = update.completion
+            for chunk in writer.chunks(index, update):
+                yield chunk.model_dump_json()
+    if usage:
+        yield writer.usage([done[index] for index in sorted(done)]).model_dump_json()
+
+
+async def _adapter_of(body: CommonBody, container: Container) -> str | None:
+    """The adapter that `model` names; None for the base."""
+    base = container.services.base_name
+    if body.model == base:
+        return None
+    if body.mixture is not None:
+        raise InputError("model", repr(body.model), f"with mixture it must be the base, {base!r}")
+    record = await _record(body.model, container)
+    return record.label
+
+
+async def _record(name: str, container: Container) -> AdapterRecord:
+    try:
+        return await container.services.mixtures.record(name, "model")
+    except (AdapterNotFoundError, InvalidReferenceError) as error:
+        base = container.services.base_name
+        raise UnknownModelError(f"model {name!r}: {error}; the base model is {base!r}") from error
+
+
+async def _cards(container: Container) -> list[ModelCard]:
+    records = await asyncio.to_thread(container.services.catalogue.newest)
+    return [
+        _base_card(container),
+        *(_card(record.name, record.digest, record.created_at, container) for record in records),
+    ]
+
+
+def _base_card(container: Container) -> ModelCard:
+    services = container.services
+    return ModelCard(
+        id=services.base_name,
+        created=int(container.started_at),
+        root=services.base_name,
+        max_model_len=services.info.max_model_len,
+    )
+
+
+def _card(name: str, digest: str, created_at: float, container: Container) -> ModelCard:
+    services = container.services
+    return ModelCard(
+        id=name,
+        created=int(created_at),
+        root=digest,
+        parent=services.base_name,
+        max_model_len=services.info.max_model_len,
+    )

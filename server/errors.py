@@ -1,0 +1,203 @@
+"""Every error a client can get, in one table, written LoRAX's way or OpenAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from adapters_store import errors as store_errors
+from router_engine import errors as engine_errors
+from router_engine.routers import errors as router_errors
+
+log = structlog.get_logger(__name__)
+
+
+class ServerError(Exception):
+    """Base of every error that the server raises on purpose."""
+
+
+class InputError(ServerError):
+    """A field holds a value that cannot be used; the message says what would work."""
+
+    def __init__(self, field_name: str, value: str, hint: str) -> None:
+        self.field = field_name
+        super().__init__(f"{field_name} = {value}: {hint}")
+
+
+class UnknownModelError(ServerError):
+    """`model` is neither the base nor an adapter."""
+
+
+class ConflictError(ServerError):
+    """The state of a thing forbids what was asked."""
+
+
+class GenerationFailedError(ServerError):
+    """The engine ended the request with an error."""
+
+
+class RequestCancelledError(ServerError):
+    """The request was cancelled before it ended."""
+
+
+class OverloadedError(ServerError):
+    """Too many requests wait; `retry_after` seconds is a fair time to come back."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after} s")
+
+
+class UnauthorizedError(ServerError):
+    """No key, or an unknown one."""
+
+
+class ForbiddenError(ServerError):
+    """The key does not reach this far."""
+
+
+class BodyTooLargeError(HTTPException):
+    """More bytes than a limit allows. An HTTPException, so that body parsers let it through."""
+
+    def __init__(self, limit: int, setting: str) -> None:
+        super().__init__(413, f"the body is larger than {limit} bytes ({setting})")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as a client sees it."""
+
+    status: int
+    error_type: str
+    message: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def native(self) -> dict[str, str]:
+        return {"error": self.message, "error_type": self.error_type}
+
+    def openai(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 429 else self.error_type
+        code = self.error_type if self.param is None else f"invalid_{self.param.split('.')[0]}"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+
+
+# Most special first: the first class that fits decides.
+TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (store_errors.AdapterNotFoundError, 404, "not_found"),
+    (store_errors.KeyNotFoundError, 404, "not_found"),
+    (store_errors.InvalidReferenceError, 422, "validation"),
+    (store_errors.InvalidAdapterError, 422, "invalid_adapter"),
+    (store_errors.AdapterInUseError, 409, "conflict"),
+    (store_errors.IntegrityError, 500, "integrity"),
+    (store_errors.StoreError, 422, "validation"),
+    (engine_errors.RequestRefusedError, 422, "validation"),
+    (engine_errors.MixtureError, 422, "validation"),
+    (engine_errors.AdapterBusyError, 409, "conflict"),
+    (engine_errors.EngineNotReadyError, 503, "engine_not_ready"),
+    (engine_errors.EngineDiedError, 503, "engine_died"),
+    (router_errors.RouterInputError, 422, "validation"),
+    (router_errors.RouterUnavailableError, 503, "router_unavailable"),
+    (engine_errors.RouterError, 424, "generation"),
+    (engine_errors.EngineError, 500, "engine"),
+    (InputError, 422, "validation"),
+    (UnknownModelError, 404, "not_found"),
+    (ConflictError, 409, "conflict"),
+    (GenerationFailedError, 424, "generation"),
+    (RequestCancelledError, 503, "cancelled"),
+    (OverloadedError, 429, "overloaded"),
+    (UnauthorizedError, 401, "unauthorized"),
+    (ForbiddenError, 403, "forbidden"),
+)
+_HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_PREFIXED = ("validation",)
+
+
+def describe(error: Exception) -> Failure:
+    """What a client is told of an error; one that is not in the table is a bug, and a 500."""
+    if isinstance(error, RequestValidationError):
+        return _describe_validation(error)
+    if isinstance(error, HTTPException):
+        kind = _HTTP_TYPES.get(error.status_code, "http")
+        return Failure(error.status_code, kind, str(error.detail), headers=error.headers or {})
+    for kind_of_error, status, error_type in TABLE:
+        if isinstance(error, kind_of_error):
+            message = str(error)
+            if error_type in _PREFIXED:
+                message = f"Input validation error: {message}"
+            param = getattr(error, "field", None)
+            return Failure(status, error_type, message, param, _headers(error))
+    log.error("unexpected error", exc_info=error)
+    return Failure(
+        500, "internal", f"internal error ({type(error).__name__}); see the server's log"
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error leave as one of the two bodies."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        failure = describe(error)
+        is_openai = request.url.path.startswith("/v1/")
+        body = failure.openai() if is_openai else failure.native()
+        return JSONResponse(body, failure.status, dict(failure.headers))
+
+    for kind in (RequestValidationError, HTTPException, ServerError, Exception):
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(store_errors.StoreError, handle)
+    app.add_exception_handler(engine_errors.EngineError, handle)
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    if isinstance(error, OverloadedError):
+        return {"Retry-After": str(error.retry_after)}
+    if isinstance(error, engine_errors.EngineNotReadyError | engine_errors.EngineDiedError):
+        return {"Retry-After": "2"}
+    if isinstance(error, UnauthorizedError):
+        return {"WWW-Authenticate": "Bearer"}
+    return {}
+
+
+def _describe_validation(error: RequestValidationError) -> Failure:
+    problems = error.errors()
+    message = "; ".join(_describe_problem(problem) for problem in problems)
+    first = _path(problems[0]) if problems else None
+    return Failure(422, "validation", f"Input validation error: {message}", first)
+
+
+def _describe_problem(problem: Mapping[str, Any]) -> str:
+    path = _path(problem)
+    context = problem.get("ctx") or {}
+    kind = problem["type"]
+    if kind == "json_invalid":
+        return f"the body is not JSON: {context.get('error', problem['msg'])}"
+    if kind in ("missing", "unknown_field", "mixture", "contradiction"):
+        return f"{path}: {problem['msg']}" if path else str(problem["msg"])
+    value = context["value"] if kind == "unsupported_field" else _short(problem.get("input"))
+    return f"{path} = {value}: {problem['msg']}"
+
+
+def _path(problem: Mapping[str, Any]) -> str:
+    """The field's path: `mixture.adapters.0.weight`. Union branches are no part of it."""
+    location: Sequence[Any] = problem["loc"]
+    parts = [str(part) for part in location[1:] if not _is_branch(part)]
+    named = (problem.get("ctx") or {}).get("field")
+    if named:
+        parts.append(str(named))
+    return ".".join(parts)
+
+
+def _is_branch(part: Any) -> bool:
+    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int"))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,266 @@
+"""The one use case behind every API: a prompt under a mixture becomes an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.errors import EngineDiedError, RequestRefusedError
+from router_engine.events import FinalEvent, FinishReason, TokenEvent
+from router_engine.request import EngineRequest, SamplingParams
+from server.admission import Admission
+from server.answer import Answer, Piece
+from server.errors import GenerationFailedError, InputError, RequestCancelledError
+from server.metrics import Metrics
+from server.mixtures import Mixtures, Plan
+from server.recording import Recorder
+from server.schemas.mixture import Mixture
+from server.tokenization import Tokenization
+
+EndReason = Literal["length", "eos_token", "stop_sequence"]
+_ENDS: dict[FinishReason, EndReason] = {
+    FinishReason.LENGTH: "length",
+    FinishReason.STOP_TOKEN: "eos_token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What an API asks for, in nobody's wire format.
+
+    `max_new_tokens` None means the server's default, or the room that is left if that is less.
+    """
+
+    prompt_ids: tuple[int, ...]
+    text: str  # what request routers read
+    sampling: SamplingParams
+    max_new_tokens: int | None = None
+    mixture: Mixture | None = None
+    adapter: str | None = None
+    stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    priority: int = 0
+    endpoint: str = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An admissible request, ready to be submitted."""
+
+    request: EngineRequest
+    plan: Plan
+    stops: tuple[str, ...]
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. `pieces` are all its tokens; the end-of-text token is none of them."""
+
+    text: str
+    finish_reason: EndReason
+    pieces: tuple[Piece, ...]
+    prompt_tokens: int
+    cached_tokens: int | None  # None where a stop string ended the request before the engine did
+    stop_token_id: int | None
+    plan: Plan
+
+    def weights(self) -> list[list[float]]:
+        """Weights in force at each token, [tokens][adapters]."""
+        if self.plan.routing is None:
+            return [list(self.plan.weights) for _ in self.pieces]
+        return [list(piece.event.weights) for piece in self.pieces]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Newly settled pieces; the last update carries the completion."""
+
+    pieces: Sequence[Piece]
+    completion: Completion | None = None
+
+
+def fresh_seed() -> int:
+    """A seed for a request that gives none."""
+    return secrets.randbits(53)  # JSON readers keep 53 bits
+
+
+class Generation:
+    """Prepares requests and follows them to their end."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        info: EngineInfo,
+        tokenization: Tokenization,
+        mixtures: Mixtures,
+        admission: Admission,
+        metrics: Metrics,
+        default_max_new_tokens: int,
+    ) -> None:
+        self._engine = engine
+        self._mixtures = mixtures
+        self._admission = admission
+        self._metrics = metrics
+        self._default_max_new_tokens = default_max_new_tokens
+        self.info = info
+        self.tokenization = tokenization
+
+    async def prepare(self, ask: Ask) -> Job:
+        """Check, resolve and route: every error that can be known before submission comes here."""
+        max_new_tokens = self._room(ask)
+        plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
+        sampling = replace(
+            ask.sampling,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=() if ask.ignore_eos else self.info.eos_token_ids,
+        )
+        request = EngineRequest(
+            request_id=uuid.uuid4().hex,
+            prompt_token_ids=ask.prompt_ids,
+            sampling=sampling,
+            adapters=plan.digests,
+            weights=plan.weights,
+            combination=plan.combination,
+            routing=plan.routing,
+            priority=ask.priority,
+            report_weights=plan.routing is not None,
+        )
+        return Job(request, plan, ask.stops, ask.endpoint)
+
+    async def run(self, job: Job) -> Completion:
+        """The whole answer. Cancelling the caller cancels the request."""
+        async with aclosing(self.stream(job)) as updates:
+            async for update in updates:
+                if update.completion is not None:
+                    return update.completion
+        raise GenerationFailedError("the engine ended the request without a final event")
+
+    async def stream(self, job: Job) -> AsyncGenerator[Update, None]:
+        """Updates as they come; closing it early cancels the request.
+
+        Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError and
+        GenerationFailedError.
+        """
+        with self._admission.enter() as begun:
+            recorder = Recorder(self._metrics, job.plan, job.endpoint, begun)
+            reason = "error"
+            try:
+                async with aclosing(self._follow(job, recorder)) as updates:
+                    async for update in updates:
+                        if update.completion is not None:
+                            reason = update.completion.finish_reason
+                        yield update
+            except (GeneratorExit, asyncio.CancelledError):
+                reason = "cancelled" if reason == "error" else reason
+                raise
+            finally:
+                recorder.end(reason, len(job.request.prompt_token_ids))
+
+    async def _follow(self, job: Job, recorder: Recorder) -> AsyncGenerator[Update, None]:
+        follower = _Follower(job, self.tokenization)
+        async with aclosing(self._engine.submit(job.request)) as events:
+            async for event in events:
+                if isinstance(event, FinalEvent):
+                    recorder.final(event)
+                    yield follower.finish(event)
+                    return
+                recorder.token(event)
+                pieces = follower.push(event)
+                if follower.answer.is_stopped:
+                    break
+                if pieces:
+                    yield Update(pieces)
+        yield follower.finish(None)
+
+    def _room(self, ask: Ask) -> int:
+        """How many tokens the answer may have. Raises InputError with both lengths."""
+        limit = self.info.max_model_len
+        prompt = len(ask.prompt_ids)
+        if prompt == 0:
+            raise InputError("inputs", "no tokens", "give at least one token of prompt")
+        if prompt >= limit:
+            raise InputError(
+                "inputs",
+                f"{prompt} tokens",
+                f"too long: prompt and answer together may have {limit} tokens; "
+                "shorten the prompt or set truncate",
+            )
+        if ask.max_new_tokens is None:
+            return max(
+                min(self._default_max_new_tokens, limit - prompt), ask.sampling.min_new_tokens
+            )
+        if ask.max_new_tokens < ask.sampling.min_new_tokens:
+            raise InputError(
+                "min_new_tokens",
+                str(ask.sampling.min_new_tokens),
+                f"must not be above max_new_tokens = {ask.max_new_tokens}",
+            )
+        if prompt + ask.max_new_tokens > limit:
+            raise InputError(
+                "max_new_tokens",
+                str(ask.max_new_tokens),
+                f"too long: the prompt has {prompt} tokens, and prompt and answer together may "
+                f"have {limit}; use at most {limit - prompt}",
+            )
+        return ask.max_new_tokens
+
+
+class _Follower:
+    """Turns one request's events into updates; keeps the last pieces for the completion."""
+
+    def __init__(self, job: Job, tokenization: Tokenization) -> None:
+        self._job = job
+        self._kept: list[Piece] = []  # have left
+        self._last: list[Piece] = []  # settled, but the request ends with them
+        self.answer = Answer(tokenization, job.stops, job.request.sampling.min_new_tokens)
+
+    def push(self, event: TokenEvent) -> Sequence[Piece]:
+        pieces = self.answer.push(event)
+        if self.answer.num_tokens >= self._job.request.sampling.max_new_tokens:
+            self._last = pieces
+            return ()
+        self._kept += pieces
+        return pieces
+
+    def finish(self, final: FinalEvent | None) -> Update:
+        if final is not None and final.reason not in _ENDS:
+            raise _failure(final)
+        pieces = self._last + self.answer.flush()
+        # flush may complete a stop string with text that was held back
+        is_stopped = self.answer.is_stopped
+        completion = Completion(
+            text=self.answer.text,
+            finish_reason="stop_sequence" if is_stopped else _end_of(final),
+            pieces=(*self._kept, *pieces),
+            prompt_tokens=len(self._job.request.prompt_token_ids),
+            cached_tokens=None if final is None else final.num_cached_tokens,
+            stop_token_id=None if final is None else final.stop_token_id,
+            plan=self._job.plan,
+        )
+        return Update(pieces, completion)
+
+
+def _end_of(final: FinalEvent | None) -> EndReason:
+    if final is None:
+        raise GenerationFailedError("the engine ended the request without a final event")
+    return _ENDS[final.reason]
+
+
+def _failure(final: FinalEvent) -> Exception:
+    message = final.error or f"the request ended with {final.reason.value}"
+    match final.reason:
+        case FinishReason.REFUSED:
+            return RequestRefusedError(message)
+        case FinishReason.ENGINE_DIED:
+            return EngineDiedError(message)
+        case FinishReason.CANCELLED:
+            return RequestCancelledError("the server is shutting down; send the request again")
+        case _:
+            return GenerationFailedError(message)

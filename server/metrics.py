@@ -1,0 +1,218 @@
+"""Prometheus metrics of one server. Owns its registry; the engine's counters come at a scrape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+
+from router_engine.client.base import AdapterResidency, MergedState
+from router_engine.stats import EngineStats
+
+# The bounds of vLLM, so that its dashboards can be reused.
+LATENCY = (
+    *(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60),
+    *(120, 240, 480, 960, 1920, 7680),
+)
+FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+INTER_TOKEN = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
+)
+ENTROPY = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+OTHER = "other"
+
+
+def routing_entropy(weights: Sequence[float]) -> float:
+    """Entropy in nats of |w| / sum |w|: 0 for one adapter, ln k for k equal ones."""
+    total = sum(abs(weight) for weight in weights)
+    if total == 0:
+        return 0.0
+    shares = (abs(weight) / total for weight in weights)
+    return -sum(share * math.log(share) for share in shares if share > 0)
+
+
+class Metrics:
+    """What the server counts itself."""
+
+    def __init__(self, max_adapter_labels: int) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._max_adapter_labels = max_adapter_labels
+        self._labels: set[str] = set()
+        self.requests = Counter(
+            "adaptermix_requests",
+            "Requests that ended.",
+            ["endpoint", "finish_reason"],
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "adaptermix_prompt_tokens", "Tokens of prompts.", registry=registry
+        )
+        self.generated_tokens = Counter(
+            "adaptermix_generated_tokens", "Tokens of answers.", registry=registry
+        )
+        self.first_token = Histogram(
+            "adaptermix_time_to_first_token_seconds",
+            "From submission to the first token.",
+            buckets=FIRST_TOKEN,
+            registry=registry,
+        )
+        self.inter_token = Histogram(
+            "adaptermix_inter_token_latency_seconds",
+            "Between two tokens of an answer.",
+            buckets=INTER_TOKEN,
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "adaptermix_request_latency_seconds",
+            "From submission to the last token.",
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self.queue_time = Histogram(
+            "adaptermix_request_queue_seconds",
+            "From submission to the first scheduled token.",
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self.http_waiting = Gauge(
+            "adaptermix_requests_without_token",
+            "Requests that have no token yet (bounded by max_waiting).",
+            registry=registry,
+        )
+        self.engine_ready = Gauge(
+            "adaptermix_engine_ready", "1 while the engine takes requests.", registry=registry
+        )
+        self.refused = Counter(
+            "adaptermix_requests_refused",
+            "Requests answered with 429.",
+            registry=registry,
+        )
+        self.entropy = Histogram(
+            "adaptermix_routing_entropy_nats",
+            "Entropy of the weights of a routed token.",
+            ["router", "level"],
+            buckets=ENTROPY,
+            registry=registry,
+        )
+        self.weight_mass = Counter(
+            "adaptermix_adapter_weight_mass",
+            "Sum of |weight| over generated tokens.",
+            ["adapter"],
+            registry=registry,
+        )
+
+    def add_weights(self, masses: Mapping[str, float]) -> None:
+        """Count weight mass by adapter name; names past the bound go to one common label."""
+        for name, mass in masses.items():
+            if name not in self._labels and len(self._labels) < self._max_adapter_labels:
+                self._labels.add(name)
+            self.weight_mass.labels(name if name in self._labels else OTHER).inc(mass)
+
+    def render(self, engine: EngineMetrics | None) -> bytes:
+        """The exposition text; `engine` None while the engine does not answer."""
+        own = generate_latest(self.registry)
+        return own if engine is None else own + generate_latest(_once(engine))
+
+
+class EngineMetrics:
+    """A collector over one snapshot of the engine, with the engine's own counters as they are."""
+
+    def __init__(
+        self,
+        stats: EngineStats,
+        residency: Sequence[AdapterResidency],
+        merged: MergedState,
+    ) -> None:
+        self._stats = stats
+        self._residency = residency
+        self._merged = merged
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, in the order of the page."""
+        yield from self._gauges()
+        yield from self._counters()
+        yield self._residency_family()
+        yield SummaryMetricFamily(
+            "adaptermix_adapter_load_seconds",
+            "Time to bring an adapter to the device.",
+            count_value=self._stats.adapter_loads,
+            sum_value=self._stats.adapter_load_seconds,
+        )
+
+    def _gauges(self) -> Iterable[Metric]:
+        stats = self._stats
+        used = stats.blocks_owned / stats.blocks_total if stats.blocks_total else 0.0
+        for name, text, value in (
+            ("requests_running", "Requests that own KV blocks.", stats.running),
+            ("requests_waiting", "Requests in the engine's queue.", stats.waiting),
+            (
+                "requests_waiting_for_adapters",
+                "Requests whose adapters are being loaded.",
+                stats.waiting_for_adapters,
+            ),
+            (
+                "requests_waiting_for_weights",
+                "Requests that wait for a router.",
+                stats.waiting_for_weights,
+            ),
+            ("kv_cache_usage_ratio", "Share of KV blocks that requests own.", used),
+            ("kv_blocks_total", "KV blocks.", stats.blocks_total),
+            ("kv_blocks_cached", "Free KV blocks kept for their prefix.", stats.blocks_cached),
+            ("rank_rows_total", "Rank rows of the device pool.", stats.rank_rows_total),
+            ("rank_rows_used", "Rank rows that adapters own.", stats.rank_rows_used),
+            (
+                "merged",
+                "1 while a mixture is folded in.",
+                self._merged.mixture is not None,
+            ),
+            ("merge_seconds", "What the last merge or restore took.", self._merged.seconds),
+        ):
+            yield GaugeMetricFamily(f"adaptermix_{name}", text, value=float(value))
+
+    def _counters(self) -> Iterable[Metric]:
+        stats = self._stats
+        for name, text, value in (
+            ("engine_steps", "Steps of the engine.", stats.steps),
+            ("engine_step_seconds", "Time spent in steps.", stats.step_seconds),
+            ("engine_prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens),
+            ("engine_generated_tokens", "Tokens generated.", stats.generated_tokens),
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queried_tokens),
+            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens),
+            ("preemptions", "Requests that gave up their blocks.", stats.preemptions),
+            ("adapter_evictions", "Adapters that left the device.", stats.adapter_evictions),
+            ("merges", "Merges and restores of the base.", stats.merges),
+        ):
+            yield CounterMetricFamily(f"adaptermix_{name}", text, value=float(value))
+
+    def _residency_family(self) -> Metric:
+        family = GaugeMetricFamily(
+            "adaptermix_adapters_resident",
+            "Adapters by where their weights are.",
+            labels=["level", "pinned"],
+        )
+        counts: dict[tuple[str, str], int] = {
+            (level, pinned): 0 for level in ("host", "device") for pinned in ("false", "true")
+        }
+        for entry in self._residency:
+            key = (entry.residency.value, "true" if entry.pinned else "false")
+            counts[key] = counts.get(key, 0) + 1
+        for labels, count in counts.items():
+            family.add_metric(labels, count)
+        return family
+
+
+def _once(collector: EngineMetrics) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry

@@ -1,0 +1,230 @@
+"""From the `mixture` that a client wrote to what the engine runs under: digests, once, now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from adapters_store.errors import AdapterNotFoundError
+from adapters_store.types import (
+    AdapterManifest,
+    AdapterRecord,
+    AdapterRef,
+    BaseModelSpec,
+    Combination,
+    ResolvedMixture,
+)
+from router_engine.request import TokenRouting
+from server.errors import InputError
+from server.routing import Routing
+from server.schemas.mixture import Mixture, RouterSpec, TagCandidates, WeightedAdapter
+
+
+class Shelf(Protocol):
+    """What is needed of the store. Its methods block."""
+
+    def resolve(self, reference: str | AdapterRef) -> AdapterRecord: ...
+
+    def list(
+        self, *, name: str | None = None, tag: str | None = None
+    ) -> Sequence[AdapterRecord]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one request runs under. `labels` name the adapters as responses show them.
+
+    `weights` has one entry an adapter, and is empty where the engine renews them (`routing`).
+    """
+
+    labels: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    combination: Combination = "sum"
+    routing: TokenRouting | None = None
+    router: str | None = None
+    level: str = "fixed"
+    names: tuple[str, ...] = field(default=())  # without versions, for metrics
+
+
+class Mixtures:
+    """Resolves mixtures against the store and the base model."""
+
+    def __init__(
+        self, store: Shelf, base: BaseModelSpec, routing: Routing, max_candidates: int
+    ) -> None:
+        self._store = store
+        self._base = base
+        self._routing = routing
+        self._max_candidates = max_candidates
+        self._misfits: dict[str, str | None] = {}  # by digest
+
+    async def plan(self, mixture: Mixture | None, adapter: str | None, prompt: str) -> Plan:
+        """The plan of one request.
+
+        `adapter` is one reference at weight 1 and excludes `mixture`. Raises AdapterNotFoundError
+        and InputError, each with the field's path.
+        """
+        if adapter:
+            return await self._fixed([WeightedAdapter(name=adapter)], "sum", "adapter")
+        if mixture is None:
+            return Plan()
+        if mixture.router is not None:
+            return await self._routed(mixture.router, prompt)
+        return await self._fixed(mixture.adapters or [], mixture.combination, "mixture.adapters")
+
+    async def resolve_fixed(self, adapters: Sequence[WeightedAdapter]) -> ResolvedMixture:
+        """A fixed mixture for the admin routes."""
+        plan = await self._fixed(adapters, "sum", "adapters")
+        return ResolvedMixture(plan.digests, plan.weights, plan.combination)
+
+    async def record(self, reference: str, path: str = "name") -> AdapterRecord:
+        """Resolve one reference that must fit the base model."""
+        record = await asyncio.to_thread(self._store.resolve, reference)
+        self._refuse_misfit(record, path)
+        return record
+
+    async def _fixed(
+        self, adapters: Sequence[WeightedAdapter], combination: Combination, path: str
+    ) -> Plan:
+        records = await self._records([item.name for item in adapters], path)
+        weights = tuple(item.weight for item in adapters)
+        if combination == "linear":
+            _refuse_negative(weights, path)
+            refuse_unequal_ranks(records, path)
+        return _plan(records, weights=weights, combination=combination)
+
+    async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
+        self._routing.check(spec)
+        path = "mixture.router.candidates"
+        records = await self._records(await self._candidates(spec, path), path)
+        if spec.combination == "linear":
+            refuse_unequal_ranks(records, path)
+        if spec.level == "token":
+            await self._routing.prepare(spec, records)
+            routing = TokenRouting(spec.name, spec.params, spec.every, spec.context)
+            return _plan(records, combination=spec.combination, routing=routing, router=spec.name)
+        weights = await self._routing.weights(spec, records, prompt)
+        return _plan(records, weights=weights, combination=spec.combination, router=spec.name)
+
+    async def _candidates(self, spec: RouterSpec, path: str) -> list[str]:
+        if isinstance(spec.candidates, TagCandidates):
+            tag = spec.candidates.tag
+            tagged = await asyncio.to_thread(self._store.list, tag=tag)
+            newest = {record.name: record for record in tagged}  # by version, ascending
+            references = [record.label for record in newest.values() if self.fits(record)]
+            if not references:
+                raise InputError(f"{path}.tag", repr(tag), "no adapter carries this tag")
+        else:
+            references = spec.candidates
+        if not references:
+            raise InputError(path, "[]", "name at least one adapter, or a tag")
+        if len(references) > self._max_candidates:
+            raise InputError(
+                path,
+                f"{len(references)} adapters",
+                f"at most {self._max_candidates} (ADAPTERMIX_MAX_CANDIDATES)",
+            )
+        return references
+
+    async def _records(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
+        records = await asyncio.to_thread(self._resolve_all, references, path)
+        seen: dict[str, str] = {}
+        for reference, record in zip(references, records, strict=True):
+            if record.digest in seen:
+                raise InputError(
+                    path,
+                    repr(reference),
+                    f"is the same adapter as {seen[record.digest]!r}: name each once, "
+                    "with the weight that you want",
+                )
+            seen[record.digest] = reference
+            self._refuse_misfit(record, path)
+        return records
+
+    def _resolve_all(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
+        records = []
+        for reference in references:
+            try:
+                records.append(self._store.resolve(reference))
+            except AdapterNotFoundError as error:
+                error.add_note(path)
+                raise
+        return records
+
+    def fits(self, record: AdapterRecord) -> bool:
+        """Whether an adapter fits the base model."""
+        return self._misfit(record) is None
+
+    def _refuse_misfit(self, record: AdapterRecord, path: str) -> None:
+        reason = self._misfit(record)
+        if reason is not None:
+            raise InputError(path, repr(record.label), reason)
+
+    def _misfit(self, record: AdapterRecord) -> str | None:
+        if record.digest not in self._misfits:
+            self._misfits[record.digest] = misfit(record.manifest, self._base)
+        return self._misfits[record.digest]
+
+
+def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
+    """Why an adapter does not fit the base model; None where it does."""
+    for expert in manifest.experts:
+        shape = base.linears.get(expert.module)
+        theirs = (expert.in_features, expert.out_features)
+        if shape is None or (shape.in_features, shape.out_features) != theirs:
+            ours = "no such layer" if shape is None else f"{shape.in_features}x{shape.out_features}"
+            trained = f" (it says {manifest.base_model})" if manifest.base_model else ""
+            return (
+                f"was made for another base model{trained}: {expert.module} is "
+                f"{theirs[0]}x{theirs[1]} in the adapter, {ours} in {base.name}"
+            )
+    return None
+
+
+def refuse_unequal_ranks(records: Sequence[AdapterRecord], path: str) -> None:
+    """`linear` sums factors: at every layer the ranks must agree. Raises InputError."""
+    ranks: dict[str, tuple[int, str]] = {}
+    for record in records:
+        for expert in record.manifest.experts:
+            rank, label = ranks.setdefault(expert.module, (expert.rank, record.label))
+            if rank != expert.rank:
+                raise InputError(
+                    path,
+                    f"{label} of rank {rank} with {record.label} of rank {expert.rank}",
+                    "combination linear needs equal ranks: use combination sum",
+                )
+
+
+def _refuse_negative(weights: Sequence[float], path: str) -> None:
+    for index, weight in enumerate(weights):
+        if weight < 0:
+            raise InputError(
+                f"{path}.{index}.weight",
+                str(weight),
+                "combination linear takes square roots of weights: use 0 or more, or "
+                "combination sum",
+            )
+
+
+def _plan(
+    records: Sequence[AdapterRecord],
+    *,
+    combination: Combination,
+    weights: tuple[float, ...] = (),
+    routing: TokenRouting | None = None,
+    router: str | None = None,
+) -> Plan:
+    level = "fixed" if router is None else "request" if routing is None else "token"
+    return Plan(
+        labels=tuple(record.label for record in records),
+        digests=tuple(record.digest for record in records),
+        weights=weights,
+        combination=combination,
+        routing=routing,
+        router=router,
+        level=level,
+        names=tuple(record.name for record in records),
+    )

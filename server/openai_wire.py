@@ -1,0 +1,152 @@
+"""Between OpenAI's bodies and ours: questions in, choices and chunks out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from router_engine.events import TokenEvent
+from router_engine.request import SamplingParams
+from server.answer import Piece
+from server.errors import InputError
+from server.generation import Ask, Completion, fresh_seed
+from server.schemas.generate import Routing
+from server.schemas.openai import (
+    ChatBody,
+    ChatLogprob,
+    ChatLogprobs,
+    CommonBody,
+    CompletionBody,
+    CompletionLogprobs,
+    TopLogprob,
+    Usage,
+)
+from server.tokenization import Tokenization
+
+
+def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
+    """Sampling as OpenAI means it: temperature 1 where none is given."""
+    given = body.model_dump(
+        include={
+            *("top_p", "top_k", "min_p"),
+            *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+        },
+        exclude_none=True,
+    )
+    return SamplingParams(
+        **given,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        min_new_tokens=body.min_tokens or 0,
+        seed=fresh_seed() if body.seed is None else body.seed,
+        top_n_tokens=top_n_tokens,
+    )
+
+
+def asks_of(
+    body: CommonBody,
+    prompts: Sequence[tuple[tuple[int, ...], str]],
+    sampling: SamplingParams,
+    adapter: str | None,
+) -> list[Ask]:
+    """One ask for each answer: `n` for each prompt (token ids, text), seeds counting up."""
+    stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    limit = body.max_tokens
+    if isinstance(body, ChatBody):
+        limit = body.max_completion_tokens or limit
+    return [
+        Ask(
+            prompt_ids=ids,
+            text=text,
+            sampling=replace(sampling, seed=sampling.seed + choice),
+            max_new_tokens=limit,
+            mixture=body.mixture,
+            adapter=adapter,
+            stops=stops,
+            ignore_eos=body.ignore_eos,
+            priority=body.priority,
+            endpoint="chat" if isinstance(body, ChatBody) else "completions",
+        )
+        for ids, text in prompts
+        for choice in range(body.n or 1)
+    ]
+
+
+def prompts_of(
+    body: CompletionBody, tokenization: Tokenization
+) -> list[tuple[tuple[int, ...], str]]:
+    """Every prompt as token ids and text. Raises InputError for ids outside the vocabulary."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [(tokenization.encode(prompt), prompt)]
+    if not prompt:
+        raise InputError("prompt", "[]", "give at least one prompt")
+    texts = [item for item in prompt if isinstance(item, str)]
+    if texts:
+        return [(tokenization.encode(text), text) for text in texts]
+    several = [item for item in prompt if isinstance(item, list)]
+    lists = several or [[item for item in prompt if isinstance(item, int)]]
+    checked = [tokenization.check_ids(ids, "prompt") for ids in lists]
+    return [(ids, tokenization.decode(ids)) for ids in checked]
+
+
+def finish_of(completion: Completion) -> Literal["stop", "length"]:
+    """OpenAI's word for how an answer ended."""
+    return "length" if completion.finish_reason == "length" else "stop"
+
+
+def usage_of(completions: Sequence[Completion], choices_per_prompt: int) -> Usage:
+    """Tokens of all answers; a prompt counts once however many answers it gets."""
+    prompt = sum(completion.prompt_tokens for completion in completions[::choices_per_prompt])
+    generated = sum(len(completion.pieces) for completion in completions)
+    return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
+
+
+def routing_of(body: CommonBody, completion: Completion) -> Routing | None:
+    """The weights at each token, where they were asked for and there are any."""
+    if not body.routing or not completion.plan.labels:
+        return None
+    return Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+
+
+class LogprobWriter:
+    """Writes logprobs in OpenAI's two shapes."""
+
+    def __init__(self, tokenization: Tokenization) -> None:
+        self._tokenization = tokenization
+
+    def completion(self, pieces: Sequence[Piece], offset: int) -> CompletionLogprobs:
+        """The shape of /v1/completions; `offset` is where the first piece's text begins."""
+        offsets = []
+        for piece in pieces:
+            offsets.append(offset)
+            offset += len(piece.text)
+        return CompletionLogprobs(
+            tokens=[self._text(piece.event.token_id) for piece in pieces],
+            token_logprobs=[piece.event.logprob for piece in pieces],
+            top_logprobs=[self._by_text(piece.event) for piece in pieces],
+            text_offset=offsets,
+        )
+
+    def chat(self, pieces: Sequence[Piece], top: int) -> ChatLogprobs:
+        """The shape of /v1/chat/completions."""
+        return ChatLogprobs(content=[self._entry(piece.event, top) for piece in pieces])
+
+    def _entry(self, event: TokenEvent, top: int) -> ChatLogprob:
+        own = self._top(event.token_id, event.logprob)
+        others = [self._top(token_id, logprob) for token_id, logprob in event.top_tokens[:top]]
+        return ChatLogprob(
+            token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=others
+        )
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprob:
+        text = self._text(token_id)
+        return TopLogprob(token=text, logprob=logprob, bytes=list(text.encode()))
+
+    def _by_text(self, event: TokenEvent) -> dict[str, float]:
+        """Of tokens that are spelled alike the likeliest stands."""
+        likeliest = reversed(event.top_tokens)
+        return {self._text(token_id): logprob for token_id, logprob in likeliest}
+
+    def _text(self, token_id: int) -> str:
+        return self._tokenization.text_of(token_id)

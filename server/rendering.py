@@ -1,0 +1,99 @@
+"""Answers in the shape of LoRAX and TGI."""
+
+from __future__ import annotations
+
+from router_engine.events import TokenEvent
+from server.answer import Piece
+from server.generation import Completion, Update
+from server.schemas.generate import (
+    Alternative,
+    Details,
+    GenerateReply,
+    Parameters,
+    Routing,
+    StreamFrame,
+    Token,
+)
+from server.tokenization import Tokenization
+
+
+class Renderer:
+    """Writes one answer; knows which parts of it were asked for."""
+
+    def __init__(
+        self, tokenization: Tokenization, parameters: Parameters, seed: int | None, prompt: str
+    ) -> None:
+        self._tokenization = tokenization
+        self._parameters = parameters
+        self._seed = seed
+        self._prefix = prompt if parameters.return_full_text else ""
+
+    def reply(self, completion: Completion) -> GenerateReply:
+        """The whole answer."""
+        details = self._details(completion) if self._parameters.details else None
+        return GenerateReply(generated_text=self._prefix + completion.text, details=details)
+
+    def frames(self, update: Update) -> list[StreamFrame]:
+        """One frame a token. The last carries the whole text and the details.
+
+        An answer that ended at an end-of-text token gets a frame for it, with no text.
+        """
+        frames = [self._frame(piece) for piece in update.pieces]
+        completion = update.completion
+        if completion is None:
+            return frames
+        if completion.stop_token_id is not None or not frames:
+            frames.append(StreamFrame(token=self._closing_token(completion)))
+        end = {
+            "generated_text": self._prefix + completion.text,
+            "details": self._details(completion, streamed=True),
+        }
+        frames[-1] = frames[-1].model_copy(update=end)
+        return frames
+
+    def _frame(self, piece: Piece) -> StreamFrame:
+        top = self._alternatives(piece.event) if self._parameters.top_n_tokens else None
+        return StreamFrame(token=self._token(piece), top_tokens=top)
+
+    def _token(self, piece: Piece) -> Token:
+        event = piece.event
+        alternatives = self._alternatives(event) if self._parameters.return_k_alternatives else None
+        return Token(
+            id=event.token_id,
+            text=piece.text,
+            logprob=event.logprob,
+            special=self._tokenization.is_special(event.token_id),
+            alternative_tokens=alternatives,
+        )
+
+    def _closing_token(self, completion: Completion) -> Token:
+        token_id = completion.stop_token_id
+        if token_id is None:
+            token_id = completion.pieces[-1].event.token_id
+        return Token(id=token_id, text="", logprob=None, special=True)
+
+    def _alternatives(self, event: TokenEvent) -> list[Alternative]:
+        return [
+            Alternative(id=token_id, text=self._tokenization.text_of(token_id), logprob=logprob)
+            for token_id, logprob in event.top_tokens
+        ]
+
+    def _details(self, completion: Completion, *, streamed: bool = False) -> Details:
+        asked, parameters = self._parameters.details, self._parameters
+        tokens = top_tokens = routing = None
+        if asked and not streamed:
+            tokens = [self._token(piece) for piece in completion.pieces]
+            if parameters.top_n_tokens:
+                top_tokens = [self._alternatives(piece.event) for piece in completion.pieces]
+        if asked and completion.plan.labels:
+            routing = Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+        return Details(
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            generated_tokens=len(completion.pieces),
+            cached_tokens=completion.cached_tokens,
+            seed=self._seed,
+            tokens=tokens,
+            top_tokens=top_tokens,
+            routing=routing,
+        )

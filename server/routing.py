@@ -1,0 +1,59 @@
+"""Routers as the server uses them: checked against their registry, with centroids in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapters_store.types import AdapterRecord
+from router_engine.routers.base import RequestRouter
+from router_engine.routers.centroids import CentroidService
+from router_engine.routers.errors import RouterInputError
+from router_engine.routers.registry import RouterRegistry
+from server.schemas.mixture import RouterSpec
+
+PATH = "mixture.router"
+
+
+class Routing:
+    """Which routers run here. `token_routers` are the names that the engine serves."""
+
+    def __init__(
+        self,
+        registry: RouterRegistry,
+        request_routers: Mapping[str, RequestRouter],
+        token_routers: Sequence[str],
+        centroids: CentroidService | None,
+    ) -> None:
+        self.registry = registry
+        self.centroids = centroids
+        self._request_routers = request_routers
+        self._token_routers = frozenset(token_routers)
+
+    def served(self, name: str) -> list[str]:
+        """The levels at which a router runs on this server."""
+        levels = {"request": self._request_routers, "token": self._token_routers}
+        return [level for level, names in levels.items() if name in names]
+
+    def check(self, spec: RouterSpec) -> None:
+        """Raises RouterInputError for an unknown router, level or parameter, and what is known."""
+        known = self.registry.get(spec.name)
+        known.check(spec.level, spec.params)
+        if spec.level not in self.served(spec.name):
+            reason = "it needs a sentence encoder" if known.needs_encoder else "it is not served"
+            raise RouterInputError(
+                f"router {spec.name!r} does not run here at level {spec.level!r}: {reason} "
+                "(ADAPTERMIX_ENCODER)"
+            )
+
+    async def prepare(self, spec: RouterSpec, candidates: Sequence[AdapterRecord]) -> None:
+        """See to it that every candidate can be routed to. Raises RouterError."""
+        if self.registry.get(spec.name).needs_encoder and self.centroids is not None:
+            await self.centroids.ensure({record.digest: record.label for record in candidates})
+
+    async def weights(
+        self, spec: RouterSpec, candidates: Sequence[AdapterRecord], text: str
+    ) -> tuple[float, ...]:
+        """One weight a candidate from the prompt. Raises RouterError."""
+        await self.prepare(spec, candidates)
+        router = self._request_routers[spec.name]
+        return await router.route(text, [record.digest for record in candidates], spec.params)

@@ -1,0 +1,200 @@
+"""Replies of the admin routes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from adapters_store.types import AdapterRecord
+from router_engine.client.base import AdapterResidency, MergedState
+from server.schemas.base import Body, Reply
+
+
+class ResidencyReply(Reply):
+    """Where an adapter's weights are now."""
+
+    level: Literal["disk", "host", "device"]
+    pinned: bool
+    users: int = Field(description="Live requests that need it.")
+    rank_rows: int
+    device_bytes: int
+    load_seconds: float | None = Field(description="What the last load took.")
+
+    @classmethod
+    def of(cls, residency: AdapterResidency) -> ResidencyReply:
+        return cls(
+            level=residency.residency.value,
+            pinned=residency.pinned,
+            users=residency.users,
+            rank_rows=residency.rank_rows,
+            device_bytes=residency.device_bytes,
+            load_seconds=residency.load_seconds,
+        )
+
+
+class AdapterReply(Reply):
+    """One stored version of an adapter."""
+
+    name: str
+    version: int
+    digest: str
+    format: str
+    base_model: str | None = Field(description="What the adapter says that it was trained on.")
+    max_rank: int
+    rank_rows: int = Field(description="Rank rows over all layers.")
+    size_bytes: int
+    created_at: float = Field(description="Seconds since 1970.")
+    aliases: list[str]
+    tags: list[str]
+    num_texts: int = Field(description="Sample texts kept for routing by similarity.")
+    residency: ResidencyReply | None = Field(default=None, description="null: on disk only.")
+    notes: list[str] = Field(default_factory=list, description="What was noticed at publish.")
+
+    @classmethod
+    def of(
+        cls,
+        record: AdapterRecord,
+        residency: AdapterResidency | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> AdapterReply:
+        return cls(
+            name=record.name,
+            version=record.version,
+            digest=record.digest,
+            format=record.manifest.format,
+            base_model=record.manifest.base_model,
+            max_rank=record.manifest.max_rank,
+            rank_rows=record.manifest.rank_rows,
+            size_bytes=record.size_bytes,
+            created_at=record.created_at,
+            aliases=list(record.aliases),
+            tags=list(record.tags),
+            num_texts=record.num_texts,
+            residency=None if residency is None else ResidencyReply.of(residency),
+            notes=list(notes),
+        )
+
+
+class AdapterList(Reply):
+    adapters: list[AdapterReply]
+
+
+class ProblemReply(Reply):
+    where: str
+    message: str
+
+
+class CheckReply(Reply):
+    """Whether an upload would load, and what it would cost. Nothing is stored."""
+
+    loads: bool
+    problems: list[ProblemReply]
+    unknown_keys: list[str]
+    notes: list[str]
+    digest: str | None
+    size_bytes: int
+    device_bytes: int = Field(description="Bytes on the device, in the engine's number format.")
+    rank_rows: int
+    max_rank: int
+
+
+class AliasBody(Body):
+    version: int = Field(ge=1, description="The version that the alias means from now on.")
+
+
+class PinBody(Body):
+    pinned: bool = Field(default=True, description="false lets the adapter go again.")
+
+
+class DeleteQuery(Body):
+    force: bool = Field(default=False, description="Also while it is pinned or in use.")
+
+
+class DeletedReply(Reply):
+    deleted: list[str] = Field(description="Labels of the versions that are gone.")
+
+
+class UnloadReply(Reply):
+    name: str
+    freed_bytes: int
+
+
+class MergedReply(Reply):
+    """What the base weights hold. `seconds` is what the last switch took."""
+
+    mode: Literal["merged", "unmerged"]
+    digest: str | None
+    seconds: float
+    adapters: list[str]
+    weights: list[float]
+
+    @classmethod
+    def of(cls, state: MergedState, labels: list[str]) -> MergedReply:
+        mixture = state.mixture
+        return cls(
+            mode="unmerged" if mixture is None else "merged",
+            digest=None if mixture is None else mixture.digest,
+            seconds=state.seconds,
+            adapters=labels,
+            weights=[] if mixture is None else list(mixture.weights),
+        )
+
+
+class RouterReply(Reply):
+    """A router, the levels at which it runs here, and its parameters as JSON schema."""
+
+    name: str
+    summary: str
+    levels: list[str]
+    needs_encoder: bool
+    parameters: dict[str, Any]
+
+
+class RouterList(Reply):
+    routers: list[RouterReply]
+
+
+DIGEST = "sha256:9f2c0a4be1d5c6378f0b9e2d4a1c8e7f6b5a49382716059483726150abcdef01"
+RESIDENCY_EXAMPLE = {
+    "level": "device",
+    "pinned": False,
+    "users": 0,
+    "rank_rows": 960,
+    "device_bytes": 1843200,
+    "load_seconds": 0.012,
+}
+ADAPTER_EXAMPLE = {
+    "name": "math",
+    "version": 1,
+    "digest": DIGEST,
+    "format": "peft",
+    "base_model": "smollm2-135m-instruct",
+    "max_rank": 8,
+    "rank_rows": 960,
+    "size_bytes": 1850112,
+    "created_at": 1760000000.0,
+    "aliases": ["stable"],
+    "tags": ["task"],
+    "num_texts": 64,
+    "residency": None,
+    "notes": [],
+}
+CHECK_EXAMPLE = {
+    "loads": False,
+    "problems": [{"where": "use_dora", "message": "DoRA is not implemented"}],
+    "unknown_keys": [],
+    "notes": [],
+    "digest": None,
+    "size_bytes": 1850112,
+    "device_bytes": 1843200,
+    "rank_rows": 960,
+    "max_rank": 8,
+}
+MERGED_EXAMPLE = {
+    "mode": "merged",
+    "digest": DIGEST,
+    "seconds": 0.4,
+    "adapters": ["math@1", "code@2"],
+    "weights": [0.7, 0.3],
+}

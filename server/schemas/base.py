@@ -1,0 +1,63 @@
+"""What all bodies share: unknown fields, unsupported fields and non-finite numbers are refused."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Body(BaseModel):
+    """A request body.
+
+    `unsupported` maps a field of a foreign API that has no meaning here to the values at which it
+    asks for nothing; any other value is refused by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_applied(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = set(cls.model_fields)
+        kept = {}
+        for name, value in data.items():
+            if name in known:
+                kept[name] = value
+            elif name in cls.unsupported:
+                _refuse_unless_default(name, value, cls.unsupported[name])
+            elif cls.model_config.get("extra") == "allow":
+                kept[name] = value
+            else:
+                raise _unknown_field(str(name), known)
+        return kept
+
+
+class Reply(BaseModel):
+    """A response body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _refuse_unless_default(name: str, value: Any, defaults: tuple[Any, ...]) -> None:
+    if any(type(value) is type(default) and value == default for default in defaults):
+        return
+    raise PydanticCustomError(
+        "unsupported_field",
+        "{field} is not supported: leave it out (or {default})",
+        {"field": name, "value": repr(value)[:80], "default": repr(defaults[-1])},
+    )
+
+
+def _unknown_field(name: str, known: set[str]) -> PydanticCustomError:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"near: {', '.join(near)}" if near else f"fields: {', '.join(sorted(known))}"
+    return PydanticCustomError(
+        "unknown_field", "{field} is not a field here; {hint}", {"field": name, "hint": hint}
+    )

@@ -1,0 +1,131 @@
+"""The `mixture` of a request: adapters with weights, or a router that chooses them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from adapters_store.types import Combination
+from router_engine.request import Context
+from server.schemas.base import Body
+
+
+class WeightedAdapter(Body):
+    """One adapter of a mixture."""
+
+    name: str = Field(
+        description="Adapter: name, name@version, name@alias or sha256:...", examples=["math@1"]
+    )
+    weight: float = Field(default=1.0, description="Any finite number; never normalised.")
+
+
+class TagCandidates(Body):
+    """Every adapter that carries a tag."""
+
+    tag: str = Field(min_length=1, examples=["task"])
+
+
+class RouterSpec(Body):
+    """A router that chooses the weights from the text.
+
+    Fields beyond these are parameters of the router (of similarity: scoring, temperature, top_k,
+    sharpening, window); GET /admin/routers gives their schema, and one that the router does not
+    know is refused.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Which router; GET /admin/routers lists them.")
+    level: Literal["request", "token"] = Field(
+        default="request",
+        description="Weights from the prompt, once; or renewed while the text grows.",
+    )
+    every: int = Field(default=1, ge=1, description="Tokens between two renewals, at level token.")
+    candidates: list[str] | TagCandidates = Field(
+        description="Adapters to choose from: references, or all that carry a tag."
+    )
+    combination: Combination = Field(
+        default="sum",
+        description="How the chosen adapters combine; scoring 'paper' needs 'linear'.",
+    )
+    context: Context = Field(
+        default="keep",
+        description="keep: each token's KV stays as computed under its own weights; recompute: "
+        "the whole context is computed again under the newest. Scoring 'paper' at level token "
+        "needs recompute.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_that_apply(self) -> RouterSpec:
+        if self.level == "request" and self.model_fields_set & {"every", "context"}:
+            raise PydanticCustomError(
+                "contradiction",
+                "every and context belong to level token: leave them out, or set it",
+            )
+        if self.params.get("scoring") != "paper":
+            return self
+        if self.combination != "linear":
+            raise PydanticCustomError(
+                "contradiction", "scoring paper is defined for combination linear: set it"
+            )
+        if self.level == "token" and self.context != "recompute":
+            raise PydanticCustomError(
+                "contradiction", "scoring paper is defined for context recompute: set it"
+            )
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the router itself, as they were given."""
+        return dict(self.model_extra or {})
+
+
+class Mixture(Body):
+    """Either `adapters` or `router`. No mixture at all means the base model."""
+
+    adapters: list[WeightedAdapter] | None = None
+    combination: Combination = Field(
+        default="sum",
+        description="sum is exact; linear is PEFT's (equal ranks, no negative weights).",
+    )
+    router: RouterSpec | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Mixture:
+        if (self.adapters is None) == (self.router is None):
+            raise PydanticCustomError(
+                "mixture", "give exactly one of adapters and router; leave mixture out for the base"
+            )
+        if self.router is not None and "combination" in self.model_fields_set:
+            raise PydanticCustomError("mixture", "give combination inside router, not beside it")
+        if self.adapters is not None and not self.adapters:
+            raise PydanticCustomError(
+                "mixture", "adapters is empty: name at least one, or leave mixture out for the base"
+            )
+        return self
+
+
+class FixedMixture(Body):
+    """The mixture that is to be folded into the base."""
+
+    adapters: list[WeightedAdapter] = Field(min_length=1)
+    combination: Literal["sum"] = Field(
+        default="sum", description="Only sums can be folded beside other traffic."
+    )
+
+
+FIXED_EXAMPLE = {"adapters": [{"name": "math", "weight": 0.7}, {"name": "code@2", "weight": 0.3}]}
+ROUTER_EXAMPLE = {
+    "router": {
+        "name": "similarity",
+        "level": "token",
+        "every": 2,
+        "candidates": ["math", "science", "code", "reading"],
+        "scoring": "softmax",
+        "temperature": 0.1,
+        "top_k": 4,
+        "context": "keep",
+    }
+}

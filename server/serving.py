@@ -1,0 +1,92 @@
+"""Runs the application under uvicorn and says when it is ready."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import structlog
+import uvicorn
+from rich.console import Console
+
+from adapters_store.errors import StoreError
+from router_engine.errors import EngineError
+from server import logging as server_logging
+from server.app import create_app
+from server.container import Container
+from server.settings import Settings
+
+SHUTDOWN_SECONDS = 30
+
+
+class _Server(uvicorn.Server):
+    """Prints the ready line once requests are taken."""
+
+    def __init__(self, config: uvicorn.Config, container: Container, console: Console) -> None:
+        super().__init__(config)
+        self._container = container
+        self._console = console
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            self._console.print(ready_line(self._container, port), soft_wrap=True, highlight=False)
+
+
+def run_server(settings: Settings, console: Console) -> int:
+    """Serve until a signal comes; the exit status. Raises SettingsError."""
+    server_logging.configure(settings.log_level, settings.log_format)
+    _forward_library_logs(settings.log_level)
+    try:
+        container = Container(settings)
+        container.auth.require_safe_host()
+        container.check_files()
+    except (StoreError, EngineError) as error:
+        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        return 1
+    config = uvicorn.Config(
+        create_app(container),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = _Server(config, container, console)
+    console.print(f"AdapterMix starts: model {settings.model}, store {settings.store_dir}")
+    server.run()
+    return 0 if server.started else 1
+
+
+def ready_line(container: Container, port: int) -> str:
+    """Where the server is, and a curl that works."""
+    settings = container.settings
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    key = "" if container.auth.is_open else ' -H "Authorization: Bearer $KEY"'
+    names = [record.name for record in container.services.catalogue.newest()]
+    mixture = (
+        f', "mixture": {{"adapters": [{{"name": "{names[0]}", "weight": 1.0}}]}}' if names else ""
+    )
+    body = f'{{"inputs": "Question: What is 7 times 6?\\n\\nAnswer:"{mixture}}}'
+    url = f"http://{host}:{port}"
+    return (
+        f"ready: {container.services.base_name} on {url} ({len(names)} adapters; API at {url}/docs)\n"
+        f"  curl {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+class _StructlogHandler(logging.Handler):
+    """Sends the standard library's records through structlog, so that all lines look alike."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = structlog.get_logger(record.name)
+        logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+def _forward_library_logs(level: str) -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [_StructlogHandler()]
+    root.setLevel(level.upper())
+    for noisy in ("uvicorn.access", "httpx", "filelock", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

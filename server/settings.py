@@ -1,0 +1,255 @@
+"""Every setting of the server, from ADAPTERMIX_* variables: the environment's only reader."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from router_engine.config import (
+    AdapterPoolConfig,
+    CacheConfig,
+    Device,
+    DType,
+    EngineConfig,
+    Fairness,
+    ModelConfig,
+    Policy,
+    SchedulerConfig,
+)
+
+PREFIX = "ADAPTERMIX_"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it and what would work."""
+
+
+class Settings(BaseSettings):
+    """Read from keyword arguments first, then from ADAPTERMIX_<NAME>, then the default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    model: str = Field(
+        default="default",
+        description="Base model: 'default' (SmolLM2 from the cache), 'tiny-random', a directory, "
+        "a hub id or a .gguf file.",
+    )
+    dtype: DType = Field(default="auto", description="Number format of the base and the adapters.")
+    device: Device = Field(
+        default="auto", description="Where the engine runs; auto takes cuda if present."
+    )
+    cache: Path = Field(
+        default=Path("~/.cache/adaptermix"),
+        description="Directory for downloaded models and the store.",
+    )
+    store: Path | None = Field(
+        default=None, description="Directory of the adapter store; <cache>/store when left out."
+    )
+    database_url: str | None = Field(
+        default=None, description="Metadata database URL; SQLite inside the store when left out."
+    )
+    blobs_url: str | None = Field(
+        default=None,
+        description="Blob store URL (file://, s3://, ...); inside the store when left out.",
+    )
+    adapters: Path | None = Field(
+        default=None,
+        description="Directory of adapter folders that are published at start if not stored yet.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; others need an API key.")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
+    )
+    admin_key: SecretStr | None = Field(
+        default=None, min_length=16, description="An admin API key beside those kept in the store."
+    )
+    max_body: ByteSize = Field(
+        default=ByteSize(8 << 20), ge=1024, description="Largest request body, uploads excepted."
+    )
+    max_upload: ByteSize = Field(
+        default=ByteSize(1 << 30), ge=1024, description="Largest adapter upload, as sent."
+    )
+
+    block_size: int = Field(
+        default=16, ge=1, le=1024, description="Tokens in one block of the KV cache."
+    )
+    kv_blocks: int | None = Field(
+        default=None,
+        ge=2,
+        description="Blocks of the KV cache; what kv_memory holds when left out.",
+    )
+    kv_memory: ByteSize = Field(
+        default=ByteSize(1 << 30), ge=1, description="Memory of the KV cache."
+    )
+    prefix_cache: bool = Field(
+        default=True,
+        description="Share KV between requests with equal prompts under equal mixtures.",
+    )
+    max_step_tokens: int = Field(default=512, ge=1, description="Tokens in one step of the engine.")
+    max_running: int = Field(default=64, ge=1, description="Requests that run at the same time.")
+    max_model_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="Longest prompt and answer together; the model's when left out.",
+    )
+    policy: Policy = Field(default="fifo", description="Which waiting request goes first.")
+    fairness: Fairness = Field(
+        default="adapter", description="Whether adapters take turns when many wait."
+    )
+    max_rank_rows: int = Field(
+        default=1024,
+        ge=1,
+        description="Rank rows of one linear layer: adapters on the device at once.",
+    )
+    host_bytes: ByteSize = Field(
+        default=ByteSize(1 << 30),
+        ge=0,
+        description="Host memory for adapters that left the device.",
+    )
+
+    max_waiting: int = Field(
+        default=256, ge=1, description="Requests without a first token before new ones get 429."
+    )
+    max_candidates: int = Field(
+        default=64, ge=1, description="Adapters that a router may choose from."
+    )
+    default_max_new_tokens: int = Field(
+        default=128, ge=1, description="Length of an answer when a request does not say."
+    )
+    encoder: str = Field(
+        default="default",
+        description="Sentence encoder of the similarity router: 'default' (from the cache), "
+        "a directory, or 'none'.",
+    )
+
+    engine_threads: int | None = Field(
+        default=None, ge=1, description="Threads of the engine process; all cores when left out."
+    )
+    encoder_threads: int = Field(default=1, ge=1, description="Threads of the encoder process.")
+    omp_wait_policy: Literal["PASSIVE", "ACTIVE"] = Field(
+        "PASSIVE", description="OMP_WAIT_POLICY of every process; ACTIVE spins while it waits."
+    )
+    metrics_adapters: int = Field(
+        default=50,
+        ge=0,
+        description="Adapters with a label of their own in /metrics; the rest is 'other'.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Shape of a log line."
+    )
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.cache.expanduser()
+
+    @property
+    def store_dir(self) -> Path:
+        return self.store.expanduser() if self.store else self.cache_dir / "store"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether `host` can be reached from this machine only."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def engine_config(self, model: str) -> EngineConfig:
+        """The engine's configuration, with `model` already resolved to what the loader reads."""
+        return EngineConfig(
+            model=ModelConfig(model, self.dtype, self.device),
+            cache=CacheConfig(
+                self.block_size, self.kv_blocks, int(self.kv_memory), self.prefix_cache
+            ),
+            scheduler=SchedulerConfig(
+                self.max_step_tokens,
+                self.max_running,
+                self.max_model_len,
+                self.policy,
+                self.fairness,
+            ),
+            adapters=AdapterPoolConfig(self.max_rank_rows, int(self.host_bytes)),
+        )
+
+    def child_environment(self, threads: int | None) -> dict[str, str]:
+        """Environment of a launched process that computes with `threads` (None: all cores).
+
+        It must be in place before torch is imported, since OpenMP reads it once. The admin key
+        stays behind: a child has no use for it.
+        """
+        count = str(threads or len(os.sched_getaffinity(0)))
+        environment = {k: v for k, v in os.environ.items() if k.upper() != f"{PREFIX}ADMIN_KEY"}
+        return environment | {
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "OMP_WAIT_POLICY": self.omp_wait_policy,
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` before it (None means not given).
+
+    Raises SettingsError for an unknown ADAPTERMIX_* variable, naming the near ones, and for a
+    value that cannot be used.
+    """
+    _refuse_unknown(os.environ)
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValueError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def use_process_environment(environment: Mapping[str, str]) -> None:
+    """Set the thread variables of this very process; call before torch is imported."""
+    os.environ.update(environment)
+
+
+def client_defaults() -> tuple[str, str | None]:
+    """(server URL, API key) for the command line: ADAPTERMIX_URL and ADAPTERMIX_KEY."""
+    return os.environ.get(CLIENT_URL, "http://127.0.0.1:8000"), os.environ.get(CLIENT_KEY)
+
+
+CLIENT_URL = f"{PREFIX}URL"
+CLIENT_KEY = f"{PREFIX}KEY"
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a setting: `kv_memory` -> `ADAPTERMIX_KV_MEMORY`."""
+    return PREFIX + field.upper()
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = {variable_of(field) for field in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5)
+            hint = f"near names: {', '.join(near)}" if near else "see `adaptermix serve --help`"
+            raise SettingsError(f"environment variable {name} is not a setting; {hint}")
+
+
+def _explain(error: ValueError) -> str:
+    problems = getattr(error, "errors", None)
+    if problems is None:
+        return str(error)
+    lines = []
+    for problem in problems(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        value = "" if field == "admin_key" else f" = {problem['input']!r}"
+        lines.append(f"{field} ({variable_of(field)}){value}: {problem['msg']}")
+    return "; ".join(lines)

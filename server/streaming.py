@@ -1,0 +1,108 @@
+"""Server-sent events, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+
+from server.errors import describe
+
+T = TypeVar("T")
+PING_SECONDS = 15
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, cancelling it when the client goes away. Raises ClientGoneError then."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+def event_response(
+    frames: AsyncIterator[str], *, openai: bool = False, headers: dict[str, str] | None = None
+) -> EventSourceResponse:
+    """Stream JSON texts as `data:` frames; an error becomes a last frame of its own."""
+    return EventSourceResponse(
+        _events(frames, openai=openai), ping=PING_SECONDS, sep="\n", headers=headers
+    )
+
+
+async def chain_first(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """`first`, then what `rest` yields; closes `rest` with itself."""
+    async with aclosing(rest):
+        yield first
+        async for item in rest:
+            yield item
+
+
+async def merge(
+    streams: Sequence[AsyncGenerator[T, None]],
+) -> AsyncGenerator[tuple[int, T], None]:
+    """Items of several streams as they come, each with its stream's index.
+
+    The first error ends all of them; so does closing this one.
+    """
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    queue.put_nowait((index, item))
+        except Exception as error:
+            queue.put_nowait(error)
+        else:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        live = len(tasks)
+        while live:
+            match await queue.get():
+                case None:
+                    live -= 1
+                case Exception() as error:
+                    raise error
+                case item:
+                    yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _events(
+    frames: AsyncIterator[str], *, openai: bool
+) -> AsyncGenerator[ServerSentEvent, None]:
+    try:
+        async for frame in frames:
+            yield ServerSentEvent(data=frame, sep="\n")
+    except Exception as error:  # the status line is gone: the stream itself must say so
+        failure = describe(error)
+        body = failure.openai() if openai else failure.native()
+        yield ServerSentEvent(data=json.dumps(body, ensure_ascii=False), sep="\n")
+    if openai:
+        yield ServerSentEvent(data="[DONE]", sep="\n")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

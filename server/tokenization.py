@@ -1,0 +1,64 @@
+"""Text to token ids and back, with the base model's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.errors import InputError
+
+
+class Tokenization:
+    """Wraps a transformers tokenizer. `eos_ids` end an answer; they are no part of it."""
+
+    def __init__(self, tokenizer: Any, eos_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_ids = tuple(eos_ids)
+        self._special = frozenset(tokenizer.all_special_ids) | frozenset(eos_ids)
+        self.token_of = functools.lru_cache(maxsize=1 << 16)(self._token_of)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of a prompt."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens."""
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a conversation, ending where the assistant's answer begins."""
+        if not self._tokenizer.chat_template:
+            raise InputError(
+                "messages", "given", "this base model has no chat template: use a text prompt"
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates are code of the model's authors and raise anything
+            raise InputError("messages", "given", f"the chat template refused: {error}") from error
+        return self.encode(text, add_special_tokens=False)
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+    def text_of(self, token_id: int) -> str:
+        """A single token's text, special tokens spelled out."""
+        text: str = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        return text
+
+    def check_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
+        """Token ids from a client; raises InputError for one outside the vocabulary."""
+        size = len(self._tokenizer)
+        for token_id in ids:
+            if not 0 <= token_id < size:
+                raise InputError(field, str(token_id), f"token ids are 0 to {size - 1}")
+        return tuple(ids)
+
+    def _token_of(self, token_id: int) -> str:
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token if isinstance(token, str) else ""

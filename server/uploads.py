@@ -1,0 +1,72 @@
+"""From a multipart form to what the store publishes: files on disk, texts, tags."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import UploadFile
+
+from adapters_store.errors import InvalidAdapterError
+from adapters_store.texts import parse_texts
+from adapters_store.upload import Upload
+from server.errors import InputError
+
+_MAX_TEXTS_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Publishable:
+    """An adapter's content with what is said about it."""
+
+    content: Upload
+    texts: Sequence[str] = ()
+    tags: Sequence[str] = ()
+
+
+@asynccontextmanager
+async def received(
+    files: Sequence[UploadFile], texts: UploadFile | str | None, tags: Sequence[str]
+) -> AsyncIterator[Publishable]:
+    """Copy the uploaded files into a directory that goes with the context.
+
+    Raises InputError, and InvalidAdapterError for texts that cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="adaptermix-upload-") as name:
+        paths = await asyncio.to_thread(_copy, files, Path(name))
+        parsed = await _texts_of(texts)
+        split = [tag.strip() for field in tags for tag in field.split(",") if tag.strip()]
+        yield Publishable(paths, parsed, list(dict.fromkeys(split)))
+
+
+def _copy(files: Sequence[UploadFile], directory: Path) -> dict[str, bytes | Path]:
+    paths: dict[str, bytes | Path] = {}
+    for index, upload in enumerate(files):
+        name = upload.filename
+        if not name:
+            raise InputError("files", f"part {index}", "has no file name")
+        if name in paths:
+            raise InputError("files", repr(name), "comes twice")
+        # The client's name never becomes a path; the store judges it.
+        path = directory / str(index)
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target)
+        paths[name] = path
+    return paths
+
+
+async def _texts_of(texts: UploadFile | str | None) -> Sequence[str]:
+    if texts is None:
+        return ()
+    data = texts.encode() if isinstance(texts, str) else await texts.read(_MAX_TEXTS_BYTES + 1)
+    if len(data) > _MAX_TEXTS_BYTES:
+        raise InputError("texts", "the file", f"is larger than {_MAX_TEXTS_BYTES} bytes")
+    parsed, problems = await asyncio.to_thread(parse_texts, data)
+    if problems:
+        raise InvalidAdapterError(problems)
+    return parsed
