@@ -58,6 +58,11 @@ class EncoderClient:
         self._ids = itertools.count()
         self.connections = 0
 
+    @property
+    def waiting(self) -> int:
+        """Asks that have no answer yet."""
+        return len(self._waiting)
+
     async def start(self) -> None:
         """Begin to connect; the worker need not be there yet."""
         self._context = zmq.asyncio.Context()
@@ -121,6 +126,8 @@ class EncoderClient:
 
     async def connected(self) -> int:
         """Wait for the worker; the number of the connection. Raises RouterUnavailableError."""
+        if self._connected.is_set():
+            return self.connections
         try:
             await asyncio.wait_for(self._connected.wait(), self._connect_seconds)
         except TimeoutError as error:

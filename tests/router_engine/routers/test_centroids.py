@@ -87,6 +87,7 @@ def test_an_adapter_without_texts_is_named(endpoint: str) -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.slow
 def test_a_restarted_worker_gets_them_again(worker: EncoderProcess, endpoint: str) -> None:
     async def talk() -> None:
         async with EncoderClient(endpoint) as client:
@@ -94,7 +95,7 @@ def test_a_restarted_worker_gets_them_again(worker: EncoderProcess, endpoint: st
             await service.ensure(LABELS)
             await asyncio.to_thread(worker.restart)
             while client.connections < 2:
-                await service.refresh()
+                await asyncio.sleep(0)
             await service.refresh()
             assert len(await client.route("3 + 4", list(LABELS), {})) == 2
 

@@ -83,7 +83,8 @@ def test_a_killed_worker_fails_what_it_held_and_comes_back(
             assert pid is not None
             os.kill(pid, signal.SIGSTOP)  # so that the ask below cannot be answered before
             held = asyncio.create_task(client.route("hello", CANDIDATES, {}))
-            await asyncio.sleep(0)
+            while not client.waiting:
+                await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(RouterUnavailableError, match="died"):
                 await held

@@ -38,6 +38,7 @@ def config(encoder_config: EncoderConfig, tmp_path: Path) -> EncoderConfig:
     return dataclasses.replace(encoder_config, endpoint=f"ipc://{tmp_path / 'encoder'}")
 
 
+@pytest.mark.slow
 def test_start_says_who_is_there_and_stop_ends_it(config: EncoderConfig) -> None:
     process = EncoderProcess(config)
     started = process.start()
@@ -50,7 +51,7 @@ def test_start_says_who_is_there_and_stop_ends_it(config: EncoderConfig) -> None
     process.stop()
 
 
-@pytest.mark.parametrize("wrong", ["encoder", "tokenizer"])
+@pytest.mark.parametrize("wrong", ["encoder", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def test_a_worker_that_cannot_start_says_why(
     config: EncoderConfig, tmp_path: Path, wrong: str
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_killed_worker_fails_live_sessions_and_later_ones_work(
     assert (answer.request_id, answer.error) == ("t", None)
 
 
+@pytest.mark.slow
 def test_a_request_waits_for_a_worker_that_comes(
     worker: EncoderProcess, endpoint: str, centroids: Centroids
 ) -> None:
