@@ -46,10 +46,12 @@ class Answer:
     def flush(self) -> list[Piece]:
         """End the answer: every piece that still waits."""
         rest = self._detokenizer.flush()
+        pieces: list[Piece] = []
         if rest and self._waiting and not self.is_stopped:
             last = self._waiting.pop()
-            self._grow(last.event, last.text + rest, already=len(last.text))
-        pieces, self._waiting = self._waiting, []
+            pieces = self._grow(last.event, last.text + rest, already=len(last.text))
+        pieces += self._waiting
+        self._waiting = []
         return pieces
 
     def _grow(self, event: TokenEvent, text: str, already: int = 0) -> list[Piece]:

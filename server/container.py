@@ -134,18 +134,18 @@ class Container:
         )
         self._stack.push_async_callback(engine.close)
         async with asyncio.TaskGroup() as tasks:
-            started = tasks.create_task(engine.start())
+            tasks.create_task(engine.start())
             tokenizer = await asyncio.to_thread(load_tokenizer, files)
-            if encoder_files is not None and endpoint is not None:
-                await asyncio.to_thread(tokenizer.save_pretrained, scratch / "tokenizer")
-                await self._start_encoder(encoder_files, scratch / "tokenizer", endpoint)
-            await started
+        if encoder_files is not None and endpoint is not None:
+            # After the engine: it is what a first request needs.
+            await asyncio.to_thread(tokenizer.save_pretrained, scratch / "tokenizer")
+            self._start_encoder(encoder_files, scratch / "tokenizer", endpoint)
         encoder = await self._connect_encoder(endpoint)
         self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
         if settings.adapters is not None:
             await self._services.catalogue.publish_folder(settings.adapters.expanduser())
 
-    async def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
+    def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
         settings = self.settings
         supervisor = EncoderSupervisor(
             EncoderConfig(
@@ -157,7 +157,7 @@ class Container:
             )
         )
         self._stack.push_async_callback(supervisor.close)
-        await supervisor.start()
+        supervisor.start()
 
     async def _connect_encoder(self, endpoint: str | None) -> EncoderClient | None:
         if endpoint is None:

@@ -50,16 +50,28 @@ def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
 
     A tiny random encoder goes with the tiny random model; it is made in `scratch`. Raises
     AssetError when the default encoder has not been pulled, SettingsError when a directory does
-    not exist.
+    not exist, RouterInputError when it holds no encoder.
     """
+    directory = _encoder_directory(settings, scratch)
+    if directory is not None:
+        from router_engine.routers.encoder.folder import EncoderFolder
+
+        EncoderFolder.read(directory)
+    return directory
+
+
+def _encoder_directory(settings: Settings, scratch: Path) -> Path | None:
     name = settings.encoder
     if name == DEFAULT and settings.model == TINY_RANDOM:
         name = TINY_RANDOM
     if name == NONE:
         return None
     if name == TINY_RANDOM:
+        from transformers.utils.logging import disable_progress_bar
+
         from router_engine.routers.encoder.tiny import save_tiny_encoder
 
+        disable_progress_bar()  # it would write into the server's output
         return save_tiny_encoder(scratch / "encoder")
     if name == DEFAULT:
         from router_engine.model.assets import DEFAULT_ENCODER, require

@@ -71,7 +71,7 @@ def ready_line(container: Container, port: int) -> str:
     body = f'{{"inputs": "Question: What is 7 times 6?\\n\\nAnswer:"{mixture}}}'
     url = f"http://{host}:{port}"
     return (
-        f"ready: {container.services.base_name} on {url} ({len(names)} adapters; API at {url}/docs)\n"
+        f"ready: {container.services.base_name} on {url}, adapters: {len(names)}, API: {url}/docs\n"
         f"  curl {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
     )
 
@@ -88,5 +88,5 @@ def _forward_library_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_StructlogHandler()]
     root.setLevel(level.upper())
-    for noisy in ("uvicorn.access", "httpx", "filelock", "urllib3"):
+    for noisy in ("alembic", "uvicorn.access", "httpx", "filelock", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
 from router_engine.model.assets import DEFAULT, DEFAULT_MODEL, resolve_model
-from router_engine.model.tiny import TINY_RANDOM
 from server.cli.fields import command_of
 from server.settings import SettingsError, load_settings
 from training.errors import TrainingError
