@@ -28,7 +28,7 @@ class WireError(msgspec.Struct, frozen=True):
     message: str
     reference: str | None = None
     near: tuple[str, ...] | None = None
-    problems: tuple[Problem, ...] | None = None
+    problems: tuple[Problem | str, ...] | None = None
 
     @classmethod
     def of(cls, error: BaseException) -> WireError:
