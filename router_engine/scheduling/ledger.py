@@ -73,10 +73,9 @@ class BlockLedger:
             self.pool.publish(state.block_table.block_ids[index], keys[index])
 
     def release(self, state: RequestState) -> None:
-        """Take all blocks back; rows planned before are void from now on."""
+        """Take all blocks back; the request starts over if it goes on."""
         self.pool.release(state.block_table.clear())
         state.num_computed = 0
-        state.epoch += 1
 
     def _match(self, state: RequestState) -> list[int]:
         """Blocks that hold the first tokens' KV; at least one token is left to compute."""

@@ -29,7 +29,7 @@ class PlannedRow:
     num_generated: int  # index of the token that a sample yields
     prompt_token_ids: tuple[int, ...]
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
-    epoch: int
+    arrival: int  # tells the request from a later one of the same id
 
     @property
     def stop(self) -> int:
@@ -56,7 +56,7 @@ class PlannedRow:
             num_generated=state.num_generated,
             prompt_token_ids=request.prompt_token_ids,
             known_tokens=state.tokens,
-            epoch=state.epoch,
+            arrival=state.arrival,
         )
 
 

@@ -21,7 +21,7 @@ from router_engine.scheduling.budget import StepDraft
 from router_engine.scheduling.fairness import Group, ServiceCounters
 from router_engine.scheduling.ledger import BlockLedger
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
-from router_engine.scheduling.policy import make_policy, seniority
+from router_engine.scheduling.policy import in_turn, make_policy
 from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
 from router_engine.scheduling.queue import WaitingQueue
 from router_engine.scheduling.refusal import Limits, refusal, weights_problem
@@ -199,7 +199,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The next step: running requests, decodes first, then waiting ones; None if nobody can."""
         draft = StepDraft(self.config.max_step_tokens)
-        before, after = self._running_in_turn()
+        before, after = in_turn(self._policy, self._running.values(), self._queue.head())
         for state in before:
             self._plan_running(state, draft)
         self._admit(draft)
@@ -215,7 +215,7 @@ class Scheduler:
         return plan
 
     def update(self, plan: StepPlan, out: StepOutput) -> list[EngineEvent]:
-        """Take in a step's results. Rows whose request ended or lost its KV meanwhile are void."""
+        """Take in a step's results. Rows whose request ended meanwhile are void."""
         if len(out.samples) != len(plan.sampled_rows):
             raise ValueError(f"{len(out.samples)} samples for {len(plan.sampled_rows)} rows")
         samples = iter(out.samples)
@@ -223,32 +223,12 @@ class Scheduler:
         for row in plan.rows:
             sample = next(samples) if row.sample else None
             state = self._live.get(row.request_id)
-            if state is None or state.epoch != row.epoch:
+            if state is None or state.arrival != row.arrival:
                 continue
             self._computed(state, row)
             if sample is not None:
                 events.extend(self._sampled(state, sample))
         return events
-
-    def _running_in_turn(self) -> tuple[list[RequestState], list[RequestState]]:
-        """Who goes before the waiting ones, and who after them.
-
-        Decodes go before chunks, so that a long prompt never holds up a stream, and chunks of a
-        later level than the head of the queue after it.
-        """
-        turn = sorted(
-            (state for state in self._running.values() if state.is_runnable),
-            key=lambda state: (state.num_runnable > 1, *seniority(self._policy, state)),
-        )
-        head = self._queue.head()
-        if head is None:
-            return turn, []
-        level = self._policy.level(head)
-        late = [s.num_runnable > 1 and self._policy.level(s) > level for s in turn]
-        return (
-            [state for state, is_late in zip(turn, late, strict=True) if not is_late],
-            [state for state, is_late in zip(turn, late, strict=True) if is_late],
-        )
 
     def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
         if state.status is not RequestStatus.RUNNING or draft.tokens_left == 0:

@@ -34,7 +34,6 @@ class RequestState:
     status: RequestStatus
     num_computed: int = 0
     num_told: int = 0  # tokens that the router knows of
-    epoch: int = 0  # rises whenever KV is dropped: rows planned before that are void
     admitted: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0

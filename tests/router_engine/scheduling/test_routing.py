@@ -193,6 +193,39 @@ def test_a_preempted_request_replays_while_its_next_weights_are_on_their_way() -
     drive.check_texts()
 
 
+def test_a_preempted_request_that_recomputes_waits_for_its_newest_weights() -> None:
+    drive = Drive(SchedulerConfig(policy="priority", max_running=1))
+    routing = TokenRouting("test", every=2, context="recompute")
+    drive.add(routed("a", PROMPT, 6, routing=routing))
+    drive.step()
+    drive.step()
+    drive.add(fixed("urgent", [1], 1, priority=-1))
+    drive.step()
+    assert drive.scheduler.live["a"].status == "waiting_weights"
+    assert drive.step() is None
+    drive.drain()
+    drive.check_texts()
+
+
+def test_what_the_prefix_cache_gives_may_be_all_whose_weights_are_known() -> None:
+    """Two whole blocks: `a` comes back to them, and has nothing to compute before the answer."""
+    drive = Drive(SchedulerConfig(policy="priority", max_running=1))
+    drive.add(routed("a", PROMPT, 6, routing=KEEP_2))
+    while drive.asks.get("a") != 9:
+        drive.answer_all()
+        drive.step()
+    drive.add(fixed("urgent", [1], 1, priority=-1))
+    drive.step()
+    assert drive.step() is None
+    assert drive.scheduler.live["a"].num_computed == 8
+    drive.answer("a")
+    plan = drive.step()
+    assert plan is not None
+    assert plan.rows[0].start == 8
+    drive.drain()
+    drive.check_texts()
+
+
 def test_prefix_blocks_are_shared_by_whoever_runs_under_the_same_weights() -> None:
     drive = Drive(SchedulerConfig())
     prompt = tuple(range(12))

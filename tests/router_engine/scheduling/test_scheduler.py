@@ -11,6 +11,7 @@ from router_engine.errors import RequestRefusedError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import SamplingParams
+from router_engine.scheduling.budget import StepDraft
 from router_engine.scheduling.plan import SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.scheduler import Scheduler
 from tests.router_engine.scheduling.harness import (
@@ -165,6 +166,31 @@ def test_a_row_cancelled_in_flight_is_void_and_the_others_are_not() -> None:
     assert len(drive.tokens["b"]) == 1
     drive.drain()
     drive.check_texts()
+
+
+def test_a_row_in_flight_is_not_that_of_a_later_request_of_its_id() -> None:
+    drive = Drive(SchedulerConfig())
+    drive.scheduler.add(fixed("a", [1, 2, 3], 4))
+    plan = drive.scheduler.schedule()
+    assert plan is not None
+    drive.scheduler.cancel("a")
+    drive.scheduler.add(fixed("a", [4, 5], 4))
+    assert drive.scheduler.update(plan, drive.runner.run(plan)) == []
+    assert drive.scheduler.live["a"].num_computed == 0
+    drive.check()
+
+
+def test_a_chunk_taken_out_of_a_step_gives_its_tokens_back() -> None:
+    drive = Drive(SchedulerConfig())
+    drive.scheduler.add(fixed("a", [1, 2, 3], 4))
+    state = drive.scheduler.live["a"]
+    draft = StepDraft(8)
+    draft.add(state, draft.chunk_stop(state))
+    assert draft.tokens_left == 5
+    draft.discard(state)
+    draft.discard(state)
+    assert draft.tokens_left == 8
+    assert draft.plan() is None
 
 
 def test_a_failed_request_ends_with_its_reason() -> None:
