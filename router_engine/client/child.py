@@ -33,6 +33,7 @@ from router_engine.errors import EngineDiedError
 from router_engine.events import FinishReason
 
 _COMMAND = (sys.executable, "-m", "router_engine.client.engine_main")
+_STDOUT = 1
 _TAIL_LINES = 40
 _LINE_BYTES = 1 << 16
 _LAST_WORDS_SECONDS = 1.0  # how long a dead process' output and last report may take to arrive
@@ -70,7 +71,7 @@ class EngineChild:
         except TimeoutError:
             await child.kill()
             raise EngineDiedError(
-                f"the engine process was not ready within {timeout:g} s{child._process.tail()}"
+                f"the engine process was not ready within {timeout:g} s{child.tail()}"
             ) from None
         except BaseException:  # a cancelled launch must not leave a process behind either
             await child.kill()
@@ -91,6 +92,10 @@ class EngineChild:
     def alive(self) -> bool:
         """Whether the process still runs, as far as is known."""
         return not self._process.exited.is_set()
+
+    def tail(self) -> str:
+        """The end of its output, as indented lines to put behind a message."""
+        return self._process.tail()
 
     async def wait(self) -> str:
         """How the process ended, when it has: `was killed by SIGKILL`, `exited with code 1`."""
@@ -139,8 +144,7 @@ class EngineChild:
             await asyncio.wait({ready}, timeout=_LAST_WORDS_SECONDS)
         if not ready.done():
             raise EngineDiedError(
-                f"the engine process {self._process.how_it_ended} before it was ready"
-                f"{self._process.tail()}"
+                f"the engine process {self._process.how_it_ended} before it was ready{self.tail()}"
             )
         await ready
 
@@ -148,8 +152,8 @@ class EngineChild:
         try:
             while True:
                 self.session.receive(decode_report(await self._socket.recv()))
-        except msgspec.MsgspecError:
-            _logger.exception("engine process %d sent what cannot be read; it is killed", self.pid)
+        except Exception:  # without a reader the engine is lost to everybody
+            _logger.exception("the reports of engine process %d cannot be read", self.pid)
             self.signal_kill()
 
     def _send(self, command: Command) -> None:
@@ -167,6 +171,7 @@ class _Process(asyncio.SubprocessProtocol):
 
     def __init__(self, on_exit: Callable[[], None]) -> None:
         self.exited = asyncio.Event()
+        self._output_ended = asyncio.Event()
         self._on_exit = on_exit
         self._transport: asyncio.SubprocessTransport | None = None
         self._unfinished = b""
@@ -194,7 +199,6 @@ class _Process(asyncio.SubprocessProtocol):
         return f"exited with code {code}"
 
     def tail(self) -> str:
-        """The end of its output, to put behind an error message."""
         return "".join(f"\n  {line}" for line in self._tail)
 
     def signal_kill(self) -> None:
@@ -206,6 +210,10 @@ class _Process(asyncio.SubprocessProtocol):
         if self._transport is not None:
             self.signal_kill()
             await self.exited.wait()
+            # Not without a limit: a process that it has started may hold the pipe open.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await self._output_ended.wait()
             self._transport.close()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
@@ -216,6 +224,10 @@ class _Process(asyncio.SubprocessProtocol):
             text = line.decode(errors="replace")
             self._tail.append(text)
             _output_logger.info("%s", text)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == _STDOUT:
+            self._output_ended.set()
 
     def process_exited(self) -> None:
         self.exited.set()

@@ -40,8 +40,9 @@ def main() -> int:
     """Run one engine; the exit status is 0 after Shutdown, 1 after a failure (logged)."""
     faulthandler.enable()
     # A terminal or a service manager signals the whole group; the parent decides when this ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A handler, not SIG_IGN, which a compiler started from here would inherit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     with open(_STDIN, "rb", buffering=0, closefd=False) as stdin:
         launch = msgspec.json.decode(stdin.readline(), type=Launch)
     _end_with_parent(launch.parent_pid)

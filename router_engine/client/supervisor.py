@@ -115,8 +115,8 @@ class Supervisor:
             how = await self._outlive(child)
             self._child = None
             self._set_state(EngineState.RESTARTING)
-            _logger.error("engine process %d %s; starting another", child.pid, how)
             await child.kill()
+            _logger.error("engine process %d %s, starting another%s", child.pid, how, child.tail())
             if clock() - started >= self._policy.stable_after:
                 failures = 0
             failures += 1
@@ -161,7 +161,7 @@ async def _kill_when_hung(child: EngineChild, timeout: float) -> None:
         await asyncio.sleep(timeout)
         try:
             async with asyncio.timeout(timeout):
-                await child.session.stats()
+                await child.session.merged()  # the cheapest question
         except TimeoutError:
             _logger.error("engine process %d gave no answer for %g s", child.pid, timeout)
             child.signal_kill()

@@ -117,6 +117,28 @@ async def test_cancel_ignores_unknown_ids(client: EngineClient) -> None:
     assert client.state is EngineState.READY
 
 
+async def test_whatever_readers_do_nothing_is_left_over(client: EngineClient) -> None:
+    async def finish(request_id: str) -> None:
+        ask = request(request_id, PROMPT, max_new_tokens=20)
+        assert (await answer_to(client, ask)).end.reason is FinishReason.LENGTH
+
+    async def leave(request_id: str) -> None:
+        async with aclosing(client.submit(EngineRequest(request_id, PROMPT, LONG))) as events:
+            await anext(events)
+
+    async def cancel(request_id: str) -> None:
+        reading = asyncio.create_task(answer_to(client, EngineRequest(request_id, PROMPT, LONG)))
+        while not reading.done():
+            await client.cancel(request_id)
+            await client.merged()
+        assert (await reading).end.reason is FinishReason.CANCELLED
+
+    ways = (finish, leave, cancel)
+    await asyncio.gather(*(ways[index % 3](f"any-{index}") for index in range(30)))
+    stats = await client.stats()
+    assert (stats.running, stats.waiting, stats.blocks_owned) == (0, 0, 0)
+
+
 async def test_nothing_is_sent_before_the_first_event_is_asked_for(client: EngineClient) -> None:
     events = client.submit(EngineRequest("lazy", PROMPT, LONG))
     stats = await client.stats()

@@ -107,24 +107,32 @@ async def test_a_process_that_hangs_is_killed(
     await client.close()
 
 
-async def test_a_start_that_takes_too_long_leaves_no_process_behind(
+async def test_a_start_that_is_given_up_leaves_no_process_behind(
     config: EngineProcessConfig, environment: Mapping[str, str]
 ) -> None:
-    limits = ProcessLimits(start=0.01)
-    client = ProcessEngineClient(config, environment=environment, limits=limits)
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     before = children.read_text()
+    impatient = ProcessEngineClient(
+        config, environment=environment, limits=ProcessLimits(start=0.01)
+    )
     with pytest.raises(EngineDiedError, match=r"not ready within 0\.01 s"):
-        await client.start()
+        await impatient.start()
+    cancelled = ProcessEngineClient(config, environment=environment)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await cancelled.start()
+    assert cancelled.state is EngineState.STOPPED
     assert children.read_text() == before
 
 
 async def test_the_engine_ends_when_its_parent_is_killed(
-    config: EngineProcessConfig, environment: Mapping[str, str]
+    config: EngineProcessConfig,
+    environment: Mapping[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-m", "tests.router_engine.client.parent", msgspec.json.encode(config)],
-        env=environment,
+        env={**environment, "TMPDIR": str(tmp_path_factory.mktemp("orphan"))},
         stdout=subprocess.PIPE,
     )
     with parent:
