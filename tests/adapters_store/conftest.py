@@ -16,3 +16,13 @@ def store(tmp_path: Path) -> Iterator[AdapterStore]:
     opened = AdapterStore.open(tmp_path / "store")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def checker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterStore]:
+    """A store to check uploads with: that stores nothing, so one serves all tests."""
+    opened = AdapterStore.open(tmp_path_factory.mktemp("checker"))
+    yield opened
+    assert opened.list() == []
+    assert list(opened.blobs.blobs()) == []
+    opened.close()
