@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from router_engine.routers.encoder.messages import Info, pack_vector, unpack_vectors
+from router_engine.routers.encoder.messages import Info
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.scoring import Window
 
@@ -24,21 +24,18 @@ _COMPUTED_AT_ONCE = 4  # adapters whose texts are with the encoder at one time
 
 
 class CentroidStore(Protocol):
-    """What is kept of an adapter for routing. Called from worker threads.
-
-    A centroid [d] is stored as little-endian float32.
-    """
+    """What is kept of an adapter for routing. Called from worker threads."""
 
     def texts(self, digest: str) -> Sequence[str]:
         """Sample texts, empty when it was published without."""
         ...
 
-    def get_centroid(self, digest: str, encoder_digest: str) -> bytes | None:
-        """A centroid computed earlier with this encoder."""
+    def get_centroid(self, digest: str, encoder_digest: str) -> Sequence[float] | None:
+        """A centroid [d] computed earlier with this encoder."""
         ...
 
-    def put_centroid(self, digest: str, encoder_digest: str, vector: bytes) -> None:
-        """Keep a centroid; an equal one may be there already."""
+    def put_centroid(self, digest: str, encoder_digest: str, vector: Sequence[float]) -> None:
+        """Keep a centroid [d]; an equal one may be there already."""
         ...
 
 
@@ -162,7 +159,7 @@ class CentroidService:
     async def _make(self, digest: str, encoder_digest: str) -> Centroid:
         stored = await asyncio.to_thread(self._store.get_centroid, digest, encoder_digest)
         if stored is not None:
-            vector = unpack_vectors(stored, len(stored) // 4)[0]
+            vector = np.asarray(stored, dtype=np.float32)
         else:
             vector = await self._compute(digest, encoder_digest)
         if encoder_digest == self._encoder_digest:
@@ -175,7 +172,5 @@ class CentroidService:
             raise _NoTextsError
         async with self._computing:
             vector = centroid(await self._encoder.embed(texts, window="head"))
-        await asyncio.to_thread(
-            self._store.put_centroid, digest, encoder_digest, pack_vector(vector)
-        )
+        await asyncio.to_thread(self._store.put_centroid, digest, encoder_digest, vector.tolist())
         return vector
