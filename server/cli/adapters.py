@@ -1,0 +1,207 @@
+"""`adaptermix adapters`: what is on the shelf of a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from server.cli.client import KeyOption, UrlOption, body_of, connect, console, errors, size
+
+app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(exists=True, help="A PEFT folder, or a .zip, .tar or .tar.gz of one."),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="The adapter's name; the folder's when left out.")
+]
+TextsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--texts",
+        exists=True,
+        dir_okay=False,
+        help="Sample texts, JSONL, for routing by similarity; texts.jsonl of the folder when left "
+        "out.",
+    ),
+]
+TagsOption = Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be repeated.")]
+ReferenceArgument = Annotated[str, typer.Argument(help="name, name@version or name@alias")]
+
+_Part = tuple[str, tuple[str, Any]]
+
+
+def register(program: typer.Typer) -> None:
+    """Mount the commands on the program."""
+    program.add_typer(app, name="adapters")
+
+
+@app.command()
+def publish(
+    source: SourceArgument,
+    name: NameOption = None,
+    texts: TextsOption = None,
+    tags: TagsOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Upload an adapter; it can be used at once."""
+    with connect(url, key) as client:
+        made = _upload(client, "/admin/adapters", source, _form(source, name, tags), texts)
+    console.print(f"[green]published[/] {made['name']}@{made['version']}  {made['digest']}")
+
+
+@app.command()
+def check(
+    source: SourceArgument,
+    name: NameOption = None,
+    texts: TextsOption = None,
+    tags: TagsOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Say whether an adapter would load and what it would cost; store nothing."""
+    with connect(url, key) as client:
+        form = _form(source, name, tags)
+        report = _upload(client, "/admin/adapters/check", source, form, texts)
+    for problem in report["problems"]:
+        console.print(f"[red]{problem['where']}[/]: {problem['message']}", soft_wrap=True)
+    for label, values in (("unknown key", report["unknown_keys"]), ("note", report["notes"])):
+        for value in values:
+            console.print(f"[yellow]{label}[/]: {value}", soft_wrap=True)
+    if not report["loads"]:
+        raise typer.Exit(1)
+    console.print(
+        f"[green]would load[/]: rank {report['max_rank']}, {report['rank_rows']} rank rows, "
+        f"{size(report['device_bytes'])} on the device"
+    )
+
+
+@app.command("ls")
+def list_adapters(
+    tag: Annotated[str | None, typer.Option(help="Only those that carry this tag.")] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """List every version of every adapter."""
+    with connect(url, key) as client:
+        params = {} if tag is None else {"tag": tag}
+        found = body_of(client.get("/admin/adapters", params=params))["adapters"]
+    console.print(_table(found))
+
+
+@app.command()
+def show(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
+    """Show every version of a name, or the one that is meant."""
+    with connect(url, key) as client:
+        found = body_of(client.get(f"/admin/adapters/{name}"))["adapters"]
+    for adapter in found:
+        table = Table("", "", show_header=False, box=None)
+        for field, value in adapter.items():
+            table.add_row(f"[dim]{field}[/]", _shown(field, value))
+        console.print(table)
+
+
+@app.command("rm")
+def remove(
+    name: ReferenceArgument,
+    force: Annotated[bool, typer.Option("--force", help="Also while pinned or in use.")] = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Delete one version, or all versions of a bare name."""
+    with connect(url, key) as client:
+        params = {"force": str(force).lower()}
+        gone = body_of(client.delete(f"/admin/adapters/{name}", params=params))["deleted"]
+    console.print(f"[green]deleted[/] {', '.join(gone)}")
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="The adapter's name.")],
+    alias: Annotated[str, typer.Argument(help="The alias: afterwards name@alias can be used.")],
+    version: Annotated[int, typer.Argument(min=1, help="The version that it means from now on.")],
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Point an alias at a version."""
+    with connect(url, key) as client:
+        path = f"/admin/adapters/{name}/aliases/{alias}"
+        made = body_of(client.put(path, json={"version": version}))
+    console.print(f"[green]{name}@{alias}[/] is {made['name']}@{made['version']}")
+
+
+def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:
+    stem = source.name if source.is_dir() else source.name.split(".")[0]
+    return {"name": name or stem or source.resolve().name, "tags": tags or []}
+
+
+def _upload(
+    client: httpx.Client,
+    path: str,
+    source: Path,
+    form: Mapping[str, Any],
+    texts: Path | None,
+) -> Any:
+    """Send files with a progress bar; the JSON of the answer."""
+    files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
+    sent = [("files", file) for file in files]
+    if texts is not None:
+        sent.append(("texts", texts))
+    with _opened(sent) as parts:
+        return body_of(client.post(path, data=dict(form), files=parts))
+
+
+@contextmanager
+def _opened(sent: Sequence[tuple[str, Path]]) -> Iterator[list[_Part]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TransferSpeedColumn(), console=errors) as bars, ExitStack() as stack:
+        yield [
+            (
+                field,
+                (path.name, stack.enter_context(bars.open(path, "rb", description=path.name))),
+            )
+            for field, path in sent
+        ]
+
+
+def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("adapter", "aliases", "rank", "size", "where", "texts", "tags", "published")
+    for adapter in adapters:
+        residency = adapter["residency"]
+        table.add_row(
+            f"{adapter['name']}@{adapter['version']}",
+            " ".join(adapter["aliases"]),
+            str(adapter["max_rank"]),
+            size(adapter["size_bytes"]),
+            "disk" if residency is None else _where(residency),
+            str(adapter["num_texts"]),
+            " ".join(adapter["tags"]),
+            f"{datetime.fromtimestamp(adapter['created_at']):%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def _where(residency: Mapping[str, Any]) -> str:
+    return f"{residency['level']}, pinned" if residency["pinned"] else str(residency["level"])
+
+
+def _shown(field: str, value: Any) -> str:
+    if field == "created_at":
+        return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M:%S}"
+    if field == "size_bytes":
+        return size(value)
+    if field == "residency":
+        return "disk" if value is None else _where(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)

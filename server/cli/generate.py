@@ -1,0 +1,170 @@
+"""`adaptermix generate`: one prompt under one mixture, streamed to the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.table import Table
+
+from server.cli.client import (
+    CommandError,
+    KeyOption,
+    UrlOption,
+    check,
+    connect,
+    console,
+    errors,
+)
+from server.cli.options import command_with
+
+_ROWS = 12  # of the weights table
+
+
+def register(program: typer.Typer) -> None:
+    """Mount the command on the program."""
+    program.command("generate")(command_with(Options, generate))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")]
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME=WEIGHT; may be repeated: a fixed mixture."),
+    ] = None
+    combination: Annotated[str | None, typer.Option(help="sum (default) or linear.")] = None
+    router: Annotated[str | None, typer.Option(help="A router, such as similarity.")] = None
+    candidates: Annotated[
+        str | None, typer.Option(help="Adapters for the router: a,b,c or tag:TAG.")
+    ] = None
+    level: Annotated[str, typer.Option(help="Of the router: request or token.")] = "request"
+    every: Annotated[int | None, typer.Option(help="Tokens between two renewals.")] = None
+    context: Annotated[str | None, typer.Option(help="keep or recompute (level token).")] = None
+    router_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the router; may be repeated.")
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Longest answer in tokens.")
+    ] = None
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same text.")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="A stop string; may be repeated.")] = None
+    chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False
+    show_weights: Annotated[
+        bool, typer.Option("--show-weights", help="Print the weights at each token.")
+    ] = False
+    url: UrlOption = None
+    key: KeyOption = None
+
+
+def generate(options: Options) -> None:
+    """Generate text on a running server, under the base, a fixed mixture or a router."""
+    with connect(options.url, options.key) as client:
+        details = _stream(client, body_of(options))
+    routing = details.get("routing")
+    if options.show_weights and routing is not None:
+        errors.print(weights_table(routing))
+
+
+def body_of(options: Options) -> dict[str, Any]:
+    """The request that the options mean. Raises typer.BadParameter."""
+    if options.adapter and options.router:
+        raise typer.BadParameter("give either --adapter or --router")
+    parameters = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "stop": options.stop or [],
+        "apply_chat_template": options.chat,
+        "details": True,
+    }
+    body: dict[str, Any] = {
+        "inputs": sys.stdin.read() if options.prompt == "-" else options.prompt,
+        "parameters": _given(parameters),
+    }
+    if options.adapter:
+        items = [_weighted(text) for text in options.adapter]
+        body["mixture"] = {"adapters": items} | _given({"combination": options.combination})
+    elif options.router:
+        body["mixture"] = {"router": _router(options.router, options)}
+    return body
+
+
+def weights_table(routing: Mapping[str, Any]) -> Table:
+    """Weights at evenly spaced tokens, the first and the last among them."""
+    weights = routing["weights"]
+    table = Table("token", *routing["adapters"])
+    step = max(1, -(-len(weights) // _ROWS))
+    for index in sorted({*range(0, len(weights), step), *range(len(weights))[-1:]}):
+        table.add_row(str(index), *(f"{weight:.3f}" for weight in weights[index]))
+    return table
+
+
+def _weighted(text: str) -> dict[str, Any]:
+    name, separator, weight = text.partition("=")
+    try:
+        return {"name": name, "weight": float(weight) if separator else 1.0}
+    except ValueError as error:
+        raise typer.BadParameter(f"--adapter {text!r}: use NAME=0.7") from error
+
+
+def _router(name: str, options: Options) -> dict[str, Any]:
+    candidates = options.candidates
+    if candidates is None:
+        raise typer.BadParameter("--router needs --candidates a,b,c or --candidates tag:TAG")
+    tag = candidates.removeprefix("tag:")
+    spec: dict[str, Any] = {
+        "name": name,
+        "level": options.level,
+        "candidates": candidates.split(",") if tag == candidates else {"tag": tag},
+    }
+    spec |= _given(
+        {
+            "every": options.every,
+            "context": options.context,
+            "combination": options.combination,
+        }
+    )
+    for text in options.router_option or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"--router-option {text!r}: use KEY=VALUE")
+        spec[key] = _json_or_text(value)
+    return spec
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _stream(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Print tokens as they come; the details of the last frame."""
+    details: dict[str, Any] = {}
+    with client.stream("POST", "/generate_stream", json=body) as response:
+        for line in check(response).iter_lines():
+            if not line.startswith("data:"):
+                continue
+            frame = json.loads(line.removeprefix("data:"))
+            if "error" in frame:
+                raise CommandError(frame["error"])
+            console.print(frame["token"]["text"], end="", markup=False, highlight=False)
+            details = frame["details"] or details
+    console.print()
+    return details
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,106 @@
+"""`adaptermix keys`: API keys, directly in the store. No server need run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from server.cli.client import console, errors, fail
+from server.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from adapters_store.store import AdapterStore
+
+app = typer.Typer(help="Make, list and revoke API keys of a store.", no_args_is_help=True)
+
+CacheOption = Annotated[Path | None, typer.Option(help="As for `adaptermix serve`.")]
+StoreOption = Annotated[Path | None, typer.Option(help="As for `adaptermix serve`.")]
+UrlOption = Annotated[str | None, typer.Option(help="As for `adaptermix serve`.")]
+
+
+class Kind(StrEnum):
+    """What a key opens."""
+
+    USE = "use"
+    ADMIN = "admin"
+
+
+def register(program: typer.Typer) -> None:
+    """Mount the commands on the program."""
+    program.add_typer(app, name="keys")
+
+
+@app.command()
+def create(
+    label: Annotated[str, typer.Argument(help="Whom or what the key is for.")],
+    kind: Annotated[Kind, typer.Option(help="use: generate; admin: everything.")] = Kind.USE,
+    cache: CacheOption = None,
+    store: StoreOption = None,
+    database_url: UrlOption = None,
+) -> None:
+    """Make a key. Its secret is printed now and never again."""
+    with _opened(cache, store, database_url) as opened:
+        key, secret = opened.create_key(label, kind.value)
+    errors.print(f"[green]made[/] {key.kind} key {key.id} for {key.label!r}; keep the secret:")
+    console.print(secret, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("ls")
+def list_keys(
+    cache: CacheOption = None, store: StoreOption = None, database_url: UrlOption = None
+) -> None:
+    """List keys; secrets are not kept."""
+    table = Table("id", "label", "kind", "made", "revoked")
+    with _opened(cache, store, database_url) as opened:
+        for key in opened.list_keys():
+            table.add_row(key.id, key.label, key.kind, _day(key.created_at), _day(key.revoked_at))
+    console.print(table)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys ls` shows it.")],
+    cache: CacheOption = None,
+    store: StoreOption = None,
+    database_url: UrlOption = None,
+) -> None:
+    """Take a key out of force, at once."""
+    with _opened(cache, store, database_url) as opened:
+        key = opened.revoke_key(key_id)
+    console.print(f"[green]revoked[/] {key.kind} key {key.id} of {key.label!r}")
+
+
+@contextmanager
+def _opened(
+    cache: Path | None, store: Path | None, database_url: str | None
+) -> Iterator[AdapterStore]:
+    # Here, not above: database libraries take long, and --help is to be fast.
+    from adapters_store.errors import StoreError
+    from adapters_store.store import AdapterStore
+
+    try:
+        settings = load_settings(cache=cache, store=store, database_url=database_url)
+        opened = AdapterStore.open(
+            settings.store_dir,
+            database_url=settings.database_url,
+            blobs_url=settings.blobs_url,
+        )
+    except (SettingsError, StoreError) as error:
+        fail(str(error), error)
+    try:
+        yield opened
+    except StoreError as error:
+        fail(str(error), error)
+    finally:
+        opened.close()
+
+
+def _day(seconds: float | None) -> str:
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
