@@ -109,10 +109,12 @@ def make_lora_folder(
     seed: int = 1,
     alpha: float | None = None,
     options: Mapping[str, Any] | None = None,
+    save_embedding_layers: bool = False,
 ) -> Path:
     """A PEFT LoRA folder for a tiny family, as `save_pretrained` writes it."""
     wrapped = lora_model(
         family_model(family), rank=rank, targets=targets, seed=seed, alpha=alpha, options=options
     )
-    wrapped.save_pretrained(str(directory))
+    # "auto" would add a copy of the base's lm_head where lm_head is a target, and warn about it.
+    wrapped.save_pretrained(str(directory), save_embedding_layers=save_embedding_layers)
     return directory

@@ -1,0 +1,130 @@
+"""Merged mode: folding a mixture in under traffic, correcting the others, restoring bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters_store.types import Combination, ResolvedMixture
+from router_engine.errors import MixtureError
+from router_engine.request import EngineRequest
+from tests.router_engine.conftest import MakeHarness
+from tests.support.harness import EngineHarness, request
+from tests.support.tiny import ATTENTION, make_lora_folder
+
+PROMPT = list(range(5, 30))
+
+
+def _weights(harness: EngineHarness) -> dict[str, torch.Tensor]:
+    """A copy of every base weight."""
+    state = harness.engine.model.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _traffic(digests: list[str], tag: str) -> list[EngineRequest]:
+    return [
+        request(f"{tag} base", PROMPT),
+        request(f"{tag} merged one", PROMPT[1:], {digests[0]: 0.5, digests[3]: 0.7}),
+        request(f"{tag} other", PROMPT[2:], {digests[1]: 1.3}),
+        request(f"{tag} overlap", PROMPT[3:], {digests[0]: -0.4, digests[2]: 1.0}),
+        request(
+            f"{tag} linear", PROMPT[4:], {digests[0]: 0.5, digests[3]: 0.7}, combination="linear"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("combination", ["sum", "linear"])
+def test_twenty_merges_and_restores_under_mixed_traffic(
+    combination: Combination, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness = make_harness()
+    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
+    mixture = ResolvedMixture((digests[0], digests[3]), (0.5, 0.7), combination)
+    untouched = _weights(harness)
+    expected = harness.run(*_traffic(digests, "before"))
+    for turn in range(20):
+        requests = _traffic(digests, f"turn {turn}")
+        harness.add(*requests)
+        for _ in range(3):
+            harness.step()
+        harness.wait(harness.engine.merge(mixture))
+        assert not _same(untouched, _weights(harness))
+        for _ in range(4):
+            harness.step()
+        harness.wait(harness.engine.merge(None))
+        assert _same(untouched, _weights(harness))
+        while any(harness.answers[r.request_id].final is None for r in requests):
+            harness.step()
+        for r, before in zip(requests, expected, strict=True):
+            answer = harness.answers[r.request_id]
+            assert answer.ids == before.ids, (turn, r.request_id)
+            assert answer.logprobs == pytest.approx(before.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("combination", ["sum", "linear"])
+def test_merged_equals_unmerged(
+    combination: Combination, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    """Everything computed while merged, by an engine that never ran it unmerged."""
+    plain, merged = make_harness(), make_harness()
+    for harness in (plain, merged):
+        digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
+    mixture = ResolvedMixture((digests[0], digests[3]), (0.5, 0.7), combination)
+    state = merged.wait(merged.engine.merge(mixture))
+    assert state.mode == "merged"
+    assert state.mixture == mixture
+    for one, other in zip(
+        plain.run(*_traffic(digests, "r")), merged.run(*_traffic(digests, "r")), strict=True
+    ):
+        assert one.ids == other.ids
+        assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+def test_tied_and_transposed_weights_are_restored(
+    family: str,
+    make_harness: MakeHarness,
+    family_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    targets = ("c_attn", "lm_head") if family == "gpt2" else (*ATTENTION, "lm_head")
+    options = {"fan_in_fan_out": family == "gpt2"}
+    with pytest.warns(UserWarning, match="tie"):
+        folder = make_lora_folder(
+            tmp_path / "lora", family=family, targets=targets, options=options
+        )
+    harness = make_harness(family_folder(family))
+    digest = harness.publish("lora", folder)
+    base, tuned = harness.run(request("b", PROMPT), request("t", PROMPT, {digest: 1.0}))
+    assert base.ids != tuned.ids
+    untouched = _weights(harness)
+    harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1.0,))))
+    again, merged = harness.run(
+        request("b2", [*PROMPT[:-1], 7]), request("t2", [*PROMPT[:-1], 7], {digest: 1.0})
+    )
+    harness.wait(harness.engine.merge(None))
+    assert _same(untouched, _weights(harness))
+    base3, tuned3 = harness.run(
+        request("b3", [*PROMPT[:-1], 7]), request("t3", [*PROMPT[:-1], 7], {digest: 1.0})
+    )
+    assert (again.ids, merged.ids) == (base3.ids, tuned3.ids)
+
+
+def test_a_merge_that_cannot_be_leaves_the_base_alone(
+    make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness = make_harness()
+    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
+    untouched = _weights(harness)
+    unequal = ResolvedMixture((digests[0], digests[1]), (0.5, 0.5), "linear")
+    with pytest.raises(MixtureError, match="ranks 4 and 8"):
+        harness.wait(harness.engine.merge(unequal))
+    assert harness.engine.merged().mode == "unmerged"
+    assert _same(untouched, _weights(harness))

@@ -1,0 +1,166 @@
+"""`paper` routing on the real model, token for token against PEFT doing what the paper does.
+
+"Token-Level Adaptation of LoRA Adapters for Downstream Task Generalization" (2023): encode the
+whole text, sharpen the best cosine, merge with `linear`, recompute everything, predict one token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from router_engine.config import EngineConfig, ModelConfig
+from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.routers.centroids import centroid
+from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.token.similarity import SimilarityTokenRouter
+from tests.router_engine.conftest import MakeHarness
+from tests.support.harness import EngineHarness
+from tests.support.oracle import assert_agrees, peft_model, set_mixture
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+
+COUNT = 32
+PROMPTS = [
+    "Question: A baker makes 12 trays of 8 rolls and sells 61. How many are left?\n\nAnswer:",
+    "Question: Tom reads 15 pages a day. How many days does a book of 240 pages take?\n\nAnswer:",
+    "Question: Which gas do plants take in?\nChoices: A. oxygen\nB. carbon dioxide\n\nAnswer:",
+    "Question: What moves when a magnet pulls a nail?\nChoices: A. the nail\nB. light\n\nAnswer:",
+    "Write a function that reverses a string.\n\nAnswer:",
+    "Sort this list in Python.\nInput: [3, 1, 2]\n\nAnswer:",
+    "Context:\nThe river Oder rises in Moravia and ends in the Baltic.\n\n"
+    "Question: Where does the Oder end?\n\nAnswer:",
+    "Context:\nA train of 9 wagons holds 40 people in each.\n\n"
+    "Question: How many people fit in the train?\n\nAnswer:",
+]
+
+
+class _Oracle:
+    """The method as the paper's code runs it: no cache, one merge a token."""
+
+    def __init__(self, base: Path, encoder: Path, folders: list[Path]) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        self._pieces: Any = AutoTokenizer.from_pretrained(encoder)
+        self._encoder: Any = AutoModel.from_pretrained(encoder).eval()
+        self._model = peft_model(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folders
+        )
+        self.centroids = [self._centroid(folder) for folder in folders]
+
+    @torch.no_grad()
+    def embed(self, text: str) -> NDArray[np.float32]:
+        """Mean of the first 256 word pieces' states, as sentence-transformers makes it."""
+        batch = self._pieces([text], truncation=True, max_length=256, return_tensors="pt")
+        states = self._encoder(**batch).last_hidden_state[0]
+        mean: NDArray[np.float32] = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
+        return mean
+
+    def _centroid(self, folder: Path) -> NDArray[np.float32]:
+        mean: NDArray[np.float32] = np.mean([self.embed(text) for text in sample_texts(folder)], 0)
+        return mean
+
+    def weights(self, text: str) -> list[float]:
+        e = self.embed(text)
+        s = np.array([e @ c / np.linalg.norm(e) / np.linalg.norm(c) for c in self.centroids])
+        s[s.argmax()] *= 4.0
+        exponent = np.exp(s - s.max())
+        return [float(weight) for weight in exponent / exponent.sum()]
+
+    @torch.no_grad()
+    def generate(self, prompt: list[int]) -> tuple[list[int], list[torch.Tensor]]:
+        ids, rows = list(prompt), []
+        for _ in range(COUNT):
+            set_mixture(self._model, self.weights(self._tokenizer.decode(ids)), "linear")
+            logits = self._model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            rows.append(logits.log_softmax(-1))
+            ids.append(int(logits.argmax()))
+        return ids[len(prompt) :], rows
+
+
+def sample_texts(folder: Path) -> list[str]:
+    lines = (folder / "texts.jsonl").read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+@pytest.fixture
+def endpoint(real_base: Path, real_encoder: Path, tmp_path: Path) -> Iterator[str]:
+    """A running encoder worker."""
+    address = f"ipc://{tmp_path}/encoder"
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    worker = EncoderProcess(
+        EncoderConfig(real_encoder, real_base, address, {**os.environ, **threads})
+    )
+    worker.start()
+    yield address
+    worker.stop()
+
+
+@pytest.fixture
+def routed(
+    endpoint: str, real_base: Path, make_harness: MakeHarness
+) -> Callable[[], EngineHarness]:
+    def make() -> EngineHarness:
+        holder: list[EngineHarness] = []
+        router = SimilarityTokenRouter(endpoint, wake=lambda: holder[0].news.set())
+        config = EngineConfig(ModelConfig(dtype="float32"))
+        holder.append(make_harness(real_base, config, {"similarity": router}))
+        return holder[0]
+
+    return make
+
+
+async def _put_centroids(endpoint: str, folders: dict[str, Path]) -> None:
+    async with EncoderClient(endpoint) as client:
+        for digest, folder in folders.items():
+            embeddings = await client.embed(sample_texts(folder), window="head")
+            await client.put_centroids({digest: centroid(embeddings)})
+
+
+def test_paper_routing_matches_peft(
+    routed: Callable[[], EngineHarness],
+    endpoint: str,
+    real_base: Path,
+    real_encoder: Path,
+    example_adapters: list[Path],
+) -> None:
+    harness = routed()
+    folders = {harness.publish(path.name, path): path for path in example_adapters}
+    asyncio.run(_put_centroids(endpoint, folders))
+    tokenizer: Any = AutoTokenizer.from_pretrained(real_base)
+    prompts = [list(tokenizer(text).input_ids) for text in PROMPTS]
+    answers = harness.run(
+        *(
+            EngineRequest(
+                f"r{index}",
+                tuple(prompt),
+                SamplingParams(max_new_tokens=COUNT),
+                adapters=tuple(folders),
+                combination="linear",
+                routing=TokenRouting(
+                    "similarity", {"scoring": "paper", "window": "head"}, 1, "recompute"
+                ),
+                report_weights=True,
+            )
+            for index, prompt in enumerate(prompts)
+        )
+    )
+    oracle = _Oracle(real_base, real_encoder, example_adapters)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids, rows = oracle.generate(prompt)
+        assert_agrees(answer, ids, rows)
+        expected = oracle.weights(tokenizer.decode(prompt))
+        assert answer.tokens[0].weights == pytest.approx(expected, abs=1e-4)
+    winners = {int(np.argmax(answer.tokens[0].weights)) for answer in answers}
+    assert len(winners) > 1  # negative control: the prompts are told apart

@@ -1,0 +1,136 @@
+"""Drives a real engine over a real store, step by step, in the test's own thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from adapters_store.blobs import open_blobs
+from adapters_store.store import AdapterStore
+from adapters_store.types import Combination
+from router_engine.config import EngineConfig, ModelConfig
+from router_engine.engine import Engine
+from router_engine.events import EngineEvent, FinalEvent, TokenEvent
+from router_engine.experts.base import AdapterSource
+from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.base import TokenRouter
+
+T = TypeVar("T")
+STEP_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """Everything that an engine said about one request."""
+
+    tokens: list[TokenEvent] = field(default_factory=list)
+    final: FinalEvent | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.token_id for token in self.tokens]
+
+    @property
+    def logprobs(self) -> list[float]:
+        return [token.logprob for token in self.tokens]
+
+    @property
+    def end(self) -> FinalEvent:
+        assert self.final is not None, "the request has not ended"
+        return self.final
+
+
+class EngineHarness:
+    """One engine, its store, and the answers so far."""
+
+    def __init__(
+        self,
+        root: Path,
+        model: Path | str = "tiny-random",
+        config: EngineConfig | None = None,
+        routers: Mapping[str, TokenRouter] | None = None,
+        wrap_source: Callable[[AdapterSource], AdapterSource] = lambda source: source,
+    ) -> None:
+        config = config or EngineConfig()
+        self.news = threading.Event()
+        self.store = AdapterStore.open(root / "store")
+        self.engine = Engine(
+            EngineConfig(
+                ModelConfig(str(model), dtype=config.model.dtype),
+                config.cache,
+                config.scheduler,
+                config.adapters,
+            ),
+            adapters=wrap_source(open_blobs(root / "store" / "blobs")),
+            token_routers=routers or {},
+            wake=self.news.set,
+        )
+        self.answers: dict[str, Answer] = {}
+
+    def publish(self, name: str, folder: Path) -> str:
+        """Put a PEFT folder into the store; returns its digest."""
+        return self.store.publish(name, folder, base=self.engine.base).digest
+
+    def add(self, *requests: EngineRequest) -> None:
+        for request in requests:
+            assert request.request_id not in self.answers
+            self.answers[request.request_id] = Answer()
+            self.engine.add_request(request)
+
+    def step(self) -> list[EngineEvent]:
+        """One step; waits for news first where there is nothing to do."""
+        if not self.engine.has_work:
+            assert self.news.wait(STEP_TIMEOUT_S), "nothing happened"
+        self.news.clear()
+        events = self.engine.step()
+        for event in events:
+            answer = self.answers[event.request_id]
+            assert answer.final is None, "an event after the final one"
+            if isinstance(event, TokenEvent):
+                answer.tokens.append(event)
+            else:
+                answer.final = event
+        return events
+
+    def run(self, *requests: EngineRequest) -> list[Answer]:
+        """Add requests, step until they have ended, and check the invariants."""
+        self.add(*requests)
+        while any(self.answers[request.request_id].final is None for request in requests):
+            self.step()
+        self.engine.check_integrity()
+        return [self.answers[request.request_id] for request in requests]
+
+    def wait(self, future: Future[T]) -> T:
+        """Step until a future of the engine is there."""
+        while not future.done():
+            self.step()
+        return future.result()
+
+    def close(self) -> None:
+        self.engine.check_integrity()
+        self.engine.close()
+        self.store.close()
+
+
+def request(
+    request_id: str,
+    prompt: Sequence[int],
+    mixture: Mapping[str, float] | None = None,
+    *,
+    combination: Combination = "sum",
+    max_new_tokens: int = 12,
+) -> EngineRequest:
+    """A greedy request under {digest: weight}."""
+    mixture = mixture or {}
+    return EngineRequest(
+        request_id,
+        tuple(prompt),
+        SamplingParams(max_new_tokens=max_new_tokens),
+        adapters=tuple(mixture),
+        weights=tuple(mixture.values()),
+        combination=combination,
+    )
