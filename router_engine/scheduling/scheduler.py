@@ -77,6 +77,7 @@ class Scheduler:
         self._queue = WaitingQueue(self._policy, self.service)
         self._finished: list[EngineRequest] = []
         self._to_route: list[RequestState] = []
+        self._stuck = False  # the last `schedule` found nobody, and nothing has changed since
 
     @property
     def live(self) -> Mapping[str, RequestState]:
@@ -93,7 +94,9 @@ class Scheduler:
 
     @property
     def has_runnable(self) -> bool:
-        """Whether somebody could run now. `schedule` may still find no blocks for them."""
+        """Whether `schedule` may find something: False once it did not, until something changes."""
+        if self._stuck:
+            return False
         return len(self._queue) > 0 or any(s.is_runnable for s in self._running.values())
 
     @property
@@ -206,6 +209,7 @@ class Scheduler:
         for state in after:
             self._plan_running(state, draft)
         plan = draft.plan()
+        self._stuck = plan is None
         if plan is not None:
             now = self._clock()
             for row in plan.rows:
@@ -312,6 +316,7 @@ class Scheduler:
 
     def _park(self, state: RequestState) -> None:
         """Put a request that owns no blocks where it belongs."""
+        self._stuck = False
         if state.is_runnable:
             state.status = RequestStatus.WAITING
             self._queue.push(state)
@@ -319,6 +324,7 @@ class Scheduler:
             state.status = RequestStatus.WAITING_WEIGHTS
 
     def _apply_weights(self, state: RequestState, weights: tuple[float, ...], until: int) -> None:
+        self._stuck = False
         history = state.weights_history
         if history.newest in (None, weights) or not state.recomputes:
             history.extend(weights, until)
@@ -363,6 +369,7 @@ class Scheduler:
         error: str | None = None,
         stop_token_id: int | None = None,
     ) -> FinalEvent:
+        self._stuck = False
         if state.status is RequestStatus.WAITING:
             self._queue.remove(state)
         self._running.pop(state.request_id, None)

@@ -159,10 +159,13 @@ class Drive:
         self.check()
 
     def step(self, cancelled_in_flight: Sequence[str] = ()) -> StepPlan | None:
+        runnable = self.scheduler.has_runnable
         plan = self.scheduler.schedule()
         self.check()
         if plan is None:
+            assert not self.scheduler.has_runnable
             return None
+        assert runnable
         assert plan.num_tokens <= self.scheduler.config.max_step_tokens
         assert len({row.request_id for row in plan.rows}) == len(plan.rows)
         self.plans.append(plan)
@@ -175,6 +178,11 @@ class Drive:
             self._tell(request_id, token_ids)
         self.now += 1.0
         return plan
+
+    def run_until_stuck(self) -> None:
+        """Step without answering any question, until nobody can run."""
+        while self.step() is not None:
+            pass
 
     def drain(self, max_steps: int = 5000) -> None:
         """Step, and answer every question at once, until nobody is live."""

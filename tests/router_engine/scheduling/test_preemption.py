@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from router_engine.config import Policy, SchedulerConfig
+from router_engine.request import TokenRouting
 from router_engine.scheduling.plan import StepPlan
-from tests.router_engine.scheduling.harness import Drive, fixed
+from tests.router_engine.scheduling.harness import Drive, fixed, routed
 
 
 def ids(plan: StepPlan | None) -> list[str]:
@@ -84,6 +85,22 @@ def test_a_chunk_that_finds_no_blocks_waits_for_its_seniors() -> None:
     assert drive.scheduler.counters.preemptions == 0
     drive.drain()
     drive.check_texts()
+
+
+def test_a_newcomer_takes_no_blocks_that_a_stalled_request_waits_for() -> None:
+    """`r` gave 4 blocks back to compute all of its 17 tokens again, and `s` took what was spare."""
+    drive = Drive(SchedulerConfig(fairness="none"), num_blocks=10, prefix_cache=False)
+    drive.add(fixed("s", range(14), 10))
+    routing = TokenRouting("test", every=1, context="recompute")
+    drive.add(routed("r", range(16), 2, routing=routing))
+    while len(drive.tokens["s"]) < 8:
+        drive.step()
+    drive.scheduler.set_weights("r", drive.asks.pop("r"), (7.0, 7.0))
+    drive.add(fixed("c", [1], 1))
+    assert [ids(drive.step()) for _ in range(2)] == [["s"], ["s"]]
+    assert ids(drive.step())[0] == "r"
+    assert drive.scheduler.counters.preemptions == 0
+    drive.drain()
 
 
 @pytest.mark.parametrize("policy", ["fifo", "priority"])

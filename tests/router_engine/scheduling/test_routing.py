@@ -86,6 +86,24 @@ def test_a_row_that_waits_for_weights_sits_out_while_others_run() -> None:
     drive.check_texts()
 
 
+def test_nothing_is_runnable_while_all_who_run_wait_for_weights() -> None:
+    """The one in the queue has no slot: whoever drives the engine may sleep until an answer."""
+    drive = Drive(SchedulerConfig(max_running=1))
+    drive.add(routed("a", PROMPT, 6, routing=KEEP_2))
+    drive.add(fixed("b", [7, 8], 6))
+    scheduler = drive.scheduler
+    drive.run_until_stuck()
+    stuck = scheduler.has_runnable
+    drive.answer("a")
+    answered = scheduler.has_runnable
+    drive.run_until_stuck()
+    stuck_again = scheduler.has_runnable
+    drive.cancel("a")
+    assert (stuck, answered, stuck_again, scheduler.has_runnable) == (False, True, False, True)
+    drive.drain()
+    drive.check_texts()
+
+
 def test_the_router_is_told_of_each_token_once_and_only_when_due() -> None:
     drive = Drive(SchedulerConfig())
     drive.add(routed("a", PROMPT, 5, routing=KEEP_2))
@@ -146,6 +164,20 @@ def test_recompute_under_equal_weights_keeps_what_it_has() -> None:
         assert plan is not None
         starts.append(plan.rows[0].start)
     assert starts == [0, 5, 6]
+
+
+def test_recompute_finds_what_it_computed_under_the_same_weights_before() -> None:
+    drive = Drive(SchedulerConfig())
+    routing = TokenRouting("test", every=1, context="recompute")
+    drive.add(routed("a", range(9), 3, routing=routing), ready=False)
+    drive.scheduler.adapters_ready("a")
+    starts = []
+    for weights in ((1.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
+        drive.scheduler.set_weights("a", drive.asks.pop("a"), weights)
+        plan = drive.step()
+        assert plan is not None
+        starts.append(plan.rows[0].start)
+    assert starts == [0, 0, 8]
 
 
 @pytest.mark.parametrize("context", ["keep", "recompute"])
