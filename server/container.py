@@ -27,6 +27,7 @@ from router_engine.routers.registry import RequestServices, RouterRegistry
 from server.admission import Admission
 from server.auth import Auth
 from server.catalogue import Catalogue
+from server.centroids import StoredCentroids
 from server.encoder import EncoderSupervisor
 from server.generation import Generation
 from server.metrics import Metrics
@@ -177,7 +178,7 @@ class Container:
             registry,
             registry.request_routers(RequestServices(encoder)),
             info.token_routers,
-            CentroidService(store, encoder) if encoder is not None else None,
+            CentroidService(StoredCentroids(store), encoder) if encoder is not None else None,
         )
         mixtures = Mixtures(store, info.base, routing, settings.max_candidates)
         generation = Generation(
