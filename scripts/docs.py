@@ -53,7 +53,7 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{_plain(field.default)}`"
-        meaning = f"{field.description}{_choices(field.annotation)}"
+        meaning = f"{field.description}{_choices(field.annotation)}".replace("<", "&lt;")
         rows.append(f"| `{variable_of(name)}` | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
