@@ -32,7 +32,8 @@ class BlobCache:
 
         Raises whatever `download` raises; IntegrityError when what came is not `digest`.
         """
-        with self._digest_lock(digest).lock:
+        guard = self._digest_lock(digest)  # a name for it, or it would be gone at once
+        with guard.lock:
             try:
                 files = self._hold(digest)
             except (AdapterNotFoundError, IntegrityError):  # missing here, or damaged here

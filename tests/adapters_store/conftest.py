@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters_store.store import AdapterStore
+from tests.adapters_store.servers import postgres, s3
 
 
 @pytest.fixture
@@ -26,3 +28,17 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterStore]:
     assert opened.list() == []
     assert list(opened.blobs.blobs()) == []
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, Any]]:
+    """A running S3 endpoint."""
+    with s3() as options:
+        yield options
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A running PostgreSQL server, its database empty at first."""
+    with postgres() as url:
+        yield url
