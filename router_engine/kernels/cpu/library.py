@@ -1,0 +1,160 @@
+"""The compiled kernels as Python sees them. Layouts mirror `src/spec.h`, field by field."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+class Linear(Structure):
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+        ("module", c_int32),
+        ("unused", c_int32),
+    )
+
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Layer(Structure):
+    _fields_ = (
+        *((name, Linear) for name in LINEARS),
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("window", c_int64),
+    )
+
+
+class ModelSpec(Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+        ("frequencies", c_void_p),
+        ("head", Linear),
+        ("num_layers", c_int32),
+        ("hidden", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("intermediate", c_int32),
+        ("block_size", c_int32),
+        ("epsilon", c_float),
+        ("attention_scale", c_float),
+        ("rope_scale", c_float),
+    )
+
+
+class Expert(Structure):
+    _fields_ = (("a", c_void_p), ("b", c_void_p), ("rank", c_int32), ("scale_root", c_float))
+
+
+class Weights(Structure):
+    _fields_ = (
+        ("columns", c_int32),
+        ("experts", c_void_p),  # [columns] addresses of arrays of Expert
+        ("total", c_void_p),
+        ("root", c_void_p),
+        ("merged_root", c_void_p),
+    )
+
+
+class Step(Structure):
+    _fields_ = (
+        ("token_ids", c_void_p),
+        ("positions", c_void_p),
+        ("rows", c_void_p),
+        ("blocks", c_void_p),
+        ("sample_index", c_void_p),
+        ("logits", c_void_p),
+        ("weights", Weights),
+        ("tokens", c_int32),
+        ("num_rows", c_int32),
+        ("samples", c_int32),
+        ("logits_stride", c_int32),
+        ("threads", c_int32),
+        ("unused", c_int32),
+    )
+
+
+class Library:
+    """The functions of `src/api.cpp`. Calls let go of the interpreter's lock."""
+
+    def __init__(self, path: Path) -> None:
+        handle = ctypes.CDLL(str(path))
+        self._packed_bytes = handle.mix_packed_bytes
+        self._packed_bytes.restype = c_int64
+        self._packed_bytes.argtypes = (c_int32, c_int32, c_int32)
+        self._pack = handle.mix_pack
+        self._pack.restype = None
+        self._pack.argtypes = (c_int32, c_void_p, c_int32, c_int32, c_void_p)
+        self._model_new = handle.mix_model_new
+        self._model_new.restype = c_void_p
+        self._model_new.argtypes = (c_int32, POINTER(ModelSpec))
+        self._model_run = handle.mix_model_run
+        self._model_run.restype = None
+        self._model_run.argtypes = (c_void_p, POINTER(Step))
+        self._model_free = handle.mix_model_free
+        self._model_free.restype = None
+        self._model_free.argtypes = (c_void_p,)
+        self._linear = handle.mix_linear
+        self._linear.restype = None
+        self._linear.argtypes = (
+            *(c_int32, c_void_p, POINTER(Linear), c_int32),
+            *(c_void_p, c_int32, c_int32, c_int32),
+        )
+
+    def pack(self, weight: Tensor, packed: Tensor | None = None) -> Tensor:
+        """The packed form of weight [outputs, inputs], contiguous bf16 or fp32; 1-d, as wide.
+
+        Written into `packed`, if given, which an earlier call returned for an equal shape.
+        """
+        outputs, inputs = weight.shape
+        half = weight.dtype == torch.bfloat16
+        if packed is None:
+            count = self._packed_bytes(half, outputs, inputs) // weight.itemsize
+            packed = torch.empty(count, dtype=weight.dtype)
+        self._pack(half, weight.data_ptr(), outputs, inputs, packed.data_ptr())
+        return packed
+
+    def linear(self, x: Tensor, packed: Tensor, outputs: int, *, repeats: int = 1) -> Tensor:
+        """y [rows, outputs] fp32 of x [rows, inputs], contiguous, in the weight's format."""
+        rows, inputs = x.shape
+        stride = -(-outputs // 16) * 16
+        y = torch.empty(rows, stride)
+        spec = Linear(packed.data_ptr(), None, inputs, outputs, 0, 0)
+        self._linear(
+            x.dtype == torch.bfloat16,
+            x.data_ptr(),
+            ctypes.byref(spec),
+            rows,
+            y.data_ptr(),
+            stride,
+            torch.get_num_threads(),
+            repeats,
+        )
+        return y[:, :outputs]
+
+    def new_model(self, dtype: torch.dtype, spec: ModelSpec) -> int:
+        """A decoder; what `spec` points at must outlive it. Freed by `free_model`."""
+        return int(self._model_new(dtype == torch.bfloat16, ctypes.byref(spec)))
+
+    def run_model(self, model: int, step: Step) -> None:
+        self._model_run(model, ctypes.byref(step))
+
+    def free_model(self, model: int) -> None:
+        self._model_free(model)

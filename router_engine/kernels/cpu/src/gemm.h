@@ -1,0 +1,156 @@
+// y[m, n] = x[m, k] w[n, k]^T over packed weights.
+//
+// Packed: panels of up to 48 outputs; within a panel, group after group of GROUP inputs, and for
+// each group one vector a block of 16 outputs. A panel is one stream of memory, read once.
+// The order of summation of an output depends on k alone: a row's result is the same, bit for bit,
+// whatever rows are computed beside it.
+#pragma once
+
+#include <algorithm>
+
+#include "vec.h"
+
+namespace mix {
+
+constexpr int PANEL_BLOCKS = 3;
+constexpr int PANEL = PANEL_BLOCKS * LANES;  // outputs
+constexpr int MAX_ROWS = 8;                  // x 3 blocks = 24 of 32 vector registers
+constexpr int PREFETCH_BLOCKS = 48;          // 3 KiB ahead: the hardware stops at pages
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// GROUP consecutive inputs are multiplied by one instruction.
+template <class T>
+struct Dot;
+
+template <>
+struct Dot<float> {
+  static constexpr int GROUP = 1;
+  typedef F16 Weights;
+  typedef F16 Inputs;
+  static Weights weights(const float* w) { return load(w); }
+  static Inputs inputs(const float* x) { return splat(*x); }
+  static F16 add(F16 sum, Inputs x, Weights w) { return sum + x * w; }
+};
+
+#ifdef MIX_BF16_DOT
+template <>
+struct Dot<bf16> {
+  static constexpr int GROUP = 2;
+  typedef __m512bh Weights;
+  typedef __m512bh Inputs;
+  static Weights weights(const bf16* w) { return (__m512bh)_mm512_loadu_si512(w); }
+  static Inputs inputs(const bf16* x) {
+    return (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x));
+  }
+  static F16 add(F16 sum, Inputs x, Weights w) {
+    return (F16)_mm512_dpbf16_ps((__m512)sum, x, w);
+  }
+};
+#else
+template <>
+struct Dot<bf16> {
+  static constexpr int GROUP = 2;
+  struct Weights {
+    F16 even, odd;
+  };
+  struct Inputs {
+    F16 even, odd;
+  };
+  static Weights weights(const bf16* w) {
+    const U16 pairs = load_as<U16>(w);
+    const U16 even = pairs << 16, odd = pairs & 0xffff0000u;
+    return {load_as<F16>(&even), load_as<F16>(&odd)};
+  }
+  static Inputs inputs(const bf16* x) { return {splat(to_float(x[0])), splat(to_float(x[1]))}; }
+  static F16 add(F16 sum, Inputs x, Weights w) { return sum + x.even * w.even + x.odd * w.odd; }
+};
+#endif
+
+// Elements of the packed form of w [outputs, inputs].
+template <class T>
+inline size_t packed_size(int outputs, int inputs) {
+  constexpr int G = Dot<T>::GROUP;
+  return size_t(ceil_div(outputs, LANES)) * LANES * ceil_div(inputs, G) * G;
+}
+
+// One panel of w [n, k], row i at w + i * stride; rows at and after n are 0.
+template <class T>
+void pack_panel(const T* w, size_t stride, int n, int k, T* packed) {
+  constexpr int G = Dot<T>::GROUP;
+  const int blocks = ceil_div(n, LANES);
+  for (int group = 0; group < ceil_div(k, G); group++)
+    for (int lane = 0; lane < blocks * LANES; lane++)
+      for (int i = 0; i < G; i++) {
+        const int input = group * G + i;
+        *packed++ = lane < n && input < k ? w[lane * stride + input] : T{};
+      }
+}
+
+// Rows of y [ROWS, 16 BLOCKS] at stride `ldy`, set or added to.
+template <class T, int ROWS, int BLOCKS>
+void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y, size_t ldy,
+                   bool add) {
+  typedef Dot<T> D;
+  // The sums stay in registers only if every loop over them is unrolled.
+  F16 sums[ROWS][BLOCKS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+    for (int b = 0; b < BLOCKS; b++) sums[r][b] = add ? load(y + r * ldy + b * LANES) : F16{};
+  for (int g = 0; g < groups; g++) {
+    typename D::Weights w[BLOCKS];
+#pragma GCC unroll 3
+    for (int b = 0; b < BLOCKS; b++) {
+      w[b] = D::weights(panel + b * LANES * D::GROUP);
+      __builtin_prefetch(panel + (b + PREFETCH_BLOCKS) * LANES * D::GROUP, 0, 3);
+    }
+    panel += BLOCKS * LANES * D::GROUP;
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      const typename D::Inputs in = D::inputs(x + r * ldx + g * D::GROUP);
+#pragma GCC unroll 3
+      for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], in, w[b]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+    for (int b = 0; b < BLOCKS; b++) store(y + r * ldy + b * LANES, sums[r][b]);
+}
+
+template <class T, int BLOCKS>
+void multiply_rows(int rows, const T* x, size_t ldx, const T* panel, int groups, float* y,
+                   size_t ldy, bool add) {
+  switch (rows) {
+    case 1: return multiply_tile<T, 1, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 2: return multiply_tile<T, 2, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 3: return multiply_tile<T, 3, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 4: return multiply_tile<T, 4, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 5: return multiply_tile<T, 5, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 6: return multiply_tile<T, 6, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 7: return multiply_tile<T, 7, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    default: return multiply_tile<T, 8, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+  }
+}
+
+// y [rows, 16 blocks] = or += x [rows, k] panel^T. Rows of x hold a whole number of groups.
+template <class T>
+void multiply_panel(int rows, const T* x, size_t ldx, const T* panel, int blocks, int k, float* y,
+                    size_t ldy, bool add) {
+  const int groups = ceil_div(k, Dot<T>::GROUP);
+  for (int tiles = ceil_div(rows, MAX_ROWS), first = 0; tiles > 0; tiles--) {
+    const int count = ceil_div(rows - first, tiles);  // tiles of nearly equal height
+    const T* in = x + first * ldx;
+    float* out = y + first * ldy;
+    if (blocks == 3)
+      multiply_rows<T, 3>(count, in, ldx, panel, groups, out, ldy, add);
+    else if (blocks == 2)
+      multiply_rows<T, 2>(count, in, ldx, panel, groups, out, ldy, add);
+    else
+      multiply_rows<T, 1>(count, in, ldx, panel, groups, out, ldy, add);
+    first += count;
+  }
+}
+
+}  // namespace mix

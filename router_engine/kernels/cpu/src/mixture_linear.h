@@ -1,0 +1,121 @@
+// Linear layers with the mixture of the step, shared by a team of threads.
+#pragma once
+
+#include "spec.h"
+#include "team.h"
+
+namespace mix {
+
+// One of the layers that a phase computes from the same x.
+struct Job {
+  const Linear* linear;
+  float* y;
+  size_t ldy;
+  bool add;  // to what y holds
+};
+
+// The experts of a phase and whom they concern; null where the base acts alone.
+struct Mixing {
+  const Weights* weights = nullptr;
+  const Audience* audience = nullptr;
+  MixPhase phase;
+
+  bool active() const { return !phase.spans.empty(); }
+  void clear() { phase.spans.clear(); }
+};
+
+template <class T>
+class MixtureLinear {
+ public:
+  void reserve(int rows, int width, bool linear) {
+    z_.resize(size_t(rows) * width);
+    if (linear) raw_.resize(size_t(rows) * width);
+  }
+
+  // z of all tokens, from x. Every thread calls it.
+  void shrink_all(Team& team, const Mixing& mixing, int rows, const T* x, size_t ldx, int inputs) {
+    if (!mixing.active()) return;
+    const MixPhase& phase = mixing.phase;
+    const Weights& weights = *mixing.weights;
+    const Audience& audience = *mixing.audience;
+    const bool linear = weights.is_linear();
+    team.share(int(phase.tasks.size()), [&](int index) {
+      const ShrinkTask& task = phase.tasks[index];
+      const Span& span = phase.spans[task.span];
+      const int rank = span.expert.rank, end = std::min(task.row + SHRINK_ROWS, rank);
+      shrink(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
+             [&](int token, int row, float value) {
+               const size_t at = size_t(token) * phase.width + span.offset + row;
+               if (linear) {
+                 raw_[at] = value;
+                 return;
+               }
+               value *= weights.at(weights.total, audience.rows[token], span.column);
+               store_some(&z_[at], splat(value), 1);
+               if (row + 1 == rank && rank % 2) z_[at + 1] = T{};
+             });
+    });
+    if (!linear) return;
+    team.share(rows, [&](int token) {
+      static thread_local std::vector<float> folded;
+      const size_t at = size_t(token) * phase.width;
+      combine(weights, phase, audience.rows[token], &raw_[at], &z_[at], folded);
+    });
+  }
+
+  // Outputs of panels [first, last) of a job's layer: base, bias, mixture.
+  void compute(const Job& job, int layer, const Mixing& mixing, int rows, const T* x, size_t ldx,
+               int first, int last) {
+    const Linear& linear = *job.linear;
+    const size_t depth = size_t(ceil_div(linear.inputs, Dot<T>::GROUP)) * Dot<T>::GROUP;
+    const int begin = first * PANEL, end = std::min(last * PANEL, linear.outputs);
+    for (int panel = first; panel < last; panel++) {
+      const int output = panel * PANEL;
+      multiply_panel(rows, x, ldx, static_cast<const T*>(linear.packed) + output * depth,
+                     ceil_div(std::min(PANEL, end - output), LANES), linear.inputs, job.y + output,
+                     job.ldy, job.add);
+    }
+    if (linear.bias)
+      for (int r = 0; r < rows; r++)
+        for (int i = begin; i < end; i += LANES) {
+          float* y = job.y + r * job.ldy + i;
+          store_some(y, load_some(y, end - i) + load_some(linear.bias + i, end - i), end - i);
+        }
+    if (!mixing.active()) return;
+    const MixPhase& phase = mixing.phase;
+    for (int s = phase.first[layer]; s < phase.first[layer + 1]; s++)
+      expand(phase.spans[s], z_.data(), phase.width, mixing.audience->members[phase.spans[s].column],
+             linear.outputs, begin, end, job.y, job.ldy);
+  }
+
+  // All jobs, panels shared by the team.
+  void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const T* x,
+           size_t ldx) {
+    int total = 0;
+    for (int j = 0; j < count; j++) total += ceil_div(jobs[j].linear->outputs, PANEL);
+    const int chunk = panels_a_task(total, team.threads());
+    int tasks = 0;
+    for (int j = 0; j < count; j++)
+      tasks += ceil_div(ceil_div(jobs[j].linear->outputs, PANEL), chunk);
+    team.share(tasks, [&](int task) {
+      int layer = 0, panels = ceil_div(jobs[0].linear->outputs, PANEL);
+      while (task >= ceil_div(panels, chunk)) {
+        task -= ceil_div(panels, chunk);
+        panels = ceil_div(jobs[++layer].linear->outputs, PANEL);
+      }
+      compute(jobs[layer], layer, mixing, rows, x, ldx, task * chunk,
+              std::min(panels, (task + 1) * chunk));
+    });
+  }
+
+  // Several tasks a thread even out what other processes take away.
+  static int panels_a_task(int panels, int threads) {
+    return std::min(8, std::max(1, panels / (threads * 4)));
+  }
+
+ private:
+  std::vector<T> z_;
+  std::vector<float> raw_;
+};
+
+}  // namespace mix

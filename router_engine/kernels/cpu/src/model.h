@@ -1,0 +1,354 @@
+// The decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) over a flat batch of tokens.
+//
+// The residual stream, norms, rotations and softmax are in fp32; what a product reads is in the
+// model's own format T. One call runs all layers: threads meet at some ten points a layer.
+#pragma once
+
+#include <omp.h>
+
+#include "mixture_linear.h"
+
+namespace mix {
+
+// target = x / rms(x) * weight. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization".
+template <class T>
+inline void rms_norm(const float* x, const float* weight, int size, float epsilon, T* target) {
+  F16 squares = {};
+  for (int i = 0; i < size; i += LANES) {
+    const F16 v = load(x + i);
+    squares += v * v;
+  }
+  const float inverse = 1.0f / std::sqrt(sum(squares) / size + epsilon);
+  for (int i = 0; i < size; i += LANES)
+    store(target + i, load(x + i) * inverse * load(weight + i));
+}
+
+class Decoder {
+ public:
+  virtual ~Decoder() = default;
+  virtual void run(const Step& step) = 0;
+};
+
+template <class T>
+class Model : public Decoder {
+ public:
+  explicit Model(const ModelSpec& spec)
+      : m_(spec), layers_(spec.layers, spec.layers + spec.num_layers), mixing_(spec.num_layers) {
+    q_width_ = m_.heads * m_.head_dim;
+    kv_width_ = m_.kv_heads * m_.head_dim;
+    qkv_width_ = q_width_ + 2 * kv_width_;
+  }
+
+  void run(const Step& step) override {
+    step_ = step;
+    paging_ = {step.blocks, m_.block_size};
+    reserve();
+    prepare_mixture();
+    prepare_attention();
+    Team team;
+#pragma omp parallel num_threads(step.threads)
+    {
+      team.enter(omp_get_num_threads());
+      embed(team);
+      for (int layer = 0; layer < m_.num_layers; layer++) {
+        attention(team, layers_[layer], mixing_[layer]);
+        mlp(team, layers_[layer], mixing_[layer]);
+      }
+      if (step_.samples > 0) head(team);
+    }
+  }
+
+ private:
+  struct LayerMixing {
+    Mixing qkv, o, gate_up, down;
+  };
+
+  // A piece of attention: one kv head of one token over some positions, or of several tokens.
+  struct Piece {
+    int32_t row;
+    int32_t token;  // of the row
+    int32_t tokens;
+    int32_t split;
+    int32_t splits;
+    int32_t partial;  // index of its partial result
+  };
+
+  void reserve() {
+    const size_t tokens = step_.tokens;
+    residual_.resize(tokens * m_.hidden);
+    x_.resize(tokens * m_.hidden);
+    qkv_.resize(tokens * qkv_width_);
+    attended_.resize(tokens * q_width_);
+    active_.resize(tokens * m_.intermediate);
+    angles_.resize(tokens * m_.head_dim);
+  }
+
+  void prepare_mixture() {
+    const Weights& weights = step_.weights;
+    if (weights.columns == 0) {
+      for (LayerMixing& mixing : mixing_)
+        for (Mixing* part : {&mixing.qkv, &mixing.o, &mixing.gate_up, &mixing.down}) part->clear();
+      head_mixing_.clear();
+      return;
+    }
+    std::vector<int> all(step_.tokens);
+    for (int i = 0; i < step_.tokens; i++) all[i] = i;
+    everyone_.set(weights, all.data(), step_.tokens);
+    sampled_.set(weights, step_.sample_index, step_.samples);
+    int width = 0;
+    for (int i = 0; i < m_.num_layers; i++) {
+      const Layer& l = layers_[i];
+      LayerMixing& mixing = mixing_[i];
+      width = std::max(width, mix(mixing.qkv, everyone_, {&l.q, &l.k, &l.v}));
+      width = std::max(width, mix(mixing.o, everyone_, {&l.o}));
+      width = std::max(width, mix(mixing.gate_up, everyone_, {&l.gate, &l.up}));
+      width = std::max(width, mix(mixing.down, everyone_, {&l.down}));
+    }
+    width = std::max(width, mix(head_mixing_, sampled_, {&m_.head}));
+    linears_.reserve(step_.tokens, width, weights.is_linear());
+  }
+
+  int mix(Mixing& mixing, const Audience& audience, std::initializer_list<const Linear*> linears) {
+    int modules[3], count = 0;
+    for (const Linear* linear : linears) modules[count++] = linear->module;
+    mixing.weights = &step_.weights;
+    mixing.audience = &audience;
+    mixing.phase.set(step_.weights, audience, modules, count);
+    return mixing.phase.width;
+  }
+
+  void prepare_attention() {
+    const int group = m_.heads / m_.kv_heads, many = std::max(1, MANY / group);
+    pieces_.clear();
+    splits_ = 0;
+    row_of_.resize(step_.tokens);
+    for (int r = 0; r < step_.num_rows; r++) {
+      const Row& row = step_.rows[r];
+      std::fill_n(row_of_.begin() + row.first, row.length, r);
+      if (row.length > 1) {
+        for (int t = 0; t < row.length; t += many)
+          pieces_.push_back({r, t, std::min(many, row.length - t), 0, 1, -1});
+        continue;
+      }
+      const int splits = ceil_div(row.start + 1, SPLIT);
+      for (int s = 0; s < splits; s++)
+        pieces_.push_back({r, 0, 1, s, splits, splits > 1 ? splits_++ : -1});
+    }
+    partial_.resize(size_t(splits_) * m_.heads);
+    partial_out_.resize(size_t(splits_) * q_width_);
+  }
+
+  void embed(Team& team) {
+    team.share(step_.tokens, [&](int token) {
+      const T* row = static_cast<const T*>(m_.embedding) +
+                     size_t(step_.token_ids[token]) * m_.hidden;
+      float* target = &residual_[size_t(token) * m_.hidden];
+      for (int i = 0; i < m_.hidden; i += LANES) store(target + i, load(row + i));
+      const int half = m_.head_dim / 2;
+      float* angle = &angles_[size_t(token) * m_.head_dim];
+      for (int i = 0; i < half; i++) {
+        const float turn = m_.frequencies[i] * float(step_.positions[token]);
+        angle[i] = std::cos(turn) * m_.rope_scale;
+        angle[half + i] = std::sin(turn) * m_.rope_scale;
+      }
+    });
+  }
+
+  void norm_all(Team& team, const float* weight) {
+    team.share(step_.tokens, [&](int token) {
+      const size_t at = size_t(token) * m_.hidden;
+      rms_norm(&residual_[at], weight, m_.hidden, m_.epsilon, &x_[at]);
+    });
+  }
+
+  void attention(Team& team, const Layer& layer, const LayerMixing& mixing) {
+    norm_all(team, layer.attention_norm);
+    linears_.shrink_all(team, mixing.qkv, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+    const Job jobs[3] = {
+        {&layer.q, qkv_.data(), size_t(qkv_width_), false},
+        {&layer.k, qkv_.data() + q_width_, size_t(qkv_width_), false},
+        {&layer.v, qkv_.data() + q_width_ + kv_width_, size_t(qkv_width_), false}};
+    linears_.run(team, jobs, 3, mixing.qkv, step_.tokens, x_.data(), m_.hidden);
+    team.share(step_.tokens, [&](int token) { place(layer, step_.rows[row_of_[token]], token); });
+    attend_all(team, layer);
+    project(team, layer.o, mixing.o, attended_.data(), q_width_);
+  }
+
+  // residual += linear(x)
+  void project(Team& team, const Linear& linear, const Mixing& mixing, const T* x, int width) {
+    linears_.shrink_all(team, mixing, step_.tokens, x, width, width);
+    const Job job = {&linear, residual_.data(), size_t(m_.hidden), true};
+    linears_.run(team, &job, 1, mixing, step_.tokens, x, width);
+  }
+
+  // Norms and rotates a token's queries and keys; its keys and values go into the cache.
+  void place(const Layer& layer, const Row& row, int token) {
+    float* q = &qkv_[size_t(token) * qkv_width_];
+    float* k = q + q_width_;
+    const float* v = k + kv_width_;
+    const float* angle = &angles_[size_t(token) * m_.head_dim];
+    for (int h = 0; h < m_.heads; h++)
+      turn(q + h * m_.head_dim, layer.q_norm, angle, m_.attention_scale);
+    for (int h = 0; h < m_.kv_heads; h++) turn(k + h * m_.head_dim, layer.k_norm, angle, 1.0f);
+    const size_t slot = paging_.slot(row, row.start + token - row.first) * kv_width_;
+    T* keys = static_cast<T*>(layer.keys) + slot;
+    T* values = static_cast<T*>(layer.values) + slot;
+    for (int d = 0; d < kv_width_; d += LANES) {
+      store(keys + d, load(k + d));
+      store(values + d, load(v + d));
+    }
+  }
+
+  // Source: Su et al., "RoFormer"; halves of a head are the two coordinates, as in transformers.
+  void turn(float* head, const float* weight, const float* angle, float scale) {
+    const int half = m_.head_dim / 2;
+    if (weight) rms_norm(head, weight, m_.head_dim, m_.epsilon, head);
+    for (int i = 0; i < half; i++) {
+      const float a = head[i], b = head[half + i], c = angle[i], s = angle[half + i];
+      head[i] = (a * c - b * s) * scale;
+      head[half + i] = (b * c + a * s) * scale;
+    }
+  }
+
+  void attend_all(Team& team, const Layer& layer) {
+    team.share(int(pieces_.size()) * m_.kv_heads, [&](int task) {
+      const Piece& piece = pieces_[task / m_.kv_heads];
+      const int head = task % m_.kv_heads;
+      const HeadCache<T> cache = {static_cast<const T*>(layer.keys) + head * m_.head_dim,
+                                  static_cast<const T*>(layer.values) + head * m_.head_dim,
+                                  size_t(kv_width_), m_.head_dim};
+      if (step_.rows[piece.row].length > 1)
+        attend_many(cache, piece, head, int(layer.window));
+      else
+        attend_one(cache, piece, head, int(layer.window));
+    });
+    if (splits_ > 0)
+      team.share(int(pieces_.size()), [&](int piece) {
+        if (pieces_[piece].splits > 1 && pieces_[piece].split == 0) join(pieces_[piece]);
+      });
+  }
+
+  void attend_one(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
+    const Row& row = step_.rows[piece.row];
+    const int group = m_.heads / m_.kv_heads, width = group * m_.head_dim;
+    const int stop = row.start + 1;
+    const int seen_from = window ? std::max(0, stop - window) : 0;
+    const int begin = std::max(piece.split * SPLIT, seen_from);
+    const int end = std::min(stop, (piece.split + 1) * SPLIT);
+    const float* q = &qkv_[size_t(row.first) * qkv_width_ + head * width];
+    alignas(64) float local[MAX_HEADS * 256];
+    Partial seen[MAX_HEADS];
+    float* out = piece.splits > 1 ? &partial_out_[size_t(piece.partial) * q_width_ + head * width]
+                                  : local;
+    Single<T>::attend(cache, paging_, row, begin, end, q, group, seen, out);
+    if (piece.splits > 1) {
+      std::copy(seen, seen + group, &partial_[size_t(piece.partial) * m_.heads + head * group]);
+      return;
+    }
+    T* target = &attended_[size_t(row.first) * q_width_ + head * width];
+    for (int h = 0; h < group; h++)
+      for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES)
+        store(target + d, load(out + d) / seen[h].norm);
+  }
+
+  // The parts of a token's context put together.
+  void join(const Piece& piece) {
+    T* target = &attended_[size_t(step_.rows[piece.row].first) * q_width_];
+    for (int h = 0; h < m_.heads; h++) {
+      const Partial* parts = &partial_[size_t(piece.partial) * m_.heads + h];
+      float top = parts[0].top, norm = 0;
+      for (int s = 1; s < piece.splits; s++) top = std::max(top, parts[s * m_.heads].top);
+      for (int s = 0; s < piece.splits; s++)
+        norm += parts[s * m_.heads].norm * std::exp(parts[s * m_.heads].top - top);
+      for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES) {
+        F16 total = {};
+        for (int s = 0; s < piece.splits; s++)
+          total += load(&partial_out_[size_t(piece.partial + s) * q_width_ + d]) *
+                   std::exp(parts[s * m_.heads].top - top);
+        store(target + d, total / norm);
+      }
+    }
+  }
+
+  void attend_many(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
+    static thread_local Many<T> many;
+    static thread_local std::vector<T> queries;
+    static thread_local std::vector<int> own;
+    const Row& row = step_.rows[piece.row];
+    const int dim = m_.head_dim, group = m_.heads / m_.kv_heads, rows = piece.tokens * group;
+    queries.resize(size_t(rows) * dim);
+    own.resize(rows);
+    const size_t first = row.first + piece.token;
+    for (int r = 0; r < rows; r++) {
+      const float* q = &qkv_[(first + r / group) * qkv_width_ + (head * group + r % group) * dim];
+      for (int d = 0; d < dim; d += LANES) store(&queries[size_t(r) * dim + d], load(q + d));
+      own[r] = row.start + piece.token + r / group;
+    }
+    many.attend(cache, paging_, row, window, queries.data(), own.data(), rows);
+    for (int r = 0; r < rows; r++) {
+      T* target = &attended_[(first + r / group) * q_width_ + (head * group + r % group) * dim];
+      for (int d = 0; d < dim; d += LANES)
+        store(target + d, load(&many.out[size_t(r) * dim + d]) / many.seen[r].norm);
+    }
+  }
+
+  void mlp(Team& team, const Layer& layer, const LayerMixing& mixing) {
+    norm_all(team, layer.mlp_norm);
+    linears_.shrink_all(team, mixing.gate_up, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+    const int panels = ceil_div(m_.intermediate, PANEL);
+    const int chunk =
+        step_.tokens > 64 ? 1 : MixtureLinear<T>::panels_a_task(2 * panels, team.threads());
+    team.share(ceil_div(panels, chunk), [&](int task) {
+      gate(layer, mixing.gate_up, task * chunk, std::min(panels, (task + 1) * chunk));
+    });
+    project(team, layer.down, mixing.down, active_.data(), m_.intermediate);
+  }
+
+  // silu(gate) * up for panels [first, last). Source: Shazeer, "GLU Variants Improve Transformer".
+  void gate(const Layer& layer, const Mixing& mixing, int first, int last) {
+    static thread_local std::vector<float> buffer;
+    const int rows = step_.tokens, begin = first * PANEL;
+    const size_t wide = size_t(last - first) * PANEL;
+    buffer.resize(2 * wide * rows);
+    float* gates = buffer.data();
+    float* ups = gates + wide * rows;
+    linears_.compute({&layer.gate, gates - begin, wide, false}, 0, mixing, rows, x_.data(),
+                     m_.hidden, first, last);
+    linears_.compute({&layer.up, ups - begin, wide, false}, 1, mixing, rows, x_.data(), m_.hidden,
+                     first, last);
+    const int count = std::min(int(wide), m_.intermediate - begin);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < count; i += LANES)
+        store(&active_[size_t(r) * m_.intermediate + begin + i],
+              silu(load(gates + r * wide + i)) * load(ups + r * wide + i));
+  }
+
+  // Logits of the sampled tokens, which move to the front of x.
+  void head(Team& team) {
+    team.share(step_.samples, [&](int i) {
+      rms_norm(&residual_[size_t(step_.sample_index[i]) * m_.hidden], m_.final_norm, m_.hidden,
+               m_.epsilon, &x_[size_t(i) * m_.hidden]);
+    });
+    linears_.shrink_all(team, head_mixing_, step_.samples, x_.data(), m_.hidden, m_.hidden);
+    const Job job = {&m_.head, step_.logits, size_t(step_.logits_stride), false};
+    linears_.run(team, &job, 1, head_mixing_, step_.samples, x_.data(), m_.hidden);
+  }
+
+  const ModelSpec m_;
+  const std::vector<Layer> layers_;
+  int q_width_, kv_width_, qkv_width_;
+  Step step_;
+  Paging paging_;
+  MixtureLinear<T> linears_;
+  Audience everyone_, sampled_;
+  std::vector<LayerMixing> mixing_;
+  Mixing head_mixing_;
+  std::vector<float> residual_, qkv_, angles_, partial_out_;
+  std::vector<Partial> partial_;
+  std::vector<T> x_, attended_, active_;
+  std::vector<Piece> pieces_;
+  std::vector<int> row_of_;  // by token
+  int splits_ = 0;
+};
+
+}  // namespace mix

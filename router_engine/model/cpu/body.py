@@ -1,0 +1,125 @@
+"""A step on the C++ decoder: plan -> arrays -> one call -> logits."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from router_engine.experts.rows import RowPool
+from router_engine.kernels.cpu.library import Expert, Step, Weights
+from router_engine.mixture.weights import StepWeights
+from router_engine.model.cpu.decoder import Decoder
+from router_engine.scheduling.plan import StepPlan
+
+_LANES = 16
+
+
+class CpuBody:
+    """Runs whole steps; owns what it needs between them, and the lists of resident experts."""
+
+    def __init__(self, decoder: Decoder, pool: RowPool, vocab_size: int) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._vocab = vocab_size
+        self._experts: dict[str, ctypes.Array[Expert]] = {}
+        self._version = pool.version
+
+    def logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+        """Logits [samples, vocab] in fp32 of the plan's `sampled_rows`; KV of all rows is kept."""
+        arrays = _StepArrays(plan)
+        stride = -(-self._vocab // _LANES) * _LANES
+        logits = torch.empty(len(arrays.samples), stride)
+        mixture = _Mixture(weights, self._expert_list)
+        step = Step(
+            token_ids=arrays.token_ids.ctypes.data,
+            positions=arrays.positions.ctypes.data,
+            rows=arrays.rows.ctypes.data,
+            blocks=arrays.blocks.ctypes.data,
+            sample_index=arrays.samples.ctypes.data,
+            logits=logits.data_ptr(),
+            weights=mixture.weights,
+            tokens=len(arrays.token_ids),
+            num_rows=len(arrays.rows),
+            samples=len(arrays.samples),
+            logits_stride=stride,
+            threads=torch.get_num_threads(),
+        )
+        self._decoder.library.run_model(self._decoder.handle, step)
+        return logits if stride == self._vocab else logits[:, : self._vocab].contiguous()
+
+    def refresh(self, modules: Iterable[str]) -> None:
+        """The base weights of these modules have changed. Called between steps."""
+        self._decoder.refresh(modules)
+
+    def _expert_list(self, digest: str) -> ctypes.Array[Expert]:
+        """Where an adapter's rows lie, module by module; kept until the pool changes."""
+        if self._version != self._pool.version:
+            self._experts.clear()
+            self._version = self._pool.version
+        if digest not in self._experts:
+            experts = (Expert * len(self._decoder.modules))()
+            for expert, module in zip(experts, self._decoder.modules, strict=True):
+                found = self._pool.located(module, digest)
+                if found is not None:
+                    expert.a, expert.b, expert.rank, scale = found
+                    # `linear` refuses scales that are not positive; 1 keeps unused rows finite.
+                    expert.scale_root = scale**0.5 if scale > 0 else 1.0
+            self._experts[digest] = experts
+        return self._experts[digest]
+
+
+class _Mixture:
+    """The step's weights as the decoder reads them. Keep it while the decoder runs."""
+
+    def __init__(
+        self, weights: StepWeights | None, expert_list: Callable[[str], ctypes.Array[Expert]]
+    ) -> None:
+        self.weights = Weights()
+        if weights is None:
+            return
+        self._lists = [expert_list(digest) for digest in weights.digests]
+        self._pointers = (ctypes.c_void_p * len(self._lists))(*map(ctypes.addressof, self._lists))
+        parts = (weights.total, weights.root, weights.merged_root)
+        self._parts = [None if part is None else part.contiguous() for part in parts]
+        self.weights.columns = len(self._lists)
+        self.weights.experts = ctypes.addressof(self._pointers)
+        self.weights.total, self.weights.root, self.weights.merged_root = (
+            None if part is None else part.data_ptr() for part in self._parts
+        )
+
+
+class _StepArrays:
+    """A plan as the arrays that the decoder reads."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        lengths = [len(row.token_ids) for row in plan.rows]
+        ends = np.cumsum(lengths, dtype=np.int32)
+        tables = [len(row.block_ids) for row in plan.rows]
+        self.token_ids: NDArray[np.int64] = np.fromiter(
+            (token for row in plan.rows for token in row.token_ids), np.int64
+        )
+        self.blocks: NDArray[np.int32] = np.fromiter(
+            (block for row in plan.rows for block in row.block_ids), np.int32
+        )
+        # first, length, start, where the table begins: `Row` in src/attention.h
+        self.rows: NDArray[np.int32] = np.stack(
+            (
+                ends - lengths,
+                lengths,
+                [row.start for row in plan.rows],
+                np.cumsum(tables, dtype=np.int32) - tables,
+            ),
+            axis=1,
+            dtype=np.int32,
+            casting="unsafe",
+        )
+        self.positions: NDArray[np.int32] = np.concatenate(
+            [np.arange(row.start, row.stop, dtype=np.int32) for row in plan.rows]
+        )
+        sampled = [row.sample for row in plan.rows]
+        self.samples: NDArray[np.int32] = (ends[sampled] - 1).astype(np.int32)

@@ -1,0 +1,158 @@
+"""A transformers model of the Llama family, laid out for the C++ decoder.
+
+The transformers model stays what it is: its parameters are read when they are packed, and again
+when a merge has changed them. What cannot be laid out is named, and runs on transformers' own code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.model.loader import LoadedModel
+from router_engine.model.wrap import MixtureLinear
+
+FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+_LANES = 16  # floats of a vector: widths are whole vectors
+_MAX_HEAD_DIM = 256
+_MAX_GROUP = 64  # query heads a kv head
+
+
+def unsupported(loaded: LoadedModel) -> str | None:
+    """Why the decoder cannot run this model, or None if it can."""
+    config: Any = loaded.model.config
+    name = type(loaded.model).__name__
+    if loaded.device.type != "cpu":
+        return f"device {loaded.device} is not the CPU"
+    if loaded.dtype not in DTYPES:
+        return f"dtype {loaded.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    if name not in FAMILIES:
+        return f"architecture {name} is not one of {', '.join(FAMILIES)}"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act} is not silu"
+    head_dim = loaded.kv_shape.head_dim
+    widths = (config.hidden_size, config.intermediate_size, head_dim)
+    if any(width % _LANES for width in widths):
+        return f"widths {widths} are not multiples of {_LANES}"
+    group = config.num_attention_heads / loaded.kv_shape.num_kv_heads
+    if head_dim > _MAX_HEAD_DIM or group > _MAX_GROUP or group != int(group):
+        return f"head_dim {head_dim} with {group} heads a kv head is too large"
+    frequencies = loaded.model.base_model.rotary_emb.inv_freq
+    if 2 * len(frequencies) != head_dim:
+        return "rotary embeddings cover a part of a head only"
+    return None
+
+
+class Decoder:
+    """The model as the kernels read it: packed weights, norms in fp32, and where the cache lies."""
+
+    def __init__(
+        self,
+        library: Library,
+        loaded: LoadedModel,
+        linears: Mapping[str, MixtureLinear],
+        cache: PagedCache,
+    ) -> None:
+        self.library = library
+        self.modules = tuple(linears)  # the index of a module in every list of experts
+        self._linears = linears
+        self._kept: list[Tensor] = []  # what the structures below point at
+        self._packed: dict[str, Tensor] = {}
+        body: Any = loaded.model.base_model
+        layers = (Layer * len(body.layers))(
+            *(self._layer(index, layer, cache) for index, layer in enumerate(body.layers))
+        )
+        spec = self._spec(loaded, layers, cache)
+        self._layers = layers
+        self._handle = library.new_model(loaded.dtype, spec)
+        weakref.finalize(self, library.free_model, self._handle)
+
+    @property
+    def handle(self) -> int:
+        return self._handle
+
+    def refresh(self, modules: Iterable[str]) -> None:
+        """Pack these modules' weights anew; nothing may run meanwhile."""
+        for path in modules:
+            self.library.pack(self._linears[path].weight.detach(), self._packed[path])
+
+    def _spec(
+        self, loaded: LoadedModel, layers: ctypes.Array[Layer], cache: PagedCache
+    ) -> ModelSpec:
+        config: Any = loaded.model.config
+        body: Any = loaded.model.base_model
+        head = loaded.model.get_output_embeddings()
+        assert isinstance(head, MixtureLinear)
+        return ModelSpec(
+            layers=layers,
+            embedding=self._keep(body.embed_tokens.weight),
+            final_norm=self._floats(body.norm.weight),
+            frequencies=self._floats(body.rotary_emb.inv_freq),
+            head=self._linear(head),
+            num_layers=len(layers),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=loaded.kv_shape.num_kv_heads,
+            head_dim=loaded.kv_shape.head_dim,
+            intermediate=config.intermediate_size,
+            block_size=cache.block_size,
+            epsilon=config.rms_norm_eps,
+            attention_scale=body.layers[0].self_attn.scaling,
+            rope_scale=float(body.rotary_emb.attention_scaling),
+        )
+
+    def _layer(self, index: int, layer: Any, cache: PagedCache) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = (
+            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+        )
+        linears = {name: self._linear(part) for name, part in zip(LINEARS, parts, strict=True)}
+        return Layer(
+            **linears,
+            attention_norm=self._floats(layer.input_layernorm.weight),
+            mlp_norm=self._floats(layer.post_attention_layernorm.weight),
+            q_norm=self._head_norm(attention, "q_norm"),
+            k_norm=self._head_norm(attention, "k_norm"),
+            keys=self._keep(cache.keys[index]),
+            values=self._keep(cache.values[index]),
+            window=_window(attention) or 0,
+        )
+
+    def _linear(self, linear: MixtureLinear) -> Linear:
+        self._packed[linear.path] = self.library.pack(linear.weight.detach())
+        bias: nn.Parameter | None = getattr(linear.base, "bias", None)
+        return Linear(
+            packed=self._packed[linear.path].data_ptr(),
+            bias=None if bias is None else self._floats(bias),
+            inputs=linear.shape.in_features,
+            outputs=linear.shape.out_features,
+            module=self.modules.index(linear.path),
+        )
+
+    def _head_norm(self, attention: nn.Module, name: str) -> int | None:
+        norm: Any = getattr(attention, name, None)
+        return None if norm is None else self._floats(norm.weight)
+
+    def _floats(self, values: Tensor) -> int:
+        return self._keep(values.detach().float().contiguous())
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _window(attention: Any) -> int | None:
+    """As the family's own attention does: Mistral by its config, Qwen layer by layer."""
+    if hasattr(attention, "sliding_window"):
+        window = attention.sliding_window
+    else:
+        window = getattr(attention.config, "sliding_window", None)
+    return None if window is None else int(window)
