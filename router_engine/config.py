@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 TINY_RANDOM = "tiny-random"  # a base model made on the spot: nothing is downloaded
@@ -11,6 +12,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
+Kernels = Literal["auto", "reference", "cpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,22 @@ class AdapterPoolConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """What computes a step.
+
+    reference: transformers and plain torch. cpu: the C++ decoder, compiled first if need be, or an
+    error. auto: the C++ decoder where it can run this model, from when it has been compiled (in the
+    background); the reference until then and elsewhere.
+    """
+
+    kernels: Kernels = "reference"
+    cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     model: ModelConfig = ModelConfig()
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     adapters: AdapterPoolConfig = AdapterPoolConfig()
+    kernels: KernelConfig = KernelConfig()

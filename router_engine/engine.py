@@ -28,6 +28,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.mixture.rules import check_mixture
+from router_engine.model.cpu.fast import FastPath
 from router_engine.model.loader import base_spec, load_model
 from router_engine.model.runner import ModelRunner
 from router_engine.model.wrap import wrap_linears
@@ -54,6 +55,7 @@ class Engine:
     ) -> None:
         loaded = load_model(config.model)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
+        self.model = loaded.model
         self._experts = StepExperts(pool)
         linears = wrap_linears(loaded.model, self._experts)
         self.base: BaseModelSpec = base_spec(
@@ -80,19 +82,17 @@ class Engine:
         )
         self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
         embeddings = [loaded.model.get_input_embeddings().weight]
-        self._merged = MergedBase(linears, embeddings)
-        self._merged_seconds = 0.0
-        self._runner = ModelRunner(
-            loaded,
-            self._experts,
-            PagedCache(
-                loaded.kv_shape,
-                num_blocks,
-                config.cache.block_size,
-                dtype=loaded.dtype,
-                device=loaded.device,
-            ),
+        cache = PagedCache(
+            loaded.kv_shape,
+            num_blocks,
+            config.cache.block_size,
+            dtype=loaded.dtype,
+            device=loaded.device,
         )
+        fast = FastPath(config.kernels, loaded, linears, pool, cache)
+        self._merged = MergedBase(linears, embeddings, fast.refresh)
+        self._merged_seconds = 0.0
+        self._runner = ModelRunner(loaded, self._experts, cache, fast)
         self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,9 +41,14 @@ class MergedBase:
     """
 
     def __init__(
-        self, linears: Mapping[str, MergeTarget], embeddings: Sequence[nn.Parameter]
+        self,
+        linears: Mapping[str, MergeTarget],
+        embeddings: Sequence[nn.Parameter],
+        changed: Callable[[Collection[str]], None],
     ) -> None:
+        """`changed` is told which modules' weights are others now: kernels keep copies."""
         self._linears = linears
+        self._changed = changed
         self._embeddings = {id(parameter) for parameter in embeddings}
         self._kept: dict[str, _Kept] = {}
         self.mixture: ResolvedMixture | None = None
@@ -55,6 +60,7 @@ class MergedBase:
         for module in sorted(modules):
             self._fold(module, low_rank_delta(module, mixture, adapters))
         self.mixture = mixture
+        self._changed(modules)
 
     def restore(self) -> None:
         """Bring the untouched base back, bit for bit."""
@@ -63,6 +69,7 @@ class MergedBase:
                 self._linears[module].base.weight = kept.parameter
             else:
                 kept.parameter.data.copy_(kept.values)
+        self._changed(self._kept)
         self._kept.clear()
         self.mixture = None
 

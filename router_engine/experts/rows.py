@@ -122,6 +122,7 @@ class RowPool:
         self._modules: dict[str, _ModuleRows] = {}
         self._residents: dict[str, dict[str, int]] = {}  # digest -> module -> rank
         self._gathered: dict[str, tuple[tuple[str, ...], ActiveRows | None]] = {}
+        self.version = 0  # changes whenever rows do
 
     @property
     def residents(self) -> Mapping[str, Mapping[str, int]]:
@@ -164,7 +165,7 @@ class RowPool:
             rows.b[span.start : span.stop] = pair.b
             rows.scales[adapter.digest] = pair.scale
         self._residents[adapter.digest] = {m: pair.rank for m, pair in adapter.pairs.items()}
-        self._gathered.clear()
+        self._changed()
 
     def remove(self, digest: str) -> int:
         """Free an adapter's rows; returns the bytes that they held."""
@@ -174,7 +175,7 @@ class RowPool:
             rows.allocator.release(digest)
             del rows.scales[digest]
             freed += rank * (rows.a.shape[1] + rows.b.shape[1]) * rows.a.element_size()
-        self._gathered.clear()
+        self._changed()
         return freed
 
     def active(self, module: str, digests: tuple[str, ...]) -> ActiveRows | None:
@@ -193,6 +194,21 @@ class RowPool:
         self._gathered[module] = (digests, gathered)
         return gathered
 
+    def located(self, module: str, digest: str) -> tuple[int, int, int, float] | None:
+        """Addresses of an adapter's A and B rows in a module, their number and their scale.
+
+        None where it does not touch the module. Good until `version` changes.
+        """
+        rows = self._modules.get(module)
+        span = None if rows is None else rows.allocator.owners.get(digest)
+        if rows is None or span is None:
+            return None
+        a, b = (
+            part.data_ptr() + span.start * part.stride(0) * part.itemsize
+            for part in (rows.a, rows.b)
+        )
+        return a, b, span.length, rows.scales[digest]
+
     def check_integrity(self) -> None:
         """Rows are owned by exactly one resident adapter; raises ValueError naming the module."""
         for module, rows in self._modules.items():
@@ -203,6 +219,10 @@ class RowPool:
                 if self._residents.get(owner, {}).get(module) != span.length:
                     raise ValueError(f"{module}: rows {span} belong to no resident adapter")
                 position = span.stop
+
+    def _changed(self) -> None:
+        self._gathered.clear()
+        self.version += 1
 
     def _used(self, module: str) -> int:
         rows = self._modules.get(module)

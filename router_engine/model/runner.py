@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from adapters_store.types import ResolvedMixture
 from router_engine.experts.step import StepExperts
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.mixture.weights import step_weights
-from router_engine.model.batch import StepBatch, build_batch
+from router_engine.mixture.weights import StepWeights, step_weights
+from router_engine.model.batch import build_batch
+from router_engine.model.cpu.fast import FastPath
 from router_engine.model.loader import LoadedModel
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.scheduling.plan import StepOutput, StepPlan
@@ -20,21 +21,24 @@ from router_engine.scheduling.plan import StepOutput, StepPlan
 class ModelRunner:
     """Owns the base model and its KV storage; knows of a request what the plan says, no more."""
 
-    def __init__(self, loaded: LoadedModel, experts: StepExperts, cache: PagedCache) -> None:
+    def __init__(
+        self, loaded: LoadedModel, experts: StepExperts, cache: PagedCache, fast: FastPath
+    ) -> None:
         model: Any = loaded.model
         self._body: nn.Module = model.base_model
         self._head: nn.Module = model.get_output_embeddings()
         self._device = loaded.device
         self._experts = experts
         self._cache = cache
+        self._fast = fast
         self._sampler = Sampler()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:
         """One forward pass under the plan's weights; samples for its `sampled_rows`, in order."""
-        batch = build_batch(plan, self._cache, self._device)
-        self._experts.begin(step_weights(plan.rows, merged, self._device))
-        logits = self._logits(batch)
+        weights = step_weights(plan.rows, merged, self._device)
+        body = self._fast.body()
+        logits = self._logits(plan, weights) if body is None else body.logits(plan, weights)
         rows = [
             SamplingRow(
                 params=row.sampling,
@@ -46,8 +50,10 @@ class ModelRunner:
         ]
         return StepOutput(tuple(self._sampler.sample(logits, rows)) if rows else ())
 
-    def _logits(self, batch: StepBatch) -> Tensor:
-        """Logits [samples, vocab] of the rows that yield a token."""
+    def _logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+        """Logits [samples, vocab] of the rows that yield a token, by transformers' own code."""
+        batch = build_batch(plan, self._cache, self._device)
+        self._experts.begin(weights)
         hidden = self._body(
             input_ids=batch.token_ids[None],
             position_ids=batch.positions[None],
