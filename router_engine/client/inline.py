@@ -44,6 +44,8 @@ class InlineEngineClient(SessionClient):
             self._info = await thread.session.ready
         except BaseException:
             self._stopped()
+            with suppress(EngineDiedError):  # the same failure again
+                await thread.stop()
             raise
         self._thread = thread
         self._state = EngineState.READY
