@@ -61,7 +61,12 @@ async def generate(client: httpx.AsyncClient, shown: Shown) -> dict[str, Any]:
     """The server's answer to one request."""
     body = {
         "inputs": f"{shown.prompt}\n\nAnswer:",
-        "parameters": {"max_new_tokens": NEW_TOKENS, "temperature": 0, "details": True},
+        "parameters": {
+            "max_new_tokens": NEW_TOKENS,
+            "min_new_tokens": NEW_TOKENS // 2,  # enough of them to see the weights move
+            "temperature": 0,
+            "details": True,
+        },
         "mixture": shown.mixture,
     }
     response = await client.post("/generate", json=body)
@@ -81,7 +86,7 @@ def weights_table(routing: Mapping[str, Any], rows: int = 8) -> Table:
     """Weights by adapter at up to `rows` tokens of the answer, evenly spaced; equal ones once."""
     weights: list[list[float]] = routing["weights"]
     chosen = range(0, len(weights), max(1, len(weights) // rows))
-    if all(row == weights[0] for row in weights):
+    if weights and all(row == weights[0] for row in weights):
         chosen = range(1)
     table = Table("token", box=None, pad_edge=False)
     for name in routing["adapters"]:

@@ -33,6 +33,10 @@ def test_weights_that_stay_are_shown_once() -> None:
     assert "all" in text
 
 
+def test_an_answer_without_tokens_has_no_weights() -> None:
+    assert len(printed({"adapters": ["a@1"], "weights": []}).splitlines()) == 1
+
+
 def test_a_bar_is_divided_by_the_weights() -> None:
     spans = bar([0.75, 0.25], width=8).spans
     assert [span.end - span.start for span in spans] == [6, 2]
