@@ -28,6 +28,7 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
     random_state: torch.Tensor
+    device_random_states: list[torch.Tensor]  # of each CUDA device
     losses: list[float]
     dev_before: float | None
     seconds: float

@@ -73,6 +73,8 @@ class Loop:
         self._optimizer.load_state_dict(dict(state.optimizer))
         self._schedule.load_state_dict(dict(state.schedule))
         torch.set_rng_state(state.random_state)
+        if state.device_random_states:
+            torch.cuda.set_rng_state_all(state.device_random_states)
         self.step = state.step
         self.losses = list(state.losses)
         self.dev_before = state.dev_before
@@ -118,6 +120,7 @@ class Loop:
                 optimizer=self._optimizer.state_dict(),
                 schedule=self._schedule.state_dict(),
                 random_state=torch.get_rng_state(),
+                device_random_states=torch.cuda.get_rng_state_all(),
                 losses=self.losses,
                 dev_before=self.dev_before,
                 seconds=self.seconds,

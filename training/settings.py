@@ -64,7 +64,12 @@ class DataSettings:
     )
 
     def __post_init__(self) -> None:
-        _check("max_rows", self.max_rows, "at least 1", holds=(self.max_rows or 1) >= 1)
+        _check(
+            "max_rows",
+            self.max_rows,
+            "at least 1",
+            holds=self.max_rows is None or self.max_rows >= 1,
+        )
         _check("max_length", self.max_length, "at least 2", holds=self.max_length >= 2)
         _check("dev_rows", self.dev_rows, "at least 0", holds=self.dev_rows >= 0)
         _check("batch_tokens", self.batch_tokens, "at least 1", holds=self.batch_tokens >= 1)

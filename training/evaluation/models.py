@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.data import Row, tokenize
-from training.errors import DataError, TrainingError
+from training.errors import TrainingError
 from training.evaluation.tasks import options_of
 from training.loss import nll_per_row
 from training.settings import DTypeName
@@ -63,27 +64,17 @@ class Systems:
             return nll_per_row(model, plain, batch_tokens=_NLL_TOKENS, device=self._device)
 
     def choose(self, name: str, rows: Sequence[Row]) -> list[str]:
-        """The most likely option letter after each prompt."""
-        answers = []
-        with self._under(name) as model:
-            for chunk in _chunks(rows, _GENERATE_ROWS):
-                batch = self._prompts(chunk)
-                logits = model(**batch, logits_to_keep=1).logits[:, -1]
-                for row, scores in zip(chunk, logits, strict=True):
-                    letters = options_of(row.prompt)
-                    best = scores[[self._letter(letter) for letter in letters]].argmax()
-                    answers.append(f" {letters[int(best)]}")
-        return answers
-
-    def _prompts(self, rows: Sequence[Row]) -> Any:
-        prompts = [row.prompt for row in rows]
-        return self.tokenizer(prompts, return_tensors="pt", padding=True).to(self._device)
-
-    def _letter(self, letter: str) -> int:
-        tokens: list[int] = self.tokenizer(f" {letter}", add_special_tokens=False).input_ids
-        if len(tokens) != 1:
-            raise DataError(f"option {letter!r} is {len(tokens)} tokens of this model; 1 is needed")
-        return tokens[0]
+        """The most likely option letter, with its leading space, after each prompt."""
+        options = [
+            (index, Row(row.prompt, f" {letter}"))
+            for index, row in enumerate(rows)
+            for letter in options_of(row.prompt)
+        ]
+        nll, _ = self.nll(name, [option for _, option in options])
+        best: dict[int, tuple[float, str]] = {}
+        for (index, option), value in zip(options, nll, strict=True):
+            best[index] = min(best.get(index, (math.inf, "")), (value, option.completion))
+        return [best[index][1] for index in range(len(rows))]
 
     def generate(self, name: str, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
         """Greedy answers, in the order of the rows."""
@@ -91,7 +82,9 @@ class Systems:
         answers = [""] * len(rows)
         with self._under(name) as model:
             for chunk in _chunks(order, _GENERATE_ROWS):
-                batch = self._prompts([rows[index] for index in chunk])
+                prompts = [rows[index].prompt for index in chunk]
+                batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
+                batch = batch.to(self._device)
                 output = model.generate(
                     **batch,
                     do_sample=False,

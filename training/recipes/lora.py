@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from training import checkpoint
 from training.card import write_card
@@ -19,7 +20,7 @@ from training.errors import TrainingError
 from training.loop import Loop, StepReport
 from training.loss import nll_per_row
 from training.plot import plot_losses
-from training.settings import LoraSettings, RunSettings
+from training.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +95,36 @@ def _build(settings: RunSettings) -> Any:
     base = AutoModelForCausalLM.from_pretrained(
         settings.base, dtype=getattr(torch, settings.dtype)
     ).to(settings.device)
-    linears = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in settings.lora.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linears):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-            raise TrainingError(
-                f"target {target!r} is no linear layer of {settings.base_name}: use {known}"
-            )
-    model = get_peft_model(base, _peft_config(settings.lora))
+    model = get_peft_model(base, _peft_config(settings, base))
     model.peft_config["default"].base_model_name_or_path = settings.base_name
     return model
 
 
-def _peft_config(lora: LoraSettings) -> LoraConfig:
+def _peft_config(settings: RunSettings, base: torch.nn.Module) -> LoraConfig:
+    """The configuration that PEFT reads; raises TrainingError for a target that is not there."""
+    lora = settings.lora
+    linears = {
+        name: isinstance(module, Conv1D)
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    transposed = []
+    for target in lora.targets:
+        found = [t for name, t in linears.items() if f".{name}".endswith(f".{target}")]
+        if not found:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            raise TrainingError(
+                f"target {target!r} is no linear layer of {settings.base_name}: use {known}"
+            )
+        transposed += found
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         target_modules=list(lora.targets),
+        fan_in_fan_out=any(transposed),  # GPT-2 keeps its weights as [in, out]
     )
 
 

@@ -1,0 +1,64 @@
+"""The loss reads the completion only, whatever the padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from router_engine.model.tiny import tiny_model
+from training.data import Example
+from training.loss import collate, completion_nll, nll_per_row
+
+CPU = torch.device("cpu")
+EXAMPLES = [
+    Example(tuple(range(10, 30)), prompt_length=15),
+    Example(tuple(range(40, 47)), prompt_length=1),
+    Example(tuple(range(50, 62)), prompt_length=11),
+]
+
+
+def _by_hand(example: Example) -> list[float]:
+    """-log p of each completion token from the full logits of the unpadded row."""
+    tokens = torch.tensor(example.tokens)
+    with torch.no_grad():
+        logits = tiny_model()(input_ids=tokens[None]).logits[0].log_softmax(dim=-1)
+    return [
+        -float(logits[position - 1, tokens[position]])
+        for position in range(example.prompt_length, len(tokens))
+    ]
+
+
+def test_nll_equals_that_of_unpadded_rows() -> None:
+    with torch.no_grad():
+        nll = completion_nll(tiny_model(), collate(EXAMPLES, CPU))
+    assert nll.shape == (3, 6)
+    for row, example in zip(nll, EXAMPLES, strict=True):
+        length = example.completion_length
+        expected = torch.tensor(_by_hand(example))
+        torch.testing.assert_close(row[-length:], expected, rtol=1e-4, atol=1e-4)
+        assert not row[:-length].any()
+
+
+def test_rows_come_back_in_order_from_any_batches() -> None:
+    for batch_tokens in (20, 1000):
+        sums, counts = nll_per_row(tiny_model(), EXAMPLES, batch_tokens=batch_tokens, device=CPU)
+        assert counts == [5, 6, 1]
+        assert sums == pytest.approx([sum(_by_hand(example)) for example in EXAMPLES], rel=1e-4)
+
+
+def test_no_rows_have_no_loss() -> None:
+    assert nll_per_row(tiny_model(), [], batch_tokens=10, device=CPU) == ([], [])
+
+
+def test_a_prompt_token_is_no_target() -> None:
+    batch = collate(EXAMPLES, CPU)
+    for labels, example in zip(batch.labels, EXAMPLES, strict=True):
+        assert [int(label) for label in labels if label != -100] == list(
+            example.tokens[example.prompt_length :]
+        )
+
+
+def test_gradients_through_padding_are_finite() -> None:
+    model = tiny_model()
+    torch.autograd.backward(completion_nll(model, collate(EXAMPLES, CPU)).sum())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
