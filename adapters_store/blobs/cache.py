@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from adapters_store.blobs.base import AdapterFiles
 from adapters_store.blobs.local import LocalBlobs
@@ -16,8 +18,9 @@ from adapters_store.errors import AdapterNotFoundError, IntegrityError
 class BlobCache:
     """Least recently fetched adapters go first; one that somebody holds never goes.
 
-    `max_bytes` bounds what is kept besides adapters in use. One download per digest at a time;
-    different digests download at the same time.
+    `max_bytes` bounds what is kept besides adapters in use. Processes may share the directory:
+    whoever holds an adapter's AdapterFiles holds a file lock on its folder. In one process there
+    is one download per digest at a time; different digests download at the same time.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -55,23 +58,50 @@ class BlobCache:
             return self._downloads.setdefault(digest, _DigestLock())
 
     def _hold(self, digest: str) -> AdapterFiles:
+        """The adapter if it is here, under a lock that lasts as long as the returned object."""
         with self._lock:
             files = self._held.get(digest)
-        if files is None:
-            files = self.local.fetch(digest)
-        os.utime(self.local.folder(digest))
+        if files is not None:
+            return files
+        files = self.local.fetch(digest)
+        folder = self.local.folder(digest)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise AdapterNotFoundError(digest) from error
+        finalize(files, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not _is_at(descriptor, folder):  # evicted by another process before the lock
+            raise AdapterNotFoundError(digest)
+        os.utime(folder)
         with self._lock:
             return self._held.setdefault(digest, files)
 
     def _evict(self) -> None:
-        with self._lock:
-            blobs = sorted(self.local.blobs(), key=lambda blob: blob.modified_at)
-            total = sum(blob.size_bytes for blob in blobs)
-            for blob in blobs:
-                if total <= self._max_bytes:
-                    return
-                if blob.digest not in self._held:
-                    total -= self.local.delete(blob.digest)
+        blobs = sorted(self.local.blobs(), key=lambda blob: blob.modified_at)
+        total = sum(blob.size_bytes for blob in blobs)
+        for blob in blobs:
+            if total <= self._max_bytes:
+                return
+            total -= self._delete_unheld(blob.digest)
+
+    def _delete_unheld(self, digest: str) -> int:
+        """Bytes freed: 0 while anybody, in whatever process, holds the adapter."""
+        with suppress(FileNotFoundError, BlockingIOError):
+            descriptor = os.open(self.local.folder(digest), os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self.local.delete(digest)
+            finally:
+                os.close(descriptor)
+        return 0
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
 
 
 class _DigestLock:

@@ -191,6 +191,21 @@ def test_the_cache_is_bounded_and_keeps_what_is_held(tmp_path: Path) -> None:
     assert digests[0] not in [blob.digest for blob in cached.blobs()]
 
 
+def test_processes_may_share_a_cache(tmp_path: Path) -> None:
+    """Two BlobCache objects know of each other by file locks only, as two processes do."""
+    memory = MemoryStore()
+    small, other = (RemoteBlobs(memory, BlobCache(tmp_path, 0)) for _ in range(2))
+    first, second = put(small, 1), put(small, 2)
+    held = other.fetch(first)
+    small.fetch(second)
+    assert held.tensors.exists()
+    assert small.fetch(first).manifest == held.manifest
+    del held
+    small.fetch(second)
+    assert first not in [blob.digest for blob in LocalBlobs(tmp_path).blobs()]
+    assert other.fetch(first).tensors.exists()
+
+
 def test_one_download_for_many_readers(tmp_path: Path) -> None:
     origin = LocalBlobs(tmp_path / "origin")
     digest = put(origin)
