@@ -27,11 +27,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     INSTALL_MODE=copy deploy/install.sh /opt/adaptermix gpu,postgres
 
 FROM ${BASE_IMAGE}
-# Triton, which torch's CUDA build uses, compiles a launcher for each kernel when it first runs: hence the
-# compiler and Python's headers.
+# The CPU kernels are compiled on the machine that they run on, and Triton, which torch's CUDA build uses,
+# compiles a launcher for each of its kernels: hence the compiler and Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev python3 python3-dev \
+    && apt-get install -y --no-install-recommends ca-certificates g++ python3 python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --create-home adaptermix \
     && install -d -o adaptermix -g adaptermix /var/cache/adaptermix
