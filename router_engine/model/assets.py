@@ -102,7 +102,7 @@ def resolve_model(model: str, cache: Path) -> Path | str:
         if model == name or (model == DEFAULT and name == DEFAULT_MODEL):
             return require(name, cache)
     found = Path(model).expanduser()
-    if model != TINY_RANDOM and found.exists():
+    if model and model != TINY_RANDOM and found.exists():
         return found
     if model.startswith(("/", ".", "~")) or model.count("/") > 1 or not model:
         raise AssetError(
