@@ -59,12 +59,10 @@ def settings_table() -> str:
 
 
 def with_table(page: str, table: str) -> str:
-    """The page with `table` between its two marks. Raises ValueError where they are missing."""
+    """The page with `table` between its two marks; a page without them stays as it is."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page needs the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{table}{END}{after}"
+    return f"{before}{BEGIN}\n{table}{END}{after}" if begin and end else page
 
 
 def generated() -> Iterator[tuple[Path, str]]:

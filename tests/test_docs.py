@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.process import publish, server
-from scripts.docs import CONFIGURATION, OPENAPI, ROOT, broken_links, generated, pages
+from scripts.docs import (
+    BEGIN,
+    CONFIGURATION,
+    END,
+    OPENAPI,
+    ROOT,
+    broken_links,
+    generated,
+    pages,
+    with_table,
+)
+from server.settings import Settings, variable_of
 from tests.support.tiny import make_lora_folder
 
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -132,8 +143,15 @@ def test_every_route_of_the_api_has_an_example_and_its_errors() -> None:
     assert not silent
 
 
-def test_configuration_is_linked_from_the_index() -> None:
-    assert CONFIGURATION.name in (ROOT / "docs" / "README.md").read_text("utf-8")
+def test_every_setting_is_documented() -> None:
+    page = CONFIGURATION.read_text("utf-8")
+    assert [name for name in Settings.model_fields if variable_of(name) not in page] == []
+
+
+def test_a_table_is_written_between_its_marks() -> None:
+    page = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
+    assert with_table(page, "new\n") == f"above\n{BEGIN}\nnew\n{END}\nbelow\n"
+    assert with_table("no marks", "new\n") == "no marks"
 
 
 def test_readme_shows_a_request() -> None:
