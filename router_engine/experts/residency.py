@@ -74,6 +74,7 @@ class ResidencyManager:
         self._pins: set[str] = set()
         self._manifests: dict[str, AdapterManifest] = {}  # of all on host or device
         self._waiters: list[_Waiter] = []
+        self._changed = False  # something that `pump` has not seen
         self.counters = ResidencyCounters()
 
     def acquire(self, owner: str, digests: Sequence[str]) -> bool:
@@ -83,6 +84,7 @@ class ResidencyManager:
             self._grant(owner, wanted)
             return True
         self._waiters.append(_Waiter(owner, wanted))
+        self._changed = True
         for digest in wanted:
             self._start_load(digest)
         return False
@@ -93,6 +95,7 @@ class ResidencyManager:
 
     def release(self, owner: str) -> None:
         """The owner ended: its adapters may be evicted. Unknown owners are ignored."""
+        self._changed = True
         self._waiters = [waiter for waiter in self._waiters if waiter.owner != owner]
         for digest in [digest for digest, users in self._users.items() if owner in users]:
             self._users[digest].discard(owner)
@@ -105,9 +108,11 @@ class ResidencyManager:
             self._pins.add(digest)
         else:
             self._pins.discard(digest)
+            self._changed = True
 
     def pump(self) -> Grants:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
+        self._changed = False
         failed = self._collect_loads()
         ready: list[str] = []
         blocked = False
@@ -131,7 +136,8 @@ class ResidencyManager:
     @property
     def has_news(self) -> bool:
         """Whether `pump` might settle something now."""
-        return any(future.done() for future in self._loading.values())
+        changed = self._changed and bool(self._waiters)
+        return changed or any(future.done() for future in self._loading.values())
 
     def host_copy(self, digest: str) -> HostAdapter:
         """The weights of an adapter on the host, read now if only the device holds them."""
@@ -152,6 +158,7 @@ class ResidencyManager:
         if self._users.get(digest):
             raise AdapterBusyError(f"{digest} is used by {len(self._users[digest])} live requests")
         freed = self._evict(digest) if digest in self._device else 0
+        self._changed = True
         host = self._host.pop(digest, None)
         self._forget(digest)
         return freed + (0 if host is None else host.num_bytes)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import Combination
-from router_engine.config import EngineConfig, ModelConfig
+from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, TokenEvent
 from router_engine.experts.base import AdapterSource
@@ -55,7 +55,7 @@ class EngineHarness:
         routers: Mapping[str, TokenRouter] | None = None,
         wrap_source: Callable[[AdapterSource], AdapterSource] = lambda source: source,
     ) -> None:
-        config = config or EngineConfig()
+        config = config or EngineConfig(cache=CacheConfig(num_blocks=512))
         self.news = threading.Event()
         self.store = AdapterStore.open(root / "store")
         self.engine = Engine(
@@ -64,6 +64,7 @@ class EngineHarness:
                 config.cache,
                 config.scheduler,
                 config.adapters,
+                config.kernels,
             ),
             adapters=wrap_source(open_blobs(root / "store" / "blobs")),
             token_routers=routers or {},

@@ -29,6 +29,7 @@ def set_mixture(model: Any, weights: Sequence[float], combination: str) -> None:
     """Activate a mixture of all adapters; PEFT's `cat` is the exact sum for any ranks."""
     names = [f"a{index}" for index in range(len(weights))]
     if "mixture" in model.peft_config:
+        model.set_adapter("a0")
         model.delete_adapter("mixture")
     kind = "cat" if combination == "sum" else combination
     model.add_weighted_adapter(names, list(weights), "mixture", combination_type=kind)

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from router_engine.model.tiny import save_tiny, tiny_config
+from router_engine.model.tiny import save_tiny, tiny_config, tiny_model
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 259,
@@ -55,7 +55,12 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def family_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model of a family in fp32, wide enough in its logits to decode greedily."""
+    """A random model of a family in fp32, wide enough in its logits to decode greedily.
+
+    "llama" is the model that an engine serves as tiny-random.
+    """
+    if family == "llama":
+        return tiny_model(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(FAMILIES[family]())
