@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from adapters_store.blobs import open_blobs
 from router_engine.client.messages import EngineProcessConfig
@@ -13,9 +12,10 @@ from router_engine.routers.registry import RouterRegistry, TokenServices
 
 def build_engine(config: EngineProcessConfig, wake: Callable[[], None]) -> Engine:
     """An engine over the blobs and routers that `config` names; raises EngineError, StoreError."""
-    cache_dir = None if config.blobs_cache_dir is None else Path(config.blobs_cache_dir)
     adapters = open_blobs(
-        config.blobs_url, cache_dir=cache_dir, cache_bytes=config.blobs_cache_bytes
+        config.blobs_url,
+        cache_dir=config.blobs_cache_dir,
+        cache_bytes=config.blobs_cache_bytes,
     )
     routers = RouterRegistry.discover().token_routers(TokenServices(wake, config.encoder_endpoint))
     return Engine(config.engine, adapters=adapters, token_routers=routers, wake=wake)

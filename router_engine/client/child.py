@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import msgspec
 import zmq
 import zmq.asyncio
 
@@ -27,6 +26,7 @@ from router_engine.client.messages import (
     Shutdown,
     decode_report,
     encode,
+    encode_launch,
 )
 from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError
@@ -130,7 +130,7 @@ class EngineChild:
         address = f"ipc://{Path(self._directory.name) / 'engine'}"
         self._socket.bind(address)
         launch = Launch(config, address, os.getpid())
-        await self._process.start(environment, msgspec.json.encode(launch) + b"\n")
+        await self._process.start(environment, encode_launch(launch) + b"\n")
         self._reader = asyncio.create_task(self._read(), name="engine-reports")
 
     async def _handshake(self) -> None:

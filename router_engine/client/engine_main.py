@@ -17,16 +17,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-import msgspec
 import zmq
 
 from router_engine.client.loop import SteppedEngine, run_engine
 from router_engine.client.messages import (
     Command,
     EngineProcessConfig,
-    Launch,
     Report,
     decode_command,
+    decode_launch,
     encode,
 )
 
@@ -44,7 +43,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     with open(_STDIN, "rb", buffering=0, closefd=False) as stdin:
-        launch = msgspec.json.decode(stdin.readline(), type=Launch)
+        launch = decode_launch(stdin.readline())
     _end_with_parent(launch.parent_pid)
     logging.basicConfig(
         level=launch.config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -20,7 +21,7 @@ class EngineProcessConfig(msgspec.Struct, frozen=True):
 
     engine: EngineConfig
     blobs_url: str  # this and the next two as `adapters_store.blobs.open_blobs` takes them
-    blobs_cache_dir: str | None = None
+    blobs_cache_dir: Path | None = None
     blobs_cache_bytes: int = DEFAULT_CACHE_BYTES
     encoder_endpoint: str | None = None  # of the sentence encoder; without it no `similarity`
     log_level: str = "INFO"
@@ -127,6 +128,21 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
 
 Report = Ready | StartFailed | StepEvents | Reply | Failure
 
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be sent to an engine process")
+
+
+def _path_from_text(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{kind.__name__} cannot be read from {value!r}")
+
+
+encode_launch = msgspec.json.Encoder(enc_hook=_path_as_text).encode
+decode_launch = msgspec.json.Decoder(Launch, dec_hook=_path_from_text).decode
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder[Command](Command).decode
 decode_report = msgspec.msgpack.Decoder[Report](Report).decode

@@ -6,10 +6,9 @@ import asyncio
 import os
 import sys
 
-import msgspec
-
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.process import ProcessEngineClient
+from router_engine.config import EngineConfig
 
 
 async def main(config: EngineProcessConfig) -> None:
@@ -21,4 +20,4 @@ async def main(config: EngineProcessConfig) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=EngineProcessConfig)))
+    asyncio.run(main(EngineProcessConfig(EngineConfig(), blobs_url=sys.argv[1])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -99,10 +100,11 @@ def test_replies_carry_values_of_the_type_that_the_caller_knows(value: object) -
 
 def test_the_launch_document_survives_as_one_line_of_json() -> None:
     engine = EngineConfig(ModelConfig("a\nb"), CacheConfig(num_blocks=8))
-    launch = m.Launch(m.EngineProcessConfig(engine, "s3://blobs"), "ipc:///tmp/x", 42)
-    line = msgspec.json.encode(launch)
+    config = m.EngineProcessConfig(engine, "s3://blobs", blobs_cache_dir=Path("/cache"))
+    launch = m.Launch(config, "ipc:///tmp/x", 42)
+    line = m.encode_launch(launch)
     assert b"\n" not in line
-    assert msgspec.json.decode(line, type=m.Launch) == launch
+    assert m.decode_launch(line) == launch
 
 
 def test_the_events_of_a_step_keep_the_order_within_a_request() -> None:

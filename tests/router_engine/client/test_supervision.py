@@ -131,7 +131,7 @@ async def test_the_engine_ends_when_its_parent_is_killed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.router_engine.client.parent", msgspec.json.encode(config)],
+        [sys.executable, "-m", "tests.router_engine.client.parent", config.blobs_url],
         env={**environment, "TMPDIR": str(tmp_path_factory.mktemp("orphan"))},
         stdout=subprocess.PIPE,
     )
