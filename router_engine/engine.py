@@ -283,7 +283,7 @@ class Engine:
     def _let_go(self) -> None:
         for request in self._scheduler.take_finished():
             self._residency.release(request.request_id)
-            if request.routing is not None:
+            if request.routing is not None and request.routing.router in self._routers:
                 self._routers[request.routing.router].end(request.request_id)
 
     def _bring(
