@@ -127,6 +127,7 @@ class Container:
             EngineProcessConfig(
                 engine=settings.engine_config(files.load),
                 blobs_url=settings.blobs_url or str(settings.store_dir / "blobs"),
+                blobs_cache_dir=settings.store_dir / "cache",
                 encoder_endpoint=endpoint,
                 log_level=settings.log_level.upper(),
             ),

@@ -19,6 +19,8 @@ from router_engine.config import (
     DType,
     EngineConfig,
     Fairness,
+    KernelConfig,
+    Kernels,
     ModelConfig,
     Policy,
     SchedulerConfig,
@@ -46,6 +48,11 @@ class Settings(BaseSettings):
     dtype: DType = Field(default="auto", description="Number format of the base and the adapters.")
     device: Device = Field(
         default="auto", description="Where the engine runs; auto takes cuda if present."
+    )
+    kernels: Kernels = Field(
+        default="auto",
+        description="What computes a step: plain torch (reference), the C++ decoder (cpu), or the "
+        "C++ decoder as soon as it is compiled where it can run the model (auto).",
     )
     cache: Path = Field(
         default=Path("~/.cache/adaptermix"),
@@ -128,8 +135,8 @@ class Settings(BaseSettings):
     )
     encoder: str = Field(
         default="default",
-        description="Sentence encoder of the similarity router: 'default' (from the cache), "
-        "a directory, or 'none'.",
+        description="Sentence encoder of the similarity router: 'default' (from the cache; a tiny "
+        "random one beside the tiny random model), a directory, or 'none'.",
     )
 
     engine_threads: int | None = Field(
@@ -184,6 +191,7 @@ class Settings(BaseSettings):
                 self.fairness,
             ),
             adapters=AdapterPoolConfig(self.max_rank_rows, int(self.host_bytes)),
+            kernels=KernelConfig(self.kernels, self.cache_dir / "kernels"),
         )
 
     def child_environment(self, threads: int | None) -> dict[str, str]:

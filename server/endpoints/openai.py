@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Path, Request
 from fastapi.responses import JSONResponse, Response
 
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
@@ -138,7 +138,9 @@ async def models(container: ContainerDep) -> ModelList:
     summary="Show one model",
     responses=_responses(_MODEL, stream=False),
 )
-async def model(model: str, container: ContainerDep) -> ModelCard:
+async def model(
+    model: Annotated[str, Path(examples=["math"])], container: ContainerDep
+) -> ModelCard:
     """The base model, or an adapter by any reference to it."""
     services = container.services
     if model == services.base_name:
