@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ def tiny_settings(root: Path, **overrides: Any) -> Settings:
         "cache": root,
         "port": 0,
         "encoder": "none",
+        "kernels": "reference",
         "kv_blocks": 256,
         "log_level": "error",
     }
@@ -108,7 +109,7 @@ def serving(settings: Settings, engine: EngineFactory = inline_engine) -> Iterat
     """Run a server; an error at its start is raised here."""
     container = Container(settings, engine)
     server = _Server(container)
-    thread = threading.Thread(target=server.run, name="server")
+    thread = threading.Thread(target=server.run_until_exit, name="server")
     thread.start()
     server.settled.wait()
     live = None
@@ -132,6 +133,10 @@ class _Server(uvicorn.Server):
         self.settled = threading.Event()
         self.loop: asyncio.AbstractEventLoop
         self.port = 0
+
+    def run_until_exit(self) -> None:
+        with suppress(SystemExit):  # how uvicorn leaves when the lifespan fails
+            self.run()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()

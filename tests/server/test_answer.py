@@ -1,0 +1,155 @@
+"""Detokenizing and stop strings, on real tokenizers made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from router_engine.events import TokenEvent
+from router_engine.model.tiny import tiny_tokenizer
+from server.answer import Answer
+from server.detokenizer import Detokenizer, StopMatcher
+from server.tokenization import Tokenization
+
+BYTES = Tokenization(tiny_tokenizer(), eos_ids=(2,))
+TEXTS = ("hello", "naïve café", "日本語テキスト", "a😀b👩‍👩‍👧", "tab\tnew\n\nline", "  spaces  ")
+
+
+def _byte_fallback() -> Tokenization:
+    """A Llama-style tokenizer: words with ▁, and one token a byte for the rest."""
+    words = ["<unk>", "</s>", "▁", "▁hello", "▁world", "o", "!", "é"]
+    vocabulary = {
+        token: i for i, token in enumerate([*words, *(f"<0x{b:02X}>" for b in range(256))])
+    }
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"
+    )
+    return Tokenization(wrapped, eos_ids=(1,))
+
+
+FALLBACK = _byte_fallback()
+FIRST_BYTE = 8
+
+
+def deltas(tokenization: Tokenization, ids: Sequence[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenization)
+    return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_deltas_join_to_the_text_and_are_never_half_a_character(text: str) -> None:
+    pieces = deltas(BYTES, BYTES.encode(text))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(st.lists(st.integers(0, 258), max_size=40))
+def test_byte_level_deltas_join_to_the_decoding_of_any_tokens(ids: list[int]) -> None:
+    assert "".join(deltas(BYTES, ids)) == BYTES.decode(ids)
+
+
+@given(st.lists(st.integers(0, FIRST_BYTE + 255), max_size=40))
+def test_byte_fallback_deltas_join_to_the_decoding_of_any_tokens(ids: list[int]) -> None:
+    assert "".join(deltas(FALLBACK, ids)) == FALLBACK.decode(ids)
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_byte_fallback_never_shows_half_a_character(text: str) -> None:
+    ids = [FIRST_BYTE + byte for byte in text.encode("utf-8", "ignore")]
+    pieces = deltas(FALLBACK, [3, *ids, 4])
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) == FALLBACK.decode([3, *ids, 4])
+
+
+def test_text_comes_as_soon_as_it_is_settled() -> None:
+    detokenizer = Detokenizer(BYTES)
+    first, second = BYTES.encode("é")
+    assert detokenizer.push(BYTES.encode("a")[0]) == "a"
+    assert detokenizer.push(first) == ""
+    assert detokenizer.is_pending
+    assert detokenizer.push(second) == "é"
+    assert not detokenizer.is_pending
+
+
+def run(text: str, stops: Sequence[str], min_new_tokens: int = 0) -> tuple[Answer, list[str]]:
+    """Feed a text byte by byte; the answer and the texts of its pieces."""
+    answer = Answer(BYTES, stops, min_new_tokens)
+    pieces: list[str] = []
+    for token_id in BYTES.encode(text):
+        pieces += [piece.text for piece in answer.push(TokenEvent("r", token_id, -1.0))]
+        if answer.is_stopped:
+            break
+    pieces += [piece.text for piece in answer.flush()]
+    return answer, pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [
+        ("one\n\ntwo", ["\n\n"], "one"),
+        ("one\ntwo\n\nthree", ["\n\n"], "one\ntwo"),
+        ("abcd", ["cd", "bcd"], "a"),
+        ("abcabd", ["abd"], "abc"),
+        ("aaab", ["aab"], "a"),
+        ("xé!y", ["é!"], "x"),
+        ("no stop here", ["zzz"], "no stop here"),
+        ("ends in a part of one <", ["</s>"], "ends in a part of one <"),
+        ("stop", ["stop"], ""),
+    ],
+)
+def test_the_text_ends_before_the_first_stop_string(
+    text: str, stops: list[str], expected: str
+) -> None:
+    answer, pieces = run(text, stops)
+    assert answer.text == expected
+    assert "".join(pieces) == expected
+    assert answer.is_stopped == (expected != text)
+    assert len(pieces) == answer.num_tokens
+
+
+@given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3))
+def test_any_stop_strings_cut_where_the_text_first_holds_one(text: str, stops: list[str]) -> None:
+    answer, pieces = run(text, stops)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert answer.text == text
+    else:
+        seen = text[: min(ends)]
+        assert answer.text == seen[: min(seen.find(stop) for stop in stops if stop in seen)]
+    assert "".join(pieces) == answer.text
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    answer = Answer(BYTES, ["<end>"])
+    released = []
+    for token_id in BYTES.encode("a<en!"):
+        released.append([piece.text for piece in answer.push(TokenEvent("r", token_id, -1.0))])
+    assert released == [["a"], [], [], [], ["<", "e", "n", "!"]]
+
+
+def test_stop_strings_do_not_count_before_min_new_tokens() -> None:
+    answer, _ = run("a.b.c.d", ["."], min_new_tokens=4)
+    assert answer.text == "a.b.c"
+
+
+def test_matches_are_searched_for_in_new_text_only() -> None:
+    matcher = StopMatcher(["ab", "b"])
+    assert matcher.find("xxab", 0, 1) == 2
+    assert matcher.find("abxx", 0, 1) is None
+    assert matcher.find("xxab", 3, 1) == 3
+    assert matcher.held_back("xa", 0) == 1
+    assert matcher.held_back("xa", 2) == 0

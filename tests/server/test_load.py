@@ -1,0 +1,140 @@
+"""Many requests at once: bounds, clients that go away, an engine that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from router_engine.client.process import ProcessEngineClient
+from server.container import process_engine
+from server.settings import Settings
+from tests.server.live import Live, serving, tiny_settings
+
+LONG = {"max_new_tokens": 900, "ignore_eos_token": True}
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[Live]:
+    """A server where two requests may wait."""
+    with serving(tiny_settings(tmp_path, max_waiting=2)) as server:
+        yield server
+
+
+def test_too_many_waiting_get_429_with_retry_after(narrow: Live) -> None:
+    body = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
+    with ThreadPoolExecutor(3) as pool:
+        with narrow.paused():
+            waiting = [pool.submit(narrow.client.post, "/generate", json=body) for _ in range(3)]
+            refused = next(f for f in _completed(waiting)).result()
+            assert refused.status_code == 429
+            assert refused.json()["error_type"] == "overloaded"
+            assert int(refused.headers["retry-after"]) >= 1
+            stream = narrow.client.post("/v1/completions", json=_openai(stream=True))
+            assert stream.status_code == 429
+        statuses = sorted(future.result().status_code for future in waiting)
+    assert statuses == [200, 200, 429]
+    assert narrow.generate().status_code == 200
+
+
+def _completed(futures: Any) -> Any:
+    from concurrent.futures import as_completed
+
+    return as_completed(futures)
+
+
+def _openai(**given: Any) -> dict[str, Any]:
+    return {"model": "tiny-random", "prompt": "x", "max_tokens": 4, **given}
+
+
+def test_mixed_requests_share_a_batch_and_answer_as_alone(live: Live) -> None:
+    mixtures: list[Any] = [
+        None,
+        {"adapters": [{"name": "math"}]},
+        {"adapters": [{"name": "math", "weight": 0.5}, {"name": "wide", "weight": -0.7}]},
+        {"router": {"name": "similarity", "candidates": ["math", "code"]}},
+        {"router": {"name": "similarity", "level": "token", "candidates": ["math", "wide"]}},
+    ]
+    asked = {"max_new_tokens": 16, "ignore_eos_token": True, "temperature": 0.8, "seed": 9}
+    alone = [live.answer(parameters=asked, mixture=mixture) for mixture in mixtures]
+    with ThreadPoolExecutor(len(mixtures)) as pool:
+        together = pool.map(lambda m: live.answer(parameters=asked, mixture=m), mixtures)
+        assert list(together) == alone
+
+
+def _ended(live: Live, reason: str) -> float:
+    """Requests that ended for a reason, as /metrics counts them."""
+    line = f'finish_reason="{reason}"'
+    text = live.client.get("/metrics").text
+    found = [row for row in text.splitlines() if row.startswith("adaptermix_requests_total{")]
+    return sum(float(row.rsplit(" ", 1)[1]) for row in found if line in row)
+
+
+def _wait_until_idle(live: Live) -> None:
+    """Poll the engine's own account, one round trip through it at a time."""
+    engine = live.container.services.engine
+    for _ in range(2000):
+        stats = live.run(engine.stats())
+        if stats.running == stats.waiting == 0 and live.container.admission.live == 0:
+            return
+    raise AssertionError("requests go on after their clients have gone")
+
+
+@pytest.mark.parametrize("path", ["/generate_stream", "/v1/completions"])
+def test_a_client_that_leaves_a_stream_cancels_its_request(bare: Live, path: str) -> None:
+    native = {"inputs": "hello", "parameters": LONG}
+    openai = _openai(max_tokens=900, ignore_eos=True, stream=True)
+    body = native if path == "/generate_stream" else openai
+    before = _ended(bare, "cancelled")
+    with bare.client.stream("POST", path, json=body) as response:
+        assert next(response.iter_lines()).startswith("data:")
+    _wait_until_idle(bare)
+    assert _ended(bare, "cancelled") == before + 1
+
+
+def test_a_client_that_leaves_before_its_answer_cancels_its_request(bare: Live) -> None:
+    before = _ended(bare, "cancelled")
+    with bare.paused(), pytest.raises(httpx.ReadTimeout):
+        bare.client.post("/generate", json={"inputs": "hello", "parameters": LONG}, timeout=0.5)
+    _wait_until_idle(bare)
+    assert _ended(bare, "cancelled") == before + 1
+
+
+def _process(config: Any, settings: Settings) -> ProcessEngineClient:
+    engine = process_engine(config, settings)
+    assert isinstance(engine, ProcessEngineClient)
+    return engine
+
+
+def test_a_killed_engine_ends_its_requests_and_comes_back(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    with serving(tiny_settings(tmp_path), _process) as server:
+        engine = server.container.services.engine
+        assert isinstance(engine, ProcessEngineClient)
+        assert server.publish(folders["math"], "math").status_code == 201
+        asked = {"max_new_tokens": 6, "ignore_eos_token": True, "adapter_id": "math"}
+        first = server.answer(parameters=asked)
+        body = {"inputs": "hello", "parameters": LONG | {"adapter_id": "math"}}
+        with server.client.stream("POST", "/generate_stream", json=body) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data:")
+            os.kill(engine.pid, signal.SIGKILL)
+            last = json.loads([line for line in lines if line][-1].removeprefix("data:"))
+        assert last["error_type"] == "engine_died"
+        down = server.generate(parameters=asked)
+        assert down.status_code == 503
+        assert int(down.headers["retry-after"]) >= 1
+        assert server.client.get("/health/ready").status_code == 503
+        assert server.client.get("/health/live").status_code == 200
+        assert "adaptermix_engine_ready 0.0" in server.client.get("/metrics").text
+        server.run(engine.wait_ready())
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.answer(parameters=asked)["generated_text"] == first["generated_text"]

@@ -1,0 +1,81 @@
+"""Settings: one place, every variable known, every value checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings, SettingsError, load_settings, variable_of
+
+
+def test_a_variable_is_read_and_a_flag_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERMIX_PORT", "9000")
+    monkeypatch.setenv("ADAPTERMIX_DTYPE", "float32")
+    assert load_settings().port == 9000
+    assert load_settings(port=9001, dtype=None).port == 9001
+    assert load_settings(port=9001, dtype=None).dtype == "float32"
+
+
+def test_an_unknown_variable_is_named_with_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERMIX_MAX_RUNING", "3")
+    with pytest.raises(SettingsError, match=r"ADAPTERMIX_MAX_RUNING.*ADAPTERMIX_MAX_RUNNING"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", "x"), ("dtype", "float8"), ("max_running", "0"), ("kv_memory", "much")],
+)
+def test_a_bad_value_names_field_variable_and_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(variable_of(name), value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert name in str(caught.value)
+    assert variable_of(name) in str(caught.value)
+    assert value in str(caught.value)
+
+
+def test_a_short_admin_key_is_refused_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERMIX_ADMIN_KEY", "hush")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "hush" not in str(caught.value)
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert load_settings(kv_memory="512MiB").kv_memory == 512 << 20
+
+
+def test_every_setting_is_described_and_reaches_its_component() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    settings = load_settings(
+        block_size=8, kv_blocks=9, prefix_cache=False, max_step_tokens=10, max_running=11
+    )
+    config = settings.engine_config("tiny-random")
+    assert (config.cache.block_size, config.cache.num_blocks) == (8, 9)
+    assert config.cache.prefix_cache is False
+    assert (config.scheduler.max_step_tokens, config.scheduler.max_running) == (10, 11)
+
+
+def test_a_child_gets_its_threads_and_not_the_admin_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERMIX_ADMIN_KEY", "a-long-enough-admin-key")
+    environment = load_settings().child_environment(3)
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "ADAPTERMIX_ADMIN_KEY" not in environment
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)],
+)
+def test_loopback(host: str, is_loopback: bool) -> None:  # noqa: FBT001
+    assert load_settings(host=host).is_loopback is is_loopback
+
+
+def test_the_store_lies_in_the_cache(tmp_path: Path) -> None:
+    assert load_settings(cache=tmp_path).store_dir == tmp_path / "store"
+    assert load_settings(store=tmp_path / "s").store_dir == tmp_path / "s"
