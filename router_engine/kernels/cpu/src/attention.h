@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "gemm.h"
+#include "products.h"
 
 namespace mix {
 
@@ -39,7 +39,8 @@ struct HeadCache {
 constexpr int CHUNK = 64;    // positions of one softmax block when rows attend one by one
 constexpr int SPLIT = 512;   // positions after which another task goes on, whatever the batch
 constexpr int MANY = 96;     // query rows of one task of a longer chunk
-constexpr int MAX_HEADS = 64;  // query heads that share one kv head
+constexpr int MAX_HEADS = 64;    // query heads that share one kv head
+constexpr int MAX_WIDTH = 8192;  // their dimensions together
 
 // Softmax over what was seen so far: weights are relative to e^top.
 struct Partial {
@@ -70,68 +71,91 @@ inline float soften(float* scores, int count, Partial& seen) {
   return shrink;
 }
 
-// Query heads of one token over positions [begin, end): q [heads, head_dim] scaled, one kv head.
+// The query heads of one token that share a kv head.
 template <class T>
-struct Single {
-  // out[h][d] += p[h][i] values[i][d] for HEADS heads and 64 dimensions at most.
-  template <int HEADS>
-  static void add_values(const T* const* rows, int count, const float* p, int blocks, float* out,
-                         size_t ldo) {
-    F16 sums[HEADS][4];
-    for (int h = 0; h < HEADS; h++)
-      for (int b = 0; b < 4; b++) sums[h][b] = b < blocks ? load(out + h * ldo + b * LANES) : F16{};
-    for (int i = 0; i < count; i++) {
-      F16 v[4];
-      for (int b = 0; b < 4; b++) v[b] = b < blocks ? load(rows[i] + b * LANES) : F16{};
-      for (int h = 0; h < HEADS; h++)
-        for (int b = 0; b < 4; b++) sums[h][b] += p[h * CHUNK + i] * v[b];
-    }
-    for (int h = 0; h < HEADS; h++)
-      for (int b = 0; b < 4; b++)
-        if (b < blocks) store(out + h * ldo + b * LANES, sums[h][b]);
-  }
-
-  static void values(const T* const* rows, int count, const float* p, int heads, int dim,
-                     float* out) {
-    for (int d = 0; d < dim; d += 4 * LANES) {
-      const T* shifted[CHUNK];
-      for (int i = 0; i < count; i++) shifted[i] = rows[i] + d;
-      const int blocks = std::min(4, (dim - d) / LANES);
-      int h = 0;
-      for (; h + 3 <= heads; h += 3)
-        add_values<3>(shifted, count, p + h * CHUNK, blocks, out + h * dim + d, dim);
-      if (heads - h == 2)
-        add_values<2>(shifted, count, p + h * CHUNK, blocks, out + h * dim + d, dim);
-      else if (heads - h == 1)
-        add_values<1>(shifted, count, p + h * CHUNK, blocks, out + h * dim + d, dim);
-    }
-  }
-
+class Single {
+ public:
+  // q [heads, head_dim] scaled, over positions [begin, end): sums of weighted values in `out`.
   static void attend(const HeadCache<T>& cache, const Paging& paging, const Row& row, int begin,
-                     int end, const float* q, int heads, Partial* seen, float* out) {
-    alignas(64) float scores[MAX_HEADS * CHUNK];
+                     int end, const T* q, int heads, Partial* seen, float* out) {
+    alignas(64) float scores[CHUNK];
+    alignas(64) T weights[MAX_HEADS * CHUNK];
+    const T* keys[CHUNK];
+    const T* values[CHUNK];
     const int dim = cache.head_dim;
     std::fill(out, out + heads * dim, 0.0f);
     for (int block = begin; block < end; block += CHUNK) {
       const int count = std::min(CHUNK, end - block);
-      const T* rows[CHUNK];
-      for (int i = 0; i < count; i++) {
-        const size_t offset = paging.slot(row, block + i) * cache.stride;
-        const T* key = cache.keys + offset;
-        rows[i] = cache.values + offset;
-        for (int h = 0; h < heads; h++) {
-          F16 dot = {};
-          for (int d = 0; d < dim; d += LANES) dot += load(q + h * dim + d) * load(key + d);
-          scores[h * CHUNK + i] = sum(dot);
-        }
+      for (int i = 0; i < CHUNK; i++) {
+        const size_t offset = paging.slot(row, std::min(block + i, end - 1)) * cache.stride;
+        keys[i] = cache.keys + offset;
+        values[i] = cache.values + offset;
       }
       for (int h = 0; h < heads; h++) {
-        const float shrink = soften(scores + h * CHUNK, count, seen[h]);
+        score(q + h * dim, keys, count, dim, scores);
+        const float shrink = soften(scores, count, seen[h]);
+        for (int i = 0; i < count; i += LANES) store(weights + h * CHUNK + i, load(scores + i));
         if (shrink != 1.0f)
           for (int d = 0; d < dim; d += LANES)
             store(out + h * dim + d, load(out + h * dim + d) * shrink);
       }
-      values(rows, count, scores, heads, dim, out);
+      weigh(values, count, weights, heads, dim, out);
+    }
+  }
+
+ private:
+  struct Listed {
+    const T* const* rows;
+    int offset;
+    const T* operator()(int row) const { return rows[row] + offset; }
+  };
+
+  static void score(const T* q, const T* const* keys, int count, int dim, float* scores) {
+    const int parts = dim / Inner<T>::WIDTH, rest = dim % Inner<T>::WIDTH;
+    if (rest == 0 && parts == 1) return score_parts<1>(q, keys, count, scores);
+    if (rest == 0 && parts == 2) return score_parts<2>(q, keys, count, scores);
+    if (rest == 0 && parts == 4) return score_parts<4>(q, keys, count, scores);
+    if (rest == 0 && parts == 8) return score_parts<8>(q, keys, count, scores);
+    for (int i = 0; i < count; i++) {
+      F16 dot = {};
+      for (int d = 0; d < dim; d += Inner<T>::WIDTH)
+        dot = Inner<T>::add(dot, Inner<T>::read_some(q + d, dim - d),
+                            Inner<T>::read_some(keys[i] + d, dim - d));
+      scores[i] = sum(dot);
+    }
+  }
+
+  template <int PARTS>
+  static void score_parts(const T* q, const T* const* keys, int count, float* scores) {
+    typename Inner<T>::Vector in[PARTS];
+#pragma GCC unroll 8
+    for (int p = 0; p < PARTS; p++) in[p] = Inner<T>::read(q + p * Inner<T>::WIDTH);
+    for (int i = 0; i < count; i += LANES) {
+      F16 dots[LANES] = {};
+#pragma GCC unroll 16
+      for (int j = 0; j < LANES; j++)
+#pragma GCC unroll 8
+        for (int p = 0; p < PARTS; p++)
+          dots[j] = Inner<T>::add(dots[j], in[p],
+                                  Inner<T>::read(keys[i + j] + p * Inner<T>::WIDTH));
+      store(scores + i, sum_each(dots));
+    }
+  }
+
+  // out[h] += weights[h] values
+  static void weigh(const T* const* values, int count, const T* weights, int heads, int dim,
+                    float* out) {
+    for (int h = 0; h < heads; h += EXPAND_TOKENS) {
+      const int some = std::min(EXPAND_TOKENS, heads - h);
+      for (int d = 0; d < dim; d += 2 * LANES) {
+        const T* w[EXPAND_TOKENS];
+        float* target[EXPAND_TOKENS];
+        for (int i = 0; i < some; i++) {
+          w[i] = weights + (h + i) * CHUNK;
+          target[i] = out + (h + i) * dim + d;
+        }
+        expand_tokens(some, w, Listed{values, d}, count, std::min(2 * LANES, dim - d), target);
+      }
     }
   }
 };

@@ -14,8 +14,9 @@ namespace mix {
 
 constexpr int PANEL_BLOCKS = 3;
 constexpr int PANEL = PANEL_BLOCKS * LANES;  // outputs
+constexpr int CACHE_LINE = 64;                // bytes: one vector
+constexpr int AHEAD = 8192;                   // bytes, within a panel: past the latency of memory
 constexpr int MAX_ROWS = 8;                  // x 3 blocks = 24 of 32 vector registers
-constexpr int PREFETCH_BLOCKS = 48;          // 3 KiB ahead: the hardware stops at pages
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -87,10 +88,21 @@ void pack_panel(const T* w, size_t stride, int n, int k, T* packed) {
       }
 }
 
+// What a tile fetches meanwhile, for a later one: memory streams while products are computed.
+struct Ahead {
+  const char* from;
+  int lines;  // a group of inputs
+
+  void fetch(int group) const {
+    for (int i = 0; i < lines; i++)
+      __builtin_prefetch(from + (size_t(group) * lines + i) * CACHE_LINE, 0, 2);
+  }
+};
+
 // Rows of y [ROWS, 16 BLOCKS] at stride `ldy`, set or added to.
 template <class T, int ROWS, int BLOCKS>
 void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y, size_t ldy,
-                   bool add) {
+                   bool add, Ahead ahead) {
   typedef Dot<T> D;
   // The sums stay in registers only if every loop over them is unrolled.
   F16 sums[ROWS][BLOCKS];
@@ -101,10 +113,8 @@ void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y,
   for (int g = 0; g < groups; g++) {
     typename D::Weights w[BLOCKS];
 #pragma GCC unroll 3
-    for (int b = 0; b < BLOCKS; b++) {
-      w[b] = D::weights(panel + b * LANES * D::GROUP);
-      __builtin_prefetch(panel + (b + PREFETCH_BLOCKS) * LANES * D::GROUP, 0, 3);
-    }
+    for (int b = 0; b < BLOCKS; b++) w[b] = D::weights(panel + b * LANES * D::GROUP);
+    ahead.fetch(g);
     panel += BLOCKS * LANES * D::GROUP;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
@@ -121,35 +131,41 @@ void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y,
 
 template <class T, int BLOCKS>
 void multiply_rows(int rows, const T* x, size_t ldx, const T* panel, int groups, float* y,
-                   size_t ldy, bool add) {
+                   size_t ldy, bool add, Ahead ahead) {
   switch (rows) {
-    case 1: return multiply_tile<T, 1, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    case 2: return multiply_tile<T, 2, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    case 3: return multiply_tile<T, 3, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    case 4: return multiply_tile<T, 4, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    case 5: return multiply_tile<T, 5, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    case 6: return multiply_tile<T, 6, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    case 7: return multiply_tile<T, 7, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
-    default: return multiply_tile<T, 8, BLOCKS>(x, ldx, panel, groups, y, ldy, add);
+    case 1: return multiply_tile<T, 1, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 2: return multiply_tile<T, 2, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 3: return multiply_tile<T, 3, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 4: return multiply_tile<T, 4, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 5: return multiply_tile<T, 5, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 6: return multiply_tile<T, 6, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 7: return multiply_tile<T, 7, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    default: return multiply_tile<T, 8, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
   }
 }
 
+// Few rows fetch their own panel ahead; many fetch the next one while they are at it.
 // y [rows, 16 blocks] = or += x [rows, k] panel^T. Rows of x hold a whole number of groups.
 template <class T>
 void multiply_panel(int rows, const T* x, size_t ldx, const T* panel, int blocks, int k, float* y,
                     size_t ldy, bool add) {
-  const int groups = ceil_div(k, Dot<T>::GROUP);
-  for (int tiles = ceil_div(rows, MAX_ROWS), first = 0; tiles > 0; tiles--) {
+  const int groups = ceil_div(k, Dot<T>::GROUP), passes = ceil_div(rows, MAX_ROWS);
+  const size_t bytes = size_t(groups) * blocks * CACHE_LINE;
+  Ahead ahead = {reinterpret_cast<const char*>(panel) + (passes == 1 ? AHEAD : bytes),
+                 ceil_div(blocks, passes)};
+  for (int tiles = passes, first = 0; tiles > 0; tiles--) {
     const int count = ceil_div(rows - first, tiles);  // tiles of nearly equal height
     const T* in = x + first * ldx;
     float* out = y + first * ldy;
     if (blocks == 3)
-      multiply_rows<T, 3>(count, in, ldx, panel, groups, out, ldy, add);
+      multiply_rows<T, 3>(count, in, ldx, panel, groups, out, ldy, add, ahead);
     else if (blocks == 2)
-      multiply_rows<T, 2>(count, in, ldx, panel, groups, out, ldy, add);
+      multiply_rows<T, 2>(count, in, ldx, panel, groups, out, ldy, add, ahead);
     else
-      multiply_rows<T, 1>(count, in, ldx, panel, groups, out, ldy, add);
+      multiply_rows<T, 1>(count, in, ldx, panel, groups, out, ldy, add, ahead);
     first += count;
+    ahead.from += size_t(groups) * ahead.lines * CACHE_LINE;
+    if (ahead.from >= reinterpret_cast<const char*>(panel) + 2 * bytes) ahead.lines = 0;
   }
 }
 

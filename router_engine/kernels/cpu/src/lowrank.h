@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "gemm.h"
+#include "products.h"
 
 namespace mix {
 
@@ -95,33 +95,6 @@ struct MixPhase {
   }
 };
 
-// Inner products of rows of equal format; WIDTH elements at a time.
-template <class T>
-struct Inner {
-  static constexpr int WIDTH = LANES;
-  typedef F16 Vector;
-  static Vector read(const T* p) { return load(p); }
-  static Vector read_some(const T* p, int count) { return load_some(p, count); }
-  static F16 add(F16 sum, Vector a, Vector b) { return sum + a * b; }
-};
-
-#ifdef MIX_BF16_DOT
-inline __mmask32 first_lanes(int count) {
-  return count >= 32 ? 0xffffffffu : (1u << count) - 1u;
-}
-
-template <>
-struct Inner<bf16> {
-  static constexpr int WIDTH = 2 * LANES;
-  typedef __m512bh Vector;
-  static Vector read(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static Vector read_some(const bf16* p, int count) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(first_lanes(count), p);
-  }
-  static F16 add(F16 sum, Vector a, Vector b) { return (F16)_mm512_dpbf16_ps((__m512)sum, a, b); }
-};
-#endif
-
 // z[t][r] = x_t . a_r for TOKENS tokens and four rows of a.
 template <class T, int TOKENS>
 void inner_products(const T* const* x, const T* const* a, int inputs, float (*z)[4]) {
@@ -175,89 +148,6 @@ void shrink(const Expert& expert, int row, int end, const T* x, size_t ldx, int 
   }
 }
 
-constexpr int EXPAND_TOKENS = 8;
-
-// y_t[0, count) += z_t b[:, 0, count) for TOKENS tokens, count <= 32. z rows are even in length.
-template <class T, int TOKENS>
-struct Expand {
-  static void run(const T* const* z, const T* b, size_t stride, int rank, int count,
-                  float* const* y) {
-    F16 sums[TOKENS][2] = {};
-    for (int r = 0; r < rank; r++, b += stride) {
-      const F16 low = load_some(b, count);
-      const F16 high = count > LANES ? load_some(b + LANES, count - LANES) : F16{};
-#pragma GCC unroll 8
-      for (int t = 0; t < TOKENS; t++) {
-        const F16 in = splat(to_float(z[t][r]));
-        sums[t][0] += in * low;
-        sums[t][1] += in * high;
-      }
-    }
-    for (int t = 0; t < TOKENS; t++) {
-      store_some(y[t], load_some(y[t], count) + sums[t][0], count);
-      if (count > LANES)
-        store_some(y[t] + LANES, load_some(y[t] + LANES, count - LANES) + sums[t][1],
-                   count - LANES);
-    }
-  }
-};
-
-#ifdef MIX_BF16_DOT
-template <int TOKENS>
-struct Expand<bf16, TOKENS> {
-  static void run(const bf16* const* z, const bf16* b, size_t stride, int rank, int count,
-                  float* const* y) {
-    const __mmask32 mask = first_lanes(count);
-    __m512 sums[TOKENS][2];
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
-    for (int r = 0; r < rank; r += 2, b += 2 * stride) {
-      const __m512i one = _mm512_maskz_loadu_epi16(mask, b);
-      // Beyond an odd rank z is 0; the row is read twice so that nothing past the pool is.
-      const __m512i two = r + 1 < rank ? _mm512_maskz_loadu_epi16(mask, b + stride) : one;
-      // Pairs of rows, lane by lane; each 128 bits hold outputs 8i..8i+3, then 8i+4..8i+7.
-      const __m512bh low = (__m512bh)_mm512_unpacklo_epi16(one, two);
-      const __m512bh high = (__m512bh)_mm512_unpackhi_epi16(one, two);
-#pragma GCC unroll 8
-      for (int t = 0; t < TOKENS; t++) {
-        const __m512bh in = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(z[t] + r));
-        sums[t][0] = _mm512_dpbf16_ps(sums[t][0], in, low);
-        sums[t][1] = _mm512_dpbf16_ps(sums[t][1], in, high);
-      }
-    }
-    const __m512i first =
-        _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i second =
-        _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; t++) {
-      const __m512 a = _mm512_permutex2var_ps(sums[t][0], first, sums[t][1]);
-      const __m512 c = _mm512_permutex2var_ps(sums[t][0], second, sums[t][1]);
-      float* out = y[t];
-      _mm512_mask_storeu_ps(out, low, _mm512_add_ps(_mm512_maskz_loadu_ps(low, out), a));
-      out += LANES;
-      _mm512_mask_storeu_ps(out, high, _mm512_add_ps(_mm512_maskz_loadu_ps(high, out), c));
-    }
-  }
-};
-#endif
-
-template <class T>
-void expand_tokens(int tokens, const T* const* z, const T* b, size_t stride, int rank, int count,
-                   float* const* y) {
-  switch (tokens) {
-    case 1: return Expand<T, 1>::run(z, b, stride, rank, count, y);
-    case 2: return Expand<T, 2>::run(z, b, stride, rank, count, y);
-    case 3: return Expand<T, 3>::run(z, b, stride, rank, count, y);
-    case 4: return Expand<T, 4>::run(z, b, stride, rank, count, y);
-    case 5: return Expand<T, 5>::run(z, b, stride, rank, count, y);
-    case 6: return Expand<T, 6>::run(z, b, stride, rank, count, y);
-    case 7: return Expand<T, 7>::run(z, b, stride, rank, count, y);
-    default: return Expand<T, 8>::run(z, b, stride, rank, count, y);
-  }
-}
-
 // Adds one expert's part to outputs [begin, end) of a layer: y points at output 0 of token 0.
 template <class T>
 void expand(const Span& span, const T* z, size_t ldz, const std::vector<int>& tokens, int outputs,
@@ -272,8 +162,8 @@ void expand(const Span& span, const T* z, size_t ldz, const std::vector<int>& to
         in[i] = z + tokens[t + i] * ldz + span.offset;
         out[i] = y + tokens[t + i] * ldy + output;
       }
-      expand_tokens(count, in, b + output, outputs, span.expert.rank,
-                    std::min(2 * LANES, end - output), out);
+      const Strided<T> rows = {b + output, size_t(outputs)};
+      expand_tokens(count, in, rows, span.expert.rank, std::min(2 * LANES, end - output), out);
     }
   }
 }

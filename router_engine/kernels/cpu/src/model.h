@@ -211,21 +211,27 @@ class Model : public Decoder {
   }
 
   void attend_all(Team& team, const Layer& layer) {
-    team.share(int(pieces_.size()) * m_.kv_heads, [&](int task) {
-      const Piece& piece = pieces_[task / m_.kv_heads];
-      const int head = task % m_.kv_heads;
-      const HeadCache<T> cache = {static_cast<const T*>(layer.keys) + head * m_.head_dim,
-                                  static_cast<const T*>(layer.values) + head * m_.head_dim,
-                                  size_t(kv_width_), m_.head_dim};
-      if (step_.rows[piece.row].length > 1)
-        attend_many(cache, piece, head, int(layer.window));
-      else
-        attend_one(cache, piece, head, int(layer.window));
+    // Heads of a position lie side by side: one thread reads them all if there is enough to do.
+    const int heads = int(pieces_.size()) < 4 * team.threads() ? 1 : m_.kv_heads;
+    const int tasks = m_.kv_heads / heads;
+    team.share(int(pieces_.size()) * tasks, [&](int task) {
+      for (int head = task % tasks * heads; head < (task % tasks + 1) * heads; head++)
+        attend_head(layer, pieces_[task / tasks], head);
     });
     if (splits_ > 0)
       team.share(int(pieces_.size()), [&](int piece) {
         if (pieces_[piece].splits > 1 && pieces_[piece].split == 0) join(pieces_[piece]);
       });
+  }
+
+  void attend_head(const Layer& layer, const Piece& piece, int head) {
+    const HeadCache<T> cache = {static_cast<const T*>(layer.keys) + head * m_.head_dim,
+                                static_cast<const T*>(layer.values) + head * m_.head_dim,
+                                size_t(kv_width_), m_.head_dim};
+    if (step_.rows[piece.row].length > 1)
+      attend_many(cache, piece, head, int(layer.window));
+    else
+      attend_one(cache, piece, head, int(layer.window));
   }
 
   void attend_one(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
@@ -236,11 +242,13 @@ class Model : public Decoder {
     const int begin = std::max(piece.split * SPLIT, seen_from);
     const int end = std::min(stop, (piece.split + 1) * SPLIT);
     const float* q = &qkv_[size_t(row.first) * qkv_width_ + head * width];
-    alignas(64) float local[MAX_HEADS * 256];
+    alignas(64) float local[MAX_WIDTH];
+    alignas(64) T query[MAX_WIDTH];
+    for (int d = 0; d < width; d += LANES) store(query + d, load(q + d));
     Partial seen[MAX_HEADS];
     float* out = piece.splits > 1 ? &partial_out_[size_t(piece.partial) * q_width_ + head * width]
                                   : local;
-    Single<T>::attend(cache, paging_, row, begin, end, q, group, seen, out);
+    Single<T>::attend(cache, paging_, row, begin, end, query, group, seen, out);
     if (piece.splits > 1) {
       std::copy(seen, seen + group, &partial_[size_t(piece.partial) * m_.heads + head * group]);
       return;

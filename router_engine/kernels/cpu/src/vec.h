@@ -95,6 +95,36 @@ inline float sum(F16 v) {
 #endif
 }
 
+// The sums of 16 vectors, in their order.
+inline F16 sum_each(const F16* v) {
+#define MIX_SHUFFLE __builtin_shufflevector
+  F16 fours[4];  // in each 128 bits: partial sums of four vectors
+  for (int i = 0; i < 4; i++, v += 4) {
+    F16 pairs[2];
+    for (int j = 0; j < 2; j++) {
+      const F16 a = v[2 * j], b = v[2 * j + 1];
+      pairs[j] =
+          MIX_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+          MIX_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    }
+    fours[i] = MIX_SHUFFLE(pairs[0], pairs[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13,
+                           28, 29) +
+               MIX_SHUFFLE(pairs[0], pairs[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15,
+                           30, 31);
+  }
+  F16 eights[2];
+  for (int i = 0; i < 2; i++) {
+    const F16 a = fours[2 * i], b = fours[2 * i + 1];
+    eights[i] = MIX_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                MIX_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  return MIX_SHUFFLE(eights[0], eights[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26,
+                     27) +
+         MIX_SHUFFLE(eights[0], eights[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30,
+                     31);
+#undef MIX_SHUFFLE
+}
+
 inline F16 larger(F16 a, F16 b) { return a > b ? a : b; }
 
 inline float largest(F16 v) {
