@@ -90,6 +90,8 @@ class Single {
         const size_t offset = paging.slot(row, std::min(block + i, end - 1)) * cache.stride;
         keys[i] = cache.keys + offset;
         values[i] = cache.values + offset;
+        prefetch(keys[i], dim * sizeof(T));
+        prefetch(values[i], dim * sizeof(T));
       }
       for (int h = 0; h < heads; h++) {
         score(q + h * dim, keys, count, dim, scores);

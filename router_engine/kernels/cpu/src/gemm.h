@@ -18,6 +18,12 @@ constexpr int CACHE_LINE = 64;                // bytes: one vector
 constexpr int AHEAD = 8192;                   // bytes, within a panel: past the latency of memory
 constexpr int MAX_ROWS = 8;                  // x 3 blocks = 24 of 32 vector registers
 
+// Starts to bring [from, from + bytes) near.
+inline void prefetch(const void* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += CACHE_LINE)
+    __builtin_prefetch(static_cast<const char*>(from) + i, 0, 3);
+}
+
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // GROUP consecutive inputs are multiplied by one instruction.

@@ -129,6 +129,7 @@ void shrink(const Expert& expert, int row, int end, const T* x, size_t ldx, int 
             const std::vector<int>& tokens, const Done& done) {
   const T* a = static_cast<const T*>(expert.a);
   const int count = int(tokens.size());
+  prefetch(a + size_t(row) * inputs, size_t(end - row) * inputs * sizeof(T));
   for (; row < end; row += 4) {
     const T* rows[4];
     for (int r = 0; r < 4; r++) rows[r] = a + size_t(std::min(row + r, end - 1)) * inputs;
@@ -146,6 +147,14 @@ void shrink(const Expert& expert, int row, int end, const T* x, size_t ldx, int 
         for (int r = 0; r < std::min(4, end - row); r++) done(tokens[t + i], row + r, z[i][r]);
     }
   }
+}
+
+// Starts to bring what `expand` reads of an expert.
+template <class T>
+void prefetch_expand(const Expert& expert, int outputs, int begin, int end) {
+  const T* b = static_cast<const T*>(expert.b) + begin;
+  for (int r = 0; r < expert.rank; r++)
+    prefetch(b + size_t(r) * outputs, size_t(end - begin) * sizeof(T));
 }
 
 // Adds one expert's part to outputs [begin, end) of a layer: y points at output 0 of token 0.

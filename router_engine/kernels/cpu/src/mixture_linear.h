@@ -69,6 +69,10 @@ class MixtureLinear {
     const Linear& linear = *job.linear;
     const size_t depth = size_t(ceil_div(linear.inputs, Dot<T>::GROUP)) * Dot<T>::GROUP;
     const int begin = first * PANEL, end = std::min(last * PANEL, linear.outputs);
+    // Pieces of rows are too short for the hardware to foresee; they come while the base is computed.
+    if (mixing.active())
+      for (int s = mixing.phase.first[layer]; s < mixing.phase.first[layer + 1]; s++)
+        prefetch_expand<T>(mixing.phase.spans[s].expert, linear.outputs, begin, end);
     for (int panel = first; panel < last; panel++) {
       const int output = panel * PANEL;
       multiply_panel(rows, x, ldx, static_cast<const T*>(linear.packed) + output * depth,
