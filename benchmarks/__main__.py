@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from benchmarks.subject import Subject
 from router_engine.model.assets import DEFAULT
 
 RESULTS = Path(__file__).resolve().parent / "results"
+KERNELS = "reference" if torch.cuda.is_available() else "cpu"
 CASE_NAMES = ", ".join(case.name for case in CASES)
 
 app = typer.Typer(add_completion=False)
@@ -39,6 +41,9 @@ def serve(
     ] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 64,
     dtype: Annotated[str, typer.Option(help="Number format of the server.")] = "auto",
+    kernels: Annotated[
+        str, typer.Option(help="As for `adaptermix serve`, but auto would change in mid-run.")
+    ] = KERNELS,
     out: Annotated[
         Path, typer.Option(help="The results, without their endings .json and .png.")
     ] = RESULTS / "serve",
@@ -50,6 +55,7 @@ def serve(
         requests_per_client=requests_per_client,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
+        kernels=kernels,
     )
     console = Console(stderr=True)
     try:

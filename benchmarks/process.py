@@ -77,11 +77,12 @@ def _free_port() -> int:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health/ready").status_code == httpx.codes.OK:
-                return
-        time.sleep(POLL_SECONDS)
+    with httpx.Client(base_url=url) as client:
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if client.get("/health/ready").status_code == httpx.codes.OK:
+                    return
+            time.sleep(POLL_SECONDS)
     lines = log.read_text(errors="replace").splitlines()
     raise BenchmarkError("the server did not become ready:\n" + "\n".join(lines[-20:]))
 

@@ -34,6 +34,7 @@ class Plan:
     requests_per_client: int = 2
     max_new_tokens: int = 64
     dtype: str = "auto"
+    kernels: str = "auto"
     threads: int | None = None  # of the engine; None: all cores
     seed: int = 0
 
@@ -90,7 +91,7 @@ def run_benchmark(subject: Subject, cases: Sequence[Case], plan: Plan) -> dict[s
 def _server_options(subject: Subject, cases: Sequence[Case], plan: Plan, store: Path) -> list[str]:
     encoder = "default" if any(case.needs_encoder for case in cases) else "none"
     options = ["--model", subject.model, "--store", str(store), "--encoder", encoder]
-    options += ["--dtype", plan.dtype, "--log-level", "warning"]
+    options += ["--dtype", plan.dtype, "--kernels", plan.kernels, "--log-level", "warning"]
     if plan.threads is not None:
         options += ["--engine-threads", str(plan.threads)]
     return options

@@ -16,6 +16,7 @@ from benchmarks.process import server
 def test_one_round_of_every_case(tmp_path: Path) -> None:
     names = [case.name for case in CASES]
     small = ["--concurrency", "1", "--concurrency", "4", "--rounds", "1", "--max-new-tokens", "8"]
+    small += ["--kernels", "reference"]
     out = ["--out", str(tmp_path / "serve")]
     completed = CliRunner().invoke(app, ["--model", "tiny-random", *small, *out])
     assert completed.exit_code == 0, completed.output
