@@ -80,6 +80,8 @@ def _bars(console: Console) -> Iterator[OnProgress]:
     with Progress(*columns, console=console) as progress:
 
         def on_progress(event: AssetProgress) -> None:
+            if event.stage == "done" and event.name not in tasks:  # there already
+                return
             label = f"{event.name}: {event.stage}"
             if event.name not in tasks:
                 tasks[event.name] = progress.add_task(label, total=None)
