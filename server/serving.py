@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 
 import structlog
@@ -55,6 +56,10 @@ def run_server(settings: Settings, console: Console) -> int:
     )
     server = _Server(config, container, console)
     console.print(f"AdapterMix starts: model {settings.model}, store {settings.store_dir}")
+    # uvicorn ends on these by itself, then sends them again to whoever had them before: to us,
+    # and a stop that was asked for is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
 

@@ -17,7 +17,12 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "logit_bias": (None, {}),
     "metadata": (None, {}),
+    "moderation": (None,),
     "prediction": (None,),
+    "prompt_cache_key": (None,),
+    "prompt_cache_options": (None,),
+    "prompt_cache_retention": (None,),
+    "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "suffix": (None, ""),
@@ -135,6 +140,8 @@ class ChatBody(CommonBody):
         "response_format": (None, {"type": "text"}),
         "tool_choice": (None, "none"),
         "tools": (None, []),
+        "verbosity": (None,),
+        "web_search_options": (None,),
     }
 
     messages: list[Message] = Field(min_length=1)

@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> None:
+    """The servers' threads must not write into the output that a test captures."""
+    configure("error", "console")
 
 
 @pytest.fixture(scope="session")

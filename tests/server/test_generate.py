@@ -178,7 +178,7 @@ def test_full_text_truncation_and_chat_template(live: Live) -> None:
 def test_a_stop_string_cuts_the_text_in_both_forms(live: Live) -> None:
     text = live.answer(parameters=parameters(max_new_tokens=24))["generated_text"]
     stop = text[5:7]
-    asked = {"parameters": parameters(max_new_tokens=24, stop=[stop])}
+    asked: dict[str, Any] = {"parameters": parameters(max_new_tokens=24, stop=[stop])}
     whole = live.answer(**asked)
     frames = live.frames(**asked)
     assert whole["generated_text"] == text[: text.index(stop)]

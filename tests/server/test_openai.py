@@ -22,13 +22,23 @@ def client(live: Live) -> Iterator[openai.OpenAI]:
 
 
 def complete(client: openai.OpenAI, **given: Any) -> Any:
-    body = {"model": "tiny-random", "prompt": "hello", "max_tokens": 6, "temperature": 0}
+    body: dict[str, Any] = {
+        "model": "tiny-random",
+        "prompt": "hello",
+        "max_tokens": 6,
+        "temperature": 0,
+    }
     return client.completions.create(**body | given)
 
 
 def chat(client: openai.OpenAI, **given: Any) -> Any:
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
-    body = {"model": "tiny-random", "messages": messages, "max_tokens": 6, "temperature": 0}
+    body: dict[str, Any] = {
+        "model": "tiny-random",
+        "messages": messages,
+        "max_tokens": 6,
+        "temperature": 0,
+    }
     return client.chat.completions.create(**body | given)
 
 
@@ -127,7 +137,7 @@ def test_models_are_the_base_and_the_adapters(client: openai.OpenAI) -> None:
     cards = {card.id: card for card in client.models.list()}
     assert cards["tiny-random"].to_dict()["parent"] is None
     assert cards["math"].to_dict()["parent"] == "tiny-random"
-    assert client.models.retrieve("math@1").to_dict()["root"].startswith("sha256:")
+    assert str(client.models.retrieve("math@1").to_dict()["root"]).startswith("sha256:")
     assert client.models.retrieve("tiny-random").id == "tiny-random"
 
 
