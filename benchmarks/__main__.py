@@ -36,9 +36,6 @@ def serve(
         list[int] | None, typer.Option(min=1, help="Clients at once; repeatable. 1, 8 and 32.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that every cell is measured.")] = 3,
-    requests_per_client: Annotated[
-        int, typer.Option(min=1, help="Requests of each client in a round.")
-    ] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 64,
     dtype: Annotated[str, typer.Option(help="Number format of the server.")] = "auto",
     kernels: Annotated[
@@ -52,7 +49,6 @@ def serve(
     plan = Plan(
         concurrencies=tuple(concurrency or Plan().concurrencies),
         rounds=rounds,
-        requests_per_client=requests_per_client,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         kernels=kernels,
