@@ -1,0 +1,47 @@
+"""The compiled kernels, built once a session in a cache of the tests' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router_engine.config import CacheConfig, EngineConfig, KernelConfig
+from router_engine.kernels.cpu.build import build
+from router_engine.kernels.cpu.library import Library
+from tests.support.harness import EngineHarness
+
+Pair = tuple[EngineHarness, EngineHarness]
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the library; fails with the compiler's words where it cannot be built."""
+    cache = tmp_path_factory.mktemp("kernels")
+    build(cache)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def library(kernel_cache: Path) -> Library:
+    return Library(build(kernel_cache))
+
+
+@pytest.fixture
+def make_pair(
+    make_harness: Callable[..., EngineHarness], kernel_cache: Path
+) -> Callable[..., Pair]:
+    """The same engine on the reference and on the C++ decoder."""
+
+    def make(*args: Any, **options: Any) -> Pair:
+        config = options.pop("config", EngineConfig(cache=CacheConfig(num_blocks=512)))
+        reference, fast = (
+            make_harness(*args, config=replace(config, kernels=kernels), **options)
+            for kernels in (KernelConfig("reference"), KernelConfig("cpu", kernel_cache))
+        )
+        return reference, fast
+
+    return make

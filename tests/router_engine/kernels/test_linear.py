@@ -1,0 +1,50 @@
+"""The packed product against torch, for every height of a tile and every tail of a panel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from router_engine.kernels.cpu.library import Library
+
+pytestmark = pytest.mark.slow
+
+SHAPES = [(16, 16), (48, 64), (259, 64), (100, 33), (960, 576)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_a_product_is_torchs(
+    library: Library, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    if dtype == torch.bfloat16:
+        inputs += inputs % 2  # rows of x hold whole pairs
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    packed = library.pack(weight)
+    for rows in (*range(1, 18), 33):
+        x = torch.randn(rows, inputs, generator=generator).to(dtype)
+        expected = x.double() @ weight.double().T
+        error = (library.linear(x, packed, outputs) - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max(), rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_the_others(library: Library, dtype: torch.dtype) -> None:
+    """Bit for bit: a request's text cannot depend on how full the batch is."""
+    generator = torch.Generator().manual_seed(0)
+    packed = library.pack(torch.randn(144, 576, generator=generator).to(dtype))
+    x = torch.randn(40, 576, generator=generator).to(dtype)
+    together = library.linear(x, packed, 144)
+    for row in range(40):
+        assert torch.equal(library.linear(x[row : row + 1], packed, 144)[0], together[row])
+
+
+def test_packing_again_follows_the_weight(library: Library) -> None:
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    packed = library.pack(weight)
+    before = packed.clone()
+    library.pack(weight + 1, packed)
+    assert not torch.equal(packed, before)
+    library.pack(weight, packed)
+    assert torch.equal(packed, before)
