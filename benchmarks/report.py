@@ -68,8 +68,8 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 def result_table(result: Mapping[str, Any]) -> Table:
     """The result for a terminal: one row a case and concurrency."""
     table = Table(title=f"{result['model']} on {result['machine']['processor']}")
-    table.add_column("case")
-    for heading in ("clients", "tokens/s", "range", "TTFT ms", "P99", "inter-token ms", "P99"):
+    table.add_column("case", no_wrap=True)
+    for heading in ("clients", "tokens/s", "range", "TTFT ms", "P99", "gap ms", "P99"):
         table.add_column(heading, justify="right")
     for cell in result["cells"]:
         low, high = cell["output_tokens_per_second_range"]
