@@ -14,7 +14,7 @@ from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.model.batch import build_batch
 from router_engine.model.cpu.fast import FastPath
 from router_engine.model.loader import LoadedModel
-from router_engine.model.sampler import Sampler, SamplingRow
+from router_engine.model.sampler import LogitSummary, Sampler, SamplingRow
 from router_engine.scheduling.plan import StepOutput, StepPlan
 
 
@@ -38,7 +38,11 @@ class ModelRunner:
         """One forward pass under the plan's weights; samples for its `sampled_rows`, in order."""
         weights = step_weights(plan.rows, merged, self._device)
         body = self._fast.body()
-        logits = self._logits(plan, weights) if body is None else body.logits(plan, weights)
+        summary: LogitSummary | None = None
+        if body is None:
+            logits = self._logits(plan, weights)
+        else:
+            logits, summary = body.logits(plan, weights)
         rows = [
             SamplingRow(
                 params=row.sampling,
@@ -48,7 +52,7 @@ class ModelRunner:
             )
             for row in plan.sampled_rows
         ]
-        return StepOutput(tuple(self._sampler.sample(logits, rows)) if rows else ())
+        return StepOutput(tuple(self._sampler.sample(logits, rows, summary)) if rows else ())
 
     def _logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
         """Logits [samples, vocab] of the rows that yield a token, by transformers' own code."""

@@ -32,26 +32,40 @@ class SamplingRow:
     position: int = 0  # index of the token to draw among the generated ones
 
 
+@dataclass(frozen=True, slots=True)
+class LogitSummary:
+    """Per row of logits: the first index of the highest, and log sum e^logit. [rows] each."""
+
+    best: Tensor
+    normaliser: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> LogitSummary:
+        return cls(logits.argmax(dim=-1), logits.logsumexp(dim=-1))
+
+
 class Sampler:
     """Stateless: the same logits and row give the same token, whatever else is in the batch."""
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow], summary: LogitSummary | None = None
+    ) -> list[SampledToken]:
         """One token a row. logits [rows, vocab], any float dtype; all maths is in float32.
 
         Greedy rows take the first of the highest logits. The others take the inverse of the
         cumulative distribution, in the order of the vocabulary, at the uniform number that
-        `uniform(seed, position)` gives.
+        `uniform(seed, position)` gives. `summary` is that of `logits`, where a kernel made it.
         """
         raw = logits.float()
+        summary = summary or LogitSummary.of(raw)
         scores = penalised(raw, rows)
-        token_ids = scores.argmax(dim=-1)
+        token_ids = summary.best if scores is raw else scores.argmax(dim=-1)
         drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
         if drawn:
             index = _index(drawn, raw)
             token_ids[index] = _draw(scores[index], [rows[i] for i in drawn])
-        normaliser = raw.logsumexp(dim=-1)  # [rows]
-        logprobs = raw.gather(1, token_ids[:, None])[:, 0] - normaliser
-        top = _top_tokens(raw, normaliser, rows)
+        logprobs = raw.gather(1, token_ids[:, None])[:, 0] - summary.normaliser
+        top = _top_tokens(raw, summary.normaliser, rows)
         return [
             SampledToken(token_id, logprob, top.get(i, ()))
             for i, (token_id, logprob) in enumerate(

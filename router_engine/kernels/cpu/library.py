@@ -81,6 +81,8 @@ class Step(Structure):
         ("blocks", c_void_p),
         ("sample_index", c_void_p),
         ("logits", c_void_p),
+        ("best", c_void_p),
+        ("normaliser", c_void_p),
         ("weights", Weights),
         ("tokens", c_int32),
         ("num_rows", c_int32),

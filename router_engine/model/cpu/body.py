@@ -14,6 +14,7 @@ from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.library import Expert, Step, Weights
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.cpu.decoder import Decoder
+from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
 
 _LANES = 16
@@ -29,11 +30,13 @@ class CpuBody:
         self._experts: dict[str, ctypes.Array[Expert]] = {}
         self._version = pool.version
 
-    def logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+    def logits(self, plan: StepPlan, weights: StepWeights | None) -> tuple[Tensor, LogitSummary]:
         """Logits [samples, vocab] in fp32 of the plan's `sampled_rows`; KV of all rows is kept."""
         arrays = _StepArrays(plan)
         stride = -(-self._vocab // _LANES) * _LANES
         logits = torch.empty(len(arrays.samples), stride)
+        best = torch.empty(len(arrays.samples), dtype=torch.int64)
+        normaliser = torch.empty(len(arrays.samples))
         mixture = _Mixture(weights, self._expert_list)
         step = Step(
             token_ids=arrays.token_ids.ctypes.data,
@@ -42,6 +45,8 @@ class CpuBody:
             blocks=arrays.blocks.ctypes.data,
             sample_index=arrays.samples.ctypes.data,
             logits=logits.data_ptr(),
+            best=best.data_ptr(),
+            normaliser=normaliser.data_ptr(),
             weights=mixture.weights,
             tokens=len(arrays.token_ids),
             num_rows=len(arrays.rows),
@@ -50,7 +55,9 @@ class CpuBody:
             threads=torch.get_num_threads(),
         )
         self._decoder.library.run_model(self._decoder.handle, step)
-        return logits if stride == self._vocab else logits[:, : self._vocab].contiguous()
+        if stride != self._vocab:
+            logits = logits[:, : self._vocab].contiguous()
+        return logits, LogitSummary(best, normaliser)
 
     def refresh(self, modules: Iterable[str]) -> None:
         """The base weights of these modules have changed. Called between steps."""

@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "mixture_linear.h"
+#include "summary.h"
 
 namespace mix {
 
@@ -340,6 +341,10 @@ class Model : public Decoder {
     linears_.shrink_all(team, head_mixing_, step_.samples, x_.data(), m_.hidden, m_.hidden);
     const Job job = {&m_.head, step_.logits, size_t(step_.logits_stride), false};
     linears_.run(team, &job, 1, head_mixing_, step_.samples, x_.data(), m_.hidden);
+    team.share(step_.samples, [&](int i) {
+      summarise(step_.logits + size_t(i) * step_.logits_stride, m_.head.outputs, step_.best + i,
+                step_.normaliser + i);
+    });
   }
 
   const ModelSpec m_;

@@ -51,6 +51,8 @@ struct Step {
   const int32_t* blocks;        // block tables, one after another
   const int32_t* sample_index;  // [samples]: tokens whose logits are wanted
   float* logits;                // [samples, logits_stride]
+  int64_t* best;                // [samples]: index of the highest logit
+  float* normaliser;            // [samples]: log of the sum of their exponentials
   Weights weights;              // columns 0: the base alone
   int32_t tokens;
   int32_t num_rows;
