@@ -15,12 +15,12 @@ _LONGEST_RETRY = 60
 class Admission:
     """Counts requests from submission to their first token. Used from one event loop."""
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, on_refusal: Callable[[], None]) -> None:
         self._max_waiting = max_waiting
+        self._on_refusal = on_refusal
         self._mean_wait = 1.0  # seconds to a first token, a running mean
         self.waiting = 0
         self.live = 0
-        self.refused = 0
 
     @contextmanager
     def enter(self) -> Iterator[Callable[[float], None]]:
@@ -29,7 +29,7 @@ class Admission:
         Raises OverloadedError when every place is taken.
         """
         if self.waiting >= self._max_waiting:
-            self.refused += 1
+            self._on_refusal()
             raise OverloadedError(self.waiting, self.retry_after)
         self.waiting += 1
         self.live += 1

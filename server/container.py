@@ -68,7 +68,7 @@ class Container:
     def __init__(self, settings: Settings, engine_factory: EngineFactory = process_engine) -> None:
         self.settings = settings
         self.metrics = Metrics(settings.metrics_adapters)
-        self.admission = Admission(settings.max_waiting)
+        self.admission = Admission(settings.max_waiting, self.metrics.refused.inc)
         self._engine_factory = engine_factory
         self.started_at = time.time()
         self._stack = AsyncExitStack()

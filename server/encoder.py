@@ -61,5 +61,7 @@ class EncoderSupervisor:
         while not self._closing.is_set():
             status = self._process.wait(_LOOK_SECONDS)
             if status is not None:
-                log.warning("the encoder worker ended and is restarted", status=status)
+                # A signal to the whole process group ends the worker first and this process next.
+                if not self._closing.wait(_FIRST_PAUSE):
+                    log.warning("the encoder worker ended and is restarted", status=status)
                 return

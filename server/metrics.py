@@ -46,71 +46,41 @@ class Metrics:
     """What the server counts itself."""
 
     def __init__(self, max_adapter_labels: int) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._max_adapter_labels = max_adapter_labels
         self._labels: set[str] = set()
-        self.requests = Counter(
-            "adaptermix_requests",
-            "Requests that ended.",
-            ["endpoint", "finish_reason"],
-            registry=registry,
+        self.requests = self._counter(
+            "requests", "Requests that ended.", "endpoint", "finish_reason"
         )
-        self.prompt_tokens = Counter(
-            "adaptermix_prompt_tokens", "Tokens of prompts.", registry=registry
+        self.refused = self._counter("requests_refused", "Requests answered with 429.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self.generated_tokens = self._counter("generated_tokens", "Tokens of answers.")
+        self.weight_mass = self._counter(
+            "adapter_weight_mass", "Sum of |weight| over generated tokens.", "adapter"
         )
-        self.generated_tokens = Counter(
-            "adaptermix_generated_tokens", "Tokens of answers.", registry=registry
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From submission to the first token.", FIRST_TOKEN
         )
-        self.first_token = Histogram(
-            "adaptermix_time_to_first_token_seconds",
-            "From submission to the first token.",
-            buckets=FIRST_TOKEN,
-            registry=registry,
+        self.inter_token = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of an answer.", INTER_TOKEN
         )
-        self.inter_token = Histogram(
-            "adaptermix_inter_token_latency_seconds",
-            "Between two tokens of an answer.",
-            buckets=INTER_TOKEN,
-            registry=registry,
+        self.latency = self._histogram(
+            "request_latency_seconds", "From submission to the last token.", LATENCY
         )
-        self.latency = Histogram(
-            "adaptermix_request_latency_seconds",
-            "From submission to the last token.",
-            buckets=LATENCY,
-            registry=registry,
+        self.queue_time = self._histogram(
+            "request_queue_seconds", "From submission to the first scheduled token.", LATENCY
         )
-        self.queue_time = Histogram(
-            "adaptermix_request_queue_seconds",
-            "From submission to the first scheduled token.",
-            buckets=LATENCY,
-            registry=registry,
-        )
-        self.http_waiting = Gauge(
-            "adaptermix_requests_without_token",
-            "Requests that have no token yet (bounded by max_waiting).",
-            registry=registry,
-        )
-        self.engine_ready = Gauge(
-            "adaptermix_engine_ready", "1 while the engine takes requests.", registry=registry
-        )
-        self.refused = Counter(
-            "adaptermix_requests_refused",
-            "Requests answered with 429.",
-            registry=registry,
-        )
-        self.entropy = Histogram(
-            "adaptermix_routing_entropy_nats",
+        self.entropy = self._histogram(
+            "routing_entropy_nats",
             "Entropy of the weights of a routed token.",
-            ["router", "level"],
-            buckets=ENTROPY,
-            registry=registry,
+            ENTROPY,
+            "router",
+            "level",
         )
-        self.weight_mass = Counter(
-            "adaptermix_adapter_weight_mass",
-            "Sum of |weight| over generated tokens.",
-            ["adapter"],
-            registry=registry,
+        self.http_waiting = self._gauge(
+            "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."
         )
+        self.engine_ready = self._gauge("engine_ready", "1 while the engine takes requests.")
 
     def add_weights(self, masses: Mapping[str, float]) -> None:
         """Count weight mass by adapter name; names past the bound go to one common label."""
@@ -123,6 +93,17 @@ class Metrics:
         """The exposition text; `engine` None while the engine does not answer."""
         own = generate_latest(self.registry)
         return own if engine is None else own + generate_latest(_once(engine))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"adaptermix_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"adaptermix_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(
+            f"adaptermix_{name}", text, labels, buckets=buckets, registry=self.registry
+        )
 
 
 class EngineMetrics:

@@ -39,6 +39,7 @@ def test_too_many_waiting_get_429_with_retry_after(narrow: Live) -> None:
             assert int(refused.headers["retry-after"]) >= 1
             stream = narrow.client.post("/v1/completions", json=_openai(stream=True))
             assert stream.status_code == 429
+        assert "adaptermix_requests_refused_total 2.0" in narrow.client.get("/metrics").text
         statuses = sorted(future.result().status_code for future in waiting)
     assert statuses == [200, 200, 429]
     assert narrow.generate().status_code == 200
