@@ -12,6 +12,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
+MergeMode = Literal["manual", "auto"]
 Kernels = Literal["auto", "reference", "cpu"]
 
 
@@ -55,6 +56,16 @@ class AdapterPoolConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeConfig:
+    """Who decides what is merged into the base: admins alone, or the traffic while none has."""
+
+    mode: MergeMode = "manual"
+    enter: float = 0.8  # share of the tokens at which `auto` merges a mixture
+    leave: float = 0.5  # share below which it lets go
+    half_life: int = 4096  # tokens after which an observation counts half
+
+
+@dataclass(frozen=True, slots=True)
 class KernelConfig:
     """What computes a step.
 
@@ -73,4 +84,5 @@ class EngineConfig:
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     adapters: AdapterPoolConfig = AdapterPoolConfig()
+    merge: MergeConfig = MergeConfig()
     kernels: KernelConfig = KernelConfig()

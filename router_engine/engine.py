@@ -21,6 +21,7 @@ from router_engine.errors import EngineError, MixtureError, RouterError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
 from router_engine.experts.merged import MergedBase
+from router_engine.experts.merging import MERGED, MergeControl
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
@@ -38,8 +39,6 @@ from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 
 _Result = TypeVar("_Result")
-
-MERGED = f"{ADMIN}merged"  # owner of the merged mixture's adapters
 
 
 class Engine:
@@ -90,15 +89,14 @@ class Engine:
             device=loaded.device,
         )
         fast = FastPath(config.kernels, loaded, linears, pool, cache)
-        self._merged = MergedBase(linears, embeddings, fast.refresh)
-        self._merged_seconds = 0.0
+        base = MergedBase(linears, embeddings, fast.refresh)
+        self._merge = MergeControl(base, self._residency, config.merge)
         self._runner = ModelRunner(loaded, self._experts, cache, fast)
         self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows
         self._task_ids = itertools.count()
         self._steps = 0
-        self._merges = 0
         self._step_seconds = 0.0
 
     # Requests
@@ -131,8 +129,9 @@ class Engine:
         self._settle()
         plan = self._scheduler.schedule()
         if plan is not None:
+            self._merge.follow(plan.rows)
             started = time.perf_counter()
-            output = self._runner.run(plan, self._merged.mixture)
+            output = self._runner.run(plan, self._merge.mixture)
             self._step_seconds += time.perf_counter() - started
             self._steps += 1
             self._events.extend(self._scheduler.update(plan, output))
@@ -174,14 +173,15 @@ class Engine:
         """Fold a mixture into the base once its adapters are there; None restores the base."""
         done: Future[MergedState] = Future()
         if mixture is None:
-            self._switch(None)
+            self._merge.switch(None, by_admin=True)
             done.set_result(self.merged())
             return done
-        self._bring(mixture.digests, done, lambda: self._switch(mixture), self.merged)
+        switch = functools.partial(self._merge.switch, mixture, by_admin=True)
+        self._bring(mixture.digests, done, switch, self.merged)
         return done
 
     def merged(self) -> MergedState:
-        return MergedState(self._merged.mixture, self._merged_seconds)
+        return self._merge.state
 
     # The rest
 
@@ -210,7 +210,7 @@ class Engine:
             adapter_loads=counters.loads,
             adapter_evictions=counters.evictions,
             adapter_load_seconds=counters.load_seconds,
-            merges=self._merges,
+            merges=self._merge.switches,
             step_seconds=self._step_seconds,
             load_seconds_recent=recent,
         )
@@ -313,18 +313,3 @@ class Engine:
             follow(None)
         else:
             self._tasks[owner] = follow
-
-    def _switch(self, mixture: ResolvedMixture | None) -> None:
-        """Change the base weights. Called between steps only."""
-        started = time.perf_counter()
-        if mixture is not None:
-            self._check(mixture)
-        self._merged.restore()
-        self._residency.release(MERGED)
-        if mixture is not None:
-            # Requests under other mixtures subtract this one, so its rows must stay on the device.
-            self._residency.hold(MERGED, mixture.digests)
-            adapters = [self._residency.host_copy(digest) for digest in mixture.digests]
-            self._merged.merge(mixture, adapters)
-        self._merged_seconds = time.perf_counter() - started
-        self._merges += 1

@@ -80,7 +80,7 @@ class ResidencyManager:
     def acquire(self, owner: str, digests: Sequence[str]) -> bool:
         """Ask for adapters. True: granted at once; otherwise a later `pump` names the owner."""
         wanted = tuple(dict.fromkeys(digests))
-        if all(digest in self._device for digest in wanted) and not self._door_closed():
+        if self.are_resident(wanted) and not self._door_closed():
             self._grant(owner, wanted)
             return True
         self._waiters.append(_Waiter(owner, wanted))
@@ -88,6 +88,10 @@ class ResidencyManager:
         for digest in wanted:
             self._start_load(digest)
         return False
+
+    def are_resident(self, digests: Sequence[str]) -> bool:
+        """Whether all of them are on the device."""
+        return all(digest in self._device for digest in digests)
 
     def hold(self, owner: str, digests: Sequence[str]) -> None:
         """Use adapters that are on the device already."""
@@ -117,7 +121,7 @@ class ResidencyManager:
         ready: list[str] = []
         blocked = False
         for waiter in list(self._waiters):
-            on_device = all(digest in self._device for digest in waiter.digests)
+            on_device = self.are_resident(waiter.digests)
             if on_device and not (blocked and self._door_closed()):
                 granted = True
             else:

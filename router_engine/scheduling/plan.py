@@ -25,6 +25,7 @@ class PlannedRow:
     ]  # (number of tokens, one weight per adapter), cover the chunk
     adapters: tuple[str, ...]  # digests
     combination: Combination
+    is_routed: bool  # the weights of later tokens may differ
     sampling: SamplingParams
     num_generated: int  # index of the token that a sample yields
     prompt_token_ids: tuple[int, ...]
@@ -52,6 +53,7 @@ class PlannedRow:
             weight_runs=state.weights_history.between(start, stop),
             adapters=request.adapters,
             combination=request.combination,
+            is_routed=request.routing is not None,
             sampling=request.sampling,
             num_generated=state.num_generated,
             prompt_token_ids=request.prompt_token_ids,

@@ -71,6 +71,11 @@ class _Oracle:
         mean: NDArray[np.float32] = np.mean([self.embed(text) for text in sample_texts(folder)], 0)
         return mean
 
+    def text(self, ids: list[int]) -> str:
+        """What has been written: an end-of-text token that was generated is no text."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
     def weights(self, text: str) -> list[float]:
         e = self.embed(text)
         s = np.array([e @ c / np.linalg.norm(e) / np.linalg.norm(c) for c in self.centroids])
@@ -82,7 +87,7 @@ class _Oracle:
     def generate(self, prompt: list[int]) -> tuple[list[int], list[torch.Tensor]]:
         ids, rows = list(prompt), []
         for _ in range(COUNT):
-            set_mixture(self._model, self.weights(self._tokenizer.decode(ids)), "linear")
+            set_mixture(self._model, self.weights(self.text(ids)), "linear")
             logits = self._model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             rows.append(logits.log_softmax(-1))
             ids.append(int(logits.argmax()))
@@ -160,7 +165,7 @@ def test_paper_routing_matches_peft(
     for prompt, answer in zip(prompts, answers, strict=True):
         ids, rows = oracle.generate(prompt)
         assert_agrees(answer, ids, rows)
-        expected = oracle.weights(tokenizer.decode(prompt))
+        expected = oracle.weights(oracle.text(prompt))
         assert answer.tokens[0].weights == pytest.approx(expected, abs=1e-4)
     winners = {int(np.argmax(answer.tokens[0].weights)) for answer in answers}
     assert len(winners) > 1  # negative control: the prompts are told apart

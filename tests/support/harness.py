@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import Combination
-from router_engine.config import CacheConfig, EngineConfig, ModelConfig
+from router_engine.config import CacheConfig, EngineConfig
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, TokenEvent
 from router_engine.experts.base import AdapterSource
@@ -59,13 +59,7 @@ class EngineHarness:
         self.news = threading.Event()
         self.store = AdapterStore.open(root / "store")
         self.engine = Engine(
-            EngineConfig(
-                ModelConfig(str(model), dtype=config.model.dtype),
-                config.cache,
-                config.scheduler,
-                config.adapters,
-                config.kernels,
-            ),
+            replace(config, model=replace(config.model, model=str(model))),
             adapters=wrap_source(open_blobs(root / "store" / "blobs")),
             token_routers=routers or {},
             wake=self.news.set,

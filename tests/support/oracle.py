@@ -56,4 +56,5 @@ def assert_agrees(answer: Answer, ids: Sequence[int], rows: Sequence[Tensor]) ->
         if token.token_id != expected:
             assert best[0] - best[1] < LOGIT_TOLERANCE, f"token {index} differs"
             return
-        assert abs(token.logprob - float(row[expected])) < LOGIT_TOLERANCE * float(row.abs().max())
+        difference = abs(token.logprob - float(row[expected]))
+        assert difference < LOGIT_TOLERANCE * float(row.abs().max()), f"token {index}: {difference}"

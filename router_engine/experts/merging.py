@@ -1,0 +1,75 @@
+"""Owns the merged base: what is folded in, who asked for it, and how often it changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from adapters_store.types import ResolvedMixture
+from router_engine.client.base import MergedState
+from router_engine.config import MergeConfig
+from router_engine.experts.merge_policy import MergePolicy
+from router_engine.experts.merged import MergedBase
+from router_engine.experts.residency import ADMIN, ResidencyManager
+from router_engine.mixture.rules import check_mixture
+from router_engine.scheduling.plan import PlannedRow
+
+MERGED = f"{ADMIN}merged"  # owner of the merged mixture's adapters
+
+
+class MergeControl:
+    """Switches the base between mixtures, between two steps, on the engine's thread.
+
+    An admin's merge stays until an admin ends it; under `auto` the traffic decides meanwhile.
+    """
+
+    def __init__(self, base: MergedBase, residency: ResidencyManager, config: MergeConfig) -> None:
+        self._base = base
+        self._residency = residency
+        self._policy = MergePolicy(config) if config.mode == "auto" else None
+        self._by_admin = False
+        self._seconds = 0.0
+        self.switches = 0
+
+    @property
+    def mixture(self) -> ResolvedMixture | None:
+        return self._base.mixture
+
+    @property
+    def state(self) -> MergedState:
+        return MergedState(self._base.mixture, self._seconds)
+
+    def switch(self, mixture: ResolvedMixture | None, *, by_admin: bool) -> None:
+        """Fold `mixture` in, or restore the base; its adapters are on the device.
+
+        Raises MixtureError, the base unchanged, where the combination is not defined for it.
+        """
+        started = time.perf_counter()
+        if mixture is not None:
+            manifests = [self._residency.manifest(digest) for digest in mixture.digests]
+            check_mixture(mixture, manifests)
+        self._base.restore()
+        self._residency.release(MERGED)
+        if mixture is not None:
+            # Requests under other mixtures subtract this one, so its rows must stay on the device.
+            self._residency.hold(MERGED, mixture.digests)
+            adapters = [self._residency.host_copy(digest) for digest in mixture.digests]
+            self._base.merge(mixture, adapters)
+        self._by_admin = by_admin and mixture is not None
+        self._seconds = time.perf_counter() - started
+        self.switches += 1
+
+    def follow(self, rows: Sequence[PlannedRow]) -> None:
+        """Under `auto`, switch to what the traffic asks for; `rows` are those of the next step.
+
+        A mixture is merged only while its adapters are on the device, which they are while it
+        dominates: nothing is loaded for a merge.
+        """
+        if self._policy is None or self._by_admin:
+            return
+        self._policy.observe(rows)
+        wanted = self._policy.choose(self.mixture)
+        if wanted == self.mixture:
+            return
+        if wanted is None or self._residency.are_resident(wanted.digests):
+            self.switch(wanted, by_admin=False)
