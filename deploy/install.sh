@@ -6,7 +6,9 @@
 #
 # PYTHON           the interpreter to use; otherwise the first of 3.11, 3.12, 3.13 that is found
 # TORCH_INDEX_URL  where to look for torch besides pip's own index, to choose its build:
-#                  https://download.pytorch.org/whl/cpu or https://download.pytorch.org/whl/cu130
+#                  https://download.pytorch.org/whl/cpu or https://download.pytorch.org/whl/cu130;
+#                  unset, it is the first of these on Linux without nvidia-smi, where it is reached;
+#                  set and empty, pip's own index alone
 # INSTALL_MODE     editable (default), or copy: the environment then stands without the source tree
 set -eu
 
@@ -49,6 +51,13 @@ if ! [ -x "$venv/bin/python" ]; then
     python=$(find_python)
     echo "Making $venv with $("$python" --version)"
     "$python" -m venv "$venv"
+fi
+
+cpu_index=https://download.pytorch.org/whl/cpu
+if [ -z "${TORCH_INDEX_URL+set}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null &&
+    "$venv/bin/python" -c "import urllib.request as r; r.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null
+then
+    TORCH_INDEX_URL=$cpu_index
 fi
 
 # torch goes first and by its exact version: a range would let pip take the newest build there is, with
