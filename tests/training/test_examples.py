@@ -1,0 +1,44 @@
+"""The adapters that come with the project are whole and say what binds them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+NAMES = ("math", "science", "code", "reading")
+LICENCES = {
+    "math": "MIT",
+    "science": "CC BY-SA 4.0",
+    "code": "CC BY-NC 4.0",
+    "reading": "CC BY-SA 4.0",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_a_rank_8_adapter_of_the_default_base(
+    name: str, example_adapters: list[Path]
+) -> None:
+    [folder] = [path for path in example_adapters if path.name == name]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (8, 16)
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert config["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert len(tensors) == 30 * 4 * 2
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert all(torch.isfinite(tensor).all() and tensor.any() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_has_a_card_and_texts_of_its_own(
+    name: str, example_adapters: list[Path]
+) -> None:
+    [folder] = [path for path in example_adapters if path.name == name]
+    assert f"**{LICENCES[name]}" in (folder / "README.md").read_text()
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").open()]
+    assert len(set(texts)) == len(texts) >= 30
+    assert all("\n\nAnswer: " in text for text in texts)
