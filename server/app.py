@@ -25,11 +25,12 @@ _CLIENT_GONE = 499
 
 
 def create_app(container: Container) -> FastAPI:
-    """The application; its lifespan starts and closes the container."""
+    """The application; its lifespan starts the container, unless it runs already, and closes it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await container.start()
+        if not container.is_started:
+            await container.start()
         try:
             yield
         finally:

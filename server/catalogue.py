@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from adapters_store.errors import InvalidAdapterError
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
@@ -74,11 +75,17 @@ class Catalogue:
         return AdapterReply.of(record)
 
     async def publish_folder(self, directory: Path) -> None:
-        """Publish every adapter folder in `directory` whose content is not stored yet."""
-        if not directory.is_dir():
-            raise SettingsError(f"adapters = {str(directory)!r} is not a directory")
+        """Publish every adapter folder in `directory` whose content is not stored yet.
+
+        Raises SettingsError naming a folder that is refused.
+        """
         for folder in sorted(path.parent for path in directory.glob(f"*/{CONFIG}")):
-            await self._publish_once(folder)
+            try:
+                await self._publish_once(folder)
+            except InvalidAdapterError as error:
+                first, *more = error.problems
+                rest = f" (and {len(more)} more problems)" if more else ""
+                raise SettingsError(f"adapters: {folder} is refused: {first}{rest}") from error
 
     async def check(self, name: str, upload: Publishable) -> CheckReply:
         """A dry run of `publish`."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,9 @@ from server.encoder import EncoderSupervisor
 from server.generation import Generation
 from server.metrics import Metrics
 from server.mixtures import Mixtures
-from server.models import base_files, encoder_directory, load_tokenizer
+from server.models import base_files, encoder_directory, load_tokenizer, make_encoder
 from server.routing import Routing
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
@@ -97,8 +98,12 @@ class Container:
         return self.services.generation
 
     def check_files(self) -> None:
-        """Raises AssetError and SettingsError, before anything starts, for a model not there."""
+        """Raises AssetError and SettingsError, before anything starts, for what is not there."""
         base_files(self.settings)
+        encoder_directory(self.settings, self.settings.cache_dir)
+        adapters = self.settings.adapters
+        if adapters is not None and not adapters.expanduser().is_dir():
+            raise SettingsError(f"adapters = {str(adapters)!r} is not a directory")
 
     async def start(self) -> None:
         """Start encoder and engine beside each other, then what needs them.
@@ -134,9 +139,9 @@ class Container:
             settings,
         )
         self._stack.push_async_callback(engine.close)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(engine.start())
-            tokenizer = await asyncio.to_thread(load_tokenizer, files)
+        tokenizer, _ = await asyncio.gather(
+            asyncio.to_thread(load_tokenizer, files), engine.start()
+        )
         if encoder_files is not None and endpoint is not None:
             # After the engine: it is what a first request needs.
             await asyncio.to_thread(tokenizer.save_pretrained, scratch / "tokenizer")
@@ -148,14 +153,16 @@ class Container:
 
     def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
         settings = self.settings
+        environment = settings.child_environment(settings.encoder_threads)
         supervisor = EncoderSupervisor(
             EncoderConfig(
                 encoder_dir=encoder,
                 tokenizer_dir=tokenizer,
                 endpoint=endpoint,
-                environment=settings.child_environment(settings.encoder_threads),
+                environment=environment,
                 num_threads=settings.encoder_threads,
-            )
+            ),
+            prepare=partial(make_encoder, settings, encoder, environment),
         )
         self._stack.push_async_callback(supervisor.close)
         supervisor.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import structlog
 
@@ -24,7 +25,9 @@ class EncoderSupervisor:
     Until the worker is there, what needs it waits or is told that it is away.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, prepare: Callable[[], None]) -> None:
+        """`prepare` is called once, before the worker is started for the first time."""
+        self._prepare = prepare
         self._process = EncoderProcess(config)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="encoder-watch", daemon=True)
@@ -44,6 +47,7 @@ class EncoderSupervisor:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
+        self._prepare()
         while not self._closing.is_set():
             try:
                 self._process.start()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ def base_files(settings: Settings) -> BaseFiles:
 def load_tokenizer(files: BaseFiles) -> Any:
     """The base model's tokenizer, as transformers loads it."""
     if files.load == TINY_RANDOM:
-        from router_engine.model.tiny import tiny_tokenizer
+        from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
         return tiny_tokenizer()
     from transformers import AutoTokenizer
@@ -48,38 +51,41 @@ def load_tokenizer(files: BaseFiles) -> Any:
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
     """The sentence encoder's directory; None where none is to run.
 
-    A tiny random encoder goes with the tiny random model; it is made in `scratch`. Raises
-    AssetError when the default encoder has not been pulled, SettingsError when a directory does
-    not exist, RouterInputError when it holds no encoder.
+    With the tiny random model goes a tiny random encoder, to be made in `scratch` before it is
+    used. Raises AssetError when the default encoder has not been pulled, SettingsError when a
+    directory does not exist, RouterInputError when it holds no encoder.
     """
-    directory = _encoder_directory(settings, scratch)
-    if directory is not None:
-        from router_engine.routers.encoder.folder import EncoderFolder
-
-        EncoderFolder.read(directory)
-    return directory
-
-
-def _encoder_directory(settings: Settings, scratch: Path) -> Path | None:
-    name = settings.encoder
-    if name == DEFAULT and settings.model == TINY_RANDOM:
-        name = TINY_RANDOM
-    if name == NONE:
+    if settings.encoder == NONE:
         return None
-    if name == TINY_RANDOM:
-        from transformers.utils.logging import disable_progress_bar
-
-        from router_engine.routers.encoder.tiny import save_tiny_encoder
-
-        disable_progress_bar()  # it would write into the server's output
-        return save_tiny_encoder(scratch / "encoder")
-    if name == DEFAULT:
+    if _is_tiny(settings):
+        return scratch / "encoder"
+    if settings.encoder == DEFAULT:
         from router_engine.model.assets import DEFAULT_ENCODER, require
 
         return require(DEFAULT_ENCODER, settings.cache_dir)
-    path = Path(name).expanduser()
+    path = Path(settings.encoder).expanduser()
     if not path.is_dir():
-        raise SettingsError(
-            f"encoder = {name!r}: use 'default', 'tiny-random', 'none' or a directory"
-        )
+        raise SettingsError(f"encoder = {settings.encoder!r}: use 'default', 'none' or a directory")
+    from router_engine.routers.encoder.folder import EncoderFolder
+
+    EncoderFolder.read(path)
     return path
+
+
+def make_encoder(settings: Settings, directory: Path, environment: Mapping[str, str]) -> None:
+    """Make the tiny random encoder, where that is the one; in a process of its own, for torch."""
+    if _is_tiny(settings):
+        command = (sys.executable, "-c", _MAKE_TINY_ENCODER, str(directory))
+        subprocess.run(command, env=dict(environment), check=True, capture_output=True)
+
+
+def _is_tiny(settings: Settings) -> bool:
+    return settings.encoder == DEFAULT and settings.model == TINY_RANDOM
+
+
+_MAKE_TINY_ENCODER = """
+import sys
+from pathlib import Path
+from router_engine.routers.encoder.tiny import save_tiny_encoder
+save_tiny_encoder(Path(sys.argv[1]))
+"""

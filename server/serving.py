@@ -9,19 +9,24 @@ import socket
 import structlog
 import uvicorn
 from rich.console import Console
+from rich.markup import escape
 
 from adapters_store.errors import StoreError
 from router_engine.errors import EngineError
 from server import logging as server_logging
 from server.app import create_app
 from server.container import Container
-from server.settings import Settings
+from server.errors import ServerError
+from server.settings import Settings, SettingsError
 
 SHUTDOWN_SECONDS = 30
 
 
+_EXPECTED = (StoreError, EngineError, ServerError, SettingsError, OSError)
+
+
 class _Server(uvicorn.Server):
-    """Prints the ready line once requests are taken."""
+    """Starts the container first, and says so once requests are taken."""
 
     def __init__(self, config: uvicorn.Config, container: Container, console: Console) -> None:
         super().__init__(config)
@@ -29,10 +34,17 @@ class _Server(uvicorn.Server):
         self._console = console
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # Here and not in the lifespan: an error is told in one line, not in a traceback.
+        try:
+            await self._container.start()
+        except _EXPECTED as error:
+            _print_error(self._console, error)
+            raise SystemExit(1) from error
         await super().startup(sockets=sockets)
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
-            self._console.print(ready_line(self._container, port), soft_wrap=True, highlight=False)
+            line = ready_line(self._container, port)
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def run_server(settings: Settings, console: Console) -> int:
@@ -44,7 +56,7 @@ def run_server(settings: Settings, console: Console) -> int:
         container.auth.require_safe_host()
         container.check_files()
     except (StoreError, EngineError) as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        _print_error(console, error)
         return 1
     config = uvicorn.Config(
         create_app(container),
@@ -55,13 +67,25 @@ def run_server(settings: Settings, console: Console) -> int:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     server = _Server(config, container, console)
-    console.print(f"AdapterMix starts: model {settings.model}, store {settings.store_dir}")
+    console.print(
+        f"AdapterMix starts: model {settings.model}, store {settings.store_dir}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
     # uvicorn ends on these by itself, then sends them again to whoever had them before: to us,
     # and a stop that was asked for is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    server.run()
-    return 0 if server.started else 1
+    try:
+        server.run()
+    except SystemExit:  # how uvicorn leaves when it cannot start
+        return 1
+    return 0
+
+
+def _print_error(console: Console, error: Exception) -> None:
+    console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
 
 
 def ready_line(container: Container, port: int) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -74,10 +75,11 @@ def check(
         form = _form(source, name, tags)
         report = _upload(client, "/admin/adapters/check", source, form, texts)
     for problem in report["problems"]:
-        console.print(f"[red]{problem['where']}[/]: {problem['message']}", soft_wrap=True)
+        where, message = escape(problem["where"]), escape(problem["message"])
+        console.print(f"[red]{where}[/]: {message}", soft_wrap=True)
     for label, values in (("unknown key", report["unknown_keys"]), ("note", report["notes"])):
         for value in values:
-            console.print(f"[yellow]{label}[/]: {value}", soft_wrap=True)
+            console.print(f"[yellow]{label}[/]: {escape(value)}", soft_wrap=True)
     if not report["loads"]:
         raise typer.Exit(1)
     console.print(
@@ -107,7 +109,7 @@ def show(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) 
     for adapter in found:
         table = Table("", "", show_header=False, box=None)
         for field, value in adapter.items():
-            table.add_row(f"[dim]{field}[/]", _shown(field, value))
+            table.add_row(f"[dim]{field}[/]", escape(_shown(field, value)))
         console.print(table)
 
 

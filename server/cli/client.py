@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from server.settings import CLIENT_KEY, CLIENT_URL, client_defaults
 
@@ -49,9 +50,14 @@ def connect(url: str | None, key: str | None) -> Iterator[httpx.Client]:
         fail(str(error), error)
 
 
+def print_error(message: object) -> None:
+    """One line on standard error; brackets in the message are text, not markup."""
+    errors.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+
 def fail(message: str, cause: Exception) -> NoReturn:
     """Print an error and end the command."""
-    errors.print("[red]error:[/]", message, soft_wrap=True, highlight=False, markup=True)
+    print_error(message)
     raise typer.Exit(1) from cause
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from server.cli.client import console, errors, fail
@@ -48,7 +49,9 @@ def create(
     """Make a key. Its secret is printed now and never again."""
     with _opened(cache, store, database_url) as opened:
         key, secret = opened.create_key(label, kind.value)
-    errors.print(f"[green]made[/] {key.kind} key {key.id} for {key.label!r}; keep the secret:")
+    errors.print(
+        f"[green]made[/] {key.kind} key {key.id} for {escape(key.label)}; keep the secret:"
+    )
     console.print(secret, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -60,7 +63,9 @@ def list_keys(
     table = Table("id", "label", "kind", "made", "revoked")
     with _opened(cache, store, database_url) as opened:
         for key in opened.list_keys():
-            table.add_row(key.id, key.label, key.kind, _day(key.created_at), _day(key.revoked_at))
+            table.add_row(
+                key.id, escape(key.label), key.kind, _day(key.created_at), _day(key.revoked_at)
+            )
     console.print(table)
 
 
@@ -74,7 +79,7 @@ def revoke(
     """Take a key out of force, at once."""
     with _opened(cache, store, database_url) as opened:
         key = opened.revoke_key(key_id)
-    console.print(f"[green]revoked[/] {key.kind} key {key.id} of {key.label!r}")
+    console.print(f"[green]revoked[/] {key.kind} key {key.id} of {escape(key.label)}")
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
-from rich.console import Console
 
+from server.cli.client import errors, print_error
 from server.settings import Settings, SettingsError, load_settings, variable_of
 
 _GROUPS = {
@@ -35,7 +35,6 @@ def serve(**given: Any) -> None:
     Every option can also be given as the environment variable in brackets. `adaptermix pull`
     brings the default model; --model tiny-random needs nothing.
     """
-    console = Console(stderr=True)
     try:
         settings = load_settings(**given)
         # Before anything imports torch: this process only tokenizes, and must not spin.
@@ -44,9 +43,9 @@ def serve(**given: Any) -> None:
         use_process_environment(settings.child_environment(1))
         from server.serving import run_server
 
-        code = run_server(settings, console)
+        code = run_server(settings, errors)
     except SettingsError as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        print_error(error)
         raise typer.Exit(2) from error
     raise typer.Exit(code)
 

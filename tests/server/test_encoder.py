@@ -1,0 +1,58 @@
+"""The encoder worker under its supervisor: killed, it comes back and routes again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from router_engine.model.tiny import tiny_tokenizer
+from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.errors import RouterUnavailableError
+from server.encoder import EncoderSupervisor
+from server.models import make_encoder
+from tests.server.live import tiny_settings
+
+
+@asynccontextmanager
+async def supervised(root: Path) -> AsyncIterator[tuple[EncoderSupervisor, EncoderClient]]:
+    settings = tiny_settings(root, encoder="default")
+    environment = settings.child_environment(1)
+    tiny_tokenizer().save_pretrained(root / "tokenizer")
+    endpoint = f"ipc://{root / 'encoder.sock'}"
+    config = EncoderConfig(root / "encoder", root / "tokenizer", endpoint, environment)
+    prepare = partial(make_encoder, settings, root / "encoder", environment)
+    supervisor = EncoderSupervisor(config, prepare)
+    supervisor.start()
+    try:
+        async with EncoderClient(endpoint, connect_seconds=120) as client:
+            yield supervisor, client
+    finally:
+        await supervisor.close()
+
+
+async def _embed_again(client: EncoderClient) -> tuple[int, ...]:
+    """The asks that a dead worker held fail; the next wait for the new one."""
+    while True:
+        try:
+            return (await client.embed(["hello"])).shape
+        except RouterUnavailableError:
+            continue
+
+
+def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with supervised(tmp_path) as (supervisor, client):
+            assert (await client.embed(["hello"])).shape == (1, 32)
+            first = supervisor.pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            assert await _embed_again(client) == (1, 32)
+            assert supervisor.pid != first
+
+    asyncio.run(scenario())
