@@ -39,6 +39,6 @@ def test_an_example_has_a_card_and_texts_of_its_own(
 ) -> None:
     [folder] = [path for path in example_adapters if path.name == name]
     assert f"**{LICENCES[name]}" in (folder / "README.md").read_text()
-    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").open()]
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
     assert len(set(texts)) == len(texts) >= 30
     assert all("\n\nAnswer: " in text for text in texts)
