@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -113,12 +114,15 @@ class Library:
         self._model_free = handle.mix_model_free
         self._model_free.restype = None
         self._model_free.argtypes = (c_void_p,)
-        self._linear = handle.mix_linear
-        self._linear.restype = None
-        self._linear.argtypes = (
+        self._linears = handle.mix_linears
+        self._linears.restype = None
+        self._linears.argtypes = (
             *(c_int32, c_void_p, POINTER(Linear), c_int32),
-            *(c_void_p, c_int32, c_int32, c_int32),
+            *(c_int32, c_void_p, c_int32, c_int32),
         )
+        self._read = handle.mix_read
+        self._read.restype = c_int64
+        self._read.argtypes = (c_void_p, c_int64, c_int32)
 
     def pack(self, weight: Tensor, packed: Tensor | None = None) -> Tensor:
         """The packed form of weight [outputs, inputs], contiguous bf16 or fp32; 1-d, as wide.
@@ -133,23 +137,30 @@ class Library:
         self._pack(half, weight.data_ptr(), outputs, inputs, packed.data_ptr())
         return packed
 
-    def linear(self, x: Tensor, packed: Tensor, outputs: int, *, repeats: int = 1) -> Tensor:
-        """y [rows, outputs] fp32 of x [rows, inputs], contiguous, in the weight's format."""
+    def linears(self, x: Tensor, layers: Sequence[Tensor], outputs: int) -> Tensor:
+        """x [rows, inputs] through packed layers of equal shape, all from x; the last one's y.
+
+        y is [rows, outputs] in fp32; x is contiguous and in the weights' format.
+        """
         rows, inputs = x.shape
         stride = -(-outputs // 16) * 16
         y = torch.empty(rows, stride)
-        spec = Linear(packed.data_ptr(), None, inputs, outputs, 0, 0)
-        self._linear(
+        specs = (Linear(packed.data_ptr(), None, inputs, outputs) for packed in layers)
+        self._linears(
             x.dtype == torch.bfloat16,
             x.data_ptr(),
-            ctypes.byref(spec),
+            (Linear * len(layers))(*specs),
+            len(layers),
             rows,
             y.data_ptr(),
             stride,
             torch.get_num_threads(),
-            repeats,
         )
         return y[:, :outputs]
+
+    def read(self, tensor: Tensor) -> None:
+        """Read all of a contiguous tensor once, with every thread: what memory can do."""
+        self._read(tensor.data_ptr(), tensor.nbytes // 64, torch.get_num_threads())
 
     def new_model(self, dtype: torch.dtype, spec: ModelSpec) -> int:
         """A decoder; what `spec` points at must outlive it. Freed by `free_model`."""

@@ -41,23 +41,39 @@ void mix_model_run(void* model, const mix::Step* step) {
 
 void mix_model_free(void* model) { delete static_cast<mix::Decoder*>(model); }
 
-// y [rows, stride] = x [rows, inputs] packed^T, for benchmarks and tests.
-void mix_linear(int32_t half, const void* x, const mix::Linear* linear, int32_t rows, float* y,
-                int32_t stride, int32_t threads, int32_t repeats) {
+// y [rows, stride] = x [rows, inputs] packed^T for layer after layer of equal shape, as in a step.
+// For benchmarks and tests.
+void mix_linears(int32_t half, const void* x, const mix::Linear* linears, int32_t count,
+                 int32_t rows, float* y, int32_t stride, int32_t threads) {
   mix::Team team;
-  const mix::Job job = {linear, y, size_t(stride), false};
   const mix::Mixing base;
   mix::MixtureLinear<bf16> small;
   mix::MixtureLinear<float> wide;
 #pragma omp parallel num_threads(threads)
   {
     team.enter(omp_get_num_threads());
-    for (int i = 0; i < repeats; i++) {
+    for (int i = 0; i < count; i++) {
+      const mix::Job job = {linears + i, y, size_t(stride), false};
       if (half)
-        small.run(team, &job, 1, base, rows, static_cast<const bf16*>(x), linear->inputs);
+        small.run(team, &job, 1, base, rows, static_cast<const bf16*>(x), linears[i].inputs);
       else
-        wide.run(team, &job, 1, base, rows, static_cast<const float*>(x), linear->inputs);
+        wide.run(team, &job, 1, base, rows, static_cast<const float*>(x), linears[i].inputs);
     }
   }
+}
+
+// Reads `vectors` of 64 bytes once: what the memory can do. The result only keeps the loop alive.
+int64_t mix_read(const void* from, int64_t vectors, int32_t threads) {
+  int64_t result = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : result)
+  {
+    mix::I16 sums[4] = {};
+    const int64_t share = vectors / omp_get_num_threads() / 4;
+    const mix::I16* v = static_cast<const mix::I16*>(from) + share * 4 * omp_get_thread_num();
+    for (int64_t i = 0; i < share * 4; i += 4)
+      for (int j = 0; j < 4; j++) sums[j] += v[i + j];
+    for (const mix::I16& s : sums) result += s[0];
+  }
+  return result;
 }
 }
