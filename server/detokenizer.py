@@ -42,9 +42,12 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that this token settles; "" while it may still change."""
+        was_pending = self.is_pending
         self._ids.append(token_id)
         if _BYTE_TOKEN.fullmatch(self._decoder.token_of(token_id)):
             return ""
+        if was_pending and not self._decoder.decode([token_id]):
+            return ""  # a special token, say: to the decoder the bytes around it are neighbours
         delta = self._delta()
         if delta.endswith(REPLACEMENT):
             return ""

@@ -155,10 +155,18 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--port", "70000"), "ADAPTERMIX_PORT"), (("--policy", "random"), "policy")],
+)
+def test_serve_refuses_a_setting_by_name(arguments: tuple[str, ...], said: str) -> None:
+    result = run("serve", *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("--port", "70000"), 2, "ADAPTERMIX_PORT"),
-        (("--policy", "random"), 2, "policy"),
         (("--host", "0.0.0.0", "--model", "tiny-random"), 2, "keys create"),
         ((), 1, "adaptermix pull"),
         (("--model", "/nowhere"), 1, "/nowhere"),
@@ -177,6 +185,7 @@ def test_serve_says_why_it_does_not_start(
     assert said in done.stderr
 
 
+@pytest.mark.slow
 def test_serve_says_when_it_is_ready_and_stops_at_a_signal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
     quick = ("--encoder", "none", "--kernels", "reference")

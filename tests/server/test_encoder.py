@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from router_engine.model.tiny import tiny_tokenizer
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.encoder.config import EncoderConfig
@@ -45,6 +47,7 @@ async def _embed_again(client: EncoderClient) -> tuple[int, ...]:
             continue
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with supervised(tmp_path) as (supervisor, client):

@@ -114,6 +114,7 @@ def _process(config: Any, settings: Settings) -> ProcessEngineClient:
     return engine
 
 
+@pytest.mark.slow
 def test_a_killed_engine_ends_its_requests_and_comes_back(
     tmp_path: Path, folders: dict[str, Path]
 ) -> None:
