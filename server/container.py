@@ -40,6 +40,9 @@ from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
 
+# How long a request waits for an encoder that starts: it does so after the server is ready.
+ENCODER_SECONDS = 30.0
+
 EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
 
 
@@ -170,7 +173,8 @@ class Container:
     async def _connect_encoder(self, endpoint: str | None) -> EncoderClient | None:
         if endpoint is None:
             return None
-        return await self._stack.enter_async_context(EncoderClient(endpoint))
+        client = EncoderClient(endpoint, connect_seconds=ENCODER_SECONDS)
+        return await self._stack.enter_async_context(client)
 
     def _wire(
         self,
