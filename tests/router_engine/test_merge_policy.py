@@ -31,7 +31,8 @@ def test_the_dominating_mixture_is_merged_and_let_go(
     digests = _publish(auto, folders)
     _publish(plain, folders)
     main = {digests[1]: 0.5, digests[0]: 0.7}
-    merged = ResolvedMixture(*zip(*sorted(main.items()), strict=True))
+    digests_in_order = tuple(sorted(main))
+    merged = ResolvedMixture(digests_in_order, tuple(main[digest] for digest in digests_in_order))
     assert _run(auto, "first", main, 12) == _run(plain, "first", main, 12)
     assert auto.engine.merged().mixture == merged
     # A minority under other mixtures does not end it, and is answered as ever.
