@@ -1,0 +1,185 @@
+"""The mixture of low-rank experts: shrink, fold (under `linear` only), expand.
+
+Products are summed in fp32. The shrink leaves one partial sum a split of the inner dimension,
+z [splits, tokens, rows]; the expand adds them up, scales them by each token's weights and rounds
+once, as the reference does. No atomics: equal inputs give equal outputs.
+
+Rows lie one after another (a [rows, in]; b [rows, out]), or anywhere: under INDIRECT `a` and `b`
+are tables of row addresses, one list of num_blocks * BLOCK_R entries a module, of which `counts`
+are in use. Then one launch serves several modules that read the same x (q, k and v), how many rows
+act is data, and a captured graph outlives every change of the mixture.
+
+Under SPARSE a tile of tokens meets only the row blocks that act on it (`kernels.base.RowBlocks`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from router_engine.kernels.triton.device.product import product
+
+
+@triton.jit
+def _tokens(order, tile, SPARSE: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The tokens of a tile; one that is no token is the number of tokens, or more."""
+    place = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    return tl.load(order + place) if SPARSE else place
+
+
+@triton.jit
+def _rows(base, row, stride, live, values, INDIRECT: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to the first element of each row; `values` points at elements of their type.
+
+    ALIGN: bytes that every address in a table is a multiple of.
+    """
+    if INDIRECT:
+        address = tl.load(base + row, mask=live, other=0)
+        pointers = address.to(tl.pointer_type(values.dtype.element_ty))
+        pointers = tl.multiple_of(pointers, [ALIGN])
+    else:
+        pointers = base + row.to(tl.int64) * stride
+    return pointers
+
+
+@triton.jit
+def _summed(z, token, column, tokens, width, mask, SPLITS: tl.constexpr):
+    """z [tokens, columns] of a tile: the sum of its splits."""
+    total = tl.load(z + token.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        place = (split * tokens + token).to(tl.int64) * width
+        total += tl.load(z + place[:, None] + column[None, :], mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def shrink_kernel(
+    x, a, z, counts, order, blocks,
+    tokens, width, rows, num_blocks, chunk,
+    x_stride, a_stride,
+    INDIRECT: tl.constexpr, SPARSE: tl.constexpr, ALIGN: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """z[split, t, r] = sum of x[t, k] a[r, k] over the k in the split's chunk.
+
+    Grid: (row blocks of all modules, token tiles, splits). `rows`: z's width, that is the number of
+    rows, or under INDIRECT of places for them.
+    """
+    block = tl.program_id(0)
+    tile = tl.program_id(1)
+    split = tl.program_id(2)
+    if SPARSE:
+        if block >= tl.load(counts + tile):
+            return
+        block = tl.load(blocks + tile * num_blocks + block)
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    live = row < rows
+    if INDIRECT:
+        module = block // num_blocks
+        last = module * num_blocks * BLOCK_R + tl.load(counts + module)
+        if block * BLOCK_R >= last:
+            return
+        live = row < last
+    token = _tokens(order, tile, SPARSE, BLOCK_T)
+    there = token < tokens
+    a_rows = _rows(a, row, a_stride, live, x, INDIRECT, ALIGN)
+    x_rows = x + token.to(tl.int64) * x_stride
+    total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
+    stop = tl.minimum(width, (split + 1) * chunk)
+    for k in range(split * chunk, stop, BLOCK_K):
+        inner = k + tl.arange(0, BLOCK_K)
+        inside = inner < stop
+        x_mask = there[:, None] & inside[None, :]
+        x_tile = tl.load(x_rows[:, None] + inner[None, :], mask=x_mask, other=0.0)
+        a_mask = live[None, :] & inside[:, None]
+        a_tile = tl.load(a_rows[None, :] + inner[:, None], mask=a_mask, other=0.0)
+        total = product(x_tile, a_tile, total, WIDEN)
+    place = (split * tokens + token).to(tl.int64) * rows
+    tl.store(z + place[:, None] + row[None, :], total, mask=there[:, None] & live[None, :])
+
+
+@triton.jit
+def fold_kernel(
+    z, weights, rank_index, folded,
+    tokens, rows, ranks, weights_stride,
+    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """folded[t, c] = sum over the rows r with rank_index[r] = c of weights[t, r] z[t, r].
+
+    Grid: (rank blocks, token tiles).
+    """
+    rank = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    token = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    there = token < tokens
+    total = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
+    for first in range(0, rows, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        live = row < rows
+        mask = there[:, None] & live[None, :]
+        part = _summed(z, token, row, tokens, rows, mask, SPLITS)
+        place = weights + token[:, None] * weights_stride + row[None, :]
+        part *= tl.load(place, mask=mask, other=0.0)
+        own = tl.load(rank_index + row, mask=live, other=-1)
+        belongs = (own[:, None] == rank[None, :]).to(tl.float32)
+        total = product(part, belongs, total, WIDEN=False)
+    place = folded + token[:, None] * ranks + rank[None, :]
+    tl.store(place, total, mask=there[:, None] & (rank < ranks)[None, :])
+
+
+@triton.jit
+def expand_kernel(
+    z, weights, b, y, owner, columns, spans, counts, order, blocks,
+    tokens, rows, z_width, num_blocks, weights_stride, b_stride, y_stride,
+    INDIRECT: tl.constexpr, SPARSE: tl.constexpr, FOLDED: tl.constexpr,
+    ALIGN: tl.constexpr, SPAN_ALIGN: tl.constexpr, WIDEN: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """y[t, o] += sum_r weight[t, r] z[t, r] b[r, o], the scaled z rounded to y's dtype.
+
+    Grid: (output blocks of the widest module, token tiles, modules). weight[t, r] is weights[t, r],
+    or under INDIRECT weights[t, owner[r]]. FOLDED: row r reads z[t, columns[r]].
+    spans [modules, 2]: first output and number of outputs of each module in y, multiples of
+    SPAN_ALIGN: loads as wide as that need no mask for each element.
+    """
+    tile = tl.program_id(1)
+    module = tl.program_id(2)
+    width = tl.multiple_of(tl.load(spans + 2 * module + 1), SPAN_ALIGN)
+    out = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    first = 0
+    count = rows
+    steps = num_blocks
+    if INDIRECT:
+        first = module * num_blocks * BLOCK_R
+        count = tl.load(counts + module)
+        steps = tl.cdiv(count, BLOCK_R)
+    if SPARSE:
+        steps = tl.load(counts + tile)
+    if (steps == 0) | (tl.program_id(0) * BLOCK_O >= width):
+        return
+    token = _tokens(order, tile, SPARSE, BLOCK_T)
+    there = token < tokens
+    inside = out < width
+    total = tl.zeros((BLOCK_T, BLOCK_O), dtype=tl.float32)
+    for step in range(0, steps):
+        block = tl.load(blocks + tile * num_blocks + step) if SPARSE else step
+        local = block * BLOCK_R + tl.arange(0, BLOCK_R)
+        live = local < count
+        row = first + local
+        mask = there[:, None] & live[None, :]
+        column = tl.load(columns + row, mask=live, other=0) if FOLDED else row
+        # A table's places past the last row are there to be read; a mask would cut the loads up.
+        z_mask = there[:, None] if INDIRECT else mask
+        part = _summed(z, token, column, tokens, z_width, z_mask, SPLITS)
+        part = tl.where(mask, part, 0.0)
+        column = tl.load(owner + row, mask=live, other=0) if INDIRECT else row
+        weight = weights + token[:, None] * weights_stride + column[None, :]
+        part *= tl.load(weight, mask=mask, other=0.0)
+        b_rows = _rows(b, row, b_stride, live, y, INDIRECT, ALIGN)
+        b_mask = live[:, None] & inside[None, :]
+        b_tile = tl.load(b_rows[:, None] + out[None, :], mask=b_mask, other=0.0)
+        total = product(part.to(y.dtype.element_ty), b_tile, total, WIDEN)
+    start = tl.multiple_of(tl.load(spans + 2 * module), SPAN_ALIGN)
+    target = y + token.to(tl.int64)[:, None] * y_stride + (start + out)[None, :]
+    mask = there[:, None] & inside[None, :]
+    total += tl.load(target, mask=mask, other=0.0).to(tl.float32)
+    tl.store(target, total.to(y.dtype.element_ty), mask=mask)

@@ -1,0 +1,71 @@
+"""Block sizes and grids: what is chosen on the host, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+_MAX_SPLITS = 8
+_MIN_CHUNK = 256  # of the inner dimension: a shorter share is not worth a program
+
+
+def programs_wanted() -> int:
+    """Programs that keep every multiprocessor of a large card busy; the interpreter has one."""
+    return 1 if interpreted() else 256
+
+
+def power_of_two(value: int) -> int:
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def widened(dtype: torch.dtype) -> bool:
+    """Whether products of this dtype go by way of fp32 (`device.product`)."""
+    return interpreted() and dtype == torch.bfloat16
+
+
+def token_tile(tokens: int) -> int:
+    """Tokens of one program: 16 is the least that tensor cores take."""
+    return min(64, max(16, power_of_two(tokens)))
+
+
+def span_align(*bounds: int) -> int:
+    """The largest power of two up to 16 that divides all of them."""
+    joined = 16
+    for bound in bounds:
+        joined = math.gcd(joined, bound)
+    return joined
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkShape:
+    """How a shrink of [tokens, width] by `row_blocks` blocks is cut."""
+
+    tile: int
+    splits: int
+    chunk: int
+    block_k: int = 128
+
+    @classmethod
+    def of(cls, tokens: int, width: int, row_blocks: int) -> ShrinkShape:
+        """Splits of the inner dimension as far as programs are short of."""
+        tile = token_tile(tokens)
+        programs = max(row_blocks * -(-tokens // tile), 1)
+        splits = min(_MAX_SPLITS, -(-programs_wanted() // programs), max(width // _MIN_CHUNK, 1))
+        block_k = min(128, max(16, power_of_two(width)))
+        chunk = -(-width // (splits * block_k)) * block_k
+        return cls(tile, -(-width // chunk), chunk, block_k)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+    """Run a kernel, unless there is nothing to run."""
+    if all(grid):
+        kernel[grid](*arguments, **options)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET was set before."""
+    return bool(triton.knobs.runtime.interpret)
