@@ -25,6 +25,7 @@ from router_engine.experts.merging import MERGED, MergeControl
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
+from router_engine.kernels.dispatch import operations
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
@@ -55,7 +56,8 @@ class Engine:
         loaded = load_model(config.model)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
-        self._experts = StepExperts(pool)
+        kernels = operations(config.kernels.kernels, loaded.device, loaded.dtype)
+        self._experts = StepExperts(pool, kernels)
         linears = wrap_linears(loaded.model, self._experts)
         self.base: BaseModelSpec = base_spec(
             config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
@@ -91,7 +93,7 @@ class Engine:
         fast = FastPath(config.kernels, loaded, linears, pool, cache)
         base = MergedBase(linears, embeddings, fast.refresh)
         self._merge = MergeControl(base, self._residency, config.merge)
-        self._runner = ModelRunner(loaded, self._experts, cache, fast)
+        self._runner = ModelRunner(loaded, self._experts, cache, kernels, fast)
         self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from router_engine.experts.rows import ActiveRows, RowPool
-from router_engine.kernels.reference.low_rank import mix_linear, mix_sum
+from router_engine.kernels.base import Operations, RowBlocks
 from router_engine.mixture.weights import StepWeights
+
+_Key = tuple[int, tuple[tuple[int, int], ...]]  # a matrix of weights, a layout of rows
 
 
 class StepExperts:
@@ -19,15 +21,18 @@ class StepExperts:
     layout of the rows alone (not on the layer) is computed once a step.
     """
 
-    def __init__(self, pool: RowPool) -> None:
+    def __init__(self, pool: RowPool, operations: Operations) -> None:
         self.pool = pool
+        self._operations = operations
         self._weights: StepWeights | None = None
-        self._spread: dict[tuple[int, tuple[tuple[int, int], ...]], Tensor] = {}
+        self._spread: dict[_Key, Tensor] = {}
+        self._blocks: dict[_Key, RowBlocks | None] = {}
 
     def begin(self, weights: StepWeights | None) -> None:
         """Set the weights of the next pass; None for the bare base."""
         self._weights = weights
         self._spread.clear()
+        self._blocks.clear()
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
@@ -53,7 +58,7 @@ class StepExperts:
         flat_x = x.reshape(-1, x.shape[-1])
         flat_y = y.view(-1, y.shape[-1])
         if weights.total is not None:
-            mix_sum(flat_y, flat_x, rows.a, rows.b, self._per_row(weights.total, rows))
+            self._sum(flat_y, flat_x, rows, weights.total, weights.fill)
         if weights.root is not None:
             self._linear(flat_y, flat_x, rows, weights.root, sign=1.0)
         if weights.merged_root is not None:
@@ -69,9 +74,16 @@ class StepExperts:
             self._spread[key] = spread
         return spread
 
+    def _sum(self, y: Tensor, x: Tensor, rows: ActiveRows, total: Tensor, fill: float) -> None:
+        spread = self._per_row(total, rows)
+        key = (id(total), rows.layout)
+        if key not in self._blocks:
+            self._blocks[key] = self._operations.row_blocks(spread, fill)
+        self._operations.mix_sum(y, x, rows.a, rows.b, spread, self._blocks[key])
+
     def _linear(self, y: Tensor, x: Tensor, rows: ActiveRows, root: Tensor, *, sign: float) -> None:
         spread = self._per_row(root, rows)
-        mix_linear(
+        self._operations.mix_linear(
             y,
             x,
             rows.a,

@@ -25,13 +25,15 @@ class StepWeights:
     digests: the columns. total [tokens, adapters]: weights under `sum` (None: no token uses it).
     root [tokens, adapters]: square roots of the weights of tokens under `linear`, or None.
     merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
-    not run under it, from which it is taken off; or None.
+    not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
+    known without asking the device.
     """
 
     digests: tuple[str, ...]
     total: Tensor | None = None
     root: Tensor | None = None
     merged_root: Tensor | None = None
+    fill: float = 1.0
 
     def rows(self, index: Tensor) -> StepWeights:
         """The same step seen by some of its tokens only."""
@@ -41,6 +43,7 @@ class StepWeights:
                 None if part is None else part[index]
                 for part in (self.total, self.root, self.merged_root)
             ),
+            self.fill,
         )
 
 
@@ -109,7 +112,8 @@ class _Parts:
         if not used.any():
             return None
         digests = tuple(digest for digest, column in self._columns.items() if used[column])
-        return StepWeights(
-            digests,
-            *(torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts),
+        total, root, merged = (
+            torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts
         )
+        fill = float(np.count_nonzero(self._total)) / (len(self._total) * len(digests))
+        return StepWeights(digests, total, root, merged, fill)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adapters_store.types import ResolvedMixture
 from router_engine.experts.step import StepExperts
+from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.model.batch import build_batch
@@ -22,7 +23,12 @@ class ModelRunner:
     """Owns the base model and its KV storage; knows of a request what the plan says, no more."""
 
     def __init__(
-        self, loaded: LoadedModel, experts: StepExperts, cache: PagedCache, fast: FastPath
+        self,
+        loaded: LoadedModel,
+        experts: StepExperts,
+        cache: PagedCache,
+        operations: Operations,
+        fast: FastPath,
     ) -> None:
         model: Any = loaded.model
         self._body: nn.Module = model.base_model
@@ -30,6 +36,7 @@ class ModelRunner:
         self._device = loaded.device
         self._experts = experts
         self._cache = cache
+        self._operations = operations
         self._fast = fast
         self._sampler = Sampler()
 
@@ -56,7 +63,7 @@ class ModelRunner:
 
     def _logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
         """Logits [samples, vocab] of the rows that yield a token, by transformers' own code."""
-        batch = build_batch(plan, self._cache, self._device)
+        batch = build_batch(plan, self._cache, self._operations, self._device)
         self._experts.begin(weights)
         hidden = self._body(
             input_ids=batch.token_ids[None],
