@@ -57,6 +57,7 @@ def measure(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
 def bandwidth(library: Library, rounds: int) -> float:
     """Bytes a second of reading memory with every thread, the best of the rounds."""
     memory = torch.ones(_READ_BYTES, dtype=torch.uint8)
+    library.large_pages(memory)
     best = float("inf")
     for _ in range(rounds + 1):
         started = time.perf_counter()
@@ -70,11 +71,15 @@ def products(library: Library, rows: int, rounds: int) -> list[dict[str, Any]]:
     results = []
     for name, (outputs, inputs, count) in SHAPES.items():
         weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
-        packed = [library.pack(weight) for weight in weights]
+        size = library.packed_size((outputs, inputs), torch.bfloat16)
+        packed = torch.empty(count, size, dtype=torch.bfloat16)
+        library.large_pages(packed)
+        for weight, place in zip(weights, packed, strict=True):
+            library.pack(weight, place)
         x = torch.randn(rows, inputs).bfloat16()
 
-        jobs = {
-            "ours": partial(library.linears, x, packed, outputs),
+        jobs: dict[str, Callable[[], object]] = {
+            "ours": partial(library.linears, x, list(packed), outputs),
             "torch": partial(_torchs, x, weights),
         }
         seconds = measure(jobs, rounds)

@@ -114,6 +114,9 @@ class Library:
         self._model_free = handle.mix_model_free
         self._model_free.restype = None
         self._model_free.argtypes = (c_void_p,)
+        self._large_pages = handle.mix_large_pages
+        self._large_pages.restype = None
+        self._large_pages.argtypes = (c_void_p, c_int64)
         self._linears = handle.mix_linears
         self._linears.restype = None
         self._linears.argtypes = (
@@ -124,18 +127,21 @@ class Library:
         self._read.restype = c_int64
         self._read.argtypes = (c_void_p, c_int64, c_int32)
 
-    def pack(self, weight: Tensor, packed: Tensor | None = None) -> Tensor:
-        """The packed form of weight [outputs, inputs], contiguous bf16 or fp32; 1-d, as wide.
+    def packed_size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """Elements of the packed form of a weight [outputs, inputs] in bf16 or fp32."""
+        outputs, inputs = shape
+        half = dtype == torch.bfloat16
+        return int(self._packed_bytes(half, outputs, inputs)) // dtype.itemsize
 
-        Written into `packed`, if given, which an earlier call returned for an equal shape.
-        """
+    def pack(self, weight: Tensor, packed: Tensor) -> None:
+        """Write the packed form of a contiguous weight [outputs, inputs] into `packed`."""
         outputs, inputs = weight.shape
         half = weight.dtype == torch.bfloat16
-        if packed is None:
-            count = self._packed_bytes(half, outputs, inputs) // weight.itemsize
-            packed = torch.empty(count, dtype=weight.dtype)
         self._pack(half, weight.data_ptr(), outputs, inputs, packed.data_ptr())
-        return packed
+
+    def large_pages(self, tensor: Tensor) -> None:
+        """Ask the system to hold a contiguous tensor in large pages."""
+        self._large_pages(tensor.data_ptr(), tensor.nbytes)
 
     def linears(self, x: Tensor, layers: Sequence[Tensor], outputs: int) -> Tensor:
         """x [rows, inputs] through packed layers of equal shape, all from x; the last one's y.

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
@@ -64,7 +65,9 @@ class Decoder:
         self.modules = tuple(linears)  # the index of a module in every list of experts
         self._linears = linears
         self._kept: list[Tensor] = []  # what the structures below point at
-        self._packed: dict[str, Tensor] = {}
+        self._packed = self._pack_all()
+        for values in (*cache.keys, *cache.values):
+            library.large_pages(values)
         body: Any = loaded.model.base_model
         layers = (Layer * len(body.layers))(
             *(self._layer(index, layer, cache) for index, layer in enumerate(body.layers))
@@ -82,6 +85,18 @@ class Decoder:
         """Pack these modules' weights anew; nothing may run meanwhile."""
         for path in modules:
             self.library.pack(self._linears[path].weight.detach(), self._packed[path])
+
+    def _pack_all(self) -> dict[str, Tensor]:
+        """The packed weights by module, one after another in one stretch of memory."""
+        weights = {path: linear.weight.detach() for path, linear in self._linears.items()}
+        sizes = [self.library.packed_size(w.shape, w.dtype) for w in weights.values()]
+        (dtype,) = {weight.dtype for weight in weights.values()}
+        memory = torch.empty(sum(sizes), dtype=dtype)
+        self.library.large_pages(memory)
+        packed = dict(zip(weights, torch.split(memory, sizes), strict=True))
+        for path, weight in weights.items():
+            self.library.pack(weight, packed[path])
+        return packed
 
     def _spec(
         self, loaded: LoadedModel, layers: ctypes.Array[Layer], cache: PagedCache
@@ -127,7 +142,6 @@ class Decoder:
         )
 
     def _linear(self, linear: MixtureLinear) -> Linear:
-        self._packed[linear.path] = self.library.pack(linear.weight.detach())
         bias: nn.Parameter | None = getattr(linear.base, "bias", None)
         return Linear(
             packed=self._packed[linear.path].data_ptr(),

@@ -1,6 +1,12 @@
 // The C interface, called through ctypes: no Python or torch headers, so it compiles in seconds.
 
+#include <sys/mman.h>
+
 #include "model.h"
+
+#if defined(__linux__) && !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25  // Linux 6.1; older ones decline
+#endif
 
 using mix::bf16;
 
@@ -19,6 +25,21 @@ void pack(const void* weight, int outputs, int inputs, void* packed) {
 }  // namespace
 
 extern "C" {
+
+// Asks for large pages under [from, from + bytes): a step reads hundreds of megabytes, and looking
+// up small pages costs as much as reading. Where the system declines, nothing changes.
+void mix_large_pages(void* from, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t PAGE = 1 << 21;
+  const uintptr_t begin = (uintptr_t(from) + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t end = (uintptr_t(from) + bytes) / PAGE * PAGE;
+  if (begin >= end) return;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#ifdef MADV_COLLAPSE
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_COLLAPSE);
+#endif
+#endif
+}
 
 // Bytes of the packed form; `half` says bf16, otherwise fp32.
 int64_t mix_packed_bytes(int32_t half, int32_t outputs, int32_t inputs) {

@@ -28,19 +28,27 @@ struct Paging {
   }
 };
 
+// Neighbouring kv heads of one layer.
 template <class T>
 struct HeadCache {
-  const T* keys;  // of one kv head, slot 0
+  const T* keys;  // of the first of them, slot 0
   const T* values;
   size_t stride;  // elements from slot to slot
+  int heads;
   int head_dim;
+};
+
+// Positions [begin, end) of a request.
+struct Stretch {
+  const Row* row;
+  int begin;
+  int end;
 };
 
 constexpr int CHUNK = 64;    // positions of one softmax block when rows attend one by one
 constexpr int SPLIT = 512;   // positions after which another task goes on, whatever the batch
 constexpr int MANY = 96;     // query rows of one task of a longer chunk
 constexpr int MAX_HEADS = 64;    // query heads that share one kv head
-constexpr int MAX_WIDTH = 8192;  // their dimensions together
 
 // Softmax over what was seen so far: weights are relative to e^top.
 struct Partial {
@@ -71,64 +79,86 @@ inline float soften(float* scores, int count, Partial& seen) {
   return shrink;
 }
 
-// The query heads of one token that share a kv head.
+// One token, for every kv head of `cache` the query heads that share it.
 template <class T>
 class Single {
  public:
-  // q [heads, head_dim] scaled, over positions [begin, end): sums of weighted values in `out`.
-  static void attend(const HeadCache<T>& cache, const Paging& paging, const Row& row, int begin,
-                     int end, const T* q, int heads, Partial* seen, float* out) {
-    alignas(64) float scores[CHUNK];
-    alignas(64) T weights[MAX_HEADS * CHUNK];
-    const T* keys[CHUNK];
-    const T* values[CHUNK];
-    const int dim = cache.head_dim;
-    std::fill(out, out + heads * dim, 0.0f);
-    for (int block = begin; block < end; block += CHUNK) {
-      const int count = std::min(CHUNK, end - block);
-      for (int i = 0; i < CHUNK; i++) {
-        const size_t offset = paging.slot(row, std::min(block + i, end - 1)) * cache.stride;
-        keys[i] = cache.keys + offset;
-        values[i] = cache.values + offset;
-        prefetch(keys[i], dim * sizeof(T));
-        prefetch(values[i], dim * sizeof(T));
-      }
-      for (int h = 0; h < heads; h++) {
-        score(q + h * dim, keys, count, dim, scores);
-        const float shrink = soften(scores, count, seen[h]);
-        for (int i = 0; i < count; i += LANES) store(weights + h * CHUNK + i, load(scores + i));
-        if (shrink != 1.0f)
-          for (int d = 0; d < dim; d += LANES)
-            store(out + h * dim + d, load(out + h * dim + d) * shrink);
-      }
-      weigh(values, count, weights, heads, dim, out);
+  // q [kv heads, group, head_dim] scaled, over `seen_by`: sums of weighted values in `out`, as q.
+  // Each chunk is brought near while the one before it is computed, the last one's follower being
+  // the first of `next`, which this thread will probably be given next.
+  static void attend(const HeadCache<T>& cache, const Paging& paging, Stretch stretch, Stretch next,
+                     const T* q, int group, Partial* seen, float* out) {
+    size_t here[CHUNK], there[CHUNK];
+    const int dim = cache.head_dim, width = group * dim;
+    std::fill(out, out + cache.heads * width, 0.0f);
+    locate(cache, paging, stretch, here);
+    while (stretch.begin < stretch.end) {
+      const int count = std::min(CHUNK, stretch.end - stretch.begin);
+      stretch.begin += count;
+      locate(cache, paging, stretch.begin < stretch.end ? stretch : next, there);
+      for (int head = 0; head < cache.heads; head++)
+        attend_chunk({cache.keys + head * dim, here, there},
+                     {cache.values + head * dim, here, there}, count, q + head * width, group, dim,
+                     seen + head * group, out + head * width);
+      std::copy(there, there + CHUNK, here);
     }
   }
 
  private:
   struct Listed {
-    const T* const* rows;
-    int offset;
-    const T* operator()(int row) const { return rows[row] + offset; }
+    const T* first;
+    const size_t* here;
+    const size_t* there;
+    const T* operator()(int row) const {
+      __builtin_prefetch(first + there[row], 0, 3);
+      return first + here[row];
+    }
   };
 
-  static void score(const T* q, const T* const* keys, int count, int dim, float* scores) {
+  // Where the first positions of a stretch lie; past its end, where its last one does.
+  static void locate(const HeadCache<T>& cache, const Paging& paging, const Stretch& stretch,
+                     size_t* offsets) {
+    for (int i = 0; i < CHUNK; i++)
+      offsets[i] =
+          paging.slot(*stretch.row, std::min(stretch.begin + i, stretch.end - 1)) * cache.stride;
+  }
+
+  static void attend_chunk(const Listed& keys, const Listed& values, int count, const T* q,
+                           int heads, int dim, Partial* seen, float* out) {
+    alignas(64) float scores[CHUNK];
+    alignas(64) T weights[MAX_HEADS * CHUNK];
+    for (int h = 0; h < heads; h++) {
+      if (h == 0)
+        score<true>(q, keys, count, dim, scores);
+      else
+        score<false>(q + h * dim, keys, count, dim, scores);
+      const float shrink = soften(scores, count, seen[h]);
+      for (int i = 0; i < count; i += LANES) store(weights + h * CHUNK + i, load(scores + i));
+      if (shrink != 1.0f)
+        for (int d = 0; d < dim; d += LANES)
+          store(out + h * dim + d, load(out + h * dim + d) * shrink);
+    }
+    weigh(values, count, weights, heads, dim, out);
+  }
+
+  template <bool AHEAD>
+  static void score(const T* q, const Listed& keys, int count, int dim, float* scores) {
     const int parts = dim / Inner<T>::WIDTH, rest = dim % Inner<T>::WIDTH;
-    if (rest == 0 && parts == 1) return score_parts<1>(q, keys, count, scores);
-    if (rest == 0 && parts == 2) return score_parts<2>(q, keys, count, scores);
-    if (rest == 0 && parts == 4) return score_parts<4>(q, keys, count, scores);
-    if (rest == 0 && parts == 8) return score_parts<8>(q, keys, count, scores);
+    if (rest == 0 && parts == 1) return score_parts<1, AHEAD>(q, keys, count, scores);
+    if (rest == 0 && parts == 2) return score_parts<2, AHEAD>(q, keys, count, scores);
+    if (rest == 0 && parts == 4) return score_parts<4, AHEAD>(q, keys, count, scores);
+    if (rest == 0 && parts == 8) return score_parts<8, AHEAD>(q, keys, count, scores);
     for (int i = 0; i < count; i++) {
       F16 dot = {};
       for (int d = 0; d < dim; d += Inner<T>::WIDTH)
         dot = Inner<T>::add(dot, Inner<T>::read_some(q + d, dim - d),
-                            Inner<T>::read_some(keys[i] + d, dim - d));
+                            Inner<T>::read_some(keys.first + keys.here[i] + d, dim - d));
       scores[i] = sum(dot);
     }
   }
 
-  template <int PARTS>
-  static void score_parts(const T* q, const T* const* keys, int count, float* scores) {
+  template <int PARTS, bool AHEAD>
+  static void score_parts(const T* q, const Listed& keys, int count, float* scores) {
     typename Inner<T>::Vector in[PARTS];
 #pragma GCC unroll 8
     for (int p = 0; p < PARTS; p++) in[p] = Inner<T>::read(q + p * Inner<T>::WIDTH);
@@ -137,15 +167,17 @@ class Single {
 #pragma GCC unroll 16
       for (int j = 0; j < LANES; j++)
 #pragma GCC unroll 8
-        for (int p = 0; p < PARTS; p++)
-          dots[j] = Inner<T>::add(dots[j], in[p],
-                                  Inner<T>::read(keys[i + j] + p * Inner<T>::WIDTH));
+        for (int p = 0; p < PARTS; p++) {
+          const T* key = keys.first + p * Inner<T>::WIDTH;
+          if (AHEAD) __builtin_prefetch(key + keys.there[i + j], 0, 3);
+          dots[j] = Inner<T>::add(dots[j], in[p], Inner<T>::read(key + keys.here[i + j]));
+        }
       store(scores + i, sum_each(dots));
     }
   }
 
   // out[h] += weights[h] values
-  static void weigh(const T* const* values, int count, const T* weights, int heads, int dim,
+  static void weigh(const Listed& values, int count, const T* weights, int heads, int dim,
                     float* out) {
     for (int h = 0; h < heads; h += EXPAND_TOKENS) {
       const int some = std::min(EXPAND_TOKENS, heads - h);
@@ -156,7 +188,7 @@ class Single {
           w[i] = weights + (h + i) * CHUNK;
           target[i] = out + (h + i) * dim + d;
         }
-        expand_tokens(some, w, Listed{values, d}, count, std::min(2 * LANES, dim - d), target);
+        expand_tokens(some, w, Listed{values.first + d, values.here, values.there}, count, std::min(2 * LANES, dim - d), target);
       }
     }
   }

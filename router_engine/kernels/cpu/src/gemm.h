@@ -18,10 +18,10 @@ constexpr int CACHE_LINE = 64;                // bytes: one vector
 constexpr int AHEAD = 8192;                   // bytes, within a panel: past the latency of memory
 constexpr int MAX_ROWS = 8;                  // x 3 blocks = 24 of 32 vector registers
 
-// Starts to bring [from, from + bytes) near.
+// Starts to bring [from, from + bytes) near: into the second cache, which holds what is to come.
 inline void prefetch(const void* from, size_t bytes) {
   for (size_t i = 0; i < bytes; i += CACHE_LINE)
-    __builtin_prefetch(static_cast<const char*>(from) + i, 0, 3);
+    __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
 }
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }

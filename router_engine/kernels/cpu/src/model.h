@@ -215,9 +215,18 @@ class Model : public Decoder {
     // Heads of a position lie side by side: one thread reads them all if there is enough to do.
     const int heads = int(pieces_.size()) < 4 * team.threads() ? 1 : m_.kv_heads;
     const int tasks = m_.kv_heads / heads;
+    const int last = int(pieces_.size()) - 1, ahead = ceil_div(team.threads(), tasks);
     team.share(int(pieces_.size()) * tasks, [&](int task) {
-      for (int head = task % tasks * heads; head < (task % tasks + 1) * heads; head++)
-        attend_head(layer, pieces_[task / tasks], head);
+      const int index = task / tasks;
+      const Piece& piece = pieces_[index];
+      const int head = task % tasks * heads;
+      const T* keys = static_cast<const T*>(layer.keys) + head * m_.head_dim;
+      const T* values = static_cast<const T*>(layer.values) + head * m_.head_dim;
+      const HeadCache<T> cache = {keys, values, size_t(kv_width_), heads, m_.head_dim};
+      if (step_.rows[piece.row].length > 1)
+        attend_many(cache, piece, head, int(layer.window));
+      else
+        attend_one(cache, piece, pieces_[std::min(last, index + ahead)], head, int(layer.window));
     });
     if (splits_ > 0)
       team.share(int(pieces_.size()), [&](int piece) {
@@ -225,37 +234,37 @@ class Model : public Decoder {
       });
   }
 
-  void attend_head(const Layer& layer, const Piece& piece, int head) {
-    const HeadCache<T> cache = {static_cast<const T*>(layer.keys) + head * m_.head_dim,
-                                static_cast<const T*>(layer.values) + head * m_.head_dim,
-                                size_t(kv_width_), m_.head_dim};
-    if (step_.rows[piece.row].length > 1)
-      attend_many(cache, piece, head, int(layer.window));
-    else
-      attend_one(cache, piece, head, int(layer.window));
+  // What the first token of a piece sees.
+  Stretch stretch(const Piece& piece, int window) const {
+    const Row& row = step_.rows[piece.row];
+    const int stop = row.start + piece.token + 1;
+    const int seen_from = window ? std::max(0, stop - window) : 0;
+    return {&row, std::max(piece.split * SPLIT, seen_from),
+            std::min(stop, (piece.split + 1) * SPLIT)};
   }
 
-  void attend_one(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
+  void attend_one(const HeadCache<T>& cache, const Piece& piece, const Piece& next, int head,
+                  int window) {
+    static thread_local std::vector<float> local;
+    static thread_local std::vector<T> query;
     const Row& row = step_.rows[piece.row];
-    const int group = m_.heads / m_.kv_heads, width = group * m_.head_dim;
-    const int stop = row.start + 1;
-    const int seen_from = window ? std::max(0, stop - window) : 0;
-    const int begin = std::max(piece.split * SPLIT, seen_from);
-    const int end = std::min(stop, (piece.split + 1) * SPLIT);
-    const float* q = &qkv_[size_t(row.first) * qkv_width_ + head * width];
-    alignas(64) float local[MAX_WIDTH];
-    alignas(64) T query[MAX_WIDTH];
-    for (int d = 0; d < width; d += LANES) store(query + d, load(q + d));
-    Partial seen[MAX_HEADS];
-    float* out = piece.splits > 1 ? &partial_out_[size_t(piece.partial) * q_width_ + head * width]
-                                  : local;
-    Single<T>::attend(cache, paging_, row, begin, end, query, group, seen, out);
-    if (piece.splits > 1) {
-      std::copy(seen, seen + group, &partial_[size_t(piece.partial) * m_.heads + head * group]);
+    const int group = m_.heads / m_.kv_heads, count = cache.heads * group;
+    const int width = count * m_.head_dim, at = head * group * m_.head_dim;
+    const float* q = &qkv_[size_t(row.first) * qkv_width_ + at];
+    local.resize(width);
+    query.resize(width);
+    for (int d = 0; d < width; d += LANES) store(&query[d], load(q + d));
+    std::vector<Partial> seen(count);
+    const bool whole = piece.splits == 1;
+    float* out = whole ? local.data() : &partial_out_[size_t(piece.partial) * q_width_ + at];
+    Single<T>::attend(cache, paging_, stretch(piece, window), stretch(next, window), query.data(),
+                      group, seen.data(), out);
+    if (!whole) {
+      std::copy_n(seen.data(), count, &partial_[size_t(piece.partial) * m_.heads + head * group]);
       return;
     }
-    T* target = &attended_[size_t(row.first) * q_width_ + head * width];
-    for (int h = 0; h < group; h++)
+    T* target = &attended_[size_t(row.first) * q_width_ + at];
+    for (int h = 0; h < count; h++)
       for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES)
         store(target + d, load(out + d) / seen[h].norm);
   }
@@ -279,7 +288,16 @@ class Model : public Decoder {
     }
   }
 
-  void attend_many(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
+  void attend_many(HeadCache<T> cache, const Piece& piece, int head, int window) {
+    for (const int end = head + cache.heads; head < end; head++) {
+      attend_block(cache, piece, head, window);
+      cache.keys += m_.head_dim;
+      cache.values += m_.head_dim;
+    }
+  }
+
+  // Several tokens of a row and the query heads of one kv head.
+  void attend_block(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
     static thread_local Many<T> many;
     static thread_local std::vector<T> queries;
     static thread_local std::vector<int> own;
