@@ -22,6 +22,7 @@ from server.routing import Routing
 from server.schemas.adapters import (
     AdapterReply,
     CheckReply,
+    DeletedReply,
     MergedReply,
     ProblemReply,
     ResidencyReply,
@@ -122,8 +123,8 @@ class Catalogue:
         newest = {record.name: record for record in self._store.list()}  # by version, ascending
         return [record for record in newest.values() if self._mixtures.fits(record)]
 
-    async def delete(self, reference: str, *, force: bool) -> list[str]:
-        """Delete a version, or all of a bare name; the labels of what is gone.
+    async def delete(self, reference: str, *, force: bool) -> DeletedReply:
+        """Delete a version, or all of a bare name, and the bytes that nothing points at any more.
 
         Raises AdapterInUseError while it is pinned or requests use it, unless forced.
         """
@@ -138,7 +139,18 @@ class Catalogue:
         for one in gone:
             await self._forget(one)
         log.info("deleted", adapters=[one.label for one in gone])
-        return [one.label for one in gone]
+        freed = 0
+        with suppress(EngineError):  # whoever is in use is not known now: the next delete collects
+            freed = await self.collect()
+        return DeletedReply(deleted=[one.label for one in gone], freed_bytes=freed)
+
+    async def collect(self) -> int:
+        """Remove stored bytes that no version points at; returns how many.
+
+        What running requests use stays: they may have to load it again.
+        """
+        used = await self._used()
+        return await asyncio.to_thread(partial(self._store.gc, in_use=used.__contains__))
 
     async def set_alias(self, name: str, alias: str, version: int) -> AdapterReply:
         """Point an alias at a version."""

@@ -118,7 +118,7 @@ async def show(container: ContainerDep, name: Reference) -> AdapterList:
 @router.delete(
     "/{name}",
     summary="Delete an adapter",
-    responses=_answers({"deleted": ["math@1"]}, _BUSY),
+    responses=_answers({"deleted": ["math@1"], "freed_bytes": 1874552}, _BUSY),
 )
 async def delete(
     container: ContainerDep,
@@ -126,7 +126,7 @@ async def delete(
     query: Annotated[DeleteQuery, Query()],
 ) -> DeletedReply:
     """Delete one version, or all versions of a bare name. Running requests keep what is loaded."""
-    return DeletedReply(deleted=await container.services.catalogue.delete(name, force=query.force))
+    return await container.services.catalogue.delete(name, force=query.force)
 
 
 @router.put(
@@ -147,7 +147,7 @@ async def set_alias(
 @router.delete(
     "/{name}/aliases/{alias}",
     summary="Remove an alias",
-    responses=_answers({"deleted": ["math@stable"]}, _NOT_FOUND),
+    responses=_answers({"deleted": ["math@stable"], "freed_bytes": 0}, _NOT_FOUND),
 )
 async def delete_alias(
     container: ContainerDep,

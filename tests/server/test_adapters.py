@@ -124,18 +124,28 @@ def test_versions_aliases_and_the_newest(bare: Live, folders: Folders) -> None:
     assert bare.client.put(path, json={"version": 9}).status_code == 404
     assert bare.client.put(path, json={"version": 0}).status_code == 422
     assert bare.client.put(path.replace("live", "7"), json={"version": 1}).status_code == 422
-    assert bare.client.delete(path).json() == {"deleted": ["moving@live"]}
+    assert bare.client.delete(path).json() == {"deleted": ["moving@live"], "freed_bytes": 0}
     assert bare.generate(parameters={"adapter_id": "moving@live"}).status_code == 404
 
 
 def test_delete_takes_one_version_or_all(bare: Live, folders: Folders) -> None:
     for name in ("math", "code", "wide"):
         bare.publish(folders[name], "going")
-    assert bare.client.delete("/admin/adapters/going@2").json() == {"deleted": ["going@2"]}
+    assert bare.client.delete("/admin/adapters/going@2").json()["deleted"] == ["going@2"]
     assert bare.generate(parameters={"adapter_id": "going@2"}).status_code == 404
-    assert bare.client.delete("/admin/adapters/going").json() == {"deleted": ["going@1", "going@3"]}
+    gone = bare.client.delete("/admin/adapters/going").json()
+    assert gone["deleted"] == ["going@1", "going@3"]
     missing = bare.client.delete("/admin/adapters/going")
     assert missing.status_code == 404
+
+
+def test_a_delete_frees_the_disk(bare: Live, folders: Folders) -> None:
+    stored = []
+    for texts in ('{"text": "only here"}', '{"text": "and only here"}'):
+        stored.append(bare.publish(folders["math"], "alone", texts=texts).json()["size_bytes"])
+    assert bare.client.delete("/admin/adapters/alone@1").json()["freed_bytes"] >= stored[0]
+    assert bare.generate(parameters={"adapter_id": "alone@2"}).status_code == 200
+    assert bare.client.delete("/admin/adapters/alone").json()["freed_bytes"] >= stored[1]
 
 
 def test_load_pin_and_unload(bare: Live, folders: Folders) -> None:
@@ -162,7 +172,7 @@ def test_a_pinned_adapter_is_deleted_by_force(bare: Live, folders: Folders) -> N
     bare.publish(folders["wide"], "forced")
     bare.client.post("/admin/adapters/forced/pin")
     response = bare.client.delete("/admin/adapters/forced", params={"force": "true"})
-    assert response.json() == {"deleted": ["forced@1"]}
+    assert response.json() == {"deleted": ["forced@1"], "freed_bytes": 0}  # it is pinned still
 
 
 def test_the_base_s_name_is_taken(bare: Live, folders: Folders) -> None:
