@@ -104,7 +104,10 @@ void inner_products(const T* const* x, const T* const* a, int inputs, float (*z)
   for (; i + I::WIDTH <= inputs; i += I::WIDTH) {
     typename I::Vector rows[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) rows[r] = I::read(a[r] + i);
+    for (int r = 0; r < 4; r++) {
+      rows[r] = I::read(a[r] + i);
+      __builtin_prefetch(a[r] + 4 * inputs + i, 0, 3);  // the next four rows
+    }
 #pragma GCC unroll 4
     for (int t = 0; t < TOKENS; t++) {
       const typename I::Vector in = I::read(x[t] + i);
@@ -129,7 +132,6 @@ void shrink(const Expert& expert, int row, int end, const T* x, size_t ldx, int 
             const std::vector<int>& tokens, const Done& done) {
   const T* a = static_cast<const T*>(expert.a);
   const int count = int(tokens.size());
-  prefetch(a + size_t(row) * inputs, size_t(end - row) * inputs * sizeof(T));
   for (; row < end; row += 4) {
     const T* rows[4];
     for (int r = 0; r < 4; r++) rows[r] = a + size_t(std::min(row + r, end - 1)) * inputs;
@@ -158,10 +160,12 @@ void prefetch_expand(const Expert& expert, int outputs, int begin, int end) {
 }
 
 // Adds one expert's part to outputs [begin, end) of a layer: y points at output 0 of token 0.
+// Meanwhile `next`, which will be expanded after it, is brought near.
 template <class T>
-void expand(const Span& span, const T* z, size_t ldz, const std::vector<int>& tokens, int outputs,
+void expand(const Span& span, const Expert& next, const T* z, size_t ldz, const std::vector<int>& tokens, int outputs,
             int begin, int end, float* y, size_t ldy) {
   const T* b = static_cast<const T*>(span.expert.b);
+  const T* later = static_cast<const T*>(next.b);
   for (int t = 0; t < int(tokens.size()); t += EXPAND_TOKENS) {
     const int count = std::min(EXPAND_TOKENS, int(tokens.size()) - t);
     for (int output = begin; output < end; output += 2 * LANES) {
@@ -171,7 +175,7 @@ void expand(const Span& span, const T* z, size_t ldz, const std::vector<int>& to
         in[i] = z + tokens[t + i] * ldz + span.offset;
         out[i] = y + tokens[t + i] * ldy + output;
       }
-      const Strided<T> rows = {b + output, size_t(outputs)};
+      const Strided<T> rows = {b + output, later + output, size_t(outputs)};
       expand_tokens(count, in, rows, span.expert.rank, std::min(2 * LANES, end - output), out);
     }
   }

@@ -69,10 +69,12 @@ class MixtureLinear {
     const Linear& linear = *job.linear;
     const size_t depth = size_t(ceil_div(linear.inputs, Dot<T>::GROUP)) * Dot<T>::GROUP;
     const int begin = first * PANEL, end = std::min(last * PANEL, linear.outputs);
-    // Pieces of rows are too short for the hardware to foresee; they come while the base is computed.
-    if (mixing.active())
-      for (int s = mixing.phase.first[layer]; s < mixing.phase.first[layer + 1]; s++)
-        prefetch_expand<T>(mixing.phase.spans[s].expert, linear.outputs, begin, end);
+    const MixPhase& phase = mixing.phase;
+    const int first_span = mixing.active() ? phase.first[layer] : 0;
+    const int last_span = mixing.active() ? phase.first[layer + 1] : 0;
+    // Pieces of rows are too short for the hardware to foresee: they come while others are used.
+    if (first_span < last_span)
+      prefetch_expand<T>(phase.spans[first_span].expert, linear.outputs, begin, end);
     for (int panel = first; panel < last; panel++) {
       const int output = panel * PANEL;
       multiply_panel(rows, x, ldx, static_cast<const T*>(linear.packed) + output * depth,
@@ -85,11 +87,12 @@ class MixtureLinear {
           float* y = job.y + r * job.ldy + i;
           store_some(y, load_some(y, end - i) + load_some(linear.bias + i, end - i), end - i);
         }
-    if (!mixing.active()) return;
-    const MixPhase& phase = mixing.phase;
-    for (int s = phase.first[layer]; s < phase.first[layer + 1]; s++)
-      expand(phase.spans[s], z_.data(), phase.width, mixing.audience->members[phase.spans[s].column],
+    for (int s = first_span; s < last_span; s++) {
+      const Span& span = phase.spans[s];
+      const Span& next = phase.spans[std::min(s + 1, last_span - 1)];
+      expand(span, next.expert, z_.data(), phase.width, mixing.audience->members[span.column],
              linear.outputs, begin, end, job.y, job.ldy);
+    }
   }
 
   // All jobs, panels shared by the team.

@@ -34,12 +34,16 @@ struct Inner<bf16> {
 
 constexpr int EXPAND_TOKENS = 8;
 
-// Rows at equal distances, as in the adapter pool.
+// Rows at equal distances, as in the adapter pool. Reading a row fetches what is read later.
 template <class T>
 struct Strided {
   const T* first;
+  const T* later;
   size_t stride;
-  const T* operator()(int row) const { return first + row * stride; }
+  const T* operator()(int row) const {
+    __builtin_prefetch(later + row * stride, 0, 3);
+    return first + row * stride;
+  }
 };
 
 // y_t[0, count) += z_t b[:, 0, count) for TOKENS tokens, count <= 32; b(r) is where row r lies.
