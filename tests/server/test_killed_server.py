@@ -1,0 +1,112 @@
+"""kill -9 of the whole server while uploads come in: the store holds all of each, or none."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from adapters_store.store import AdapterStore
+from tests.support.tiny import make_lora_folder
+
+pytestmark = pytest.mark.slow
+
+_BOUNDARY = "frontier"
+_UPLOADS = 40  # more than come through before the kill
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_lora_folder(tmp_path / "lora")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process on the tiny model, its store in `tmp_path / store`, and its address."""
+    command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
+    options = ["--port", "0", "--encoder", "none", "--kernels", "reference"]
+    places = ["--cache", str(tmp_path / "cache"), "--store", str(tmp_path / "store")]
+    with subprocess.Popen(
+        [*command, *options, *places], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if line.startswith("ready: "))
+        yield process, line.split(" on ")[1].split(",")[0]
+        process.kill()
+
+
+def _assert_whole(root: Path, names: set[str], expected: bytes) -> int:
+    """Everything that the store lists can be read, and nothing else is there."""
+    store = AdapterStore.open(root)
+    try:
+        records = store.list()
+        for record in records:
+            assert record.name in names
+            assert store.blobs.fetch(record.digest).tensors.read_bytes() == expected
+        store.gc(grace_seconds=0)
+        assert {record.digest for record in store.list()} == {r.digest for r in records}
+        return len(records)
+    finally:
+        store.close()
+
+
+def test_half_a_body_leaves_nothing(
+    server: tuple[subprocess.Popen[str], str], folder: Path, tmp_path: Path
+) -> None:
+    process, url = server
+    tensors = (folder / "adapter_model.safetensors").read_bytes()
+    part = (
+        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="files"; '
+        f'filename="adapter_model.safetensors"\r\n\r\n'
+    ).encode() + tensors[: len(tensors) // 2]
+    head = (
+        "POST /admin/adapters HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: multipart/form-data; boundary={_BOUNDARY}\r\n"
+        f"Content-Length: {2 * len(tensors)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(64).startswith(b"HTTP/1.1 100")  # it reads the body now
+        connection.sendall(part)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert _assert_whole(tmp_path / "store", set(), tensors) == 0
+
+
+def test_a_kill_among_uploads_leaves_whole_adapters(
+    server: tuple[subprocess.Popen[str], str], folder: Path, tmp_path: Path
+) -> None:
+    process, url = server
+    files = [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
+    third = threading.Event()
+    stored: set[str] = set()
+
+    def upload() -> None:
+        for index in range(_UPLOADS):
+            data = {"name": f"a{index}", "texts": f'{{"text": "{index}"}}'}
+            try:
+                httpx.post(f"{url}/admin/adapters", data=data, files=files).raise_for_status()
+            except httpx.TransportError:
+                return
+            stored.add(f"a{index}")
+            if index == 2:
+                third.set()
+
+    uploads = threading.Thread(target=upload)
+    uploads.start()
+    assert third.wait(60)
+    process.send_signal(signal.SIGKILL)
+    uploads.join(60)
+    names = {f"a{index}" for index in range(_UPLOADS)}
+    tensors = (folder / "adapter_model.safetensors").read_bytes()
+    count = _assert_whole(tmp_path / "store", names, tensors)
+    assert len(stored) <= count < _UPLOADS  # what was answered is there
