@@ -188,7 +188,8 @@ class Single {
           w[i] = weights + (h + i) * CHUNK;
           target[i] = out + (h + i) * dim + d;
         }
-        expand_tokens(some, w, Listed{values.first + d, values.here, values.there}, count, std::min(2 * LANES, dim - d), target);
+        const Listed rows = {values.first + d, values.here, values.there};
+        expand_tokens(some, w, rows, count, std::min(2 * LANES, dim - d), target);
       }
     }
   }

@@ -162,8 +162,8 @@ void prefetch_expand(const Expert& expert, int outputs, int begin, int end) {
 // Adds one expert's part to outputs [begin, end) of a layer: y points at output 0 of token 0.
 // Meanwhile `next`, which will be expanded after it, is brought near.
 template <class T>
-void expand(const Span& span, const Expert& next, const T* z, size_t ldz, const std::vector<int>& tokens, int outputs,
-            int begin, int end, float* y, size_t ldy) {
+void expand(const Span& span, const Expert& next, const T* z, size_t ldz,
+            const std::vector<int>& tokens, int outputs, int begin, int end, float* y, size_t ldy) {
   const T* b = static_cast<const T*>(span.expert.b);
   const T* later = static_cast<const T*>(next.b);
   for (int t = 0; t < int(tokens.size()); t += EXPAND_TOKENS) {
