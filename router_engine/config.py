@@ -13,7 +13,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
 MergeMode = Literal["manual", "auto"]
-Kernels = Literal["auto", "reference", "cpu"]
+# auto, cpu, or the name of an entry point in the group adaptermix.kernels (kernels.dispatch).
+Kernels = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class MergeConfig:
 class KernelConfig:
     """What computes a step.
 
-    reference: transformers and plain torch. cpu: the C++ decoder, compiled first if need be, or an
-    error. auto: the C++ decoder where it can run this model, from when it has been compiled (in the
-    background); the reference until then and elsewhere.
+    reference: transformers and plain torch. triton: Triton kernels on a CUDA device, with a decoder
+    of their own where it can run the model. cpu: the C++ decoder, compiled first if need be, or an
+    error. auto: triton on a CUDA device; on a CPU the C++ decoder where it can run this model, from
+    when it has been compiled (in the background); the reference until then and elsewhere.
     """
 
     kernels: Kernels = "reference"

@@ -25,12 +25,12 @@ from router_engine.experts.merging import MERGED, MergeControl
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
-from router_engine.kernels.dispatch import operations
+from router_engine.kernels.dispatch import choose_kernels
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.mixture.rules import check_mixture
-from router_engine.model.cpu.fast import FastPath
+from router_engine.model.fast import choose_fast
 from router_engine.model.loader import base_spec, load_model
 from router_engine.model.runner import ModelRunner
 from router_engine.model.wrap import wrap_linears
@@ -56,8 +56,9 @@ class Engine:
         loaded = load_model(config.model)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
-        kernels = operations(config.kernels.kernels, loaded.device, loaded.dtype)
-        self._experts = StepExperts(pool, kernels)
+        kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
+        operations = kernels.make()
+        self._experts = StepExperts(pool, operations)
         linears = wrap_linears(loaded.model, self._experts)
         self.base: BaseModelSpec = base_spec(
             config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
@@ -90,10 +91,12 @@ class Engine:
             dtype=loaded.dtype,
             device=loaded.device,
         )
-        fast = FastPath(config.kernels, loaded, linears, pool, cache)
+        fast = choose_fast(
+            config.kernels, kernels, operations, loaded, linears, self._experts, cache
+        )
         base = MergedBase(linears, embeddings, fast.refresh)
         self._merge = MergeControl(base, self._residency, config.merge)
-        self._runner = ModelRunner(loaded, self._experts, cache, kernels, fast)
+        self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 import torch
 
 from router_engine.errors import EngineError, UnsupportedModelError
-from router_engine.kernels.base import KernelSpec, Operations
+from router_engine.kernels.base import KernelSpec
 
 GROUP = "adaptermix.kernels"
 
@@ -53,7 +53,8 @@ class KernelRegistry:
     def get(self, name: str) -> KernelSpec:
         """Raises EngineError, with all known names, for one that is unknown or cannot be loaded."""
         if name not in self._entries:
-            raise EngineError(f"unknown kernels {name!r} (known: {', '.join(self.names)})")
+            known = ", ".join(sorted({"auto", *_ALIASES, *self._entries}))
+            raise EngineError(f"unknown kernels {name!r} (known: {known})")
         if name not in self._specs:
             self._specs[name] = _load(self._entries[name])
         return self._specs[name]
@@ -82,9 +83,9 @@ class KernelRegistry:
         return self.get("reference")
 
 
-def operations(name: str, device: torch.device, dtype: torch.dtype) -> Operations:
-    """The operations for a configured name (`config.KernelConfig.kernels`)."""
-    return KernelRegistry.discover().choose(name, device, dtype).make()
+def choose_kernels(name: str, device: torch.device, dtype: torch.dtype) -> KernelSpec:
+    """The kernels for a configured name (`config.KernelConfig.kernels`)."""
+    return KernelRegistry.discover().choose(name, device, dtype)
 
 
 def _load(entry: EntryPoint) -> KernelSpec:

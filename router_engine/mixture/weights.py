@@ -37,14 +37,11 @@ class StepWeights:
 
     def rows(self, index: Tensor) -> StepWeights:
         """The same step seen by some of its tokens only."""
-        return StepWeights(
-            self.digests,
-            *(
-                None if part is None else part[index]
-                for part in (self.total, self.root, self.merged_root)
-            ),
-            self.fill,
+        total, root, merged = (
+            None if part is None else part[index]
+            for part in (self.total, self.root, self.merged_root)
         )
+        return StepWeights(self.digests, total, root, merged, self.fill)
 
 
 def step_weights(

@@ -13,7 +13,7 @@ from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.model.batch import build_batch
-from router_engine.model.cpu.fast import FastPath
+from router_engine.model.fast import Fast
 from router_engine.model.loader import LoadedModel
 from router_engine.model.sampler import LogitSummary, Sampler, SamplingRow
 from router_engine.scheduling.plan import StepOutput, StepPlan
@@ -28,7 +28,7 @@ class ModelRunner:
         experts: StepExperts,
         cache: PagedCache,
         operations: Operations,
-        fast: FastPath,
+        fast: Fast,
     ) -> None:
         model: Any = loaded.model
         self._body: nn.Module = model.base_model

@@ -1,0 +1,227 @@
+"""A step on the Triton kernels: decodes by graph, everything else launch by launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from router_engine.experts.rows import RowPool
+from router_engine.experts.step import StepExperts
+from router_engine.kernels.base import Operations
+from router_engine.kernels.triton.attention import PagedAttention, Pages
+from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.mixture.weights import StepWeights
+from router_engine.model.batch import chunks_of
+from router_engine.model.cuda.decoder import CudaDecoder, DecoderInputs
+from router_engine.model.cuda.tables import HostRows, RowLocator, StaticTables
+from router_engine.model.graphs import (
+    BATCH_BUCKETS,
+    MAX_COLUMNS,
+    ROW_BUCKETS,
+    Capture,
+    DecodeArrays,
+    GraphKey,
+    Graphs,
+    StaticInputs,
+    bucket_for,
+)
+from router_engine.model.sampler import LogitSummary
+from router_engine.scheduling.plan import PlannedRow, StepPlan
+
+
+class CudaBody:
+    """Runs whole steps of one model. Used by the engine's thread."""
+
+    def __init__(
+        self,
+        decoder: CudaDecoder,
+        experts: StepExperts,
+        cache: PagedCache,
+        operations: Operations,
+        *,
+        max_model_len: int,
+        device: torch.device,
+        capture: Capture,
+    ) -> None:
+        self._decoder = decoder
+        self._experts = experts
+        self._cache = cache
+        self._operations = operations
+        self._device = device
+        self._max_blocks = min(-(-max_model_len // cache.block_size), cache.num_blocks)
+        self._mixtures = TableMixtures(decoder.groups, experts.pool, decoder.item_size, device)
+        self._graphs = Graphs(capture)
+        self._inputs: dict[int, StaticInputs] = {}
+        self._head = decoder.head.weight
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs)
+
+    def logits(
+        self, plan: StepPlan, weights: StepWeights | None
+    ) -> tuple[Tensor, LogitSummary | None]:
+        """Logits [samples, vocab] of the plan's `sampled_rows`; KV of all rows is kept."""
+        return self._logits(plan, weights), None
+
+    def _logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+        rows = plan.rows
+        key = None
+        if all(len(row.token_ids) == 1 for row in rows):
+            key = self._key(rows, weights)
+        if key is None:
+            return self._eager(plan, weights)
+        logits = self._decode(rows, weights, key)[: len(rows)]
+        if all(row.sample for row in rows):
+            return logits
+        picked = [index for index, row in enumerate(rows) if row.sample]
+        return logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
+
+    def refresh(self) -> None:
+        """Base weights have changed. Called between steps.
+
+        Parameters are written in place, where graphs read them; only a head that shares the
+        embedding's parameter gets another one while it is merged.
+        """
+        if self._decoder.head.weight is not self._head:
+            self._head = self._decoder.head.weight
+            self._graphs.clear()
+
+    def _key(self, rows: Sequence[PlannedRow], weights: StepWeights | None) -> GraphKey | None:
+        """The graph for a step of single tokens, or None where only eager code does."""
+        batch = bucket_for(len(rows), BATCH_BUCKETS)
+        if batch is None:
+            return None
+        if weights is None:
+            return GraphKey(batch)
+        if weights.root is not None or weights.merged_root is not None:
+            return None
+        if len(weights.digests) > MAX_COLUMNS:
+            return None
+        found = self._mixtures.rows(weights.digests)
+        capacity = bucket_for(found.most, ROW_BUCKETS)
+        if capacity is None:
+            return None
+        return GraphKey(batch, capacity, self._mixtures.touched(found))
+
+    def _decode(
+        self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
+    ) -> Tensor:
+        if key.batch not in self._inputs:
+            self._inputs[key.batch] = StaticInputs(key.batch, self._max_blocks, self._device)
+        inputs = self._inputs[key.batch]
+        total = None if weights is None else weights.total
+        inputs.write(DecodeArrays.of(rows, self._cache.block_size), total)
+        if weights is not None:
+            self._mixtures.write(key.rows, weights.digests)
+        return self._graphs.run(key, lambda: self._forward(inputs, key))
+
+    def _forward(self, inputs: StaticInputs, key: GraphKey) -> Tensor:
+        """Logits [batch, vocab] from what the buffers hold: this is what a graph captures."""
+        pages = Pages(inputs.tables, inputs.starts, inputs.contexts, 1, self._cache.block_size)
+        batch = DecoderInputs(inputs.numbers, PagedAttention(pages))
+        mix = self._mixtures.mix(key.rows, inputs.weights, key.touched) if key.rows else None
+        return self._decoder.logits(self._decoder.hidden(batch, mix), mix)
+
+    def _eager(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+        """The same without a graph, for any plan and any weights."""
+        chunks = chunks_of(plan.rows)
+        block_size = self._cache.block_size
+        token_ids = [token for row in plan.rows for token in row.token_ids]
+        positions = np.concatenate([np.arange(row.start, row.stop) for row in plan.rows])
+        slots = np.concatenate([_slots(row, block_size) for row in plan.rows])
+        numbers = np.stack((np.array(token_ids), positions, slots)).astype(np.int32)
+        batch = DecoderInputs(
+            numbers=torch.from_numpy(numbers).to(self._device),
+            attention=self._operations.attention(chunks, block_size, self._device),
+        )
+        self._experts.begin(weights)
+        mix = None if weights is None else self._mix_eagerly
+        hidden = self._decoder.hidden(batch, mix)
+        samples = [
+            chunk.first + chunk.length - 1
+            for chunk, row in zip(chunks, plan.rows, strict=True)
+            if row.sample
+        ]
+        index = torch.tensor(samples, dtype=torch.long, device=self._device)
+        with self._experts.rows(index):
+            return self._decoder.logits(hidden[index], mix)
+
+    def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
+        first = 0
+        for path, width in zip(group.paths, group.widths, strict=True):
+            self._experts.apply(path, x, y[:, first : first + width])
+            first += width
+
+
+class TableMixtures:
+    """Mixtures under `sum` whose rows the kernels find in static tables."""
+
+    def __init__(
+        self, groups: Sequence[Group], pool: RowPool, item_size: int, device: torch.device
+    ) -> None:
+        self._groups = {group.paths: index for index, group in enumerate(groups)}
+        self._firsts = np.cumsum([0, *(len(group.paths) for group in groups)])
+        self._device = device
+        modules = [path for group in groups for path in group.paths]
+        strides = [
+            (group.width * item_size, width * item_size)
+            for group in groups
+            for width in group.widths
+        ]
+        self._locator = RowLocator(pool, modules, strides)
+        self._tables: dict[int, StaticTables] = {}
+
+    def rows(self, digests: tuple[str, ...]) -> HostRows:
+        return self._locator.rows(digests)
+
+    def touched(self, rows: HostRows) -> frozenset[int]:
+        """Groups that any rows act on: the others need no launch."""
+        counts = np.add.reduceat(rows.counts, self._firsts[:-1])
+        return frozenset(np.flatnonzero(counts).tolist())
+
+    def write(self, capacity: int, digests: tuple[str, ...]) -> None:
+        """Let the tables of a capacity hold these adapters' rows."""
+        if capacity not in self._tables:
+            self._tables[capacity] = StaticTables(int(self._firsts[-1]), capacity, self._device)
+        self._tables[capacity].write(self.rows(digests))
+
+    def mix(self, capacity: int, weights: Tensor, touched: frozenset[int]) -> _TableMix:
+        return _TableMix(self._group_tables(capacity), weights, touched, self._groups)
+
+    def _group_tables(self, capacity: int) -> list[RowTable]:
+        tables = self._tables[capacity]
+        return [
+            tables.group(int(first), int(last - first))
+            for first, last in zip(self._firsts[:-1], self._firsts[1:], strict=True)
+        ]
+
+
+class _TableMix:
+    """One step's mixture as the decoder calls it."""
+
+    def __init__(
+        self,
+        tables: Sequence[RowTable],
+        weights: Tensor,
+        touched: frozenset[int],
+        groups: dict[tuple[str, ...], int],
+    ) -> None:
+        self._tables = tables
+        self._weights = weights
+        self._touched = touched
+        self._groups = groups
+
+    def __call__(self, group: Group, x: Tensor, y: Tensor) -> None:
+        index = self._groups[group.paths]
+        if index in self._touched:
+            mix_group(y, x, self._weights[: len(x)], group, self._tables[index])
+
+
+def _slots(row: PlannedRow, block_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    positions = np.arange(row.start, row.stop)
+    return np.array(row.block_ids)[positions // block_size] * block_size + positions % block_size

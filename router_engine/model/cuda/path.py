@@ -1,0 +1,55 @@
+"""Whether the Triton decoder runs a model instead of transformers' code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from router_engine.experts.step import StepExperts
+from router_engine.kernels.base import Operations
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.model.cuda.body import CudaBody
+from router_engine.model.cuda.decoder import CudaDecoder, unsupported
+from router_engine.model.graphs import CudaCapture, run_directly
+from router_engine.model.loader import LoadedModel
+from router_engine.model.wrap import MixtureLinear
+
+_log = logging.getLogger(__name__)
+
+
+class CudaPath:
+    """As `model.fast.Fast`. A model that the decoder cannot run keeps transformers' own code.
+
+    Then mixtures and attention still run on the Triton kernels, but without graphs.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        linears: Mapping[str, MixtureLinear],
+        experts: StepExperts,
+        cache: PagedCache,
+        operations: Operations,
+    ) -> None:
+        self._body: CudaBody | None = None
+        reason = unsupported(loaded)
+        if reason is not None:
+            _log.info("no decoder of our own: %s", reason)
+            return
+        self._body = CudaBody(
+            CudaDecoder(loaded, linears, cache),
+            experts,
+            cache,
+            operations,
+            max_model_len=loaded.max_model_len,
+            device=loaded.device,
+            capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
+        )
+
+    def body(self) -> CudaBody | None:
+        return self._body
+
+    def refresh(self, modules: Iterable[str]) -> None:
+        """The base weights of these modules have changed."""
+        if self._body is not None:
+            self._body.refresh()

@@ -1,0 +1,75 @@
+"""What runs a model's steps faster than transformers' own code, where something does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from router_engine.config import KernelConfig
+from router_engine.experts.step import StepExperts
+from router_engine.kernels.base import KernelSpec, Operations
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.mixture.weights import StepWeights
+from router_engine.model.cpu.fast import FastPath
+from router_engine.model.loader import LoadedModel
+from router_engine.model.sampler import LogitSummary
+from router_engine.model.wrap import MixtureLinear
+from router_engine.scheduling.plan import StepPlan
+
+
+class Body(Protocol):
+    """Runs whole steps of one model."""
+
+    def logits(
+        self, plan: StepPlan, weights: StepWeights | None
+    ) -> tuple[Tensor, LogitSummary | None]:
+        """Logits [samples, vocab] of the plan's `sampled_rows`, and what is known of them.
+
+        The keys and values of all rows are kept.
+        """
+        ...
+
+
+class Fast(Protocol):
+    """Has a body, will have one, or never has: then transformers' own code runs."""
+
+    def body(self) -> Body | None: ...
+
+    def refresh(self, modules: Iterable[str]) -> None:
+        """The base weights of these modules have changed."""
+        ...
+
+
+class Plain:
+    """Nothing faster than transformers' code."""
+
+    def body(self) -> None:
+        return None
+
+    def refresh(self, modules: Iterable[str]) -> None:
+        pass
+
+
+def choose_fast(
+    config: KernelConfig,
+    kernels: KernelSpec,
+    operations: Operations,
+    loaded: LoadedModel,
+    linears: Mapping[str, MixtureLinear],
+    experts: StepExperts,
+    cache: PagedCache,
+) -> Fast:
+    """The fast way for a model, given the kernels that were chosen for its device and dtype.
+
+    Raises UnsupportedModelError or KernelBuildError under `cpu`, which has no fallback.
+    """
+    if kernels.name == "triton":
+        # Imported here alone: a machine without Triton never gets this far.
+        from router_engine.model.cuda.path import CudaPath
+
+        return CudaPath(loaded, linears, experts, cache, operations)
+    if config.kernels in ("auto", "cpu"):
+        return FastPath(config, loaded, linears, experts.pool, cache)
+    return Plain()
