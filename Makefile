@@ -3,7 +3,7 @@
 VENV ?= .venv
 PORT ?= 8000
 PYTEST_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= serve
 BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
 # Without a GPU the tests that need one are left out.
@@ -16,7 +16,7 @@ SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-postgres.sh scripts/pin.
 .PHONY: help install pull run demo test quick lint format bench docs constraints clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 # A stamp holds the moment of the last whole installation; a change of the pins or the packages makes it old.
 $(VENV)/.installed: $(INSTALL)
@@ -58,8 +58,8 @@ format: $(VENV)/.installed-dev ## rewrite the source in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev pull ## the serving benchmark (BENCH_ARGS="--help" lists its options)
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench: $(VENV)/.installed-dev pull ## the serving benchmark (BENCH_ARGS="serve --help" lists its options)
+	$(BIN)/adaptermix bench $(BENCH_ARGS)
 
 docs: $(VENV)/.installed-dev ## write the generated pages anew and check every link
 	$(BIN)/python -m scripts.docs

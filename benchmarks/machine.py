@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,6 +35,11 @@ def describe_software() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def default_kernels() -> Literal["reference", "cpu"]:
+    """What a benchmark measures where it is not told: the fastest that never changes in mid-run."""
+    return "reference" if torch.cuda.is_available() else "cpu"
 
 
 def _processor() -> str:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from benchmarks.load import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from router_engine.model.assets import DEFAULT_MODEL
 
 READY_SECONDS = 300.0
@@ -43,17 +45,57 @@ def server(options: Sequence[str], log: Path) -> Iterator[str]:
     Its output goes to `log`. Raises BenchmarkError with the end of it when the server does not
     become ready.
     """
-    port = _free_port()
+    with started(options, log) as running:
+        yield running.url
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server process that is ready."""
+
+    url: str
+    pid: int
+    start_seconds: float  # from the launch to the first answer that says ready
+
+
+@contextlib.contextmanager
+def started(options: Sequence[str], log: Path) -> Iterator[Running]:
+    """As `server`, with what is known of the process."""
+    port = free_port()
     command = adaptermix("serve", "--port", str(port), *options)
+    with http_process(command, f"http://127.0.0.1:{port}", "/health/ready", log) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def http_process(
+    command: Sequence[str], url: str, ready: str, log: Path, *, own_group: bool = False
+) -> Iterator[Running]:
+    """Run a server until the block ends; `ready` is the path that answers 200 from then on.
+
+    `own_group` lets it be stopped and continued as a whole, with all its children.
+    """
+    launched = time.perf_counter()
     with (
         log.open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=own_group
+        ) as process,
     ):
         try:
-            _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
+            _wait_until_ready(process, url, ready, log)
+            yield Running(url, process.pid, time.perf_counter() - launched)
         finally:
             _stop(process)
+
+
+def info(url: str) -> dict[str, Any]:
+    """What an AdapterMix server says that it serves."""
+    answer = httpx.get(f"{url}/info", timeout=60)
+    if answer.status_code != httpx.codes.OK:
+        raise BenchmarkError(f"{url}/info answered {answer.status_code}: {answer.text}")
+    known: dict[str, Any] = answer.json()
+    return known
 
 
 def publish(url: str, folders: Sequence[Path], texts: Sequence[str]) -> None:
@@ -68,19 +110,19 @@ def publish(url: str, folders: Sequence[Path], texts: Sequence[str]) -> None:
                 raise BenchmarkError(f"{folder.name} was refused: {answer.text}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, ready: str, log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     with httpx.Client(base_url=url) as client:
         while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if client.get("/health/ready").status_code == httpx.codes.OK:
+                if client.get(ready).status_code == httpx.codes.OK:
                     return
             time.sleep(POLL_SECONDS)
     lines = log.read_text(errors="replace").splitlines()

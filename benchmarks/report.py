@@ -1,4 +1,4 @@
-"""From samples to numbers, from numbers to a file, a table and a plot."""
+"""From samples to numbers, from numbers to a file, a table and a page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
 from rich.table import Table
 
 from benchmarks.load import Round, Sample
+from benchmarks.matrix import Cell
 
 PERCENTILES = (50, 90, 99)
 METRICS: Mapping[str, Callable[[Sample], Sequence[float]]] = {
@@ -19,20 +20,29 @@ METRICS: Mapping[str, Callable[[Sample], Sequence[float]]] = {
     "inter_token": lambda sample: sample.gaps,
     "e2e": lambda sample: [sample.seconds],
 }
+NUMBERS = (
+    "tokens/s",
+    "range",
+    "TTFT ms P50",
+    "P90",
+    "P99",
+    "inter-token ms P50",
+    "P90",
+    "P99",
+    "end to end s P50",
+    "P90",
+    "P99",
+)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value below which `percent` of a hundred lie, linear between the two nearest ranks.
 
-    As numpy's default does. Raises ValueError for no values.
+    Raises ValueError for no values.
     """
     if not values:
         raise ValueError("no values to take a percentile of")
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    return float(np.percentile(np.asarray(values, dtype=np.float64), percent))
 
 
 def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -41,91 +51,153 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
     Latencies are in seconds, throughput in output tokens per second with its range over the rounds.
     """
     rates = [one.tokens_per_second for one in rounds]
-    lengths = [sample.prompt_tokens for one in rounds for sample in one.samples]
+    samples = [sample for one in rounds for sample in one.samples]
+    prompts = [sample.prompt_tokens for sample in samples]
+    outputs = [sample.output_tokens for sample in samples]
     cell: dict[str, Any] = {
         "rounds": len(rounds),
         "requests_per_round": len(rounds[0].samples),
-        "prompt_tokens": [min(lengths), max(lengths)],
+        "prompt_tokens": [min(prompts), max(prompts)],
+        "output_tokens": [min(outputs), max(outputs)],
         "output_tokens_per_second": statistics.median(rates),
         "output_tokens_per_second_range": [min(rates), max(rates)],
+        "output_tokens_per_second_rounds": rates,
     }
     for metric, values_of in METRICS.items():
         cell[f"{metric}_seconds"] = {
-            f"p{percent}": statistics.median(
-                percentile([v for sample in one.samples for v in values_of(sample)], percent)
-                for one in rounds
-            )
+            f"p{percent}": statistics.median(_of_round(one, values_of, percent) for one in rounds)
             for percent in PERCENTILES
         }
     return cell
 
 
+def goodput(
+    rounds: Sequence[Round], slo_ttft: float | None, slo_itl: float | None
+) -> dict[str, float]:
+    """Requests that met the objectives, both in milliseconds: a second, and as a share of all.
+
+    A request meets `slo_itl` with the mean time of its tokens after the first, as in Zhong et al.,
+    "DistServe", OSDI 2024. Each is taken per round, then the median of the rounds.
+    """
+
+    def good(sample: Sample) -> bool:
+        in_time = slo_ttft is None or 1e3 * sample.ttft <= slo_ttft
+        return in_time and (slo_itl is None or 1e3 * sample.token_seconds <= slo_itl)
+
+    counts = [sum(map(good, one.samples)) for one in rounds]
+    pairs = list(zip(counts, rounds, strict=True))
+    return {
+        "requests_per_second": statistics.median(n / one.seconds for n, one in pairs),
+        "share": statistics.median(n / len(one.samples) for n, one in pairs),
+    }
+
+
+def cell_of(
+    title: str,
+    cell: Cell,
+    rounds: Sequence[Round],
+    slo_ttft: float | None = None,
+    slo_itl: float | None = None,
+) -> dict[str, Any]:
+    """One cell as written to JSON."""
+    written = {
+        "system": cell.system,
+        "suite": cell.suite,
+        "case": cell.case,
+        "title": title,
+        "clients": cell.load.clients,
+        "rate": cell.load.rate,
+        "load": cell.load.label,
+        **summarize(rounds),
+    }
+    if slo_ttft is not None or slo_itl is not None:
+        written["goodput"] = {
+            "slo_ttft_ms": slo_ttft,
+            "slo_itl_ms": slo_itl,
+            **goodput(rounds, slo_ttft, slo_itl),
+        }
+    return written
+
+
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
-    """The result for a terminal: one row a case and concurrency."""
+    """The result for a terminal: one row a case and load."""
     table = Table(title=f"{result['model']} on {result['machine']['processor']}")
     table.add_column("case", no_wrap=True)
-    for heading in ("clients", "tokens/s", "range", "TTFT ms", "P99", "gap ms", "P99"):
+    for heading in ("load", "tokens/s", "range", "TTFT ms", "P99", "gap ms", "P99"):
         table.add_column(heading, justify="right")
     for cell in result["cells"]:
-        low, high = cell["output_tokens_per_second_range"]
-        ttft, gap = cell["ttft_seconds"], cell["inter_token_seconds"]
-        milliseconds = (ttft["p50"], ttft["p99"], gap["p50"], gap["p99"])
-        table.add_row(
-            cell["title"],
-            str(cell["concurrency"]),
-            f"{cell['output_tokens_per_second']:.1f}",
-            f"{low:.1f}-{high:.1f}",
-            *(f"{1000 * value:.0f}" for value in milliseconds),
-        )
+        numbers = _numbers(cell)
+        chosen = (numbers[0], numbers[1], numbers[2], numbers[4], numbers[5], numbers[7])
+        table.add_row(cell["title"], cell["load"], *chosen)
     return table
 
 
-def plot(path: Path, result: Mapping[str, Any]) -> None:
-    """Throughput (with its range over the rounds), time to first token, inter-token time."""
-    titles = list(dict.fromkeys(cell["title"] for cell in result["cells"]))
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    panels = figure.subplots(1, 3)
-    headings = ("output tokens/s", "time to first token, P50, ms", "between tokens, P50, ms")
-    levels = sorted({cell["concurrency"] for cell in result["cells"]})
-    width = 0.8 / len(titles)
-    for number, title in enumerate(titles):
-        cells = [cell for cell in result["cells"] if cell["title"] == title]
-        places = [levels.index(cell["concurrency"]) + number * width for cell in cells]
-        for panel, heights, errors in zip(panels, _series(cells), _errors(cells), strict=True):
-            panel.bar(places, heights, width, yerr=errors, label=title, color=f"C{number}")
-    for panel, heading in zip(panels, headings, strict=True):
-        panel.set_title(heading, fontsize=10)
-        panel.set_xlabel("clients")
-        panel.set_xticks([place + 0.4 - width / 2 for place in range(len(levels))], levels)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(bottom=0)
-    machine = result["machine"]
-    figure.suptitle(
-        f"{result['model']}, {machine['processor']}, {machine['cores']} cores, "
-        f"{result['software']['commit'][:10]}, {result['software']['date'][:10]}",
-        fontsize=10,
-    )
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+def provenance(result: Mapping[str, Any]) -> str:
+    """Machine, commit, date, format, threads and kernels, in one line."""
+    machine, software = result["machine"], result["software"]
+    serving = result.get("serving", {})
+    parts = [
+        result["model"],
+        f"{machine['processor']}, {machine['cores']} cores",
+        *([machine["gpu"]] if machine.get("gpu") else []),
+        f"{serving.get('dtype') or 'dtype unknown'}",
+        f"kernels {serving.get('kernels') or 'unknown'}",
+        f"{serving.get('threads') or 'unknown'} threads",
+        f"commit {software['commit'][:10]}{' changed' if 'local' in software['commit'] else ''}",
+        software["date"][:10],
+    ]
+    return " · ".join(parts)
 
 
-def _series(cells: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float], list[float]]:
-    return (
-        [cell["output_tokens_per_second"] for cell in cells],
-        [1000 * cell["ttft_seconds"]["p50"] for cell in cells],
-        [1000 * cell["inter_token_seconds"]["p50"] for cell in cells],
-    )
+def markdown(result: Mapping[str, Any]) -> str:
+    """The result as a page: where it was measured, then every number."""
+    kind = result["kind"]
+    lines = [f"# `adaptermix bench {kind}`", "", provenance(result), ""]
+    heads = ["case", "load", *NUMBERS]
+    has_goodput = any("goodput" in cell for cell in result["cells"])
+    if has_goodput:
+        heads += ["goodput requests/s", "of all"]
+    lines += [row(heads), row(["---"] * 2 + ["--:"] * (len(heads) - 2))]
+    for cell in result["cells"]:
+        numbers = [*_numbers(cell)]
+        if has_goodput:
+            good = cell["goodput"]
+            numbers += [f"{good['requests_per_second']:.2f}", f"{100 * good['share']:.0f} %"]
+        lines.append(row([cell["title"], cell["load"], *numbers]))
+    first = result["cells"][0]
+    lines += [
+        "",
+        f"Medians of {first['rounds']} rounds; the range is that of the rounds' throughputs. "
+        "A load of `n` is n clients with one request in flight each, `n/s` a Poisson process.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
-def _errors(cells: Sequence[Mapping[str, Any]]) -> tuple[Any, None, None]:
-    """Distances below and above the throughput bars; the other panels have none."""
-    rates = [cell["output_tokens_per_second"] for cell in cells]
-    ranges = [cell["output_tokens_per_second_range"] for cell in cells]
-    below = [rate - low for rate, (low, _) in zip(rates, ranges, strict=True)]
-    above = [high - rate for rate, (_, high) in zip(rates, ranges, strict=True)]
-    return [below, above], None, None
+def row(values: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(values)} |"
+
+
+def _of_round(one: Round, values_of: Callable[[Sample], Sequence[float]], percent: int) -> float:
+    """0 where there is nothing to measure: answers that came in one piece have no gaps."""
+    values = [value for sample in one.samples for value in values_of(sample)]
+    return percentile(values, percent) if values else 0.0
+
+
+def _numbers(cell: Mapping[str, Any]) -> list[str]:
+    low, high = cell["output_tokens_per_second_range"]
+    ttft, gap, whole = (cell[f"{metric}_seconds"] for metric in METRICS)
+    percents = [f"p{percent}" for percent in PERCENTILES]
+    return [
+        f"{cell['output_tokens_per_second']:.1f}",
+        f"{low:.1f}-{high:.1f}",
+        *(f"{1e3 * ttft[percent]:.0f}" for percent in percents),
+        *(f"{1e3 * gap[percent]:.1f}" for percent in percents),
+        *(f"{whole[percent]:.2f}" for percent in percents),
+    ]

@@ -1,145 +1,194 @@
-"""The serving benchmark: closed-loop load over HTTP on a real server, case by case."""
+"""`adaptermix bench serve`: load over HTTP on a server of its own, or on any that runs."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.cases import NUM_ADAPTERS, Case, request_body
-from benchmarks.load import Round, closed_loop
-from benchmarks.machine import describe_machine, describe_software
-from benchmarks.process import publish, server
+from benchmarks.cases import PEER_CASES, Job, Population, Traffic
+from benchmarks.clients import Client, GenerateClient, OpenAIClient
+from benchmarks.errors import BenchmarkError
+from benchmarks.lengths import parse_lengths
+from benchmarks.load import Round
+from benchmarks.machine import default_kernels, describe_machine, describe_software
+from benchmarks.matrix import Cell, Driven, measure
+from benchmarks.process import info, publish, started
 from benchmarks.prompts import make_prompts
-from benchmarks.report import summarize
-from benchmarks.subject import RANK, TARGETS, Subject, write_adapters
+from benchmarks.report import cell_of
+from benchmarks.settings import (
+    AdapterSettings,
+    ModelSettings,
+    ServeSettings,
+    WorkSettings,
+    loads,
+)
+from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, resolve, write_adapters
 
-MIN_REQUESTS = 4  # in a round, however few the clients
 TEXTS_PER_ADAPTER = 8
+NAME = "adaptermix"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What one run of the benchmark measures."""
+class Site:
+    """A server that is ready for load."""
 
-    concurrencies: tuple[int, ...] = (1, 8, 32)
-    rounds: int = 3
-    requests_per_client: int = 2
-    max_new_tokens: int = 64
-    dtype: str = "auto"
-    kernels: str = "auto"
-    threads: int | None = None  # of the engine; None: all cores
-    seed: int = 0
-
-    def requests(self, concurrency: int) -> int:
-        return max(MIN_REQUESTS, self.requests_per_client * concurrency)
-
-    def total_requests(self, cases: Sequence[Case]) -> int:
-        per_round = sum(self.requests(concurrency) for concurrency in self.concurrencies)
-        return len(cases) * self.rounds * per_round
+    url: str
+    model: str  # the base model's name there
+    adapters: tuple[str, ...]
+    serving: dict[str, Any]  # what is known of how it computes
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One case at one concurrency."""
-
-    case: Case
-    concurrency: int
-
-
-def run_benchmark(subject: Subject, cases: Sequence[Case], plan: Plan) -> dict[str, Any]:
-    """Measure all cases against one server and return the result as written to JSON.
+def run_serve(
+    serve: ServeSettings, work: WorkSettings, adapters: AdapterSettings, model: ModelSettings
+) -> dict[str, Any]:
+    """Measure all cells and return the result as written to JSON.
 
     Raises BenchmarkError when the server does not start or refuses what is asked of it.
     """
     console = Console(stderr=True)
-    names = [f"random-{index}" for index in range(NUM_ADAPTERS)]
-    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
-        folder = Path(temporary)
-        folders = write_adapters(subject, folder / "adapters", names)
-        options = _server_options(subject, cases, plan, folder / "store")
-        console.print(f"starting a server for {subject.name}")
-        with server(options, folder / "server.log") as url:
-            texts = make_prompts(TEXTS_PER_ADAPTER, f"{plan.seed} texts", subject.count_tokens)
-            publish(url, folders, texts)
-            rounds = asyncio.run(_measure(url, subject, cases, plan, names, console))
+    subject = resolve(model.model)
+    _check_cases(serve, work)
+    with _site(subject, serve, work, adapters, model) as site:
+        population = Population(
+            site.adapters,
+            adapters.mixtures,
+            min(adapters.mixture_size, max(1, len(site.adapters))),
+            adapters.zipf,
+            adapters.every,
+        )
+        traffic = Traffic(
+            population,
+            parse_lengths(work.prompt),
+            parse_lengths(work.output),
+            subject.count_tokens,
+            work.seed,
+        )
+        measured = asyncio.run(_measure(site, traffic, serve, work, console))
     return {
+        "kind": "serve",
         "model": subject.name,
         "machine": describe_machine(),
         "software": describe_software(),
-        "plan": asdict(plan),
-        "adapters": {"count": NUM_ADAPTERS, "rank": RANK, "targets": list(TARGETS)},
+        "serving": site.serving,
+        "settings": {**asdict(work), **asdict(adapters), "target": serve.target, "out": None},
         "cells": [
-            {
-                "case": cell.case.name,
-                "title": cell.case.title,
-                "concurrency": cell.concurrency,
-                **summarize(measured),
-            }
-            for cell, measured in rounds.items()
+            cell_of(population.title(cell.case), cell, rounds, work.slo_ttft, work.slo_itl)
+            for cell, rounds in measured.items()
         ],
     }
 
 
-def _server_options(subject: Subject, cases: Sequence[Case], plan: Plan, store: Path) -> list[str]:
-    encoder = "default" if any(case.needs_encoder for case in cases) else "none"
-    options = ["--model", subject.model, "--store", str(store), "--encoder", encoder]
-    options += ["--dtype", plan.dtype, "--kernels", plan.kernels, "--log-level", "warning"]
-    if plan.threads is not None:
-        options += ["--engine-threads", str(plan.threads)]
-    return options
+def _check_cases(serve: ServeSettings, work: WorkSettings) -> None:
+    others = [case for case in work.cases if case not in PEER_CASES]
+    if serve.target == "openai" and others:
+        raise BenchmarkError(
+            f"case {', '.join(others)} cannot be asked of OpenAI's route: name --case base, one or "
+            "many, or use --target generate"
+        )
+    if serve.url is not None and not serve.adapter and set(work.cases) != {"base"}:
+        raise BenchmarkError(
+            "name the adapters of the server at --url with --adapter, or use --case base"
+        )
+
+
+@contextlib.contextmanager
+def _site(
+    subject: Subject,
+    serve: ServeSettings,
+    work: WorkSettings,
+    adapters: AdapterSettings,
+    model: ModelSettings,
+) -> Iterator[Site]:
+    if serve.url is not None:
+        known = {} if serve.target == "openai" else info(serve.url)
+        name = serve.served or known.get("model_id", "")
+        serving = {"url": serve.url, "dtype": known.get("dtype"), "kernels": None, "threads": None}
+        yield Site(serve.url, name, serve.adapter, serving)
+        return
+    most = max(requests for _, requests in loads(work, serve))
+    kernels = model.kernels or default_kernels()
+    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
+        folder = Path(temporary)
+        names = tuple(f"random-{index}" for index in range(adapters.adapters))
+        targets = ALL_TARGETS if adapters.targets == "all" else TARGETS
+        folders = write_adapters(subject, folder / "adapters", names, adapters.rank, targets)
+        rows = sum(adapters.rank[i % len(adapters.rank)] for i in range(adapters.adapters))
+        options = server_options(subject, model.dtype, kernels, model.threads)
+        options += ["--store", str(folder / "store"), "--max-rank-rows", str(rows)]
+        options += ["--max-running", str(max(8, *work.concurrency)), "--max-waiting", str(most)]
+        options += ["--encoder", "default" if "similarity" in work.cases else "none"]
+        with started(options, folder / "server.log") as running:
+            texts = make_prompts([48] * TEXTS_PER_ADAPTER, "texts", subject.count_tokens)
+            publish(running.url, folders, texts)
+            known = info(running.url)
+            machine = describe_machine()
+            serving = {
+                "dtype": known["dtype"],
+                "kernels": kernels,
+                "threads": model.threads or machine["cores"],
+                "start_seconds": running.start_seconds,
+            }
+            yield Site(running.url, known["model_id"], names, serving)
+
+
+def server_options(subject: Subject, dtype: str, kernels: str, threads: int | None) -> list[str]:
+    """Options of `adaptermix serve` that every benchmark gives."""
+    options = ["--model", subject.model, "--dtype", dtype, "--kernels", kernels]
+    options += ["--log-level", "warning"]
+    return options if threads is None else [*options, "--engine-threads", str(threads)]
 
 
 async def _measure(
-    url: str,
-    subject: Subject,
-    cases: Sequence[Case],
-    plan: Plan,
-    names: Sequence[str],
-    console: Console,
+    site: Site, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
 ) -> dict[Cell, list[Round]]:
-    """All cells in turn, then again: a slow minute of the machine then falls on all alike."""
-    cells = [Cell(case, level) for case in cases for level in plan.concurrencies]
-    measured: dict[Cell, list[Round]] = {cell: [] for cell in cells}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    limits = httpx.Limits(max_connections=max(plan.concurrencies))
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("warming up", total=plan.total_requests(cases))
-            for case in cases:  # loads the adapters, fills caches of code; not counted
-                await closed_loop(client, _bodies(case, subject, plan, names, 2, "warm-up"), 2)
-            for number in range(plan.rounds):
-                for cell in cells:
-                    label = f"round {number + 1}: {cell.case.title}, {cell.concurrency} clients"
-                    progress.update(task, description=label)
-                    count = plan.requests(cell.concurrency)
-                    bodies = _bodies(cell.case, subject, plan, names, count, f"round {number}")
-                    one = await closed_loop(
-                        client, bodies, cell.concurrency, lambda: progress.advance(task)
-                    )
-                    measured[cell].append(one)
-    return measured
-
-
-def _bodies(
-    case: Case, subject: Subject, plan: Plan, names: Sequence[str], count: int, part: str
-) -> list[dict[str, Any]]:
-    """Requests whose prompts no other part of the run uses: none is in the prefix cache."""
-    seed = f"{plan.seed} {case.name} {part} {count}"
-    prompts = make_prompts(count, seed, subject.count_tokens)
-    return [
-        request_body(prompt, plan.max_new_tokens, case.mixture_of(index, names))
-        for index, prompt in enumerate(prompts)
+    cells = [
+        Cell(NAME, case, load, requests)
+        for case in work.cases
+        for load, requests in loads(work, serve)
     ]
+
+    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
+        return traffic.jobs(cell.case, count, f"{part} {cell.load.label}")
+
+    async with http_client(site.url) as http:
+        client: Client = GenerateClient(http)
+        if serve.target == "openai":
+            client = OpenAIClient(http, site.model)
+        system = Driven(client.send, merging(http))
+        return await measure({NAME: system}, cells, work.rounds, jobs_of, console)
+
+
+def http_client(url: str) -> httpx.AsyncClient:
+    """Waits as long as it takes, and opens as many connections as there are requests."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
+    return httpx.AsyncClient(base_url=url, timeout=None, limits=limits)
+
+
+def merging(http: httpx.AsyncClient) -> Any:
+    """For `Driven`: a round of the case `merged` runs while its mixture is in the base."""
+
+    @contextlib.asynccontextmanager
+    async def enter(case: str, jobs: Sequence[Job]) -> AsyncIterator[None]:
+        if case != "merged":
+            yield
+            return
+        _check(await http.put("/admin/merged", json=jobs[0].mixture.body()))
+        try:
+            yield
+        finally:
+            _check(await http.delete("/admin/merged"))
+
+    return enter
+
+
+def _check(answer: httpx.Response) -> None:
+    if not answer.is_success:
+        raise BenchmarkError(f"/admin/merged answered {answer.status_code}: {answer.text}")

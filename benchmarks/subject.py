@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.process import default_model
+from router_engine.model.assets import DEFAULT
 from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
 
 RANK = 8
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_TARGETS = (*TARGETS, "gate_proj", "up_proj", "down_proj")
 # Small enough that a mixture of several leaves the activations in their usual range.
 DELTA_STD = 0.002
+
+Linear = tuple[str, int, int]  # path, in_features, out_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,42 +52,58 @@ class Subject:
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
 
-    def targeted_linears(self) -> Iterator[tuple[str, int, int]]:
+    def targeted_linears(self, targets: Sequence[str] = TARGETS) -> Iterator[Linear]:
         """(path, in_features, out_features) of every linear layer that the adapters change."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(self.config)
         for path, module in model.named_modules():
-            if path.rpartition(".")[2] in TARGETS:
+            if path.rpartition(".")[2] in targets:
                 yield path, module.in_features, module.out_features
 
 
-def write_adapters(subject: Subject, folder: Path, names: list[str]) -> list[Path]:
-    """PEFT folders of random rank-8 LoRAs, one a name; equal names give equal weights.
+def resolve(model: str) -> Subject:
+    """The subject of `--model`; the default model is brought where it is not there yet."""
+    return Subject.of(default_model() if model == DEFAULT else model)
+
+
+def write_adapters(
+    subject: Subject,
+    folder: Path,
+    names: Sequence[str],
+    ranks: Sequence[int] = (RANK,),
+    targets: Sequence[str] = TARGETS,
+) -> list[Path]:
+    """PEFT folders of random LoRAs, one a name, ranks in turn; equal places get equal weights.
 
     Speed does not depend on what an adapter has learnt, only on its shape. B is not zero, as it is
     in an untrained LoRA, so that nothing can take a short cut.
     """
-    linears = list(subject.targeted_linears())
+    linears = list(subject.targeted_linears(targets))
     if not linears:
-        raise ValueError(f"{subject.name} has none of the linear layers {', '.join(TARGETS)}")
-    return [_write_adapter(folder / name, linears, seed) for seed, name in enumerate(names)]
+        raise ValueError(f"{subject.name} has none of the linear layers {', '.join(targets)}")
+    return [
+        _write_adapter(folder / name, linears, seed, ranks[seed % len(ranks)], targets)
+        for seed, name in enumerate(names)
+    ]
 
 
-def _write_adapter(folder: Path, linears: list[tuple[str, int, int]], seed: int) -> Path:
+def _write_adapter(
+    folder: Path, linears: Sequence[Linear], seed: int, rank: int, targets: Sequence[str]
+) -> Path:
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for path, inputs, outputs in linears:
         prefix = f"base_model.model.{path}"
-        a = torch.randn(RANK, inputs, generator=generator) * inputs**-0.5
+        a = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
         tensors[f"{prefix}.lora_A.weight"] = a.bfloat16()
-        b = torch.randn(outputs, RANK, generator=generator) * DELTA_STD
+        b = torch.randn(outputs, rank, generator=generator) * DELTA_STD
         tensors[f"{prefix}.lora_B.weight"] = b.bfloat16()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": RANK,
-        "lora_alpha": RANK,
-        "target_modules": list(TARGETS),
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": list(targets),
         "bias": "none",
     }
     folder.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""Cases, prompts and the random adapters."""
+"""Cases, their mixtures, and the random adapters."""
 
-import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,55 +8,77 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from benchmarks.cases import CASES, NUM_ADAPTERS, choose_cases, request_body
-from benchmarks.prompts import LONGEST, SHORTEST, make_prompts
-from benchmarks.subject import RANK, TARGETS, Subject, write_adapters
+from benchmarks.cases import CASES, Population, Traffic, choose_cases
+from benchmarks.errors import BenchmarkError
+from benchmarks.lengths import parse_lengths
+from benchmarks.subject import ALL_TARGETS, RANK, TARGETS, Subject, write_adapters
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 
-NAMES = [f"a{index}" for index in range(NUM_ADAPTERS)]
-MIXTURES = {case.name: [case.mixture_of(index, NAMES) for index in range(16)] for case in CASES}
+NAMES = tuple(f"a{index}" for index in range(8))
 
 
-def distinct(name: str) -> int:
-    return len({json.dumps(mixture) for mixture in MIXTURES[name]})
+def traffic(alpha: float | None = None, every: int = 1) -> Traffic:
+    population = Population(NAMES, alpha=alpha, every=every)
+    lengths = parse_lengths("uniform:4:20"), parse_lengths("fixed:6")
+    return Traffic(population, *lengths, lambda text: len(text.split()), seed=1)
 
 
 def test_each_case_has_as_many_mixtures_as_it_says() -> None:
-    counts = {name: distinct(name) for name in MIXTURES}
-    assert counts == {"base": 1, "one": 1, "eight": 8, "mixtures": 8, "token-routed": 1}
-    assert MIXTURES["base"][0] is None
+    counts = {case: len({job.mixture for job in traffic().jobs(case, 16, "x")}) for case in CASES}
+    assert counts == {
+        "base": 1,
+        "one": 1,
+        "many": 8,
+        "mixtures": 8,
+        "given": 8,
+        "similarity": 1,
+        "merged": 1,
+    }
 
 
-def test_a_mixture_of_four_has_four_different_adapters() -> None:
-    for mixture in MIXTURES["mixtures"]:
-        assert mixture is not None
-        assert len({adapter["name"] for adapter in mixture["adapters"]}) == 4
+def test_a_mixture_of_four_has_four_adapters_and_weights_that_sum_to_one() -> None:
+    for job in traffic().jobs("mixtures", 8, "x"):
+        assert len(set(job.mixture.adapters)) == 4
+        assert job.mixture.weights == pytest.approx((0.4, 0.3, 0.2, 0.1))
+
+
+def test_given_weights_differ_from_token_to_token() -> None:
+    (job,) = traffic(every=2).jobs("given", 1, "x")
+    rows = job.mixture.rows
+    assert len(rows) == job.max_new_tokens == 6
+    assert all(sum(row) == pytest.approx(1) for row in rows)
+    assert all(one != two for one, two in pairwise(rows))
+    body = job.mixture.body()
+    assert body is not None
+    assert body["router"]["every"] == 2
+    assert body["router"]["weights"] == [list(row) for row in rows]
+
+
+def test_base_asks_for_nothing() -> None:
+    assert traffic().jobs("base", 1, "x")[0].mixture.body() is None
+
+
+def test_jobs_are_those_of_their_seed_and_no_other_part_shares_a_prompt() -> None:
+    made = traffic()
+    assert made.jobs("many", 9, "x") == made.jobs("many", 9, "x")
+    prompts = [{job.prompt for job in made.jobs("many", 9, part)} for part in ("x", "y")]
+    assert not prompts[0] & prompts[1]
+
+
+def test_zipf_prefers_the_first() -> None:
+    drawn = traffic(alpha=1.5).picks("many", 400, "x")
+    assert drawn.count(0) > drawn.count(3) > drawn.count(7)
 
 
 def test_cases_are_chosen_by_name_in_their_order() -> None:
-    assert [case.name for case in choose_cases(["mixtures", "base"])] == ["base", "mixtures"]
-    assert choose_cases([]) == list(CASES)
-    with pytest.raises(ValueError, match="no such case: bass; there are base"):
+    assert choose_cases(["mixtures", "base"]) == ["base", "mixtures"]
+    with pytest.raises(BenchmarkError, match="no such case: bass; there are base"):
         choose_cases(["bass"])
 
 
-def test_a_base_request_has_no_mixture() -> None:
-    assert "mixture" not in request_body("text", 4, None)
-
-
-def test_prompts_have_their_lengths_and_their_seed() -> None:
-    def count(text: str) -> int:
-        return len(text.split())
-
-    prompts = make_prompts(9, "seed", count)
-    assert sorted(count(prompt) for prompt in prompts) == list(range(SHORTEST, LONGEST + 1, 4))
-    assert prompts == make_prompts(9, "seed", count)
-    assert not set(prompts) & set(make_prompts(9, "another seed", count))
-
-
-def test_prompts_of_bytes_stay_within_the_limits() -> None:
-    for prompt in make_prompts(5, "seed", len):
-        assert SHORTEST - 10 <= len(prompt) <= LONGEST
+def test_a_mixture_larger_than_the_pool_is_refused() -> None:
+    with pytest.raises(BenchmarkError, match="mixture_size is 9"):
+        Population(NAMES, mixture_size=9)
 
 
 def test_random_adapters_load_in_peft_and_change_the_model(tmp_path: Path) -> None:
@@ -69,6 +91,17 @@ def test_random_adapters_load_in_peft_and_change_the_model(tmp_path: Path) -> No
     tensors = load_file(folders[0] / "adapter_model.safetensors")
     assert len(tensors) == 2 * len(TARGETS) * tiny_model().config.num_hidden_layers
     assert all(RANK in tensor.shape for tensor in tensors.values())
+
+
+def test_ranks_take_turns_and_all_linears_can_be_targets(tmp_path: Path) -> None:
+    subject = Subject.of(TINY_RANDOM)
+    folders = write_adapters(subject, tmp_path, NAMES[:3], (4, 16), ALL_TARGETS)
+    ranks = []
+    for folder in folders:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert len(tensors) == 2 * len(ALL_TARGETS) * subject.config.num_hidden_layers
+        ranks.append({t.shape[0] for name, t in tensors.items() if "lora_A" in name})
+    assert ranks == [{4}, {16}, {4}]
 
 
 def test_equal_places_get_equal_adapters(tmp_path: Path) -> None:

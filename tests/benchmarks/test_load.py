@@ -1,8 +1,9 @@
-"""The load generator against a small HTTP server that speaks the wire format."""
+"""The load generators, and the HTTP clients against small servers that speak the wire formats."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -12,13 +13,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from benchmarks.cases import request_body
-from benchmarks.load import BenchmarkError, Round, Sample, closed_loop, stream_one
+from benchmarks.cases import Job, Mixture
+from benchmarks.clients import Client, GenerateClient, OpenAIClient
+from benchmarks.errors import BenchmarkError
+from benchmarks.load import Load, Round, Sample, closed_loop, drive, open_loop
 
 Answer = Callable[[dict[str, Any]], Response]
+JOB = Job("text", 3)
 
 
-def frames(body: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
+def frames(count: int) -> Iterator[dict[str, Any]]:
+    """As /generate sends them."""
     for index in range(count):
         token = {"id": index, "text": "a", "logprob": -1.0, "special": False}
         last = index == count - 1
@@ -29,42 +34,66 @@ def frames(body: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def chunks(texts: list[str], tokens: int) -> Iterator[dict[str, Any]]:
+    """As /v1/completions sends them: a closing chunk without text, then the usage."""
+    for text in texts:
+        yield {"choices": [{"index": 0, "text": text, "finish_reason": None}]}
+    yield {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
+    yield {"choices": [], "usage": {"prompt_tokens": 50, "completion_tokens": tokens}}
+
+
 def events(parts: Iterator[dict[str, Any]]) -> StreamingResponse:
     async def text() -> AsyncIterator[str]:
         yield ": a comment that keeps the connection alive\r\n\r\n"
         for part in parts:
             yield f"data: {json.dumps(part)}\r\n\r\n"
+        yield "data: [DONE]\r\n\r\n"
 
     return StreamingResponse(text(), media_type="text/event-stream")
 
 
-def client_of(answer: Answer) -> httpx.AsyncClient:
-    async def generate(request: Request) -> Response:
+async def asking(
+    answer: Answer, path: str, use: Callable[[httpx.AsyncClient], Awaitable[Any]]
+) -> Any:
+    async def reply(request: Request) -> Response:
         return answer(await request.json())
 
-    app = Starlette(routes=[Route("/generate", generate, methods=["POST"])])
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bench")
+    app = Starlette(routes=[Route(path, reply, methods=["POST"])])
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://bench") as http:
+        return await use(http)
 
 
-def measure(answer: Answer, count: int = 1, concurrency: int = 1) -> Round:
-    async def run() -> Round:
-        async with client_of(answer) as client:
-            return await closed_loop(client, [request_body("text", 3, None)] * count, concurrency)
+def measure(answer: Answer, count: int = 1, clients: int = 1) -> Round:
+    async def use(http: httpx.AsyncClient) -> Round:
+        return await closed_loop(GenerateClient(http).send, [JOB] * count, clients)
 
-    return asyncio.run(run())
+    one = asyncio.run(asking(answer, "/generate", use))
+    assert isinstance(one, Round)
+    return one
+
+
+def complete(answer: Answer, job: Job = JOB) -> Sample:
+    async def use(http: httpx.AsyncClient) -> Sample:
+        ticks = iter(range(1, 100))
+        client: Client = OpenAIClient(http, "base", clock=lambda: float(next(ticks)))
+        return await client.send(job, 0.0)
+
+    sample = asyncio.run(asking(answer, "/v1/completions", use))
+    assert isinstance(sample, Sample)
+    return sample
 
 
 def test_every_token_is_timed_in_order() -> None:
-    ticks = iter(range(100))
+    ticks = iter(range(1, 100))
 
-    async def run() -> Sample:
-        async with client_of(lambda body: events(frames(body, 3))) as client:
-            body = request_body("text", 3, None)
-            return await stream_one(client, body, clock=lambda: float(next(ticks)))
+    async def use(http: httpx.AsyncClient) -> Sample:
+        client = GenerateClient(http, clock=lambda: float(next(ticks)))
+        return await client.send(JOB, 0.0)
 
-    sample = asyncio.run(run())
-    assert sample == Sample(sent=0, tokens_at=(1, 2, 3), done=4, prompt_tokens=50)
-    assert (sample.ttft, sample.gaps, sample.seconds) == (1, [1, 1], 4)
+    sample = asyncio.run(asking(lambda body: events(frames(3)), "/generate", use))
+    assert sample == Sample(0, (1, 2, 3), 4, prompt_tokens=50, output_tokens=3)
+    assert (sample.ttft, sample.gaps, sample.seconds, sample.token_seconds) == (1, [1, 1], 4, 1)
 
 
 def test_all_requests_are_sent_and_counted() -> None:
@@ -72,9 +101,9 @@ def test_all_requests_are_sent_and_counted() -> None:
 
     def answer(body: dict[str, Any]) -> Response:
         seen.append(body)
-        return events(frames(body, 3))
+        return events(frames(3))
 
-    result = measure(answer, count=7, concurrency=3)
+    result = measure(answer, count=7, clients=3)
     assert len(seen) == len(result.samples) == 7
     assert result.output_tokens == 21
     assert all(body["stream"] and body["parameters"]["ignore_eos_token"] for body in seen)
@@ -88,12 +117,100 @@ def test_a_refusal_is_an_error_that_quotes_the_server() -> None:
 def test_an_error_in_mid_stream_is_an_error() -> None:
     def answer(body: dict[str, Any]) -> Response:
         failure = {"error": "the engine died", "error_type": "engine"}
-        return events(iter([*list(frames(body, 2))[:1], failure]))
+        return events(iter([*list(frames(2))[:1], failure]))
 
     with pytest.raises(BenchmarkError, match="the engine died"):
-        measure(answer, count=4, concurrency=2)
+        measure(answer, count=4, clients=2)
 
 
 def test_a_short_answer_is_an_error() -> None:
     with pytest.raises(BenchmarkError, match="2 tokens came instead of 3"):
-        measure(lambda body: events(frames(body, 2)))
+        measure(lambda body: events(frames(2)))
+
+
+class TestOpenAI:
+    def test_tokens_are_those_of_the_usage_and_times_those_of_the_events(self) -> None:
+        seen: list[dict[str, Any]] = []
+
+        def answer(body: dict[str, Any]) -> Response:
+            seen.append(body)
+            return events(chunks(["a", "bc"], tokens=3))
+
+        sample = complete(answer)
+        assert sample == Sample(0, (1, 2), 3, prompt_tokens=50, output_tokens=3)
+        assert sample.token_seconds == 0.5
+        assert seen[0]["model"] == "base"
+        assert seen[0]["ignore_eos"]
+        assert seen[0]["stream_options"] == {"include_usage": True}
+
+    def test_an_adapter_is_a_model(self) -> None:
+        seen: list[str] = []
+
+        def answer(body: dict[str, Any]) -> Response:
+            seen.append(body["model"])
+            return events(chunks(["a"], tokens=3))
+
+        complete(answer, Job("text", 3, Mixture(("math",), (1.0,))))
+        assert seen == ["math"]
+
+    def test_a_mixture_is_refused(self) -> None:
+        mixed = Job("text", 3, Mixture(("a", "b"), (0.5, 0.5)))
+        with pytest.raises(BenchmarkError, match="use base, one or many"):
+            complete(lambda body: events(chunks([], 3)), mixed)
+
+    def test_a_short_answer_is_an_error(self) -> None:
+        with pytest.raises(BenchmarkError, match="2 tokens came instead of 3"):
+            complete(lambda body: events(chunks(["a"], tokens=2)))
+
+    def test_a_server_that_counts_nothing_is_an_error(self) -> None:
+        with pytest.raises(BenchmarkError, match="no usage"):
+            complete(lambda body: events(iter(list(chunks(["a"], tokens=3))[:-1])))
+
+
+class Crowd:
+    """Answers when so many requests are there at once."""
+
+    def __init__(self, size: int) -> None:
+        self.most = 0
+        self._inside = 0
+        self._size = size
+        self._full = asyncio.Event()
+
+    async def send(self, job: Job, sent: float) -> Sample:
+        self._inside += 1
+        self.most = max(self.most, self._inside)
+        if self._inside == self._size:
+            self._full.set()
+        await self._full.wait()
+        self._inside -= 1
+        return Sample(sent, (sent + 1, sent + 2), time.perf_counter(), 1, 2)
+
+
+def test_a_closed_loop_has_so_many_requests_in_flight_and_no_more() -> None:
+    async def run() -> int:
+        crowd = Crowd(3)
+        await closed_loop(crowd.send, [JOB] * 9, 3)
+        return crowd.most
+
+    assert asyncio.run(run()) == 3
+
+
+def test_an_open_loop_sends_whatever_is_still_running() -> None:
+    async def run() -> tuple[int, Round]:
+        crowd = Crowd(5)
+        one = await open_loop(crowd.send, [JOB] * 5, [0.0, 0.0, 0.001, 0.001, 0.002])
+        return crowd.most, one
+
+    most, one = asyncio.run(run())
+    assert most == 5
+    # Latency counts from when a request was due, not from when the client came to send it.
+    moments = sorted(sample.sent for sample in one.samples)
+    assert [moment - moments[0] for moment in moments] == pytest.approx([0, 0, 1e-3, 1e-3, 2e-3])
+
+
+def test_a_rate_drives_an_open_loop() -> None:
+    async def run() -> Round:
+        return await drive(Crowd(4).send, Load(rate=2000), [JOB] * 4, 0, lambda: None)
+
+    assert len(asyncio.run(run()).samples) == 4
+    assert (Load(rate=0.5).label, Load(clients=8).title) == ("0.5/s", "8 clients")

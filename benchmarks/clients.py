@@ -1,0 +1,129 @@
+"""How a job is asked of a server over HTTP: AdapterMix' own route, or OpenAI's completions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import httpx
+
+from benchmarks.cases import Job
+from benchmarks.errors import BenchmarkError
+from benchmarks.load import Sample
+
+Clock = Callable[[], float]
+
+
+class Client(Protocol):
+    """Sends one streamed request and times its tokens.
+
+    Raises BenchmarkError for a refusal, an error in mid-stream, or an answer of another length than
+    was asked for: a shorter one would look faster than it is.
+    """
+
+    async def send(self, job: Job, sent: float) -> Sample: ...
+
+
+class GenerateClient:
+    """AdapterMix' POST /generate: every event is one token."""
+
+    def __init__(self, http: httpx.AsyncClient, clock: Clock = time.perf_counter) -> None:
+        self._http = http
+        self._clock = clock
+
+    async def send(self, job: Job, sent: float) -> Sample:
+        """See `Client`."""
+        body: dict[str, Any] = {
+            "inputs": job.prompt,
+            "parameters": {
+                "max_new_tokens": job.max_new_tokens,
+                "temperature": 0,
+                "ignore_eos_token": True,
+            },
+            "stream": True,
+        }
+        mixture = job.mixture.body()
+        if mixture is not None:
+            body["mixture"] = mixture
+        arrivals: list[float] = []
+        details: dict[str, Any] | None = None
+        async with aclosing(_events(self._http, "/generate", body)) as frames:
+            async for frame in frames:
+                arrivals.append(self._clock())
+                details = frame.get("details") or details
+        _check_length(len(arrivals) if details else 0, job)
+        prompt_tokens = details["prompt_tokens"] if details else 0
+        return Sample(sent, tuple(arrivals), self._clock(), prompt_tokens, len(arrivals))
+
+
+class OpenAIClient:
+    """POST /v1/completions of any server: an adapter is a model, tokens are counted by `usage`."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, model: str, clock: Clock = time.perf_counter
+    ) -> None:
+        self._http = http
+        self._model = model
+        self._clock = clock
+
+    async def send(self, job: Job, sent: float) -> Sample:
+        """See `Client`. An event may bring several tokens: then its gap is that of all of them."""
+        arrivals: list[float] = []
+        usage: dict[str, Any] = {}
+        async with aclosing(_events(self._http, "/v1/completions", self._body(job))) as frames:
+            async for frame in frames:
+                usage = frame.get("usage") or usage
+                if any(choice["text"] or _goes_on(choice) for choice in frame["choices"]):
+                    arrivals.append(self._clock())
+        done = self._clock()
+        if "completion_tokens" not in usage:
+            raise BenchmarkError("the server sent no usage: it must know stream_options")
+        _check_length(usage["completion_tokens"], job)
+        times = tuple(arrivals) or (done,)
+        return Sample(sent, times, done, usage["prompt_tokens"], usage["completion_tokens"])
+
+    def _body(self, job: Job) -> dict[str, Any]:
+        mixture = job.mixture
+        if len(mixture.adapters) > 1 or mixture.router is not None:
+            raise BenchmarkError(
+                "a mixture cannot be asked of OpenAI's route: use base, one or many, or target "
+                "generate"
+            )
+        return {
+            "model": mixture.adapters[0] if mixture.adapters else self._model,
+            "prompt": job.prompt,
+            "max_tokens": job.max_new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+def _goes_on(choice: dict[str, Any]) -> bool:
+    return choice.get("finish_reason") is None
+
+
+def _check_length(tokens: int, job: Job) -> None:
+    if tokens != job.max_new_tokens:
+        raise BenchmarkError(f"{tokens} tokens came instead of {job.max_new_tokens}")
+
+
+async def _events(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The JSON of each server-sent event but `[DONE]`."""
+    async with http.stream("POST", path, json=body) as response:
+        if response.status_code != httpx.codes.OK:
+            text = (await response.aread()).decode(errors="replace")
+            raise BenchmarkError(f"the server answered {response.status_code}: {text}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data:") or line.strip() == "data: [DONE]":
+                continue
+            frame = json.loads(line[len("data:") :])
+            if "error" in frame:
+                raise BenchmarkError(f"a stream ended in an error: {frame['error']}")
+            yield frame

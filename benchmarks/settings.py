@@ -1,0 +1,275 @@
+"""What a benchmark is asked to do. Each field with a help text is an option of its command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.cases import CASES, CaseName, choose_cases
+from benchmarks.errors import BenchmarkError
+from benchmarks.lengths import FORMS, parse_lengths
+from benchmarks.load import Load
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MIN_REQUESTS = 4  # in a round, however few the clients
+Target = Literal["generate", "openai"]
+Targets = Literal["attention", "all"]
+
+
+def about(text: str) -> dict[str, str]:
+    """Metadata of a field: what `--help` shows for it."""
+    return {"help": text}
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise BenchmarkError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """The base model, and how it is computed with."""
+
+    model: str = field(
+        default="default",
+        metadata=about("default, tiny-random or a checkpoint directory; it also counts tokens."),
+    )
+    dtype: str = field(default="auto", metadata=about("Number format of the base."))
+    kernels: Literal["reference", "cpu"] | None = field(
+        default=None,
+        metadata=about(
+            "What computes a step; cpu without a GPU, else reference. Never auto, which "
+            "would change in mid-run."
+        ),
+    )
+    threads: int | None = field(
+        default=None, metadata=about("Threads of the engine; all cores when left out.")
+    )
+
+    def __post_init__(self) -> None:
+        _at_least("threads", self.threads, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """Which adapters there are, and who asks for which."""
+
+    adapters: int = field(default=8, metadata=about("How many random adapters there are."))
+    rank: tuple[int, ...] = field(
+        default=(8,), metadata=about("Rank of the adapters; several are given out in turn.")
+    )
+    targets: Targets = field(
+        default="attention", metadata=about("attention: q, k, v, o; all: gate, up and down too.")
+    )
+    mixtures: int = field(default=8, metadata=about("How many different mixtures are asked for."))
+    mixture_size: int = field(default=4, metadata=about("Adapters in a mixture."))
+    zipf: float | None = field(
+        default=None,
+        metadata=about("Exponent of the popularity of adapters; each in turn when left out."),
+    )
+    every: int = field(default=1, metadata=about("Tokens between two renewals by a router."))
+
+    def __post_init__(self) -> None:
+        for name in ("adapters", "mixtures", "mixture_size", "every"):
+            _at_least(name, getattr(self, name), 1)
+        for rank in self.rank:
+            _at_least("rank", rank, 1)
+        _at_least("zipf", self.zipf, 0)
+        if self.mixture_size > self.adapters:
+            raise BenchmarkError(
+                f"mixture_size is {self.mixture_size}; there are {self.adapters} adapters"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSettings:
+    """What is asked for, how often, and where the results go."""
+
+    case: tuple[str, ...] = field(
+        default=("base", "one", "many", "mixtures", "given"),
+        metadata=about(f"Of {', '.join(CASES)}; repeatable."),
+    )
+    concurrency: tuple[int, ...] = field(
+        default=(1, 8, 32), metadata=about("Clients with one request in flight each; repeatable.")
+    )
+    per_client: int = field(default=2, metadata=about("Requests of each client in a round."))
+    rounds: int = field(default=5, metadata=about("Times that every cell is measured."))
+    prompt: str = field(
+        default="uniform:48:80", metadata=about(f"Lengths of prompts in tokens: {FORMS}.")
+    )
+    output: str = field(
+        default="fixed:64", metadata=about(f"Lengths of answers in tokens: {FORMS}.")
+    )
+    slo_ttft: float | None = field(
+        default=None, metadata=about("Milliseconds to the first token that are still good.")
+    )
+    slo_itl: float | None = field(
+        default=None, metadata=about("Milliseconds a later token, on average, still good.")
+    )
+    seed: int = field(default=0, metadata=about("Chooses prompts, adapters and arrivals."))
+
+    def __post_init__(self) -> None:
+        for clients in self.concurrency:
+            _at_least("concurrency", clients, 1)
+        _at_least("per_client", self.per_client, 1)
+        _at_least("rounds", self.rounds, 1)
+        parse_lengths(self.prompt)
+        if parse_lengths(self.output).quantile(1e-9) < 2:
+            raise BenchmarkError(f"output {self.output!r}: an answer needs two tokens for a gap")
+        choose_cases(self.case)
+
+    @property
+    def cases(self) -> list[CaseName]:
+        return choose_cases(self.case)
+
+    def requests(self, clients: int) -> int:
+        """Of one round in a closed loop."""
+        return max(MIN_REQUESTS, self.per_client * clients)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Where the load goes."""
+
+    target: Target = field(
+        default="generate",
+        metadata=about("generate: AdapterMix' own route; openai: /v1/completions of any server."),
+    )
+    url: str | None = field(
+        default=None, metadata=about("A running server; one of its own when left out.")
+    )
+    served: str | None = field(
+        default=None, metadata=about("Target openai: the base model's name at --url.")
+    )
+    adapter: tuple[str, ...] = field(
+        default=(), metadata=about("An adapter that the server at --url has; repeatable.")
+    )
+    rate: tuple[float, ...] = field(
+        default=(),
+        metadata=about(
+            "Requests a second, as a Poisson process; repeatable. An open loop, which "
+            "takes the place of --concurrency."
+        ),
+    )
+    duration: float = field(default=30.0, metadata=about("Seconds of one round of an open loop."))
+    out: Path = field(
+        default=RESULTS / "serve", metadata=about("The results, without .json, .md and .png.")
+    )
+
+    def __post_init__(self) -> None:
+        for rate in self.rate:
+            if rate <= 0:
+                raise BenchmarkError(f"rate is {rate}; it must be above 0")
+        _at_least("duration", self.duration, 0.1)
+        if self.url is None and (self.adapter or self.served):
+            raise BenchmarkError("adapter and served describe a running server: give its url too")
+        if self.url is not None and self.target == "openai" and self.served is None:
+            raise BenchmarkError("target openai at a url needs served, the base model's name there")
+
+
+def loads(work: WorkSettings, serve: ServeSettings) -> list[tuple[Load, int]]:
+    """Every load with its number of requests in a round."""
+    if serve.rate:
+        return [
+            (Load(rate=rate), max(MIN_REQUESTS, round(rate * serve.duration)))
+            for rate in serve.rate
+        ]
+    return [(Load(clients=n), work.requests(n)) for n in work.concurrency]
+
+
+CURVES = ("requests", "context", "adapters", "mixture", "rank")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What is measured without HTTP."""
+
+    curve: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            f"Step time against one of {', '.join(CURVES)}; repeatable. The curves take "
+            "the place of the cases."
+        ),
+    )
+    steps: int = field(default=16, metadata=about("Decode steps timed in a turn of a curve."))
+    smallest: int | None = field(default=None, metadata=about("Leave out points below this."))
+    largest: int | None = field(default=None, metadata=about("Leave out points above this."))
+    out: Path = field(
+        default=RESULTS / "engine", metadata=about("The results, without .json, .md and .png.")
+    )
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.curve if name not in CURVES]
+        if unknown:
+            raise BenchmarkError(
+                f"no such curve: {', '.join(unknown)}; there are {', '.join(CURVES)}"
+            )
+        _at_least("steps", self.steps, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSettings:
+    """Which products are measured."""
+
+    rows: tuple[int, ...] = field(
+        default=(1, 8, 32), metadata=about("Rows of a step (tokens); repeatable.")
+    )
+    rounds: int = field(default=20, metadata=about("Times that everything is measured."))
+    out: Path = field(
+        default=RESULTS / "kernels", metadata=about("The results, without .json, .md and .png.")
+    )
+
+    def __post_init__(self) -> None:
+        for rows in self.rows:
+            _at_least("rows", rows, 1)
+        _at_least("rounds", self.rounds, 1)
+
+
+PEERS = ("transformers", "vllm", "llama")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """Which peers are measured, and where they are installed."""
+
+    peer: tuple[str, ...] = field(
+        default=PEERS, metadata=about(f"Of {', '.join(PEERS)}, or none; repeatable.")
+    )
+    model: str = field(default="default", metadata=about("default, or a checkpoint directory."))
+    concurrency: tuple[int, ...] = field(
+        default=(1, 8, 32), metadata=about("Clients with one request in flight each; repeatable.")
+    )
+    rounds: int = field(default=5, metadata=about("Times that every cell is measured."))
+    per_client: int = field(default=1, metadata=about("Requests of each client in a round."))
+    new_tokens: int = field(default=64, metadata=about("Tokens of every answer."))
+    threads: int | None = field(
+        default=None, metadata=about("Threads of each system; all cores when left out.")
+    )
+    kernels: Literal["reference", "cpu"] = field(
+        default="cpu", metadata=about("What computes a step of AdapterMix.")
+    )
+    starts: int = field(default=5, metadata=about("Starts of the server that are timed."))
+    cache: Path = field(
+        default=Path("~/.cache/adaptermix/peers"),
+        metadata=about("Where the peers are installed and their models kept."),
+    )
+    out: Path = field(
+        default=RESULTS / "peers", metadata=about("The results, without .json, .md and .png.")
+    )
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.peer if name not in (*PEERS, "none")]
+        if unknown:
+            raise BenchmarkError(
+                f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}, and none"
+            )
+        for clients in self.concurrency:
+            _at_least("concurrency", clients, 1)
+        for name in ("rounds", "per_client", "starts"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("new_tokens", self.new_tokens, 2)
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return tuple(name for name in PEERS if name in self.peer)

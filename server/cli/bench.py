@@ -1,0 +1,111 @@
+"""`adaptermix bench`: what serving costs, on this machine, now."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.settings import (
+    AdapterSettings,
+    EngineSettings,
+    KernelSettings,
+    ModelSettings,
+    ServeSettings,
+    WorkSettings,
+)
+from router_engine.errors import EngineError
+from server.cli.client import print_error
+from server.cli.fields import command_of
+from server.settings import SettingsError, load_settings, use_process_environment
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the commands on the program."""
+    group = typer.Typer(help="Measure serving, the engine and its kernels.", no_args_is_help=True)
+    group.command("serve")(_reporting(command_of(serve)))
+    group.command("engine")(_reporting(command_of(engine)))
+    group.command("kernels")(_reporting(command_of(kernels)))
+    app.add_typer(group, name="bench")
+
+
+def serve(
+    serve: ServeSettings, work: WorkSettings, adapters: AdapterSettings, model: ModelSettings
+) -> None:
+    """Load over HTTP, closed or open loop; a server of its own unless --url names one."""
+    from benchmarks.plots import plot
+    from benchmarks.report import markdown, result_table
+    from benchmarks.serve import run_serve
+
+    result = run_serve(serve, work, adapters, model)
+    Console().print(result_table(result))
+    _write(serve.out, result, markdown, plot)
+
+
+def engine(
+    engine: EngineSettings, work: WorkSettings, adapters: AdapterSettings, model: ModelSettings
+) -> None:
+    """The engine in this process, without HTTP: the same cases, and curves of step time."""
+    _threads(model.threads)
+    from benchmarks.engine import markdown, run_engine
+    from benchmarks.plots import plot, plot_curves
+    from benchmarks.report import result_table
+
+    result = run_engine(engine, work, adapters, model)
+    if result["cells"]:
+        Console().print(result_table(result))
+    _write(engine.out, result, markdown, plot_curves if result["points"] else plot)
+
+
+def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
+    """Microseconds of each kernel on the model's shapes: reference beside cpu."""
+    _threads(model.threads)
+    from benchmarks.kernels import markdown, result_table, run_kernels
+    from benchmarks.plots import plot_kernels
+
+    result = run_kernels(kernels, model)
+    Console().print(result_table(result))
+    _write(kernels.out, result, markdown, plot_kernels)
+
+
+def _write(
+    out: Path,
+    result: dict[str, Any],
+    page: Callable[[dict[str, Any]], str],
+    picture: Callable[[Path, dict[str, Any]], None],
+) -> None:
+    from benchmarks.report import write_json
+
+    names = [out.with_name(f"{out.name}{ending}") for ending in (".json", ".md", ".png")]
+    write_json(names[0], result)
+    names[1].write_text(page(result), encoding="utf-8")
+    picture(names[2], result)
+    for name in names:
+        Console().print(str(name), soft_wrap=True, highlight=False)
+
+
+def _threads(count: int | None) -> None:
+    """As the engine's own process has them; before anything imports torch."""
+    use_process_environment(load_settings().child_environment(count))
+
+
+def _reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with expected errors told in one line and exit code 1."""
+
+    @functools.wraps(command)
+    def reporting(**values: Any) -> None:
+        try:
+            if importlib.util.find_spec("matplotlib") is None:
+                raise BenchmarkError("plots need matplotlib: run `pip install 'adaptermix[train]'`")
+            command(**values)
+        except (BenchmarkError, EngineError, SettingsError, OSError) as error:
+            print_error(error)
+            raise typer.Exit(1) from error
+
+    return reporting
