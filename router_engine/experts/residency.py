@@ -74,6 +74,7 @@ class ResidencyManager:
         self._pins: set[str] = set()
         self._manifests: dict[str, AdapterManifest] = {}  # of all on host or device
         self._waiters: list[_Waiter] = []
+        self._arriving: list[_Waiter] = []  # their rows are being copied
         self._changed = False  # something that `pump` has not seen
         self.counters = ResidencyCounters()
 
@@ -90,8 +91,8 @@ class ResidencyManager:
         return False
 
     def are_resident(self, digests: Sequence[str]) -> bool:
-        """Whether all of them are on the device."""
-        return all(digest in self._device for digest in digests)
+        """Whether all of them are on the device, rows and all."""
+        return self._placed(digests) and all(map(self._pool.transfer.arrived, digests))
 
     def hold(self, owner: str, digests: Sequence[str]) -> None:
         """Use adapters that are on the device already."""
@@ -101,6 +102,7 @@ class ResidencyManager:
         """The owner ended: its adapters may be evicted. Unknown owners are ignored."""
         self._changed = True
         self._waiters = [waiter for waiter in self._waiters if waiter.owner != owner]
+        self._arriving = [waiter for waiter in self._arriving if waiter.owner != owner]
         for digest in [digest for digest, users in self._users.items() if owner in users]:
             self._users[digest].discard(owner)
             if not self._users[digest]:
@@ -118,29 +120,27 @@ class ResidencyManager:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
         self._changed = False
         failed = self._collect_loads()
-        ready: list[str] = []
         blocked = False
         for waiter in list(self._waiters):
-            on_device = self.are_resident(waiter.digests)
-            if on_device and not (blocked and self._door_closed()):
+            if self._placed(waiter.digests) and not (blocked and self._door_closed()):
                 granted = True
             else:
                 granted = not blocked and self._make_room(waiter)
             if granted:
                 self._waiters.remove(waiter)
                 self._grant(waiter.owner, waiter.digests)
-                ready.append(waiter.owner)
+                self._arriving.append(waiter)
                 self._count_overtaken(waiter)
             elif all(digest in self._host or digest in self._device for digest in waiter.digests):
                 # It waits for rows, not for a file: later ones must not take rows before it.
                 blocked = True
         self._trim_host()
-        return Grants(tuple(ready), tuple(failed))
+        return Grants(self._collect_arrived(), tuple(failed))
 
     @property
     def has_news(self) -> bool:
         """Whether `pump` might settle something now."""
-        changed = self._changed and bool(self._waiters)
+        changed = bool(self._arriving) or (self._changed and bool(self._waiters))
         return changed or any(future.done() for future in self._loading.values())
 
     def host_copy(self, digest: str) -> HostAdapter:
@@ -223,6 +223,15 @@ class ResidencyManager:
             self._users.setdefault(digest, set()).add(owner)
             self._device.move_to_end(digest)
 
+    def _placed(self, digests: Sequence[str]) -> bool:
+        return all(digest in self._device for digest in digests)
+
+    def _collect_arrived(self) -> tuple[str, ...]:
+        """Owners whose rows are there by now."""
+        arrived = [waiter for waiter in self._arriving if self.are_resident(waiter.digests)]
+        self._arriving = [waiter for waiter in self._arriving if waiter not in arrived]
+        return tuple(waiter.owner for waiter in arrived)
+
     def _start_load(self, digest: str) -> None:
         if digest in self._host or digest in self._device or digest in self._loading:
             return
@@ -231,7 +240,8 @@ class ResidencyManager:
         future.add_done_callback(lambda _: self._wake())
 
     def _load(self, digest: str) -> HostAdapter:
-        return load_lora(digest, self._source.fetch(digest), self._dtype)
+        adapter = load_lora(digest, self._source.fetch(digest), self._dtype)
+        return self._pool.transfer.prepare(adapter)
 
     def _collect_loads(self) -> list[tuple[str, str]]:
         failed: list[tuple[str, str]] = []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from router_engine.experts.base import HostAdapter, LowRankPair
+from router_engine.experts.transfer import Transfer, transfer_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,17 @@ class _ModuleRows:
 class RowPool:
     """Rank rows of all resident adapters. Mutated between steps only, by the engine's thread."""
 
-    def __init__(self, max_rank_rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_rank_rows: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        transfer: Transfer | None = None,
+    ) -> None:
+        """`transfer`: how rows get to the device; None: the way that its kind has."""
         self.max_rank_rows = max_rank_rows  # rows of one module
+        self.transfer = transfer_for(device) if transfer is None else transfer
         self._dtype = dtype
         self._device = device
         self._modules: dict[str, _ModuleRows] = {}
@@ -151,19 +161,16 @@ class RowPool:
         )
 
     def place(self, adapter: HostAdapter) -> None:
-        """Copy an adapter's rows in. The caller has made sure that it fits."""
-        for module, pair in adapter.pairs.items():
-            rows = self._module(module, pair)
-            span = rows.allocator.place(adapter.digest, pair.rank)
-            if span is None:
-                self._compact(rows)
-                span = rows.allocator.place(adapter.digest, pair.rank)
-            if span is None:
-                raise ValueError(f"{adapter.digest} does not fit into the rows of {module}")
-            rows.reserve(span.stop)
-            rows.a[span.start : span.stop] = pair.a
-            rows.b[span.start : span.stop] = pair.b
-            rows.scales[adapter.digest] = pair.scale
+        """Copy an adapter's rows in. The caller has made sure that it fits.
+
+        No step may use them before `transfer.arrived`.
+        """
+        spans = {module: self._room(adapter, module) for module in adapter.pairs}
+        with self.transfer.placing(adapter.digest):
+            for module, span in spans.items():
+                rows, pair = self._modules[module], adapter.pairs[module]
+                rows.a[span.start : span.stop].copy_(pair.a, non_blocking=True)
+                rows.b[span.start : span.stop].copy_(pair.b, non_blocking=True)
         self._residents[adapter.digest] = {m: pair.rank for m, pair in adapter.pairs.items()}
         self._changed()
 
@@ -237,8 +244,24 @@ class RowPool:
             )
         return self._modules[module]
 
-    @staticmethod
-    def _compact(rows: _ModuleRows) -> None:
+    def _room(self, adapter: HostAdapter, module: str) -> Span:
+        """Rows of a module for an adapter, in storage that holds them."""
+        pair = adapter.pairs[module]
+        rows = self._module(module, pair)
+        span = rows.allocator.place(adapter.digest, pair.rank)
+        if span is None:
+            self._compact(rows)
+            span = rows.allocator.place(adapter.digest, pair.rank)
+        if span is None:
+            raise ValueError(f"{adapter.digest} does not fit into the rows of {module}")
+        if span.stop > rows.a.shape[0]:
+            self.transfer.settle()  # rows that are on their way move with the others
+            rows.reserve(span.stop)
+        rows.scales[adapter.digest] = pair.scale
+        return span
+
+    def _compact(self, rows: _ModuleRows) -> None:
+        self.transfer.settle()
         for source, target in rows.allocator.compact():
             # Ranges may overlap, so the source is copied before it is written over.
             rows.a[target.start : target.stop] = rows.a[source.start : source.stop].clone()
