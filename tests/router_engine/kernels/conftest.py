@@ -12,7 +12,10 @@ import pytest
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig
 from router_engine.kernels.cpu.build import build
 from router_engine.kernels.cpu.library import Library
+from tests.router_engine.kernels.triton_process import interpreter, run
 from tests.support.harness import EngineHarness
+
+__all__ = ["interpreter", "run"]  # fixtures
 
 Pair = tuple[EngineHarness, EngineHarness]
 

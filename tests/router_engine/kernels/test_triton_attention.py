@@ -1,0 +1,59 @@
+"""Paged attention and the fused layer kernels against torch and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.router_engine.kernels import triton_checks as checks
+from tests.router_engine.kernels.triton_process import Run
+
+DTYPES = tuple(checks.TOLERANCE)
+
+MIXED = ((0, 5), (70, 1), (0, 1), (20, 30))
+DECODES = ((70, 1), (0, 1), (15, 1))
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "spans"),
+    [((4, 2, 16), MIXED), ((6, 2, 24), DECODES), ((3, 3, 32), DECODES), ((7, 1, 16), ((0, 20),))],
+    ids=["mixed batch", "decodes, groups of three", "decodes, no groups", "groups of seven"],
+)
+def test_attention(
+    run: Run,
+    heads: tuple[int, int, int],
+    spans: Sequence[tuple[int, int]],
+    dtype: str,
+    window: int | None,
+) -> None:
+    run(checks.check_attention, dtype, heads, spans, window, None)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("splits", [2, 4])
+def test_attention_split_over_the_context(run: Run, splits: int, window: int | None) -> None:
+    run(checks.check_attention, "float32", (4, 2, 16), ((200, 1), (3, 1)), window, splits)
+
+
+def test_places_without_a_request(run: Run) -> None:
+    run(checks.check_empty_places)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("add", [False, True])
+def test_norm(run: Run, dtype: str, *, add: bool) -> None:
+    run(checks.check_norm, dtype, add=add)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [False, True])
+def test_rotation(run: Run, dtype: str, *, norm: bool) -> None:
+    run(checks.check_rotation, dtype, norm=norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu(run: Run, dtype: str) -> None:
+    run(checks.check_silu, dtype)

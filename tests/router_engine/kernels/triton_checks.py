@@ -1,0 +1,260 @@
+"""Every Triton kernel against the reference, as functions that any process can run.
+
+They run in the interpreter, in a process of its own that has TRITON_INTERPRET set before it imports
+triton, and on a GPU in the tests' own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from router_engine.kernels.base import Chunk
+from router_engine.kernels.reference import low_rank as reference
+from router_engine.kernels.reference.attention import TorchAttention
+from router_engine.kernels.triton import fused, low_rank
+from router_engine.kernels.triton.attention import PagedAttention, Pages
+from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
+
+# Largest difference from the reference, as a share of its largest value. Both sides round to the
+# dtype in other places, so the half precisions differ by some units of their last place.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
+
+_BLOCK_SIZE = 4
+
+
+class Inputs:
+    """Random tensors of one dtype on one device, equal for equal seeds."""
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self._generator = torch.Generator().manual_seed(0)
+        self._tolerance = TOLERANCE[dtype]
+
+    def floats(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator).to(self.device)
+
+    def values(self, *shape: int) -> Tensor:
+        return self.floats(*shape).to(self.dtype)
+
+    def weights(self, tokens: int, rows: int, fill: float) -> Tensor:
+        """fp32 weights, of which a share `fill` is not zero."""
+        kept = torch.rand(tokens, rows, generator=self._generator) < fill
+        return self.floats(tokens, rows) * kept.to(self.device)
+
+    def shuffled(self, count: int) -> list[int]:
+        return torch.randperm(count, generator=self._generator).tolist()
+
+    def agree(self, ours: Tensor, theirs: Tensor) -> None:
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        if ours.numel() == 0:
+            return
+        ours, theirs = ours.float(), theirs.float()
+        largest = max(float(theirs.abs().max()), 1e-6)
+        difference = float((ours - theirs).abs().max()) / largest
+        assert difference <= self._tolerance, f"differs by {difference:.2e} of the largest value"
+
+
+def check_mix_sum(
+    device: str,
+    dtype: str,
+    tokens: int,
+    shape: tuple[int, int],
+    rows: int,
+    fill: float,
+    *,
+    grouped: bool,
+) -> None:
+    """Dense or grouped by expert, into a y that is a slice of a wider tensor."""
+    inputs = Inputs(device, dtype)
+    width, outputs = shape
+    x, a, b = inputs.values(tokens, width), inputs.values(rows, width), inputs.values(rows, outputs)
+    weights = inputs.weights(tokens, rows, fill)
+    whole = inputs.values(tokens, outputs + 8)
+    expected = whole.clone()
+    blocks = low_rank.group_tokens(weights) if grouped else None
+    low_rank.mix_sum(whole[:, 4:-4], x, a, b, weights, blocks)
+    reference.mix_sum(expected[:, 4:-4], x, a, b, weights)
+    inputs.agree(whole, expected)
+
+
+def check_segments(device: str, tokens: int, ranks: Sequence[int]) -> None:
+    """Tokens that belong to one adapter each, ranks mixed: no tile meets all row blocks."""
+    inputs = Inputs(device, "float32")
+    owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)).to(inputs.device)
+    mine = torch.tensor([inputs.shuffled(len(ranks))[0] for _ in range(tokens)])
+    weights = (owner[None, :] == mine.to(inputs.device)[:, None]).float()
+    blocks = low_rank.group_tokens(weights)
+    assert sorted(blocks.order[blocks.order < tokens].tolist()) == list(range(tokens))
+    assert int(blocks.counts.sum()) < blocks.blocks.numel(), "nothing would be skipped"
+    rows = len(owner)
+    x, a, b = inputs.values(tokens, 32), inputs.values(rows, 32), inputs.values(rows, 24)
+    y = inputs.values(tokens, 24)
+    expected = y.clone()
+    low_rank.mix_sum(y, x, a, b, weights, blocks)
+    reference.mix_sum(expected, x, a, b, weights)
+    inputs.agree(y, expected)
+
+
+def check_choice_by_cost(device: str) -> None:
+    """The cost rule: full weights, few of them or a high threshold decide which form runs."""
+    weights = Inputs(device, "float32").weights(256, 256, 0.1)
+    assert low_rank.row_blocks(weights, fill=0.1) is not None
+    assert low_rank.row_blocks(weights, fill=1.0) is None
+    assert low_rank.row_blocks(weights, fill=0.1, sparse_below=0.05) is None
+    assert low_rank.row_blocks(weights[:4, :16], fill=0.1) is None
+
+
+def check_mix_linear(device: str, dtype: str, tokens: int, ranks: Sequence[int]) -> None:
+    inputs = Inputs(device, dtype)
+    rows = sum(ranks)
+    x, a, b = inputs.values(tokens, 48), inputs.values(rows, 48), inputs.values(rows, 40)
+    index = torch.cat([torch.arange(rank) for rank in ranks]).to(inputs.device)
+    shrink, expand = inputs.weights(tokens, rows, 0.7), inputs.weights(tokens, rows, 0.7)
+    y = inputs.values(tokens, 40)
+    expected = y.clone()
+    low_rank.mix_linear(y, x, a, b, shrink, expand, index, max(ranks))
+    reference.mix_linear(expected, x, a, b, shrink, expand, index, max(ranks))
+    inputs.agree(y, expected)
+
+
+def check_mix_group(device: str, dtype: str, tokens: int, ranks: Sequence[Sequence[int]]) -> None:
+    """Modules with the same input in one launch; `ranks`: those of each adapter, by module.
+
+    Rows of a module lie in its own pool, not side by side; places past the last hold no address.
+    """
+    inputs = Inputs(device, dtype)
+    width, widths, capacity = 48, (32, 16, 24)[: len(ranks)], 32
+    x, y = inputs.values(tokens, width), inputs.values(tokens, sum(widths))
+    weights = inputs.weights(tokens, 8, 0.6)
+    expected = y.clone()
+    table = RowTable(
+        a=torch.zeros(len(ranks), capacity, dtype=torch.int64),
+        b=torch.zeros(len(ranks), capacity, dtype=torch.int64),
+        owner=torch.zeros(len(ranks), capacity, dtype=torch.int32),
+        counts=torch.tensor([sum(own) for own in ranks], dtype=torch.int32),
+    )
+    pools: list[tuple[Tensor, Tensor]] = []
+    first = 0
+    for module, (own, outputs) in enumerate(zip(ranks, widths, strict=True)):
+        a, b = inputs.values(40, width), inputs.values(40, outputs)
+        pools.append((a, b))
+        lie = inputs.shuffled(40)[: sum(own)]
+        owner = torch.arange(len(own)).repeat_interleave(torch.tensor(own, dtype=torch.long))
+        for place, row in enumerate(lie):
+            table.a[module, place] = a.data_ptr() + row * a.stride(0) * a.itemsize
+            table.b[module, place] = b.data_ptr() + row * b.stride(0) * b.itemsize
+            table.owner[module, place] = owner[place]
+        part = expected[:, first : first + outputs]
+        spread = weights[:, owner.to(inputs.device)]
+        reference.mix_sum(part, x, a[lie], b[lie], spread)
+        first += outputs
+    group = Group.of(tuple("qkv"[: len(ranks)]), width, widths, inputs.device)
+    on_device = RowTable(
+        *(part.to(inputs.device) for part in (table.a, table.b, table.owner, table.counts))
+    )
+    mix_group(y, x, weights, group, on_device)
+    inputs.agree(y, expected)
+
+
+def check_attention(
+    device: str,
+    dtype: str,
+    heads: tuple[int, int, int],
+    spans: Sequence[tuple[int, int]],
+    window: int | None,
+    splits: int | None,
+) -> None:
+    """heads: query heads, kv heads, dimension. spans: (start, length) of each request."""
+    inputs = Inputs(device, dtype)
+    query_heads, kv_heads, dim = heads
+    free = inputs.shuffled(64)
+    chunks: list[Chunk] = []
+    first = 0
+    for start, length in spans:
+        blocks = [free.pop() for _ in range(-(-(start + length) // _BLOCK_SIZE))]
+        chunks.append(Chunk(first, start, length, tuple(blocks)))
+        first += length
+    keys = inputs.values(64 * _BLOCK_SIZE, kv_heads, dim)
+    values = inputs.values(64 * _BLOCK_SIZE, kv_heads, dim)
+    # A slice of a fused q, k, v, as the decoder has it.
+    query = inputs.values(first, query_heads + 2, dim)[:, :query_heads]
+    pages = Pages.of(chunks, _BLOCK_SIZE, inputs.device)
+    ours = PagedAttention(pages, splits=splits).attend(query, keys, values, dim**-0.5, window)
+    theirs = TorchAttention(chunks, _BLOCK_SIZE, inputs.device)
+    inputs.agree(ours, theirs.attend(query, keys, values, dim**-0.5, window))
+
+
+def check_empty_places(device: str) -> None:
+    """Places of a bucket that hold no request come out as zeros, in one part or in several."""
+    inputs = Inputs(device, "float32")
+
+    def int32(values: object) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=inputs.device)
+
+    pages = Pages(int32([[3], [0]]), int32([0, 1, 2]), int32([2, 0]), 1, _BLOCK_SIZE)
+    keys, values = inputs.values(16, 1, 16), inputs.values(16, 1, 16)
+    query = inputs.values(2, 2, 16)
+    for splits in (1, 2):
+        output = PagedAttention(pages, splits=splits).attend(query, keys, values, 0.25, None)
+        assert bool(output[0].isfinite().all())
+        assert float(output[1].abs().max()) == 0
+
+
+def check_norm(device: str, dtype: str, *, add: bool) -> None:
+    inputs = Inputs(device, dtype)
+    x, residual, weight = inputs.values(5, 72), inputs.values(5, 72), inputs.values(72)
+    total = residual + x if add else x.clone()
+    ours = fused.norm(x, residual, weight, 1e-5, add=add)
+    inputs.agree(residual, total)
+    inputs.agree(ours, _rms_norm(total, weight, 1e-5))
+
+
+def check_rotation(device: str, dtype: str, *, norm: bool) -> None:
+    """q rotated in place; k rotated and v as it is at their slots; slot -1 stores nothing."""
+    inputs = Inputs(device, dtype)
+    heads, kv_heads, dim, tokens = 3, 2, 24, 4
+    angles = inputs.floats(16, dim // 2)
+    cosines, sines = angles.cos().to(inputs.dtype), angles.sin().to(inputs.dtype)
+    positions = torch.tensor([9, 0, 15, 3], dtype=torch.int32, device=inputs.device)
+    slots = torch.tensor([7, 2, -1, 0], dtype=torch.int32, device=inputs.device)
+    qkv = inputs.values(tokens, (heads + 2 * kv_heads) * dim)
+    q_norm, k_norm = (inputs.values(dim) if norm else None for _ in range(2))
+    whole = qkv.clone().view(tokens, -1, dim)
+    q, k, v = whole[:, :heads], whole[:, heads:-kv_heads], whole[:, -kv_heads:]
+    q, k = (
+        part if weight is None else _rms_norm(part, weight, 1e-6)
+        for part, weight in ((q, q_norm), (k, k_norm))
+    )
+    both = (torch.cat((one[positions.long()],) * 2, dim=1) for one in (cosines, sines))
+    q, k = apply_rotary_pos_emb(q, k, *both, unsqueeze_dim=1)
+    keys, values = inputs.values(8, kv_heads, dim), inputs.values(8, kv_heads, dim)
+    expected_keys, expected_values = keys.clone(), values.clone()
+    stored = [0, 1, 3]
+    expected_keys[slots[stored].long()] = k[stored]
+    expected_values[slots[stored].long()] = v[stored]
+    rotation = fused.Rotation(cosines, sines, heads, kv_heads, q_norm, k_norm, epsilon=1e-6)
+    fused.rotate_and_store(qkv, positions, slots, rotation, keys, values)
+    inputs.agree(qkv.view(tokens, -1, dim)[:, :heads], q)
+    inputs.agree(keys, expected_keys)
+    inputs.agree(values, expected_values)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """transformers' norm over the last dimension."""
+    module = LlamaRMSNorm(x.shape[-1], eps=epsilon)
+    module.weight = torch.nn.Parameter(weight)
+    normed: Tensor = module(x)
+    return normed.detach()
+
+
+def check_silu(device: str, dtype: str) -> None:
+    inputs = Inputs(device, dtype)
+    gate_up = inputs.values(3, 2 * 40)
+    inputs.agree(fused.silu_mul(gate_up), functional.silu(gate_up[:, :40]) * gate_up[:, 40:])
