@@ -5,6 +5,7 @@ set -eu
 cat <<'HEAD'
 # Every dependency, direct and transitive, at the version this tree is tested with (`make constraints`
 # writes it anew). torch carries no local label (+cpu, +cu130): the index that is asked decides which
-# build it is. A CUDA build brings its nvidia-* packages and triton at the versions it asks for itself.
+# build it is. A CUDA build brings its nvidia-* packages at the versions it asks for itself, and triton at
+# the one below: that is the one which this torch's CUDA builds ask for.
 HEAD
-"$1" -m pip freeze --all --exclude-editable | sed 's/+[a-z0-9]*$//' | grep -viE '^(pip|wheel|nvidia-.*|triton)=='
+"$1" -m pip freeze --all --exclude-editable | sed 's/+[a-z0-9]*$//' | grep -viE '^(pip|wheel|nvidia-.*)=='
