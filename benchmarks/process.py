@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -86,7 +87,7 @@ def http_process(
             _wait_until_ready(process, url, ready, log)
             yield Running(url, process.pid, time.perf_counter() - launched)
         finally:
-            _stop(process)
+            _stop(process, own_group=own_group)
 
 
 def info(url: str) -> dict[str, Any]:
@@ -129,9 +130,18 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, ready: str, lo
     raise BenchmarkError("the server did not become ready:\n" + "\n".join(lines[-20:]))
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
+def _stop(process: subprocess.Popen[bytes], *, own_group: bool) -> None:
+    """A group of its own may be stopped: it goes on first, and ends with all its children."""
+    if own_group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
+    if own_group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

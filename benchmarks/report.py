@@ -131,8 +131,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for heading in ("load", "tokens/s", "range", "TTFT ms", "P99", "gap ms", "P99"):
         table.add_column(heading, justify="right")
     for cell in result["cells"]:
-        numbers = _numbers(cell)
-        chosen = (numbers[0], numbers[1], numbers[2], numbers[4], numbers[5], numbers[7])
+        values = numbers(cell)
+        chosen = (values[0], values[1], values[2], values[4], values[5], values[7])
         table.add_row(cell["title"], cell["load"], *chosen)
     return table
 
@@ -164,11 +164,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         heads += ["goodput requests/s", "of all"]
     lines += [row(heads), row(["---"] * 2 + ["--:"] * (len(heads) - 2))]
     for cell in result["cells"]:
-        numbers = [*_numbers(cell)]
+        values = numbers(cell)
         if has_goodput:
             good = cell["goodput"]
-            numbers += [f"{good['requests_per_second']:.2f}", f"{100 * good['share']:.0f} %"]
-        lines.append(row([cell["title"], cell["load"], *numbers]))
+            values += [f"{good['requests_per_second']:.2f}", f"{100 * good['share']:.0f} %"]
+        lines.append(row([cell["title"], cell["load"], *values]))
     first = result["cells"][0]
     lines += [
         "",
@@ -190,7 +190,8 @@ def _of_round(one: Round, values_of: Callable[[Sample], Sequence[float]], percen
     return percentile(values, percent) if values else 0.0
 
 
-def _numbers(cell: Mapping[str, Any]) -> list[str]:
+def numbers(cell: Mapping[str, Any]) -> list[str]:
+    """A cell's numbers as text, in the order of `NUMBERS`."""
     low, high = cell["output_tokens_per_second_range"]
     ttft, gap, whole = (cell[f"{metric}_seconds"] for metric in METRICS)
     percents = [f"p{percent}" for percent in PERCENTILES]

@@ -36,11 +36,11 @@ class ModelSettings:
         metadata=about("default, tiny-random or a checkpoint directory; it also counts tokens."),
     )
     dtype: str = field(default="auto", metadata=about("Number format of the base."))
-    kernels: Literal["reference", "cpu"] | None = field(
+    kernels: str | None = field(
         default=None,
         metadata=about(
-            "What computes a step; cpu without a GPU, else reference. Never auto, which "
-            "would change in mid-run."
+            "What computes a step, as for `serve`; cpu without a GPU, else triton. Not auto, "
+            "which would change in mid-run."
         ),
     )
     threads: int | None = field(
@@ -49,6 +49,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _at_least("threads", self.threads, 1)
+        if self.kernels == "auto":
+            raise BenchmarkError("kernels is auto, which would change in mid-run: name one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +248,12 @@ class PeerSettings:
     threads: int | None = field(
         default=None, metadata=about("Threads of each system; all cores when left out.")
     )
-    kernels: Literal["reference", "cpu"] = field(
-        default="cpu", metadata=about("What computes a step of AdapterMix.")
+    kernels: str = field(default="cpu", metadata=about("What computes a step of AdapterMix."))
+    int8: str = field(
+        default="",
+        metadata=about(
+            "Options of `adaptermix serve` that choose int8 weights; left out, that row stays open."
+        ),
     )
     starts: int = field(default=5, metadata=about("Starts of the server that are timed."))
     cache: Path = field(

@@ -54,11 +54,18 @@ class Subject:
 
     def targeted_linears(self, targets: Sequence[str] = TARGETS) -> Iterator[Linear]:
         """(path, in_features, out_features) of every linear layer that the adapters change."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        for path, module in model.named_modules():
+        for path, module in self._shape().named_modules():
             if path.rpartition(".")[2] in targets:
                 yield path, module.in_features, module.out_features
+
+    def num_parameters(self) -> int:
+        """A tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self._shape().parameters())
+
+    def _shape(self) -> Any:
+        """The model without its weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
 
 
 def resolve(model: str) -> Subject:

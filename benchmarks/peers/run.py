@@ -1,0 +1,238 @@
+"""`adaptermix bench peers`: ours and every peer in one run, round by round, and the targets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.cases import Job
+from benchmarks.clients import GenerateClient
+from benchmarks.errors import BenchmarkError
+from benchmarks.goals import GOALS, INT8, OFFLINE, OURS, OWN, PEERS, judge
+from benchmarks.load import Round
+from benchmarks.machine import describe_machine, describe_software
+from benchmarks.matrix import Cell, System, measure
+from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
+from benchmarks.peers.context import Context, OpenPeer
+from benchmarks.peers.memory import import_bytes, resident_bytes
+from benchmarks.peers.plan import (
+    LONGEST_PROMPT,
+    SUITES,
+    cells,
+    mixed_bytes_over_one,
+    rates,
+    traffics,
+    write_suites,
+)
+from benchmarks.peers.systems import HttpSystem, Worker
+from benchmarks.process import Running, info, publish, started
+from benchmarks.report import cell_of
+from benchmarks.serve import server_options
+from benchmarks.settings import RESULTS, PeerSettings
+from benchmarks.subject import Subject, resolve
+
+KV_BYTES = 256 << 20
+GPU_RESULTS = RESULTS / "gpu.json"
+_MARGIN = 16  # tokens that a prompt may be longer in another tokenizer's eyes
+_OPEN: Mapping[str, OpenPeer] = {
+    "transformers": transformers_peft.open_peer,
+    "vllm": vllm_cpu.open_peer,
+    "llama": llama_cpp.open_peer,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the parts of a run share."""
+
+    settings: PeerSettings
+    subject: Subject
+    folder: Path
+    folders: Mapping[str, Sequence[Path]]
+    threads: int
+    stack: ExitStack
+    console: Console
+
+    @property
+    def tokens(self) -> int:
+        """The most of a prompt and its answer."""
+        return LONGEST_PROMPT + self.settings.new_tokens + _MARGIN
+
+    def options(self, store: str) -> list[str]:
+        """Of `adaptermix serve`."""
+        options = server_options(self.subject, "auto", self.settings.kernels, self.settings.threads)
+        rows = sum(suite.rank_rows for suite in SUITES)
+        options += ["--store", str(self.folder / store), "--max-rank-rows", str(rows)]
+        return [*options, "--kv-memory", str(KV_BYTES), "--encoder", "none"]
+
+
+def run_peers(settings: PeerSettings) -> dict[str, Any]:
+    """Install, start, measure in turn, judge; the result as written to JSON.
+
+    A peer that cannot be installed or started is left out, with the reason in the result.
+    """
+    console = Console(stderr=True)
+    subject = resolve(settings.model)
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        folders = write_suites(subject, folder / "adapters")
+        threads = settings.threads or machine["cores"]
+        run = _Run(settings, subject, folder, folders, threads, stack, console)
+        scalars: dict[str, Sequence[float]] = {"start_seconds": _starts(run)}
+        opened, versions, missing = _open_peers(run)
+        running = _serve(run, run.options("store"), "server.log", folders)
+        worker = _offline(run)
+        systems: dict[str, System] = {OURS: _http(running), OFFLINE: worker, **opened}
+        if settings.int8:
+            extra = [*run.options("int8"), *settings.int8.split()]
+            systems[INT8] = _http(_serve(run, extra, "int8.log", {}))
+        measured = _measure(run, systems)
+        scalars |= _steps(worker, settings)
+        scalars |= _sizes(run, running.pid)
+        scalars |= gpu_scalars(GPU_RESULTS)
+        serving = {
+            "dtype": info(running.url)["dtype"],
+            "kernels": settings.kernels,
+            "threads": threads,
+        }
+    by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in measured.items()}
+    made = traffics(settings.new_tokens, subject.count_tokens)
+    return {
+        "kind": "peers",
+        "model": subject.name,
+        "machine": machine,
+        "software": describe_software(),
+        "serving": serving,
+        "settings": asdict(settings),
+        "versions": versions,
+        "missing": missing,
+        "scalars": scalars,
+        "cells": [
+            cell_of(made[cell.suite].population.title(cell.case), cell, rounds)
+            for cell, rounds in measured.items()
+        ],
+        "goals": [asdict(judge(goal, rates(by_cell), scalars)) for goal in GOALS],
+    }
+
+
+def gpu_scalars(path: Path) -> dict[str, Sequence[float]]:
+    """`goals` of the file that a run on a GPU leaves: the gpu_* scalars, each a list of numbers."""
+    if not path.exists():
+        return {}
+    found: dict[str, Sequence[float]] = json.loads(path.read_text()).get("goals", {})
+    return found
+
+
+def _starts(run: _Run) -> list[float]:
+    """Seconds from launch to ready. The first start fills caches and is not counted."""
+    seconds = []
+    for number in range(run.settings.starts + 1):
+        run.console.print(f"start {number} of {run.settings.starts}")
+        with started(run.options("empty"), run.folder / "start.log") as running:
+            seconds.append(running.start_seconds)
+    return seconds[1:]
+
+
+def _serve(
+    run: _Run, options: Sequence[str], log: str, folders: Mapping[str, Sequence[Path]]
+) -> Running:
+    running = run.stack.enter_context(started(options, run.folder / log))
+    for paths in folders.values():
+        publish(running.url, paths, ["a text"])
+    return running
+
+
+def _http(running: Running) -> HttpSystem:
+    return HttpSystem(running, GenerateClient, stops=False)
+
+
+def _offline(run: _Run) -> Worker:
+    settings = run.settings
+    threads = str(run.threads)
+    command = [
+        *("env", f"OMP_NUM_THREADS={threads}", "OMP_WAIT_POLICY=PASSIVE"),
+        *(sys.executable, "-m", "benchmarks.peers.workers.engine", run.subject.model),
+        *(str(run.folders[OWN][0].parent), str(max(settings.concurrency)), str(run.tokens)),
+        settings.kernels,
+    ]
+    worker = Worker(command, run.folder / "offline.log", run.subject.tokenizer.encode)
+    run.stack.callback(worker.close)
+    return worker
+
+
+def _open_peers(run: _Run) -> tuple[dict[str, System], dict[str, Any], dict[str, str]]:
+    systems: dict[str, System] = {}
+    versions: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    suite = next(suite for suite in SUITES if suite.name == PEERS)
+    for name in run.settings.chosen:
+        run.console.print(f"installing and starting {name}")
+        scratch = run.folder / name
+        scratch.mkdir()
+        context = Context(
+            model=run.subject.model,
+            adapters=tuple(run.folders[PEERS]),
+            rank=max(suite.ranks),
+            clients=max(run.settings.concurrency),
+            tokens=run.tokens,
+            threads=run.threads,
+            cache=run.settings.cache,
+            scratch=scratch,
+            tokenize=run.subject.tokenizer.encode,
+            stack=run.stack,
+        )
+        try:
+            opened = _OPEN[name](context)
+        except BenchmarkError as error:
+            missing[name] = str(error)
+            run.console.print(f"[yellow]{name} is left out[/]: {error}", markup=True)
+        else:
+            systems |= opened.systems
+            versions[name] = dict(opened.versions)
+    return systems, versions, missing
+
+
+def _measure(run: _Run, systems: Mapping[str, System]) -> dict[Cell, list[Round]]:
+    made = traffics(run.settings.new_tokens, run.subject.count_tokens)
+    chosen = cells(run.settings, list(systems))
+
+    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
+        # Suites of one case must not share prompts; systems do: it is the same work.
+        return made[cell.suite].jobs(cell.case, count, f"{cell.suite} {part}")
+
+    return asyncio.run(measure(systems, chosen, run.settings.rounds, jobs_of, run.console))
+
+
+def _steps(worker: Worker, settings: PeerSettings) -> dict[str, Sequence[float]]:
+    """Time of a decode step over that of its best products, in turn; the first is not counted."""
+    found: dict[str, Sequence[float]] = {}
+    for rows in (8, 32):
+        if rows not in settings.concurrency or settings.kernels != "cpu":
+            continue
+        ratios = []
+        for _ in range(settings.rounds + 1):
+            steps = worker.call({"op": "decode", "rows": rows})["seconds"]
+            products = worker.call({"op": "products", "rows": rows})["seconds"]
+            ratios.append(sorted(steps)[len(steps) // 2] / products)
+        found[f"step_over_products_{rows}"] = ratios[1:]
+    return found
+
+
+def _sizes(run: _Run, pid: int) -> dict[str, Sequence[float]]:
+    parameters = run.subject.num_parameters()
+    weights = 2 * parameters  # in bf16, whatever the server holds them in
+    above = resident_bytes(pid) - import_bytes() - KV_BYTES
+    traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)["mixed"]
+    requests = max(run.settings.concurrency)
+    ratio = mixed_bytes_over_one(run.subject, traffic, weights, run.settings.rounds, requests)
+    return {"memory_over_weights": [above / weights], "mixed_bytes_over_one": [ratio]}

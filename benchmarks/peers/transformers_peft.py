@@ -1,0 +1,34 @@
+"""The peer transformers + PEFT: `generate` in static batches, `adapter_names` for mixed ones."""
+
+from __future__ import annotations
+
+from benchmarks.peers.context import Context, Opened
+from benchmarks.peers.environment import TORCH, PeerEnvironment, ours
+from benchmarks.peers.systems import Worker
+
+NAME = "transformers + PEFT"
+PACKAGES = ("transformers", "peft", "safetensors", "accelerate")
+
+
+def open_peer(context: Context) -> Opened:
+    """See `OpenPeer`."""
+    environment = PeerEnvironment("transformers", context.cache)
+    requirements = [ours(package) for package in PACKAGES]
+
+    def install(environment: PeerEnvironment) -> None:
+        environment.install_torch()
+        constraint = str(environment.constraint())
+        environment.pip("install", "-q", "-c", constraint, *requirements)
+
+    environment.ensure(" ".join([TORCH, *requirements]), install)
+    worker = Worker(
+        [
+            *(environment.python, "-m", "benchmarks.peers.workers.transformers_peft"),
+            *(context.model, str(context.adapters[0].parent), str(context.threads)),
+        ],
+        environment.folder / "run.log",
+        context.tokenize,
+    )
+    context.stack.callback(worker.close)
+    versions = {name: environment.version_of(name) for name in ("torch", *PACKAGES[:2])}
+    return Opened({NAME: worker}, versions)

