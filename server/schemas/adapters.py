@@ -113,7 +113,9 @@ class DeleteQuery(Body):
 
 class DeletedReply(Reply):
     deleted: list[str] = Field(description="Labels of the versions or aliases that are gone.")
-    freed_bytes: int = Field(default=0, description="Disk space that is free again; 0 while in use.")
+    freed_bytes: int = Field(
+        default=0, description="Disk space that is free again; 0 while in use."
+    )
 
 
 class UnloadReply(Reply):
