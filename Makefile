@@ -5,6 +5,7 @@ PORT ?= 8000
 PYTEST_ARGS ?=
 BENCH_ARGS ?= serve
 PEERS_ARGS ?=
+CURVES := requests context adapters mixture rank
 BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
 # Without a GPU the tests that need one are left out.
@@ -14,7 +15,7 @@ THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_PO
 SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help install pull run demo test quick lint format bench bench-peers docs constraints clean
+.PHONY: help install pull run demo test quick lint format bench bench-figures bench-peers docs constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,6 +62,13 @@ format: $(VENV)/.installed-dev ## rewrite the source in the project's style
 
 bench: $(VENV)/.installed-dev pull ## the serving benchmark (BENCH_ARGS="serve --help" lists its options)
 	$(BIN)/adaptermix bench $(BENCH_ARGS)
+
+bench-figures: $(VENV)/.installed-dev pull ## every figure of docs/performance.md but the peers' (about an hour)
+	$(BIN)/adaptermix bench kernels
+	$(BIN)/adaptermix bench engine
+	$(BIN)/adaptermix bench engine $(CURVES:%=--curve %) --out benchmarks/results/curves
+	$(BIN)/adaptermix bench serve
+	$(BIN)/python -m scripts.docs
 
 bench-peers: $(VENV)/.installed-dev pull ## ours beside the peers: the table of targets (over an hour)
 	$(BIN)/adaptermix bench peers $(PEERS_ARGS)

@@ -108,6 +108,7 @@ def products(
                 "count": count,
                 "cpu_us": 1e6 * seconds["cpu"] / count,
                 "reference_us": 1e6 * seconds["reference"] / count,
+                "flops": 2 * rows * outputs * inputs,
                 "floor_us": 1e6 * outputs * inputs * 2 / speed,
             }
         )

@@ -215,7 +215,7 @@ class KernelSettings:
     """Which products are measured."""
 
     rows: tuple[int, ...] = field(
-        default=(1, 8, 32), metadata=about("Rows of a step (tokens); repeatable.")
+        default=(1, 8, 32, 256), metadata=about("Rows of a step (tokens); repeatable.")
     )
     rounds: int = field(default=20, metadata=about("Times that everything is measured."))
     out: Path = field(

@@ -14,6 +14,8 @@ from urllib.parse import unquote
 from pydantic import ByteSize
 from rich.console import Console
 
+from benchmarks.performance import filled
+from benchmarks.settings import RESULTS
 from server.app import create_app
 from server.container import Container
 from server.settings import Settings, load_settings, variable_of
@@ -21,6 +23,7 @@ from server.settings import Settings, load_settings, variable_of
 ROOT = Path(__file__).resolve().parent.parent
 OPENAPI = ROOT / "docs" / "openapi.json"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- settings: written by make docs -->", "<!-- end of settings -->"
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -69,6 +72,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Every generated page with what it should hold."""
     yield OPENAPI, openapi_text()
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
+    page = PERFORMANCE.read_text(encoding="utf-8")
+    yield PERFORMANCE, filled(page, RESULTS, "../benchmarks/results")
 
 
 def main() -> int:

@@ -126,10 +126,11 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
 
 
 def gpu_scalars(path: Path) -> dict[str, Sequence[float]]:
-    """`goals` of the file that a run on a GPU leaves: the gpu_* scalars, each a list of numbers."""
+    """The `scalars` of the file that benchmarks/gpu leaves, where it did run on a GPU."""
     if not path.exists():
         return {}
-    found: dict[str, Sequence[float]] = json.loads(path.read_text()).get("goals", {})
+    result = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Sequence[float]] = result["scalars"] if result["machine"]["gpu"] else {}
     return found
 
 

@@ -130,8 +130,10 @@ def test_memory_counts_the_children_too() -> None:
 
 def test_results_of_a_gpu_are_taken_in_where_there_are_some(tmp_path: Path) -> None:
     assert gpu_scalars(tmp_path / "gpu.json") == {}
-    (tmp_path / "gpu.json").write_text('{"goals": {"gpu_over_peft": [11.0]}}')
-    assert gpu_scalars(tmp_path / "gpu.json") == {"gpu_over_peft": [11.0]}
+    for gpu, expected in ((None, {}), ("H200", {"gpu_over_peft": [11.0]})):
+        result = {"machine": {"gpu": gpu}, "scalars": {"gpu_over_peft": [11.0]}}
+        (tmp_path / "gpu.json").write_text(json.dumps(result))
+        assert gpu_scalars(tmp_path / "gpu.json") == expected
 
 
 def test_vllm_is_told_of_every_adapter_or_of_none(tmp_path: Path) -> None:

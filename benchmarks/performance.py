@@ -1,0 +1,108 @@
+"""Fills `docs/performance.md` with the figures of `benchmarks/results/`; `make docs` calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine import points_table
+from benchmarks.peers.report import goal_table
+from benchmarks.report import numbers, provenance, row
+
+Result = Mapping[str, Any]
+_MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def filled(page: str, results: Path, pictures: str) -> str:
+    """The page with each `figures` mark filled from `results/<file>.json`.
+
+    `pictures` is the way from the page to `results`. What has not been measured says so, with the
+    command that measures it. Raises KeyError for a mark that is not in `FIGURES`.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, command, write = FIGURES[match[2]]
+        source = results / f"{name}.json"
+        if not source.exists():
+            return f"{match[1]}Not measured yet: `{command}`.\n{match[3]}"
+        lines = write(json.loads(source.read_text(encoding="utf-8")))
+        if match[2] in _PICTURED and (results / f"{name}.png").exists():
+            lines += ["", f"![{_PICTURED[match[2]]}]({pictures}/{name}.png)"]
+        return "\n".join([match[1].rstrip("\n"), *lines, match[3]])
+
+    return _MARK.sub(fill, page)
+
+
+def _machine(result: Result) -> list[str]:
+    speed = result["bytes_per_second"] / 1e9
+    rates = [
+        line["flops"] / min(line["cpu_us"], line["reference_us"]) / 1e3
+        for line in result["products"]
+    ]
+    most = max(line["rows"] for line in result["products"])
+    text = (
+        f"`M`: memory reads at {speed:.1f} GB/s with all threads. `F`: {max(rates):.0f} GFLOP/s in "
+        f"the fastest product below, of up to {most} rows."
+    )
+    return [provenance(result), "", text]
+
+
+def _products(result: Result) -> list[str]:
+    heads = ("product", "rows", "floor us", "cpu us", "reference us", "cpu / floor")
+    lines = [row(heads), row(["---", *["--:"] * 5])]
+    for line in result["products"]:
+        times = [f"{line[name]:.0f}" for name in ("floor_us", "cpu_us", "reference_us")]
+        ratio = f"{line['cpu_us'] / line['floor_us']:.2f}"
+        lines.append(row([line["product"], str(line["rows"]), *times, ratio]))
+    lines += ["", row(("kernel", "rows", "us")), row(("---", "--:", "--:"))]
+    lines += [row((o["kernel"], str(o["rows"]), f"{o['us']:.0f}")) for o in result["others"]]
+    return lines
+
+
+def _phases(result: Result) -> list[str]:
+    heads = ("case", "requests", "step ms", "in the model", "around it", "tokens/s")
+    lines = [provenance(result), "", row(heads), row(["---", *["--:"] * 5])]
+    for cell in result["cells"]:
+        step = cell["decode_step"]
+        times = [f"{step[name]:.2f}" for name in ("step_ms", "model_ms", "around_ms")]
+        rate = f"{cell['output_tokens_per_second']:.1f}"
+        lines.append(row([cell["title"], cell["load"], *times, rate]))
+    return lines
+
+
+def _curves(result: Result) -> list[str]:
+    return [provenance(result), "", *points_table(result["points"])]
+
+
+def _serving(result: Result) -> list[str]:
+    heads = (
+        *("case", "load", "tokens/s", "range", "TTFT ms P50", "P90", "P99"),
+        *("inter-token ms P50", "P90", "P99"),
+    )
+    lines = [provenance(result), "", row(heads), row(["---", "---", *["--:"] * 8])]
+    lines += [row([c["title"], c["load"], *numbers(c)[:8]]) for c in result["cells"]]
+    return lines
+
+
+def _targets(result: Result) -> list[str]:
+    return [provenance(result), "", *goal_table(result["goals"])]
+
+
+Write = Callable[[Result], list[str]]
+FIGURES: Mapping[str, tuple[str, str, Write]] = {
+    "machine": ("kernels", "adaptermix bench kernels", _machine),
+    "products": ("kernels", "adaptermix bench kernels", _products),
+    "phases": ("engine", "adaptermix bench engine", _phases),
+    "curves": ("curves", "make bench-figures", _curves),
+    "serving": ("serve", "adaptermix bench serve", _serving),
+    "targets": ("peers", "make bench-peers", _targets),
+}
+_PICTURED = {
+    "products": "Microseconds of each product",
+    "curves": "Step time against requests, context, adapters, mixture size and rank",
+    "serving": "Throughput and latency over HTTP",
+    "targets": "Output tokens a second beside the peers",
+}
