@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def _commit() -> str:
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip()
 
+    if shutil.which("git") is None:
+        return "unknown"
     commit = git("rev-parse", "HEAD") or "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no")
     return f"{commit} (with local changes)" if changed else commit

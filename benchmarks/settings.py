@@ -12,6 +12,7 @@ from benchmarks.lengths import FORMS, parse_lengths
 from benchmarks.load import Load
 
 RESULTS = Path(__file__).resolve().parent / "results"
+OUT = Path("benchmarks") / "results"  # from where the command runs: the same at a desk
 MIN_REQUESTS = 4  # in a round, however few the clients
 Target = Literal["generate", "openai"]
 Targets = Literal["attention", "all"]
@@ -156,7 +157,7 @@ class ServeSettings:
     )
     duration: float = field(default=30.0, metadata=about("Seconds of one round of an open loop."))
     out: Path = field(
-        default=RESULTS / "serve", metadata=about("The results, without .json, .md and .png.")
+        default=OUT / "serve", metadata=about("The results, without .json, .md and .png.")
     )
 
     def __post_init__(self) -> None:
@@ -198,7 +199,7 @@ class EngineSettings:
     smallest: int | None = field(default=None, metadata=about("Leave out points below this."))
     largest: int | None = field(default=None, metadata=about("Leave out points above this."))
     out: Path = field(
-        default=RESULTS / "engine", metadata=about("The results, without .json, .md and .png.")
+        default=OUT / "engine", metadata=about("The results, without .json, .md and .png.")
     )
 
     def __post_init__(self) -> None:
@@ -219,7 +220,7 @@ class KernelSettings:
     )
     rounds: int = field(default=20, metadata=about("Times that everything is measured."))
     out: Path = field(
-        default=RESULTS / "kernels", metadata=about("The results, without .json, .md and .png.")
+        default=OUT / "kernels", metadata=about("The results, without .json, .md and .png.")
     )
 
     def __post_init__(self) -> None:
@@ -261,7 +262,7 @@ class PeerSettings:
         metadata=about("Where the peers are installed and their models kept."),
     )
     out: Path = field(
-        default=RESULTS / "peers", metadata=about("The results, without .json, .md and .png.")
+        default=OUT / "peers", metadata=about("The results, without .json, .md and .png.")
     )
 
     def __post_init__(self) -> None:

@@ -88,7 +88,7 @@ def main() -> None:
             folders = sorted(Path(adapters).iterdir())
             rows = sum(_rank(folder) for folder in folders)
             store = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            sizes = Sizes(int(clients), int(clients) * int(tokens), rows)
+            sizes = Sizes(int(clients), 2 * int(clients) * int(tokens), rows)
             system = stack.enter_context(offline(subject, folders, sizes, store, kernels=kind))
             return {"threads": torch.get_num_threads()}, Ours(subject, system).handle
 
