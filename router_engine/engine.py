@@ -30,7 +30,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.mixture.rules import check_mixture
-from router_engine.model.fast import choose_fast
+from router_engine.model.fast import Body, choose_fast
 from router_engine.model.loader import base_spec, load_model
 from router_engine.model.runner import ModelRunner
 from router_engine.model.wrap import wrap_linears
@@ -144,6 +144,11 @@ class Engine:
             self._let_go()
         events, self._events = self._events, []
         return events
+
+    @property
+    def body(self) -> Body | None:
+        """What runs steps instead of transformers' code, if anything does."""
+        return self._runner.body
 
     @property
     def has_work(self) -> bool:

@@ -13,7 +13,7 @@ from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.model.batch import build_batch
-from router_engine.model.fast import Fast
+from router_engine.model.fast import Body, Fast
 from router_engine.model.loader import LoadedModel
 from router_engine.model.sampler import LogitSummary, Sampler, SamplingRow
 from router_engine.scheduling.plan import StepOutput, StepPlan
@@ -39,6 +39,11 @@ class ModelRunner:
         self._operations = operations
         self._fast = fast
         self._sampler = Sampler()
+
+    @property
+    def body(self) -> Body | None:
+        """What runs steps instead of transformers' code, if anything does."""
+        return self._fast.body()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:

@@ -59,8 +59,9 @@ class CudaBody:
         self._head = decoder.head.weight
 
     @property
-    def num_graphs(self) -> int:
-        return len(self._graphs)
+    def graphs(self) -> Graphs:
+        """The decode steps captured so far."""
+        return self._graphs
 
     def logits(
         self, plan: StepPlan, weights: StepWeights | None

@@ -21,11 +21,16 @@ def test_engine(run: Run, tmp_path: Path) -> None:
     run(checks.check_engine, str(tmp_path), "llama", "float32")
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "qwen2", "qwen3", "mistral", "gpt2"])
-def test_other_families(run: Run, tmp_path: Path, family: str) -> None:
-    run(checks.check_engine, str(tmp_path), family, "float32")
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision(run: Run, tmp_path: Path, dtype: DType) -> None:
-    run(checks.check_engine, str(tmp_path), "llama", dtype)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("qwen2", "float32"),
+        ("qwen3", "float32"),
+        ("mistral", "float32"),
+        ("gpt2", "float32"),
+        ("llama", "bfloat16"),
+        ("llama-tied", "float16"),
+    ],
+)
+def test_other_families_and_dtypes(run: Run, tmp_path: Path, family: str, dtype: DType) -> None:
+    run(checks.check_short_engine, str(tmp_path), family, dtype)

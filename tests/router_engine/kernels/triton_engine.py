@@ -134,6 +134,20 @@ def check_engine(device: Device, root: str, family: str, dtype: DType) -> None:
         pair.close()
 
 
+def check_short_engine(device: Device, root: str, family: str, dtype: DType) -> None:
+    """Mixed traffic of a few tokens: what a family or a dtype adds."""
+    pair = _Pair(Path(root), family, dtype, device)
+    first, second, third = pair.digests
+    short = [
+        request("base", range(5, 16), max_new_tokens=3),
+        request("mixture", range(5, 12), {first: 0.5, second: -0.3, third: 1.0}, max_new_tokens=3),
+    ]
+    try:
+        pair.agree(short, dtype)
+    finally:
+        pair.close()
+
+
 def check_graphs_serve_every_mixture(device: Device, root: str) -> None:
     """Batches of one size under different mixtures: no further graph, and the right text each."""
     pair = _Pair(Path(root), "llama", "float32", device)
@@ -146,9 +160,9 @@ def check_graphs_serve_every_mixture(device: Device, root: str) -> None:
                 for index in range(2)
             ]
             pair.agree(requests, "float32")
-            body = pair.triton.engine._runner._fast.body()
+            body = pair.triton.engine.body
             assert isinstance(body, CudaBody)
-            counts.append(body.num_graphs)
+            counts.append(len(body.graphs))
         assert counts[0] == counts[-1] > 0
     finally:
         pair.close()
