@@ -51,8 +51,9 @@ class Settings(BaseSettings):
     )
     kernels: Kernels = Field(
         default="auto",
-        description="What computes a step: plain torch (reference), the C++ decoder (cpu), or the "
-        "C++ decoder as soon as it is compiled where it can run the model (auto).",
+        description="What computes a step: plain torch (reference), the C++ decoder (cpu), Triton "
+        "kernels on a GPU (triton), a package's own by name, or (auto) triton on a GPU, and on a "
+        "CPU the C++ decoder as soon as it is compiled, where it can run the model.",
     )
     cache: Path = Field(
         default=Path("~/.cache/adaptermix"),
