@@ -81,19 +81,12 @@ def attend(
     """
     tokens, heads, dim = query.shape
     kv_heads = keys.shape[1]
-    group = heads // kv_heads
-    requests = pages.contexts.shape[0]
-    single = pages.longest == 1
-    rows = max(16, power_of_two(group) if single else _MAX_ROWS, power_of_two(group))
-    tile = 1 if single else rows // group
+    requests, group = pages.contexts.shape[0], heads // kv_heads
+    rows, tile = _tile(group, pages.longest)
     tiles = -(-pages.longest // tile)
     if splits is None:
-        splits = _splits(requests * tiles * kv_heads) if single else 1
-    parts = maxima = sums = output
-    if splits > 1:
-        parts = output.new_empty(splits, tokens, heads, dim, dtype=torch.float32)
-        maxima, sums = parts.new_empty(2, splits, tokens, heads)
-    block_d = max(16, power_of_two(dim))
+        splits = _splits(requests * tiles * kv_heads) if pages.longest == 1 else 1
+    parts, maxima, sums = _parts(output, splits)
     launch(
         attend_kernel,
         (requests, tiles, kv_heads * splits),
@@ -119,7 +112,7 @@ def attend(
         pages.tables.stride(0),
         GROUP=group,
         HEAD=dim,
-        BLOCK_D=block_d,
+        BLOCK_D=max(16, power_of_two(dim)),
         PAGE=pages.block_size,
         WINDOWED=window is not None,
         SPLITS=splits,
@@ -129,20 +122,44 @@ def attend(
         WIDEN=widened(query.dtype),
     )
     if splits > 1:
-        launch(
-            combine_kernel,
-            (tokens, heads),
-            parts,
-            maxima,
-            sums,
-            output,
-            tokens,
-            heads,
-            output.stride(0),
-            HEAD=dim,
-            BLOCK_D=block_d,
-            SPLITS=splits,
-        )
+        _combine(parts, maxima, sums, output)
+
+
+def _parts(output: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_combine` joins; of one split nothing is kept, `output` stands in its place."""
+    if splits == 1:
+        return output, output, output
+    parts = output.new_empty(splits, *output.shape, dtype=torch.float32)
+    maxima, sums = parts.new_empty(2, *parts.shape[:3])
+    return parts, maxima, sums
+
+
+def _combine(parts: Tensor, maxima: Tensor, sums: Tensor, output: Tensor) -> None:
+    """Join what the splits of each context found: parts [splits, tokens, heads, dim]."""
+    splits, tokens, heads, dim = parts.shape
+    launch(
+        combine_kernel,
+        (tokens, heads),
+        parts,
+        maxima,
+        sums,
+        output,
+        tokens,
+        heads,
+        output.stride(0),
+        HEAD=dim,
+        BLOCK_D=power_of_two(dim),
+        SPLITS=splits,
+    )
+
+
+def _tile(group: int, longest: int) -> tuple[int, int]:
+    """Rows of a tile and tokens in it: a token takes a row for each query head of its group."""
+    least = max(16, power_of_two(group))
+    if longest == 1:
+        return least, 1
+    rows = max(least, _MAX_ROWS)
+    return rows, rows // group
 
 
 def _splits(programs: int) -> int:

@@ -61,15 +61,51 @@ def mix_group(y: Tensor, x: Tensor, weights: Tensor, group: Group, table: RowTab
 
     y [tokens, all outputs]; x [tokens, in]; weights [tokens, columns] fp32.
     """
-    tokens, width = x.shape
-    modules, capacity = table.a.shape
+    z = _shrink(x, table)
+    tokens, (modules, capacity) = len(x), table.a.shape
+    tile = token_tile(tokens)
+    launch(
+        expand_kernel,
+        (-(-max(group.widths) // _BLOCK_O), -(-tokens // tile), modules),
+        z,
+        weights,
+        table.b,
+        y,
+        table.owner,
+        z,
+        group.spans,
+        table.counts,
+        z,
+        z,
+        tokens,
+        0,
+        modules * capacity,
+        capacity // BLOCK_R,
+        weights.stride(0),
+        0,
+        y.stride(0),
+        INDIRECT=True,
+        SPARSE=False,
+        FOLDED=False,
+        ALIGN=span_align(*(outputs * y.itemsize for outputs in group.widths)),
+        SPAN_ALIGN=span_align(*group.widths),
+        WIDEN=widened(y.dtype),
+        SPLITS=len(z),
+        BLOCK_T=tile,
+        BLOCK_R=BLOCK_R,
+        BLOCK_O=_BLOCK_O,
+    )
+
+
+def _shrink(x: Tensor, table: RowTable) -> Tensor:
+    """z [splits, tokens, modules * capacity] fp32; past a module's rows nothing is written."""
+    (tokens, width), (modules, capacity) = x.shape, table.a.shape
     blocks = capacity // BLOCK_R
     shape = ShrinkShape.of(tokens, width, modules * blocks)
-    tiles = -(-tokens // shape.tile)
     z = torch.empty(shape.splits, tokens, modules * capacity, dtype=torch.float32, device=x.device)
     launch(
         shrink_kernel,
-        (modules * blocks, tiles, shape.splits),
+        (modules * blocks, -(-tokens // shape.tile), shape.splits),
         x,
         table.a,
         z,
@@ -91,34 +127,4 @@ def mix_group(y: Tensor, x: Tensor, weights: Tensor, group: Group, table: RowTab
         BLOCK_R=BLOCK_R,
         BLOCK_K=shape.block_k,
     )
-    launch(
-        expand_kernel,
-        (-(-max(group.widths) // _BLOCK_O), tiles, modules),
-        z,
-        weights,
-        table.b,
-        y,
-        table.owner,
-        z,
-        group.spans,
-        table.counts,
-        z,
-        z,
-        tokens,
-        0,
-        modules * capacity,
-        blocks,
-        weights.stride(0),
-        0,
-        y.stride(0),
-        INDIRECT=True,
-        SPARSE=False,
-        FOLDED=False,
-        ALIGN=span_align(*(outputs * y.itemsize for outputs in group.widths)),
-        SPAN_ALIGN=span_align(*group.widths),
-        WIDEN=widened(y.dtype),
-        SPLITS=shape.splits,
-        BLOCK_T=token_tile(tokens),
-        BLOCK_R=BLOCK_R,
-        BLOCK_O=_BLOCK_O,
-    )
+    return z

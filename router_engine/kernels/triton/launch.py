@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import triton
 
+_PROGRAMS = 256  # they fill a large card
 _MAX_SPLITS = 8
 _MIN_CHUNK = 256  # of the inner dimension: a shorter share is not worth a program
 
 
 def programs_wanted() -> int:
     """Programs that keep every multiprocessor of a large card busy; the interpreter has one."""
-    return 1 if interpreted() else 256
+    return 1 if interpreted() else _PROGRAMS
 
 
 def power_of_two(value: int) -> int:
@@ -54,7 +55,7 @@ class ShrinkShape:
         """Splits of the inner dimension as far as programs are short of."""
         tile = token_tile(tokens)
         programs = max(row_blocks * -(-tokens // tile), 1)
-        splits = min(_MAX_SPLITS, -(-programs_wanted() // programs), max(width // _MIN_CHUNK, 1))
+        splits = min(_MAX_SPLITS, -(-_PROGRAMS // programs), max(width // _MIN_CHUNK, 1))
         block_k = min(128, max(16, power_of_two(width)))
         chunk = -(-width // (splits * block_k)) * block_k
         return cls(tile, -(-width // chunk), chunk, block_k)

@@ -114,7 +114,8 @@ def check_choice_by_cost(device: str) -> None:
 def check_mix_linear(device: str, dtype: str, tokens: int, ranks: Sequence[int]) -> None:
     inputs = Inputs(device, dtype)
     rows = sum(ranks)
-    x, a, b = inputs.values(tokens, 48), inputs.values(rows, 48), inputs.values(rows, 40)
+    # Wide enough for the inner dimension to be split among programs.
+    x, a, b = inputs.values(tokens, 520), inputs.values(rows, 520), inputs.values(rows, 40)
     index = torch.cat([torch.arange(rank) for rank in ranks]).to(inputs.device)
     shrink, expand = inputs.weights(tokens, rows, 0.7), inputs.weights(tokens, rows, 0.7)
     y = inputs.values(tokens, 40)
@@ -130,7 +131,7 @@ def check_mix_group(device: str, dtype: str, tokens: int, ranks: Sequence[Sequen
     Rows of a module lie in its own pool, not side by side; places past the last hold no address.
     """
     inputs = Inputs(device, dtype)
-    width, widths, capacity = 48, (32, 16, 24)[: len(ranks)], 32
+    width, widths, capacity = 520, (32, 16, 24)[: len(ranks)], 32
     x, y = inputs.values(tokens, width), inputs.values(tokens, sum(widths))
     weights = inputs.weights(tokens, 8, 0.6)
     expected = y.clone()
