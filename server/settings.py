@@ -21,6 +21,8 @@ from router_engine.config import (
     Fairness,
     KernelConfig,
     Kernels,
+    MergeConfig,
+    MergeMode,
     ModelConfig,
     Policy,
     SchedulerConfig,
@@ -114,6 +116,10 @@ class Settings(BaseSettings):
     fairness: Fairness = Field(
         default="adapter", description="Whether adapters take turns when many wait."
     )
+    merge: MergeMode = Field(
+        default="manual",
+        description="Who decides what is merged into the base: admins, or (auto) the traffic too.",
+    )
     max_rank_rows: int = Field(
         default=1024,
         ge=1,
@@ -192,6 +198,7 @@ class Settings(BaseSettings):
                 self.fairness,
             ),
             adapters=AdapterPoolConfig(self.max_rank_rows, int(self.host_bytes)),
+            merge=MergeConfig(self.merge),
             kernels=KernelConfig(self.kernels, self.cache_dir / "kernels"),
         )
 
