@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from router_engine.errors import EngineError
+
 TINY_RANDOM = "tiny-random"  # a base model made on the spot: nothing is downloaded
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Quantization = Literal["none", "int8"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
 MergeMode = Literal["manual", "auto"]
@@ -24,6 +27,7 @@ class ModelConfig:
     model: str = "tiny-random"  # that word, a directory, a hub id or a .gguf file
     dtype: DType = "auto"  # auto: what the checkpoint says
     device: Device = "auto"  # auto: cuda where there is one
+    quantization: Quantization = "none"  # of the linear layers' weights (model.quantized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +92,11 @@ class EngineConfig:
     adapters: AdapterPoolConfig = AdapterPoolConfig()
     merge: MergeConfig = MergeConfig()
     kernels: KernelConfig = KernelConfig()
+
+    def __post_init__(self) -> None:
+        """Raises EngineError for parts that do not go together."""
+        if self.merge.mode == "auto" and self.model.quantization != "none":
+            raise EngineError(
+                f"merge 'auto' cannot go with quantization {self.model.quantization!r}, whose "
+                "weights take no mixture in: use merge 'manual', or quantization 'none'"
+            )

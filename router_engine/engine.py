@@ -95,7 +95,7 @@ class Engine:
             config.kernels, kernels, operations, loaded, linears, self._experts, cache
         )
         base = MergedBase(linears, embeddings, fast.refresh)
-        self._merge = MergeControl(base, self._residency, config.merge)
+        self._merge = MergeControl(base, self._residency, config.merge, config.model.quantization)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []

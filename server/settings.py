@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from router_engine.config import (
@@ -25,6 +25,7 @@ from router_engine.config import (
     MergeMode,
     ModelConfig,
     Policy,
+    Quantization,
     SchedulerConfig,
 )
 
@@ -50,6 +51,12 @@ class Settings(BaseSettings):
     dtype: DType = Field(default="auto", description="Number format of the base and the adapters.")
     device: Device = Field(
         default="auto", description="Where the engine runs; auto takes cuda if present."
+    )
+    quantization: Quantization = Field(
+        default="none",
+        description="Number format of the base's linear weights: as in dtype (none), or 8-bit "
+        "integers (int8), which take half the memory and, on a CPU, half the time of a step. "
+        "Adapters stay in dtype.",
     )
     kernels: Kernels = Field(
         default="auto",
@@ -165,6 +172,16 @@ class Settings(BaseSettings):
         default="console", description="Shape of a log line."
     )
 
+    @field_validator("merge")
+    @classmethod
+    def _needs_plain_weights(cls, merge: MergeMode, info: ValidationInfo) -> MergeMode:
+        if merge == "auto" and info.data.get("quantization", "none") != "none":
+            raise ValueError(
+                f"quantization is {info.data['quantization']!r}, whose weights take no mixture in: "
+                "use merge 'manual', or quantization 'none'"
+            )
+        return merge
+
     @property
     def cache_dir(self) -> Path:
         return self.cache.expanduser()
@@ -186,7 +203,7 @@ class Settings(BaseSettings):
     def engine_config(self, model: str) -> EngineConfig:
         """The engine's configuration, with `model` already resolved to what the loader reads."""
         return EngineConfig(
-            model=ModelConfig(model, self.dtype, self.device),
+            model=ModelConfig(model, self.dtype, self.device, self.quantization),
             cache=CacheConfig(
                 self.block_size, self.kv_blocks, int(self.kv_memory), self.prefix_cache
             ),

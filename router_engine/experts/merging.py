@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import MergedState
-from router_engine.config import MergeConfig
+from router_engine.config import MergeConfig, Quantization
+from router_engine.errors import MixtureError
 from router_engine.experts.merge_policy import MergePolicy
 from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ADMIN, ResidencyManager
@@ -23,7 +24,14 @@ class MergeControl:
     An admin's merge stays until an admin ends it; under `auto` the traffic decides meanwhile.
     """
 
-    def __init__(self, base: MergedBase, residency: ResidencyManager, config: MergeConfig) -> None:
+    def __init__(
+        self,
+        base: MergedBase,
+        residency: ResidencyManager,
+        config: MergeConfig,
+        quantization: Quantization,
+    ) -> None:
+        self._quantization = quantization
         self._base = base
         self._residency = residency
         self._policy = MergePolicy(config) if config.mode == "auto" else None
@@ -42,10 +50,16 @@ class MergeControl:
     def switch(self, mixture: ResolvedMixture | None, *, by_admin: bool) -> None:
         """Fold `mixture` in, or restore the base; its adapters are on the device.
 
-        Raises MixtureError, the base unchanged, where the combination is not defined for it.
+        Raises MixtureError, the base unchanged, where the combination is not defined for it or the
+        base is quantized: the rounding of the sum would be far coarser than what is merged.
         """
         started = time.perf_counter()
         if mixture is not None:
+            if self._quantization != "none":
+                raise MixtureError(
+                    f"a base in {self._quantization} takes no mixture in: send the mixture with "
+                    "each request, or start the server with quantization 'none'"
+                )
             manifests = [self._residency.manifest(digest) for digest in mixture.digests]
             check_mixture(mixture, manifests)
         self._base.restore()

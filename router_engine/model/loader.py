@@ -18,10 +18,11 @@ from transformers import (
 )
 
 from adapters_store.types import BaseModelSpec, LinearShape
-from router_engine.config import ModelConfig
+from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
 from router_engine.model.attention import ATTENTION, register
+from router_engine.model.quantized import quantize_linears
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 
 # Each proven token by token against `generate()`.
@@ -48,12 +49,14 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    quantization: Quantization = "none"
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load weights and put our attention function in.
 
-    Raises UnsupportedModelError for an architecture or option that is not served exactly.
+    Raises UnsupportedModelError for an architecture or option that is not served exactly, or where
+    the quantization that is asked for cannot be done.
     """
     register()
     device = _device(config)
@@ -72,6 +75,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         )
     model.set_attn_implementation(ATTENTION)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
+    if config.quantization == "int8":
+        quantize_linears(model)
     return LoadedModel(
         model=model,
         kv_shape=kv_shape(model.config),
@@ -79,6 +84,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         eos_token_ids=_eos_ids(model),
         dtype=model.dtype,
         device=device,
+        quantization=config.quantization,
     )
 
 

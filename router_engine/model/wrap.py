@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters_store.types import LinearShape
 from router_engine.experts.step import StepExperts
+from router_engine.model.quantized import Int8Linear
 
 
 class MixtureLinear(nn.Module):
@@ -21,6 +22,7 @@ class MixtureLinear(nn.Module):
         super().__init__()
         self.base = base
         self.path = path
+        self.shape = _shape(base)
         self._experts = experts
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ class MixtureLinear(nn.Module):
 
     @property
     def weight(self) -> nn.Parameter:
-        """The base parameter, laid out as the base layer stores it."""
+        """The base parameter, laid out as the base layer stores it. Int8Linear has none."""
         parameter = self.base.weight
         assert isinstance(parameter, nn.Parameter)
         return parameter
@@ -40,18 +42,13 @@ class MixtureLinear(nn.Module):
         """Whether the weight is stored [in, out], as GPT-2's Conv1D does."""
         return isinstance(self.base, Conv1D)
 
-    @property
-    def shape(self) -> LinearShape:
-        rows, columns = self.weight.shape
-        return LinearShape(rows, columns) if self.is_transposed else LinearShape(columns, rows)
-
 
 def wrap_linears(model: nn.Module, experts: StepExperts) -> dict[str, MixtureLinear]:
     """Replace every linear layer in place; returns them by path."""
     found: list[tuple[str, nn.Module]] = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D | Int8Linear)
     ]
     wrapped: dict[str, MixtureLinear] = {}
     for path, module in found:
@@ -60,3 +57,9 @@ def wrap_linears(model: nn.Module, experts: StepExperts) -> dict[str, MixtureLin
         wrapped[path] = MixtureLinear(module, path, experts)
         setattr(parent, name, wrapped[path])
     return wrapped
+
+
+def _shape(layer: nn.Module) -> LinearShape:
+    weight: Any = layer.values if isinstance(layer, Int8Linear) else layer.weight
+    rows, columns = weight.shape
+    return LinearShape(rows, columns) if isinstance(layer, Conv1D) else LinearShape(columns, rows)

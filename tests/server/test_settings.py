@@ -25,7 +25,13 @@ def test_an_unknown_variable_is_named_with_near_ones(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "x"), ("dtype", "float8"), ("max_running", "0"), ("kv_memory", "much")],
+    [
+        ("port", "x"),
+        ("dtype", "float8"),
+        ("quantization", "int4"),
+        ("max_running", "0"),
+        ("kv_memory", "much"),
+    ],
 )
 def test_a_bad_value_names_field_variable_and_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -79,3 +85,9 @@ def test_loopback(host: str, is_loopback: bool) -> None:  # noqa: FBT001
 def test_the_store_lies_in_the_cache(tmp_path: Path) -> None:
     assert load_settings(cache=tmp_path).store_dir == tmp_path / "store"
     assert load_settings(store=tmp_path / "s").store_dir == tmp_path / "s"
+
+
+def test_the_traffic_cannot_merge_into_a_quantized_base() -> None:
+    assert load_settings(quantization="int8").engine_config("m").model.quantization == "int8"
+    with pytest.raises(SettingsError, match=r"merge \(ADAPTERMIX_MERGE\) = 'auto'.*'int8'.*manual"):
+        load_settings(quantization="int8", merge="auto")

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DTYPES = (torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float32)  # of activations, cache and adapters
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights
 
 
 class Linear(Structure):
@@ -20,7 +21,7 @@ class Linear(Structure):
         ("inputs", c_int32),
         ("outputs", c_int32),
         ("module", c_int32),
-        ("unused", c_int32),
+        ("is_int8", c_int32),
     )
 
 
@@ -104,7 +105,7 @@ class Library:
         self._packed_bytes.argtypes = (c_int32, c_int32, c_int32)
         self._pack = handle.mix_pack
         self._pack.restype = None
-        self._pack.argtypes = (c_int32, c_void_p, c_int32, c_int32, c_void_p)
+        self._pack.argtypes = (c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p)
         self._model_new = handle.mix_model_new
         self._model_new.restype = c_void_p
         self._model_new.argtypes = (c_int32, POINTER(ModelSpec))
@@ -128,16 +129,19 @@ class Library:
         self._read.argtypes = (c_void_p, c_int64, c_int32)
 
     def packed_size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """Elements of the packed form of a weight [outputs, inputs] in bf16 or fp32."""
+        """Elements of the packed form of a weight [outputs, inputs]."""
         outputs, inputs = shape
-        half = dtype == torch.bfloat16
-        return int(self._packed_bytes(half, outputs, inputs)) // dtype.itemsize
+        return int(self._packed_bytes(_FORMATS[dtype], outputs, inputs)) // dtype.itemsize
 
-    def pack(self, weight: Tensor, packed: Tensor) -> None:
-        """Write the packed form of a contiguous weight [outputs, inputs] into `packed`."""
+    def pack(self, weight: Tensor, packed: Tensor, scale: Tensor | None = None) -> None:
+        """Write the packed form of a contiguous weight [outputs, inputs] into `packed`.
+
+        `scale` [outputs] in fp32 belongs to int8 weights alone.
+        """
         outputs, inputs = weight.shape
-        half = weight.dtype == torch.bfloat16
-        self._pack(half, weight.data_ptr(), outputs, inputs, packed.data_ptr())
+        scales = None if scale is None else scale.data_ptr()
+        form = _FORMATS[weight.dtype]
+        self._pack(form, weight.data_ptr(), scales, outputs, inputs, packed.data_ptr())
 
     def large_pages(self, tensor: Tensor) -> None:
         """Ask the system to hold a contiguous tensor in large pages."""
@@ -146,12 +150,15 @@ class Library:
     def linears(self, x: Tensor, layers: Sequence[Tensor], outputs: int) -> Tensor:
         """x [rows, inputs] through packed layers of equal shape, all from x; the last one's y.
 
-        y is [rows, outputs] in fp32; x is contiguous and in the weights' format.
+        y is [rows, outputs] in fp32; x is contiguous, in the weights' format if they aren't int8.
         """
         rows, inputs = x.shape
         stride = -(-outputs // 16) * 16
         y = torch.empty(rows, stride)
-        specs = (Linear(packed.data_ptr(), None, inputs, outputs) for packed in layers)
+        specs = (
+            Linear(packed.data_ptr(), None, inputs, outputs, 0, packed.dtype == torch.int8)
+            for packed in layers
+        )
         self._linears(
             x.dtype == torch.bfloat16,
             x.data_ptr(),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.loader import LoadedModel
+from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -65,7 +66,8 @@ class Decoder:
         self.modules = tuple(linears)  # the index of a module in every list of experts
         self._linears = linears
         self._kept: list[Tensor] = []  # what the structures below point at
-        self._packed = self._pack_all()
+        self._packed = self._reserve()
+        self.refresh(self.modules)
         for values in (*cache.keys, *cache.values):
             library.large_pages(values)
         body: Any = loaded.model.base_model
@@ -84,19 +86,20 @@ class Decoder:
     def refresh(self, modules: Iterable[str]) -> None:
         """Pack these modules' weights anew; nothing may run meanwhile."""
         for path in modules:
-            self.library.pack(self._linears[path].weight.detach(), self._packed[path])
+            self._pack(path)
 
-    def _pack_all(self) -> dict[str, Tensor]:
-        """The packed weights by module, one after another in one stretch of memory."""
-        weights = {path: linear.weight.detach() for path, linear in self._linears.items()}
-        sizes = [self.library.packed_size(w.shape, w.dtype) for w in weights.values()]
-        (dtype,) = {weight.dtype for weight in weights.values()}
+    def _reserve(self) -> dict[str, Tensor]:
+        """Room for the packed weights by module, one after another in one stretch of memory."""
+        weights = [_weight(linear)[0] for linear in self._linears.values()]
+        sizes = [self.library.packed_size(weight.shape, weight.dtype) for weight in weights]
+        (dtype,) = {weight.dtype for weight in weights}
         memory = torch.empty(sum(sizes), dtype=dtype)
         self.library.large_pages(memory)
-        packed = dict(zip(weights, torch.split(memory, sizes), strict=True))
-        for path, weight in weights.items():
-            self.library.pack(weight, packed[path])
-        return packed
+        return dict(zip(self._linears, torch.split(memory, sizes), strict=True))
+
+    def _pack(self, path: str) -> None:
+        weight, scale = _weight(self._linears[path])
+        self.library.pack(weight, self._packed[path], scale)
 
     def _spec(
         self, loaded: LoadedModel, layers: ctypes.Array[Layer], cache: PagedCache
@@ -149,6 +152,7 @@ class Decoder:
             inputs=linear.shape.in_features,
             outputs=linear.shape.out_features,
             module=self.modules.index(linear.path),
+            is_int8=isinstance(linear.base, Int8Linear),
         )
 
     def _head_norm(self, attention: nn.Module, name: str) -> int | None:
@@ -161,6 +165,13 @@ class Decoder:
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def _weight(linear: MixtureLinear) -> tuple[Tensor, Tensor | None]:
+    """A layer's weight [out, in], and the scales that it has in 8 bits."""
+    if isinstance(linear.base, Int8Linear):
+        return linear.base.values, linear.base.scale
+    return linear.weight.detach(), None
 
 
 def _window(attention: Any) -> int | None:

@@ -31,6 +31,8 @@ def unsupported(loaded: LoadedModel) -> str | None:
     """Why the decoder cannot run this model, or None if it can."""
     config: Any = loaded.model.config
     name = type(loaded.model).__name__
+    if loaded.quantization != "none":
+        return f"its weights are in {loaded.quantization}"
     if name not in FAMILIES:
         return f"architecture {name} is not one of {', '.join(FAMILIES)}"
     if config.hidden_act != "silu":

@@ -12,14 +12,44 @@ using mix::bf16;
 
 namespace {
 
-template <class T>
-void pack(const void* weight, int outputs, int inputs, void* packed) {
-  const size_t depth = mix::packed_size<T>(mix::LANES, inputs) / mix::LANES;
-  const T* w = static_cast<const T*>(weight);
+enum Format { FP32 = 0, BF16 = 1, INT8 = 2 };  // as in router_engine/kernels/cpu/library.py
+
+// Calls work(first output, outputs, packed panel) for every panel of a weight, on all threads.
+template <class T, class Work>
+void each_panel(int outputs, int inputs, void* packed, const Work& work) {
+  const size_t depth = mix::packed_depth<T>(inputs);
 #pragma omp parallel for
   for (int first = 0; first < outputs; first += mix::PANEL)
-    mix::pack_panel(w + size_t(first) * inputs, inputs, std::min(mix::PANEL, outputs - first),
-                    inputs, static_cast<T*>(packed) + first * depth);
+    work(first, std::min(mix::PANEL, outputs - first), static_cast<T*>(packed) + first * depth);
+}
+
+template <class T>
+void pack(const T* w, int outputs, int inputs, void* packed) {
+  each_panel<T>(outputs, inputs, packed, [&](int first, int count, T* panel) {
+    mix::each_packed(panel, count, inputs, [&](T& element, int output, int input) {
+      const bool inside = output >= 0 && input >= 0;
+      element = inside ? w[size_t(first + output) * inputs + input] : T{};
+    });
+  });
+}
+
+template <class T>
+void run_linears(const T* x, const mix::Linear* linears, int count, int rows, float* y,
+                 size_t stride, int threads) {
+  const int inputs = linears->inputs;
+  const mix::Mixing base;
+  mix::Team team;
+  mix::MixtureLinear<T> runner;
+  runner.reserve_quantized(rows, inputs);
+#pragma omp parallel num_threads(threads)
+  {
+    team.enter(omp_get_num_threads());
+    for (int i = 0; i < count; i++) {
+      const mix::Job job = {linears + i, y, stride, false};
+      runner.prepare(team, base, linears[i].is_int8, rows, x, inputs, inputs);
+      runner.run(team, &job, 1, base, rows, x, inputs);
+    }
+  }
 }
 
 }  // namespace
@@ -41,14 +71,22 @@ void mix_large_pages(void* from, int64_t bytes) {
 #endif
 }
 
-// Bytes of the packed form; `half` says bf16, otherwise fp32.
-int64_t mix_packed_bytes(int32_t half, int32_t outputs, int32_t inputs) {
-  return half ? mix::packed_size<bf16>(outputs, inputs) * sizeof(bf16)
-              : mix::packed_size<float>(outputs, inputs) * sizeof(float);
+// Bytes of the packed form.
+int64_t mix_packed_bytes(int32_t format, int32_t outputs, int32_t inputs) {
+  if (format == INT8) return mix::packed_size<mix::int8>(outputs, inputs);
+  if (format == BF16) return mix::packed_size<bf16>(outputs, inputs) * sizeof(bf16);
+  return mix::packed_size<float>(outputs, inputs) * sizeof(float);
 }
 
-void mix_pack(int32_t half, const void* weight, int32_t outputs, int32_t inputs, void* packed) {
-  half ? pack<bf16>(weight, outputs, inputs, packed) : pack<float>(weight, outputs, inputs, packed);
+// `scales` [outputs] belong to int8 alone.
+void mix_pack(int32_t format, const void* weight, const float* scales, int32_t outputs,
+              int32_t inputs, void* packed) {
+  if (format == BF16) return pack(static_cast<const bf16*>(weight), outputs, inputs, packed);
+  if (format == FP32) return pack(static_cast<const float*>(weight), outputs, inputs, packed);
+  const int8_t* w = static_cast<const int8_t*>(weight);
+  each_panel<mix::int8>(outputs, inputs, packed, [&](int first, int count, mix::int8* panel) {
+    mix::pack_panel(w + size_t(first) * inputs, scales + first, count, inputs, panel);
+  });
 }
 
 void* mix_model_new(int32_t half, const mix::ModelSpec* spec) {
@@ -66,21 +104,8 @@ void mix_model_free(void* model) { delete static_cast<mix::Decoder*>(model); }
 // For benchmarks and tests.
 void mix_linears(int32_t half, const void* x, const mix::Linear* linears, int32_t count,
                  int32_t rows, float* y, int32_t stride, int32_t threads) {
-  mix::Team team;
-  const mix::Mixing base;
-  mix::MixtureLinear<bf16> small;
-  mix::MixtureLinear<float> wide;
-#pragma omp parallel num_threads(threads)
-  {
-    team.enter(omp_get_num_threads());
-    for (int i = 0; i < count; i++) {
-      const mix::Job job = {linears + i, y, size_t(stride), false};
-      if (half)
-        small.run(team, &job, 1, base, rows, static_cast<const bf16*>(x), linears[i].inputs);
-      else
-        wide.run(team, &job, 1, base, rows, static_cast<const float*>(x), linears[i].inputs);
-    }
-  }
+  half ? run_linears(static_cast<const bf16*>(x), linears, count, rows, y, stride, threads)
+       : run_linears(static_cast<const float*>(x), linears, count, rows, y, stride, threads);
 }
 
 // Reads `vectors` of 64 bytes once: what the memory can do. The result only keeps the loop alive.

@@ -210,10 +210,11 @@ class Many {
     for (int block = window ? std::max(0, own[0] + 1 - window) : 0; block < end; block += PANEL) {
       const int count = std::min(PANEL, end - block);
       pack(cache, paging, row, block, count);
-      multiply_panel(rows, q, dim, keys_.data(), PANEL_BLOCKS, dim, scores_.data(), PANEL, false);
+      multiply_panel(rows, Rows<T>{q, size_t(dim)}, keys_.data(), PANEL_BLOCKS, dim,
+                     scores_.data(), PANEL, false);
       weigh(rows, block, count, window, own, dim);
       for (int d = 0; d < dim; d += PANEL)
-        multiply_panel(rows, weights_.data(), PANEL, values_.data() + size_t(d) * PANEL,
+        multiply_panel(rows, Rows<T>{weights_.data(), PANEL}, values_.data() + size_t(d) * PANEL,
                        std::min(PANEL_BLOCKS, (dim - d) / LANES), PANEL, out.data() + d, dim, true);
     }
   }

@@ -1,7 +1,8 @@
 // y[m, n] = x[m, k] w[n, k]^T over packed weights.
 //
-// Packed: panels of up to 48 outputs; within a panel, group after group of GROUP inputs, and for
-// each group one vector a block of 16 outputs. A panel is one stream of memory, read once.
+// Packed: panels of up to 48 outputs; within a panel what belongs to each output (HEAD elements,
+// its scale if it has one), then group after group of GROUP inputs, and for each group one vector a
+// block of 16 outputs. A panel is one stream of memory, read once.
 // The order of summation of an output depends on k alone: a row's result is the same, bit for bit,
 // whatever rows are computed beside it.
 #pragma once
@@ -26,12 +27,36 @@ inline void prefetch(const void* from, size_t bytes) {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// The rows that are multiplied: row r at first + r * stride.
+template <class T>
+struct Rows {
+  const T* first;
+  size_t stride;
+
+  const T* operator[](int r) const { return first + r * stride; }
+  Rows from(int r) const { return {first + r * stride, stride}; }
+};
+
 // GROUP consecutive inputs are multiplied by one instruction.
 template <class T>
 struct Dot;
 
+// Sums that are results.
+struct PlainSums {
+  static constexpr int HEAD = 0;
+  typedef F16 Sum;
+  template <class T>
+  static Sum start(const Rows<T>&, int) {
+    return F16{};
+  }
+  template <class T>
+  static F16 value(Sum sum, const Rows<T>&, int, const T*) {
+    return sum;
+  }
+};
+
 template <>
-struct Dot<float> {
+struct Dot<float> : PlainSums {
   static constexpr int GROUP = 1;
   typedef F16 Weights;
   typedef F16 Inputs;
@@ -42,7 +67,7 @@ struct Dot<float> {
 
 #ifdef MIX_BF16_DOT
 template <>
-struct Dot<bf16> {
+struct Dot<bf16> : PlainSums {
   static constexpr int GROUP = 2;
   typedef __m512bh Weights;
   typedef __m512bh Inputs;
@@ -56,7 +81,7 @@ struct Dot<bf16> {
 };
 #else
 template <>
-struct Dot<bf16> {
+struct Dot<bf16> : PlainSums {
   static constexpr int GROUP = 2;
   struct Weights {
     F16 even, odd;
@@ -74,23 +99,31 @@ struct Dot<bf16> {
 };
 #endif
 
+// Elements of the packed form that each output takes.
+template <class T>
+inline size_t packed_depth(int inputs) {
+  constexpr int G = Dot<T>::GROUP;
+  return Dot<T>::HEAD + size_t(ceil_div(inputs, G)) * G;
+}
+
 // Elements of the packed form of w [outputs, inputs].
 template <class T>
 inline size_t packed_size(int outputs, int inputs) {
-  constexpr int G = Dot<T>::GROUP;
-  return size_t(ceil_div(outputs, LANES)) * LANES * ceil_div(inputs, G) * G;
+  return size_t(ceil_div(outputs, LANES)) * LANES * packed_depth<T>(inputs);
 }
 
-// One panel of w [n, k], row i at w + i * stride; rows at and after n are 0.
-template <class T>
-void pack_panel(const T* w, size_t stride, int n, int k, T* packed) {
+// Calls visit(element, output, input) for the weights of a packed panel of n outputs, k inputs;
+// outputs and inputs that only fill it up have the index -1.
+template <class T, class Visit>
+void each_packed(T* panel, int n, int k, const Visit& visit) {
   constexpr int G = Dot<T>::GROUP;
-  const int blocks = ceil_div(n, LANES);
+  const int lanes = ceil_div(n, LANES) * LANES;
+  panel += lanes * Dot<T>::HEAD;
   for (int group = 0; group < ceil_div(k, G); group++)
-    for (int lane = 0; lane < blocks * LANES; lane++)
+    for (int lane = 0; lane < lanes; lane++)
       for (int i = 0; i < G; i++) {
         const int input = group * G + i;
-        *packed++ = lane < n && input < k ? w[lane * stride + input] : T{};
+        visit(*panel++, lane < n ? lane : -1, input < k ? input : -1);
       }
 }
 
@@ -107,15 +140,17 @@ struct Ahead {
 
 // Rows of y [ROWS, 16 BLOCKS] at stride `ldy`, set or added to.
 template <class T, int ROWS, int BLOCKS>
-void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y, size_t ldy,
-                   bool add, Ahead ahead) {
+void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_t ldy, bool add,
+                   Ahead ahead) {
   typedef Dot<T> D;
+  const T* heads = panel;
+  panel += BLOCKS * LANES * D::HEAD;
   // The sums stay in registers only if every loop over them is unrolled.
-  F16 sums[ROWS][BLOCKS];
+  typename D::Sum sums[ROWS][BLOCKS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-    for (int b = 0; b < BLOCKS; b++) sums[r][b] = add ? load(y + r * ldy + b * LANES) : F16{};
+    for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::start(x, r);
   for (int g = 0; g < groups; g++) {
     typename D::Weights w[BLOCKS];
 #pragma GCC unroll 3
@@ -124,7 +159,7 @@ void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y,
     panel += BLOCKS * LANES * D::GROUP;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
-      const typename D::Inputs in = D::inputs(x + r * ldx + g * D::GROUP);
+      const typename D::Inputs in = D::inputs(x[r] + g * D::GROUP);
 #pragma GCC unroll 3
       for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], in, w[b]);
     }
@@ -132,43 +167,47 @@ void multiply_tile(const T* x, size_t ldx, const T* panel, int groups, float* y,
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-    for (int b = 0; b < BLOCKS; b++) store(y + r * ldy + b * LANES, sums[r][b]);
+    for (int b = 0; b < BLOCKS; b++) {
+      const F16 value = D::value(sums[r][b], x, r, heads + b * LANES * D::HEAD);
+      float* target = y + r * ldy + b * LANES;
+      store(target, add ? load(target) + value : value);
+    }
 }
 
 template <class T, int BLOCKS>
-void multiply_rows(int rows, const T* x, size_t ldx, const T* panel, int groups, float* y,
-                   size_t ldy, bool add, Ahead ahead) {
+void multiply_rows(int rows, const Rows<T>& x, const T* panel, int groups, float* y, size_t ldy,
+                   bool add, Ahead ahead) {
   switch (rows) {
-    case 1: return multiply_tile<T, 1, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    case 2: return multiply_tile<T, 2, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    case 3: return multiply_tile<T, 3, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    case 4: return multiply_tile<T, 4, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    case 5: return multiply_tile<T, 5, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    case 6: return multiply_tile<T, 6, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    case 7: return multiply_tile<T, 7, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
-    default: return multiply_tile<T, 8, BLOCKS>(x, ldx, panel, groups, y, ldy, add, ahead);
+    case 1: return multiply_tile<T, 1, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    case 2: return multiply_tile<T, 2, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    case 3: return multiply_tile<T, 3, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    case 4: return multiply_tile<T, 4, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    case 5: return multiply_tile<T, 5, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    case 6: return multiply_tile<T, 6, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    case 7: return multiply_tile<T, 7, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+    default: return multiply_tile<T, 8, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
   }
 }
 
 // Few rows fetch their own panel ahead; many fetch the next one while they are at it.
 // y [rows, 16 blocks] = or += x [rows, k] panel^T. Rows of x hold a whole number of groups.
 template <class T>
-void multiply_panel(int rows, const T* x, size_t ldx, const T* panel, int blocks, int k, float* y,
+void multiply_panel(int rows, const Rows<T>& x, const T* panel, int blocks, int k, float* y,
                     size_t ldy, bool add) {
   const int groups = ceil_div(k, Dot<T>::GROUP), passes = ceil_div(rows, MAX_ROWS);
-  const size_t bytes = size_t(groups) * blocks * CACHE_LINE;
+  const size_t bytes = blocks * LANES * packed_depth<T>(k) * sizeof(T);
   Ahead ahead = {reinterpret_cast<const char*>(panel) + (passes == 1 ? AHEAD : bytes),
                  ceil_div(blocks, passes)};
   for (int tiles = passes, first = 0; tiles > 0; tiles--) {
     const int count = ceil_div(rows - first, tiles);  // tiles of nearly equal height
-    const T* in = x + first * ldx;
+    const Rows<T> in = x.from(first);
     float* out = y + first * ldy;
     if (blocks == 3)
-      multiply_rows<T, 3>(count, in, ldx, panel, groups, out, ldy, add, ahead);
+      multiply_rows<T, 3>(count, in, panel, groups, out, ldy, add, ahead);
     else if (blocks == 2)
-      multiply_rows<T, 2>(count, in, ldx, panel, groups, out, ldy, add, ahead);
+      multiply_rows<T, 2>(count, in, panel, groups, out, ldy, add, ahead);
     else
-      multiply_rows<T, 1>(count, in, ldx, panel, groups, out, ldy, add, ahead);
+      multiply_rows<T, 1>(count, in, panel, groups, out, ldy, add, ahead);
     first += count;
     ahead.from += size_t(groups) * ahead.lines * CACHE_LINE;
     if (ahead.from >= reinterpret_cast<const char*>(panel) + 2 * bytes) ahead.lines = 0;

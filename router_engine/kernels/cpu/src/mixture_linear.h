@@ -32,15 +32,29 @@ class MixtureLinear {
     if (linear) raw_.resize(size_t(rows) * width);
   }
 
-  // z of all tokens, from x. Every thread calls it.
-  void shrink_all(Team& team, const Mixing& mixing, int rows, const T* x, size_t ldx, int inputs) {
-    if (!mixing.active()) return;
+  // For layers with weights in 8 bits; `widest`: of their inputs.
+  void reserve_quantized(int rows, int widest) { quantized_.reserve(rows, widest); }
+
+  // A row of x as such layers read it.
+  void quantize(int row, const T* x, int inputs) { quantized_.set(row, x, inputs); }
+
+  // What layers read beside x: z of all tokens, and where asked for x in 8 bits.
+  // Every thread calls it.
+  void prepare(Team& team, const Mixing& mixing, bool quantized, int rows, const T* x, size_t ldx,
+               int inputs) {
+    const int first = quantized ? rows : 0;
+    const auto quantize_row = [&](int row) { quantize(row, x + row * ldx, inputs); };
+    if (!mixing.active()) {
+      if (quantized) team.share(rows, quantize_row);
+      return;
+    }
     const MixPhase& phase = mixing.phase;
     const Weights& weights = *mixing.weights;
     const Audience& audience = *mixing.audience;
     const bool linear = weights.is_linear();
-    team.share(int(phase.tasks.size()), [&](int index) {
-      const ShrinkTask& task = phase.tasks[index];
+    team.share(first + int(phase.tasks.size()), [&](int index) {
+      if (index < first) return quantize_row(index);
+      const ShrinkTask& task = phase.tasks[index - first];
       const Span& span = phase.spans[task.span];
       const int rank = span.expert.rank, end = std::min(task.row + SHRINK_ROWS, rank);
       shrink(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
@@ -67,7 +81,6 @@ class MixtureLinear {
   void compute(const Job& job, int layer, const Mixing& mixing, int rows, const T* x, size_t ldx,
                int first, int last) {
     const Linear& linear = *job.linear;
-    const size_t depth = size_t(ceil_div(linear.inputs, Dot<T>::GROUP)) * Dot<T>::GROUP;
     const int begin = first * PANEL, end = std::min(last * PANEL, linear.outputs);
     const MixPhase& phase = mixing.phase;
     const int first_span = mixing.active() ? phase.first[layer] : 0;
@@ -75,12 +88,10 @@ class MixtureLinear {
     // Pieces of rows are too short for the hardware to foresee: they come while others are used.
     if (first_span < last_span)
       prefetch_expand<T>(phase.spans[first_span].expert, linear.outputs, begin, end);
-    for (int panel = first; panel < last; panel++) {
-      const int output = panel * PANEL;
-      multiply_panel(rows, x, ldx, static_cast<const T*>(linear.packed) + output * depth,
-                     ceil_div(std::min(PANEL, end - output), LANES), linear.inputs, job.y + output,
-                     job.ldy, job.add);
-    }
+    if (linear.is_int8)
+      multiply(job, rows, quantized_.rows(linear.inputs), begin, end);
+    else
+      multiply(job, rows, Rows<T>{x, ldx}, begin, end);
     if (linear.bias)
       for (int r = 0; r < rows; r++)
         for (int i = begin; i < end; i += LANES) {
@@ -121,8 +132,20 @@ class MixtureLinear {
   }
 
  private:
+  // Outputs [begin, end) of the base; W is the format of the layer's weights.
+  template <class W>
+  static void multiply(const Job& job, int rows, const Rows<W>& x, int begin, int end) {
+    const W* packed = static_cast<const W*>(job.linear->packed);
+    const size_t depth = packed_depth<W>(job.linear->inputs);
+    for (int output = begin; output < end; output += PANEL)
+      multiply_panel(rows, x, packed + output * depth,
+                     ceil_div(std::min(PANEL, end - output), LANES), job.linear->inputs,
+                     job.y + output, job.ldy, job.add);
+  }
+
   std::vector<T> z_;
   std::vector<float> raw_;
+  QuantizedRows quantized_;
 };
 
 }  // namespace mix

@@ -82,6 +82,9 @@ class Model : public Decoder {
     attended_.resize(tokens * q_width_);
     active_.resize(tokens * m_.intermediate);
     angles_.resize(tokens * m_.head_dim);
+    if (m_.head.is_int8)
+      linears_.reserve_quantized(step_.tokens,
+                                 std::max({m_.hidden, q_width_, m_.intermediate}));
   }
 
   void prepare_mixture() {
@@ -155,16 +158,20 @@ class Model : public Decoder {
     });
   }
 
-  void norm_all(Team& team, const float* weight) {
-    team.share(step_.tokens, [&](int token) {
-      const size_t at = size_t(token) * m_.hidden;
-      rms_norm(&residual_[at], weight, m_.hidden, m_.epsilon, &x_[at]);
-    });
+  // x of a token and `row`, which layers like `reader` read.
+  void norm(int token, int row, const float* weight, const Linear& reader) {
+    T* x = &x_[size_t(row) * m_.hidden];
+    rms_norm(&residual_[size_t(token) * m_.hidden], weight, m_.hidden, m_.epsilon, x);
+    if (reader.is_int8) linears_.quantize(row, x, m_.hidden);
+  }
+
+  void norm_all(Team& team, const float* weight, const Linear& reader) {
+    team.share(step_.tokens, [&](int token) { norm(token, token, weight, reader); });
   }
 
   void attention(Team& team, const Layer& layer, const LayerMixing& mixing) {
-    norm_all(team, layer.attention_norm);
-    linears_.shrink_all(team, mixing.qkv, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+    norm_all(team, layer.attention_norm, layer.q);
+    linears_.prepare(team, mixing.qkv, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const Job jobs[3] = {
         {&layer.q, qkv_.data(), size_t(qkv_width_), false},
         {&layer.k, qkv_.data() + q_width_, size_t(qkv_width_), false},
@@ -177,7 +184,7 @@ class Model : public Decoder {
 
   // residual += linear(x)
   void project(Team& team, const Linear& linear, const Mixing& mixing, const T* x, int width) {
-    linears_.shrink_all(team, mixing, step_.tokens, x, width, width);
+    linears_.prepare(team, mixing, linear.is_int8, step_.tokens, x, width, width);
     const Job job = {&linear, residual_.data(), size_t(m_.hidden), true};
     linears_.run(team, &job, 1, mixing, step_.tokens, x, width);
   }
@@ -320,8 +327,8 @@ class Model : public Decoder {
   }
 
   void mlp(Team& team, const Layer& layer, const LayerMixing& mixing) {
-    norm_all(team, layer.mlp_norm);
-    linears_.shrink_all(team, mixing.gate_up, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+    norm_all(team, layer.mlp_norm, layer.gate);
+    linears_.prepare(team, mixing.gate_up, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const int panels = ceil_div(m_.intermediate, PANEL);
     const int chunk =
         step_.tokens > 64 ? 1 : MixtureLinear<T>::panels_a_task(2 * panels, team.threads());
@@ -352,11 +359,9 @@ class Model : public Decoder {
 
   // Logits of the sampled tokens, which move to the front of x.
   void head(Team& team) {
-    team.share(step_.samples, [&](int i) {
-      rms_norm(&residual_[size_t(step_.sample_index[i]) * m_.hidden], m_.final_norm, m_.hidden,
-               m_.epsilon, &x_[size_t(i) * m_.hidden]);
-    });
-    linears_.shrink_all(team, head_mixing_, step_.samples, x_.data(), m_.hidden, m_.hidden);
+    team.share(step_.samples,
+               [&](int i) { norm(step_.sample_index[i], i, m_.final_norm, m_.head); });
+    linears_.prepare(team, head_mixing_, false, step_.samples, x_.data(), m_.hidden, m_.hidden);
     const Job job = {&m_.head, step_.logits, size_t(step_.logits_stride), false};
     linears_.run(team, &job, 1, head_mixing_, step_.samples, x_.data(), m_.hidden);
     team.share(step_.samples, [&](int i) {

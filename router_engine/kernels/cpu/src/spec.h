@@ -2,17 +2,18 @@
 #pragma once
 
 #include "attention.h"
+#include "int8.h"
 #include "lowrank.h"
 
 namespace mix {
 
 struct Linear {
-  const void* packed;  // see gemm.h
+  const void* packed;  // see gemm.h and int8.h
   const float* bias;   // [outputs] or null
   int32_t inputs;
   int32_t outputs;
   int32_t module;  // its index in every adapter's list of experts
-  int32_t unused;
+  int32_t is_int8;
 };
 
 struct Layer {

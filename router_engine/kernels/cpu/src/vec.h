@@ -1,7 +1,7 @@
 // Vectors of 16 floats, and the number formats that are kept in memory.
 //
 // Everything is written over GCC's vector extensions, so that it runs on any machine; where
-// AVX-512 BF16 is there, products of bf16 pairs use its instruction instead.
+// AVX-512 BF16 or VNNI are there, products of bf16 pairs or of int8 fours use their instruction.
 #pragma once
 
 #include <cmath>
@@ -11,6 +11,11 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
 #include <immintrin.h>
 #define MIX_BF16_DOT 1
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define MIX_INT8_DOT 1
 #endif
 
 namespace mix {

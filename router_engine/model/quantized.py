@@ -1,0 +1,84 @@
+"""The base in 8 bits: every linear layer's weight and input as integers with scales.
+
+y[t, o] = sx[t] * sw[o] * sum_i qx[t, i] * qw[o, i] + bias[o], the sum exact in 32 bits. sw belongs
+to an output; sx to a token, and is found as the token comes: nothing is calibrated. Both are
+symmetric: q = round(v / s), s = max |v| / 127. Source: Dettmers et al., "LLM.int8()", 2022,
+section 3.1, without the parts in 16 bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from router_engine.errors import UnsupportedModelError
+
+_TOP = 127
+_LEAST = 1e-30  # of a scale's numerator: rows of zeros stay finite
+
+
+class Int8Linear(nn.Module):
+    """A linear layer on integers, in place of nn.Linear or GPT-2's Conv1D."""
+
+    values: Tensor  # [out, in] int8
+    scale: Tensor  # [out] fp32
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        """weight [out, in] in any floating-point dtype; bias [out]."""
+        super().__init__()
+        wide = weight.detach().float()
+        scale = wide.abs().amax(dim=1).clamp_min(_LEAST) / _TOP
+        self.register_buffer("values", torch.round(wide / scale[:, None]).to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] in any floating-point dtype -> [..., out] in the same."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        top = rows.abs().amax(dim=1, keepdim=True).clamp_min(_LEAST)
+        values = torch.round(rows * (top.reciprocal() * _TOP)).to(torch.int8)
+        y = torch._int_mm(values, self.values.T).float() * (top / _TOP) * self.scale
+        if self.bias is not None:
+            y += self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def quantize_linears(model: PreTrainedModel) -> None:
+    """Put every linear layer into 8 bits, in place; each layer's own weight is let go at once.
+
+    A weight that an embedding shares is copied: the embedding keeps its format. On a GPU torchao
+    does it, weights only. Raises UnsupportedModelError where it cannot.
+    """
+    if model.device.type != "cpu":
+        return quantize_by_torchao(model)
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, Int8Linear(weight, module.bias))
+    return None
+
+
+def quantize_by_torchao(model: PreTrainedModel) -> None:
+    """Weights become torchao's tensors of int8 with one scale an output; layers stay nn.Linear.
+
+    Weights only: small batches are bound by reading them, and inputs lose nothing.
+    """
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise UnsupportedModelError(
+            f"quantization 'int8' on device {model.device.type} does not know the layers of "
+            f"{type(model).__name__}: use device 'cpu', or quantization 'none'"
+        )
+    try:
+        torchao = importlib.import_module("torchao.quantization")
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"quantization 'int8' on device {model.device.type} needs torchao: run "
+            "`pip install 'adaptermix[gpu-quantization]'`"
+        ) from error
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
