@@ -141,6 +141,7 @@ class Engine:
             self._steps += 1
             self._events.extend(self._scheduler.update(plan, output))
             self._ask_routers()
+            self._take_weights()  # of routers that answer at once
             self._let_go()
         events, self._events = self._events, []
         return events
@@ -242,6 +243,11 @@ class Engine:
             self._granted(owner, None)
         for owner, reason in grants.failed:
             self._granted(owner, reason)
+        self._take_weights()
+        self._let_go()
+
+    def _take_weights(self) -> None:
+        """Weights that the routers have answered with."""
         for router in self._routers.values():
             for answer in router.poll():
                 try:
@@ -252,7 +258,6 @@ class Engine:
                     )
                 except RouterError as error:
                     self._fail(answer.request_id, str(error))
-        self._let_go()
 
     def _granted(self, owner: str, error: str | None) -> None:
         task = self._tasks.pop(owner, None)

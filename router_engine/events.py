@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 
 class FinishReason(StrEnum):
     """Why a request ended."""
@@ -17,8 +19,7 @@ class FinishReason(StrEnum):
     ENGINE_DIED = "engine_died"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(msgspec.Struct, frozen=True):
     """One generated token.
 
     `weights` are those of the pass whose logits yielded it, one per request adapter; empty unless

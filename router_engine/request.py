@@ -32,6 +32,15 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # end the text, are not part of it; eos ids go here too
     top_n_tokens: int = 0  # alternatives to report per token; chosen token's logprob always comes
 
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the draw depends on the tokens before."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRouting:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import zmq
 import zmq.asyncio
@@ -182,8 +182,8 @@ class _Process(asyncio.SubprocessProtocol):
         self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
             lambda: self, *_COMMAND, stderr=asyncio.subprocess.STDOUT, env=dict(environment)
         )
-        stdin = self._transport.get_pipe_transport(0)
-        assert isinstance(stdin, asyncio.WriteTransport)
+        # A cast: the transports of other event loops (uvloop) are not asyncio's own classes.
+        stdin = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
         stdin.write(document)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -145,9 +146,12 @@ class EngineLoop:
             return self._channel.receive(0.0)
         if not self._unchecked:
             return self._channel.receive(None)
-        # The check takes as long as many steps: not in the gaps between one request and the next.
+        # The check takes as long as many steps: not in the gaps between one request and the next,
+        # nor while a router or a loader, which wake this thread, is busy for one.
+        began = time.monotonic()
         commands = self._channel.receive(_IDLE_SECONDS)
-        if not commands and not self._engine.has_work:
+        is_idle = not commands and time.monotonic() - began >= _IDLE_SECONDS
+        if is_idle and not self._engine.has_work:
             self._engine.check_integrity()
             self._unchecked = False
         return commands

@@ -6,7 +6,7 @@ keep files, memory and mathematics apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -58,11 +58,8 @@ class HostAdapter:
     manifest: AdapterManifest
     pairs: dict[str, LowRankPair]  # by module path
     load_seconds: float
+    num_bytes: int = field(init=False)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for pair in self.pairs.values()
-            for tensor in (pair.a, pair.b)
-        )
+    def __post_init__(self) -> None:
+        tensors = (tensor for pair in self.pairs.values() for tensor in (pair.a, pair.b))
+        object.__setattr__(self, "num_bytes", sum(tensor.nbytes for tensor in tensors))

@@ -59,7 +59,7 @@ class ModelRunner:
             SamplingRow(
                 params=row.sampling,
                 prompt_token_ids=row.prompt_token_ids,
-                generated_token_ids=row.generated_token_ids,
+                generated_token_ids=row.generated_token_ids if row.sampling.is_penalised else (),
                 position=row.num_generated,
             )
             for row in plan.sampled_rows

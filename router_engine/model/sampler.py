@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,9 +23,11 @@ _WIDER = 8
 _COLDEST = 1e-30  # a temperature that float32 would round to 0
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
-    """What the draw of one row depends on, apart from its logits."""
+class SamplingRow(msgspec.Struct, frozen=True):
+    """What the draw of one row depends on, apart from its logits.
+
+    The token ids are read only where `params.is_penalised`.
+    """
 
     params: SamplingParams
     prompt_token_ids: Sequence[int] = ()
@@ -114,8 +117,9 @@ def _flat_positions(
     """
     parts = [np.empty(0, dtype=np.int64)]
     for i, row in enumerate(rows):
-        ids = np.asarray(wanted(row), dtype=np.int64)
-        parts.append(ids[(ids >= 0) & (ids < vocab)] + i * vocab)
+        if wanted_ids := wanted(row):
+            ids = np.asarray(wanted_ids, dtype=np.int64)
+            parts.append(ids[(ids >= 0) & (ids < vocab)] + i * vocab)
     return np.concatenate(parts)
 
 
@@ -129,19 +133,18 @@ def _repetition(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Ten
     Source: Keskar et al., "CTRL", 2019, section 4.1; ids count once, as in transformers.
     """
     vocab = raw.shape[1]
-    flat = np.unique(
-        _flat_positions(
-            rows,
-            lambda row: (
-                ()
-                if row.params.repetition_penalty == 1
-                else (*row.prompt_token_ids, *row.generated_token_ids)
-            ),
-            vocab,
-        )
+    flat = _flat_positions(
+        rows,
+        lambda row: (
+            ()
+            if row.params.repetition_penalty == 1
+            else (*row.prompt_token_ids, *row.generated_token_ids)
+        ),
+        vocab,
     )
     if flat.size == 0:
         return scores
+    flat = np.unique(flat)
     scores = _own(scores, raw)
     penalties = np.array([row.params.repetition_penalty for row in rows], dtype=np.float32)
     at = torch.from_numpy(flat).to(raw.device)
@@ -154,20 +157,18 @@ def _repetition(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Ten
 def _counted(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """score - presence - frequency * count, for generated ids (the OpenAI API's equation)."""
     vocab = raw.shape[1]
-    flat, counts = np.unique(
-        _flat_positions(
-            rows,
-            lambda row: (
-                row.generated_token_ids
-                if row.params.presence_penalty or row.params.frequency_penalty
-                else ()
-            ),
-            vocab,
+    flat = _flat_positions(
+        rows,
+        lambda row: (
+            row.generated_token_ids
+            if row.params.presence_penalty or row.params.frequency_penalty
+            else ()
         ),
-        return_counts=True,
+        vocab,
     )
     if flat.size == 0:
         return scores
+    flat, counts = np.unique(flat, return_counts=True)
     scores = _own(scores, raw)
     presence = np.array([row.params.presence_penalty for row in rows])
     frequency = np.array([row.params.frequency_penalty for row in rows])

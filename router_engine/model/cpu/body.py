@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import numpy as np
 import torch
@@ -104,29 +105,24 @@ class _StepArrays:
     """A plan as the arrays that the decoder reads."""
 
     def __init__(self, plan: StepPlan) -> None:
-        lengths = [len(row.token_ids) for row in plan.rows]
+        lengths = np.array([len(row.token_ids) for row in plan.rows], dtype=np.int32)
+        starts = np.array([row.start for row in plan.rows], dtype=np.int32)
         ends = np.cumsum(lengths, dtype=np.int32)
         tables = [len(row.block_ids) for row in plan.rows]
-        self.token_ids: NDArray[np.int64] = np.fromiter(
-            (token for row in plan.rows for token in row.token_ids), np.int64
+        self.token_ids: NDArray[np.int64] = np.array(
+            list(chain.from_iterable(row.token_ids for row in plan.rows)), dtype=np.int64
         )
-        self.blocks: NDArray[np.int32] = np.fromiter(
-            (block for row in plan.rows for block in row.block_ids), np.int32
+        self.blocks: NDArray[np.int32] = np.array(
+            list(chain.from_iterable(row.block_ids for row in plan.rows)), dtype=np.int32
         )
         # first, length, start, where the table begins: `Row` in src/attention.h
         self.rows: NDArray[np.int32] = np.stack(
-            (
-                ends - lengths,
-                lengths,
-                [row.start for row in plan.rows],
-                np.cumsum(tables, dtype=np.int32) - tables,
-            ),
+            (ends - lengths, lengths, starts, np.cumsum(tables, dtype=np.int32) - tables),
             axis=1,
             dtype=np.int32,
             casting="unsafe",
         )
-        self.positions: NDArray[np.int32] = np.concatenate(
-            [np.arange(row.start, row.stop, dtype=np.int32) for row in plan.rows]
-        )
+        offsets = np.repeat(starts - (ends - lengths), lengths)
+        self.positions: NDArray[np.int32] = np.arange(len(offsets), dtype=np.int32) + offsets
         sampled = [row.sample for row in plan.rows]
         self.samples: NDArray[np.int32] = (ends[sampled] - 1).astype(np.int32)

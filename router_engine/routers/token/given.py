@@ -87,7 +87,8 @@ class GivenTokenRouter:
 
     def _answer(self, answer: RoutedWeights) -> None:
         self._answers.append(answer)
-        self._wake()
+        if len(self._answers) == 1:  # the others are polled with it
+            self._wake()
 
 
 def _require_width(rows: tuple[tuple[float, ...], ...], num_candidates: int) -> None:

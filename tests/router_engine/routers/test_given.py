@@ -27,7 +27,7 @@ def test_row_i_is_for_generated_token_i() -> None:
     assert list(router.poll()) == [
         RoutedWeights("r", 3 + i, tuple(row)) for i, row in enumerate(ROWS)
     ]
-    assert len(woken) == 3
+    assert len(woken) == 1  # for all that it polls at once
     assert list(router.poll()) == []
 
 
