@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any, Protocol
 
-import httpx
+import aiohttp
+import msgspec
 
 from benchmarks.cases import Job
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Sample
 
 Clock = Callable[[], float]
+
+_LONGEST_LINE = 1 << 24  # bytes: the last event of an answer holds all of it
+
+
+def http_client(url: str) -> aiohttp.ClientSession:
+    """Waits as long as it takes, and opens as many connections as there are requests.
+
+    Its parser is compiled: a client on the server's own machine takes as little of it as it can.
+    """
+    return aiohttp.ClientSession(
+        url,
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        read_bufsize=_LONGEST_LINE,
+    )
 
 
 class Client(Protocol):
@@ -30,7 +46,7 @@ class Client(Protocol):
 class GenerateClient:
     """AdapterMix' POST /generate: every event is one token."""
 
-    def __init__(self, http: httpx.AsyncClient, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, http: aiohttp.ClientSession, clock: Clock = time.perf_counter) -> None:
         self._http = http
         self._clock = clock
 
@@ -63,7 +79,7 @@ class OpenAIClient:
     """POST /v1/completions of any server: an adapter is a model, tokens are counted by `usage`."""
 
     def __init__(
-        self, http: httpx.AsyncClient, model: str, clock: Clock = time.perf_counter
+        self, http: aiohttp.ClientSession, model: str, clock: Clock = time.perf_counter
     ) -> None:
         self._http = http
         self._model = model
@@ -113,17 +129,16 @@ def _check_length(tokens: int, job: Job) -> None:
 
 
 async def _events(
-    http: httpx.AsyncClient, path: str, body: dict[str, Any]
+    http: aiohttp.ClientSession, path: str, body: dict[str, Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON of each server-sent event but `[DONE]`."""
-    async with http.stream("POST", path, json=body) as response:
-        if response.status_code != httpx.codes.OK:
-            text = (await response.aread()).decode(errors="replace")
-            raise BenchmarkError(f"the server answered {response.status_code}: {text}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data:") or line.strip() == "data: [DONE]":
+    async with http.post(path, json=body) as response:
+        if response.status != HTTPStatus.OK:
+            raise BenchmarkError(f"the server answered {response.status}: {await response.text()}")
+        async for line in response.content:
+            if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
                 continue
-            frame = json.loads(line[len("data:") :])
+            frame: dict[str, Any] = msgspec.json.decode(line[len(b"data:") :])
             if "error" in frame:
                 raise BenchmarkError(f"a stream ended in an error: {frame['error']}")
             yield frame

@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("adaptermix", "torch", "transformers", "fastapi", "uvicorn", "pyzmq", "httpx")
+LIBRARIES = (
+    "adaptermix",
+    "torch",
+    "transformers",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "pyzmq",
+    "aiohttp",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
+import uvloop
 from rich.console import Console
 
 from benchmarks.cases import PEER_CASES, Job, Population, Traffic
-from benchmarks.clients import Client, GenerateClient, OpenAIClient
+from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
 from benchmarks.errors import BenchmarkError
 from benchmarks.lengths import parse_lengths
 from benchmarks.load import Round
@@ -71,7 +72,7 @@ def run_serve(
             subject.count_tokens,
             work.seed,
         )
-        measured = asyncio.run(_measure(site, traffic, serve, work, console))
+        measured = uvloop.run(_measure(site, traffic, serve, work, console))
     return {
         "kind": "serve",
         "model": subject.name,
@@ -166,13 +167,7 @@ async def _measure(
         return await measure({NAME: system}, cells, work.rounds, jobs_of, console)
 
 
-def http_client(url: str) -> httpx.AsyncClient:
-    """Waits as long as it takes, and opens as many connections as there are requests."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
-    return httpx.AsyncClient(base_url=url, timeout=None, limits=limits)
-
-
-def merging(http: httpx.AsyncClient) -> Any:
+def merging(http: aiohttp.ClientSession) -> Any:
     """For `Driven`: a round of the case `merged` runs while its mixture is in the base."""
 
     @contextlib.asynccontextmanager
@@ -180,15 +175,16 @@ def merging(http: httpx.AsyncClient) -> Any:
         if case != "merged":
             yield
             return
-        _check(await http.put("/admin/merged", json=jobs[0].mixture.body()))
+        await _switch(http.put("/admin/merged", json=jobs[0].mixture.body()))
         try:
             yield
         finally:
-            _check(await http.delete("/admin/merged"))
+            await _switch(http.delete("/admin/merged"))
 
     return enter
 
 
-def _check(answer: httpx.Response) -> None:
-    if not answer.is_success:
-        raise BenchmarkError(f"/admin/merged answered {answer.status_code}: {answer.text}")
+async def _switch(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> None:
+    async with request as answer:
+        if not answer.ok:
+            raise BenchmarkError(f"/admin/merged answered {answer.status}: {await answer.text()}")

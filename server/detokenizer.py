@@ -34,6 +34,7 @@ class Detokenizer:
         self._ids: list[int] = []
         self._window = 0  # start of the last settled piece: context for joining the next
         self._settled = 0  # tokens whose text has been handed out
+        self._before = ""  # text of the tokens [window, settled)
 
     @property
     def is_pending(self) -> bool:
@@ -58,14 +59,14 @@ class Detokenizer:
         return self._settle(self._delta()) if self.is_pending else ""
 
     def _delta(self) -> str:
-        before = self._decoder.decode(self._ids[self._window : self._settled])
-        return self._decoder.decode(self._ids[self._window :])[len(before) :]
+        return self._decoder.decode(self._ids[self._window :])[len(self._before) :]
 
     def _settle(self, delta: str) -> str:
         # A piece of special tokens alone decodes to "": it gives no context, so it joins the window
         if delta:
             self._window = self._settled
         self._settled = len(self._ids)
+        self._before = self._decoder.decode(self._ids[self._window :])
         return delta
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 
 from server.errors import describe
@@ -89,18 +89,21 @@ async def merge(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _events(
-    frames: AsyncIterator[str], *, openai: bool
-) -> AsyncGenerator[ServerSentEvent, None]:
+async def _events(frames: AsyncIterator[str], *, openai: bool) -> AsyncGenerator[bytes, None]:
     try:
         async for frame in frames:
-            yield ServerSentEvent(data=frame, sep="\n")
+            yield _event(frame)
     except Exception as error:  # the status line is gone: the stream itself must say so
         failure = describe(error)
         body = failure.openai() if openai else failure.native()
-        yield ServerSentEvent(data=json.dumps(body, ensure_ascii=False), sep="\n")
+        yield _event(json.dumps(body, ensure_ascii=False))
     if openai:
-        yield ServerSentEvent(data="[DONE]", sep="\n")
+        yield _event("[DONE]")
+
+
+def _event(data: str) -> bytes:
+    """A server-sent event of one line, which JSON always is."""
+    return b"data: %b\n\n" % data.encode()
 
 
 async def _disconnected(request: Request) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from rich.console import Console
 
 from benchmarks.cases import Job
@@ -211,7 +211,7 @@ def _measure(run: _Run, systems: Mapping[str, System]) -> dict[Cell, list[Round]
         # Suites of one case must not share prompts; systems do: it is the same work.
         return made[cell.suite].jobs(cell.case, count, f"{cell.suite} {part}")
 
-    return asyncio.run(measure(systems, chosen, run.settings.rounds, jobs_of, run.console))
+    return uvloop.run(measure(systems, chosen, run.settings.rounds, jobs_of, run.console))
 
 
 def _steps(worker: Worker, settings: PeerSettings) -> dict[str, Sequence[float]]:

@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 from benchmarks.cases import Job
-from benchmarks.clients import Client
+from benchmarks.clients import Client, http_client
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round, Sample
 from benchmarks.machine import ROOT
 from benchmarks.matrix import Driven
 from benchmarks.peers.environment import tail
 from benchmarks.process import Running
-from benchmarks.serve import http_client, merging
+from benchmarks.serve import merging
 
 _STOP_SECONDS = 30.0
 
-MakeClient = Callable[[httpx.AsyncClient], Client]
+MakeClient = Callable[[aiohttp.ClientSession], Client]
 Tokenize = Callable[[str], list[int]]
 
 

@@ -3,22 +3,21 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
-import httpx
+import aiohttp
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from benchmarks.cases import Job, Mixture
-from benchmarks.clients import Client, GenerateClient, OpenAIClient
+from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, Round, Sample, closed_loop, drive, open_loop
 
-Answer = Callable[[dict[str, Any]], Response]
+Frames = Iterable[dict[str, Any]]
+Answer = Callable[[dict[str, Any]], Frames | web.Response]
 JOB = Job("text", 3)
 
 
@@ -42,30 +41,31 @@ def chunks(texts: list[str], tokens: int) -> Iterator[dict[str, Any]]:
     yield {"choices": [], "usage": {"prompt_tokens": 50, "completion_tokens": tokens}}
 
 
-def events(parts: Iterator[dict[str, Any]]) -> StreamingResponse:
-    async def text() -> AsyncIterator[str]:
-        yield ": a comment that keeps the connection alive\r\n\r\n"
-        for part in parts:
-            yield f"data: {json.dumps(part)}\r\n\r\n"
-        yield "data: [DONE]\r\n\r\n"
-
-    return StreamingResponse(text(), media_type="text/event-stream")
+async def stream(request: web.Request, frames: Frames) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b": a comment that keeps the connection alive\r\n\r\n")
+    for frame in frames:
+        await response.write(f"data: {json.dumps(frame)}\r\n\r\n".encode())
+    await response.write(b"data: [DONE]\r\n\r\n")
+    return response
 
 
 async def asking(
-    answer: Answer, path: str, use: Callable[[httpx.AsyncClient], Awaitable[Any]]
+    answer: Answer, path: str, use: Callable[[aiohttp.ClientSession], Awaitable[Any]]
 ) -> Any:
-    async def reply(request: Request) -> Response:
-        return answer(await request.json())
+    async def reply(request: web.Request) -> web.StreamResponse:
+        replied = answer(await request.json())
+        return replied if isinstance(replied, web.Response) else await stream(request, replied)
 
-    app = Starlette(routes=[Route(path, reply, methods=["POST"])])
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://bench") as http:
+    app = web.Application()
+    app.router.add_post(path, reply)
+    async with TestServer(app) as server, http_client(str(server.make_url("/"))) as http:
         return await use(http)
 
 
 def measure(answer: Answer, count: int = 1, clients: int = 1) -> Round:
-    async def use(http: httpx.AsyncClient) -> Round:
+    async def use(http: aiohttp.ClientSession) -> Round:
         return await closed_loop(GenerateClient(http).send, [JOB] * count, clients)
 
     one = asyncio.run(asking(answer, "/generate", use))
@@ -74,7 +74,7 @@ def measure(answer: Answer, count: int = 1, clients: int = 1) -> Round:
 
 
 def complete(answer: Answer, job: Job = JOB) -> Sample:
-    async def use(http: httpx.AsyncClient) -> Sample:
+    async def use(http: aiohttp.ClientSession) -> Sample:
         ticks = iter(range(1, 100))
         client: Client = OpenAIClient(http, "base", clock=lambda: float(next(ticks)))
         return await client.send(job, 0.0)
@@ -87,11 +87,11 @@ def complete(answer: Answer, job: Job = JOB) -> Sample:
 def test_every_token_is_timed_in_order() -> None:
     ticks = iter(range(1, 100))
 
-    async def use(http: httpx.AsyncClient) -> Sample:
+    async def use(http: aiohttp.ClientSession) -> Sample:
         client = GenerateClient(http, clock=lambda: float(next(ticks)))
         return await client.send(JOB, 0.0)
 
-    sample = asyncio.run(asking(lambda body: events(frames(3)), "/generate", use))
+    sample = asyncio.run(asking(lambda body: frames(3), "/generate", use))
     assert sample == Sample(0, (1, 2, 3), 4, prompt_tokens=50, output_tokens=3)
     assert (sample.ttft, sample.gaps, sample.seconds, sample.token_seconds) == (1, [1, 1], 4, 1)
 
@@ -99,9 +99,9 @@ def test_every_token_is_timed_in_order() -> None:
 def test_all_requests_are_sent_and_counted() -> None:
     seen: list[dict[str, Any]] = []
 
-    def answer(body: dict[str, Any]) -> Response:
+    def answer(body: dict[str, Any]) -> Frames:
         seen.append(body)
-        return events(frames(3))
+        return frames(3)
 
     result = measure(answer, count=7, clients=3)
     assert len(seen) == len(result.samples) == 7
@@ -111,13 +111,13 @@ def test_all_requests_are_sent_and_counted() -> None:
 
 def test_a_refusal_is_an_error_that_quotes_the_server() -> None:
     with pytest.raises(BenchmarkError, match=r"422.*no such adapter"):
-        measure(lambda body: JSONResponse({"error": "no such adapter"}, 422))
+        measure(lambda body: web.json_response({"error": "no such adapter"}, status=422))
 
 
 def test_an_error_in_mid_stream_is_an_error() -> None:
-    def answer(body: dict[str, Any]) -> Response:
+    def answer(body: dict[str, Any]) -> Frames:
         failure = {"error": "the engine died", "error_type": "engine"}
-        return events(iter([*list(frames(2))[:1], failure]))
+        return [*list(frames(2))[:1], failure]
 
     with pytest.raises(BenchmarkError, match="the engine died"):
         measure(answer, count=4, clients=2)
@@ -125,16 +125,16 @@ def test_an_error_in_mid_stream_is_an_error() -> None:
 
 def test_a_short_answer_is_an_error() -> None:
     with pytest.raises(BenchmarkError, match="2 tokens came instead of 3"):
-        measure(lambda body: events(frames(2)))
+        measure(lambda body: frames(2))
 
 
 class TestOpenAI:
     def test_tokens_are_those_of_the_usage_and_times_those_of_the_events(self) -> None:
         seen: list[dict[str, Any]] = []
 
-        def answer(body: dict[str, Any]) -> Response:
+        def answer(body: dict[str, Any]) -> Frames:
             seen.append(body)
-            return events(chunks(["a", "bc"], tokens=3))
+            return chunks(["a", "bc"], tokens=3)
 
         sample = complete(answer)
         assert sample == Sample(0, (1, 2), 3, prompt_tokens=50, output_tokens=3)
@@ -146,9 +146,9 @@ class TestOpenAI:
     def test_an_adapter_is_a_model(self) -> None:
         seen: list[str] = []
 
-        def answer(body: dict[str, Any]) -> Response:
+        def answer(body: dict[str, Any]) -> Frames:
             seen.append(body["model"])
-            return events(chunks(["a"], tokens=3))
+            return chunks(["a"], tokens=3)
 
         complete(answer, Job("text", 3, Mixture(("math",), (1.0,))))
         assert seen == ["math"]
@@ -156,15 +156,15 @@ class TestOpenAI:
     def test_a_mixture_is_refused(self) -> None:
         mixed = Job("text", 3, Mixture(("a", "b"), (0.5, 0.5)))
         with pytest.raises(BenchmarkError, match="use base, one or many"):
-            complete(lambda body: events(chunks([], 3)), mixed)
+            complete(lambda body: chunks([], 3), mixed)
 
     def test_a_short_answer_is_an_error(self) -> None:
         with pytest.raises(BenchmarkError, match="2 tokens came instead of 3"):
-            complete(lambda body: events(chunks(["a"], tokens=2)))
+            complete(lambda body: chunks(["a"], tokens=2))
 
     def test_a_server_that_counts_nothing_is_an_error(self) -> None:
         with pytest.raises(BenchmarkError, match="no usage"):
-            complete(lambda body: events(iter(list(chunks(["a"], tokens=3))[:-1])))
+            complete(lambda body: list(chunks(["a"], tokens=3))[:-1])
 
 
 class Crowd:
