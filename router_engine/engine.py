@@ -20,7 +20,7 @@ from router_engine.config import EngineConfig
 from router_engine.errors import EngineError, MixtureError, RouterError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
-from router_engine.experts.merged import MergedBase
+from router_engine.experts.merged import BaseWeights, MergedBase
 from router_engine.experts.merging import MERGED, MergeControl
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
@@ -83,7 +83,6 @@ class Engine:
             prefix_cache=config.cache.prefix_cache,
         )
         self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
-        embeddings = [loaded.model.get_input_embeddings().weight]
         cache = PagedCache(
             loaded.kv_shape,
             num_blocks,
@@ -94,8 +93,9 @@ class Engine:
         fast = choose_fast(
             config.kernels, kernels, operations, loaded, linears, self._experts, cache
         )
-        base = MergedBase(linears, embeddings, fast.refresh)
-        self._merge = MergeControl(base, self._residency, config.merge, config.model.quantization)
+        self.weights: BaseWeights = fast
+        base, quantization = MergedBase(fast), config.model.quantization
+        self._merge = MergeControl(base, self._residency, config.merge, quantization)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []

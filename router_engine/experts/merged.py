@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
 from router_engine.experts.base import HostAdapter
 
 
-class MergeTarget(Protocol):
-    """A base linear layer whose weight can be replaced."""
+class BaseWeights(Protocol):
+    """The base's linear weights, in whatever form the kernels read them."""
 
-    base: nn.Module
+    def read(self, module: str) -> Tensor:
+        """A layer's weight [out, in] in the base's dtype; it may be the layer's own memory."""
+        ...
 
-    @property
-    def weight(self) -> nn.Parameter: ...
-
-    @property
-    def is_transposed(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What restores a layer: the parameter that it had, and that parameter's untouched values."""
-
-    parameter: nn.Parameter
-    values: Tensor | None  # on the host; None where the parameter itself was left alone
+    def write(self, module: str, weight: Tensor) -> None:
+        """Replace it by `weight` [out, in], bit for bit; nothing may run meanwhile."""
+        ...
 
 
 class MergedBase:
     """Folds one mixture into the base between two steps: W' = W + sum_j w_j s_j B_j A_j.
 
-    The sum is made in fp32 and rounded once to the base's dtype. `restore` copies the kept W back:
+    The sum is made in fp32 and rounded once to the base's dtype. `restore` writes the kept W back:
     subtracting would drift in bf16, so the base is bit-identical after any number of merges.
     """
 
-    def __init__(
-        self,
-        linears: Mapping[str, MergeTarget],
-        embeddings: Sequence[nn.Parameter],
-        changed: Callable[[Collection[str]], None],
-    ) -> None:
-        """`changed` is told which modules' weights are others now: kernels keep copies."""
-        self._linears = linears
-        self._changed = changed
-        self._embeddings = {id(parameter) for parameter in embeddings}
-        self._kept: dict[str, _Kept] = {}
+    def __init__(self, weights: BaseWeights) -> None:
+        self._weights = weights
+        self._kept: dict[str, Tensor] = {}  # the untouched weights of merged layers, on the host
         self.mixture: ResolvedMixture | None = None
 
     def merge(self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]) -> None:
@@ -58,33 +41,18 @@ class MergedBase:
         self.restore()
         modules = {module for adapter in adapters for module in adapter.pairs}
         for module in sorted(modules):
-            self._fold(module, low_rank_delta(module, mixture, adapters))
+            weight = self._weights.read(module)
+            delta = low_rank_delta(module, mixture, adapters).to(weight.device)
+            self._kept[module] = weight.to("cpu", copy=True)
+            self._weights.write(module, (weight.float() + delta).to(weight.dtype))
         self.mixture = mixture
-        self._changed(modules)
 
     def restore(self) -> None:
         """Bring the untouched base back, bit for bit."""
-        for module, kept in self._kept.items():
-            if kept.values is None:
-                self._linears[module].base.weight = kept.parameter
-            else:
-                kept.parameter.data.copy_(kept.values)
-        self._changed(self._kept)
+        for module, weight in self._kept.items():
+            self._weights.write(module, weight)
         self._kept.clear()
         self.mixture = None
-
-    def _fold(self, module: str, delta: Tensor) -> None:
-        target = self._linears[module]
-        parameter = target.weight
-        delta = delta.T if target.is_transposed else delta
-        merged = (parameter.data.float() + delta.to(parameter.device)).to(parameter.dtype)
-        if id(parameter) in self._embeddings:
-            # An embedding reads the same tensor: the layer gets one of its own while merged.
-            self._kept[module] = _Kept(parameter, None)
-            target.base.weight = nn.Parameter(merged, requires_grad=False)
-        else:
-            self._kept[module] = _Kept(parameter, parameter.data.to("cpu", copy=True))
-            parameter.data.copy_(merged)
 
 
 def low_rank_delta(

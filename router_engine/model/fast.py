@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from router_engine.config import KernelConfig
+from router_engine.experts.merged import BaseWeights
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import KernelSpec, Operations
 from router_engine.kv.paged_cache import PagedCache
@@ -15,6 +16,7 @@ from router_engine.mixture.weights import StepWeights
 from router_engine.model.cpu.fast import FastPath
 from router_engine.model.loader import LoadedModel
 from router_engine.model.sampler import LogitSummary
+from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 from router_engine.scheduling.plan import StepPlan
 
@@ -32,24 +34,20 @@ class Body(Protocol):
         ...
 
 
-class Fast(Protocol):
-    """Has a body, will have one, or never has: then transformers' own code runs."""
+class Fast(BaseWeights, Protocol):
+    """Has a body, will have one, or never has: then transformers' own code runs.
+
+    Whoever computes holds the weights, so they are read and written through it.
+    """
 
     def body(self) -> Body | None: ...
 
-    def refresh(self, modules: Iterable[str]) -> None:
-        """The base weights of these modules have changed."""
-        ...
 
-
-class Plain:
+class Plain(ParameterWeights):
     """Nothing faster than transformers' code."""
 
     def body(self) -> None:
         return None
-
-    def refresh(self, modules: Iterable[str]) -> None:
-        pass
 
 
 def choose_fast(
@@ -72,4 +70,4 @@ def choose_fast(
         return CudaPath(loaded, linears, experts, cache, operations)
     if config.kernels in ("auto", "cpu"):
         return FastPath(config, loaded, linears, experts.pool, cache)
-    return Plain()
+    return Plain(loaded, linears)

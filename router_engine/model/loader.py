@@ -77,6 +77,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     if config.quantization == "int8":
         quantize_linears(model)
+        leave_checkpoint(model)
     return LoadedModel(
         model=model,
         kv_shape=kv_shape(model.config),
@@ -86,6 +87,13 @@ def load_model(config: ModelConfig) -> LoadedModel:
         device=device,
         quantization=config.quantization,
     )
+
+
+def leave_checkpoint(model: nn.Module) -> None:
+    """Copy what is left of the weights out of the mapped file, which its last view holds whole."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def check_supported(config: PreTrainedConfig) -> None:

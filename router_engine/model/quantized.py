@@ -9,6 +9,7 @@ section 3.1, without the parts in 16 bits.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from router_engine.errors import UnsupportedModelError
 
 _TOP = 127
+_OUTPUTS = 1024  # rounded at a time: in fp32 a whole head would be twice the model
 _LEAST = 1e-30  # of a scale's numerator: rows of zeros stay finite
 
 
@@ -30,10 +32,9 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
         """weight [out, in] in any floating-point dtype; bias [out]."""
         super().__init__()
-        wide = weight.detach().float()
-        scale = wide.abs().amax(dim=1).clamp_min(_LEAST) / _TOP
-        self.register_buffer("values", torch.round(wide / scale[:, None]).to(torch.int8))
-        self.register_buffer("scale", scale)
+        parts = [_rounded(part) for part in torch.split(weight.detach(), _OUTPUTS)]
+        self.register_buffer("values", torch.cat([values for values, _ in parts]))
+        self.register_buffer("scale", torch.cat([scale for _, scale in parts]))
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,22 +42,32 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, x.shape[-1]).float()
         top = rows.abs().amax(dim=1, keepdim=True).clamp_min(_LEAST)
         values = torch.round(rows * (top.reciprocal() * _TOP)).to(torch.int8)
-        y = torch._int_mm(values, self.values.T).float() * (top / _TOP) * self.scale
+        y = torch._int_mm(values, self.values.T).float() * (top / _TOP * self.scale)
         if self.bias is not None:
             y += self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
 
 
-def quantize_linears(model: PreTrainedModel) -> None:
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers [out, in] and scales [out]."""
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp_min(_LEAST) / _TOP
+    return torch.round(wide / scale[:, None]).to(torch.int8), scale
+
+
+def quantize_linears(
+    model: PreTrainedModel, chosen: Callable[[str], bool] = lambda path: True
+) -> None:
     """Put every linear layer into 8 bits, in place; each layer's own weight is let go at once.
 
     A weight that an embedding shares is copied: the embedding keeps its format. On a GPU torchao
-    does it, weights only. Raises UnsupportedModelError where it cannot.
+    does it, weights only. On a CPU `chosen` can leave layers out by their path, such as PEFT's own.
+    Raises UnsupportedModelError where it cannot be done.
     """
     if model.device.type != "cpu":
         return quantize_by_torchao(model)
     for path, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear | Conv1D):
+        if not isinstance(module, nn.Linear | Conv1D) or not chosen(path):
             continue
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
         parent, _, name = path.rpartition(".")

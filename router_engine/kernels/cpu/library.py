@@ -106,6 +106,9 @@ class Library:
         self._pack = handle.mix_pack
         self._pack.restype = None
         self._pack.argtypes = (c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p)
+        self._unpack = handle.mix_unpack
+        self._unpack.restype = None
+        self._unpack.argtypes = (c_int32, c_void_p, c_int32, c_int32, c_void_p)
         self._model_new = handle.mix_model_new
         self._model_new.restype = c_void_p
         self._model_new.argtypes = (c_int32, POINTER(ModelSpec))
@@ -118,6 +121,9 @@ class Library:
         self._large_pages = handle.mix_large_pages
         self._large_pages.restype = None
         self._large_pages.argtypes = (c_void_p, c_int64)
+        self._trim = handle.mix_trim
+        self._trim.restype = None
+        self._trim.argtypes = ()
         self._linears = handle.mix_linears
         self._linears.restype = None
         self._linears.argtypes = (
@@ -143,9 +149,21 @@ class Library:
         form = _FORMATS[weight.dtype]
         self._pack(form, weight.data_ptr(), scales, outputs, inputs, packed.data_ptr())
 
+    def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
+        """The weight [outputs, inputs], in bf16 or fp32, that was packed."""
+        weight = torch.empty(*shape, dtype=packed.dtype)
+        outputs, inputs = shape
+        form = _FORMATS[packed.dtype]
+        self._unpack(form, packed.data_ptr(), outputs, inputs, weight.data_ptr())
+        return weight
+
     def large_pages(self, tensor: Tensor) -> None:
         """Ask the system to hold a contiguous tensor in large pages."""
         self._large_pages(tensor.data_ptr(), tensor.nbytes)
+
+    def trim(self) -> None:
+        """Give freed memory back to the system."""
+        self._trim()
 
     def linears(self, x: Tensor, layers: Sequence[Tensor], outputs: int) -> Tensor:
         """x [rows, inputs] through packed layers of equal shape, all from x; the last one's y.

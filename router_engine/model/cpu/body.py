@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
@@ -59,10 +59,6 @@ class CpuBody:
         if stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
         return logits, LogitSummary(best, normaliser)
-
-    def refresh(self, modules: Iterable[str]) -> None:
-        """The base weights of these modules have changed. Called between steps."""
-        self._decoder.refresh(modules)
 
     def _expert_list(self, digest: str) -> ctypes.Array[Expert]:
         """Where an adapter's rows lie, module by module; kept until the pool changes."""

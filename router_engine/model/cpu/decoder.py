@@ -1,14 +1,14 @@
 """A transformers model of the Llama family, laid out for the C++ decoder.
 
-The transformers model stays what it is: its parameters are read when they are packed, and again
-when a merge has changed them. What cannot be laid out is named, and runs on transformers' own code.
+The weights of linear layers move: each is let go as it is packed, and merged mode reads and writes
+the packed ones. What cannot be laid out is named, and runs on transformers' own code.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.model.loader import LoadedModel
+from router_engine.model.loader import LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
 
@@ -53,7 +53,10 @@ def unsupported(loaded: LoadedModel) -> str | None:
 
 
 class Decoder:
-    """The model as the kernels read it: packed weights, norms in fp32, and where the cache lies."""
+    """The model as the kernels read it: packed weights, norms in fp32, and where the cache lies.
+
+    Afterwards the layers of `linears` hold no weights. As `experts.merged.BaseWeights`.
+    """
 
     def __init__(
         self,
@@ -64,10 +67,11 @@ class Decoder:
     ) -> None:
         self.library = library
         self.modules = tuple(linears)  # the index of a module in every list of experts
-        self._linears = linears
+        self._shapes = {path: linear.shape for path, linear in linears.items()}
         self._kept: list[Tensor] = []  # what the structures below point at
-        self._packed = self._reserve()
-        self.refresh(self.modules)
+        self._packed = self._pack_all(linears)
+        leave_checkpoint(loaded.model)
+        library.trim()
         for values in (*cache.keys, *cache.values):
             library.large_pages(values)
         body: Any = loaded.model.base_model
@@ -83,23 +87,29 @@ class Decoder:
     def handle(self) -> int:
         return self._handle
 
-    def refresh(self, modules: Iterable[str]) -> None:
-        """Pack these modules' weights anew; nothing may run meanwhile."""
-        for path in modules:
-            self._pack(path)
+    def read(self, module: str) -> Tensor:
+        """A copy of a layer's weight [out, in]."""
+        shape = self._shapes[module]
+        return self.library.unpack(self._packed[module], (shape.out_features, shape.in_features))
 
-    def _reserve(self) -> dict[str, Tensor]:
-        """Room for the packed weights by module, one after another in one stretch of memory."""
-        weights = [_weight(linear)[0] for linear in self._linears.values()]
+    def write(self, module: str, weight: Tensor) -> None:
+        """Pack `weight` [out, in] in the place of a layer's; nothing may run meanwhile."""
+        self.library.pack(weight.contiguous(), self._packed[module])
+
+    def _pack_all(self, linears: Mapping[str, MixtureLinear]) -> dict[str, Tensor]:
+        """The packed weights by module, one after another in one stretch of memory."""
+        weights = [_weight(linear)[0] for linear in linears.values()]
         sizes = [self.library.packed_size(weight.shape, weight.dtype) for weight in weights]
         (dtype,) = {weight.dtype for weight in weights}
         memory = torch.empty(sum(sizes), dtype=dtype)
         self.library.large_pages(memory)
-        return dict(zip(self._linears, torch.split(memory, sizes), strict=True))
-
-    def _pack(self, path: str) -> None:
-        weight, scale = _weight(self._linears[path])
-        self.library.pack(weight, self._packed[path], scale)
+        weights.clear()
+        packed = dict(zip(linears, torch.split(memory, sizes), strict=True))
+        for path, linear in linears.items():
+            weight, scale = _weight(linear)
+            self.library.pack(weight, packed[path], scale)
+            _let_go(linear)
+        return packed
 
     def _spec(
         self, loaded: LoadedModel, layers: ctypes.Array[Layer], cache: PagedCache
@@ -172,6 +182,15 @@ def _weight(linear: MixtureLinear) -> tuple[Tensor, Tensor | None]:
     if isinstance(linear.base, Int8Linear):
         return linear.base.values, linear.base.scale
     return linear.weight.detach(), None
+
+
+def _let_go(linear: MixtureLinear) -> None:
+    """Keep of a layer's weight what it looks like, without its memory."""
+    base: Any = linear.base
+    if isinstance(base, Int8Linear):
+        base.values = base.values.to("meta")
+    else:
+        base.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
 
 
 def _window(attention: Any) -> int | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
+
+from torch import Tensor
 
 from router_engine.config import KernelConfig
 from router_engine.errors import UnsupportedModelError
+from router_engine.experts.merged import BaseWeights
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.build import KernelBuildError, build, library_path
 from router_engine.kernels.cpu.library import Library
@@ -20,13 +23,17 @@ from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.cpu.body import CpuBody
 from router_engine.model.cpu.decoder import Decoder, unsupported
 from router_engine.model.loader import LoadedModel
+from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 
 _log = logging.getLogger(__name__)
 
 
 class FastPath:
-    """Gives the runner a body once there is one. Used by the engine's thread, between steps."""
+    """Gives the runner a body once there is one. Used by the engine's thread, between steps.
+
+    The weights move into the body: from then on they are nowhere else, and merged there.
+    """
 
     def __init__(
         self,
@@ -41,6 +48,7 @@ class FastPath:
         self._linears = linears
         self._pool = pool
         self._cache = cache
+        self._weights: BaseWeights = ParameterWeights(loaded, linears)
         self._body: CpuBody | None = None
         self._coming: Future[Library] | None = None
         if config.kernels == "reference":
@@ -66,13 +74,15 @@ class FastPath:
                 _log.warning("the CPU kernels are not used: %s", error)
         return self._body
 
-    def refresh(self, modules: Iterable[str]) -> None:
-        """The base weights of these modules have changed."""
-        if self._body is not None:
-            self._body.refresh(modules)
+    def read(self, module: str) -> Tensor:
+        return self._weights.read(module)
+
+    def write(self, module: str, weight: Tensor) -> None:
+        self._weights.write(module, weight)
 
     def _make(self, library: Library) -> CpuBody:
         decoder = Decoder(library, self._loaded, self._linears, self._cache)
+        self._weights = decoder
         return CpuBody(decoder, self._pool, int(self._loaded.model.config.vocab_size))
 
 

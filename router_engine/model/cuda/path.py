@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
@@ -12,12 +14,13 @@ from router_engine.model.cuda.body import CudaBody
 from router_engine.model.cuda.decoder import CudaDecoder, unsupported
 from router_engine.model.graphs import CudaCapture, run_directly
 from router_engine.model.loader import LoadedModel
+from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 
 _log = logging.getLogger(__name__)
 
 
-class CudaPath:
+class CudaPath(ParameterWeights):
     """As `model.fast.Fast`. A model that the decoder cannot run keeps transformers' own code.
 
     Then mixtures and attention still run on the Triton kernels, but without graphs.
@@ -31,6 +34,7 @@ class CudaPath:
         cache: PagedCache,
         operations: Operations,
     ) -> None:
+        super().__init__(loaded, linears)
         self._body: CudaBody | None = None
         reason = unsupported(loaded)
         if reason is not None:
@@ -49,7 +53,7 @@ class CudaPath:
     def body(self) -> CudaBody | None:
         return self._body
 
-    def refresh(self, modules: Iterable[str]) -> None:
-        """The base weights of these modules have changed."""
+    def write(self, module: str, weight: Tensor) -> None:
+        super().write(module, weight)
         if self._body is not None:
             self._body.refresh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,22 @@ def test_in_bf16_it_is_as_near_to_fp32_as_the_reference(
         same = [(a, b) for a, b in zip(answers, truth, strict=True) if a.ids == b.ids]
         errors.append(np.mean([abs(a.logprobs[0] - b.logprobs[0]) for a, b in same]))
     assert 0 < errors[1] <= 1.2 * errors[0], errors
+
+
+def test_a_request_does_not_depend_on_the_others(
+    make_harness: Callable[..., EngineHarness], kernel_cache: Path
+) -> None:
+    """Bit for bit, in tiles of any height: also where a product is added to the residual."""
+    config = replace(_config(), kernels=KernelConfig("cpu", kernel_cache))
+    rng = np.random.default_rng(3)
+    requests = [
+        request(f"r{i}", rng.integers(3, 259, size=20 + i).tolist(), max_new_tokens=6)
+        for i in range(11)
+    ]
+    together = make_harness(config=config).run(*requests)
+    alone = make_harness(config=config)
+    for one, answer in zip(requests, together, strict=True):
+        assert alone.run(one)[0].logprobs == answer.logprobs
 
 
 def test_threads_change_nothing(

@@ -47,6 +47,15 @@ def test_a_row_does_not_depend_on_the_others(library: Library, dtype: torch.dtyp
         assert torch.equal(library.linears(x[row : row + 1], [packed], 144)[0], together[row])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_unpacking_gives_back_what_was_packed(
+    library: Library, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(library.unpack(_packed(library, weight), weight.shape), weight)
+
+
 def test_packing_again_follows_the_weight(library: Library) -> None:
     weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     packed = _packed(library, weight)

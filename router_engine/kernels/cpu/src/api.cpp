@@ -2,6 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "model.h"
 
 #if defined(__linux__) && !defined(MADV_COLLAPSE)
@@ -16,19 +21,28 @@ enum Format { FP32 = 0, BF16 = 1, INT8 = 2 };  // as in router_engine/kernels/cp
 
 // Calls work(first output, outputs, packed panel) for every panel of a weight, on all threads.
 template <class T, class Work>
-void each_panel(int outputs, int inputs, void* packed, const Work& work) {
+void each_panel(int outputs, int inputs, T* packed, const Work& work) {
   const size_t depth = mix::packed_depth<T>(inputs);
 #pragma omp parallel for
   for (int first = 0; first < outputs; first += mix::PANEL)
-    work(first, std::min(mix::PANEL, outputs - first), static_cast<T*>(packed) + first * depth);
+    work(first, std::min(mix::PANEL, outputs - first), packed + first * depth);
 }
 
 template <class T>
-void pack(const T* w, int outputs, int inputs, void* packed) {
-  each_panel<T>(outputs, inputs, packed, [&](int first, int count, T* panel) {
+void pack(const T* w, int outputs, int inputs, T* packed) {
+  each_panel(outputs, inputs, packed, [&](int first, int count, T* panel) {
     mix::each_packed(panel, count, inputs, [&](T& element, int output, int input) {
       const bool inside = output >= 0 && input >= 0;
       element = inside ? w[size_t(first + output) * inputs + input] : T{};
+    });
+  });
+}
+
+template <class T>
+void unpack(T* packed, int outputs, int inputs, T* w) {
+  each_panel(outputs, inputs, packed, [&](int first, int count, T* panel) {
+    mix::each_packed(panel, count, inputs, [&](const T& element, int output, int input) {
+      if (output >= 0 && input >= 0) w[size_t(first + output) * inputs + input] = element;
     });
   });
 }
@@ -71,6 +85,13 @@ void mix_large_pages(void* from, int64_t bytes) {
 #endif
 }
 
+// Gives memory that was freed back to the system, which the allocator else keeps for later.
+void mix_trim() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 // Bytes of the packed form.
 int64_t mix_packed_bytes(int32_t format, int32_t outputs, int32_t inputs) {
   if (format == INT8) return mix::packed_size<mix::int8>(outputs, inputs);
@@ -81,12 +102,22 @@ int64_t mix_packed_bytes(int32_t format, int32_t outputs, int32_t inputs) {
 // `scales` [outputs] belong to int8 alone.
 void mix_pack(int32_t format, const void* weight, const float* scales, int32_t outputs,
               int32_t inputs, void* packed) {
-  if (format == BF16) return pack(static_cast<const bf16*>(weight), outputs, inputs, packed);
-  if (format == FP32) return pack(static_cast<const float*>(weight), outputs, inputs, packed);
+  if (format == BF16)
+    return pack(static_cast<const bf16*>(weight), outputs, inputs, static_cast<bf16*>(packed));
+  if (format == FP32)
+    return pack(static_cast<const float*>(weight), outputs, inputs, static_cast<float*>(packed));
   const int8_t* w = static_cast<const int8_t*>(weight);
-  each_panel<mix::int8>(outputs, inputs, packed, [&](int first, int count, mix::int8* panel) {
+  const auto work = [&](int first, int count, mix::int8* panel) {
     mix::pack_panel(w + size_t(first) * inputs, scales + first, count, inputs, panel);
-  });
+  };
+  each_panel(outputs, inputs, static_cast<mix::int8*>(packed), work);
+}
+
+// The weight that was packed, in bf16 or fp32.
+void mix_unpack(int32_t format, void* packed, int32_t outputs, int32_t inputs, void* weight) {
+  format == BF16
+      ? unpack(static_cast<bf16*>(packed), outputs, inputs, static_cast<bf16*>(weight))
+      : unpack(static_cast<float*>(packed), outputs, inputs, static_cast<float*>(weight));
 }
 
 void* mix_model_new(int32_t half, const mix::ModelSpec* spec) {

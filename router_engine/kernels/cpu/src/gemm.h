@@ -50,8 +50,8 @@ struct PlainSums {
     return F16{};
   }
   template <class T>
-  static F16 value(Sum sum, const Rows<T>&, int, const T*) {
-    return sum;
+  static F16 finish(F16 base, Sum sum, const Rows<T>&, int, const T*) {
+    return base + sum;
   }
 };
 
@@ -168,9 +168,9 @@ void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
     for (int b = 0; b < BLOCKS; b++) {
-      const F16 value = D::value(sums[r][b], x, r, heads + b * LANES * D::HEAD);
       float* target = y + r * ldy + b * LANES;
-      store(target, add ? load(target) + value : value);
+      const F16 base = add ? load(target) : F16{};
+      store(target, D::finish(base, sums[r][b], x, r, heads + b * LANES * D::HEAD));
     }
 }
 

@@ -35,8 +35,11 @@ struct Dot<int8> {
   typedef I16 Weights;
   typedef I16 Inputs;
   static Sum start(const Rows<int8>& x, int r) { return I16{} + x.offsets[r]; }
-  static F16 value(Sum sum, const Rows<int8>& x, int r, const int8* head) {
-    return __builtin_convertvector(sum, F16) * x.scales[r] * load_as<F16>(head);
+  static F16 finish(F16 base, Sum sum, const Rows<int8>& x, int r, const int8* head) {
+    F16 value = __builtin_convertvector(sum, F16) * (x.scales[r] * load_as<F16>(head));
+    // Rounded here: the compiler would fuse product and sum in tiles of some heights only.
+    asm("" : "+m"(value));
+    return base + value;
   }
   static Weights weights(const int8* w) { return load_as<I16>(w); }
   static Inputs inputs(const int8_t* x) { return I16{} + load_as<int32_t>(x); }
