@@ -27,6 +27,7 @@ from benchmarks.step_cpu import CASES, CONTEXT, StepBench
 from router_engine.config import KernelConfig
 from router_engine.kernels.cpu.build import build
 from router_engine.kernels.cpu.library import Library
+from router_engine.model.quantized import Int8Linear
 
 LAYERS = 30  # of SmolLM2-135M; the head is there once
 SHAPES = {
@@ -37,6 +38,7 @@ SHAPES = {
     "lm_head 576 -> 49152": (49152, 576, 1),
 }
 REFERENCE = "base, reference"
+INT8 = "base, int8"
 _READ_BYTES = 1 << 28
 
 app = typer.Typer(add_completion=False)
@@ -67,19 +69,21 @@ def bandwidth(library: Library, rounds: int) -> float:
 
 
 def products(library: Library, rows: int, rounds: int) -> list[dict[str, Any]]:
-    """Each product of a step, ours and `F.linear`, over as many distinct weights as the model."""
+    """Each product of a step, over as many distinct weights as the model has.
+
+    ours: bf16, int8: 8-bit weights with the rounding of x, torch: `F.linear`.
+    """
     results = []
     for name, (outputs, inputs, count) in SHAPES.items():
         weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
-        size = library.packed_size((outputs, inputs), torch.bfloat16)
-        packed = torch.empty(count, size, dtype=torch.bfloat16)
-        library.large_pages(packed)
-        for weight, place in zip(weights, packed, strict=True):
-            library.pack(weight, place)
+        layers = [Int8Linear(weight, None) for weight in weights]
+        packed = _pack(library, [(weight, None) for weight in weights])
+        packed_int8 = _pack(library, [(layer.values, layer.scale) for layer in layers])
         x = torch.randn(rows, inputs).bfloat16()
 
         jobs: dict[str, Callable[[], object]] = {
-            "ours": partial(library.linears, x, list(packed), outputs),
+            "ours": partial(library.linears, x, packed, outputs),
+            "int8": partial(library.linears, x, packed_int8, outputs),
             "torch": partial(_torchs, x, weights),
         }
         seconds = measure(jobs, rounds)
@@ -95,17 +99,33 @@ def products(library: Library, rows: int, rounds: int) -> list[dict[str, Any]]:
     return results
 
 
+def _pack(
+    library: Library, weights: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+) -> list[torch.Tensor]:
+    """As the decoder holds them: one block in large pages."""
+    first = weights[0][0]
+    size = library.packed_size(first.shape, first.dtype)
+    block = torch.empty(len(weights), size, dtype=first.dtype)
+    library.large_pages(block)
+    for (weight, scale), place in zip(weights, block, strict=True):
+        library.pack(weight, place, scale)
+    return list(block)
+
+
 def _torchs(x: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
     for weight in weights:
         functional.linear(x, weight)
 
 
-def steps(fast: StepBench, reference: StepBench, rows: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of a decode step by case, and of the reference's base step."""
-    seconds: dict[str, list[float]] = {case: [] for case in (*CASES, REFERENCE)}
+def steps(
+    fast: StepBench, int8: StepBench, reference: StepBench, rows: int, rounds: int
+) -> dict[str, float]:
+    """Median milliseconds of a decode step by case, and of the others' base step."""
+    seconds: dict[str, list[float]] = {case: [] for case in (*CASES, INT8, REFERENCE)}
     for _ in range(rounds):
         for case in CASES:
             seconds[case] += fast.decode_seconds(case, rows)
+        seconds[INT8] += int8.decode_seconds("base", rows)
     for _ in range(max(1, rounds // 4)):
         seconds[REFERENCE] += reference.decode_seconds("base", rows)
     return {case: statistics.median(times) * 1e3 for case, times in seconds.items()}
@@ -129,11 +149,12 @@ def main(
     model, heights = default_model(), tuple(rows or (1, 8, 32))
     with tempfile.TemporaryDirectory() as folder:
         fast = StepBench(model, "cpu", Path(folder, "fast"))
+        int8 = StepBench(model, "cpu", Path(folder, "int8"), "int8")
         reference = StepBench(model, "reference", Path(folder, "reference"))
-        milliseconds = {n: steps(fast, reference, n, max(1, rounds // 4)) for n in heights}
+        milliseconds = {n: steps(fast, int8, reference, n, max(1, rounds // 4)) for n in heights}
         weight_bytes = fast.weight_bytes
-        fast.close()
-        reference.close()
+        for bench in (fast, int8, reference):
+            bench.close()
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "software": describe_software(),
@@ -152,11 +173,11 @@ def main(
 
 def _show(console: Console, result: dict[str, Any], height: int) -> None:
     lines = [line for line in result["products"] if line["rows"] == height]
-    table = Table("product", "ours us", "F.linear us", "GB/s", title=f"{height} rows")
+    table = Table("product", "ours us", "int8 us", "F.linear us", "GB/s", title=f"{height} rows")
     for line in lines:
         rate = line["bytes"] / line["layers"] / line["ours_us"] / 1e3
-        numbers = (f"{line['ours_us']:.0f}", f"{line['torch_us']:.0f}", f"{rate:.0f}")
-        table.add_row(line["product"], *numbers)
+        numbers = [f"{line[f'{who}_us']:.0f}" for who in ("ours", "int8", "torch")]
+        table.add_row(line["product"], *numbers, f"{rate:.0f}")
     console.print(table)
     best = sum(line["layers"] * min(line["ours_us"], line["torch_us"]) for line in lines) / 1e3
     step = result["steps_ms"][height]

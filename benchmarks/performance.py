@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.engine import points_table
 from benchmarks.peers.report import goal_table
+from benchmarks.quantization import nll_lines, step_lines
 from benchmarks.report import numbers, provenance, row
 
 Result = Mapping[str, Any]
@@ -91,6 +92,10 @@ def _targets(result: Result) -> list[str]:
     return [provenance(result), "", *goal_table(result["goals"])]
 
 
+def _quantization(result: Result) -> list[str]:
+    return [provenance(result), "", *step_lines(result), "", *nll_lines(result)]
+
+
 Write = Callable[[Result], list[str]]
 FIGURES: Mapping[str, tuple[str, str, Write]] = {
     "machine": ("kernels", "adaptermix bench kernels", _machine),
@@ -98,6 +103,7 @@ FIGURES: Mapping[str, tuple[str, str, Write]] = {
     "phases": ("engine", "adaptermix bench engine", _phases),
     "curves": ("curves", "make bench-figures", _curves),
     "serving": ("serve", "adaptermix bench serve", _serving),
+    "quantization": ("quantization", "adaptermix bench quantization --data data", _quantization),
     "targets": ("peers", "make bench-peers", _targets),
 }
 _PICTURED = {

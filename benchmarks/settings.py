@@ -229,6 +229,32 @@ class KernelSettings:
         _at_least("rounds", self.rounds, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class QuantizationSettings:
+    """What 8-bit weights are measured on."""
+
+    data: Path = field(metadata=about("Folder with TASK/test.jsonl.gz, as for `train eval`."))
+    adapters: Path = field(
+        default=Path("examples") / "adapters",
+        metadata=about("Folder of adapter folders, each named as its task."),
+    )
+    rows: int = field(default=100, metadata=about("Test rows of each task."))
+    requests: tuple[int, ...] = field(
+        default=(1, 8, 32), metadata=about("Requests of a timed decode step; repeatable.")
+    )
+    rounds: int = field(default=5, metadata=about("Times that every step is measured."))
+    seed: int = field(default=0, metadata=about("Chooses the rows."))
+    out: Path = field(
+        default=OUT / "quantization", metadata=about("The results, without .json and .md.")
+    )
+
+    def __post_init__(self) -> None:
+        for requests in self.requests:
+            _at_least("requests", requests, 1)
+        for name in ("rows", "rounds"):
+            _at_least(name, getattr(self, name), 1)
+
+
 PEERS = ("transformers", "vllm", "llama")
 
 

@@ -17,6 +17,7 @@ from router_engine.config import (
     KernelConfig,
     Kernels,
     ModelConfig,
+    Quantization,
     SchedulerConfig,
 )
 from router_engine.engine import Engine
@@ -34,12 +35,14 @@ _LOAD_TIMEOUT_S = 60.0
 class StepBench:
     """One engine with eight random rank-8 adapters (q, k, v, o) on the device."""
 
-    def __init__(self, model: str, kernels: Kernels, folder: Path) -> None:
+    def __init__(
+        self, model: str, kernels: Kernels, folder: Path, quantization: Quantization = "none"
+    ) -> None:
         self._news = threading.Event()
         self._store = AdapterStore.open(folder / "store")
         self._engine = Engine(
             EngineConfig(
-                model=ModelConfig(model, dtype="bfloat16", device="cpu"),
+                model=ModelConfig(model, "bfloat16", "cpu", quantization),
                 cache=CacheConfig(num_blocks=1024),
                 scheduler=SchedulerConfig(max_running=256),
                 kernels=KernelConfig(kernels),

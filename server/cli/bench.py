@@ -18,6 +18,7 @@ from benchmarks.settings import (
     KernelSettings,
     ModelSettings,
     PeerSettings,
+    QuantizationSettings,
     ServeSettings,
     WorkSettings,
 )
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     group.command("serve")(_reporting(command_of(serve)))
     group.command("engine")(_reporting(command_of(engine)))
     group.command("kernels")(_reporting(command_of(kernels)))
+    group.command("quantization")(_reporting(command_of(quantization)))
     group.command("peers")(_reporting(command_of(peers)))
     app.add_typer(group, name="bench")
 
@@ -76,6 +78,17 @@ def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
     _write(kernels.out, result, markdown, plot_kernels)
 
 
+def quantization(quantization: QuantizationSettings, model: ModelSettings) -> None:
+    """What 8-bit weights cost in NLL on test rows, and what they give in tokens a second."""
+    _threads(model.threads)
+    from benchmarks.quantization import markdown, result_tables, run_quantization
+
+    result = run_quantization(quantization, model)
+    for table in result_tables(result):
+        Console().print(table)
+    _write(quantization.out, result, markdown, None)
+
+
 def peers(peers: PeerSettings) -> None:
     """AdapterMix beside its peers, each in its own environment: the table of targets."""
     from benchmarks.peers.report import markdown
@@ -90,14 +103,16 @@ def _write(
     out: Path,
     result: dict[str, Any],
     page: Callable[[dict[str, Any]], str],
-    picture: Callable[[Path, dict[str, Any]], None],
+    picture: Callable[[Path, dict[str, Any]], None] | None,
 ) -> None:
     from benchmarks.report import write_json
 
-    names = [out.with_name(f"{out.name}{ending}") for ending in (".json", ".md", ".png")]
+    endings = (".json", ".md") if picture is None else (".json", ".md", ".png")
+    names = [out.with_name(f"{out.name}{ending}") for ending in endings]
     write_json(names[0], result)
     names[1].write_text(page(result), encoding="utf-8")
-    picture(names[2], result)
+    if picture is not None:
+        picture(names[2], result)
     for name in names:
         Console().print(str(name), soft_wrap=True, highlight=False)
 

@@ -1,0 +1,189 @@
+"""`adaptermix bench quantization`: what 8-bit weights cost in NLL, and what a step gains."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.machine import describe_machine, describe_software
+from benchmarks.report import provenance, row
+from benchmarks.settings import ModelSettings, QuantizationSettings
+from benchmarks.step_cpu import StepBench
+from benchmarks.subject import resolve
+from router_engine.config import TINY_RANDOM, Quantization
+from router_engine.model.quantized import quantize_linears
+from training.errors import TrainingError
+from training.evaluation import bootstrap
+from training.evaluation.models import BASE, Systems
+from training.evaluation.tasks import task_named
+from training.settings import DTypeName
+
+QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8")
+_DTYPE: DTypeName = "bfloat16"
+_CASES = ("base", "eight adapters")
+
+Scores = Mapping[tuple[str, str], tuple[list[float], list[int]]]  # (task, system) -> of each row
+
+
+def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> dict[str, Any]:
+    """Measure; the result as written to JSON. Raises BenchmarkError for what cannot be."""
+    subject = resolve(model.model)
+    if subject.model == TINY_RANDOM:
+        raise BenchmarkError(f"model {TINY_RANDOM!r} has learnt nothing to lose: name a checkpoint")
+    if model.dtype not in ("auto", _DTYPE):
+        raise BenchmarkError(f"dtype is {model.dtype!r}; this command measures {_DTYPE}")
+    kernels = model.kernels or "cpu"
+    adapters = _adapters(settings.adapters)
+    try:
+        scores = {q: _scores(q, subject.model, adapters, settings) for q in QUANTIZATIONS}
+    except TrainingError as error:
+        raise BenchmarkError(str(error)) from error
+    return {
+        "kind": "quantization",
+        "model": subject.name,
+        "machine": describe_machine(),
+        "software": describe_software(),
+        "serving": {"dtype": _DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
+        "settings": asdict(settings),
+        "nll": _compared(scores["none"], scores["int8"]),
+        "steps": _steps(subject.model, kernels, settings),
+    }
+
+
+class _Quantized(Systems):
+    """The same systems on an 8-bit base. Adapters keep their format."""
+
+    def __init__(self, base: str, adapters: Mapping[str, Path]) -> None:
+        super().__init__(base, adapters, _DTYPE, "cpu")
+        quantize_linears(self._model, lambda path: ".lora_" not in path)
+
+
+def _adapters(folder: Path) -> dict[str, Path]:
+    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/adapter_config.json"))}
+    if not found:
+        raise BenchmarkError(f"{folder} holds no folder with an adapter_config.json")
+    return found
+
+
+def _scores(
+    quantization: Quantization,
+    base: str,
+    adapters: Mapping[str, Path],
+    settings: QuantizationSettings,
+) -> Scores:
+    """NLL of the base and of each task's own adapter on that task's rows."""
+    tasks = [task_named(name) for name in adapters]
+    int8 = quantization == "int8"
+    systems = _Quantized(base, adapters) if int8 else Systems(base, adapters, _DTYPE, "cpu")
+    found = {}
+    for task in track(tasks, description=f"NLL, quantization {quantization}"):
+        rows = task.rows(settings.data, settings.rows, settings.seed)
+        for name in (BASE, task.name):
+            found[task.name, name] = systems.nll(name, rows)
+    return found
+
+
+def _compared(plain: Scores, quantized: Scores) -> list[dict[str, Any]]:
+    """Nats per completion token of each task and system, and the paired difference."""
+    lines = []
+    for (task, system), (values, counts) in plain.items():
+        other, tokens = quantized[task, system][0], [float(count) for count in counts]
+        differences = [b - a for a, b in zip(values, other, strict=True)]
+        lines.append(
+            {
+                "task": task,
+                "system": system,
+                "rows": len(values),
+                "tokens": sum(counts),
+                "none": asdict(bootstrap.ratio(values, tokens)),
+                "int8": asdict(bootstrap.ratio(other, tokens)),
+                "difference": asdict(bootstrap.ratio(differences, tokens)),
+            }
+        )
+    return lines
+
+
+def _steps(model: str, kernels: str, settings: QuantizationSettings) -> list[dict[str, Any]]:
+    """Median milliseconds of a decode step, both in turn, round after round."""
+    cells = [(case, requests) for case in _CASES for requests in settings.requests]
+    seconds: dict[tuple[str, int, str], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        benches = {q: StepBench(model, kernels, Path(folder, q), q) for q in QUANTIZATIONS}
+        for turn in track(range(settings.rounds + 1), description="decode steps"):
+            for case, requests in cells:
+                for quantization, bench in benches.items():
+                    times = bench.decode_seconds(case, requests)
+                    if turn > 0:
+                        seconds.setdefault((case, requests, quantization), []).extend(times)
+        for bench in benches.values():
+            bench.close()
+    lines = []
+    for case, requests in cells:
+        medians = {q: statistics.median(seconds[case, requests, q]) for q in QUANTIZATIONS}
+        lines.append(
+            {
+                "case": case,
+                "requests": requests,
+                **{f"{q}_ms": 1e3 * median for q, median in medians.items()},
+                **{f"{q}_tokens_per_second": requests / median for q, median in medians.items()},
+            }
+        )
+    return lines
+
+
+_STEP_HEADS = ("decode step", "requests", "bf16 ms", "int8 ms", "bf16 tokens/s", "int8 tokens/s")
+_NLL_HEADS = ("task", "system", "rows", "bf16", "int8", "difference [95 %]")
+
+
+def _step_cells(line: Mapping[str, Any]) -> list[str]:
+    times = [f"{line[f'{q}_ms']:.2f}" for q in QUANTIZATIONS]
+    rates = [f"{line[f'{q}_tokens_per_second']:.0f}" for q in QUANTIZATIONS]
+    return [line["case"], str(line["requests"]), *times, *rates]
+
+
+def _nll_cells(line: Mapping[str, Any]) -> list[str]:
+    change = line["difference"]
+    means = [f"{line[q]['mean']:.4f}" for q in QUANTIZATIONS]
+    interval = f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
+    return [line["task"], line["system"], str(line["rows"]), *means, interval]
+
+
+def step_lines(result: Mapping[str, Any]) -> list[str]:
+    """Step times as a Markdown table."""
+    return _table(_STEP_HEADS, [_step_cells(line) for line in result["steps"]])
+
+
+def nll_lines(result: Mapping[str, Any]) -> list[str]:
+    """Completion NLL in nats per token as a Markdown table: lower is better."""
+    heading = "Completion NLL in nats per token, lower is better:"
+    return [heading, "", *_table(_NLL_HEADS, [_nll_cells(line) for line in result["nll"]])]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["--:"] * (len(heads) - 1)]
+    return [row(heads), row(rule), *(row(cells) for cells in rows)]
+
+
+def result_tables(result: Mapping[str, Any]) -> list[Table]:
+    """The result for a terminal."""
+    steps, nll = Table(*_STEP_HEADS), Table(*_NLL_HEADS, title="NLL, nats per token")
+    for line in result["steps"]:
+        steps.add_row(*_step_cells(line))
+    for line in result["nll"]:
+        nll.add_row(*_nll_cells(line))
+    return [steps, nll]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The result as a page."""
+    head = ["# `adaptermix bench quantization`", "", provenance(result), ""]
+    return "\n".join([*head, *step_lines(result), "", *nll_lines(result), ""])
