@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
+from router_engine.config import EngineConfig
+from router_engine.kernels.cpu.build import build
+from tests.router_engine import paths
+from tests.router_engine.kernels.triton_process import interpreter
+from tests.router_engine.paths import (
+    EnginePath,
+    InterpretedEngine,
+    PathEngine,
+    PathHarness,
+    path_params,
+)
 from tests.support.harness import EngineHarness
 from tests.support.tiny import ATTENTION, make_lora_folder, save_family
+
+__all__ = ["interpreter"]  # a fixture
 
 ALL_LINEARS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 RANKS = (4, 8, 2, 4, 4, 16)
 
+WITHOUT_DECODER = ("gpt2",)  # families that only transformers' own code runs
+
 MakeHarness = Callable[..., EngineHarness]
+
+
+class MakeEngine(Protocol):
+    """Makes an engine for a tiny family on the test's path."""
+
+    def __call__(self, family: str = "llama", config: EngineConfig | None = None) -> PathEngine: ...
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +78,60 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return path if path.exists() else save_family(path, family)
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the library; fails with the compiler's words where it cannot be built."""
+    cache = tmp_path_factory.mktemp("kernels")
+    build(cache)
+    return cache
+
+
+@pytest.fixture(
+    params=path_params(paths.REFERENCE, paths.CPU, paths.INT8, paths.TRITON, paths.CUDA)
+)
+def path(request: pytest.FixtureRequest) -> EnginePath:
+    """The path that a parity test's engines take."""
+    chosen: EnginePath = request.param
+    return chosen
+
+
+@pytest.fixture
+def path_cache(path: EnginePath, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where the path finds compiled kernels; nothing is compiled for those that need none."""
+    if path not in (paths.CPU, paths.INT8):
+        return tmp_path / "kernels"
+    cache: Path = request.getfixturevalue("kernel_cache")
+    return cache
+
+
+@pytest.fixture
+def make_engine(
+    path: EnginePath,
+    path_cache: Path,
+    family_folder: Callable[[str], Path],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> Iterator[MakeEngine]:
+    """Makes engines that are checked and closed at the end."""
+    made: list[PathEngine] = []
+    make_one: Callable[..., PathEngine] = PathHarness
+    if path is paths.TRITON:
+        make_one = functools.partial(InterpretedEngine, request.getfixturevalue("interpreter"))
+
+    def make(family: str = "llama", config: EngineConfig | None = None) -> PathEngine:
+        engine = make_one(
+            tmp_path / str(len(made)),
+            path,
+            kernel_cache=path_cache,
+            model=family_folder(family),
+            decoder=family not in WITHOUT_DECODER,
+            config=config,
+        )
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.close()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig
 
-from router_engine.config import EngineConfig, SchedulerConfig
+from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.errors import UnsupportedModelError
 from router_engine.model.loader import check_supported
-from tests.router_engine.conftest import ALL_LINEARS, MakeHarness
+from tests.router_engine.conftest import ALL_LINEARS, MakeEngine
+from tests.router_engine.paths import EnginePath
 from tests.support.harness import request
-from tests.support.oracle import assert_agrees, greedy, peft_model
-from tests.support.tiny import FAMILIES, family_model, make_lora_folder
+from tests.support.oracle import assert_agrees, greedy
+from tests.support.tiny import FAMILIES, make_lora_folder
 
 PROMPTS = [list(range(5, 30)), [40, 41, 42], list(range(100, 137))]
-COUNT = 12
 
 
 def _targets(family: str) -> tuple[str, ...]:
@@ -28,20 +27,21 @@ def _targets(family: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_base_matches_generate(
-    family: str, make_harness: MakeHarness, family_folder: Callable[[str], Path]
-) -> None:
+def test_base_matches_generate(family: str, path: EnginePath, make_engine: MakeEngine) -> None:
     """Chunked prefill of 10 tokens a step, three requests in one batch."""
-    config = EngineConfig(scheduler=SchedulerConfig(max_step_tokens=10))
-    harness = make_harness(family_folder(family), config)
-    answers = harness.run(
-        *(request(f"r{i}", prompt, max_new_tokens=COUNT) for i, prompt in enumerate(PROMPTS))
+    prompts = [path.short(prompt) for prompt in PROMPTS]
+    config = EngineConfig(
+        cache=CacheConfig(num_blocks=64), scheduler=SchedulerConfig(max_step_tokens=10)
     )
-    model = family_model(family)
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    engine = make_engine(family, config)
+    answers = engine.run(
+        *(request(f"r{i}", prompt, max_new_tokens=path.tokens) for i, prompt in enumerate(prompts))
+    )
+    model = path.base(family)
+    for prompt, answer in zip(prompts, answers, strict=True):
         expected = model.generate(
             torch.tensor([prompt]),
-            max_new_tokens=COUNT,
+            max_new_tokens=path.tokens,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
@@ -51,30 +51,28 @@ def test_base_matches_generate(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_matches_peft(
-    family: str,
-    make_harness: MakeHarness,
-    family_folder: Callable[[str], Path],
-    tmp_path: Path,
+    family: str, path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     options = {"fan_in_fan_out": True} if family == "gpt2" else {}
     folder = make_lora_folder(
         tmp_path / "lora", family=family, rank=6, targets=_targets(family), options=options
     )
-    harness = make_harness(family_folder(family))
-    digest = harness.publish("lora", folder)
-    answers = harness.run(
+    prompts = [path.short(prompt) for prompt in PROMPTS]
+    engine = make_engine(family)
+    digest = engine.publish("lora", folder)
+    answers = engine.run(
         *(
-            request(f"r{i}", prompt, {digest: 1.0}, max_new_tokens=COUNT)
-            for i, prompt in enumerate(PROMPTS)
+            request(f"r{i}", prompt, {digest: 1.0}, max_new_tokens=path.tokens)
+            for i, prompt in enumerate(prompts)
         )
     )
-    model = peft_model(family_model(family), [folder])
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
-        ids, rows = greedy(model, prompt, COUNT)
-        assert_agrees(answer, ids, rows)
+    model = path.peft(family, [folder])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids, rows = greedy(model, prompt, path.tokens)
+        assert_agrees(answer, ids, rows, path.tolerance)
         with model.disable_adapter():  # negative control: the adapter does something
-            base_ids, _ = greedy(model, prompt, COUNT)
-        assert base_ids != ids
+            _, base_rows = greedy(model, prompt, 1)
+        assert not torch.allclose(base_rows[0], rows[0], atol=0.01)
 
 
 def test_unknown_architecture_is_refused_by_name() -> None:

@@ -11,16 +11,17 @@ import torch
 from adapters_store.types import Combination
 from router_engine.events import FinishReason
 from router_engine.kernels.reference.low_rank import mix_linear, mix_sum
-from tests.router_engine.conftest import MakeHarness
+from router_engine.request import EngineRequest
+from tests.router_engine.conftest import MakeEngine, MakeHarness
+from tests.router_engine.paths import EnginePath, PathEngine
 from tests.support.harness import EngineHarness, request
-from tests.support.oracle import assert_agrees, greedy, peft_model, set_mixture
-from tests.support.tiny import family_model
+from tests.support.oracle import assert_agrees, greedy, set_mixture
 
 PROMPT = list(range(5, 30))
 
 
-def _digests(harness: EngineHarness, folders: list[Path]) -> list[str]:
-    return [harness.publish(f"a{index}", folder) for index, folder in enumerate(folders)]
+def _digests(engine: PathEngine | EngineHarness, folders: list[Path]) -> list[str]:
+    return [engine.publish(f"a{index}", folder) for index, folder in enumerate(folders)]
 
 
 @pytest.mark.parametrize(
@@ -36,20 +37,22 @@ def test_a_mixture_matches_peft(
     combination: Combination,
     members: tuple[int, ...],
     weights: tuple[float, ...],
-    make_harness: MakeHarness,
+    path: EnginePath,
+    make_engine: MakeEngine,
     folders: list[Path],
 ) -> None:
-    harness = make_harness()
-    digests = _digests(harness, folders)
+    prompt = path.short(PROMPT)
+    engine = make_engine()
+    digests = _digests(engine, folders)
     mixture = {digests[member]: weight for member, weight in zip(members, weights, strict=True)}
-    mixed, single = harness.run(
-        request("mixture", PROMPT, mixture, combination=combination),
-        request("first alone", PROMPT, {digests[0]: 1.0}),
+    mixed, single = engine.run(
+        request("mixture", prompt, mixture, combination=combination, max_new_tokens=path.tokens),
+        request("first alone", prompt, {digests[0]: 1.0}, max_new_tokens=path.tokens),
     )
-    model = peft_model(family_model("llama"), [folders[member] for member in members])
+    model = path.peft("llama", [folders[member] for member in members])
     set_mixture(model, weights, combination)
-    ids, rows = greedy(model, PROMPT, 12)
-    assert_agrees(mixed, ids, rows)
+    ids, rows = greedy(model, prompt, path.tokens)
+    assert_agrees(mixed, ids, rows, path.tolerance)
     assert mixed.logprobs != single.logprobs  # negative control
 
 
@@ -67,33 +70,39 @@ def test_sum_and_linear_are_different_mixtures(
 
 
 def test_sixteen_mixtures_in_one_batch_equal_each_alone(
-    make_harness: MakeHarness, folders: list[Path]
+    path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
     """The mixed-batch oracle: 16 requests, 16 mixtures, every prompt of another length."""
-    harness = make_harness()
-    digests = _digests(harness, folders)
+    engine, other = make_engine(), make_engine()  # no prefix of the first run can help the second
+    for each in (engine, other):
+        digests = _digests(each, folders)
     rng = np.random.default_rng(0)
-    cases: list[tuple[list[int], dict[str, float], Combination]] = []
+    requests: list[EngineRequest] = []
     for index in range(16):
-        prompt = rng.integers(3, 259, size=3 + 5 * index).tolist()
+        prompt = path.short(rng.integers(3, 259, size=3 + 5 * index).tolist())
         members = rng.permutation(6)[: index % 7]
         mixture = {digests[m]: float(rng.normal()) for m in members}
-        cases.append((prompt, mixture, "sum"))
-    cases[3] = (cases[3][0], {digests[0]: 0.4, digests[3]: 1.1}, "linear")
-    together = harness.run(
-        *(
-            request(f"together {i}", prompt, mixture, combination=combination)
-            for i, (prompt, mixture, combination) in enumerate(cases)
+        combination: Combination = "sum"
+        if index == 4:
+            mixture, combination = {digests[0]: 0.4, digests[3]: 1.1}, "linear"
+        requests.append(
+            request(
+                f"r{index}",
+                prompt,
+                mixture,
+                combination=combination,
+                max_new_tokens=path.tokens,
+            )
         )
-    )
-    other = make_harness()  # a fresh engine: no prefix of the first run can help
-    _digests(other, folders)
-    for i, (prompt, mixture, combination) in enumerate(cases):
-        (alone,) = other.run(request(f"alone {i}", prompt, mixture, combination=combination))
-        assert together[i].ids == alone.ids
-        assert together[i].logprobs == pytest.approx(alone.logprobs, abs=1e-4)
-    texts = {tuple(answer.ids) for answer in together}
-    assert len(texts) == 16  # negative control: the mixtures matter
+    together = engine.run(*requests)
+    for one, both in list(zip(requests, together, strict=True))[:: path.every]:
+        (alone,) = other.run(one)
+        assert both.ids == alone.ids
+        assert both.logprobs == pytest.approx(alone.logprobs, abs=path.tolerance)
+        if one.adapters:  # negative control: the mixture matters
+            without = request(f"{one.request_id} without", one.prompt_token_ids, max_new_tokens=1)
+            (bare,) = other.run(without)
+            assert abs(bare.logprobs[0] - alone.logprobs[0]) > 0.01
 
 
 def test_a_repeated_run_is_equal_under_linear_and_other_scales(

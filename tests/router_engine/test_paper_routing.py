@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.encoder.process import EncoderProcess
 from router_engine.routers.token.similarity import SimilarityTokenRouter
-from tests.router_engine.conftest import MakeHarness
-from tests.support.harness import EngineHarness
+from tests.router_engine.paths import CPU, REFERENCE, EnginePath, PathHarness, path_params
 from tests.support.oracle import assert_agrees, peft_model, set_mixture
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
@@ -114,16 +114,41 @@ def endpoint(real_base: Path, real_encoder: Path, tmp_path: Path) -> Iterator[st
 
 @pytest.fixture
 def routed(
-    endpoint: str, real_base: Path, make_harness: MakeHarness
-) -> Callable[[], EngineHarness]:
-    def make() -> EngineHarness:
-        holder: list[EngineHarness] = []
-        router = SimilarityTokenRouter(endpoint, wake=lambda: holder[0].news.set())
-        config = EngineConfig(ModelConfig(dtype="float32"))
-        holder.append(make_harness(real_base, config, {"similarity": router}))
-        return holder[0]
+    endpoint: str, path: EnginePath, path_cache: Path, real_base: Path, tmp_path: Path
+) -> Iterator[PathHarness]:
+    """An engine on the path that asks the encoder worker for every token's weights."""
+    holder: list[PathHarness] = []
+    router = SimilarityTokenRouter(endpoint, wake=lambda: holder[0].news.set())
+    config = EngineConfig(ModelConfig(dtype="float32"))
+    routers = {"similarity": router}
+    harness = PathHarness(
+        tmp_path / "engine", path, path_cache, model=real_base, config=config, routers=routers
+    )
+    holder.append(harness)
+    yield harness
+    harness.close()
 
-    return make
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the paper's code answers to one prompt."""
+
+    prompt: list[int]
+    ids: list[int]
+    rows: list[torch.Tensor]
+    weights: list[float]  # of the first token
+
+
+@pytest.fixture(scope="module")
+def expected(real_base: Path, real_encoder: Path, example_adapters: list[Path]) -> list[_Expected]:
+    """For PROMPTS, once for all paths."""
+    oracle = _Oracle(real_base, real_encoder, example_adapters)
+    tokenizer: Any = AutoTokenizer.from_pretrained(real_base)
+    prompts = [list(tokenizer(text).input_ids) for text in PROMPTS]
+    return [
+        _Expected(prompt, *oracle.generate(prompt), oracle.weights(oracle.text(prompt)))
+        for prompt in prompts
+    ]
 
 
 async def _put_centroids(endpoint: str, folders: dict[str, Path]) -> None:
@@ -133,39 +158,29 @@ async def _put_centroids(endpoint: str, folders: dict[str, Path]) -> None:
             await client.put_centroids({digest: centroid(embeddings)})
 
 
+@pytest.mark.parametrize("path", path_params(REFERENCE, CPU), indirect=True)
 def test_paper_routing_matches_peft(
-    routed: Callable[[], EngineHarness],
-    endpoint: str,
-    real_base: Path,
-    real_encoder: Path,
-    example_adapters: list[Path],
+    routed: PathHarness, endpoint: str, expected: list[_Expected], example_adapters: list[Path]
 ) -> None:
-    harness = routed()
-    folders = {harness.publish(path.name, path): path for path in example_adapters}
+    folders = {routed.publish(path.name, path): path for path in example_adapters}
     asyncio.run(_put_centroids(endpoint, folders))
-    tokenizer: Any = AutoTokenizer.from_pretrained(real_base)
-    prompts = [list(tokenizer(text).input_ids) for text in PROMPTS]
-    answers = harness.run(
+    routing = TokenRouting("similarity", {"scoring": "paper", "window": "head"}, 1, "recompute")
+    answers = routed.run(
         *(
             EngineRequest(
                 f"r{index}",
-                tuple(prompt),
+                tuple(each.prompt),
                 SamplingParams(max_new_tokens=COUNT),
                 adapters=tuple(folders),
                 combination="linear",
-                routing=TokenRouting(
-                    "similarity", {"scoring": "paper", "window": "head"}, 1, "recompute"
-                ),
+                routing=routing,
                 report_weights=True,
             )
-            for index, prompt in enumerate(prompts)
+            for index, each in enumerate(expected)
         )
     )
-    oracle = _Oracle(real_base, real_encoder, example_adapters)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids, rows = oracle.generate(prompt)
-        assert_agrees(answer, ids, rows)
-        expected = oracle.weights(oracle.text(prompt))
-        assert answer.tokens[0].weights == pytest.approx(expected, abs=1e-4)
+    for each, answer in zip(expected, answers, strict=True):
+        assert_agrees(answer, each.ids, each.rows)
+        assert answer.tokens[0].weights == pytest.approx(each.weights, abs=1e-4)
     winners = {int(np.argmax(answer.tokens[0].weights)) for answer in answers}
     assert len(winners) > 1  # negative control: the prompts are told apart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,14 @@ from adapters_store.types import Combination
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
 from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
-from router_engine.routers.token.given import GivenTokenRouter
-from tests.router_engine.conftest import MakeHarness
-from tests.support.harness import EngineHarness, request
-from tests.support.oracle import assert_agrees, peft_model, set_mixture
-from tests.support.tiny import family_model
+from tests.router_engine.conftest import MakeEngine, MakeHarness
+from tests.router_engine.paths import REFERENCE, EnginePath, path_params
+from tests.support.harness import request
+from tests.support.oracle import assert_agrees, set_mixture
 
 PROMPT = list(range(5, 30))
-COUNT = 10
 Rows = list[list[float]]
-
-
-@pytest.fixture
-def routed_harness(make_harness: MakeHarness) -> Callable[..., EngineHarness]:
-    """Builds harnesses whose engine knows the router `given`."""
-
-    def make(config: EngineConfig | None = None) -> EngineHarness:
-        holder: list[EngineHarness] = []
-        router = GivenTokenRouter(wake=lambda: holder[0].news.set())
-        holder.append(make_harness(config=config, routers={"given": router}))
-        return holder[0]
-
-    return make
+CONTEXTS: tuple[Context, ...] = ("recompute", "keep")
 
 
 def _routed(
@@ -59,149 +45,165 @@ def _routed(
     )
 
 
-def _rows(seed: int, columns: int, *, positive: bool = False) -> Rows:
-    values = np.random.default_rng(seed).normal(size=(COUNT, columns))
+def _rows(seed: int, count: int, columns: int, *, positive: bool = False) -> Rows:
+    """Weights [count, columns] from a normal distribution, or their magnitudes."""
+    values = np.random.default_rng(seed).normal(size=(count, columns))
     return [[float(v) for v in row] for row in (np.abs(values) if positive else values)]
 
 
 @torch.no_grad()
-def _keep_oracle(model: Any, rows: Rows, every: int) -> tuple[list[int], list[torch.Tensor]]:
+def _keep_oracle(
+    model: Any, prompt: list[int], rows: Rows, every: int
+) -> tuple[list[int], list[torch.Tensor]]:
     """PEFT with a KV cache, its mixture exchanged between passes: `context: keep`."""
-    ids, outputs, past, feed = list(PROMPT), [], None, list(PROMPT)
-    for index in range(COUNT):
+    ids, outputs, past, feed = list(prompt), [], None, list(prompt)
+    for index, weights in enumerate(rows):
         if index % every == 0:
-            set_mixture(model, rows[index], "sum")
+            set_mixture(model, weights, "sum")
         out = model(input_ids=torch.tensor([feed]), past_key_values=past, use_cache=True)
         past = out.past_key_values
         outputs.append(out.logits[0, -1].log_softmax(-1))
         feed = [int(outputs[-1].argmax())]
         ids += feed
-    return ids[len(PROMPT) :], outputs
+    return ids[len(prompt) :], outputs
 
 
 @torch.no_grad()
 def _recompute_oracle(
-    model: Any, rows: Rows, combination: str
+    model: Any, prompt: list[int], rows: Rows, combination: str
 ) -> tuple[list[int], list[torch.Tensor]]:
     """PEFT recomputing the whole text under the newest weights: `context: recompute`."""
-    ids, outputs = list(PROMPT), []
+    ids, outputs = list(prompt), []
     for weights in rows:
         set_mixture(model, weights, combination)
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
         outputs.append(logits.log_softmax(-1))
         ids.append(int(logits.argmax()))
-    return ids[len(PROMPT) :], outputs
+    return ids[len(prompt) :], outputs
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_keep_matches_peft_with_a_cache(
-    every: int, routed_harness: Callable[..., EngineHarness], folders: list[Path]
+    every: int, path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    harness = routed_harness()
-    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
-    rows = _rows(0, 3)
-    answer, fixed = harness.run(
-        _routed("r", digests, rows, every=every),
-        request("fixed", PROMPT, dict(zip(digests, rows[0], strict=True)), max_new_tokens=COUNT),
+    prompt = path.short(PROMPT)
+    engine = make_engine()
+    digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
+    rows = _rows(0, path.tokens + 1, 3)
+    first = dict(zip(digests, rows[0], strict=True))
+    answer, fixed = engine.run(
+        _routed("r", digests, rows, every=every, prompt=prompt),
+        request("fixed", prompt, first, max_new_tokens=len(rows)),
     )
-    ids, outputs = _keep_oracle(peft_model(family_model("llama"), folders[:3]), rows, every)
-    assert_agrees(answer, ids, outputs)
-    assert answer.logprobs[0] == pytest.approx(fixed.logprobs[0], abs=1e-5)
+    ids, outputs = _keep_oracle(path.peft("llama", folders[:3]), prompt, rows, every)
+    assert_agrees(answer, ids, outputs, path.tolerance)
+    assert answer.logprobs[0] == pytest.approx(fixed.logprobs[0], abs=path.tolerance / 10)
     assert answer.logprobs != fixed.logprobs  # negative control: the weights did move
-    used = [rows[index - index % every] for index in range(COUNT)]
+    used = [rows[index - index % every] for index in range(len(rows))]
     assert [list(token.weights) for token in answer.tokens] == used
 
 
 @pytest.mark.parametrize("combination", ["sum", "linear"])
 def test_recompute_matches_peft(
-    combination: Combination,
-    routed_harness: Callable[..., EngineHarness],
-    folders: list[Path],
+    combination: Combination, path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    harness = routed_harness()
+    prompt = path.short(PROMPT)
+    engine = make_engine()
     members = [folders[0], folders[3]]
-    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(members)]
-    rows = _rows(1, 2, positive=True)
-    answer, kept = harness.run(
-        _routed("recompute", digests, rows, context="recompute", combination=combination),
-        _routed("keep", digests, rows, combination=combination),
+    digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(members)]
+    rows = _rows(1, path.tokens, 2, positive=True)
+    answer, kept = engine.run(
+        *(
+            _routed(context, digests, rows, context=context, combination=combination, prompt=prompt)
+            for context in CONTEXTS
+        )
     )
-    model = peft_model(family_model("llama"), members)
-    ids, outputs = _recompute_oracle(model, rows, combination)
-    assert_agrees(answer, ids, outputs)
+    model = path.peft("llama", members)
+    ids, outputs = _recompute_oracle(model, prompt, rows, combination)
+    assert_agrees(answer, ids, outputs, path.tolerance)
     assert answer.logprobs != kept.logprobs  # negative control
 
 
-def test_sixteen_routed_and_fixed_requests_equal_each_alone(
-    routed_harness: Callable[..., EngineHarness], folders: list[Path]
+def test_routed_and_fixed_requests_in_one_batch_equal_each_alone(
+    path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    harness, other = routed_harness(), routed_harness()
-    for each in (harness, other):
+    engine, other = make_engine(), make_engine()
+    for each in (engine, other):
         digests = [each.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
     requests = [
         _routed(
             f"r{i}",
             digests[: 1 + i % 6],
-            _rows(i, 1 + i % 6),
+            _rows(i, path.tokens, 1 + i % 6),
             every=1 + i % 3,
             context="recompute" if i % 5 == 4 else "keep",
-            prompt=PROMPT[i % 4 :],
+            prompt=path.short(PROMPT[i % 4 :]),
         )
-        for i in range(16)
+        for i in range(16 if path.every == 1 else 5)
     ]
-    together = harness.run(*requests)
-    for one, both in zip(requests, together, strict=True):
+    requests[1] = request(
+        "fixed", requests[1].prompt_token_ids, {digests[0]: 0.7}, max_new_tokens=path.tokens
+    )
+    together = engine.run(*requests)
+    for one, both in list(zip(requests, together, strict=True))[:: path.every]:
         (alone,) = other.run(one)
         assert both.ids == alone.ids
-        assert both.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        assert both.logprobs == pytest.approx(alone.logprobs, abs=path.tolerance)
 
 
 def test_preempted_in_mid_routing_gives_the_same_tokens(
-    routed_harness: Callable[..., EngineHarness], folders: list[Path]
+    path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    """Four routed requests of 25 + 10 tokens in 12 blocks of 4: they push each other out."""
+    """Three blocks for each request, whose prompt takes two: what is generated needs more."""
+    prompt = PROMPT[:4]
+    count = 4 if path.every == 1 else 2
     tight = EngineConfig(
-        cache=CacheConfig(block_size=4, num_blocks=12, prefix_cache=False),
-        scheduler=SchedulerConfig(max_running=4),
+        cache=CacheConfig(block_size=2, num_blocks=3 * count, prefix_cache=False),
+        scheduler=SchedulerConfig(max_running=count),
     )
-    small, large = routed_harness(tight), routed_harness()
-    for harness in (small, large):
-        digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
-    requests = [
-        _routed(f"r{i}", digests, _rows(i, 3), every=2, prompt=PROMPT[:10]) for i in range(4)
-    ]
-    expected = large.run(*requests)
-    answers = small.run(*requests)
-    assert small.engine.stats().preemptions > 0
-    assert large.engine.stats().preemptions == 0
-    for answer, other in zip(answers, expected, strict=True):
-        assert answer.ids == other.ids
-        assert [t.weights for t in answer.tokens] == [t.weights for t in other.tokens]
+    engine = make_engine(config=tight)
+    digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
+    weights = [_rows(index, path.tokens + 1, 3) for index in range(count)]
+    answers = engine.run(
+        *(_routed(f"r{i}", digests, rows, every=2, prompt=prompt) for i, rows in enumerate(weights))
+    )
+    assert engine.stats().preemptions > 0
+    model = path.peft("llama", folders[:3])
+    for answer, rows in zip(answers, weights, strict=True):
+        assert_agrees(answer, *_keep_oracle(model, prompt, rows, 2), path.tolerance)
+        used = [rows[index - index % 2] for index in range(len(rows))]
+        assert [list(token.weights) for token in answer.tokens] == used
 
 
 def test_a_prefix_is_shared_only_under_equal_weights(
-    routed_harness: Callable[..., EngineHarness], folders: list[Path]
+    path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    harness = routed_harness(EngineConfig(cache=CacheConfig(block_size=4)))
-    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:2])]
-    rows = _rows(3, 2)
+    prompt = path.short(PROMPT)
+    whole = (len(prompt) - 1) // 4 * 4  # in blocks, without the token that is sampled from
+    engine = make_engine(config=EngineConfig(cache=CacheConfig(block_size=4, num_blocks=64)))
+    digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders[:2])]
+    rows = _rows(3, 2, 2)
     mixture = dict(zip(digests, rows[0], strict=True))
     first, again, fixed, other, base = [
-        harness.run(each)[0]
+        engine.run(each)[0]
         for each in (
-            _routed("first", digests, rows),
-            _routed("again", digests, rows),
-            request("fixed", PROMPT, mixture),  # the prompt ran under the same weights
-            request("other", PROMPT, {digests[0]: 0.9}),
-            request("base", PROMPT),
+            _routed("first", digests, rows, prompt=prompt),
+            _routed("again", digests, rows, prompt=prompt),
+            # The prompt ran under the same weights.
+            request("fixed", prompt, mixture, max_new_tokens=1),
+            request("other", prompt, {digests[0]: 0.9}, max_new_tokens=1),
+            request("base", prompt, max_new_tokens=1),
         )
     ]
     assert first.end.num_cached_tokens == 0
-    assert again.end.num_cached_tokens == 24
-    assert fixed.end.num_cached_tokens == 24
+    assert again.end.num_cached_tokens == whole
+    assert fixed.end.num_cached_tokens == whole
     assert other.end.num_cached_tokens == 0
     assert base.end.num_cached_tokens == 0
     assert again.ids == first.ids
+    assert again.logprobs == pytest.approx(first.logprobs, abs=path.tolerance)
+    assert fixed.logprobs[0] == pytest.approx(first.logprobs[0], abs=path.tolerance)
+    assert other.logprobs[0] != first.logprobs[0]  # negative control
 
 
 def test_an_adapter_replaced_under_its_name_never_meets_old_kv(
@@ -220,11 +222,12 @@ def test_an_adapter_replaced_under_its_name_never_meets_old_kv(
     assert after.ids == expected.ids != before.ids
 
 
+@pytest.mark.parametrize("path", path_params(REFERENCE), indirect=True)
 def test_a_router_that_fails_ends_its_request_only(
-    routed_harness: Callable[..., EngineHarness], folders: list[Path]
+    make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    harness = routed_harness()
-    digest = harness.publish("a0", folders[0])
+    engine = make_engine()
+    digest = engine.publish("a0", folders[0])
     short = _routed("short", [digest], [[1.0], [0.5]])
     longer = EngineRequest(
         "longer",
@@ -233,7 +236,7 @@ def test_a_router_that_fails_ends_its_request_only(
         adapters=short.adapters,
         routing=short.routing,
     )
-    failed, fine = harness.run(longer, short)
+    failed, fine = engine.run(longer, short)
     assert failed.end.reason is FinishReason.FAILED
     assert "2 rows" in str(failed.end.error)
     assert fine.end.reason is FinishReason.LENGTH

@@ -48,13 +48,18 @@ def greedy(model: Any, prompt: Sequence[int], count: int) -> tuple[list[int], li
     return ids[len(prompt) :], rows
 
 
-def assert_agrees(answer: Answer, ids: Sequence[int], rows: Sequence[Tensor]) -> None:
+def assert_agrees(
+    answer: Answer,
+    ids: Sequence[int],
+    rows: Sequence[Tensor],
+    tolerance: float = LOGIT_TOLERANCE,
+) -> None:
     """Tokens equal, log probabilities within tolerance; a tie closer than that ends the check."""
     assert len(answer.tokens) == len(ids)
     for index, (token, expected, row) in enumerate(zip(answer.tokens, ids, rows, strict=True)):
         best = row.topk(2).values
         if token.token_id != expected:
-            assert best[0] - best[1] < LOGIT_TOLERANCE, f"token {index} differs"
+            assert best[0] - best[1] < tolerance, f"token {index} differs"
             return
         difference = abs(token.logprob - float(row[expected]))
-        assert difference < LOGIT_TOLERANCE * float(row.abs().max()), f"token {index}: {difference}"
+        assert difference < tolerance * float(row.abs().max()), f"token {index}: {difference}"

@@ -12,20 +12,12 @@ import pytest
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig
 from router_engine.kernels.cpu.build import build
 from router_engine.kernels.cpu.library import Library
-from tests.router_engine.kernels.triton_process import interpreter, run
+from tests.router_engine.kernels.triton_process import run
 from tests.support.harness import EngineHarness
 
-__all__ = ["interpreter", "run"]  # fixtures
+__all__ = ["run"]  # a fixture
 
 Pair = tuple[EngineHarness, EngineHarness]
-
-
-@pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the library; fails with the compiler's words where it cannot be built."""
-    cache = tmp_path_factory.mktemp("kernels")
-    build(cache)
-    return cache
 
 
 @pytest.fixture(scope="session")

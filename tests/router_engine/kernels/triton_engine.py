@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from adapters_store.types import ResolvedMixture
 from router_engine.config import (
     CacheConfig,
     Device,
@@ -18,8 +17,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.model.cuda.body import CudaBody
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
-from router_engine.routers.token.given import GivenTokenRouter
+from router_engine.request import EngineRequest
 from tests.router_engine.kernels.triton_checks import TOLERANCE
 from tests.support.harness import Answer, EngineHarness, request
 from tests.support.tiny import ATTENTION, make_lora_folder, save_family
@@ -32,15 +30,13 @@ class _Pair:
     """The same engine twice: `reference` on the CPU, `triton` on a device."""
 
     def __init__(self, root: Path, family: str, dtype: DType, device: Device) -> None:
-        targets = ("c_attn", "c_proj") if family == "gpt2" else _EVERY_LINEAR
         self._folders = [
             make_lora_folder(
                 root / f"a{index}",
                 family=family,
                 rank=rank,
-                targets=targets if index < 2 else targets[:2],
+                targets=_EVERY_LINEAR if index < 2 else _EVERY_LINEAR[:2],
                 seed=index + 1,
-                options={"fan_in_fan_out": family == "gpt2"},
             )
             for index, rank in enumerate(_RANKS)
         ]
@@ -54,8 +50,7 @@ class _Pair:
             ]
 
     def _make(self, root: Path, kernels: str, device: Device) -> EngineHarness:
-        holder: list[EngineHarness] = []
-        harness = EngineHarness(
+        return EngineHarness(
             root,
             self._model,
             EngineConfig(
@@ -64,10 +59,7 @@ class _Pair:
                 scheduler=SchedulerConfig(max_step_tokens=24),
                 kernels=KernelConfig(kernels),
             ),
-            routers={"given": GivenTokenRouter(wake=lambda: holder[0].news.set())},
         )
-        holder.append(harness)
-        return harness
 
     def agree(self, requests: Sequence[EngineRequest], dtype: DType) -> None:
         ours, theirs = self.triton.run(*requests), self.reference.run(*requests)
@@ -91,51 +83,8 @@ def _agree(ours: Answer, theirs: Answer, dtype: DType) -> None:
             return
 
 
-def _traffic(digests: Sequence[str], tag: str) -> list[EngineRequest]:
-    """Base, sums, a linear mixture and a token-routed one; one prompt longer than a step holds."""
-    first, second, third = digests
-    routed = EngineRequest(
-        f"{tag} routed",
-        tuple(range(9, 20)),
-        SamplingParams(max_new_tokens=4),
-        adapters=(first, second),
-        routing=TokenRouting(
-            "given", {"weights": [[0.5, 1.0], [-1.0, 0.2], [0.0, 0.7], [1.5, 0.0]]}, 1
-        ),
-    )
-    return [
-        request(f"{tag} base", range(5, 33), max_new_tokens=4),
-        request(f"{tag} sum", range(5, 15), {first: 0.5, second: -0.3}, max_new_tokens=5),
-        request(f"{tag} one", range(6, 15), {third: 1.5}, max_new_tokens=6),
-        request(
-            f"{tag} linear",
-            range(8, 21),
-            {first: 0.5, third: 0.3},
-            combination="linear",
-            max_new_tokens=3,
-        ),
-        routed,
-    ]
-
-
-def check_engine(device: Device, root: str, family: str, dtype: DType) -> None:
-    """Mixed traffic, then the same under a merged mixture, then the base restored."""
-    pair = _Pair(Path(root), family, dtype, device)
-    try:
-        pair.agree(_traffic(pair.digests, "plain"), dtype)
-        mixture = ResolvedMixture((pair.digests[0], pair.digests[1]), (0.5, 0.7))
-        for harness in (pair.reference, pair.triton):
-            harness.wait(harness.engine.merge(mixture))
-        pair.agree(_traffic(pair.digests, "merged")[:3], dtype)
-        for harness in (pair.reference, pair.triton):
-            harness.wait(harness.engine.merge(None))
-        pair.agree(_traffic(pair.digests, "restored")[:2], dtype)
-    finally:
-        pair.close()
-
-
-def check_short_engine(device: Device, root: str, family: str, dtype: DType) -> None:
-    """Mixed traffic of a few tokens: what a family or a dtype adds."""
+def check_dtype(device: Device, root: str, family: str, dtype: DType) -> None:
+    """Mixed traffic of a few tokens."""
     pair = _Pair(Path(root), family, dtype, device)
     first, second, third = pair.digests
     short = [
