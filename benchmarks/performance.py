@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine import points_table
+from benchmarks.kernels import product_table
 from benchmarks.peers.report import goal_table
 from benchmarks.quantization import nll_lines, step_lines
 from benchmarks.report import numbers, provenance, row
@@ -39,10 +40,7 @@ def filled(page: str, results: Path, pictures: str) -> str:
 
 def _machine(result: Result) -> list[str]:
     speed = result["bytes_per_second"] / 1e9
-    rates = [
-        line["flops"] / min(line["cpu_us"], line["reference_us"]) / 1e3
-        for line in result["products"]
-    ]
+    rates = [line["flops"] / min(line["us"].values()) / 1e3 for line in result["products"]]
     most = max(line["rows"] for line in result["products"])
     text = (
         f"`M`: memory reads at {speed:.1f} GB/s with all threads. `F`: {max(rates):.0f} GFLOP/s in "
@@ -52,12 +50,7 @@ def _machine(result: Result) -> list[str]:
 
 
 def _products(result: Result) -> list[str]:
-    heads = ("product", "rows", "floor us", "cpu us", "reference us", "cpu / floor")
-    lines = [row(heads), row(["---", *["--:"] * 5])]
-    for line in result["products"]:
-        times = [f"{line[name]:.0f}" for name in ("floor_us", "cpu_us", "reference_us")]
-        ratio = f"{line['cpu_us'] / line['floor_us']:.2f}"
-        lines.append(row([line["product"], str(line["rows"]), *times, ratio]))
+    lines = product_table(result)
     lines += ["", row(("kernel", "rows", "us")), row(("---", "--:", "--:"))]
     lines += [row((o["kernel"], str(o["rows"]), f"{o['us']:.0f}")) for o in result["others"]]
     return lines

@@ -65,17 +65,20 @@ def plot_curves(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def plot_kernels(path: Path, result: Mapping[str, Any]) -> None:
-    """Microseconds of each product, ours beside torch's, by the number of rows."""
+    """Microseconds of each product, by who computes it and the number of rows."""
     heights = sorted({line["rows"] for line in result["products"]})
     figure = Figure(figsize=(4 * len(heights), 3.6), layout="constrained")
     panels = figure.subplots(1, len(heights), squeeze=False)[0]
     for panel, height in zip(panels, heights, strict=True):
         lines = [line for line in result["products"] if line["rows"] == height]
         places = range(len(lines))
-        for number, who in enumerate(("cpu", "reference")):
-            values = [line[f"{who}_us"] for line in lines]
-            panel.barh([place + 0.4 * number for place in places], values, 0.4, label=who)
-        panel.set_yticks([place + 0.2 for place in places], [line["product"] for line in lines])
+        contenders = list(lines[0]["us"])
+        width = (1 - _GAP) / len(contenders)
+        for number, who in enumerate(contenders):
+            values = [line["us"][who] for line in lines]
+            panel.barh([place + width * number for place in places], values, width, label=who)
+        middle = width * (len(contenders) - 1) / 2
+        panel.set_yticks([place + middle for place in places], [line["product"] for line in lines])
         panel.set_xlabel("microseconds")
         panel.set_title(f"{height} rows", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)

@@ -23,8 +23,7 @@ PRODUCT = {
     "product": "o 8 -> 8",
     "rows": 4,
     "count": 2,
-    "cpu_us": 2.0,
-    "reference_us": 5.0,
+    "us": {"cpu": 2.0, "reference": 5.0},
     "flops": 512_000,
     "floor_us": 1.0,
 }

@@ -169,7 +169,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
         }
         for x in (1, 8)
     ]
-    products = [{"product": "o", "rows": 1, "cpu_us": 1.0, "reference_us": 2.0}]
+    products = [{"product": "o", "rows": 1, "us": {"cpu": 1.0, "reference": 2.0}}]
     pictures = (plot, plot_curves, plot_kernels)
     result = make_result() | {"points": points, "products": products}
     for draw in pictures:

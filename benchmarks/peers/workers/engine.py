@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import kernels
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.cases import Job, Mixture
 from benchmarks.load import Load
 from benchmarks.offline import Offline, Sizes, offline
 from benchmarks.peers.workers.wire import Handle, serve
+from benchmarks.products import best_seconds, products, shapes
 from benchmarks.prompts import make_prompts
 from benchmarks.subject import Subject
 from router_engine.config import KernelConfig
@@ -61,12 +61,11 @@ class Ours:
         return {"seconds": [step.seconds for step in steps]}
 
     def _products(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of all products of a step, the better of ours and torch's for each."""
+        """Seconds of all products of a step, each by what computes it fastest."""
         library = Library(build(KernelConfig().cache))
-        shapes = kernels.shapes(self._subject)
-        lines = kernels.products(library, shapes, message["rows"], _ROUNDS, read_bandwidth(1))
-        best = sum(line["count"] * min(line["cpu_us"], line["reference_us"]) for line in lines)
-        return {"seconds": best / 1e6}
+        found = shapes(self._subject)
+        lines = products(library, found, message["rows"], _ROUNDS, read_bandwidth(1))
+        return {"seconds": best_seconds(lines)}
 
 
 def _job(job: dict[str, Any], subject: Subject) -> Job:

@@ -1,0 +1,147 @@
+"""The linear layers of one step, by everything that can compute them on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._inductor import config as inductor
+from torch.nn import functional
+
+from benchmarks.subject import Subject
+from router_engine.kernels.cpu.library import Library
+
+Shape = tuple[int, int]  # outputs, inputs
+Jobs = Mapping[str, Callable[[], object]]
+
+CPU = "cpu"  # ours
+REFERENCE = "reference"  # F.linear
+ONEDNN = "onednn"  # weights packed by oneDNN for the number of rows
+INDUCTOR = "inductor"  # frozen, the best of its C++ templates and of what ATen has
+CONTENDERS = (CPU, REFERENCE, ONEDNN)  # those that need no compiler's minutes
+
+
+def shapes(subject: Subject) -> dict[str, tuple[Shape, int]]:
+    """Name -> (shape, how many a step has) of the products of a Llama, fused where it can be."""
+    config = subject.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * width
+    hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    found = {
+        "q, k, v": ((heads, hidden), layers),
+        "o": ((hidden, config.num_attention_heads * width), layers),
+        "gate, up": ((2 * wide, hidden), layers),
+        "down": ((hidden, wide), layers),
+        "lm_head": ((config.vocab_size, hidden), 1),
+    }
+    return {f"{name} {i} -> {o}": ((o, i), n) for name, ((o, i), n) in found.items()}
+
+
+def measure(jobs: Jobs, rounds: int) -> dict[str, float]:
+    """Median seconds of each job; all in turn, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            started = time.perf_counter()
+            job()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+@torch.inference_mode()
+def products(
+    library: Library,
+    found: Mapping[str, tuple[Shape, int]],
+    rows: int,
+    rounds: int,
+    speed: float,
+    contenders: Sequence[str] = CONTENDERS,
+) -> list[dict[str, Any]]:
+    """Each product, over as many distinct weights as the model has: none stays in a cache.
+
+    `us` are microseconds of one product by contender; `speed` is what memory reads, in bytes/s.
+    """
+    lines = []
+    for name, ((outputs, inputs), count) in found.items():
+        weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
+        x = torch.randn(rows, inputs).bfloat16()
+        jobs = {one: _MAKE[one](library, x, weights) for one in contenders}
+        seconds = measure(jobs, rounds)
+        lines.append(
+            {
+                "product": name,
+                "rows": rows,
+                "count": count,
+                "us": {one: 1e6 * taken / count for one, taken in seconds.items()},
+                "flops": 2 * rows * outputs * inputs,
+                "floor_us": 1e6 * outputs * inputs * 2 / speed,
+            }
+        )
+    return lines
+
+
+def best_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of all products of a step, each by what computes it fastest."""
+    return float(sum(line["count"] * min(line["us"].values()) for line in lines) / 1e6)
+
+
+def _ours(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    """Packed as the decoder holds them: one block in large pages."""
+    size = library.packed_size(weights[0].shape, torch.bfloat16)
+    block = torch.empty(len(weights), size, dtype=torch.bfloat16)
+    library.large_pages(block)
+    for weight, place in zip(weights, block, strict=True):
+        library.pack(weight, place)
+    packed, outputs = list(block), weights[0].shape[0]
+    return lambda: library.linears(x, packed, outputs)
+
+
+def _reference(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    def run() -> None:
+        for weight in weights:
+            functional.linear(x, weight)
+
+    return run
+
+
+def _onednn(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    operations = torch.ops.mkldnn
+    packed = [operations._reorder_linear_weight(weight, x.shape[0]) for weight in weights]
+
+    def run() -> None:
+        for weight in packed:
+            operations._linear_pointwise(x, weight, None, "none", [], "")
+
+    return run
+
+
+def _inductor(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    class Linears(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(
+                nn.Parameter(weight, requires_grad=False) for weight in weights
+            )
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [functional.linear(x, weight) for weight in self.weights]
+
+    torch._dynamo.reset()
+    options = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+    with inductor.patch(options):
+        compiled = torch.compile(Linears().eval())
+        compiled(x)
+    return lambda: compiled(x)
+
+
+_MAKE: Mapping[str, Callable[[Library, Tensor, list[Tensor]], Callable[[], object]]] = {
+    CPU: _ours,
+    REFERENCE: _reference,
+    ONEDNN: _onednn,
+    INDUCTOR: _inductor,
+}
