@@ -28,14 +28,18 @@ class CpuBody:
         self._decoder = decoder
         self._pool = pool
         self._vocab = vocab_size
+        self._stride = -(-vocab_size // _LANES) * _LANES
+        self._buffer = torch.empty(0)
         self._experts: dict[str, ctypes.Array[Expert]] = {}
         self._version = pool.version
 
     def logits(self, plan: StepPlan, weights: StepWeights | None) -> tuple[Tensor, LogitSummary]:
-        """Logits [samples, vocab] in fp32 of the plan's `sampled_rows`; KV of all rows is kept."""
+        """Logits [samples, vocab] in fp32 of the plan's `sampled_rows`; KV of all rows is kept.
+
+        They are overwritten by the next call.
+        """
         arrays = _StepArrays(plan)
-        stride = -(-self._vocab // _LANES) * _LANES
-        logits = torch.empty(len(arrays.samples), stride)
+        logits = self._room(len(arrays.samples))
         best = torch.empty(len(arrays.samples), dtype=torch.int64)
         normaliser = torch.empty(len(arrays.samples))
         mixture = _Mixture(weights, self._expert_list)
@@ -52,13 +56,21 @@ class CpuBody:
             tokens=len(arrays.token_ids),
             num_rows=len(arrays.rows),
             samples=len(arrays.samples),
-            logits_stride=stride,
+            logits_stride=self._stride,
             threads=torch.get_num_threads(),
         )
         self._decoder.library.run_model(self._decoder.handle, step)
-        if stride != self._vocab:
+        if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
         return logits, LogitSummary(best, normaliser)
+
+    def _room(self, samples: int) -> Tensor:
+        """[samples, stride], in memory that is kept: fresh pages are megabytes of faults a step."""
+        size = samples * self._stride
+        if size > len(self._buffer):
+            self._buffer = torch.empty(size)
+            self._decoder.library.large_pages(self._buffer)
+        return self._buffer[:size].view(samples, self._stride)
 
     def _expert_list(self, digest: str) -> ctypes.Array[Expert]:
         """Where an adapter's rows lie, module by module; kept until the pool changes."""
