@@ -27,6 +27,8 @@ from server.cli.client import print_error
 from server.cli.fields import command_of
 from server.settings import SettingsError, load_settings, use_process_environment
 
+_EXTRA = ("aiohttp", "matplotlib")
+
 
 def register(app: typer.Typer) -> None:
     """Mount the commands on the program."""
@@ -128,8 +130,11 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def reporting(**values: Any) -> None:
         try:
-            if importlib.util.find_spec("matplotlib") is None:
-                raise BenchmarkError("plots need matplotlib: run `pip install 'adaptermix[train]'`")
+            gone = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+            if gone:
+                raise BenchmarkError(
+                    f"{', '.join(gone)} is missing: run `pip install 'adaptermix[bench]'`"
+                )
             command(**values)
         except (BenchmarkError, EngineError, SettingsError, OSError) as error:
             print_error(error)
