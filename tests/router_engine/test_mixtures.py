@@ -72,7 +72,7 @@ def test_sum_and_linear_are_different_mixtures(
 def test_sixteen_mixtures_in_one_batch_equal_each_alone(
     path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    """The mixed-batch oracle: 16 requests, 16 mixtures, every prompt of another length."""
+    """The mixed-batch oracle: 16 requests, 16 mixtures, prompts of 16 lengths."""
     engine, other = make_engine(), make_engine()  # no prefix of the first run can help the second
     for each in (engine, other):
         digests = _digests(each, folders)

@@ -99,10 +99,12 @@ def sample_texts(folder: Path) -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-@pytest.fixture
-def endpoint(real_base: Path, real_encoder: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def endpoint(
+    real_base: Path, real_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A running encoder worker."""
-    address = f"ipc://{tmp_path}/encoder"
+    address = f"ipc://{tmp_path_factory.mktemp('encoder')}/socket"
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     worker = EncoderProcess(
         EncoderConfig(real_encoder, real_base, address, {**os.environ, **threads})

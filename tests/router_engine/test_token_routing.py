@@ -89,7 +89,7 @@ def test_keep_matches_peft_with_a_cache(
     prompt = path.short(PROMPT)
     engine = make_engine()
     digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
-    rows = _rows(0, path.tokens + 1, 3)
+    rows = _rows(0, path.tokens + 2, 3)
     first = dict(zip(digests, rows[0], strict=True))
     answer, fixed = engine.run(
         _routed("r", digests, rows, every=every, prompt=prompt),
@@ -163,7 +163,7 @@ def test_preempted_in_mid_routing_gives_the_same_tokens(
     )
     engine = make_engine(config=tight)
     digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
-    weights = [_rows(index, path.tokens + 1, 3) for index in range(count)]
+    weights = [_rows(index, path.tokens + 2, 3) for index in range(count)]
     answers = engine.run(
         *(_routed(f"r{i}", digests, rows, every=2, prompt=prompt) for i, rows in enumerate(weights))
     )
