@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks.report import provenance
 
@@ -92,26 +93,45 @@ def plot_peers(path: Path, result: Mapping[str, Any]) -> None:
     cells = [cell for cell in result["cells"] if cell["suite"] == "peers"]
     cases = list(dict.fromkeys(cell["case"] for cell in cells))
     systems = list(dict.fromkeys(cell["system"] for cell in cells))
-    levels = list(dict.fromkeys(cell["load"] for cell in cells))
-    figure = Figure(figsize=(4 * len(cases), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(cases), squeeze=False)[0]
-    width = (1 - _GAP) / len(systems)
-    for panel, case in zip(panels, cases, strict=True):
-        for number, system in enumerate(systems):
-            chosen = [c for c in cells if c["case"] == case and c["system"] == system]
-            places = [levels.index(cell["load"]) + number * width for cell in chosen]
-            rates = [cell["output_tokens_per_second"] for cell in chosen]
-            panel.bar(places, rates, width, label=system, color=f"C{number}")
+    # As wide as they have bars: not every system is measured under every load.
+    groups = {case: _groups(cells, case) for case in cases}
+    widths = [sum(map(len, levels.values())) + len(levels) for levels in groups.values()]
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(cases), squeeze=False, width_ratios=widths)[0]
+    for panel, (case, levels) in zip(panels, groups.items(), strict=True):
+        place, ticks = 0.0, []
+        for members in levels.values():
+            ticks.append(place + (len(members) - 1) / 2)
+            for cell in members:
+                _labelled_bar(panel, place, cell, f"C{systems.index(cell['system'])}")
+                place += 1
+            place += 1  # between two groups
         panel.set_title(next(cell["title"] for cell in cells if cell["case"] == case), fontsize=10)
-        panel.set_xticks([place + 0.4 - width / 2 for place in range(len(levels))], levels)
+        panel.set_xticks(ticks, list(levels))
         panel.set_xlabel("clients")
         panel.spines[["top", "right"]].set_visible(False)
+        panel.margins(y=0.1)
     panels[0].set_ylabel("output tokens/s")
-    handles = [panel.get_legend_handles_labels() for panel in panels]
-    most = max(handles, key=lambda pair: len(pair[1]))
-    figure.legend(*most, loc="outside lower center", ncols=len(systems))
+    handles = [Patch(color=f"C{number}", label=system) for number, system in enumerate(systems)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(systems), fontsize=9)
     figure.suptitle(provenance(result), fontsize=9)
     save(figure, path)
+
+
+def _groups(cells: Sequence[Mapping[str, Any]], case: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The cells of a case by their number of clients, in the order of both."""
+    chosen = sorted((cell for cell in cells if cell["case"] == case), key=lambda c: c["clients"])
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in chosen:
+        groups.setdefault(cell["load"], []).append(cell)
+    return groups
+
+
+def _labelled_bar(panel: Any, place: float, cell: Mapping[str, Any], color: str) -> None:
+    """Median throughput, its range over the rounds, and the number above."""
+    rate, spread = cell["output_tokens_per_second"], _errors([cell])[0]
+    bars = panel.bar([place], [rate], 0.9, yerr=spread, color=color, error_kw={"lw": 0.8})
+    panel.bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
 
 
 def save(figure: Figure, path: Path) -> None:

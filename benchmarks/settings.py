@@ -219,6 +219,10 @@ class KernelSettings:
         default=(1, 8, 32, 256), metadata=about("Rows of a step (tokens); repeatable.")
     )
     rounds: int = field(default=20, metadata=about("Times that everything is measured."))
+    inductor: bool = field(
+        default=False,
+        metadata=about("Also what torch.compile makes of each product: minutes of compiling."),
+    )
     out: Path = field(
         default=OUT / "kernels", metadata=about("The results, without .json, .md and .png.")
     )
@@ -270,17 +274,20 @@ class PeerSettings:
         default=(1, 8, 32), metadata=about("Clients with one request in flight each; repeatable.")
     )
     rounds: int = field(default=5, metadata=about("Times that every cell is measured."))
-    per_client: int = field(default=1, metadata=about("Requests of each client in a round."))
+    cell_seconds: float = field(
+        default=4.0,
+        metadata=about("Seconds that a fast cell repeats its requests for; a slow one runs once."),
+    )
+    minutes: float = field(
+        default=50.0, metadata=about("The most that all rounds may take: else there are fewer.")
+    )
     new_tokens: int = field(default=64, metadata=about("Tokens of every answer."))
     threads: int | None = field(
         default=None, metadata=about("Threads of each system; all cores when left out.")
     )
     kernels: str = field(default="cpu", metadata=about("What computes a step of AdapterMix."))
-    int8: str = field(
-        default="",
-        metadata=about(
-            "Options of `adaptermix serve` that choose int8 weights; left out, that row stays open."
-        ),
+    int8: bool = field(
+        default=True, metadata=about("Measure AdapterMix with its base in 8 bits, too.")
     )
     starts: int = field(default=5, metadata=about("Starts of the server that are timed."))
     cache: Path = field(
@@ -299,9 +306,9 @@ class PeerSettings:
             )
         for clients in self.concurrency:
             _at_least("concurrency", clients, 1)
-        for name in ("rounds", "per_client", "starts"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("new_tokens", self.new_tokens, 2)
+        for name, least in (("rounds", 1), ("starts", 1), ("new_tokens", 2)):
+            _at_least(name, getattr(self, name), least)
+        _at_least("minutes", self.minutes, 0.1)
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class PeerEnvironment:
 
     def __init__(self, name: str, cache: Path) -> None:
         self.name = name
-        self.folder = cache.expanduser() / name
+        self.folder = cache.expanduser().absolute() / name
         self.log = self.folder / "install.log"
 
     @property
@@ -66,7 +66,10 @@ class PeerEnvironment:
         with self.log.open("ab") as log:
             log.write(f"$ {' '.join(command)}\n".encode())
             log.flush()
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+            # Not where the command was started: pip would take this project for installed.
+            done = subprocess.run(
+                command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, check=False
+            )
         if done.returncode != 0:
             raise BenchmarkError(f"{self.name} cannot be installed:\n{tail(self.log)}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.cases import Population, Traffic
+from benchmarks.cases import Job, Population, Traffic
 from benchmarks.goals import (
     INT8,
     LLAMA,
@@ -30,7 +30,7 @@ from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 PROMPT = "uniform:48:80"
 LONGEST_PROMPT = 80
 ZIPF = 1.0
-LEAST_REQUESTS = 2
+LEAST_REQUESTS = 2  # of a wave
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +84,44 @@ _CELLS: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
 
 
 def cells(settings: PeerSettings, systems: Sequence[str]) -> list[Cell]:
-    """Those of the systems that are there, at the numbers of clients that are asked for."""
+    """Those of the systems that are there, at the numbers of clients that are asked for.
+
+    Each is one wave: a request of every client.
+    """
     return [
         Cell(
             system,
             case,
             Load(clients=clients),
-            max(LEAST_REQUESTS, settings.per_client * clients),
+            wave(clients),
             suite,
         )
         for system, suite, case, levels in _CELLS
         for clients in levels
         if system in systems and clients in settings.concurrency
     ]
+
+
+def wave(clients: int) -> int:
+    """Requests that belong together: one of every client."""
+    return max(LEAST_REQUESTS, clients)
+
+
+def waves(cell: Cell, turn: str) -> list[str]:
+    """Names the jobs of each wave of a cell in a turn of the run.
+
+    Neither suites nor loads may share prompts, or the second would find them in the prefix cache.
+    Systems do: whoever runs more waves than another has done the same work before.
+    """
+    clients = cell.load.clients or 1
+    count = cell.requests // wave(clients)
+    return [f"{cell.suite} {clients} clients {turn} wave {number}" for number in range(count)]
+
+
+def jobs(cell: Cell, turn: str, traffic: Traffic) -> list[Job]:
+    """The work of a cell in a turn of the run."""
+    count = wave(cell.load.clients or 1)
+    return [job for name in waves(cell, turn) for job in traffic.jobs(cell.case, count, name)]
 
 
 def key_of(cell: Cell) -> Key:
@@ -123,20 +148,21 @@ def write_suites(subject: Subject, root: Path) -> dict[str, list[Path]]:
 
 
 def mixed_bytes_over_one(
-    subject: Subject, traffic: Traffic, weight_bytes: int, rounds: int, requests: int
+    subject: Subject, traffic: Traffic, weight_bytes: int, turns: Sequence[str], cell: Cell
 ) -> float:
-    """Bytes that a step of the suite `mixed` reads, over those of a step with one of rank 8.
+    """Bytes that a step of `cell`, of the suite `mixed`, reads over those with one of rank 8.
 
-    Of the adapters, those that `requests` neighbouring requests ask for count once each; the mean
-    over rounds, as they are drawn in the run. The cache of keys and values is left out: it is the
-    same on both sides.
+    Of the adapters, those that a wave of neighbouring requests asks for count once each; the mean
+    over the waves of all turns, as they are drawn in the run. The cache of keys and values is left
+    out: it is the same on both sides.
     """
     suite = next(suite for suite in SUITES if suite.name == MIXED)
     per_rank = sum(2 * (i + o) for _, i, o in subject.targeted_linears(suite.targets))
-    active = [
-        sum(suite.rank(index) for index in set(traffic.picks("many", requests, f"round {n}")))
-        for n in range(rounds)
+    count = wave(cell.load.clients or 1)
+    picked = [
+        set(traffic.picks(cell.case, count, name)) for turn in turns for name in waves(cell, turn)
     ]
+    active = [sum(suite.rank(index) for index in picks) for picks in picked]
     one = next(suite for suite in SUITES if suite.name == OWN).rank(0)
     return (weight_bytes + per_rank * mean(active)) / (weight_bytes + per_rank * one)
 

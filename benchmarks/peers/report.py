@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,25 +31,27 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Targets first, then every cell."""
     lines = ["# AdapterMix beside its peers", "", provenance(result), ""]
     lines += goal_table(result["goals"])
-    settings = result["settings"]
+    settings, rounds = result["settings"], result["timing"]["round_seconds"]
     lines += [
         "",
-        f"Ratios are those of the medians of {settings['rounds']} rounds, all systems in turn; a "
-        "system that has no turn is stopped. Throughput is output tokens a second with the "
-        "prefill of the prompts in it: prompts of 48 to 80 tokens, "
-        f"{settings['new_tokens']} new tokens, greedy. "
+        f"Ratios are those of the medians of {len(rounds)} rounds, all systems in turn; a peer "
+        "that has no turn is stopped. Throughput is output tokens a second with the prefill of the "
+        f"prompts in it: prompts of 48 to 80 tokens, {settings['new_tokens']} new tokens, greedy, "
+        "none ended early. All systems are given the same requests and all cores. A round of a "
+        "cell is one request a client, again and again for "
+        f"{settings['cell_seconds']:g} s by those who are faster than that. "
         "Against peers the adapters have rank 16 on all seven linear layers, else rank 8 on q, k, "
-        "v, o.",
+        f"v, o. A round of everything took {statistics.median(rounds):.0f} s.",
         "",
     ]
     for name, versions in result["versions"].items():
         listed = ", ".join(f"{package} {number}" for package, number in versions.items())
         lines.append(f"- {name}: {listed}")
     for name, reason in result["missing"].items():
-        lines.append(f"- {name} is missing: {reason.splitlines()[0]}")
-    heads = ["system", "adapters", "case", "clients", *NUMBERS]
+        lines.append(f"- {name} is missing: {' '.join(reason.splitlines()[:2])}")
+    heads = ["system", "adapters", "case", "clients", "requests a round", *NUMBERS]
     lines += ["", row(heads), row(["---"] * 3 + ["--:"] * (len(heads) - 3))]
     for cell in result["cells"]:
         names = [cell["system"], cell["suite"], cell["title"], cell["load"]]
-        lines.append(row([*names, *numbers(cell)]))
+        lines.append(row([*names, str(cell["requests_per_round"]), *numbers(cell)]))
     return "\n".join([*lines, ""])

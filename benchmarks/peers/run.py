@@ -17,17 +17,18 @@ from rich.console import Console
 from benchmarks.cases import Job
 from benchmarks.clients import GenerateClient
 from benchmarks.errors import BenchmarkError
-from benchmarks.goals import GOALS, INT8, OFFLINE, OURS, OWN, PEERS, judge
-from benchmarks.load import Round
+from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS, OWN, PEERS, judge
 from benchmarks.machine import describe_machine, describe_software
-from benchmarks.matrix import Cell, System, measure
+from benchmarks.matrix import Cell, System
 from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
 from benchmarks.peers.context import Context, OpenPeer
+from benchmarks.peers.measure import Measured, Measurement, Pace, turn
 from benchmarks.peers.memory import import_bytes, resident_bytes
 from benchmarks.peers.plan import (
     LONGEST_PROMPT,
     SUITES,
     cells,
+    jobs,
     mixed_bytes_over_one,
     rates,
     traffics,
@@ -78,7 +79,8 @@ class _Run:
 def run_peers(settings: PeerSettings) -> dict[str, Any]:
     """Install, start, measure in turn, judge; the result as written to JSON.
 
-    A peer that cannot be installed or started is left out, with the reason in the result.
+    What a peer cannot do is left out, with the reason in the result: all of it where it cannot be
+    installed or started, else the cell that failed.
     """
     console = Console(stderr=True)
     subject = resolve(settings.model)
@@ -94,18 +96,20 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         worker = _offline(run)
         systems: dict[str, System] = {OURS: _http(running), OFFLINE: worker, **opened}
         if settings.int8:
-            extra = [*run.options("int8"), *settings.int8.split()]
-            systems[INT8] = _http(_serve(run, extra, "int8.log", {}))
-        measured = _measure(run, systems)
+            quantized = [*run.options("int8"), "--quantization", "int8"]
+            systems[INT8] = _http(_serve(run, quantized, "int8.log", {}))
+        measured = _measure(run, systems, forgiven=opened)
+        missing |= measured.missing
         scalars |= _steps(worker, settings)
-        scalars |= _sizes(run, running.pid)
+        scalars |= _sizes(run, running.pid, measured)
         scalars |= gpu_scalars(GPU_RESULTS)
         serving = {
             "dtype": info(running.url)["dtype"],
             "kernels": settings.kernels,
             "threads": threads,
         }
-    by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in measured.items()}
+    rounds_of = measured.rounds.items()
+    by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
     made = traffics(settings.new_tokens, subject.count_tokens)
     return {
         "kind": "peers",
@@ -116,10 +120,11 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         "settings": asdict(settings),
         "versions": versions,
         "missing": missing,
+        "timing": dict(measured.timing),
         "scalars": scalars,
         "cells": [
             cell_of(made[cell.suite].population.title(cell.case), cell, rounds)
-            for cell, rounds in measured.items()
+            for cell, rounds in rounds_of
         ],
         "goals": [asdict(judge(goal, rates(by_cell), scalars)) for goal in GOALS],
     }
@@ -181,7 +186,7 @@ def _open_peers(run: _Run) -> tuple[dict[str, System], dict[str, Any], dict[str,
         scratch = run.folder / name
         scratch.mkdir()
         context = Context(
-            model=run.subject.model,
+            model=str(Path(run.subject.model).absolute()),
             adapters=tuple(run.folders[PEERS]),
             rank=max(suite.ranks),
             clients=max(run.settings.concurrency),
@@ -194,24 +199,27 @@ def _open_peers(run: _Run) -> tuple[dict[str, System], dict[str, Any], dict[str,
         )
         try:
             opened = _OPEN[name](context)
-        except BenchmarkError as error:
+        except (BenchmarkError, OSError) as error:
             missing[name] = str(error)
-            run.console.print(f"[yellow]{name} is left out[/]: {error}", markup=True)
+            run.console.print(f"{name} is left out: {error}", style="yellow", markup=False)
         else:
             systems |= opened.systems
             versions[name] = dict(opened.versions)
     return systems, versions, missing
 
 
-def _measure(run: _Run, systems: Mapping[str, System]) -> dict[Cell, list[Round]]:
-    made = traffics(run.settings.new_tokens, run.subject.count_tokens)
-    chosen = cells(run.settings, list(systems))
+def _measure(
+    run: _Run, systems: Mapping[str, System], *, forgiven: Mapping[str, System]
+) -> Measured:
+    settings = run.settings
+    made = traffics(settings.new_tokens, run.subject.count_tokens)
 
-    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
-        # Suites of one case must not share prompts; systems do: it is the same work.
-        return made[cell.suite].jobs(cell.case, count, f"{cell.suite} {part}")
+    def jobs_of(cell: Cell, turn: str) -> list[Job]:
+        return jobs(cell, turn, made[cell.suite])
 
-    return uvloop.run(measure(systems, chosen, run.settings.rounds, jobs_of, run.console))
+    measurement = Measurement(systems, jobs_of, forgiven, run.console)
+    pace = Pace(settings.rounds, settings.cell_seconds, settings.minutes)
+    return uvloop.run(measurement.run(cells(settings, list(systems)), pace))
 
 
 def _steps(worker: Worker, settings: PeerSettings) -> dict[str, Sequence[float]]:
@@ -229,11 +237,15 @@ def _steps(worker: Worker, settings: PeerSettings) -> dict[str, Sequence[float]]
     return found
 
 
-def _sizes(run: _Run, pid: int) -> dict[str, Sequence[float]]:
+def _sizes(run: _Run, pid: int, measured: Measured) -> dict[str, Sequence[float]]:
     parameters = run.subject.num_parameters()
     weights = 2 * parameters  # in bf16, whatever the server holds them in
     above = resident_bytes(pid) - import_bytes() - KV_BYTES
-    traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)["mixed"]
-    requests = max(run.settings.concurrency)
-    ratio = mixed_bytes_over_one(run.subject, traffic, weights, run.settings.rounds, requests)
-    return {"memory_over_weights": [above / weights], "mixed_bytes_over_one": [ratio]}
+    found: dict[str, Sequence[float]] = {"memory_over_weights": [above / weights]}
+    traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)[MIXED]
+    for cell, rounds in measured.rounds.items():
+        if cell.suite == MIXED:
+            turns = [turn(number) for number in range(len(rounds))]
+            ratio = mixed_bytes_over_one(run.subject, traffic, weights, turns, cell)
+            found["mixed_bytes_over_one"] = [ratio]
+    return found

@@ -25,6 +25,7 @@ from benchmarks.process import Running
 from benchmarks.serve import merging
 
 _STOP_SECONDS = 30.0
+LIMIT_SECONDS = 600.0  # of a round: who is that slow hangs
 
 MakeClient = Callable[[aiohttp.ClientSession], Client]
 Tokenize = Callable[[str], list[int]]
@@ -51,15 +52,24 @@ class HttpSystem:
         self._url = running.url
         self._make = make
         self._group = running.pid if stops else None
+        self._hangs = False
         if self._group is not None:
             os.killpg(self._group, signal.SIGSTOP)
 
     async def round(self, case: str, load: Load, jobs: Sequence[Job], on_done: OnDone) -> Round:
-        """See `System`."""
-        with awake(self._group):
-            async with http_client(self._url) as http:
-                system = Driven(self._make(http).send, merging(http))
-                return await system.round(case, load, jobs, on_done)
+        """See `System`. Raises BenchmarkError for whatever goes wrong with the server."""
+        if self._hangs:
+            raise BenchmarkError("it did not answer before")
+        try:
+            with awake(self._group):
+                async with http_client(self._url) as http, asyncio.timeout(LIMIT_SECONDS):
+                    system = Driven(self._make(http).send, merging(http))
+                    return await system.round(case, load, jobs, on_done)
+        except TimeoutError:
+            self._hangs = True
+            raise BenchmarkError(f"no answer in {LIMIT_SECONDS:.0f} s") from None
+        except (aiohttp.ClientError, ProcessLookupError) as error:
+            raise BenchmarkError(f"{type(error).__name__}: {error}") from error
 
 
 class Worker:
@@ -103,7 +113,12 @@ class Worker:
                 for job in jobs
             ],
         }
-        answer = await asyncio.to_thread(self.call, message)
+        try:
+            async with asyncio.timeout(LIMIT_SECONDS):
+                answer = await asyncio.to_thread(self.call, message)
+        except TimeoutError:
+            self.close()
+            raise BenchmarkError(f"no answer in {LIMIT_SECONDS:.0f} s") from None
         for _ in jobs:
             on_done()
         samples = [
@@ -125,6 +140,8 @@ class Worker:
     def call(self, message: dict[str, Any]) -> dict[str, Any]:
         """One question, one answer. Raises BenchmarkError with what went wrong in the process."""
         assert self._process.stdin is not None
+        if self._process.poll() is not None:
+            raise BenchmarkError(f"a worker is dead:\n{tail(self._log)}")
         with awake(self.pid):
             try:
                 self._process.stdin.write(json.dumps(message) + "\n")

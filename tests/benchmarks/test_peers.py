@@ -17,6 +17,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.goals import GOALS, MIXED, OURS
 from benchmarks.lengths import parse_lengths
 from benchmarks.load import Load, Round
+from benchmarks.matrix import Cell
 from benchmarks.peers.context import Context
 from benchmarks.peers.environment import PeerEnvironment
 from benchmarks.peers.memory import descendants, import_bytes, resident_bytes
@@ -106,12 +107,17 @@ class TestPlan:
     def test_predicted_bytes_by_hand(self) -> None:
         subject = Subject.of(TINY_RANDOM)
         traffic = traffics(4, len)[MIXED]
-        picked = set(traffic.picks("many", 3, "round 0"))
-        rank = sum((4, 8, 16, 32, 64)[index % 5] for index in picked)
+        cell = Cell(OURS, "many", Load(clients=3), 6, MIXED)
+        picked = [
+            set(traffic.picks("many", 3, f"mixed 3 clients round 0 wave {number}"))
+            for number in range(2)
+        ]
+        rank = sum((4, 8, 16, 32, 64)[index % 5] for picks in picked for index in picks) / 2
         # bf16 bytes of one rank: q and o are 64 -> 64, k and v 64 -> 32, in two layers.
         one = 2 * 2 * (128 + 128 + 96 + 96)
         expected = (1000 + rank * one) / (1000 + 8 * one)
-        assert mixed_bytes_over_one(subject, traffic, 1000, 1, 3) == pytest.approx(expected)
+        found = mixed_bytes_over_one(subject, traffic, 1000, ["round 0"], cell)
+        assert found == pytest.approx(expected)
 
 
 def test_memory_counts_the_children_too() -> None:

@@ -10,6 +10,7 @@ group after another, as llama.cpp's own server does. Runs in the peer's environm
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 import time
 from collections import deque
@@ -40,10 +41,13 @@ class Peer:
     """A model, a context, and every adapter loaded."""
 
     def __init__(self, model: str, adapters: Path, threads: int, clients: int, tokens: int) -> None:
+        # Else every change of adapters writes two lines.
+        logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
-        # The AMX buffer type ends in a segmentation fault on short prompts.
-        params.use_extra_bufts = False
+        # They hold weights in the order that a processor likes best; that of AMX ends in a
+        # segmentation fault on short prompts.
+        params.use_extra_bufts = "amx_tile" not in Path("/proc/cpuinfo").read_text()
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), params)
         if not self._model:
             raise RuntimeError(f"{model} cannot be loaded")

@@ -72,7 +72,6 @@ class Peer:
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=count,
-            min_new_tokens=count,
             do_sample=False,
             pad_token_id=0,
             stopping_criteria=[clock],
@@ -90,7 +89,9 @@ class Peer:
         return self._tuned, {"adapter_names": [name or "__base__" for name in names]}
 
     def _load(self, model: str) -> Any:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+        loaded.generation_config.eos_token_id = None  # cheaper than to forbid it at each token
+        return loaded
 
 
 def make() -> tuple[dict[str, Any], Handle]:
