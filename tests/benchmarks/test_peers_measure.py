@@ -9,10 +9,11 @@ from rich.console import Console
 
 from benchmarks.cases import Job
 from benchmarks.errors import BenchmarkError
+from benchmarks.goals import MIXED
 from benchmarks.load import Load, OnDone, Round, Sample
 from benchmarks.matrix import Cell, System
 from benchmarks.peers.measure import MOST_WAVES, PRACTICE, Measured, Measurement, Pace
-from benchmarks.peers.plan import MIXED, jobs, traffics, waves
+from benchmarks.peers.plan import jobs, traffics, waves
 
 PACE = Pace(rounds=3, cell_seconds=4.0, minutes=50.0)
 CELLS = [
