@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from benchmarks.cases import Job, Population, Traffic
-from benchmarks.clients import Client, GenerateClient, OpenAIClient
+from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
 from benchmarks.errors import BenchmarkError
 from benchmarks.lengths import parse_lengths
 from benchmarks.load import Load, Round
 from benchmarks.matrix import Driven
 from benchmarks.process import info, server
-from benchmarks.serve import http_client, merging
+from benchmarks.serve import merging
 from server.cli.main import app
 from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings
