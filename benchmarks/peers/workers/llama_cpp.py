@@ -3,14 +3,14 @@
     python -m benchmarks.peers.workers.llama_cpp MODEL.gguf ADAPTERS THREADS CLIENTS TOKENS
 
 ADAPTERS is a folder of LoRAs as GGUF; CLIENTS sequences of at most TOKENS tokens run at once. An
-adapter is a state of the whole context, so sequences under different adapters are decoded one
-group after another, as llama.cpp's own server does. Runs in the peer's environment.
+adapter is a state of a whole context, so sequences under different adapters are decoded one group
+after another. Each adapter has a context of its own: to change that of one context makes llama.cpp
+plan its graph anew, which costs a third of a step. Runs in the peer's environment.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import sys
 import time
 from collections import deque
@@ -22,6 +22,18 @@ import llama_cpp
 import numpy as np
 
 from benchmarks.peers.workers.wire import Handle, serve
+
+CELLS = 256  # a sequence's share of the cache is a multiple of it
+UBATCH = 512  # tokens that are computed at once; more need memory and are not faster
+_LEVELS = (3, 4)  # warnings and errors: the package takes other numbers for them
+
+
+def _write(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    if level in _LEVELS:
+        sys.stderr.write(text.decode(errors="replace"))
+
+
+_LOG = llama_cpp.llama_log_callback(_write)  # llama.cpp keeps only its address
 
 
 @dataclass
@@ -38,11 +50,10 @@ class Sequence:
 
 
 class Peer:
-    """A model, a context, and every adapter loaded."""
+    """A model, and a context for the base and each adapter."""
 
     def __init__(self, model: str, adapters: Path, threads: int, clients: int, tokens: int) -> None:
-        # Else every change of adapters writes two lines.
-        logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)
+        llama_cpp.llama_log_set(_LOG, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         # They hold weights in the order that a processor likes best; that of AMX ends in a
@@ -52,17 +63,15 @@ class Peer:
         if not self._model:
             raise RuntimeError(f"{model} cannot be loaded")
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx = clients * tokens
-        options.n_batch = options.n_ubatch = clients * tokens
+        options.n_ctx = clients * -(-tokens // CELLS) * CELLS
+        options.n_batch, options.n_ubatch = clients * tokens, UBATCH
         options.n_seq_max = clients
         options.n_threads = options.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, options)
-        if not self._context:
-            raise RuntimeError("no context can be made")
-        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._contexts: dict[str | None, Any] = {None: self._context(options, None)}
+        for path in sorted(adapters.glob("*.gguf")):
+            self._contexts[path.stem] = self._context(options, path)
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._batch = llama_cpp.llama_batch_init(clients * tokens, 0, 1)
-        self._adapters = {path.stem: self._load(path) for path in sorted(adapters.glob("*.gguf"))}
 
     def round(self, message: dict[str, Any]) -> dict[str, Any]:
         """A closed loop of `clients`: a place that is free takes the next job at once."""
@@ -70,7 +79,8 @@ class Peer:
         waiting = deque(enumerate(jobs))
         places: list[Sequence | None] = [None] * message["clients"]
         samples: list[Any] = [None] * len(jobs)
-        llama_cpp.llama_memory_clear(self._memory, 1)
+        for context in self._contexts.values():
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), 0)
         started = time.perf_counter()
         while waiting or any(places):
             for place, held in enumerate(places):
@@ -83,7 +93,8 @@ class Peer:
             for place, held in enumerate(places):
                 if held is not None and held.left == 0:
                     samples[held.index] = {"sent": held.sent, "arrivals": held.arrivals}
-                    llama_cpp.llama_memory_seq_rm(self._memory, place, -1, -1)
+                    memory = llama_cpp.llama_get_memory(self._contexts[held.adapter])
+                    llama_cpp.llama_memory_seq_rm(memory, place, -1, -1)
                     places[place] = None
         return {"seconds": time.perf_counter() - started, "samples": samples}
 
@@ -94,10 +105,9 @@ class Peer:
             if held is not None:
                 groups.setdefault(held.adapter, []).append((place, held))
         for adapter, members in groups.items():
-            self._use(adapter)
-            self._decode(members)
+            self._decode(self._contexts[adapter], members)
 
-    def _decode(self, members: list[tuple[int, Sequence]]) -> None:
+    def _decode(self, context: Any, members: list[tuple[int, Sequence]]) -> None:
         batch, count, last = self._batch, 0, []
         for place, held in members:
             for token in held.pending:
@@ -111,31 +121,30 @@ class Peer:
             batch.logits[count - 1] = 1
             last.append(count - 1)
         batch.n_tokens = count
-        status = llama_cpp.llama_decode(self._context, batch)
+        status = llama_cpp.llama_decode(context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
         for index, (_, held) in zip(last, members, strict=True):
-            row = llama_cpp.llama_get_logits_ith(self._context, index)
+            row = llama_cpp.llama_get_logits_ith(context, index)
             logits = np.ctypeslib.as_array(row, shape=(self._vocab,))
             held.pending = [int(logits.argmax())]
             held.left -= 1
             held.arrivals.append(time.perf_counter())
 
-    def _use(self, adapter: str | None) -> None:
-        if adapter is None:
-            status = llama_cpp.llama_set_adapters_lora(self._context, None, 0, None)
-        else:
-            pointers = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapters[adapter])
+    def _context(self, options: Any, adapter: Path | None) -> Any:
+        context = llama_cpp.llama_init_from_model(self._model, options)
+        if not context:
+            raise RuntimeError("no context can be made")
+        if adapter is not None:
+            loaded = llama_cpp.llama_adapter_lora_init(self._model, str(adapter).encode())
+            if not loaded:
+                raise RuntimeError(f"{adapter} cannot be loaded")
+            pointers = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded)
             scales = (ctypes.c_float * 1)(1.0)
-            status = llama_cpp.llama_set_adapters_lora(self._context, pointers, 1, scales)
-        if status != 0:
-            raise RuntimeError(f"llama_set_adapters_lora returned {status}")
-
-    def _load(self, path: Path) -> Any:
-        adapter = llama_cpp.llama_adapter_lora_init(self._model, str(path).encode())
-        if not adapter:
-            raise RuntimeError(f"{path} cannot be loaded")
-        return adapter
+            status = llama_cpp.llama_set_adapters_lora(context, pointers, 1, scales)
+            if status != 0:
+                raise RuntimeError(f"llama_set_adapters_lora returned {status}")
+        return context
 
 
 def make() -> tuple[dict[str, Any], Handle]:
