@@ -88,8 +88,8 @@ def check_dtype(device: Device, root: str, family: str, dtype: DType) -> None:
     pair = _Pair(Path(root), family, dtype, device)
     first, second, third = pair.digests
     short = [
-        request("base", range(5, 16), max_new_tokens=3),
-        request("mixture", range(5, 12), {first: 0.5, second: -0.3, third: 1.0}, max_new_tokens=3),
+        request("base", range(5, 16), max_new_tokens=2),
+        request("mixture", range(5, 12), {first: 0.5, second: -0.3, third: 1.0}, max_new_tokens=2),
     ]
     try:
         pair.agree(short, dtype)
@@ -105,7 +105,7 @@ def check_graphs_serve_every_mixture(device: Device, root: str) -> None:
         for turn, weights in enumerate(((0.5, 0.3), (-1.0, 2.0), (0.0, 0.4))):
             mixture = dict(zip(pair.digests, weights, strict=False))
             requests = [
-                request(f"{turn} {index}", range(5 + turn, 12), mixture, max_new_tokens=3)
+                request(f"{turn} {index}", range(5 + turn, 12), mixture, max_new_tokens=2)
                 for index in range(2)
             ]
             pair.agree(requests, "float32")
