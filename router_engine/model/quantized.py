@@ -1,9 +1,10 @@
 """The base in 8 bits: every linear layer's weight and input as integers with scales.
 
-y[t, o] = sx[t] * sw[o] * sum_i qx[t, i] * qw[o, i] + bias[o], the sum exact in 32 bits. sw belongs
-to an output; sx to a token, and is found as the token comes: nothing is calibrated. Both are
-symmetric: q = round(v / s), s = max |v| / 127. Source: Dettmers et al., "LLM.int8()", 2022,
-section 3.1, without the parts in 16 bits.
+y[t, o] = sum_g sx[t, g] * sw[o] * sum_{i in g} qx[t, i] * qw[o, i] + bias[o], the inner sums exact
+in 32 bits. sw belongs to an output; sx to a token and a stretch g of 64 inputs, and is found as the
+token comes: nothing is calibrated. Both are symmetric: q = round(v / s), s = max |v| / 127. Source:
+Dettmers et al., "LLM.int8()", 2022, section 3.1; where that keeps inputs which are far larger than
+the others in 16 bits, here they spoil their own stretch alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from router_engine.errors import UnsupportedModelError
 
 _TOP = 127
+_STRETCH = 64  # inputs of one scale, as in kernels/cpu/src/int8.h
 _OUTPUTS = 1024  # rounded at a time: in fp32 a whole head would be twice the model
 _LEAST = 1e-30  # of a scale's numerator: rows of zeros stay finite
 
@@ -40,9 +42,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] in any floating-point dtype -> [..., out] in the same."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        top = rows.abs().amax(dim=1, keepdim=True).clamp_min(_LEAST)
-        values = torch.round(rows * (top.reciprocal() * _TOP)).to(torch.int8)
-        y = torch._int_mm(values, self.values.T).float() * (top / _TOP * self.scale)
+        y = rows.new_zeros(rows.shape[0], self.values.shape[0])
+        parts = (torch.split(part, _STRETCH, dim=1) for part in (rows, self.values))
+        for inputs, weights in zip(*parts, strict=True):
+            top = inputs.abs().amax(dim=1, keepdim=True).clamp_min(_LEAST)
+            values = torch.round(inputs * (top.reciprocal() * _TOP)).to(torch.int8)
+            y += torch._int_mm(values, weights.T).float() * (top / _TOP * self.scale)
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])

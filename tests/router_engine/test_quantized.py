@@ -41,13 +41,17 @@ def _layer(inputs: int, outputs: int) -> tuple[Int8Linear, Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 33])
 def test_a_layer_is_its_equation(rows: int, dtype: torch.dtype) -> None:
-    """The sum in 64-bit integers, row by row."""
+    """The sums in 64-bit integers, row by row and stretch by stretch."""
     layer, weight, bias = _layer(100, 48)
     x = torch.randn(rows, 100, generator=torch.Generator().manual_seed(1)).to(dtype)
     for row, y in zip(x, layer(x), strict=True):
-        top = row.float().abs().max()
-        integers = torch.round(row.float() * (top.reciprocal() * 127)).long()  # in fp32: ties
-        expected = (layer.values.long() @ integers) * (top.double() / 127 * layer.scale.double())
+        expected = torch.zeros(48, dtype=torch.float64)
+        for start in (0, 64):
+            part = row[start : start + 64].float()
+            top = part.abs().max()
+            integers = torch.round(part * (top.reciprocal() * 127)).long()  # in fp32: ties
+            sums = layer.values[:, start : start + 64].long() @ integers
+            expected += sums * (top.double() / 127 * layer.scale.double())
         torch.testing.assert_close(y, (expected + bias).to(dtype))
     exact = x.double() @ weight.double().T + bias
     assert (layer(x).double() - exact).abs().max() <= 0.02 * exact.abs().max()

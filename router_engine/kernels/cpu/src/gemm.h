@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
 
 #include "vec.h"
 
@@ -37,20 +38,22 @@ struct Rows {
   Rows from(int r) const { return {first + r * stride, stride}; }
 };
 
-// GROUP consecutive inputs are multiplied by one instruction.
+// GROUP consecutive inputs are multiplied by one instruction. STRETCH groups are summed as what
+// `add` makes of them, before `finish` turns that into a part of the result.
 template <class T>
 struct Dot;
 
-// Sums that are results.
+// Sums that are results, over all inputs at once.
 struct PlainSums {
   static constexpr int HEAD = 0;
+  static constexpr int STRETCH = INT_MAX;
   typedef F16 Sum;
   template <class T>
-  static Sum start(const Rows<T>&, int) {
+  static Sum start(const Rows<T>&, int, int) {
     return F16{};
   }
   template <class T>
-  static F16 finish(F16 base, Sum sum, const Rows<T>&, int, const T*) {
+  static F16 finish(F16 base, Sum sum, const Rows<T>&, int, int, const T*) {
     return base + sum;
   }
 };
@@ -145,33 +148,36 @@ void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_
   typedef Dot<T> D;
   const T* heads = panel;
   panel += BLOCKS * LANES * D::HEAD;
-  // The sums stay in registers only if every loop over them is unrolled.
-  typename D::Sum sums[ROWS][BLOCKS];
+  for (int g = 0, stretch = 0; g < groups; stretch++, add = true) {
+    const int end = groups - g > D::STRETCH ? g + D::STRETCH : groups;
+    // The sums stay in registers only if every loop over them is unrolled.
+    typename D::Sum sums[ROWS][BLOCKS];
 #pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-    for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::start(x, r);
-  for (int g = 0; g < groups; g++) {
-    typename D::Weights w[BLOCKS];
+      for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::start(x, r, stretch);
+    for (; g < end; g++) {
+      typename D::Weights w[BLOCKS];
 #pragma GCC unroll 3
-    for (int b = 0; b < BLOCKS; b++) w[b] = D::weights(panel + b * LANES * D::GROUP);
-    ahead.fetch(g);
-    panel += BLOCKS * LANES * D::GROUP;
+      for (int b = 0; b < BLOCKS; b++) w[b] = D::weights(panel + b * LANES * D::GROUP);
+      ahead.fetch(g);
+      panel += BLOCKS * LANES * D::GROUP;
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-      const typename D::Inputs in = D::inputs(x[r] + g * D::GROUP);
+      for (int r = 0; r < ROWS; r++) {
+        const typename D::Inputs in = D::inputs(x[r] + g * D::GROUP);
 #pragma GCC unroll 3
-      for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], in, w[b]);
+        for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], in, w[b]);
+      }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+      for (int b = 0; b < BLOCKS; b++) {
+        float* target = y + r * ldy + b * LANES;
+        const F16 base = add ? load(target) : F16{};
+        store(target, D::finish(base, sums[r][b], x, r, stretch, heads + b * LANES * D::HEAD));
+      }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 3
-    for (int b = 0; b < BLOCKS; b++) {
-      float* target = y + r * ldy + b * LANES;
-      const F16 base = add ? load(target) : F16{};
-      store(target, D::finish(base, sums[r][b], x, r, heads + b * LANES * D::HEAD));
-    }
 }
 
 template <class T, int BLOCKS>
