@@ -17,6 +17,9 @@ TORCH = "torch==2.13.0"
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _TAIL = 20  # lines of a log that an error quotes
 
+# What a shell sets for our own processes is not the peers' best.
+FREE = ("env", "-u", "OMP_NUM_THREADS", "-u", "OMP_WAIT_POLICY")
+
 Install = Callable[["PeerEnvironment"], None]
 
 

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 from benchmarks.peers.context import Context, Opened
-from benchmarks.peers.environment import TORCH, PeerEnvironment, ours
+from benchmarks.peers.environment import FREE, TORCH, PeerEnvironment, ours
 from benchmarks.peers.systems import Worker
 
 NAME = "llama.cpp"
@@ -98,7 +98,7 @@ def open_peer(context: Context) -> Opened:
     for name, (model, adapters) in files.items():
         worker = Worker(
             [
-                *(environment.python, "-m", "benchmarks.peers.workers.llama_cpp"),
+                *(*FREE, environment.python, "-m", "benchmarks.peers.workers.llama_cpp"),
                 *(str(model), str(adapters), *numbers),
             ],
             environment.folder / "run.log",

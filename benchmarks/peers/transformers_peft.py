@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.peers.context import Context, Opened
-from benchmarks.peers.environment import TORCH, PeerEnvironment, ours
+from benchmarks.peers.environment import FREE, TORCH, PeerEnvironment, ours
 from benchmarks.peers.systems import Worker
 
 NAME = "transformers + PEFT"
@@ -23,7 +23,7 @@ def open_peer(context: Context) -> Opened:
     environment.ensure(" ".join([TORCH, *requirements]), install)
     worker = Worker(
         [
-            *(environment.python, "-m", "benchmarks.peers.workers.transformers_peft"),
+            *(*FREE, environment.python, "-m", "benchmarks.peers.workers.transformers_peft"),
             *(context.model, str(context.adapters[0].parent), str(context.threads)),
         ],
         environment.folder / "run.log",
