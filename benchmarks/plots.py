@@ -93,6 +93,7 @@ def plot_peers(path: Path, result: Mapping[str, Any]) -> None:
     cells = [cell for cell in result["cells"] if cell["suite"] == "peers"]
     cases = list(dict.fromkeys(cell["case"] for cell in cells))
     systems = list(dict.fromkeys(cell["system"] for cell in cells))
+    colors = _kindred_colors(systems)
     # As wide as they have bars: not every system is measured under every load.
     groups = {case: _groups(cells, case) for case in cases}
     widths = [sum(map(len, levels.values())) + len(levels) for levels in groups.values()]
@@ -103,7 +104,7 @@ def plot_peers(path: Path, result: Mapping[str, Any]) -> None:
         for members in levels.values():
             ticks.append(place + (len(members) - 1) / 2)
             for cell in members:
-                _labelled_bar(panel, place, cell, f"C{systems.index(cell['system'])}")
+                _labelled_bar(panel, place, cell, colors[cell["system"]])
                 place += 1
             place += 1  # between two groups
         panel.set_title(next(cell["title"] for cell in cells if cell["case"] == case), fontsize=10)
@@ -112,10 +113,21 @@ def plot_peers(path: Path, result: Mapping[str, Any]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(y=0.1)
     panels[0].set_ylabel("output tokens/s")
-    handles = [Patch(color=f"C{number}", label=system) for number, system in enumerate(systems)]
+    handles = [Patch(color=colors[system], label=system) for system in systems]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(systems), fontsize=9)
     figure.suptitle(provenance(result), fontsize=9)
     save(figure, path)
+
+
+def _kindred_colors(systems: Sequence[str]) -> dict[str, Any]:
+    """A system named after another ("llama.cpp Q4_1") has its color, lighter."""
+    parents = [s for s in systems if not any(s.startswith(f"{other} ") for other in systems)]
+    colors: dict[str, Any] = {}
+    for system in systems:
+        parent = next(one for one in parents if f"{system} ".startswith(f"{one} "))
+        color = f"C{parents.index(parent)}"
+        colors[system] = color if system == parent else (color, 0.5)
+    return colors
 
 
 def _groups(cells: Sequence[Mapping[str, Any]], case: str) -> dict[str, list[Mapping[str, Any]]]:
@@ -127,7 +139,7 @@ def _groups(cells: Sequence[Mapping[str, Any]], case: str) -> dict[str, list[Map
     return groups
 
 
-def _labelled_bar(panel: Any, place: float, cell: Mapping[str, Any], color: str) -> None:
+def _labelled_bar(panel: Any, place: float, cell: Mapping[str, Any], color: Any) -> None:
     """Median throughput, its range over the rounds, and the number above."""
     rate, spread = cell["output_tokens_per_second"], _errors([cell])[0]
     bars = panel.bar([place], [rate], 0.9, yerr=spread, color=color, error_kw={"lw": 0.8})

@@ -18,6 +18,7 @@ from benchmarks.cases import Job
 from benchmarks.clients import GenerateClient
 from benchmarks.errors import BenchmarkError
 from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS, OWN, PEERS, judge
+from benchmarks.load import Load
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
 from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
@@ -27,11 +28,13 @@ from benchmarks.peers.memory import import_bytes, resident_bytes
 from benchmarks.peers.plan import (
     LONGEST_PROMPT,
     SUITES,
+    Suite,
     cells,
     jobs,
     mixed_bytes_over_one,
     rates,
     traffics,
+    wave,
     write_suites,
 )
 from benchmarks.peers.systems import HttpSystem, Worker
@@ -42,6 +45,7 @@ from benchmarks.settings import RESULTS, PeerSettings
 from benchmarks.subject import Subject, resolve
 
 KV_BYTES = 256 << 20
+_MEMORY_WAVES = 3  # they fill the cache, so that all of it is resident
 GPU_RESULTS = RESULTS / "gpu.json"
 _MARGIN = 16  # tokens that a prompt may be longer in another tokenizer's eyes
 _OPEN: Mapping[str, OpenPeer] = {
@@ -68,10 +72,10 @@ class _Run:
         """The most of a prompt and its answer."""
         return LONGEST_PROMPT + self.settings.new_tokens + _MARGIN
 
-    def options(self, store: str) -> list[str]:
-        """Of `adaptermix serve`."""
+    def options(self, store: str, suites: Sequence[Suite] = SUITES) -> list[str]:
+        """Of `adaptermix serve`, with room for the adapters of `suites`."""
         options = server_options(self.subject, "auto", self.settings.kernels, self.settings.threads)
-        rows = sum(suite.rank_rows for suite in SUITES)
+        rows = sum(suite.rank_rows for suite in suites)
         options += ["--store", str(self.folder / store), "--max-rank-rows", str(rows)]
         return [*options, "--kv-memory", str(KV_BYTES), "--encoder", "none"]
 
@@ -101,7 +105,8 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         measured = _measure(run, systems, forgiven=opened)
         missing |= measured.missing
         scalars |= _steps(worker, settings)
-        scalars |= _sizes(run, running.pid, measured)
+        scalars |= _bytes_read(run, measured)
+        scalars |= _memory(run)
         scalars |= gpu_scalars(GPU_RESULTS)
         serving = {
             "dtype": info(running.url)["dtype"],
@@ -237,15 +242,26 @@ def _steps(worker: Worker, settings: PeerSettings) -> dict[str, Sequence[float]]
     return found
 
 
-def _sizes(run: _Run, pid: int, measured: Measured) -> dict[str, Sequence[float]]:
-    parameters = run.subject.num_parameters()
-    weights = 2 * parameters  # in bf16, whatever the server holds them in
-    above = resident_bytes(pid) - import_bytes() - KV_BYTES
-    found: dict[str, Sequence[float]] = {"memory_over_weights": [above / weights]}
+def _bytes_read(run: _Run, measured: Measured) -> dict[str, Sequence[float]]:
+    weights = 2 * run.subject.num_parameters()  # in bf16, whatever the server holds them in
     traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)[MIXED]
     for cell, rounds in measured.rounds.items():
         if cell.suite == MIXED:
             turns = [turn(number) for number in range(len(rounds))]
             ratio = mixed_bytes_over_one(run.subject, traffic, weights, turns, cell)
-            found["mixed_bytes_over_one"] = [ratio]
-    return found
+            return {"mixed_bytes_over_one": [ratio]}
+    return {}
+
+
+def _memory(run: _Run) -> dict[str, Sequence[float]]:
+    """Of a server with room for eight adapters, that has used them and its cache."""
+    suite = next(suite for suite in SUITES if suite.name == PEERS)
+    load = Load(clients=max(run.settings.concurrency))
+    cell = Cell(OURS, "many", load, _MEMORY_WAVES * wave(load.clients or 1), PEERS)
+    traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)[PEERS]
+    with started(run.options("memory", [suite]), run.folder / "memory.log") as running:
+        publish(running.url, run.folders[PEERS], ["a text"])
+        work = jobs(cell, "memory", traffic)
+        uvloop.run(_http(running).round(cell.case, load, work, lambda: None))
+        above = resident_bytes(running.pid) - import_bytes() - KV_BYTES
+    return {"memory_over_weights": [above / (2 * run.subject.num_parameters())]}
