@@ -70,7 +70,7 @@ bench-figures: $(VENV)/.installed-dev pull ## every figure of docs/performance.m
 	$(BIN)/adaptermix bench serve
 	$(BIN)/python -m scripts.docs
 
-bench-peers: $(VENV)/.installed-dev pull ## ours beside the peers: the table of targets (over an hour)
+bench-peers: $(VENV)/.installed-dev pull ## ours beside the peers: the table of targets (half an hour, once the peers are installed)
 	$(BIN)/adaptermix bench peers $(PEERS_ARGS)
 
 docs: $(VENV)/.installed-dev ## write the generated pages anew and check every link

@@ -25,6 +25,16 @@ def resident_bytes(pid: int) -> int:
     return sum(_proportional(one) for one in descendants(pid))
 
 
+def above_import(pid: int) -> int:
+    """Resident memory of a process and its descendants, each above what its libraries take.
+
+    That is what a process takes which imports torch and transformers and does nothing else. It is
+    measured beside them: pages of libraries are shared.
+    """
+    users = [one for one in descendants(pid) if "libtorch" in Path(f"/proc/{one}/maps").read_text()]
+    return resident_bytes(pid) - len(users) * import_bytes()
+
+
 def import_bytes() -> int:
     """Resident memory of a process that imports torch and transformers, and does nothing else."""
     with subprocess.Popen(

@@ -24,7 +24,7 @@ from benchmarks.matrix import Cell, System
 from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
 from benchmarks.peers.context import Context, OpenPeer
 from benchmarks.peers.measure import Measured, Measurement, Pace, turn
-from benchmarks.peers.memory import import_bytes, resident_bytes
+from benchmarks.peers.memory import above_import
 from benchmarks.peers.plan import (
     LONGEST_PROMPT,
     SUITES,
@@ -254,14 +254,13 @@ def _bytes_read(run: _Run, measured: Measured) -> dict[str, Sequence[float]]:
 
 
 def _memory(run: _Run) -> dict[str, Sequence[float]]:
-    """Of a server with room for eight adapters, that has used them and its cache."""
+    """Of both processes of a server with room for eight adapters, once its cache has filled."""
     suite = next(suite for suite in SUITES if suite.name == PEERS)
     load = Load(clients=max(run.settings.concurrency))
-    cell = Cell(OURS, "many", load, _MEMORY_WAVES * wave(load.clients or 1), PEERS)
+    cell = Cell(OURS, "base", load, _MEMORY_WAVES * wave(load.clients or 1), PEERS)
     traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)[PEERS]
     with started(run.options("memory", [suite]), run.folder / "memory.log") as running:
-        publish(running.url, run.folders[PEERS], ["a text"])
         work = jobs(cell, "memory", traffic)
         uvloop.run(_http(running).round(cell.case, load, work, lambda: None))
-        above = resident_bytes(running.pid) - import_bytes() - KV_BYTES
+        above = above_import(running.pid) - KV_BYTES
     return {"memory_over_weights": [above / (2 * run.subject.num_parameters())]}
