@@ -45,7 +45,7 @@ struct Stretch {
   int end;
 };
 
-constexpr int CHUNK = 64;    // positions of one softmax block when rows attend one by one
+constexpr int CHUNK = 16;    // positions of one softmax block when rows attend one by one
 constexpr int SPLIT = 512;   // positions after which another task goes on, whatever the batch
 constexpr int MANY = 96;     // query rows of one task of a longer chunk
 constexpr int MAX_HEADS = 64;    // query heads that share one kv head
