@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from adapters_store.types import Combination, ResolvedMixture
-from router_engine.config import EngineConfig, KernelConfig, ModelConfig, SchedulerConfig
+from router_engine.config import (
+    CacheConfig,
+    EngineConfig,
+    KernelConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from router_engine.request import EngineRequest
 from tests.router_engine.kernels.conftest import Pair
 from tests.support.harness import Answer, EngineHarness, request
@@ -20,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 MakePair = Callable[..., Pair]
 PROMPT = list(range(5, 30))
+SMALL = CacheConfig(num_blocks=512)
 
 
 def _assert_equal(one: list[Answer], other: list[Answer], tolerance: float = 1e-4) -> None:
@@ -44,7 +51,7 @@ def _run(pair: Pair, requests: list[EngineRequest]) -> tuple[list[Answer], list[
 def test_every_family_in_chunks_and_whole(
     family: str, tokens: int, make_pair: MakePair, family_folder: Callable[[str], Path]
 ) -> None:
-    config = EngineConfig(scheduler=SchedulerConfig(max_step_tokens=tokens))
+    config = EngineConfig(cache=SMALL, scheduler=SchedulerConfig(max_step_tokens=tokens))
     pair = make_pair(family_folder(family), config=config)
     prompts = [PROMPT, [40, 41, 42], list(range(100, 230)), [9]]
     _assert_equal(*_run(pair, [request(f"r{i}", p) for i, p in enumerate(prompts)]))
@@ -117,7 +124,8 @@ def test_threads_change_nothing(
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            fast = make_harness(config=EngineConfig(kernels=KernelConfig("cpu", kernel_cache)))
+            config = EngineConfig(cache=SMALL, kernels=KernelConfig("cpu", kernel_cache))
+            fast = make_harness(config=config)
             digest = fast.publish("a", folders[0])
             answers.append(fast.run(request("r", PROMPT, {digest: 1.0}), request("base", PROMPT)))
     finally:
@@ -129,8 +137,8 @@ def test_threads_change_nothing(
 def test_bf16_is_as_near_to_fp32_as_the_reference(
     make_pair: MakePair, make_harness: Callable[..., EngineHarness], folders: list[Path]
 ) -> None:
-    pair = make_pair(config=EngineConfig(model=ModelConfig(dtype="bfloat16")))
-    exact = make_harness(config=EngineConfig(model=ModelConfig(dtype="float32")))
+    pair = make_pair(config=EngineConfig(cache=SMALL, model=ModelConfig(dtype="bfloat16")))
+    exact = make_harness(config=EngineConfig(cache=SMALL, model=ModelConfig(dtype="float32")))
     digests = _publish((pair[0], exact), folders[:2])
     for index, folder in enumerate(folders[:2]):
         pair[1].publish(f"a{index}", folder)
