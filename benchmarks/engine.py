@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.cases import Job, Population, Traffic
+from benchmarks.cases import Job, Population
 from benchmarks.curves import curves, measure_curves, needs, population_of
 from benchmarks.lengths import parse_lengths
 from benchmarks.load import Load, OnDone, Round
@@ -90,13 +90,7 @@ def _cases(
     population = Population(
         names, adapters.mixtures, adapters.mixture_size, adapters.zipf, adapters.every
     )
-    traffic = Traffic(
-        population,
-        parse_lengths(work.prompt),
-        parse_lengths(work.output),
-        subject.count_tokens,
-        work.seed,
-    )
+    traffic = work.traffic(population, subject.count_tokens)
     cells = [
         Cell(NAME, case, Load(clients=clients), work.requests(clients))
         for case in work.cases

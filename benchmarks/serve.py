@@ -17,7 +17,6 @@ from rich.console import Console
 from benchmarks.cases import PEER_CASES, Job, Population, Traffic
 from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
 from benchmarks.errors import BenchmarkError
-from benchmarks.lengths import parse_lengths
 from benchmarks.load import Round
 from benchmarks.machine import default_kernels, describe_machine, describe_software
 from benchmarks.matrix import Cell, Driven, measure
@@ -65,13 +64,7 @@ def run_serve(
             adapters.zipf,
             adapters.every,
         )
-        traffic = Traffic(
-            population,
-            parse_lengths(work.prompt),
-            parse_lengths(work.output),
-            subject.count_tokens,
-            work.seed,
-        )
+        traffic = work.traffic(population, subject.count_tokens)
         measured = uvloop.run(_measure(site, traffic, serve, work, console))
     return {
         "kind": "serve",

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.cases import CASES, CaseName, choose_cases
+from benchmarks.cases import CASES, CaseName, Population, Traffic, choose_cases
 from benchmarks.errors import BenchmarkError
 from benchmarks.lengths import FORMS, parse_lengths
 from benchmarks.load import Load
+from benchmarks.prompts import TokenCount
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("benchmarks") / "results"  # from where the command runs: the same at a desk
@@ -129,6 +130,11 @@ class WorkSettings:
     def requests(self, clients: int) -> int:
         """Of one round in a closed loop."""
         return max(MIN_REQUESTS, self.per_client * clients)
+
+    def traffic(self, population: Population, count_tokens: TokenCount) -> Traffic:
+        """The jobs of these lengths, for adapters or mixtures of `population`."""
+        prompts, outputs = parse_lengths(self.prompt), parse_lengths(self.output)
+        return Traffic(population, prompts, outputs, count_tokens, self.seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,3 +50,15 @@ def paged_attention(
 def register() -> None:
     """Make the function known to transformers under `ATTENTION`."""
     AttentionInterface.register(ATTENTION, paged_attention)
+
+
+def sliding_window(attention: Any) -> int | None:
+    """Positions that a family's attention layer sees, None for all.
+
+    Mistral says so by its config, Qwen layer by layer.
+    """
+    if hasattr(attention, "sliding_window"):
+        window = attention.sliding_window
+    else:
+        window = getattr(attention.config, "sliding_window", None)
+    return None if window is None else int(window)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
 from router_engine.kv.paged_cache import PagedCache
+from router_engine.model.attention import sliding_window
 from router_engine.model.loader import LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
@@ -151,7 +152,7 @@ class Decoder:
             k_norm=self._head_norm(attention, "k_norm"),
             keys=self._keep(cache.keys[index]),
             values=self._keep(cache.values[index]),
-            window=_window(attention) or 0,
+            window=sliding_window(attention) or 0,
         )
 
     def _linear(self, linear: MixtureLinear) -> Linear:
@@ -191,12 +192,3 @@ def _let_go(linear: MixtureLinear) -> None:
         base.values = base.values.to("meta")
     else:
         base.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
-
-
-def _window(attention: Any) -> int | None:
-    """As the family's own attention does: Mistral by its config, Qwen layer by layer."""
-    if hasattr(attention, "sliding_window"):
-        window = attention.sliding_window
-    else:
-        window = getattr(attention.config, "sliding_window", None)
-    return None if window is None else int(window)

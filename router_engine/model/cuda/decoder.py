@@ -19,6 +19,7 @@ from router_engine.kernels.base import StepAttention
 from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store, silu_mul
 from router_engine.kernels.triton.grouped import Group
 from router_engine.kv.paged_cache import PagedCache
+from router_engine.model.attention import sliding_window
 from router_engine.model.loader import LoadedModel
 from router_engine.model.wrap import MixtureLinear
 
@@ -161,7 +162,7 @@ class CudaDecoder:
             rotation=self._rotation(attention),
             keys=cache.keys[index],
             values=cache.values[index],
-            window=_window(attention),
+            window=sliding_window(attention),
             scale=float(attention.scaling),
         )
 
@@ -212,12 +213,3 @@ def _angles(rotary: Any, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
     cosines, sines = rotary(like, positions[None])
     half = loaded.kv_shape.head_dim // 2
     return cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()
-
-
-def _window(attention: Any) -> int | None:
-    """As the family's own attention does: Mistral by its config, Qwen layer by layer."""
-    if hasattr(attention, "sliding_window"):
-        window = attention.sliding_window
-    else:
-        window = getattr(attention.config, "sliding_window", None)
-    return None if window is None else int(window)
