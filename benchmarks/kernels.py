@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_software
-from benchmarks.products import CONTENDERS, CPU, INDUCTOR, measure, products, shapes
+from benchmarks.products import CONTENDERS, CPU, INDUCTOR, INT8, measure, products, shapes
 from benchmarks.report import provenance, row
 from benchmarks.settings import KernelSettings, ModelSettings
 from benchmarks.subject import Subject, resolve
@@ -34,7 +34,7 @@ def run_kernels(kernels: KernelSettings, model: ModelSettings) -> dict[str, Any]
     except KernelBuildError as error:
         raise BenchmarkError(f"the C++ kernels cannot be built: {error}") from error
     speed = read_bandwidth(rounds=5)
-    contenders = (*CONTENDERS, INDUCTOR) if kernels.inductor else CONTENDERS
+    contenders = (*CONTENDERS, INT8, *([INDUCTOR] if kernels.inductor else []))
     found = shapes(subject)
     return {
         "kind": "kernels",

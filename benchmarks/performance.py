@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.engine import points_table
 from benchmarks.kernels import product_table
 from benchmarks.peers.report import goal_table
+from benchmarks.products import best_us
 from benchmarks.quantization import nll_lines, step_lines
 from benchmarks.report import numbers, provenance, row
 
@@ -40,7 +41,7 @@ def filled(page: str, results: Path, pictures: str) -> str:
 
 def _machine(result: Result) -> list[str]:
     speed = result["bytes_per_second"] / 1e9
-    rates = [line["flops"] / min(line["us"].values()) / 1e3 for line in result["products"]]
+    rates = [line["flops"] / best_us(line) / 1e3 for line in result["products"]]
     most = max(line["rows"] for line in result["products"])
     text = (
         f"`M`: memory reads at {speed:.1f} GB/s with all threads. `F`: {max(rates):.0f} GFLOP/s in "

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from benchmarks.subject import Subject
 from router_engine.kernels.cpu.library import Library
+from router_engine.model.quantized import Int8Linear
 
 Shape = tuple[int, int]  # outputs, inputs
 Jobs = Mapping[str, Callable[[], object]]
@@ -21,8 +22,9 @@ Jobs = Mapping[str, Callable[[], object]]
 CPU = "cpu"  # ours
 REFERENCE = "reference"  # F.linear
 ONEDNN = "onednn"  # weights packed by oneDNN for the number of rows
+INT8 = "int8"  # ours, with weights in 8 bits; rounding x is a part of it
 INDUCTOR = "inductor"  # frozen, the best of its C++ templates and of what ATen has
-CONTENDERS = (CPU, REFERENCE, ONEDNN)  # those that need no compiler's minutes
+CONTENDERS = (CPU, REFERENCE, ONEDNN)  # in bf16, and without a compiler's minutes
 
 
 def shapes(subject: Subject) -> dict[str, tuple[Shape, int]]:
@@ -85,20 +87,38 @@ def products(
     return lines
 
 
+def best_us(line: Mapping[str, Any]) -> float:
+    """Microseconds of a product in bf16, by what computes it fastest."""
+    return float(min(us for one, us in line["us"].items() if one != INT8))
+
+
 def best_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of all products of a step, each by what computes it fastest."""
-    return float(sum(line["count"] * min(line["us"].values()) for line in lines) / 1e6)
+    """Seconds of all products of a step in bf16, each by what computes it fastest."""
+    return float(sum(line["count"] * best_us(line) for line in lines) / 1e6)
+
+
+def _packed(
+    library: Library, weights: Sequence[Tensor], scales: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """As the decoder holds them: one block in large pages."""
+    first = weights[0]
+    size = library.packed_size(first.shape, first.dtype)
+    block = torch.empty(len(weights), size, dtype=first.dtype)
+    library.large_pages(block)
+    for weight, scale, place in zip(weights, scales, block, strict=True):
+        library.pack(weight, place, scale)
+    return list(block)
 
 
 def _ours(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
-    """Packed as the decoder holds them: one block in large pages."""
-    size = library.packed_size(weights[0].shape, torch.bfloat16)
-    block = torch.empty(len(weights), size, dtype=torch.bfloat16)
-    library.large_pages(block)
-    for weight, place in zip(weights, block, strict=True):
-        library.pack(weight, place)
-    packed, outputs = list(block), weights[0].shape[0]
-    return lambda: library.linears(x, packed, outputs)
+    packed = _packed(library, weights, [None] * len(weights))
+    return lambda: library.linears(x, packed, weights[0].shape[0])
+
+
+def _int8(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    layers = [Int8Linear(weight, None) for weight in weights]
+    packed = _packed(library, [one.values for one in layers], [one.scale for one in layers])
+    return lambda: library.linears(x, packed, weights[0].shape[0])
 
 
 def _reference(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
@@ -143,5 +163,6 @@ _MAKE: Mapping[str, Callable[[Library, Tensor, list[Tensor]], Callable[[], objec
     CPU: _ours,
     REFERENCE: _reference,
     ONEDNN: _onednn,
+    INT8: _int8,
     INDUCTOR: _inductor,
 }

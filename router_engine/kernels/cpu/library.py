@@ -130,9 +130,6 @@ class Library:
             *(c_int32, c_void_p, POINTER(Linear), c_int32),
             *(c_int32, c_void_p, c_int32, c_int32),
         )
-        self._read = handle.mix_read
-        self._read.restype = c_int64
-        self._read.argtypes = (c_void_p, c_int64, c_int32)
 
     def packed_size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Elements of the packed form of a weight [outputs, inputs]."""
@@ -188,10 +185,6 @@ class Library:
             torch.get_num_threads(),
         )
         return y[:, :outputs]
-
-    def read(self, tensor: Tensor) -> None:
-        """Read all of a contiguous tensor once, with every thread: what memory can do."""
-        self._read(tensor.data_ptr(), tensor.nbytes // 64, torch.get_num_threads())
 
     def new_model(self, dtype: torch.dtype, spec: ModelSpec) -> int:
         """A decoder; what `spec` points at must outlive it. Freed by `free_model`."""

@@ -138,19 +138,4 @@ void mix_linears(int32_t half, const void* x, const mix::Linear* linears, int32_
   half ? run_linears(static_cast<const bf16*>(x), linears, count, rows, y, stride, threads)
        : run_linears(static_cast<const float*>(x), linears, count, rows, y, stride, threads);
 }
-
-// Reads `vectors` of 64 bytes once: what the memory can do. The result only keeps the loop alive.
-int64_t mix_read(const void* from, int64_t vectors, int32_t threads) {
-  int64_t result = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : result)
-  {
-    mix::I16 sums[4] = {};
-    const int64_t share = vectors / omp_get_num_threads() / 4;
-    const mix::I16* v = static_cast<const mix::I16*>(from) + share * 4 * omp_get_thread_num();
-    for (int64_t i = 0; i < share * 4; i += 4)
-      for (int j = 0; j < 4; j++) sums[j] += v[i + j];
-    for (const mix::I16& s : sums) result += s[0];
-  }
-  return result;
-}
 }
