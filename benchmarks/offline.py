@@ -28,6 +28,7 @@ from router_engine.config import (
     KernelConfig,
     Kernels,
     ModelConfig,
+    Quantization,
     SchedulerConfig,
 )
 from router_engine.engine import Engine
@@ -222,13 +223,14 @@ def offline(
     *,
     dtype: str = "auto",
     kernels: Kernels = "reference",
+    quantization: Quantization = "none",
 ) -> Iterator[Offline]:
     """An engine with the adapters of these folders, under the folders' names."""
     news = threading.Event()
     services = TokenServices(wake=news.set)
     blocks = -(-sizes.tokens // _BLOCK) + 2 * sizes.requests
     config = EngineConfig(
-        model=ModelConfig(subject.model, dtype=_dtype(dtype)),
+        model=ModelConfig(subject.model, dtype=_dtype(dtype), quantization=quantization),
         cache=CacheConfig(block_size=_BLOCK, num_blocks=blocks),
         scheduler=SchedulerConfig(max_running=max(8, sizes.requests)),
         adapters=AdapterPoolConfig(max_rank_rows=max(1, sizes.rank_rows)),

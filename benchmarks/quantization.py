@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.cases import Job, Mixture
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_software
+from benchmarks.offline import Sizes, offline
+from benchmarks.prompts import make_prompts
 from benchmarks.report import provenance, row
 from benchmarks.settings import ModelSettings, QuantizationSettings
-from benchmarks.step_cpu import StepBench
-from benchmarks.subject import resolve
+from benchmarks.subject import Subject, resolve, write_adapters
 from router_engine.config import TINY_RANDOM, Quantization
 from router_engine.model.quantized import quantize_linears
 from training.errors import TrainingError
@@ -30,6 +34,9 @@ from training.settings import DTypeName
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8")
 _DTYPE: DTypeName = "bfloat16"
 _CASES = ("base", "eight adapters")
+_NUM_ADAPTERS = 8  # of rank 8, on q, k, v, o
+_CONTEXT = 128  # tokens of every prompt
+_STEPS = 16  # timed steps of one turn
 
 Scores = Mapping[tuple[str, str], tuple[list[float], list[int]]]  # (task, system) -> of each row
 
@@ -55,7 +62,7 @@ def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> di
         "serving": {"dtype": _DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
         "settings": asdict(settings),
         "nll": _compared(scores["none"], scores["int8"]),
-        "steps": _steps(subject.model, kernels, settings),
+        "steps": _steps(subject, kernels, settings),
     }
 
 
@@ -112,20 +119,49 @@ def _compared(plain: Scores, quantized: Scores) -> list[dict[str, Any]]:
     return lines
 
 
-def _steps(model: str, kernels: str, settings: QuantizationSettings) -> list[dict[str, Any]]:
+def _steps(subject: Subject, kernels: str, settings: QuantizationSettings) -> list[dict[str, Any]]:
     """Median milliseconds of a decode step, both in turn, round after round."""
     cells = [(case, requests) for case in _CASES for requests in settings.requests]
+    names = [f"a{index}" for index in range(_NUM_ADAPTERS)]
+    most = max(settings.requests)
+    # Every cell's prompts stay in the prefix cache, so that only the first round computes them.
+    sizes = Sizes(most, 2 * len(cells) * most * (_CONTEXT + _STEPS + most), 8 * _NUM_ADAPTERS)
+    jobs = {(case, n): _jobs(case, n, subject, names) for case, n in cells}
     seconds: dict[tuple[str, int, str], list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        benches = {q: StepBench(model, kernels, Path(folder, q), q) for q in QUANTIZATIONS}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        folders = write_adapters(subject, Path(folder, "adapters"), names)
+        engines = {
+            quantization: stack.enter_context(
+                offline(
+                    subject,
+                    folders,
+                    sizes,
+                    Path(folder, quantization),
+                    dtype=_DTYPE,
+                    kernels=kernels,
+                    quantization=quantization,
+                )
+            )
+            for quantization in QUANTIZATIONS
+        }
         for turn in track(range(settings.rounds + 1), description="decode steps"):
-            for case, requests in cells:
-                for quantization, bench in benches.items():
-                    times = bench.decode_seconds(case, requests)
-                    if turn > 0:
-                        seconds.setdefault((case, requests, quantization), []).extend(times)
-        for bench in benches.values():
-            bench.close()
+            for (case, requests), quantization in itertools.product(cells, QUANTIZATIONS):
+                steps = engines[quantization].decode_steps(jobs[case, requests], _STEPS)
+                if turn > 0:
+                    times = seconds.setdefault((case, requests, quantization), [])
+                    times.extend(step.seconds for step in steps)
+    return _medians(cells, seconds)
+
+
+def _jobs(case: str, requests: int, subject: Subject, names: Sequence[str]) -> list[Job]:
+    prompts = make_prompts([_CONTEXT] * requests, case, subject.count_tokens)
+    own = (Mixture(),) if case == "base" else tuple(Mixture((name,), (1.0,)) for name in names)
+    return [Job(text, 0, own[i % len(own)]) for i, text in enumerate(prompts)]
+
+
+def _medians(
+    cells: Sequence[tuple[str, int]], seconds: Mapping[tuple[str, int, str], Sequence[float]]
+) -> list[dict[str, Any]]:
     lines = []
     for case, requests in cells:
         medians = {q: statistics.median(seconds[case, requests, q]) for q in QUANTIZATIONS}

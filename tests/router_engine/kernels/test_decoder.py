@@ -57,53 +57,6 @@ def test_every_family_in_chunks_and_whole(
     _assert_equal(*_run(pair, [request(f"r{i}", p) for i, p in enumerate(prompts)]))
 
 
-def test_sixteen_mixtures_in_one_batch(make_pair: MakePair, folders: list[Path]) -> None:
-    """Ranks 2 to 16, up to six adapters a mixture, `linear` beside `sum`."""
-    pair = make_pair()
-    digests = _publish(pair, folders)
-    rng = np.random.default_rng(0)
-    requests = []
-    for index in range(16):
-        prompt = rng.integers(3, 259, size=3 + 5 * index).tolist()
-        members = rng.permutation(6)[: index % 7]
-        mixture = {digests[m]: float(rng.normal()) for m in members}
-        combination: Combination = "sum"
-        if index in (3, 9):
-            mixture, combination = {digests[0]: 0.4, digests[3]: 1.1}, "linear"
-        requests.append(request(f"r{index}", prompt, mixture, combination=combination))
-    reference, fast = _run(pair, requests)
-    _assert_equal(reference, fast)
-    assert len({tuple(answer.ids) for answer in fast}) == 16  # negative control
-
-
-@pytest.mark.parametrize("combination", ["sum", "linear"])
-def test_merged_and_restored(
-    combination: Combination, make_pair: MakePair, folders: list[Path]
-) -> None:
-    """Merged answers are the reference's; after restoring, the base is what it was, bit for bit."""
-    pair = make_pair()
-    digests = _publish(pair, folders)
-    mixture = ResolvedMixture((digests[0], digests[3]), (0.5, 0.7), combination)
-
-    def traffic(tag: str) -> list[EngineRequest]:
-        weights = dict(zip(mixture.digests, mixture.weights, strict=True))
-        return [
-            request(f"{tag} base", PROMPT),
-            request(f"{tag} same", PROMPT[1:], weights, combination=combination),
-            request(f"{tag} other", PROMPT[2:], {digests[1]: 1.3}),
-            request(f"{tag} overlap", PROMPT[3:], {digests[0]: -0.4, digests[2]: 1.0}),
-        ]
-
-    before = pair[1].run(*traffic("before"))
-    for harness in pair:
-        harness.wait(harness.engine.merge(mixture))
-    reference, fast = _run(pair, traffic("merged"))
-    _assert_equal(reference, fast)
-    _assert_equal(before, fast)
-    pair[1].wait(pair[1].engine.merge(None))
-    _assert_equal(before, pair[1].run(*traffic("after")), 0.0)
-
-
 def test_a_long_context_is_put_together_from_its_parts(
     make_pair: MakePair, family_folder: Callable[[str], Path]
 ) -> None:
