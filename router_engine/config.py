@@ -28,6 +28,7 @@ class ModelConfig:
     dtype: DType = "auto"  # auto: what the checkpoint says
     device: Device = "auto"  # auto: cuda where there is one
     quantization: Quantization = "none"  # of the linear layers' weights (model.quantized)
+    tap_layer: int | None = None  # at which routers read hidden states; None: see model.tap
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from adapters_store.errors import StoreError
 from adapters_store.types import BaseModelSpec, ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.config import EngineConfig
-from router_engine.errors import EngineError, MixtureError, RouterError
+from router_engine.errors import EngineError, MixtureError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
 from router_engine.experts.merged import BaseWeights, MergedBase
@@ -30,12 +30,15 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.mixture.rules import check_mixture
-from router_engine.model.fast import Body, choose_fast
+from router_engine.model.body import Body
+from router_engine.model.fast import choose_fast
 from router_engine.model.loader import base_spec, load_model
 from router_engine.model.runner import ModelRunner
+from router_engine.model.tap import below_tap, tap_digest
 from router_engine.model.wrap import wrap_linears
 from router_engine.request import EngineRequest
-from router_engine.routers.base import TokenRouter
+from router_engine.routers.base import HiddenRouter, TokenRouter
+from router_engine.routers.running import Routing
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 
@@ -51,14 +54,17 @@ class Engine:
         *,
         adapters: AdapterSource,
         token_routers: Mapping[str, TokenRouter],
+        hidden_routers: Mapping[str, HiddenRouter] | None = None,
         wake: Callable[[], None],
     ) -> None:
         loaded = load_model(config.model)
+        self._routing = Routing(token_routers, hidden_routers or {})
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
         kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
         operations = kernels.make()
-        self._experts = StepExperts(pool, operations)
+        is_below_tap = below_tap(loaded.model, loaded.tap_layer)
+        self._experts = StepExperts(pool, operations, is_below_tap)
         linears = wrap_linears(loaded.model, self._experts)
         self.base: BaseModelSpec = base_spec(
             config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
@@ -73,7 +79,9 @@ class Engine:
             eos_token_ids=loaded.eos_token_ids,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
-            token_routers=tuple(sorted(token_routers)),
+            token_routers=self._routing.names,
+            hidden_size=int(loaded.model.config.hidden_size),
+            tap=tap_digest(loaded.model, loaded.tap_layer, loaded.quantization),
         )
         self._scheduler = Scheduler(
             config.scheduler,
@@ -97,7 +105,6 @@ class Engine:
         base, quantization = MergedBase(fast), config.model.quantization
         self._merge = MergeControl(base, self._residency, config.merge, quantization)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
-        self._routers = dict(token_routers)
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows
         self._task_ids = itertools.count()
@@ -108,19 +115,16 @@ class Engine:
 
     def add_request(self, request: EngineRequest) -> None:
         """Take a request on. One that can never run gets its final event from the next step."""
-        routing, request_id = request.routing, request.request_id
+        request_id = request.request_id
         final = self._scheduler.add(request)
         if final is not None:
             self._events.append(final)
             return
-        if routing is not None and routing.router not in self._routers:
-            known = ", ".join(self.info.token_routers) or "none"
-            reason = f"token router {routing.router!r} is not served; served: {known}"
+        reason = self._routing.refusal(request)
+        if reason is not None:
             self._emit(self._scheduler.fail(request_id, FinishReason.REFUSED, reason))
             return
-        if routing is not None:
-            router = self._routers[routing.router]
-            router.begin(request_id, request.prompt_token_ids, request.adapters, routing)
+        self._routing.begin(request, self._scheduler, self._fail)
         if request.adapters and self._residency.acquire(request_id, request.adapters):
             self._granted(request_id, None)
 
@@ -133,6 +137,7 @@ class Engine:
         """One step. Returns what happened since the last one; [] when there was nothing to do."""
         self._settle()
         plan = self._scheduler.schedule()
+        self._routing.weigh(self._scheduler, self._fail)  # prompts found in the prefix cache
         if plan is not None:
             self._merge.follow(plan.rows)
             started = time.perf_counter()
@@ -140,8 +145,9 @@ class Engine:
             self._step_seconds += time.perf_counter() - started
             self._steps += 1
             self._events.extend(self._scheduler.update(plan, output))
-            self._ask_routers()
-            self._take_weights()  # of routers that answer at once
+            self._routing.ask(self._scheduler)
+            self._routing.weigh(self._scheduler, self._fail)
+            self._routing.take(self._scheduler, self._fail)  # of routers that answer at once
             self._let_go()
         events, self._events = self._events, []
         return events
@@ -196,6 +202,10 @@ class Engine:
 
     # The rest
 
+    def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
+        """Centroids [hidden] for a router that reads hidden states. Raises RouterError."""
+        self._routing.put(router, centroids)
+
     def stats(self) -> EngineStats:
         scheduler, gauges = self._scheduler, self._scheduler.gauges
         counters, ledger = self._residency.counters, self._scheduler.ledger
@@ -233,8 +243,7 @@ class Engine:
 
     def close(self) -> None:
         self._residency.close()
-        for router in self._routers.values():
-            router.close()
+        self._routing.close()
 
     def _settle(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
@@ -243,21 +252,8 @@ class Engine:
             self._granted(owner, None)
         for owner, reason in grants.failed:
             self._granted(owner, reason)
-        self._take_weights()
+        self._routing.take(self._scheduler, self._fail)
         self._let_go()
-
-    def _take_weights(self) -> None:
-        """Weights that the routers have answered with."""
-        for router in self._routers.values():
-            for answer in router.poll():
-                try:
-                    if answer.error is not None:
-                        raise RouterError(answer.error)
-                    self._scheduler.set_weights(
-                        answer.request_id, answer.num_tokens, answer.weights
-                    )
-                except RouterError as error:
-                    self._fail(answer.request_id, str(error))
 
     def _granted(self, owner: str, error: str | None) -> None:
         task = self._tasks.pop(owner, None)
@@ -289,17 +285,10 @@ class Engine:
         if event is not None:
             self._events.append(event)
 
-    def _ask_routers(self) -> None:
-        for request_id, token_ids in self._scheduler.take_route_requests():
-            routing = self._scheduler.live[request_id].request.routing
-            assert routing is not None
-            self._routers[routing.router].extend(request_id, token_ids)
-
     def _let_go(self) -> None:
         for request in self._scheduler.take_finished():
             self._residency.release(request.request_id)
-            if request.routing is not None and request.routing.router in self._routers:
-                self._routers[request.routing.router].end(request.request_id)
+            self._routing.end(request)
 
     def _bring(
         self,

@@ -46,6 +46,7 @@ class FinalEvent:
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     queue_seconds: float = 0.0  # from submission to the first scheduled token
+    hidden: tuple[float, ...] = ()  # with `report_hidden`: see routers.hidden
 
 
 EngineEvent = TokenEvent | FinalEvent

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from adapters_store.types import Combination, ResolvedMixture
 
 Context = Literal["keep", "recompute"]
+MAX_LAG = 64  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end the text, are not part of it; eos ids go here too
     top_n_tokens: int = 0  # alternatives to report per token; chosen token's logprob always comes
+    # The answer itself, to be scored: each pass yields its next token instead of drawing one.
+    given_token_ids: tuple[int, ...] = ()
 
     @property
     def is_penalised(self) -> bool:
@@ -49,12 +52,16 @@ class TokenRouting:
     The candidates are `EngineRequest.adapters`. Weights come from `router` after the prompt and
     after every `every` generated tokens. context `keep`: a token's KV stays as computed under its
     own weights; `recompute`: all of it is computed again under the newest.
+
+    The pass that yields token t runs under weights from the text that ends `lag` tokens before t
+    (or with the prompt), so that a router works while the passes between them run.
     """
 
     router: str
     params: dict[str, Any] = field(default_factory=dict)
     every: int = 1
     context: Context = "keep"
+    lag: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,10 @@ class EngineRequest:
     routing: TokenRouting | None = None
     priority: int = 0  # lower runs first
     report_weights: bool = False
+    # The experts act only from the engine's tap layer on, so that the hidden states there are the
+    # base's whatever the weights: what a router that reads them needs.
+    is_tapped: bool = False
+    report_hidden: bool = False  # their mean over the prompt comes with the final event
 
     @classmethod
     def under(

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from server import errors
 from server.container import Container
-from server.endpoints import adapters, generate, merged, openai, system
+from server.endpoints import adapters, generate, merged, openai, score, system
 from server.limits import BodyLimitMiddleware
 from server.logging import RequestLogMiddleware
 from server.streaming import ClientGoneError
@@ -43,7 +43,7 @@ def create_app(container: Container) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.container = container
-    for module in (generate, openai, adapters, merged, system):
+    for module in (generate, score, openai, adapters, merged, system):
         app.include_router(module.router)
     errors.install(app)
     app.add_exception_handler(ClientGoneError, _client_gone)

@@ -36,6 +36,7 @@ from server.mixtures import Mixtures
 from server.models import base_files, encoder_directory, load_tokenizer, make_encoder
 from server.routing import Routing
 from server.settings import Settings, SettingsError
+from server.tap import TapEncoder
 from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
@@ -186,17 +187,21 @@ class Container:
     ) -> Services:
         settings, store = self.settings, self._store
         registry = RouterRegistry.discover()
+        tokenization = Tokenization(tokenizer, info.eos_token_ids)
+        stored = StoredCentroids(store)
+        tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
         routing = Routing(
             registry,
             registry.request_routers(RequestServices(encoder)),
             info.token_routers,
-            CentroidService(StoredCentroids(store), encoder) if encoder is not None else None,
+            CentroidService(stored, encoder) if encoder is not None else None,
+            CentroidService(stored, tap),
         )
         mixtures = Mixtures(store, info.base, routing, settings.max_candidates)
         generation = Generation(
             engine,
             info,
-            Tokenization(tokenizer, info.eos_token_ids),
+            tokenization,
             mixtures,
             self.admission,
             self.metrics,

@@ -121,6 +121,19 @@ class Generation:
             max_new_tokens=max_new_tokens,
             stop_token_ids=() if ask.ignore_eos else self.info.eos_token_ids,
         )
+        return self._job(ask, plan, sampling)
+
+    async def prepare_scores(self, ask: Ask, completions: Sequence[tuple[int, ...]]) -> list[Job]:
+        """One job a completion, whose tokens it yields. The prompt alone is routed, once."""
+        for completion in completions:
+            self._room(replace(ask, max_new_tokens=len(completion)))
+        plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
+        return [
+            self._job(ask, plan, SamplingParams(max_new_tokens=len(ids), given_token_ids=ids))
+            for ids in completions
+        ]
+
+    def _job(self, ask: Ask, plan: Plan, sampling: SamplingParams) -> Job:
         request = EngineRequest(
             request_id=uuid.uuid4().hex,
             prompt_token_ids=ask.prompt_ids,
@@ -131,6 +144,7 @@ class Generation:
             routing=plan.routing,
             priority=ask.priority,
             report_weights=plan.routing is not None,
+            is_tapped=plan.is_tapped,
         )
         return Job(request, plan, ask.stops, ask.endpoint)
 

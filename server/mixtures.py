@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from adapters_store.errors import AdapterNotFoundError
@@ -47,6 +47,7 @@ class Plan:
     router: str | None = None
     level: str = "fixed"
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
+    is_tapped: bool = False  # the router reads hidden states
 
 
 class Mixtures:
@@ -104,8 +105,9 @@ class Mixtures:
             refuse_unequal_ranks(records, path)
         if spec.level == "token":
             await self._routing.prepare(spec, records)
-            routing = TokenRouting(spec.name, spec.params, spec.every, spec.context)
-            return _plan(records, combination=spec.combination, routing=routing, router=spec.name)
+            routing = TokenRouting(spec.name, spec.params, spec.every, spec.context, spec.lag)
+            plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
+            return replace(plan, is_tapped=self._routing.is_tapped(spec))
         weights = await self._routing.weights(spec, records, prompt)
         return _plan(records, weights=weights, combination=spec.combination, router=spec.name)
 

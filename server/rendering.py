@@ -17,6 +17,13 @@ from server.schemas.generate import (
 from server.tokenization import Tokenization
 
 
+def routing_of(completion: Completion) -> Routing | None:
+    """The weights that an answer ran under; None for the base."""
+    if not completion.plan.labels:
+        return None
+    return Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+
+
 class Renderer:
     """Writes one answer; knows which parts of it were asked for."""
 
@@ -85,8 +92,8 @@ class Renderer:
             tokens = [self._token(piece) for piece in completion.pieces]
             if parameters.top_n_tokens:
                 top_tokens = [self._alternatives(piece.event) for piece in completion.pieces]
-        if asked and completion.plan.labels:
-            routing = Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+        if asked:
+            routing = routing_of(completion)
         return Details(
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,

@@ -23,9 +23,11 @@ class Routing:
         request_routers: Mapping[str, RequestRouter],
         token_routers: Sequence[str],
         centroids: CentroidService | None,
+        hidden: CentroidService | None = None,
     ) -> None:
         self.registry = registry
         self.centroids = centroids
+        self.hidden = hidden  # of the routers that read hidden states
         self._request_routers = request_routers
         self._token_routers = frozenset(token_routers)
 
@@ -38,6 +40,11 @@ class Routing:
         """Raises RouterInputError for an unknown router, level or parameter, and what is known."""
         known = self.registry.get(spec.name)
         known.check(spec.level, spec.params)
+        if known.hidden is not None and (spec.lag > 0 or spec.context != "keep"):
+            raise RouterInputError(
+                f"router {spec.name!r} reads the states of the pass before: leave lag out, and set "
+                "context keep"
+            )
         if spec.level not in self.served(spec.name):
             reason = "it needs a sentence encoder" if known.needs_encoder else "it is not served"
             raise RouterInputError(
@@ -47,8 +54,17 @@ class Routing:
 
     async def prepare(self, spec: RouterSpec, candidates: Sequence[AdapterRecord]) -> None:
         """See to it that every candidate can be routed to. Raises RouterError."""
-        if self.registry.get(spec.name).needs_encoder and self.centroids is not None:
-            await self.centroids.ensure({record.digest: record.label for record in candidates})
+        known = self.registry.get(spec.name)
+        for is_needed, centroids in (
+            (known.needs_encoder, self.centroids),
+            (known.hidden is not None, self.hidden),
+        ):
+            if is_needed and centroids is not None:
+                await centroids.ensure({record.digest: record.label for record in candidates})
+
+    def is_tapped(self, spec: RouterSpec) -> bool:
+        """Whether the router reads hidden states."""
+        return self.registry.get(spec.name).hidden is not None
 
     async def weights(
         self, spec: RouterSpec, candidates: Sequence[AdapterRecord], text: str

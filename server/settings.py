@@ -58,6 +58,12 @@ class Settings(BaseSettings):
         "integers (int8), which take half the memory and, on a CPU, half the time of a step. "
         "Adapters stay in dtype.",
     )
+    tap_layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="Layer of the base at which the router hidden_mean reads hidden states; its "
+        "adapters act from there on. Left out: a third of the way up.",
+    )
     kernels: Kernels = Field(
         default="auto",
         description="What computes a step: plain torch (reference), the C++ decoder (cpu), Triton "
@@ -203,7 +209,7 @@ class Settings(BaseSettings):
     def engine_config(self, model: str) -> EngineConfig:
         """The engine's configuration, with `model` already resolved to what the loader reads."""
         return EngineConfig(
-            model=ModelConfig(model, self.dtype, self.device, self.quantization),
+            model=ModelConfig(model, self.dtype, self.device, self.quantization, self.tap_layer),
             cache=CacheConfig(
                 self.block_size, self.kv_blocks, int(self.kv_memory), self.prefix_cache
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -39,6 +39,8 @@ class EngineInfo:
     dtype: str  # "float32", "bfloat16", ...
     device: str  # "cpu", "cuda:0", ...
     token_routers: tuple[str, ...] = ()  # names that `TokenRouting.router` may hold
+    hidden_size: int = 0
+    tap: str = ""  # digest of what hidden states at the tap depend on: model and layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,17 @@ class EngineClient(Protocol):
         ...
 
     async def merged(self) -> MergedState: ...
+
+    async def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
+        """Centroids by digest for a router that reads hidden states; gone when it restarts.
+
+        Raises RouterError if there is no such router.
+        """
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine came back after a death."""
+        ...
 
     async def stats(self) -> EngineStats: ...
 

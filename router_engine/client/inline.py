@@ -37,6 +37,11 @@ class InlineEngineClient(SessionClient):
         """See `EngineClient.state`; never RESTARTING."""
         return self._state
 
+    @property
+    def restarts(self) -> int:
+        """See `EngineClient.restarts`; always 0."""
+        return 0
+
     async def start(self) -> None:
         """See `EngineClient.start`."""
         thread = _EngineThread(self._build, self._stopped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -25,6 +25,7 @@ from router_engine.client.messages import (
     Load,
     Merge,
     Pin,
+    PutCentroids,
     Ready,
     Reply,
     Report,
@@ -69,6 +70,8 @@ class SteppedEngine(Protocol):
     def merged(self) -> MergedState: ...
 
     def stats(self) -> EngineStats: ...
+
+    def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None: ...
 
     @property
     def info(self) -> EngineInfo: ...
@@ -193,6 +196,9 @@ class EngineLoop:
                 return engine.merged()
             case GetStats():
                 return engine.stats()
+            case PutCentroids(_, router, centroids):
+                engine.put_centroids(router, centroids)
+                return None
 
     def _settle(self, call: int, future: Future[Any]) -> None:
         self._settled.put((call, future))

@@ -82,7 +82,12 @@ class GetStats(Call, frozen=True, tag=True):
     pass
 
 
-AnyCall = Load | Pin | Unload | Merge | GetResidency | GetMerged | GetStats
+class PutCentroids(Call, frozen=True, tag=True):
+    router: str
+    centroids: dict[str, tuple[float, ...]]
+
+
+AnyCall = Load | Pin | Unload | Merge | GetResidency | GetMerged | GetStats | PutCentroids
 Command = Submit | Cancel | Shutdown | AnyCall
 
 

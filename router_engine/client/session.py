@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ from router_engine.client.messages import (
     Load,
     Merge,
     Pin,
+    PutCentroids,
     Ready,
     Reply,
     Report,
@@ -41,6 +42,7 @@ _RESIDENCY = msgspec.msgpack.Decoder(AdapterResidency)
 _RESIDENCIES = msgspec.msgpack.Decoder[tuple[AdapterResidency, ...]](tuple[AdapterResidency, ...])
 _FREED = msgspec.msgpack.Decoder(int)
 _MERGED = msgspec.msgpack.Decoder(MergedState)
+_NOTHING = msgspec.msgpack.Decoder(None)
 _STATS = msgspec.msgpack.Decoder(EngineStats)
 
 
@@ -143,6 +145,10 @@ class EngineSession:
 
     async def stats(self) -> EngineStats:
         return await self._call(GetStats(next(self._numbers)), _STATS)
+
+    async def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
+        vectors = {digest: tuple(vector) for digest, vector in centroids.items()}
+        await self._call(PutCentroids(next(self._numbers), router, vectors), _NOTHING)
 
     async def _call(self, command: AnyCall, decoder: msgspec.msgpack.Decoder[T]) -> T:
         self._check_open()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 
 from adapters_store.types import ResolvedMixture
@@ -67,6 +67,10 @@ class SessionClient(ABC):
     async def merged(self) -> MergedState:
         """See `EngineClient.merged`."""
         return await self._session().merged()
+
+    async def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
+        """See `EngineClient.put_centroids`."""
+        await self._session().put_centroids(router, centroids)
 
     async def stats(self) -> EngineStats:
         """See `EngineClient.stats`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -21,8 +21,14 @@ class StepExperts:
     layout of the rows alone (not on the layer) is computed once a step.
     """
 
-    def __init__(self, pool: RowPool, operations: Operations) -> None:
+    def __init__(
+        self,
+        pool: RowPool,
+        operations: Operations,
+        is_below_tap: Callable[[str], bool] = lambda module: False,
+    ) -> None:
         self.pool = pool
+        self._is_below_tap = is_below_tap
         self._operations = operations
         self._weights: StepWeights | None = None
         self._spread: dict[_Key, Tensor] = {}
@@ -50,6 +56,8 @@ class StepExperts:
         Sources: design section 4 (`sum`); PEFT `add_weighted_adapter` (`linear`).
         """
         weights = self._weights
+        if weights is not None and weights.lower is not None and self._is_below_tap(module):
+            weights = weights.lower
         if weights is None:
             return y
         rows = self.pool.active(module, weights.digests)

@@ -6,8 +6,9 @@ for a merged base differ only in the numbers written here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ class StepWeights:
     root [tokens, adapters]: square roots of the weights of tokens under `linear`, or None.
     merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
     not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
-    known without asking the device.
+    known without asking the device. lower: the weights of the layers below the tap, on steps with
+    tokens whose experts act only from the tap on; None: they are the same.
     """
 
     digests: tuple[str, ...]
@@ -34,6 +36,7 @@ class StepWeights:
     root: Tensor | None = None
     merged_root: Tensor | None = None
     fill: float = 1.0
+    lower: StepWeights | None = None
 
     def rows(self, index: Tensor) -> StepWeights:
         """The same step seen by some of its tokens only."""
@@ -58,17 +61,24 @@ def step_weights(
     if not names:
         return None
     columns = {digest: column for column, digest in enumerate(sorted(names))}
-    num_tokens = sum(len(row.token_ids) for row in rows)
-    parts = _Parts(columns, num_tokens)
-    position = 0
+    parts = _Parts(columns, sum(len(row.token_ids) for row in rows))
+    position, tapped = 0, []
     for row in rows:
         own = np.array([columns[digest] for digest in row.adapters], dtype=np.int64)
+        if row.is_tapped:
+            tapped.append(slice(position, position + len(row.token_ids)))
         for length, weights in row.weight_runs:
             parts.write(slice(position, position + length), own, weights, row.combination)
             position += length
+    sets = [parts, parts.without(tapped)] if tapped else [parts]
     if merged is not None:
-        parts.subtract(merged)
-    return parts.tensors(device)
+        for each in sets:
+            each.subtract(merged)
+    used = np.logical_or.reduce([each.used for each in sets])
+    if not used.any():
+        return None
+    whole, *below = (each.tensors(used, device) for each in sets)
+    return replace(whole, lower=below[0]) if below else whole
 
 
 class _Parts:
@@ -92,6 +102,16 @@ class _Parts:
         else:
             self._root[tokens, own] = np.sqrt(values)
 
+    def without(self, tokens: Sequence[slice]) -> _Parts:
+        """The same with no weights for these tokens."""
+        other = copy.copy(self)
+        other._total, other._root = self._total.copy(), self._root.copy()
+        other._merged = self._merged.copy()
+        for each in tokens:
+            other._total[each] = 0
+            other._root[each] = 0
+        return other
+
     def subtract(self, merged: ResolvedMixture) -> None:
         vector = np.zeros(len(self._columns), dtype=np.float32)
         vector[[self._columns[digest] for digest in merged.digests]] = merged.weights
@@ -103,11 +123,15 @@ class _Parts:
         self._root[same] = 0
         self._merged[~same] = vector
 
-    def tensors(self, device: torch.device) -> StepWeights | None:
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """Which columns [adapters] some token gives a weight to."""
         parts = (self._total, self._root, self._merged)
-        used = np.logical_or.reduce([(part != 0).any(0) for part in parts])
-        if not used.any():
-            return None
+        return np.asarray(np.logical_or.reduce([(part != 0).any(0) for part in parts]))
+
+    def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepWeights:
+        """The columns that are used."""
+        parts = (self._total, self._root, self._merged)
         digests = tuple(digest for digest, column in self._columns.items() if used[column])
         total, root, merged = (
             torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts

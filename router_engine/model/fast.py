@@ -5,33 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor
-
 from router_engine.config import KernelConfig
 from router_engine.experts.merged import BaseWeights
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import KernelSpec, Operations
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.mixture.weights import StepWeights
+from router_engine.model.body import Body
 from router_engine.model.cpu.fast import FastPath
 from router_engine.model.loader import LoadedModel
-from router_engine.model.sampler import LogitSummary
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
-from router_engine.scheduling.plan import StepPlan
-
-
-class Body(Protocol):
-    """Runs whole steps of one model."""
-
-    def logits(
-        self, plan: StepPlan, weights: StepWeights | None
-    ) -> tuple[Tensor, LogitSummary | None]:
-        """Logits [samples, vocab] of the plan's `sampled_rows`, and what is known of them.
-
-        The keys and values of all rows are kept.
-        """
-        ...
 
 
 class Fast(BaseWeights, Protocol):

@@ -32,11 +32,15 @@ def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """What a graph is made for. rows: 0 for the bare base. touched: groups that any rows act on."""
+    """What a graph is made for. rows: 0 for the bare base. touched: groups that any rows act on.
+
+    is_tapped: it reads the tap, and the layers below have weights of their own.
+    """
 
     batch: int
     rows: int = 0
     touched: frozenset[int] = frozenset()
+    is_tapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,15 @@ class StaticInputs:
     are on the host, so nothing still reads the pinned buffers or what they are copied to.
     """
 
-    def __init__(self, batch: int, max_blocks: int, device: torch.device) -> None:
+    def __init__(self, batch: int, max_blocks: int, hidden: int, device: torch.device) -> None:
         pin = device.type == "cuda"
         self._numbers = torch.zeros(4, batch, dtype=torch.int32, device=device)
         self._host_numbers = torch.zeros(4, batch, dtype=torch.int32, pin_memory=pin)
         self._host_tables = torch.zeros(batch, max_blocks, dtype=torch.int32, pin_memory=pin)
         self.tables = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
         self.weights = torch.zeros(batch, MAX_COLUMNS, dtype=torch.float32, device=device)
+        self.lower = torch.zeros_like(self.weights)  # of the layers below the tap
+        self.tap = torch.zeros(batch, hidden, dtype=torch.float32, device=device)  # written
         self.starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
 
     @property
@@ -95,8 +101,13 @@ class StaticInputs:
     def contexts(self) -> Tensor:
         return self._numbers[3]
 
-    def write(self, arrays: DecodeArrays, weights: Tensor | None) -> None:
-        """weights [rows, columns], or None. What lies past the rows and columns is not read."""
+    def write(
+        self, arrays: DecodeArrays, weights: Tensor | None, lower: Tensor | None = None
+    ) -> None:
+        """weights, lower [rows, columns], or None where the graph reads none.
+
+        What lies past the rows and columns is not read.
+        """
         rows, width = arrays.blocks.shape
         batch = self._numbers.shape[1]
         self._host_numbers.copy_(torch.from_numpy(arrays.padded(batch)))
@@ -104,8 +115,9 @@ class StaticInputs:
         host = self._host_tables[:rows, :width]
         host.copy_(torch.from_numpy(arrays.blocks))
         self.tables[:rows, :width].copy_(host, non_blocking=True)
-        if weights is not None:
-            self.weights[:rows, : weights.shape[1]].copy_(weights)
+        for buffer, values in ((self.weights, weights), (self.lower, lower)):
+            if values is not None:
+                buffer[:rows, : values.shape[1]].copy_(values)
 
 
 class Graphs:

@@ -23,6 +23,7 @@ from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
 from router_engine.model.attention import ATTENTION, register
 from router_engine.model.quantized import quantize_linears
+from router_engine.model.tap import tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 
 # Each proven token by token against `generate()`.
@@ -50,6 +51,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     quantization: Quantization = "none"
+    tap_layer: int = 0  # see model.tap
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -86,6 +88,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         dtype=model.dtype,
         device=device,
         quantization=config.quantization,
+        tap_layer=tap_layer_of(model, config.tap_layer),
     )
 
 

@@ -13,9 +13,11 @@ from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.model.batch import build_batch
-from router_engine.model.fast import Body, Fast
+from router_engine.model.body import Body, BodyOutput
+from router_engine.model.fast import Fast
 from router_engine.model.loader import LoadedModel
-from router_engine.model.sampler import LogitSummary, Sampler, SamplingRow
+from router_engine.model.sampler import Sampler, SamplingRow
+from router_engine.model.tap import Tap
 from router_engine.scheduling.plan import StepOutput, StepPlan
 
 
@@ -38,6 +40,7 @@ class ModelRunner:
         self._cache = cache
         self._operations = operations
         self._fast = fast
+        self._tap = Tap(loaded.model, loaded.tap_layer)
         self._sampler = Sampler()
 
     @property
@@ -50,11 +53,10 @@ class ModelRunner:
         """One forward pass under the plan's weights; samples for its `sampled_rows`, in order."""
         weights = step_weights(plan.rows, merged, self._device)
         body = self._fast.body()
-        summary: LogitSummary | None = None
-        if body is None:
-            logits = self._logits(plan, weights)
+        if body is None or (plan.is_tapped and not body.taps):
+            out = self._run(plan, weights)
         else:
-            logits, summary = body.logits(plan, weights)
+            out = body.run(plan, weights)
         rows = [
             SamplingRow(
                 params=row.sampling,
@@ -64,18 +66,20 @@ class ModelRunner:
             )
             for row in plan.sampled_rows
         ]
-        return StepOutput(tuple(self._sampler.sample(logits, rows, summary)) if rows else ())
+        samples = tuple(self._sampler.sample(out.logits, rows, out.summary)) if rows else ()
+        return StepOutput(samples, None if out.tap is None else out.tap.numpy())
 
-    def _logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
-        """Logits [samples, vocab] of the rows that yield a token, by transformers' own code."""
+    def _run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
+        """By transformers' own code."""
         batch = build_batch(plan, self._cache, self._operations, self._device)
         self._experts.begin(weights)
-        hidden = self._body(
-            input_ids=batch.token_ids[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            step=batch,
-        ).last_hidden_state[0]
+        with self._tap.reading(is_wanted=plan.is_tapped) as tap:
+            hidden = self._body(
+                input_ids=batch.token_ids[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                step=batch,
+            ).last_hidden_state[0]
         with self._experts.rows(batch.sample_index):
             logits: Tensor = self._head(hidden[batch.sample_index])
-        return logits
+        return BodyOutput(logits, tap=tap.value)

@@ -57,7 +57,8 @@ class Sampler:
 
         Greedy rows take the first of the highest logits. The others take the inverse of the
         cumulative distribution, in the order of the vocabulary, at the uniform number that
-        `uniform(seed, position)` gives. `summary` is that of `logits`, where a kernel made it.
+        `uniform(seed, position)` gives; rows with `given_token_ids` take the next of those.
+        `summary` is that of `logits`, where a kernel made it.
         """
         raw = logits.float()
         summary = summary or LogitSummary.of(raw)
@@ -67,6 +68,10 @@ class Sampler:
         if drawn:
             index = _index(drawn, raw)
             token_ids[index] = _draw(scores[index], [rows[i] for i in drawn])
+        given = [i for i, row in enumerate(rows) if row.params.given_token_ids]
+        if given:
+            ids = [rows[i].params.given_token_ids[rows[i].position] for i in given]
+            token_ids[_index(given, raw)] = _index(ids, raw)
         logprobs = raw.gather(1, token_ids[:, None])[:, 0] - summary.normaliser
         top = _top_tokens(raw, summary.normaliser, rows)
         return [

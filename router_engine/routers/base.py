@@ -1,14 +1,18 @@
 """What a router is: it chooses weights, and nothing else.
 
 A request router runs once, before the request is submitted. A token router runs beside the engine:
-it is told of tokens and later hands back weights; the engine never waits for it.
+it is told of tokens and later hands back weights; the engine never waits for it. A router that
+reads hidden states runs in the engine, between two steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from router_engine.request import TokenRouting
 
@@ -21,6 +25,24 @@ class RoutedWeights:
     num_tokens: int
     weights: tuple[float, ...] = ()  # one per candidate
     error: str | None = None  # the router failed; the request ends with it
+
+
+class Prior(NamedTuple):
+    """Weights before anything is known of a text, for so many tokens; None: for all of a prompt."""
+
+    weights: tuple[float, ...]
+    num_tokens: int | None = None
+
+
+class HiddenQuestion(NamedTuple):
+    """mean [hidden]: of the states at the tap over a text's first `num_tokens`, but for the first.
+
+    None where there are none.
+    """
+
+    request_id: str
+    num_tokens: int
+    mean: NDArray[np.float32] | None
 
 
 class RequestRouter(Protocol):
@@ -56,3 +78,24 @@ class TokenRouter(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class HiddenRouter(Protocol):
+    """Makes weights from the base's hidden states at the tap. Called by the engine thread only.
+
+    It answers at once, for all requests of a step together.
+    """
+
+    def put(self, centroids: Mapping[str, Sequence[float]]) -> None:
+        """Keep the centroids [hidden] of adapters, by digest."""
+
+    def begin(self, request_id: str, candidates: Sequence[str], routing: TokenRouting) -> Prior:
+        """Start on a request. Raises RouterError when it cannot be routed."""
+        ...
+
+    def weigh(self, questions: Sequence[HiddenQuestion]) -> Sequence[RoutedWeights]:
+        """One answer a question."""
+        ...
+
+    def end(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from router_engine.errors import RouterError
-from router_engine.routers.base import RequestRouter, TokenRouter
+from router_engine.routers.base import HiddenRouter, RequestRouter, TokenRouter
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import near_names, parse_params
@@ -24,6 +24,7 @@ Level = Literal["request", "token"]
 
 _BUILT_IN = (
     EntryPoint("given", "router_engine.routers.token.given:SPEC", GROUP),
+    EntryPoint("hidden_mean", "router_engine.routers.token.hidden_mean:SPEC", GROUP),
     EntryPoint("similarity", "router_engine.routers.similarity:SPEC", GROUP),
 )
 
@@ -55,11 +56,12 @@ class RouterSpec:
     params: type[BaseModel]
     request: Callable[[RequestServices], RequestRouter] | None = None
     token: Callable[[TokenServices], TokenRouter] | None = None
+    hidden: Callable[[], HiddenRouter] | None = None  # at level token, from hidden states
     needs_encoder: bool = False  # reads text: candidates need centroids, a worker must run
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        made: dict[Level, object] = {"request": self.request, "token": self.token}
+        made: dict[Level, object] = {"request": self.request, "token": self.token or self.hidden}
         return tuple(level for level, factory in made.items() if factory is not None)
 
     def check(self, level: Level, params: Mapping[str, Any]) -> None:
@@ -117,6 +119,16 @@ class RouterRegistry:
             for spec in specs
             if spec.token and (services.encoder_endpoint is not None or not spec.needs_encoder)
         }
+
+    def hidden_routers(self) -> dict[str, HiddenRouter]:
+        """Every router that reads hidden states, ready to use."""
+        specs = [self.get(name) for name in self.names]
+        return {spec.name: spec.hidden() for spec in specs if spec.hidden}
+
+    @property
+    def hidden_names(self) -> tuple[str, ...]:
+        """The routers that read hidden states."""
+        return tuple(name for name in self.names if self.get(name).hidden)
 
     def request_routers(self, services: RequestServices) -> dict[str, RequestRouter]:
         """Every request router that can run with these services, ready to use."""

@@ -9,6 +9,7 @@ from router_engine.kv.block_table import BlockTable, blocks_for
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest
 from router_engine.scheduling.state import RequestState
+from router_engine.scheduling.tap import Sum
 
 
 @dataclass(slots=True)
@@ -27,12 +28,16 @@ class BlockLedger:
         self.block_size = block_size
         self.prefix_cache = prefix_cache
         self.prefix = PrefixCounters()
+        # By block, at its end: so that cached prompts are routed as fresh ones are. A tapped
+        # request finds only blocks that tapped ones have published, each with its sum.
+        self._sums: dict[int, Sum] = {}
 
     def new_table(self) -> BlockTable:
         return BlockTable(self.block_size)
 
     def new_keys(self, request: EngineRequest) -> BlockKeys:
-        return BlockKeys(self.block_size, request.adapters, request.combination)
+        salt = b"tapped" if request.is_tapped else b""
+        return BlockKeys(self.block_size, request.adapters, request.combination, salt)
 
     def fits_at_all(self, num_tokens: int) -> bool:
         return blocks_for(num_tokens, self.block_size) <= self.pool.num_blocks
@@ -51,6 +56,8 @@ class BlockLedger:
             self.pool.share(block)
         state.block_table.extend(shared)
         state.num_computed = len(shared) * self.block_size
+        if state.running_mean is not None:
+            state.running_mean.resume([self._sums[block] for block in shared])
         if self.prefix_cache:
             self.prefix.queried += len(state.tokens)
             self.prefix.hit += state.num_computed
@@ -70,7 +77,10 @@ class BlockLedger:
             return
         keys = state.block_keys.first(full, state.tokens, state.weights_history)
         for index in range(computed_before // self.block_size, full):
-            self.pool.publish(state.block_table.block_ids[index], keys[index])
+            block = state.block_table.block_ids[index]
+            if state.running_mean is not None:
+                self._sums[block] = state.running_mean.block_sums[index]
+            self.pool.publish(block, keys[index])
 
     def release(self, state: RequestState) -> None:
         """Take all blocks back; the request starts over if it goes on."""

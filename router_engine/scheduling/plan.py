@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from adapters_store.types import Combination
 from router_engine.request import SamplingParams
@@ -31,6 +33,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     adapters: tuple[str, ...]  # digests
     combination: Combination
     is_routed: bool  # the weights of later tokens may differ
+    is_tapped: bool  # a router reads its hidden states; its experts act from the tap layer on
     sampling: SamplingParams
     num_generated: int  # index of the token that a sample yields
     prompt_token_ids: tuple[int, ...]
@@ -59,6 +62,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
             adapters=request.adapters,
             combination=request.combination,
             is_routed=request.routing is not None,
+            is_tapped=request.is_tapped,
             sampling=request.sampling,
             num_generated=state.num_generated,
             prompt_token_ids=request.prompt_token_ids,
@@ -78,6 +82,10 @@ class StepPlan:
         return sum(len(row.token_ids) for row in self.rows)
 
     @property
+    def is_tapped(self) -> bool:
+        return any(row.is_tapped for row in self.rows)
+
+    @property
     def sampled_rows(self) -> tuple[PlannedRow, ...]:
         return tuple(row for row in self.rows if row.sample)
 
@@ -92,6 +100,10 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """One sample for each of the plan's `sampled_rows`, in their order."""
+    """One sample for each of the plan's `sampled_rows`, in their order.
+
+    tap [tokens, hidden]: the base's hidden states at the tap layer, where the plan is tapped.
+    """
 
     samples: tuple[SampledToken, ...]
+    tap: NDArray[np.float32] | None = None

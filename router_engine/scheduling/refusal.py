@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from router_engine.kv.block_table import blocks_for
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import MAX_LAG, EngineRequest, SamplingParams, TokenRouting
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,24 @@ def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
         yield f"weights is {weights}: with routing it must be empty, the router chooses them"
     if not adapters:
         yield "adapters is empty: routing needs at least 1 candidate"
-    if request.routing.every < 1:
-        yield f"routing.every is {request.routing.every}: it must be at least 1 token"
+    yield from _routing_reasons(request.routing)
+    if request.is_tapped and (request.routing.lag > 0 or request.routing.context != "keep"):
+        yield (
+            f"routing.lag is {request.routing.lag} and context {request.routing.context!r}: a "
+            "router that reads hidden states takes lag 0 and context 'keep'"
+        )
+
+
+def _routing_reasons(routing: TokenRouting) -> Iterator[str]:
+    if routing.every < 1:
+        yield f"routing.every is {routing.every}: it must be at least 1 token"
+    if not 0 <= routing.lag <= MAX_LAG:
+        yield f"routing.lag is {routing.lag}: it must be from 0 to {MAX_LAG} tokens"
+    if routing.lag > 0 and routing.context == "recompute":
+        yield (
+            f"routing.lag is {routing.lag}: context 'recompute' waits for the newest weights, "
+            "so it must be 0 there; context 'keep' takes any"
+        )
 
 
 def weights_problem(weights: Sequence[float]) -> str | None:
@@ -87,6 +103,12 @@ def _sampling_reasons(sampling: SamplingParams) -> Iterator[str]:
         yield (
             f"min_new_tokens is {sampling.min_new_tokens}: it must not be above max_new_tokens, "
             f"{sampling.max_new_tokens}"
+        )
+    given = len(sampling.given_token_ids)
+    if given and (given != sampling.max_new_tokens or sampling.stop_token_ids):
+        yield (
+            f"given_token_ids has {given} tokens: max_new_tokens, {sampling.max_new_tokens}, must "
+            "be as many, and stop_token_ids empty"
         )
 
 

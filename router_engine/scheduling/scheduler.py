@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from router_engine.config import SchedulerConfig
-from router_engine.errors import RequestRefusedError, RouterError
+from router_engine.errors import RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest
@@ -23,9 +23,11 @@ from router_engine.scheduling.ledger import BlockLedger
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.policy import in_turn, make_policy
 from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
+from router_engine.scheduling.questions import Questions
 from router_engine.scheduling.queue import WaitingQueue
-from router_engine.scheduling.refusal import Limits, refusal, weights_problem
+from router_engine.scheduling.refusal import Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
+from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
 
 
@@ -68,6 +70,7 @@ class Scheduler:
         self.config = config
         self.counters = SchedulerCounters()
         self.service = ServiceCounters()
+        self.questions = Questions()
         self.ledger = BlockLedger(pool, block_size, prefix_cache=prefix_cache)
         self.limits = Limits(max_model_len, block_size, pool.num_blocks)
         self._clock = clock
@@ -76,7 +79,6 @@ class Scheduler:
         self._running: dict[str, RequestState] = {}
         self._queue = WaitingQueue(self._policy, self.service)
         self._finished: list[EngineRequest] = []
-        self._to_route: list[RequestState] = []
         self._stuck = False  # the last `schedule` found nobody, and nothing has changed since
 
     @property
@@ -142,44 +144,26 @@ class Scheduler:
         if state is not None and state.status is RequestStatus.WAITING_ADAPTERS:
             self._park(state)
 
-    def set_weights(self, request_id: str, num_tokens: int, weights: Sequence[float]) -> None:
+    def set_weights(
+        self,
+        request_id: str,
+        num_tokens: int,
+        weights: Sequence[float],
+        at_most: int | None = None,
+    ) -> None:
         """The router's answer for the first `num_tokens` tokens. Unknown ids are ignored.
+
+        A tapped request's prior, for 0 tokens, may be held to `at_most` so many of its prompt.
 
         Raises RouterError if it is no answer to what was asked, or its weights are of no use.
         """
         state = self._live.get(request_id)
         if state is None:
             return
-        routing = state.request.routing
-        if routing is None or num_tokens != state.num_told or not state.lacks_weights:
-            raise RouterError(
-                f"request {request_id!r} did not ask for weights from {num_tokens} tokens"
-            )
-        problem = weights_problem(weights)
-        if problem or len(weights) != len(state.request.adapters):
-            raise RouterError(
-                problem
-                or f"weights has {len(weights)} values: {len(state.request.adapters)} candidates "
-                "need one each"
-            )
-        # Weights from n tokens hold from the pass over the last of them (the first yields come
-        # from it) until the pass over the last token of the next text that is asked about.
-        self._apply_weights(state, tuple(weights), num_tokens + routing.every - 1)
+        until = self.questions.accept(state, num_tokens, weights, at_most)
+        self._apply_weights(state, tuple(weights), until)
         if state.status is RequestStatus.WAITING_WEIGHTS:
             self._park(state)
-
-    def take_route_requests(self) -> list[tuple[str, list[int]]]:
-        """(request id, tokens new since it was last asked about) for each renewal now due.
-
-        The first question, on the prompt, is asked by whoever adds the request.
-        """
-        asked: list[tuple[str, list[int]]] = []
-        for state in self._to_route:
-            if state.status is not RequestStatus.FINISHED:
-                asked.append((state.request_id, state.tokens[state.num_told :]))
-                state.num_told = len(state.tokens)
-        self._to_route = []
-        return asked
 
     def cancel(self, request_id: str) -> FinalEvent | None:
         """End a request wherever it is; None if it is not live."""
@@ -224,11 +208,15 @@ class Scheduler:
             raise ValueError(f"{len(out.samples)} samples for {len(plan.sampled_rows)} rows")
         samples = iter(out.samples)
         events: list[EngineEvent] = []
+        first = 0  # of the row's tokens in the flat batch
         for row in plan.rows:
             sample = next(samples) if row.sample else None
-            state = self._live.get(row.request_id)
+            state, start = self._live.get(row.request_id), first
+            first += len(row.token_ids)
             if state is None or state.arrival != row.arrival:
                 continue
+            if state.running_mean is not None and out.tap is not None:
+                state.running_mean.add(row.start, out.tap[start:first])
             self._computed(state, row)
             if sample is not None:
                 events.extend(self._sampled(state, sample))
@@ -251,9 +239,11 @@ class Scheduler:
 
     def _advance(self, state: RequestState, draft: StepDraft) -> None:
         stop = draft.chunk_stop(state)
-        if stop > state.num_computed:  # else the prefix cache gave all whose weights are known
+        if stop > state.num_computed:
             self.ledger.grow(state, stop)
             draft.add(state, stop)
+        else:  # the prefix cache gave all whose weights are known
+            self.questions.computed(state)
 
     def _admit(self, draft: StepDraft) -> None:
         while draft.tokens_left > 0:
@@ -311,6 +301,8 @@ class Scheduler:
             tokens=list(request.prompt_token_ids),
             status=RequestStatus.WAITING_ADAPTERS,
             num_told=len(request.prompt_token_ids),
+            asked=self.questions.first(request),
+            running_mean=RunningMean(self.limits.block_size) if request.is_tapped else None,
             group=group,
         )
 
@@ -337,6 +329,7 @@ class Scheduler:
     def _computed(self, state: RequestState, row: PlannedRow) -> None:
         state.num_computed = row.stop
         self.ledger.publish(state, row.start)
+        self.questions.computed(state)
         self.counters.prompt_tokens += max(0, min(row.stop, state.num_prompt) - row.start)
 
     def _sampled(self, state: RequestState, sample: SampledToken) -> Iterator[EngineEvent]:
@@ -358,8 +351,8 @@ class Scheduler:
         length = len(state.tokens)
         if state.num_generated >= sampling.max_new_tokens or length >= self.limits.max_model_len:
             yield self._finish(state, FinishReason.LENGTH)
-        elif state.request.routing and state.num_generated % state.request.routing.every == 0:
-            self._to_route.append(state)
+        else:
+            self.questions.sampled(state)
 
     def _finish(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -9,6 +10,7 @@ from router_engine.events import FinalEvent, FinishReason
 from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
+from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import Weights, WeightsHistory
 
 
@@ -34,6 +36,8 @@ class RequestState:
     status: RequestStatus
     num_computed: int = 0
     num_told: int = 0  # tokens that the router knows of
+    asked: deque[int] = field(default_factory=deque)  # lengths of text it has yet to answer on
+    running_mean: RunningMean | None = None  # of a tapped request
     admitted: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0
@@ -85,6 +89,12 @@ class RequestState:
         """Weights of the pass that yielded generated token `index`."""
         return self.weights_history.at(self.num_prompt + index - 1)
 
+    def _hidden(self) -> tuple[float, ...]:
+        if not self.request.report_hidden or self.running_mean is None:
+            return ()
+        mean = self.running_mean.mean()
+        return () if mean is None else tuple(mean.tolist())
+
     def final_event(
         self,
         reason: FinishReason,
@@ -104,4 +114,5 @@ class RequestState:
             num_generated_tokens=self.num_generated,
             num_preemptions=self.num_preemptions,
             queue_seconds=started - self.arrival_time,
+            hidden=self._hidden(),
         )

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from adapters_store.types import Combination
-from router_engine.request import Context
+from router_engine.request import MAX_LAG, Context
 from server.schemas.base import Body
 
 
@@ -43,6 +43,14 @@ class RouterSpec(Body):
         description="Weights from the prompt, once; or renewed while the text grows.",
     )
     every: int = Field(default=1, ge=1, description="Tokens between two renewals, at level token.")
+    lag: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_LAG,
+        description="At level token, context keep: weights come from the text as it was so many "
+        "tokens before, so that the router works while the tokens between are generated. 0: "
+        "each renewal waits for the router.",
+    )
     candidates: list[str] | TagCandidates = Field(
         description="Adapters to choose from: references, or all that carry a tag."
     )
@@ -59,10 +67,16 @@ class RouterSpec(Body):
 
     @model_validator(mode="after")
     def _settings_that_apply(self) -> RouterSpec:
-        if self.level == "request" and self.model_fields_set & {"every", "context"}:
+        if self.level == "request" and self.model_fields_set & {"every", "context", "lag"}:
             raise PydanticCustomError(
                 "contradiction",
-                "every and context belong to level token: leave them out, or set it",
+                "every, lag and context belong to level token: leave them out, or set it",
+            )
+        if self.lag > 0 and self.context == "recompute":
+            raise PydanticCustomError(
+                "contradiction",
+                "context recompute waits for the newest weights: leave lag out, or set context "
+                "keep",
             )
         if self.params.get("scoring") != "paper":
             return self

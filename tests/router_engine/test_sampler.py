@@ -162,6 +162,23 @@ def test_each_row_gets_as_many_alternatives_as_it_asked_for() -> None:
     assert [len(sample.top_tokens) for sample in samples] == [0, 2, 5, 6]
 
 
+def test_given_tokens_are_taken_and_scored_beside_drawn_ones() -> None:
+    logits = some_logits(3, 8)
+    samples = Sampler().sample(
+        logits,
+        [
+            SamplingRow(SamplingParams(given_token_ids=(7, 2)), position=1),
+            SamplingRow(SamplingParams()),
+            SamplingRow(SamplingParams(given_token_ids=(5,))),
+        ],
+    )
+    best = int(logits[1].argmax())
+    assert [sample.token_id for sample in samples] == [2, best, 5]
+    raw = torch.log_softmax(logits, dim=-1)
+    expected = [float(raw[0, 2]), float(raw[1, best]), float(raw[2, 5])]
+    assert [sample.logprob for sample in samples] == pytest.approx(expected, abs=1e-5)
+
+
 def test_stop_ids_wait_for_min_new_tokens() -> None:
     logits = torch.tensor([[5.0, 4.0, 3.0]]).repeat(3, 1)
     params = SamplingParams(min_new_tokens=2, stop_token_ids=(0, 99, -1))

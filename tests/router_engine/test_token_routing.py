@@ -33,6 +33,7 @@ def _routed(
     context: Context = "keep",
     combination: Combination = "sum",
     prompt: Sequence[int] = PROMPT,
+    lag: int = 0,
 ) -> EngineRequest:
     return EngineRequest(
         name,
@@ -40,7 +41,7 @@ def _routed(
         SamplingParams(max_new_tokens=len(weights)),
         adapters=tuple(digests),
         combination=combination,
-        routing=TokenRouting("given", {"weights": weights}, every, context),
+        routing=TokenRouting("given", {"weights": weights}, every, context, lag),
         report_weights=True,
     )
 
@@ -101,6 +102,31 @@ def test_keep_matches_peft_with_a_cache(
     assert answer.logprobs != fixed.logprobs  # negative control: the weights did move
     used = [rows[index - index % every] for index in range(len(rows))]
     assert [list(token.weights) for token in answer.tokens] == used
+
+
+def test_weights_with_a_lag_are_those_of_the_shifted_rows(
+    path: EnginePath, make_engine: MakeEngine, folders: list[Path]
+) -> None:
+    """lag 2 yields tokens under rows 0, 0, 0, 1, 2, ...; under equal rows it changes nothing."""
+    prompt = path.short(PROMPT)
+    engine = make_engine()
+    digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders[:3])]
+    rows = _rows(5, path.tokens, 3)
+    shifted = [rows[max(0, index - 2)] for index in range(len(rows))]
+    same = [rows[0]] * len(rows)
+    late, expected, prompt_only, fixed, unshifted = engine.run(
+        _routed("late", digests, rows, lag=2, prompt=prompt),
+        _routed("expected", digests, shifted, prompt=prompt),
+        _routed("prompt only", digests, same, lag=1, prompt=prompt),
+        _routed("fixed", digests, same, prompt=prompt),
+        _routed("unshifted", digests, rows, prompt=prompt),
+    )
+    assert [list(token.weights) for token in late.tokens] == shifted
+    assert late.ids == expected.ids
+    assert late.logprobs == pytest.approx(expected.logprobs, abs=path.tolerance)
+    assert prompt_only.ids == fixed.ids
+    assert prompt_only.logprobs == pytest.approx(fixed.logprobs, abs=path.tolerance)
+    assert late.logprobs != unshifted.logprobs  # negative control
 
 
 @pytest.mark.parametrize("combination", ["sum", "linear"])

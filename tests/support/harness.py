@@ -18,6 +18,7 @@ from router_engine.events import EngineEvent, FinalEvent, TokenEvent
 from router_engine.experts.base import AdapterSource
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.base import TokenRouter
+from router_engine.routers.token.hidden_mean import HiddenMeanRouter
 
 T = TypeVar("T")
 STEP_TIMEOUT_S = 60.0
@@ -62,6 +63,7 @@ class EngineHarness:
             replace(config, model=replace(config.model, model=str(model))),
             adapters=wrap_source(open_blobs(root / "store" / "blobs")),
             token_routers=routers or {},
+            hidden_routers={"hidden_mean": HiddenMeanRouter()},
             wake=self.news.set,
         )
         self.answers: dict[str, Answer] = {}
@@ -69,6 +71,10 @@ class EngineHarness:
     def publish(self, name: str, folder: Path) -> str:
         """Put a PEFT folder into the store; returns its digest."""
         return self.store.publish(name, folder, base=self.engine.base).digest
+
+    def put_centroids(self, centroids: Mapping[str, Sequence[float]]) -> None:
+        """Centroids of the router `hidden_mean`."""
+        self.engine.put_centroids("hidden_mean", centroids)
 
     def add(self, *requests: EngineRequest) -> None:
         for request in requests:

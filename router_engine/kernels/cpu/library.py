@@ -86,12 +86,14 @@ class Step(Structure):
         ("best", c_void_p),
         ("normaliser", c_void_p),
         ("weights", Weights),
+        ("lower", Weights),
+        ("tap", c_void_p),
         ("tokens", c_int32),
         ("num_rows", c_int32),
         ("samples", c_int32),
         ("logits_stride", c_int32),
         ("threads", c_int32),
-        ("unused", c_int32),
+        ("tap_layer", c_int32),
     )
 
 

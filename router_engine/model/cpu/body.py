@@ -14,6 +14,7 @@ from torch import Tensor
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.library import Expert, Step, Weights
 from router_engine.mixture.weights import StepWeights
+from router_engine.model.body import BodyOutput
 from router_engine.model.cpu.decoder import Decoder
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
@@ -24,8 +25,11 @@ _LANES = 16
 class CpuBody:
     """Runs whole steps; owns what it needs between them, and the lists of resident experts."""
 
-    def __init__(self, decoder: Decoder, pool: RowPool, vocab_size: int) -> None:
+    taps = True
+
+    def __init__(self, decoder: Decoder, pool: RowPool, vocab_size: int, tap_layer: int) -> None:
         self._decoder = decoder
+        self._tap_layer = tap_layer
         self._pool = pool
         self._vocab = vocab_size
         self._stride = -(-vocab_size // _LANES) * _LANES
@@ -33,16 +37,15 @@ class CpuBody:
         self._experts: dict[str, ctypes.Array[Expert]] = {}
         self._version = pool.version
 
-    def logits(self, plan: StepPlan, weights: StepWeights | None) -> tuple[Tensor, LogitSummary]:
-        """Logits [samples, vocab] in fp32 of the plan's `sampled_rows`; KV of all rows is kept.
-
-        They are overwritten by the next call.
-        """
+    def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
+        """See `Body.run`. The logits are in fp32 and overwritten by the next call."""
         arrays = _StepArrays(plan)
         logits = self._room(len(arrays.samples))
         best = torch.empty(len(arrays.samples), dtype=torch.int64)
         normaliser = torch.empty(len(arrays.samples))
         mixture = _Mixture(weights, self._expert_list)
+        lower = _Mixture(weights and weights.lower, self._expert_list)
+        tap = torch.empty(len(arrays.token_ids), self._decoder.hidden) if plan.is_tapped else None
         step = Step(
             token_ids=arrays.token_ids.ctypes.data,
             positions=arrays.positions.ctypes.data,
@@ -53,16 +56,19 @@ class CpuBody:
             best=best.data_ptr(),
             normaliser=normaliser.data_ptr(),
             weights=mixture.weights,
+            lower=lower.weights,
+            tap=None if tap is None else tap.data_ptr(),
             tokens=len(arrays.token_ids),
             num_rows=len(arrays.rows),
             samples=len(arrays.samples),
             logits_stride=self._stride,
             threads=torch.get_num_threads(),
+            tap_layer=self._tap_layer if plan.is_tapped else 0,
         )
         self._decoder.library.run_model(self._decoder.handle, step)
         if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
-        return logits, LogitSummary(best, normaliser)
+        return BodyOutput(logits, LogitSummary(best, normaliser), tap)
 
     def _room(self, samples: int) -> Tensor:
         """[samples, stride], in memory that is kept: fresh pages are megabytes of faults a step."""

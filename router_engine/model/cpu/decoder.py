@@ -76,6 +76,7 @@ class Decoder:
         for values in (*cache.keys, *cache.values):
             library.large_pages(values)
         body: Any = loaded.model.base_model
+        self.hidden = int(loaded.model.config.hidden_size)
         layers = (Layer * len(body.layers))(
             *(self._layer(index, layer, cache) for index, layer in enumerate(body.layers))
         )

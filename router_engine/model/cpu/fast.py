@@ -83,7 +83,8 @@ class FastPath:
     def _make(self, library: Library) -> CpuBody:
         decoder = Decoder(library, self._loaded, self._linears, self._cache)
         self._weights = decoder
-        return CpuBody(decoder, self._pool, int(self._loaded.model.config.vocab_size))
+        vocab_size = int(self._loaded.model.config.vocab_size)
+        return CpuBody(decoder, self._pool, vocab_size, self._loaded.tap_layer)
 
 
 def _in_background(config: KernelConfig) -> Future[Library]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.batch import chunks_of
+from router_engine.model.body import BodyOutput
 from router_engine.model.cuda.decoder import CudaDecoder, DecoderInputs
 from router_engine.model.cuda.tables import HostRows, RowLocator, StaticTables
 from router_engine.model.graphs import (
@@ -29,12 +30,13 @@ from router_engine.model.graphs import (
     StaticInputs,
     bucket_for,
 )
-from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 
 
 class CudaBody:
     """Runs whole steps of one model. Used by the engine's thread."""
+
+    taps = True
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class CudaBody:
         self._operations = operations
         self._device = device
         self._max_blocks = min(-(-max_model_len // cache.block_size), cache.num_blocks)
-        self._mixtures = TableMixtures(decoder.groups, experts.pool, decoder.item_size, device)
+        self._mixtures = TableMixtures(decoder, experts.pool, device)
         self._graphs = Graphs(capture)
         self._inputs: dict[int, StaticInputs] = {}
         self._head = decoder.head.weight
@@ -63,24 +65,19 @@ class CudaBody:
         """The decode steps captured so far."""
         return self._graphs
 
-    def logits(
-        self, plan: StepPlan, weights: StepWeights | None
-    ) -> tuple[Tensor, LogitSummary | None]:
-        """Logits [samples, vocab] of the plan's `sampled_rows`; KV of all rows is kept."""
-        return self._logits(plan, weights), None
-
-    def _logits(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+    def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
+        """See `Body.run`."""
         rows = plan.rows
         key = None
         if all(len(row.token_ids) == 1 for row in rows):
             key = self._key(rows, weights)
         if key is None:
             return self._eager(plan, weights)
-        logits = self._decode(rows, weights, key)[: len(rows)]
-        if all(row.sample for row in rows):
-            return logits
-        picked = [index for index, row in enumerate(rows) if row.sample]
-        return logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
+        logits, tap = self._decode(rows, weights, key)
+        if not all(row.sample for row in rows):
+            picked = [index for index, row in enumerate(rows) if row.sample]
+            logits = logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
+        return BodyOutput(logits, tap=tap)
 
     def refresh(self) -> None:
         """Base weights have changed. Called between steps.
@@ -97,8 +94,9 @@ class CudaBody:
         batch = bucket_for(len(rows), BATCH_BUCKETS)
         if batch is None:
             return None
+        is_tapped = any(row.is_tapped for row in rows)
         if weights is None:
-            return GraphKey(batch)
+            return GraphKey(batch, is_tapped=is_tapped)
         if weights.root is not None or weights.merged_root is not None:
             return None
         if len(weights.digests) > MAX_COLUMNS:
@@ -107,28 +105,38 @@ class CudaBody:
         capacity = bucket_for(found.most, ROW_BUCKETS)
         if capacity is None:
             return None
-        return GraphKey(batch, capacity, self._mixtures.touched(found))
+        return GraphKey(batch, capacity, self._mixtures.touched(found), is_tapped)
 
     def _decode(
         self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [rows, vocab], and the tap [rows, hidden] on the host where it is read."""
         if key.batch not in self._inputs:
-            self._inputs[key.batch] = StaticInputs(key.batch, self._max_blocks, self._device)
+            self._inputs[key.batch] = StaticInputs(
+                key.batch, self._max_blocks, self._decoder.hidden_size, self._device
+            )
         inputs = self._inputs[key.batch]
-        total = None if weights is None else weights.total
-        inputs.write(DecodeArrays.of(rows, self._cache.block_size), total)
+        total = lower = None
+        if weights is not None:
+            total = _matrix(weights, len(rows), self._device)
+            if weights.lower is not None:
+                lower = _matrix(weights.lower, len(rows), self._device)
+        inputs.write(DecodeArrays.of(rows, self._cache.block_size), total, lower)
         if weights is not None:
             self._mixtures.write(key.rows, weights.digests)
-        return self._graphs.run(key, lambda: self._forward(inputs, key))
+        logits = self._graphs.run(key, lambda: self._forward(inputs, key))[: len(rows)]
+        return logits, inputs.tap[: len(rows)].cpu() if key.is_tapped else None
 
     def _forward(self, inputs: StaticInputs, key: GraphKey) -> Tensor:
         """Logits [batch, vocab] from what the buffers hold: this is what a graph captures."""
         pages = Pages(inputs.tables, inputs.starts, inputs.contexts, 1, self._cache.block_size)
         batch = DecoderInputs(inputs.numbers, PagedAttention(pages))
-        mix = self._mixtures.mix(key.rows, inputs.weights, key.touched) if key.rows else None
-        return self._decoder.logits(self._decoder.hidden(batch, mix), mix)
+        lower = inputs.lower if key.is_tapped else None
+        mix = self._mixtures.mix(key, inputs.weights, lower) if key.rows else None
+        tap = inputs.tap if key.is_tapped else None
+        return self._decoder.logits(self._decoder.hidden(batch, mix, tap), mix)
 
-    def _eager(self, plan: StepPlan, weights: StepWeights | None) -> Tensor:
+    def _eager(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """The same without a graph, for any plan and any weights."""
         chunks = chunks_of(plan.rows)
         block_size = self._cache.block_size
@@ -142,7 +150,10 @@ class CudaBody:
         )
         self._experts.begin(weights)
         mix = None if weights is None else self._mix_eagerly
-        hidden = self._decoder.hidden(batch, mix)
+        tap = None
+        if plan.is_tapped:
+            tap = torch.empty(len(token_ids), self._decoder.hidden_size, device=self._device)
+        hidden = self._decoder.hidden(batch, mix, tap)
         samples = [
             chunk.first + chunk.length - 1
             for chunk, row in zip(chunks, plan.rows, strict=True)
@@ -150,7 +161,8 @@ class CudaBody:
         ]
         index = torch.tensor(samples, dtype=torch.long, device=self._device)
         with self._experts.rows(index):
-            return self._decoder.logits(hidden[index], mix)
+            logits = self._decoder.logits(hidden[index], mix)
+        return BodyOutput(logits, tap=None if tap is None else tap.cpu())
 
     def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
         first = 0
@@ -162,9 +174,9 @@ class CudaBody:
 class TableMixtures:
     """Mixtures under `sum` whose rows the kernels find in static tables."""
 
-    def __init__(
-        self, groups: Sequence[Group], pool: RowPool, item_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, decoder: CudaDecoder, pool: RowPool, device: torch.device) -> None:
+        groups, item_size = decoder.groups, decoder.item_size
+        self._below = decoder.groups_below_tap()
         self._groups = {group.paths: index for index, group in enumerate(groups)}
         self._firsts = np.cumsum([0, *(len(group.paths) for group in groups)])
         self._device = device
@@ -191,8 +203,10 @@ class TableMixtures:
             self._tables[capacity] = StaticTables(int(self._firsts[-1]), capacity, self._device)
         self._tables[capacity].write(self.rows(digests))
 
-    def mix(self, capacity: int, weights: Tensor, touched: frozenset[int]) -> _TableMix:
-        return _TableMix(self._group_tables(capacity), weights, touched, self._groups)
+    def mix(self, key: GraphKey, weights: Tensor, lower: Tensor | None) -> _TableMix:
+        """`lower`: weights of the layers below the tap, where they have their own."""
+        below = dict.fromkeys(self._below, lower) if lower is not None else {}
+        return _TableMix(self._group_tables(key.rows), weights, below, key.touched, self._groups)
 
     def _group_tables(self, capacity: int) -> list[RowTable]:
         tables = self._tables[capacity]
@@ -209,18 +223,28 @@ class _TableMix:
         self,
         tables: Sequence[RowTable],
         weights: Tensor,
+        below: Mapping[tuple[str, ...], Tensor],
         touched: frozenset[int],
         groups: dict[tuple[str, ...], int],
     ) -> None:
         self._tables = tables
         self._weights = weights
+        self._below = below
         self._touched = touched
         self._groups = groups
 
     def __call__(self, group: Group, x: Tensor, y: Tensor) -> None:
         index = self._groups[group.paths]
         if index in self._touched:
-            mix_group(y, x, self._weights[: len(x)], group, self._tables[index])
+            weights = self._below.get(group.paths, self._weights)
+            mix_group(y, x, weights[: len(x)], group, self._tables[index])
+
+
+def _matrix(weights: StepWeights, rows: int, device: torch.device) -> Tensor:
+    """Weights [rows, adapters]."""
+    if weights.total is not None:
+        return weights.total
+    return torch.zeros(rows, len(weights.digests), device=device)
 
 
 def _slots(row: PlannedRow, block_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -100,6 +100,8 @@ class CudaDecoder:
         self._final_norm: Tensor = body.norm.weight.detach()
         self._angles = _angles(body.rotary_emb, loaded)
         self._layers = [self._layer(layer, cache, i) for i, layer in enumerate(body.layers)]
+        self._tap_layer = loaded.tap_layer
+        self.hidden_size = int(loaded.model.config.hidden_size)
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
         self.head = head
@@ -115,14 +117,25 @@ class CudaDecoder:
         ]
         return [*parts, self._head_group]
 
-    def hidden(self, inputs: DecoderInputs, mix: Mix | None) -> Tensor:
-        """Last hidden states [tokens, hidden], normed; stores the tokens' keys and values."""
+    def groups_below_tap(self) -> frozenset[tuple[str, ...]]:
+        """The modules of each group in the layers below the tap."""
+        layers = self._layers[: self._tap_layer]
+        parts = [(layer.qkv, layer.output, layer.gate_up, layer.down) for layer in layers]
+        return frozenset(linear.group.paths for four in parts for linear in four)
+
+    def hidden(self, inputs: DecoderInputs, mix: Mix | None, tap: Tensor | None = None) -> Tensor:
+        """Last hidden states [tokens, hidden], normed; stores the tokens' keys and values.
+
+        tap [tokens, hidden], where given, is filled with what enters the tap layer.
+        """
         x = functional.embedding(inputs.numbers[0], self._embedding)
         residual = torch.empty_like(x)
         started = False
-        for layer in self._layers:
+        for index, layer in enumerate(self._layers):
             normed = norm(x, residual, layer.attention_norm, self._epsilon, add=started)
             started = True
+            if tap is not None and index == self._tap_layer:
+                tap.copy_(residual)
             x = layer.output(self._attend(layer, layer.qkv(normed, mix), inputs), mix)
             normed = norm(x, residual, layer.mlp_norm, self._epsilon, add=True)
             x = layer.down(silu_mul(layer.gate_up(normed, mix)), mix)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import (
     CacheConfig,
     EngineConfig,

@@ -44,6 +44,7 @@ def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
         known_tokens=(),
         arrival=0,
         is_routed=False,
+        is_tapped=False,
     )
 
 
@@ -66,7 +67,7 @@ def test_padding_stores_nothing_and_sees_nothing() -> None:
 
 
 def test_buffers_keep_their_addresses() -> None:
-    inputs = StaticInputs(4, max_blocks=6, device=CPU)
+    inputs = StaticInputs(4, max_blocks=6, hidden=8, device=CPU)
     parts = (inputs.numbers, inputs.tables, inputs.weights, inputs.contexts)
     before = [part.data_ptr() for part in parts]
     weights = torch.tensor([[0.5, -1.0]])

@@ -7,7 +7,7 @@ and the mixture in force; a token is drawn from the entry at the last position.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 
 from adapters_store.types import mixture_key
@@ -88,8 +88,9 @@ def expected_tokens(request: EngineRequest) -> list[int]:
     weights = request.weights
     sampling, routing = request.sampling, request.routing
     for index in range(sampling.max_new_tokens):
-        if routing is not None and index % routing.every == 0:
-            weights = router_weights(tokens, len(request.adapters))
+        if routing is not None and _renewed(routing, index):
+            seen = len(request.prompt_token_ids) + max(0, index - routing.lag)
+            weights = router_weights(tokens[:seen], len(request.adapters))
             if routing.context == "recompute":
                 entries = []
         for token in tokens[len(entries) :]:
@@ -101,6 +102,12 @@ def expected_tokens(request: EngineRequest) -> list[int]:
         if len(tokens) == MAX_MODEL_LEN:
             break
     return tokens[len(request.prompt_token_ids) :]
+
+
+def _renewed(routing: TokenRouting, index: int) -> bool:
+    """Whether new weights hold from the pass that yields token `index`."""
+    since = index - routing.lag
+    return index == 0 or (since >= 0 and since % routing.every == 0)
 
 
 class Drive:
@@ -121,7 +128,8 @@ class Drive:
         )
         self.runner = HashRunner()
         self.requests: dict[str, EngineRequest] = {}
-        self.asks: dict[str, int] = {}  # request id -> length of the text asked about
+        self.asks: dict[str, int] = {}  # request id -> length of the text asked about first
+        self._later: dict[str, deque[int]] = defaultdict(deque)  # and of those after it
         self.texts: dict[str, list[int]] = {}  # what the router was told
         self.tokens: dict[str, list[int]] = defaultdict(list)
         self.weights: dict[str, list[Weights]] = defaultdict(list)
@@ -146,8 +154,10 @@ class Drive:
         num_tokens = self.asks.pop(request_id, None)
         if num_tokens is not None:
             request = self.requests[request_id]
-            weights = router_weights(self.texts[request_id], len(request.adapters))
+            weights = router_weights(self.texts[request_id][:num_tokens], len(request.adapters))
             self.scheduler.set_weights(request_id, num_tokens, weights)
+            if self._later[request_id]:
+                self.asks[request_id] = self._later[request_id].popleft()
             self.check()
 
     def answer_all(self) -> None:
@@ -174,7 +184,7 @@ class Drive:
             self.cancel(request_id)
         self._note(self.scheduler.update(plan, out))
         self.check()
-        for request_id, token_ids in self.scheduler.take_route_requests():
+        for request_id, token_ids in self.scheduler.questions.take():
             self._tell(request_id, token_ids)
         self.now += 1.0
         return plan
@@ -212,10 +222,13 @@ class Drive:
             assert final.num_generated_tokens == len(tokens)
 
     def _tell(self, request_id: str, token_ids: Sequence[int]) -> None:
-        assert request_id not in self.asks
         text = self.texts.setdefault(request_id, [])
         text.extend(token_ids)
-        self.asks[request_id] = len(text)
+        if self.asks.setdefault(request_id, len(text)) != len(text):
+            routing = self.requests[request_id].routing
+            assert routing is not None
+            assert routing.lag > 0, "asked again before the answer"
+            self._later[request_id].append(len(text))
 
     def _note(self, events: Sequence[EngineEvent | None]) -> None:
         for event in events:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from router_engine.config import SchedulerConfig
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from tests.router_engine.scheduling.harness import BLOCK_SIZE, Drive
 
 NUM_BLOCKS = 11
@@ -39,7 +39,13 @@ ROUTING = st.builds(
     TokenRouting,
     router=st.just("test"),
     every=st.integers(1, 5),
-    context=st.sampled_from(list[Context](["keep", "recompute"])),
+    context=st.just("keep"),
+    lag=st.integers(0, 4),
+) | st.builds(
+    TokenRouting,
+    router=st.just("test"),
+    every=st.integers(1, 5),
+    context=st.just("recompute"),
 )
 
 

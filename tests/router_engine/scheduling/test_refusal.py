@@ -58,6 +58,22 @@ def test_what_can_run_is_not_refused(request_: EngineRequest) -> None:
         (ROUTED, {"weights": (1.0, 1.0)}, "with routing it must be empty"),
         (ROUTED, {"adapters": ()}, "at least 1 candidate"),
         (ROUTED, {"routing": TokenRouting("x", every=0)}, "routing.every is 0"),
+        (
+            GOOD,
+            {"sampling": SamplingParams(max_new_tokens=3, given_token_ids=(1, 2))},
+            "given_token_ids has 2 tokens: max_new_tokens, 3, must be as many",
+        ),
+        (ROUTED, {"routing": TokenRouting("x", lag=-1)}, "routing.lag is -1"),
+        (
+            ROUTED,
+            {"routing": TokenRouting("x", lag=65)},
+            "routing.lag is 65: it must be from 0 to 64",
+        ),
+        (
+            ROUTED,
+            {"routing": TokenRouting("x", context="recompute", lag=1)},
+            "routing.lag is 1: context 'recompute' waits for the newest weights",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(

@@ -68,6 +68,42 @@ def test_new_weights_hold_from_the_pass_over_the_last_token_they_saw() -> None:
     }
 
 
+def test_with_a_lag_weights_hold_later_and_the_passes_between_do_not_wait() -> None:
+    """lag = 2, prompt of 5: tokens 0, 1, 2 are yielded under W of the prompt, 3 under W of 6."""
+    drive = Drive(SchedulerConfig())
+    drive.add(routed("a", PROMPT, 6, routing=TokenRouting("test", lag=2)), ready=False)
+    drive.scheduler.adapters_ready("a")
+    given: dict[int, Weights] = {5: (0.0, 1.0), 6: (0.5, 0.5), 7: (1.0, 0.0), 8: (0.2, 0.8)}
+    drive.asks.pop("a")
+    drive.scheduler.set_weights("a", 5, given[5])
+    drive.run_until_stuck()
+    assert len(drive.tokens["a"]) == 3  # without a further answer
+    for num_tokens in (6, 7, 8):
+        drive.scheduler.set_weights("a", num_tokens, given[num_tokens])
+        drive.run_until_stuck()
+    w5, w6, w7, w8 = given.values()
+    assert drive.weights["a"] == [w5, w5, w5, w6, w7, w8]
+    assert drive.texts["a"] == [*PROMPT, *drive.tokens["a"][:3]]  # no question without use
+
+
+def test_answers_must_come_in_the_order_of_the_questions() -> None:
+    drive = Drive(SchedulerConfig())
+    drive.add(routed("a", PROMPT, 6, routing=TokenRouting("test", lag=3)))
+    drive.run_until_stuck()
+    with pytest.raises(RouterError, match="did not ask for weights from 7 tokens"):
+        drive.scheduler.set_weights("a", 7, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(("every", "lag"), [(1, 1), (1, 3), (3, 1), (2, 5)])
+def test_any_lag_gives_the_text_of_the_request_alone(every: int, lag: int) -> None:
+    drive = Drive(SchedulerConfig(max_running=2), num_blocks=12)
+    for index in range(4):
+        routing = TokenRouting("test", every=every, lag=lag)
+        drive.add(routed(f"r{index}", (*PROMPT, index), 12, routing=routing))
+    drive.drain()
+    drive.check_texts()
+
+
 def test_a_row_that_waits_for_weights_sits_out_while_others_run() -> None:
     drive = Drive(SchedulerConfig())
     drive.add(routed("a", PROMPT, 4, routing=TokenRouting("test")))
@@ -109,7 +145,7 @@ def test_the_router_is_told_of_each_token_once_and_only_when_due() -> None:
     drive.add(routed("a", PROMPT, 5, routing=KEEP_2))
     drive.drain()
     assert drive.texts["a"] == [*PROMPT, *drive.tokens["a"][:4]]
-    assert drive.scheduler.take_route_requests() == []
+    assert drive.scheduler.questions.take() == []
 
 
 def test_a_request_that_ended_asks_for_nothing() -> None:
@@ -119,7 +155,7 @@ def test_a_request_that_ended_asks_for_nothing() -> None:
     assert plan is not None
     drive.scheduler.update(plan, drive.runner.run(plan))
     drive.scheduler.cancel("a")
-    assert drive.scheduler.take_route_requests() == []
+    assert drive.scheduler.questions.take() == []
     drive.scheduler.set_weights("a", 6, (1.0, 1.0))  # an answer on its way is dropped
 
 

@@ -52,6 +52,7 @@ class Model : public Decoder {
       team.enter(omp_get_num_threads());
       embed(team);
       for (int layer = 0; layer < m_.num_layers; layer++) {
+        if (step_.tap && layer == step_.tap_layer) tap(team);
         attention(team, layers_[layer], mixing_[layer]);
         mlp(team, layers_[layer], mixing_[layer]);
       }
@@ -88,37 +89,50 @@ class Model : public Decoder {
   }
 
   void prepare_mixture() {
-    const Weights& weights = step_.weights;
-    if (weights.columns == 0) {
-      for (LayerMixing& mixing : mixing_)
-        for (Mixing* part : {&mixing.qkv, &mixing.o, &mixing.gate_up, &mixing.down}) part->clear();
-      head_mixing_.clear();
-      return;
-    }
     std::vector<int> all(step_.tokens);
     for (int i = 0; i < step_.tokens; i++) all[i] = i;
-    everyone_.set(weights, all.data(), step_.tokens);
-    sampled_.set(weights, step_.sample_index, step_.samples);
+    const auto hear = [&](Audience& audience, const Weights& weights, const int* rows, int count) {
+      if (weights.columns > 0) audience.set(weights, rows, count);
+    };
+    hear(everyone_, step_.weights, all.data(), step_.tokens);
+    hear(sampled_, step_.weights, step_.sample_index, step_.samples);
+    if (step_.tap_layer > 0) hear(below_, step_.lower, all.data(), step_.tokens);
     int width = 0;
     for (int i = 0; i < m_.num_layers; i++) {
+      const bool lower = i < step_.tap_layer;
+      const Weights& weights = lower ? step_.lower : step_.weights;
+      const Audience& audience = lower ? below_ : everyone_;
       const Layer& l = layers_[i];
       LayerMixing& mixing = mixing_[i];
-      width = std::max(width, mix(mixing.qkv, everyone_, {&l.q, &l.k, &l.v}));
-      width = std::max(width, mix(mixing.o, everyone_, {&l.o}));
-      width = std::max(width, mix(mixing.gate_up, everyone_, {&l.gate, &l.up}));
-      width = std::max(width, mix(mixing.down, everyone_, {&l.down}));
+      width = std::max(width, mix(mixing.qkv, weights, audience, {&l.q, &l.k, &l.v}));
+      width = std::max(width, mix(mixing.o, weights, audience, {&l.o}));
+      width = std::max(width, mix(mixing.gate_up, weights, audience, {&l.gate, &l.up}));
+      width = std::max(width, mix(mixing.down, weights, audience, {&l.down}));
     }
-    width = std::max(width, mix(head_mixing_, sampled_, {&m_.head}));
-    linears_.reserve(step_.tokens, width, weights.is_linear());
+    width = std::max(width, mix(head_mixing_, step_.weights, sampled_, {&m_.head}));
+    linears_.reserve(step_.tokens, width, step_.weights.is_linear() || step_.lower.is_linear());
   }
 
-  int mix(Mixing& mixing, const Audience& audience, std::initializer_list<const Linear*> linears) {
+  int mix(Mixing& mixing, const Weights& weights, const Audience& audience,
+          std::initializer_list<const Linear*> linears) {
+    if (weights.columns == 0) {
+      mixing.clear();
+      return 0;
+    }
     int modules[3], count = 0;
     for (const Linear* linear : linears) modules[count++] = linear->module;
-    mixing.weights = &step_.weights;
+    mixing.weights = &weights;
     mixing.audience = &audience;
-    mixing.phase.set(step_.weights, audience, modules, count);
+    mixing.phase.set(weights, audience, modules, count);
     return mixing.phase.width;
+  }
+
+  // What routers read: the residual stream, as the layers below leave it.
+  void tap(Team& team) {
+    team.share(step_.tokens, [&](int token) {
+      const size_t at = size_t(token) * m_.hidden;
+      std::copy_n(&residual_[at], m_.hidden, step_.tap + at);
+    });
   }
 
   void prepare_attention() {
@@ -376,7 +390,7 @@ class Model : public Decoder {
   Step step_;
   Paging paging_;
   MixtureLinear<T> linears_;
-  Audience everyone_, sampled_;
+  Audience everyone_, sampled_, below_;
   std::vector<LayerMixing> mixing_;
   Mixing head_mixing_;
   std::vector<float> residual_, qkv_, angles_, partial_out_;

@@ -1,0 +1,33 @@
+"""What runs whole steps of one model, and what a step of it gives back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from router_engine.mixture.weights import StepWeights
+from router_engine.model.sampler import LogitSummary
+from router_engine.scheduling.plan import StepPlan
+
+
+class BodyOutput(NamedTuple):
+    """logits [samples, vocab]: of the plan's `sampled_rows`, and what is known of them.
+
+    tap [tokens, hidden]: the hidden states that enter the tap layer, where the plan is tapped.
+    """
+
+    logits: Tensor
+    summary: LogitSummary | None = None
+    tap: Tensor | None = None
+
+
+class Body(Protocol):
+    """Runs whole steps of one model. The keys and values of all rows are kept."""
+
+    @property
+    def taps(self) -> bool:
+        """Whether it runs plans that are tapped."""
+        ...
+
+    def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput: ...

@@ -1,0 +1,101 @@
+"""The tap: the layer at which routers read the base's own hidden states.
+
+What enters it is the residual stream [tokens, hidden] that the layers below have left. Requests
+that are routed by it have their experts from this layer on only, so the states are the base's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from router_engine.errors import UnsupportedModelError
+
+
+def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder's layers and their path in the model."""
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+    ]
+    return found[0]
+
+
+def tap_layer_of(model: nn.Module, wanted: int | None) -> int:
+    """The index of the tap layer: `wanted`, or a third of the way up.
+
+    Raises UnsupportedModelError where the model has no such layer.
+    """
+    count = len(layers_of(model)[1])
+    if wanted is None:
+        return count // 3
+    if not 0 <= wanted < count:
+        raise UnsupportedModelError(
+            f"tap_layer is {wanted}: this model has layers 0 to {count - 1}"
+        )
+    return wanted
+
+
+def tap_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
+    """sha256 over what the states at the tap depend on: the layer and the weights.
+
+    Norm weights stand for all of them: no two checkpoints have the same.
+    """
+    digest = hashlib.sha256(f"{tap_layer} {quantization}".encode())
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            digest.update(name.encode())
+            digest.update(parameter.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def below_tap(model: nn.Module, tap_layer: int) -> Callable[[str], bool]:
+    """Whether a module, by its path, belongs to a layer below the tap."""
+    path, _ = layers_of(model)
+    pattern = re.compile(re.escape(path) + r"\.(\d+)\.")
+
+    @functools.cache
+    def is_below(module: str) -> bool:
+        match = pattern.match(module)
+        return match is not None and int(match[1]) < tap_layer
+
+    return is_below
+
+
+class Reading:
+    """What one pass brought. value [tokens, hidden] in fp32 on the host, or None."""
+
+    value: Tensor | None = None
+
+
+class Tap:
+    """Reads what enters the tap layer of a transformers model."""
+
+    def __init__(self, model: nn.Module, tap_layer: int) -> None:
+        self._layer = layers_of(model)[1][tap_layer]
+
+    @contextmanager
+    def reading(self, *, is_wanted: bool) -> Iterator[Reading]:
+        """The reading of the pass inside the block."""
+        reading = Reading()
+        if not is_wanted:
+            yield reading
+            return
+
+        def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+            reading.value = hidden[0].to("cpu", torch.float32, copy=True)
+
+        hook = self._layer.register_forward_pre_hook(read, with_kwargs=True)
+        try:
+            yield reading
+        finally:
+            hook.remove()

@@ -1,0 +1,99 @@
+"""Owns the token routers of one engine: asks them, and hands their answers to the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from router_engine.errors import RouterError
+from router_engine.request import EngineRequest
+from router_engine.routers.base import HiddenRouter, RoutedWeights, TokenRouter
+from router_engine.scheduling.scheduler import Scheduler
+
+Fail = Callable[[str, str], None]  # ends the request of this id, for this reason
+
+
+class Routing:
+    """Those that read text answer later and are polled; those that read hidden states, at once."""
+
+    def __init__(
+        self, readers: Mapping[str, TokenRouter], hidden: Mapping[str, HiddenRouter]
+    ) -> None:
+        self._readers = dict(readers)
+        self._hidden = dict(hidden)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted({*self._readers, *self._hidden}))
+
+    def refusal(self, request: EngineRequest) -> str | None:
+        """Why a request cannot be routed as it asks for; None if it can, or asks for nothing."""
+        routing = request.routing
+        if routing is None:
+            return None
+        if routing.router not in self.names:
+            known = ", ".join(self.names) or "none"
+            return f"token router {routing.router!r} is not served; served: {known}"
+        if request.is_tapped != (routing.router in self._hidden):
+            wants = "hidden states: is_tapped must be true" if not request.is_tapped else "text"
+            return f"token router {routing.router!r} reads {wants}"
+        return None
+
+    def begin(self, request: EngineRequest, scheduler: Scheduler, fail: Fail) -> None:
+        """Ask the first question about a new request."""
+        routing, request_id = request.routing, request.request_id
+        if routing is None:
+            return
+        if not request.is_tapped:
+            router = self._readers[routing.router]
+            router.begin(request_id, request.prompt_token_ids, request.adapters, routing)
+            return
+        try:
+            prior = self._hidden[routing.router].begin(request_id, request.adapters, routing)
+            scheduler.set_weights(request_id, 0, prior.weights, prior.num_tokens)
+        except RouterError as error:
+            fail(request_id, str(error))
+
+    def ask(self, scheduler: Scheduler) -> None:
+        """Tell the routers that read text of the renewals that are due."""
+        for request_id, token_ids in scheduler.questions.take():
+            routing = scheduler.live[request_id].request.routing
+            assert routing is not None
+            self._readers[routing.router].extend(request_id, token_ids)
+
+    def take(self, scheduler: Scheduler, fail: Fail) -> None:
+        """Weights that the routers which read text have answered with."""
+        for router in self._readers.values():
+            _set(router.poll(), scheduler, fail)
+
+    def weigh(self, scheduler: Scheduler, fail: Fail) -> None:
+        """Have the routers that read hidden states answer what is due."""
+        for name, questions in scheduler.questions.take_tapped().items():
+            _set(self._hidden[name].weigh(questions), scheduler, fail)
+
+    def put(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
+        """Centroids [hidden] for a router that reads hidden states. Raises RouterError."""
+        if router not in self._hidden:
+            known = ", ".join(sorted(self._hidden)) or "none"
+            raise RouterError(f"router {router!r} takes no centroids here; those that do: {known}")
+        self._hidden[router].put(centroids)
+
+    def end(self, request: EngineRequest) -> None:
+        """A request has ended."""
+        name = request.routing.router if request.routing is not None else ""
+        router = self._readers.get(name) or self._hidden.get(name)
+        if router is not None:
+            router.end(request.request_id)
+
+    def close(self) -> None:
+        for router in self._readers.values():
+            router.close()
+
+
+def _set(answers: Sequence[RoutedWeights], scheduler: Scheduler, fail: Fail) -> None:
+    for answer in answers:
+        try:
+            if answer.error is not None:
+                raise RouterError(answer.error)
+            scheduler.set_weights(answer.request_id, answer.num_tokens, answer.weights)
+        except RouterError as error:
+            fail(answer.request_id, str(error))

@@ -1,0 +1,172 @@
+"""The token router `hidden_mean`: the base's own hidden states are the embedding.
+
+e is the mean of the base's hidden states at the tap layer over the text so far; the centroid of an
+adapter is the mean of that over its sample texts, computed the same way. No second model runs and
+nothing waits: the states are there when the pass is over. Both are centred, as hidden states of
+all texts share one large direction: s_j = cos(e - m, c_j - m) with m the mean of the candidates'
+centroids; then w = softmax(s / temperature) over the top_k best.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from router_engine.errors import RouterError
+from router_engine.request import TokenRouting
+from router_engine.routers.base import HiddenQuestion, Prior, RoutedWeights
+from router_engine.routers.params import parse_params
+from router_engine.routers.registry import RouterSpec
+
+_KEPT = 64  # matrices of candidates in use
+
+Matrix = NDArray[np.float32]
+
+
+class HiddenMeanParams(BaseModel):
+    """Parameters of the router `hidden_mean`. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    temperature: float = Field(
+        default=0.1, gt=0, le=100, description="w = softmax(s / temperature): smaller is sharper."
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, description="At most this many weights above 0; none: all."
+    )
+    threshold: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Where the best score is below it, all weights are 0: the base answers.",
+    )
+    prior: Literal["base", "uniform"] = Field(
+        default="uniform",
+        description="What the prompt runs under until its states are there: no adapter, or all "
+        "candidates (or top_k of them, where that is given) with equal weights.",
+    )
+    warmup: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens of the prompt under the prior, after which the rest of it runs under "
+        "the weights that they give; 0: all of the prompt runs under the prior.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """mean [hidden]: of the centroids. units [k, hidden]: centred, of length 1."""
+
+    mean: Matrix
+    units: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    candidates: tuple[str, ...]
+    params: HiddenMeanParams
+
+
+class HiddenMeanRouter:
+    """`HiddenRouter` over centroids that the server has put here."""
+
+    def __init__(self) -> None:
+        self._centroids: dict[str, Matrix] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._matrices: OrderedDict[tuple[str, ...], _Candidates] = OrderedDict()
+
+    def put(self, centroids: Mapping[str, Sequence[float]]) -> None:
+        """Keep centroids [hidden] by digest."""
+        self._centroids.update(
+            (digest, np.asarray(vector, np.float32)) for digest, vector in centroids.items()
+        )
+        self._matrices.clear()
+
+    def begin(self, request_id: str, candidates: Sequence[str], routing: TokenRouting) -> Prior:
+        """See `HiddenRouter.begin`."""
+        params = parse_params(HiddenMeanParams, "hidden_mean", routing.params)
+        unknown = [digest for digest in candidates if digest not in self._centroids]
+        if unknown:
+            raise RouterError(f"the engine has no centroid of {', '.join(unknown)}")
+        self._sessions[request_id] = _Session(tuple(candidates), params)
+        return Prior(_prior(params, len(candidates)), params.warmup or None)
+
+    def weigh(self, questions: Sequence[HiddenQuestion]) -> list[RoutedWeights]:
+        """See `HiddenRouter.weigh`."""
+        groups: dict[_Session, list[HiddenQuestion]] = {}
+        answers: list[RoutedWeights] = []
+        for question in questions:
+            session = self._sessions[question.request_id]
+            if question.mean is None:
+                weights = _prior(session.params, len(session.candidates))
+                answers.append(RoutedWeights(question.request_id, question.num_tokens, weights))
+            else:
+                groups.setdefault(session, []).append(question)
+        for session, group in groups.items():
+            answers += self._weigh(session, group)
+        return answers
+
+    def end(self, request_id: str) -> None:
+        """Forget a request."""
+        self._sessions.pop(request_id, None)
+
+    def _weigh(
+        self, session: _Session, questions: Sequence[HiddenQuestion]
+    ) -> Iterator[RoutedWeights]:
+        candidates = self._matrix(session.candidates)
+        means = np.stack([question.mean for question in questions if question.mean is not None])
+        scores = _units(means - candidates.mean) @ candidates.units.T
+        rows = weights_of_scores(scores, session.params).tolist()
+        for question, row in zip(questions, rows, strict=True):
+            yield RoutedWeights(question.request_id, question.num_tokens, tuple(row))
+
+    def _matrix(self, candidates: tuple[str, ...]) -> _Candidates:
+        found = self._matrices.get(candidates)
+        if found is None:
+            rows = np.stack([self._centroids[digest] for digest in candidates])
+            mean = rows.mean(axis=0)
+            found = self._matrices[candidates] = _Candidates(mean, _units(rows - mean))
+        self._matrices.move_to_end(candidates)
+        if len(self._matrices) > _KEPT:
+            self._matrices.popitem(last=False)
+        return found
+
+
+def weights_of_scores(scores: Matrix, params: HiddenMeanParams) -> Matrix:
+    """Weights [n, k] from scores [n, k], in float64. Among equal scores earlier ones win."""
+    exact = scores.astype(np.float64)
+    logits = (exact - exact.max(axis=1, keepdims=True)) / params.temperature
+    count = exact.shape[1]
+    if params.top_k is not None and params.top_k < count:
+        order = np.argsort(-exact, axis=1, kind="stable")
+        np.put_along_axis(logits, order[:, params.top_k :], -np.inf, axis=1)
+    weights = np.exp(logits)
+    weights /= weights.sum(axis=1, keepdims=True)
+    if params.threshold is not None:
+        weights[exact.max(axis=1) < params.threshold] = 0
+    return np.asarray(weights)
+
+
+def _prior(params: HiddenMeanParams, count: int) -> tuple[float, ...]:
+    if params.prior == "base":
+        return (0.0,) * count
+    return (1.0 / count,) * count
+
+
+def _units(rows: Matrix) -> Matrix:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, 1e-12))
+
+
+SPEC = RouterSpec(
+    name="hidden_mean",
+    summary="Similarity of the base's own hidden states, at no cost.",
+    params=HiddenMeanParams,
+    hidden=HiddenMeanRouter,
+)

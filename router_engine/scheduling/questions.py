@@ -1,0 +1,104 @@
+"""Owns what the routers are still to be asked, and how long each of their answers holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from router_engine.errors import RouterError
+from router_engine.request import EngineRequest
+from router_engine.routers.base import HiddenQuestion
+from router_engine.scheduling.refusal import weights_problem
+from router_engine.scheduling.state import RequestState, RequestStatus
+
+
+class Questions:
+    """Answers are taken in the order of the questions.
+
+    A router that reads text is asked about the prompt by whoever adds the request, then here after
+    each `every` generated tokens. One that reads hidden states is asked for a prior, about 0
+    tokens, and then whenever the states of all tokens are there whose weights are known: the pass
+    over a token cannot depend on its own state, so its weights come from the tokens before.
+    """
+
+    def __init__(self) -> None:
+        self._text: list[RequestState] = []
+        self._tapped: list[RequestState] = []
+
+    @staticmethod
+    def first(request: EngineRequest) -> deque[int]:
+        """The lengths of text that are asked about when a request comes."""
+        if request.routing is None:
+            return deque()
+        return deque([0 if request.is_tapped else len(request.prompt_token_ids)])
+
+    def sampled(self, state: RequestState) -> None:
+        """A token was drawn. Asks when weights are due and will hold at some token."""
+        routing, generated = state.request.routing, state.num_generated
+        if (
+            routing is not None
+            and not state.request.is_tapped
+            and generated % routing.every == 0
+            and generated + routing.lag < state.request.sampling.max_new_tokens
+        ):
+            self._text.append(state)
+
+    def computed(self, state: RequestState) -> None:
+        """Tokens were computed, or found in the prefix cache."""
+        is_due = state.num_computed == state.weights_history.known_until
+        if state.request.is_tapped and state.request.routing and is_due and not state.asked:
+            state.asked.append(state.num_computed)
+            self._tapped.append(state)
+
+    def take(self) -> list[tuple[str, list[int]]]:
+        """(request id, tokens new since it was last asked about) for each text router's renewal."""
+        asked: list[tuple[str, list[int]]] = []
+        for state in self._text:
+            if state.status is not RequestStatus.FINISHED:
+                asked.append((state.request_id, state.tokens[state.num_told :]))
+                state.num_told = len(state.tokens)
+                state.asked.append(state.num_told)
+        self._text = []
+        return asked
+
+    def take_tapped(self) -> dict[str, list[HiddenQuestion]]:
+        """What is to be asked now of each router that reads hidden states."""
+        asked: dict[str, list[HiddenQuestion]] = {}
+        for state in self._tapped:
+            routing, running = state.request.routing, state.running_mean
+            if state.status is not RequestStatus.FINISHED and routing and running:
+                question = HiddenQuestion(state.request_id, state.asked[0], running.mean())
+                asked.setdefault(routing.router, []).append(question)
+        self._tapped = []
+        return asked
+
+    @staticmethod
+    def accept(
+        state: RequestState, num_tokens: int, weights: Sequence[float], at_most: int | None
+    ) -> int:
+        """Take an answer; the position until which it holds.
+
+        Raises RouterError if it is no answer to the oldest question, or its weights are of no use.
+        """
+        routing = state.request.routing
+        if routing is None or not state.asked or num_tokens != state.asked[0]:
+            raise RouterError(
+                f"request {state.request_id!r} did not ask for weights from {num_tokens} tokens"
+            )
+        problem = weights_problem(weights)
+        if problem or len(weights) != len(state.request.adapters):
+            raise RouterError(
+                problem
+                or f"weights has {len(weights)} values: {len(state.request.adapters)} candidates "
+                "need one each"
+            )
+        state.asked.popleft()
+        if not state.request.is_tapped:
+            # Weights from n tokens hold from the pass over the last of them (the first yields come
+            # from it) until the pass over the last token of the next text that is asked about; both
+            # `lag` passes later, but for the prompt's, which hold from the start.
+            return num_tokens + routing.lag + routing.every - 1
+        last = state.num_prompt - 1
+        if num_tokens < last:
+            return last if at_most is None else min(num_tokens + at_most, last)
+        return num_tokens + routing.every

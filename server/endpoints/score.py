@@ -1,0 +1,102 @@
+"""POST /score: the log probabilities of given completions, under any mixture."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Request
+
+from router_engine.request import SamplingParams
+from server.auth import require_use
+from server.container import ContainerDep
+from server.errors import InputError
+from server.generation import Ask, Completion, Generation, Job
+from server.rendering import routing_of
+from server.schemas.errors import native_errors
+from server.schemas.score import (
+    SCORE_EXAMPLES,
+    SCORE_REPLY_EXAMPLE,
+    Score,
+    ScoreBody,
+    ScoredToken,
+    ScoreReply,
+)
+from server.streaming import unless_disconnected
+
+router = APIRouter(tags=["generate"], dependencies=[Depends(require_use)])
+
+
+@router.post(
+    "/score",
+    summary="Score given completions",
+    response_model=ScoreReply,
+    responses={
+        200: {
+            "description": "The scores",
+            "content": {"application/json": {"example": SCORE_REPLY_EXAMPLE}},
+        },
+        **native_errors(401, 404, 413, 422, 424, 429, 503),
+    },
+)
+async def score(
+    request: Request,
+    body: Annotated[ScoreBody, Body(openapi_examples=SCORE_EXAMPLES)],
+    container: ContainerDep,
+) -> ScoreReply:
+    """Log probabilities of completions of a prompt, token by token."""
+    generation = container.generation
+    jobs = await _prepare(body, generation)
+    completions = await unless_disconnected(request, _run(jobs, generation))
+    return ScoreReply(
+        prompt_tokens=completions[0].prompt_tokens,
+        scores=[_score(completion) for completion in completions],
+    )
+
+
+async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
+    encode = generation.tokenization.encode
+    given = [encode(text, add_special_tokens=False) for text in body.completions]
+    for index, ids in enumerate(given):
+        if not ids:
+            raise InputError(
+                f"completions.{index}", repr(body.completions[index]), "has no tokens to score"
+            )
+    return await generation.prepare_scores(to_ask(body, generation), given)
+
+
+def to_ask(body: ScoreBody, generation: Generation) -> Ask:
+    """What the body asks for, without its completions."""
+    return Ask(
+        prompt_ids=generation.tokenization.encode(body.inputs),
+        text=body.inputs,
+        sampling=SamplingParams(),
+        mixture=body.mixture,
+        adapter=body.adapter,
+        priority=body.priority,
+        endpoint="score",
+    )
+
+
+async def _run(jobs: Sequence[Job], generation: Generation) -> list[Completion]:
+    """The first alone: the others find the prompt's blocks in the prefix cache."""
+    first = await generation.run(jobs[0])
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(generation.run(job)) for job in jobs[1:]]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the others were cancelled for its sake
+    return [first, *(task.result() for task in tasks)]
+
+
+def _score(completion: Completion) -> Score:
+    tokens = [
+        ScoredToken(id=piece.event.token_id, text=piece.text, logprob=piece.event.logprob)
+        for piece in completion.pieces
+    ]
+    return Score(
+        logprob=sum(token.logprob for token in tokens),
+        tokens=tokens,
+        routing=routing_of(completion),
+    )

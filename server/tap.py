@@ -1,0 +1,90 @@
+"""The base model as an encoder of texts: the mean of its hidden states at the tap layer."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.events import FinalEvent, FinishReason
+from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.encoder.messages import Info
+from router_engine.routers.errors import RouterInputError, RouterUnavailableError
+from router_engine.routers.scoring import Window
+from server.tokenization import Tokenization
+
+_AT_ONCE = 8  # texts in the engine
+_PRIORITY = 100  # behind every live request, under the policy `priority`
+
+
+class TapEncoder:
+    """A `CentroidEncoder` for the routers that read hidden states: it runs in the engine.
+
+    A centroid is made of the very numbers that a request is routed by.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        info: EngineInfo,
+        tokenization: Tokenization,
+        routers: Sequence[str],
+    ) -> None:
+        """`routers`: those that are given the centroids."""
+        self._engine = engine
+        self._info = info
+        self._tokenization = tokenization
+        self._routers = tuple(routers)
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def connected(self) -> int:
+        """Another number for each engine process, since a new one has no centroids."""
+        return self._engine.restarts + 1
+
+    async def info(self) -> Info:
+        """What the states depend on."""
+        return Info(0, self._info.tap, self._info.hidden_size)
+
+    async def embed(self, texts: Sequence[str], *, window: Window = "head") -> NDArray[np.float32]:
+        """Means [texts, hidden]. Raises RouterInputError for a text of fewer than two tokens."""
+        rows = await asyncio.gather(*(self._mean(text, window) for text in texts))
+        return np.stack(rows)
+
+    async def put_centroids(self, centroids: Mapping[str, ArrayLike]) -> None:
+        """Hand centroids [hidden] to the engine."""
+        vectors = {
+            digest: np.asarray(vector, np.float64).tolist() for digest, vector in centroids.items()
+        }
+        for router in self._routers:
+            await self._engine.put_centroids(router, vectors)
+
+    async def _mean(self, text: str, window: Window) -> NDArray[np.float32]:
+        room = self._info.max_model_len - 1
+        ids = self._tokenization.encode(text)
+        ids = ids[:room] if window == "head" else ids[-room:]
+        request = EngineRequest(
+            uuid.uuid4().hex,
+            ids,
+            SamplingParams(max_new_tokens=1),
+            priority=_PRIORITY,
+            is_tapped=True,
+            report_hidden=True,
+        )
+        async with self._turns, aclosing(self._engine.submit(request)) as events:
+            async for event in events:
+                if isinstance(event, FinalEvent):
+                    return _hidden(event, text)
+        raise RouterUnavailableError("the engine ended a text without a final event")
+
+
+def _hidden(event: FinalEvent, text: str) -> NDArray[np.float32]:
+    if event.reason is not FinishReason.LENGTH:
+        raise RouterUnavailableError(f"a sample text was not read: {event.error or event.reason}")
+    if not event.hidden:
+        raise RouterInputError(f"sample text {text!r} has fewer than two tokens: too few to route")
+    return np.asarray(event.hidden, np.float32)

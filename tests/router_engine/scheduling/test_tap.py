@@ -1,0 +1,56 @@
+"""The running mean of hidden states: any cut into chunks, blocks and repetitions gives the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from router_engine.scheduling.tap import RunningMean
+
+STATES = np.random.default_rng(0).normal(size=(23, 8)).astype(np.float32)
+
+
+def _mean(stop: int) -> list[float]:
+    return [float(x) for x in STATES[1:stop].astype(np.float64).mean(axis=0)]
+
+
+@pytest.mark.parametrize("cuts", [[23], [1, 2, 3, 23], [5, 10, 16, 23], list(range(1, 24))])
+def test_chunks_give_the_mean_of_all_but_the_first(cuts: list[int]) -> None:
+    running = RunningMean(4)
+    start = 0
+    for stop in cuts:
+        running.add(start, STATES[start:stop])
+        start = stop
+        mean = running.mean()
+        assert (mean is None) == (stop == 1)
+        if mean is not None:
+            assert mean == pytest.approx(_mean(stop), abs=1e-6)
+    assert len(running.block_sums) == 5
+
+
+def test_what_is_computed_again_counts_once() -> None:
+    running = RunningMean(4)
+    running.add(0, STATES[:13])
+    running.add(0, STATES[:9])
+    running.add(9, STATES[9:20])
+    assert running.mean() == pytest.approx(_mean(20), abs=1e-6)
+    assert len(running.block_sums) == 5
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 5])
+def test_going_on_behind_cached_blocks(blocks: int) -> None:
+    other, running = RunningMean(4), RunningMean(4)
+    other.add(0, STATES)
+    running.resume(other.block_sums[:blocks])
+    running.add(4 * blocks, STATES[4 * blocks :])
+    assert running.mean() == pytest.approx(_mean(23), abs=1e-5)
+    assert len(running.block_sums) == len(other.block_sums)
+    for one, two in zip(running.block_sums, other.block_sums, strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
+
+
+def test_a_hole_is_refused() -> None:
+    running = RunningMean(4)
+    running.add(0, STATES[:3])
+    with pytest.raises(ValueError, match="known until 3, not until 5"):
+        running.add(5, STATES[5:6])
