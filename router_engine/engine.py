@@ -11,6 +11,8 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from adapters_store.errors import StoreError
@@ -35,7 +37,7 @@ from router_engine.model.loader import base_spec, load_model
 from router_engine.model.runner import ModelRunner
 from router_engine.model.wrap import wrap_linears
 from router_engine.request import EngineRequest
-from router_engine.routers.base import TokenRouter
+from router_engine.routers.base import Gate, LayerRouter, TokenRouter
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 
@@ -52,6 +54,7 @@ class Engine:
         adapters: AdapterSource,
         token_routers: Mapping[str, TokenRouter],
         wake: Callable[[], None],
+        layer_routers: Mapping[str, LayerRouter] = MappingProxyType({}),
     ) -> None:
         loaded = load_model(config.model)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
@@ -74,6 +77,7 @@ class Engine:
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
             token_routers=tuple(sorted(token_routers)),
+            layer_routers=tuple(sorted(layer_routers)),
         )
         self._scheduler = Scheduler(
             config.scheduler,
@@ -98,6 +102,7 @@ class Engine:
         self._merge = MergeControl(base, self._residency, config.merge, quantization)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._routers = dict(token_routers)
+        self._layer_routers = dict(layer_routers)
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows
         self._task_ids = itertools.count()
@@ -109,13 +114,15 @@ class Engine:
     def add_request(self, request: EngineRequest) -> None:
         """Take a request on. One that can never run gets its final event from the next step."""
         routing, request_id = request.routing, request.request_id
-        final = self._scheduler.add(request)
+        gate, reason = self._gate(request)
+        final = self._scheduler.add(request, gate)
         if final is not None:
             self._events.append(final)
             return
         if routing is not None and routing.router not in self._routers:
             known = ", ".join(self.info.token_routers) or "none"
             reason = f"token router {routing.router!r} is not served; served: {known}"
+        if reason is not None:
             self._emit(self._scheduler.fail(request_id, FinishReason.REFUSED, reason))
             return
         if routing is not None:
@@ -123,6 +130,20 @@ class Engine:
             router.begin(request_id, request.prompt_token_ids, request.adapters, routing)
         if request.adapters and self._residency.acquire(request_id, request.adapters):
             self._granted(request_id, None)
+
+    def _gate(self, request: EngineRequest) -> tuple[Gate | None, str | None]:
+        """What the layers compute for a request, if it asks for that; or why they cannot."""
+        routing = request.layer_routing
+        if routing is None:
+            return None, None
+        if routing.router not in self._layer_routers:
+            known = ", ".join(self.info.layer_routers) or "none"
+            return None, f"layer router {routing.router!r} is not served; served: {known}"
+        try:
+            gate = self._layer_routers[routing.router](routing.params)
+        except RouterError as error:
+            return None, str(error)
+        return replace(gate, top_k=min(gate.top_k, len(request.adapters))), None
 
     def cancel(self, request_id: str) -> None:
         """End a request wherever it is; unknown ids are ignored."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from adapters_store.types import Combination, ResolvedMixture
 
 Context = Literal["keep", "recompute"]
+Level = Literal["request", "token", "layer"]  # at which routers work
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,30 @@ class TokenRouting:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRouting:
+    """Weights that arise inside the layers: every token's, at each layer, from what it reads.
+
+    The candidates are `EngineRequest.adapters`.
+    """
+
+    router: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation. Exactly one final event answers it."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
-    adapters: tuple[str, ...] = ()  # digests; with `routing` the candidates
-    weights: tuple[float, ...] = ()  # one per adapter; empty with `routing`
+    adapters: tuple[str, ...] = ()  # digests; with a routing the candidates
+    weights: tuple[float, ...] = ()  # one per adapter; empty with a routing
     combination: Combination = "sum"
     routing: TokenRouting | None = None
     priority: int = 0  # lower runs first
     report_weights: bool = False
+    layer_routing: LayerRouting | None = None  # instead of `routing`, under combination `sum`
 
     @classmethod
     def under(

@@ -190,6 +190,7 @@ class Container:
             registry,
             registry.request_routers(RequestServices(encoder)),
             info.token_routers,
+            info.layer_routers,
             CentroidService(StoredCentroids(store), encoder) if encoder is not None else None,
         )
         mixtures = Mixtures(store, info.base, routing, settings.max_candidates)

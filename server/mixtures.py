@@ -16,10 +16,16 @@ from adapters_store.types import (
     Combination,
     ResolvedMixture,
 )
-from router_engine.request import TokenRouting
+from router_engine.request import LayerRouting, TokenRouting
 from server.errors import InputError
 from server.routing import Routing
-from server.schemas.mixture import Mixture, RouterSpec, TagCandidates, WeightedAdapter
+from server.schemas.mixture import (
+    Mixture,
+    PlanLevel,
+    RouterSpec,
+    TagCandidates,
+    WeightedAdapter,
+)
 
 
 class Shelf(Protocol):
@@ -36,7 +42,8 @@ class Shelf(Protocol):
 class Plan:
     """What one request runs under. `labels` name the adapters as responses show them.
 
-    `weights` has one entry an adapter, and is empty where the engine renews them (`routing`).
+    `weights` has one entry an adapter, and is empty where the engine renews them (`routing`) or
+    finds them inside the layers (`layer_routing`).
     """
 
     labels: tuple[str, ...] = ()
@@ -45,8 +52,9 @@ class Plan:
     combination: Combination = "sum"
     routing: TokenRouting | None = None
     router: str | None = None
-    level: str = "fixed"
+    level: PlanLevel = "fixed"
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
+    layer_routing: LayerRouting | None = None
 
 
 class Mixtures:
@@ -106,6 +114,9 @@ class Mixtures:
             await self._routing.prepare(spec, records)
             routing = TokenRouting(spec.name, spec.params, spec.every, spec.context)
             return _plan(records, combination=spec.combination, routing=routing, router=spec.name)
+        if spec.level == "layer":
+            layers = LayerRouting(spec.name, spec.params)
+            return _plan(records, combination="sum", layer_routing=layers, router=spec.name)
         weights = await self._routing.weights(spec, records, prompt)
         return _plan(records, weights=weights, combination=spec.combination, router=spec.name)
 
@@ -215,9 +226,14 @@ def _plan(
     combination: Combination,
     weights: tuple[float, ...] = (),
     routing: TokenRouting | None = None,
+    layer_routing: LayerRouting | None = None,
     router: str | None = None,
 ) -> Plan:
-    level = "fixed" if router is None else "request" if routing is None else "token"
+    level: PlanLevel = "fixed" if router is None else "request"
+    if routing is not None:
+        level = "token"
+    if layer_routing is not None:
+        level = "layer"
     return Plan(
         labels=tuple(record.label for record in records),
         digests=tuple(record.digest for record in records),
@@ -227,4 +243,5 @@ def _plan(
         router=router,
         level=level,
         names=tuple(record.name for record in records),
+        layer_routing=layer_routing,
     )

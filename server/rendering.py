@@ -86,7 +86,10 @@ class Renderer:
             if parameters.top_n_tokens:
                 top_tokens = [self._alternatives(piece.event) for piece in completion.pieces]
         if asked and completion.plan.labels:
-            routing = Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+            plan = completion.plan
+            routing = Routing(
+                level=plan.level, adapters=list(plan.labels), weights=completion.weights()
+            )
         return Details(
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,

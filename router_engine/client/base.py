@@ -39,6 +39,7 @@ class EngineInfo:
     dtype: str  # "float32", "bfloat16", ...
     device: str  # "cpu", "cuda:0", ...
     token_routers: tuple[str, ...] = ()  # names that `TokenRouting.router` may hold
+    layer_routers: tuple[str, ...] = ()  # names that `LayerRouting.router` may hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Puts an engine together from its process' config: adapters by URL, token routers by registry."""
+"""Puts an engine together from its process' config: adapters by URL, routers by registry."""
 
 from __future__ import annotations
 
@@ -17,5 +17,11 @@ def build_engine(config: EngineProcessConfig, wake: Callable[[], None]) -> Engin
         cache_dir=config.blobs_cache_dir,
         cache_bytes=config.blobs_cache_bytes,
     )
-    routers = RouterRegistry.discover().token_routers(TokenServices(wake, config.encoder_endpoint))
-    return Engine(config.engine, adapters=adapters, token_routers=routers, wake=wake)
+    registry = RouterRegistry.discover()
+    return Engine(
+        config.engine,
+        adapters=adapters,
+        token_routers=registry.token_routers(TokenServices(wake, config.encoder_endpoint)),
+        layer_routers=registry.layer_routers(),
+        wake=wake,
+    )

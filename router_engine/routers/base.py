@@ -1,12 +1,14 @@
 """What a router is: it chooses weights, and nothing else.
 
 A request router runs once, before the request is submitted. A token router runs beside the engine:
-it is told of tokens and later hands back weights; the engine never waits for it.
+it is told of tokens and later hands back weights; the engine never waits for it. A layer router
+says what every layer computes for each token; no router runs in the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +23,26 @@ class RoutedWeights:
     num_tokens: int
     weights: tuple[float, ...] = ()  # one per candidate
     error: str | None = None  # the router failed; the request ends with it
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How layers weigh the candidates of a request (`kernels.reference.gates` holds the equation).
+
+    softmax(score / temperature) over the `top_k` candidates that score highest at a layer.
+    """
+
+    router: str  # whose scores
+    top_k: int
+    temperature: float
+
+    @property
+    def key(self) -> bytes:
+        """Canonical bytes: with equal candidates, KV is equal exactly where these are."""
+        return self.router.encode() + struct.pack("<xqf", self.top_k, self.temperature)
+
+
+LayerRouter = Callable[[Mapping[str, Any]], Gate]  # from parameters; raises RouterInputError
 
 
 class RequestRouter(Protocol):

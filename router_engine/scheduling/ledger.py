@@ -8,6 +8,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.block_table import BlockTable, blocks_for
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest
+from router_engine.routers.base import Gate
 from router_engine.scheduling.state import RequestState
 
 
@@ -31,8 +32,9 @@ class BlockLedger:
     def new_table(self) -> BlockTable:
         return BlockTable(self.block_size)
 
-    def new_keys(self, request: EngineRequest) -> BlockKeys:
-        return BlockKeys(self.block_size, request.adapters, request.combination)
+    def new_keys(self, request: EngineRequest, gate: Gate | None) -> BlockKeys:
+        salt = b"" if gate is None else gate.key
+        return BlockKeys(self.block_size, request.adapters, request.combination, salt)
 
     def fits_at_all(self, num_tokens: int) -> bool:
         return blocks_for(num_tokens, self.block_size) <= self.pool.num_blocks

@@ -53,7 +53,7 @@ def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
     twice = sorted({digest for digest in adapters if adapters.count(digest) > 1})
     if twice:
         yield f"adapters has {', '.join(twice)} more than once: give each adapter one weight"
-    if request.routing is None:
+    if request.routing is None and request.layer_routing is None:
         if len(weights) != len(adapters):
             yield f"weights has {len(weights)} values: {len(adapters)} adapters need one each"
         problem = weights_problem(weights)
@@ -64,8 +64,17 @@ def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
         yield f"weights is {weights}: with routing it must be empty, the router chooses them"
     if not adapters:
         yield "adapters is empty: routing needs at least 1 candidate"
-    if request.routing.every < 1:
+    if request.routing is not None and request.routing.every < 1:
         yield f"routing.every is {request.routing.every}: it must be at least 1 token"
+    if request.layer_routing is not None:
+        yield from _layer_routing_reasons(request)
+
+
+def _layer_routing_reasons(request: EngineRequest) -> Iterator[str]:
+    if request.routing is not None:
+        yield "routing and layer_routing are both given: give one of them"
+    if request.combination != "sum":
+        yield f"combination is {request.combination!r}: layer_routing is defined for 'sum'"
 
 
 def weights_problem(weights: Sequence[float]) -> str | None:

@@ -9,6 +9,7 @@ from router_engine.events import FinalEvent, FinishReason
 from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
+from router_engine.routers.base import Gate
 from router_engine.scheduling.weights import Weights, WeightsHistory
 
 
@@ -39,6 +40,7 @@ class RequestState:
     num_cached_tokens: int = 0
     first_scheduled_time: float | None = None
     group: tuple[str, ...] = field(default=())  # whose service it counts as
+    gate: Gate | None = None  # where weights arise inside the layers
 
     @property
     def request_id(self) -> str:
@@ -82,7 +84,9 @@ class RequestState:
         return self.num_runnable > 0
 
     def weights_at_yield(self, index: int) -> Weights:
-        """Weights of the pass that yielded generated token `index`."""
+        """Weights of the pass that yielded generated token `index`; () where layers chose them."""
+        if self.gate is not None:
+            return ()
         return self.weights_history.at(self.num_prompt + index - 1)
 
     def final_event(

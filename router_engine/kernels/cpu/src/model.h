@@ -109,7 +109,7 @@ class Model : public Decoder {
       width = std::max(width, mix(mixing.down, everyone_, {&l.down}));
     }
     width = std::max(width, mix(head_mixing_, sampled_, {&m_.head}));
-    linears_.reserve(step_.tokens, width, weights.is_linear());
+    linears_.reserve(step_.tokens, width, weights);
   }
 
   int mix(Mixing& mixing, const Audience& audience, std::initializer_list<const Linear*> linears) {
