@@ -18,6 +18,7 @@ from router_engine.events import EngineEvent, FinalEvent, TokenEvent
 from router_engine.experts.base import AdapterSource
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.base import TokenRouter
+from router_engine.routers.layer.arrow import SPEC as ARROW
 
 T = TypeVar("T")
 STEP_TIMEOUT_S = 60.0
@@ -62,6 +63,7 @@ class EngineHarness:
             replace(config, model=replace(config.model, model=str(model))),
             adapters=wrap_source(open_blobs(root / "store" / "blobs")),
             token_routers=routers or {},
+            layer_routers={"arrow": ARROW.gate},
             wake=self.news.set,
         )
         self.answers: dict[str, Answer] = {}
