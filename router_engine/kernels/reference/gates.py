@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def gate_weights(
@@ -26,7 +25,7 @@ def gate_weights(
     [tokens, adapters] bool; top_k, temperature [tokens], top_k 0 for a token that has no gate.
     """
     columns = torch.arange(candidates.shape[1], device=x.device)
-    owned = functional.one_hot(owner, len(columns)).float()  # [rows, adapters]
+    owned = (owner[:, None] == columns).float()  # [rows, adapters]
     scores = (((x @ a.T).float() * prototype) @ owned).abs()
     may_act = candidates & (owned.sum(0) > 0)
     order = scores.masked_fill(~may_act, -torch.inf).argsort(dim=1, descending=True, stable=True)
