@@ -32,7 +32,8 @@ class Factors:
     @cached_property
     def direction(self) -> Tensor:
         """The top right-singular vector of B A."""
-        return torch.linalg.svd(self.b.double() @ self.a.double()).Vh[0].float()
+        vectors: Tensor = torch.linalg.svd(self.b.double() @ self.a.double()).Vh
+        return vectors[0].float()
 
 
 def arrow_weights(x: Tensor, directions: Tensor, top_k: int, temperature: float) -> Tensor:
