@@ -87,12 +87,9 @@ class Engine:
             prefix_cache=config.cache.prefix_cache,
         )
         self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
+        size = config.cache.block_size
         cache = PagedCache(
-            loaded.kv_shape,
-            num_blocks,
-            config.cache.block_size,
-            dtype=loaded.dtype,
-            device=loaded.device,
+            loaded.kv_shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device
         )
         fast = choose_fast(
             config.kernels, kernels, operations, loaded, linears, self._experts, cache
