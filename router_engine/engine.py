@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import TypeVar
 
 from adapters_store.errors import StoreError
@@ -32,12 +33,12 @@ from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.mixture.rules import check_mixture
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
-from router_engine.model.loader import base_spec, load_model
+from router_engine.model.loader import LoadedModel, base_spec, load_model
 from router_engine.model.runner import ModelRunner
 from router_engine.model.tap import below_tap, tap_digest
 from router_engine.model.wrap import wrap_linears
 from router_engine.request import EngineRequest
-from router_engine.routers.base import HiddenRouter, TokenRouter
+from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routers.running import Routing
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
@@ -54,11 +55,12 @@ class Engine:
         *,
         adapters: AdapterSource,
         token_routers: Mapping[str, TokenRouter],
-        hidden_routers: Mapping[str, HiddenRouter] | None = None,
         wake: Callable[[], None],
+        hidden_routers: Mapping[str, HiddenRouter] = MappingProxyType({}),
+        layer_routers: Mapping[str, LayerRouter] = MappingProxyType({}),
     ) -> None:
         loaded = load_model(config.model)
-        self._routing = Routing(token_routers, hidden_routers or {})
+        self._routing = Routing(token_routers, hidden_routers, layer_routers)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
         kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
@@ -71,18 +73,7 @@ class Engine:
         )
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
         self._blocks = BlockPool(num_blocks)
-        limit = config.scheduler.max_model_len or loaded.max_model_len
-        self.info = EngineInfo(
-            base=self.base,
-            max_model_len=min(limit, loaded.max_model_len),
-            vocab_size=int(loaded.model.config.vocab_size),
-            eos_token_ids=loaded.eos_token_ids,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=str(loaded.device),
-            token_routers=self._routing.names,
-            hidden_size=int(loaded.model.config.hidden_size),
-            tap=tap_digest(loaded.model, loaded.tap_layer, loaded.quantization),
-        )
+        self.info = _info(loaded, self.base, config.scheduler.max_model_len, self._routing)
         self._scheduler = Scheduler(
             config.scheduler,
             self._blocks,
@@ -91,12 +82,9 @@ class Engine:
             prefix_cache=config.cache.prefix_cache,
         )
         self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
+        size = config.cache.block_size
         cache = PagedCache(
-            loaded.kv_shape,
-            num_blocks,
-            config.cache.block_size,
-            dtype=loaded.dtype,
-            device=loaded.device,
+            loaded.kv_shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device
         )
         fast = choose_fast(
             config.kernels, kernels, operations, loaded, linears, self._experts, cache
@@ -116,11 +104,11 @@ class Engine:
     def add_request(self, request: EngineRequest) -> None:
         """Take a request on. One that can never run gets its final event from the next step."""
         request_id = request.request_id
-        final = self._scheduler.add(request)
+        gate, reason = self._routing.gate(request)
+        final = self._scheduler.add(request, gate)
         if final is not None:
             self._events.append(final)
             return
-        reason = self._routing.refusal(request)
         if reason is not None:
             self._emit(self._scheduler.fail(request_id, FinishReason.REFUSED, reason))
             return
@@ -317,3 +305,20 @@ class Engine:
             follow(None)
         else:
             self._tasks[owner] = follow
+
+
+def _info(
+    loaded: LoadedModel, base: BaseModelSpec, max_model_len: int | None, routing: Routing
+) -> EngineInfo:
+    return EngineInfo(
+        base=base,
+        max_model_len=min(max_model_len or loaded.max_model_len, loaded.max_model_len),
+        vocab_size=int(loaded.model.config.vocab_size),
+        eos_token_ids=loaded.eos_token_ids,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        token_routers=routing.names,
+        layer_routers=routing.layer_names,
+        hidden_size=int(loaded.model.config.hidden_size),
+        tap=tap_digest(loaded.model, loaded.tap_layer, loaded.quantization),
+    )

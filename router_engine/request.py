@@ -9,6 +9,7 @@ from adapters_store.types import Combination, ResolvedMixture
 
 Context = Literal["keep", "recompute"]
 MAX_LAG = 64  # tokens
+Level = Literal["request", "token", "layer"]  # at which routers work
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,25 @@ class TokenRouting:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRouting:
+    """Weights that arise inside the layers: every token's, at each layer, from what it reads.
+
+    The candidates are `EngineRequest.adapters`.
+    """
+
+    router: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation. Exactly one final event answers it."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
-    adapters: tuple[str, ...] = ()  # digests; with `routing` the candidates
-    weights: tuple[float, ...] = ()  # one per adapter; empty with `routing`
+    adapters: tuple[str, ...] = ()  # digests; with a routing the candidates
+    weights: tuple[float, ...] = ()  # one per adapter; empty with a routing
     combination: Combination = "sum"
     routing: TokenRouting | None = None
     priority: int = 0  # lower runs first
@@ -81,6 +93,7 @@ class EngineRequest:
     # base's whatever the weights: what a router that reads them needs.
     is_tapped: bool = False
     report_hidden: bool = False  # their mean over the prompt comes with the final event
+    layer_routing: LayerRouting | None = None  # instead of `routing`, under combination `sum`
 
     @classmethod
     def under(

@@ -194,6 +194,7 @@ class Container:
             registry,
             registry.request_routers(RequestServices(encoder)),
             info.token_routers,
+            info.layer_routers,
             CentroidService(stored, encoder) if encoder is not None else None,
             CentroidService(stored, tap),
         )

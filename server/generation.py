@@ -72,7 +72,9 @@ class Completion:
     plan: Plan
 
     def weights(self) -> list[list[float]]:
-        """Weights in force at each token, [tokens][adapters]."""
+        """Weights in force at each token, [tokens][adapters]; [] where each layer has its own."""
+        if self.plan.layer_routing is not None:
+            return []
         if self.plan.routing is None:
             return [list(self.plan.weights) for _ in self.pieces]
         return [list(piece.event.weights) for piece in self.pieces]
@@ -145,6 +147,7 @@ class Generation:
             priority=ask.priority,
             report_weights=plan.routing is not None,
             is_tapped=plan.is_tapped,
+            layer_routing=plan.layer_routing,
         )
         return Job(request, plan, ask.stops, ask.endpoint)
 

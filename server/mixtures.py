@@ -16,10 +16,16 @@ from adapters_store.types import (
     Combination,
     ResolvedMixture,
 )
-from router_engine.request import TokenRouting
+from router_engine.request import LayerRouting, TokenRouting
 from server.errors import InputError
 from server.routing import Routing
-from server.schemas.mixture import Mixture, RouterSpec, TagCandidates, WeightedAdapter
+from server.schemas.mixture import (
+    Mixture,
+    PlanLevel,
+    RouterSpec,
+    TagCandidates,
+    WeightedAdapter,
+)
 
 
 class Shelf(Protocol):
@@ -36,7 +42,8 @@ class Shelf(Protocol):
 class Plan:
     """What one request runs under. `labels` name the adapters as responses show them.
 
-    `weights` has one entry an adapter, and is empty where the engine renews them (`routing`).
+    `weights` has one entry an adapter, and is empty where the engine renews them (`routing`) or
+    finds them inside the layers (`layer_routing`).
     """
 
     labels: tuple[str, ...] = ()
@@ -45,9 +52,10 @@ class Plan:
     combination: Combination = "sum"
     routing: TokenRouting | None = None
     router: str | None = None
-    level: str = "fixed"
+    level: PlanLevel = "fixed"
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
     is_tapped: bool = False  # the router reads hidden states
+    layer_routing: LayerRouting | None = None
 
 
 class Mixtures:
@@ -108,6 +116,9 @@ class Mixtures:
             routing = TokenRouting(spec.name, spec.params, spec.every, spec.context, spec.lag)
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
             return replace(plan, is_tapped=self._routing.is_tapped(spec))
+        if spec.level == "layer":
+            layers = LayerRouting(spec.name, spec.params)
+            return _plan(records, combination="sum", layer_routing=layers, router=spec.name)
         weights = await self._routing.weights(spec, records, prompt)
         return _plan(records, weights=weights, combination=spec.combination, router=spec.name)
 
@@ -217,9 +228,14 @@ def _plan(
     combination: Combination,
     weights: tuple[float, ...] = (),
     routing: TokenRouting | None = None,
+    layer_routing: LayerRouting | None = None,
     router: str | None = None,
 ) -> Plan:
-    level = "fixed" if router is None else "request" if routing is None else "token"
+    level: PlanLevel = "fixed" if router is None else "request"
+    if routing is not None:
+        level = "token"
+    if layer_routing is not None:
+        level = "layer"
     return Plan(
         labels=tuple(record.label for record in records),
         digests=tuple(record.digest for record in records),
@@ -229,4 +245,5 @@ def _plan(
         router=router,
         level=level,
         names=tuple(record.name for record in records),
+        layer_routing=layer_routing,
     )

@@ -39,7 +39,7 @@ class Recorder:
         weights = event.weights if self._plan.routing else self._plan.weights
         for name, weight in zip(self._plan.names, weights, strict=False):
             self._masses[name] += abs(weight)
-        if self._routing:
+        if self._routing and weights:  # none are known where each layer has its own
             self._routing.observe(routing_entropy(weights))
 
     def final(self, event: FinalEvent) -> None:

@@ -21,7 +21,8 @@ def routing_of(completion: Completion) -> Routing | None:
     """The weights that an answer ran under; None for the base."""
     if not completion.plan.labels:
         return None
-    return Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+    plan = completion.plan
+    return Routing(level=plan.level, adapters=list(plan.labels), weights=completion.weights())
 
 
 class Renderer:

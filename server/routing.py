@@ -15,13 +15,14 @@ PATH = "mixture.router"
 
 
 class Routing:
-    """Which routers run here. `token_routers` are the names that the engine serves."""
+    """Which routers run here. Of token and layer routers, the names that the engine serves."""
 
     def __init__(
         self,
         registry: RouterRegistry,
         request_routers: Mapping[str, RequestRouter],
         token_routers: Sequence[str],
+        layer_routers: Sequence[str],
         centroids: CentroidService | None,
         hidden: CentroidService | None = None,
     ) -> None:
@@ -30,10 +31,15 @@ class Routing:
         self.hidden = hidden  # of the routers that read hidden states
         self._request_routers = request_routers
         self._token_routers = frozenset(token_routers)
+        self._layer_routers = frozenset(layer_routers)
 
     def served(self, name: str) -> list[str]:
         """The levels at which a router runs on this server."""
-        levels = {"request": self._request_routers, "token": self._token_routers}
+        levels = {
+            "request": self._request_routers,
+            "token": self._token_routers,
+            "layer": self._layer_routers,
+        }
         return [level for level, names in levels.items() if name in names]
 
     def check(self, spec: RouterSpec) -> None:

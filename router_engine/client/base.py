@@ -39,6 +39,7 @@ class EngineInfo:
     dtype: str  # "float32", "bfloat16", ...
     device: str  # "cpu", "cuda:0", ...
     token_routers: tuple[str, ...] = ()  # names that `TokenRouting.router` may hold
+    layer_routers: tuple[str, ...] = ()  # names that `LayerRouting.router` may hold
     hidden_size: int = 0
     tap: str = ""  # digest of what hidden states at the tap depend on: model and layer
 

@@ -23,5 +23,6 @@ def build_engine(config: EngineProcessConfig, wake: Callable[[], None]) -> Engin
         adapters=adapters,
         token_routers=registry.token_routers(TokenServices(wake, config.encoder_endpoint)),
         hidden_routers=registry.hidden_routers(),
+        layer_routers=registry.layer_routers(),
         wake=wake,
     )

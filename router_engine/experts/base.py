@@ -39,11 +39,13 @@ class LowRankPair:
 
     delta y = B^T (A x) per rank row, the scale already in B:
     a [rank, in_features]; b [rank, out_features]; scale is kept because `linear` splits it.
+    prototype [rank] fp32: what layer routers score with (`experts.lora.prototypes`).
     """
 
     a: Tensor
     b: Tensor
     scale: float
+    prototype: Tensor
 
     @property
     def rank(self) -> int:
@@ -61,5 +63,7 @@ class HostAdapter:
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        tensors = (tensor for pair in self.pairs.values() for tensor in (pair.a, pair.b))
+        tensors = (
+            tensor for pair in self.pairs.values() for tensor in (pair.a, pair.b, pair.prototype)
+        )
         object.__setattr__(self, "num_bytes", sum(tensor.nbytes for tensor in tensors))

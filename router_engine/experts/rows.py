@@ -76,7 +76,8 @@ class ActiveRows:
     """The rows of a step's adapters in one module.
 
     a [rows, in]; b [rows, out]; owner [rows]: column of the step's weight matrix;
-    scale_root [rows]: sqrt of each row's scale; rank_index [rows]: position within its adapter.
+    scale_root [rows]: sqrt of each row's scale; rank_index [rows]: position within its adapter;
+    prototype [rows] fp32: as `LowRankPair`.
     `layout` is equal for modules whose owner and rank_index are equal, so that what depends on
     them alone is computed once a step.
     """
@@ -86,6 +87,7 @@ class ActiveRows:
     owner: Tensor
     scale_root: Tensor
     rank_index: Tensor
+    prototype: Tensor
     layout: tuple[tuple[int, int], ...]  # (column, rank) of each adapter
 
     @property
@@ -100,17 +102,33 @@ class _ModuleRows:
     allocator: RowAllocator
     a: Tensor
     b: Tensor
+    prototype: Tensor
     scales: dict[str, float] = field(default_factory=dict)
 
     def reserve(self, rows: int) -> None:
         if rows <= self.a.shape[0]:
             return
         size = min(self.allocator.capacity, max(rows, 2 * self.a.shape[0], 16))
-        for name in ("a", "b"):
+        for name in ("a", "b", "prototype"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros(size, old.shape[1])
+            new = old.new_zeros(size, *old.shape[1:])
             new[: old.shape[0]] = old
             setattr(self, name, new)
+
+    def put(self, span: Span, pair: LowRankPair) -> None:
+        for ours, theirs in zip(self._parts(), (pair.a, pair.b, pair.prototype), strict=True):
+            ours[span.start : span.stop].copy_(theirs, non_blocking=True)
+
+    def move(self, source: Span, target: Span) -> None:
+        """Ranges may overlap, so the source is copied before it is written over."""
+        for part in self._parts():
+            part[target.start : target.stop] = part[source.start : source.stop].clone()
+
+    def bytes_per_row(self) -> int:
+        return sum(part[:1].nbytes for part in self._parts())
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.a, self.b, self.prototype
 
 
 class RowPool:
@@ -168,9 +186,7 @@ class RowPool:
         spans = {module: self._room(adapter, module) for module in adapter.pairs}
         with self.transfer.placing(adapter.digest):
             for module, span in spans.items():
-                rows, pair = self._modules[module], adapter.pairs[module]
-                rows.a[span.start : span.stop].copy_(pair.a, non_blocking=True)
-                rows.b[span.start : span.stop].copy_(pair.b, non_blocking=True)
+                self._modules[module].put(span, adapter.pairs[module])
         self._residents[adapter.digest] = {m: pair.rank for m, pair in adapter.pairs.items()}
         self._changed()
 
@@ -181,7 +197,7 @@ class RowPool:
             rows = self._modules[module]
             rows.allocator.release(digest)
             del rows.scales[digest]
-            freed += rank * (rows.a.shape[1] + rows.b.shape[1]) * rows.a.element_size()
+            freed += rank * rows.bytes_per_row()
         self._changed()
         return freed
 
@@ -201,20 +217,21 @@ class RowPool:
         self._gathered[module] = (digests, gathered)
         return gathered
 
-    def located(self, module: str, digest: str) -> tuple[int, int, int, float] | None:
+    def located(self, module: str, digest: str) -> tuple[int, int, int, float, int] | None:
         """Addresses of an adapter's A and B rows in a module, their number and their scale.
 
-        None where it does not touch the module. Good until `version` changes.
+        Then the address of its prototype. None where it does not touch the module. Good until
+        `version` changes.
         """
         rows = self._modules.get(module)
         span = None if rows is None else rows.allocator.owners.get(digest)
         if rows is None or span is None:
             return None
-        a, b = (
+        a, b, prototype = (
             part.data_ptr() + span.start * part.stride(0) * part.itemsize
-            for part in (rows.a, rows.b)
+            for part in (rows.a, rows.b, rows.prototype)
         )
-        return a, b, span.length, rows.scales[digest]
+        return a, b, span.length, rows.scales[digest], prototype
 
     def check_integrity(self) -> None:
         """Rows are owned by exactly one resident adapter; raises ValueError naming the module."""
@@ -241,6 +258,7 @@ class RowPool:
                 RowAllocator(self.max_rank_rows),
                 torch.zeros(0, pair.a.shape[1], dtype=self._dtype, device=self._device),
                 torch.zeros(0, pair.b.shape[1], dtype=self._dtype, device=self._device),
+                torch.zeros(0, dtype=torch.float32, device=self._device),
             )
         return self._modules[module]
 
@@ -263,9 +281,7 @@ class RowPool:
     def _compact(self, rows: _ModuleRows) -> None:
         self.transfer.settle()
         for source, target in rows.allocator.compact():
-            # Ranges may overlap, so the source is copied before it is written over.
-            rows.a[target.start : target.stop] = rows.a[source.start : source.stop].clone()
-            rows.b[target.start : target.stop] = rows.b[source.start : source.stop].clone()
+            rows.move(source, target)
 
     def _gather(self, rows: _ModuleRows, digests: tuple[str, ...]) -> ActiveRows | None:
         owners = rows.allocator.owners
@@ -290,5 +306,6 @@ class RowPool:
             rank_index=torch.cat([torch.arange(span.length) for _, span in present]).to(
                 self._device
             ),
+            prototype=rows.prototype[pick],
             layout=layout,
         )

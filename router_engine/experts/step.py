@@ -9,7 +9,8 @@ from torch import Tensor
 
 from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
-from router_engine.mixture.weights import StepWeights
+from router_engine.kernels.reference.gates import gate_weights
+from router_engine.mixture.weights import StepGates, StepWeights
 
 _Key = tuple[int, tuple[tuple[int, int], ...]]  # a matrix of weights, a layout of rows
 
@@ -65,7 +66,9 @@ class StepExperts:
             return y
         flat_x = x.reshape(-1, x.shape[-1])
         flat_y = y.view(-1, y.shape[-1])
-        if weights.total is not None:
+        if weights.gates is not None:
+            self._gated(flat_y, flat_x, rows, weights.total, weights.gates)
+        elif weights.total is not None:
             self._sum(flat_y, flat_x, rows, weights.total, weights.fill)
         if weights.root is not None:
             self._linear(flat_y, flat_x, rows, weights.root, sign=1.0)
@@ -88,6 +91,17 @@ class StepExperts:
         if key not in self._blocks:
             self._blocks[key] = self._operations.row_blocks(spread, fill)
         self._operations.mix_sum(y, x, rows.a, rows.b, spread, self._blocks[key])
+
+    def _gated(
+        self, y: Tensor, x: Tensor, rows: ActiveRows, total: Tensor | None, gates: StepGates
+    ) -> None:
+        """As `_sum`, with the weights that the layer finds added to those that are given."""
+        parts = (gates.candidates, gates.top_k, gates.temperature)
+        weights = gate_weights(x, rows.a, rows.prototype, rows.owner, *parts)
+        if total is not None:
+            weights += total
+        spread = weights.index_select(1, rows.owner)
+        self._operations.mix_sum(y, x, rows.a, rows.b, spread)
 
     def _linear(self, y: Tensor, x: Tensor, rows: ActiveRows, root: Tensor, *, sign: float) -> None:
         spread = self._per_row(root, rows)

@@ -63,7 +63,9 @@ class SideStream:
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
         """Into pinned memory, which is what lets a copy run beside a step."""
         pairs = {
-            module: LowRankPair(pair.a.pin_memory(), pair.b.pin_memory(), pair.scale)
+            module: LowRankPair(
+                pair.a.pin_memory(), pair.b.pin_memory(), pair.scale, pair.prototype.pin_memory()
+            )
             for module, pair in adapter.pairs.items()
         }
         return replace(adapter, pairs=pairs)

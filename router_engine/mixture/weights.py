@@ -1,7 +1,8 @@
 """The [tokens x adapters] matrix of a step: which token runs under which weights.
 
 Weights are data of a step, never part of a shape: fixed mixtures, token routing and the correction
-for a merged base differ only in the numbers written here.
+for a merged base differ only in the numbers written here. Under a gate the layers find the weights,
+and what they need for that is written here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
+from router_engine.routers.base import Gate
 from router_engine.scheduling.plan import PlannedRow
+
+
+@dataclass(frozen=True, slots=True)
+class StepGates:
+    """Tokens whose weights arise inside the layers, to be added to those in `total`.
+
+    candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token that has no gate.
+    temperature [tokens] fp32: 1 there. The equation: `kernels.reference.gates`.
+    """
+
+    candidates: Tensor
+    top_k: Tensor
+    temperature: Tensor
+
+    def rows(self, index: Tensor) -> StepGates:
+        """The same step seen by some of its tokens only."""
+        return StepGates(self.candidates[index], self.top_k[index], self.temperature[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +46,9 @@ class StepWeights:
     root [tokens, adapters]: square roots of the weights of tokens under `linear`, or None.
     merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
     not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
-    known without asking the device. lower: the weights of the layers below the tap, on steps with
-    tokens whose experts act only from the tap on; None: they are the same.
+    known without asking the device. gates: of tokens under a layer router, or None. lower: the
+    weights of the layers below the tap, on steps with tokens whose experts act only from the tap
+    on; None: they are the same.
     """
 
     digests: tuple[str, ...]
@@ -36,6 +56,7 @@ class StepWeights:
     root: Tensor | None = None
     merged_root: Tensor | None = None
     fill: float = 1.0
+    gates: StepGates | None = None
     lower: StepWeights | None = None
 
     def rows(self, index: Tensor) -> StepWeights:
@@ -44,7 +65,8 @@ class StepWeights:
             None if part is None else part[index]
             for part in (self.total, self.root, self.merged_root)
         )
-        return StepWeights(self.digests, total, root, merged, self.fill)
+        gates = None if self.gates is None else self.gates.rows(index)
+        return StepWeights(self.digests, total, root, merged, self.fill, gates)
 
 
 def step_weights(
@@ -65,6 +87,10 @@ def step_weights(
     position, tapped = 0, []
     for row in rows:
         own = np.array([columns[digest] for digest in row.adapters], dtype=np.int64)
+        if row.gate is not None:
+            parts.gate(slice(position, position + len(row.token_ids)), own, row.gate)
+            position += len(row.token_ids)
+            continue
         if row.is_tapped:
             tapped.append(slice(position, position + len(row.token_ids)))
         for length, weights in row.weight_runs:
@@ -90,6 +116,7 @@ class _Parts:
         self._total: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._root: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._merged: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._gates: _GateParts | None = None
 
     def write(
         self, tokens: slice, own: NDArray[np.int64], weights: tuple[float, ...], combination: str
@@ -112,6 +139,11 @@ class _Parts:
             other._root[each] = 0
         return other
 
+    def gate(self, tokens: slice, own: NDArray[np.int64], gate: Gate) -> None:
+        if self._gates is None:
+            self._gates = _GateParts(self._total.shape)
+        self._gates.write(tokens, own, gate)
+
     def subtract(self, merged: ResolvedMixture) -> None:
         vector = np.zeros(len(self._columns), dtype=np.float32)
         vector[[self._columns[digest] for digest in merged.digests]] = merged.weights
@@ -127,7 +159,8 @@ class _Parts:
     def used(self) -> NDArray[np.bool_]:
         """Which columns [adapters] some token gives a weight to."""
         parts = (self._total, self._root, self._merged)
-        return np.asarray(np.logical_or.reduce([(part != 0).any(0) for part in parts]))
+        used = np.asarray(np.logical_or.reduce([(part != 0).any(0) for part in parts]))
+        return used if self._gates is None else used | self._gates.candidates.any(0)
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepWeights:
         """The columns that are used."""
@@ -137,4 +170,23 @@ class _Parts:
             torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts
         )
         fill = float(np.count_nonzero(self._total)) / (len(self._total) * len(digests))
-        return StepWeights(digests, total, root, merged, fill)
+        gates = None if self._gates is None else self._gates.tensors(used, device)
+        return StepWeights(digests, total, root, merged, fill, gates)
+
+
+class _GateParts:
+    """`StepGates` while they are filled, on the host."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.candidates: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
+        self._top_k: NDArray[np.int32] = np.zeros(shape[0], dtype=np.int32)
+        self._temperature: NDArray[np.float32] = np.ones(shape[0], dtype=np.float32)
+
+    def write(self, tokens: slice, own: NDArray[np.int64], gate: Gate) -> None:
+        self.candidates[tokens, own] = True
+        self._top_k[tokens] = gate.top_k
+        self._temperature[tokens] = gate.temperature
+
+    def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepGates:
+        parts = (self.candidates[:, used], self._top_k, self._temperature)
+        return StepGates(*(torch.from_numpy(part).to(device) for part in parts))

@@ -2,12 +2,14 @@
 
 A request router runs once, before the request is submitted. A token router runs beside the engine:
 it is told of tokens and later hands back weights; the engine never waits for it. A router that
-reads hidden states runs in the engine, between two steps.
+reads hidden states runs in the engine, between two steps. A layer router says what every layer
+computes for each token; no router runs in the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +45,26 @@ class HiddenQuestion(NamedTuple):
     request_id: str
     num_tokens: int
     mean: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How layers weigh the candidates of a request (`kernels.reference.gates` holds the equation).
+
+    softmax(score / temperature) over the `top_k` candidates that score highest at a layer.
+    """
+
+    router: str  # whose scores
+    top_k: int
+    temperature: float
+
+    @property
+    def key(self) -> bytes:
+        """Canonical bytes: with equal candidates, KV is equal exactly where these are."""
+        return self.router.encode() + struct.pack("<xqf", self.top_k, self.temperature)
+
+
+LayerRouter = Callable[[Mapping[str, Any]], Gate]  # from parameters; raises RouterInputError
 
 
 class RequestRouter(Protocol):

@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
 from router_engine.errors import RouterError
-from router_engine.routers.base import HiddenRouter, RequestRouter, TokenRouter
+from router_engine.request import Level
+from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RequestRouter, TokenRouter
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import near_names, parse_params
 
 GROUP = "adaptermix.routers"
-Level = Literal["request", "token"]
 
 _BUILT_IN = (
+    EntryPoint("arrow", "router_engine.routers.layer.arrow:SPEC", GROUP),
     EntryPoint("given", "router_engine.routers.token.given:SPEC", GROUP),
     EntryPoint("hidden_mean", "router_engine.routers.token.hidden_mean:SPEC", GROUP),
     EntryPoint("similarity", "router_engine.routers.similarity:SPEC", GROUP),
@@ -49,7 +50,11 @@ class TokenServices:
 
 @dataclass(frozen=True, slots=True)
 class RouterSpec:
-    """One router: its name, its parameters, and how it is made at each level that it works at."""
+    """One router: its name, its parameters, and how it is made at each level that it works at.
+
+    At level layer nothing is made: `layer` turns parameters, an instance of `params`, into what the
+    layers compute.
+    """
 
     name: str
     summary: str
@@ -58,10 +63,15 @@ class RouterSpec:
     token: Callable[[TokenServices], TokenRouter] | None = None
     hidden: Callable[[], HiddenRouter] | None = None  # at level token, from hidden states
     needs_encoder: bool = False  # reads text: candidates need centroids, a worker must run
+    layer: Callable[[Any], Gate] | None = None
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        made: dict[Level, object] = {"request": self.request, "token": self.token or self.hidden}
+        made: dict[Level, object] = {
+            "request": self.request,
+            "token": self.token or self.hidden,
+            "layer": self.layer,
+        }
         return tuple(level for level, factory in made.items() if factory is not None)
 
     def check(self, level: Level, params: Mapping[str, Any]) -> None:
@@ -71,6 +81,12 @@ class RouterSpec:
                 f"router {self.name!r} works at level {' or '.join(self.levels)}, not {level!r}"
             )
         parse_params(self.params, self.name, params)
+
+    def gate(self, params: Mapping[str, Any]) -> Gate:
+        """What layers compute under these parameters; raises RouterInputError as `check`."""
+        self.check("layer", params)
+        assert self.layer is not None
+        return self.layer(parse_params(self.params, self.name, params))
 
     def json_schema(self) -> dict[str, Any]:
         """JSON schema of the parameters."""
@@ -129,6 +145,11 @@ class RouterRegistry:
     def hidden_names(self) -> tuple[str, ...]:
         """The routers that read hidden states."""
         return tuple(name for name in self.names if self.get(name).hidden)
+
+    def layer_routers(self) -> dict[str, LayerRouter]:
+        """Every layer router: they run wherever the engine does."""
+        specs = [self.get(name) for name in self.names]
+        return {spec.name: spec.gate for spec in specs if spec.layer}
 
     def request_routers(self, services: RequestServices) -> dict[str, RequestRouter]:
         """Every request router that can run with these services, ready to use."""

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from router_engine.errors import RouterError
 from router_engine.request import EngineRequest
-from router_engine.routers.base import HiddenRouter, RoutedWeights, TokenRouter
+from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RoutedWeights, TokenRouter
 from router_engine.scheduling.scheduler import Scheduler
 
 Fail = Callable[[str, str], None]  # ends the request of this id, for this reason
 
 
 class Routing:
-    """Those that read text answer later and are polled; those that read hidden states, at once."""
+    """Those that read text answer later and are polled; those that read hidden states, at once.
+
+    Layer routers are asked for a gate, once a request.
+    """
 
     def __init__(
-        self, readers: Mapping[str, TokenRouter], hidden: Mapping[str, HiddenRouter]
+        self,
+        readers: Mapping[str, TokenRouter],
+        hidden: Mapping[str, HiddenRouter],
+        layer: Mapping[str, LayerRouter],
     ) -> None:
         self._readers = dict(readers)
         self._hidden = dict(hidden)
+        self._layer = dict(layer)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted({*self._readers, *self._hidden}))
 
-    def refusal(self, request: EngineRequest) -> str | None:
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._layer))
+
+    def gate(self, request: EngineRequest) -> tuple[Gate | None, str | None]:
+        """What the layers compute for a request, if it asks for that; or why it can't be routed."""
+        routing = request.layer_routing
+        if routing is None:
+            return None, self._refusal(request)
+        if routing.router not in self._layer:
+            known = ", ".join(self.layer_names) or "none"
+            return None, f"layer router {routing.router!r} is not served; served: {known}"
+        try:
+            gate = self._layer[routing.router](routing.params)
+        except RouterError as error:
+            return None, str(error)
+        return replace(gate, top_k=min(gate.top_k, len(request.adapters))), None
+
+    def _refusal(self, request: EngineRequest) -> str | None:
         """Why a request cannot be routed as it asks for; None if it can, or asks for nothing."""
         routing = request.routing
         if routing is None:

@@ -8,6 +8,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.block_table import BlockTable, blocks_for
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest
+from router_engine.routers.base import Gate
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.tap import Sum
 
@@ -35,8 +36,8 @@ class BlockLedger:
     def new_table(self) -> BlockTable:
         return BlockTable(self.block_size)
 
-    def new_keys(self, request: EngineRequest) -> BlockKeys:
-        salt = b"tapped" if request.is_tapped else b""
+    def new_keys(self, request: EngineRequest, gate: Gate | None) -> BlockKeys:
+        salt = b"tapped" if request.is_tapped else b"" if gate is None else gate.key
         return BlockKeys(self.block_size, request.adapters, request.combination, salt)
 
     def fits_at_all(self, num_tokens: int) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from adapters_store.types import Combination
 from router_engine.request import SamplingParams
+from router_engine.routers.base import Gate
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.weights import WeightRun
 
@@ -32,13 +33,14 @@ class PlannedRow(msgspec.Struct, frozen=True):
     ]  # (number of tokens, one weight per adapter), cover the chunk
     adapters: tuple[str, ...]  # digests
     combination: Combination
-    is_routed: bool  # the weights of later tokens may differ
+    is_routed: bool  # weights differ from token to token
     is_tapped: bool  # a router reads its hidden states; its experts act from the tap layer on
     sampling: SamplingParams
     num_generated: int  # index of the token that a sample yields
     prompt_token_ids: tuple[int, ...]
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
     arrival: int  # tells the request from a later one of the same id
+    gate: Gate | None = None  # instead of the weights of `weight_runs`
 
     @property
     def stop(self) -> int:
@@ -61,13 +63,14 @@ class PlannedRow(msgspec.Struct, frozen=True):
             weight_runs=state.weights_history.between(start, stop),
             adapters=request.adapters,
             combination=request.combination,
-            is_routed=request.routing is not None,
+            is_routed=request.routing is not None or state.gate is not None,
             is_tapped=request.is_tapped,
             sampling=request.sampling,
             num_generated=state.num_generated,
             prompt_token_ids=request.prompt_token_ids,
             known_tokens=state.tokens,
             arrival=state.arrival,
+            gate=state.gate,
         )
 
 

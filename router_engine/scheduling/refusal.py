@@ -53,7 +53,7 @@ def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
     twice = sorted({digest for digest in adapters if adapters.count(digest) > 1})
     if twice:
         yield f"adapters has {', '.join(twice)} more than once: give each adapter one weight"
-    if request.routing is None:
+    if request.routing is None and request.layer_routing is None:
         if len(weights) != len(adapters):
             yield f"weights has {len(weights)} values: {len(adapters)} adapters need one each"
         problem = weights_problem(weights)
@@ -64,15 +64,13 @@ def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
         yield f"weights is {weights}: with routing it must be empty, the router chooses them"
     if not adapters:
         yield "adapters is empty: routing needs at least 1 candidate"
-    yield from _routing_reasons(request.routing)
-    if request.is_tapped and (request.routing.lag > 0 or request.routing.context != "keep"):
-        yield (
-            f"routing.lag is {request.routing.lag} and context {request.routing.context!r}: a "
-            "router that reads hidden states takes lag 0 and context 'keep'"
-        )
+    if request.routing is not None:
+        yield from _routing_reasons(request.routing, is_tapped=request.is_tapped)
+    if request.layer_routing is not None:
+        yield from _layer_routing_reasons(request)
 
 
-def _routing_reasons(routing: TokenRouting) -> Iterator[str]:
+def _routing_reasons(routing: TokenRouting, *, is_tapped: bool) -> Iterator[str]:
     if routing.every < 1:
         yield f"routing.every is {routing.every}: it must be at least 1 token"
     if not 0 <= routing.lag <= MAX_LAG:
@@ -82,6 +80,18 @@ def _routing_reasons(routing: TokenRouting) -> Iterator[str]:
             f"routing.lag is {routing.lag}: context 'recompute' waits for the newest weights, "
             "so it must be 0 there; context 'keep' takes any"
         )
+    if is_tapped and (routing.lag > 0 or routing.context != "keep"):
+        yield (
+            f"routing.lag is {routing.lag} and context {routing.context!r}: a router that reads "
+            "hidden states takes lag 0 and context 'keep'"
+        )
+
+
+def _layer_routing_reasons(request: EngineRequest) -> Iterator[str]:
+    if request.routing is not None or request.is_tapped:
+        yield "routing and layer_routing are both given: give one of them"
+    if request.combination != "sum":
+        yield f"combination is {request.combination!r}: layer_routing is defined for 'sum'"
 
 
 def weights_problem(weights: Sequence[float]) -> str | None:

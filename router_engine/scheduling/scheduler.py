@@ -17,6 +17,7 @@ from router_engine.errors import RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest
+from router_engine.routers.base import Gate
 from router_engine.scheduling.budget import StepDraft
 from router_engine.scheduling.fairness import Group, ServiceCounters
 from router_engine.scheduling.ledger import BlockLedger
@@ -115,8 +116,8 @@ class Scheduler:
 
     # Coming and going
 
-    def add(self, request: EngineRequest) -> FinalEvent | None:
-        """Take a request on; a final event if it can never run.
+    def add(self, request: EngineRequest, gate: Gate | None = None) -> FinalEvent | None:
+        """Take a request on; a final event if it can never run. `gate`: of its layer routing.
 
         One with adapters waits for `adapters_ready`, one with routing for `set_weights` too.
         Raises RequestRefusedError if a live request has this id: an event would end that one.
@@ -131,7 +132,7 @@ class Scheduler:
                 error,
                 num_prompt_tokens=len(request.prompt_token_ids),
             )
-        state = self._new_state(request)
+        state = self._new_state(request, gate)
         self._live[request.request_id] = state
         self.counters.submitted += 1
         if not request.adapters:
@@ -288,22 +289,25 @@ class Scheduler:
 
     # Requests changing
 
-    def _new_state(self, request: EngineRequest) -> RequestState:
+    def _new_state(self, request: EngineRequest, gate: Gate | None) -> RequestState:
         fixed = request.routing is None
+        # Under a gate these say which adapters may act, in the keys of blocks too.
+        weights = request.weights if gate is None else (1.0,) * len(request.adapters)
         group: Group = tuple(sorted(request.adapters)) if self.config.fairness == "adapter" else ()
         return RequestState(
             request=request,
             arrival=self.counters.submitted,
             arrival_time=self._clock(),
             block_table=self.ledger.new_table(),
-            block_keys=self.ledger.new_keys(request),
-            weights_history=WeightsHistory.fixed(request.weights) if fixed else WeightsHistory(),
+            block_keys=self.ledger.new_keys(request, gate),
+            weights_history=WeightsHistory.fixed(weights) if fixed else WeightsHistory(),
             tokens=list(request.prompt_token_ids),
             status=RequestStatus.WAITING_ADAPTERS,
             num_told=len(request.prompt_token_ids),
             asked=self.questions.first(request),
             running_mean=RunningMean(self.limits.block_size) if request.is_tapped else None,
             group=group,
+            gate=gate,
         )
 
     def _park(self, state: RequestState) -> None:

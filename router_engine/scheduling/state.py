@@ -10,6 +10,7 @@ from router_engine.events import FinalEvent, FinishReason
 from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
+from router_engine.routers.base import Gate
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import Weights, WeightsHistory
 
@@ -43,6 +44,7 @@ class RequestState:
     num_cached_tokens: int = 0
     first_scheduled_time: float | None = None
     group: tuple[str, ...] = field(default=())  # whose service it counts as
+    gate: Gate | None = None  # where weights arise inside the layers
 
     @property
     def request_id(self) -> str:
@@ -86,7 +88,9 @@ class RequestState:
         return self.num_runnable > 0
 
     def weights_at_yield(self, index: int) -> Weights:
-        """Weights of the pass that yielded generated token `index`."""
+        """Weights of the pass that yielded generated token `index`; () where layers chose them."""
+        if self.gate is not None:
+            return ()
         return self.weights_history.at(self.num_prompt + index - 1)
 
     def _hidden(self) -> tuple[float, ...]:

@@ -45,7 +45,7 @@ class Options:
     candidates: Annotated[
         str | None, typer.Option(help="Adapters for the router: a,b,c or tag:TAG.")
     ] = None
-    level: Annotated[str, typer.Option(help="Of the router: request or token.")] = "request"
+    level: Annotated[str, typer.Option(help="Of the router: request, token or layer.")] = "request"
     every: Annotated[int | None, typer.Option(help="Tokens between two renewals.")] = None
     context: Annotated[str | None, typer.Option(help="keep or recompute (level token).")] = None
     router_option: Annotated[

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Reply
-from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
+from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture, PlanLevel
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 MAX_TOP = 20
@@ -159,10 +159,17 @@ class Token(Reply):
 
 
 class Routing(Reply):
-    """weights[i][j]: weight of adapters[j] in the pass that yielded token i."""
+    """Which adapters acted, and with which weights."""
 
+    level: PlanLevel = Field(
+        description="Who chose the weights: the request (fixed), a router from the prompt "
+        "(request), from the growing text (token), or inside the layers (layer)."
+    )
     adapters: list[str]
-    weights: list[list[float]]
+    weights: list[list[float]] = Field(
+        description="weights[i][j]: weight of adapters[j] in the pass that yielded token i. Empty "
+        "at level layer, where every layer has weights of its own."
+    )
 
 
 class Details(Reply):
@@ -221,6 +228,6 @@ REPLY_EXAMPLE = {
         "cached_tokens": 0,
         "seed": None,
         "tokens": [{"id": 5062, "text": " 42", "logprob": -0.3, "special": False}],
-        "routing": {"adapters": ["math@1", "code@2"], "weights": [[0.7, 0.3]]},
+        "routing": {"level": "fixed", "adapters": ["math@1", "code@2"], "weights": [[0.7, 0.3]]},
     },
 }

@@ -8,8 +8,10 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from adapters_store.types import Combination
-from router_engine.request import MAX_LAG, Context
+from router_engine.request import MAX_LAG, Context, Level
 from server.schemas.base import Body
+
+PlanLevel = Literal["fixed", Level]  # who chose the weights of an answer
 
 
 class WeightedAdapter(Body):
@@ -38,9 +40,10 @@ class RouterSpec(Body):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="Which router; GET /admin/routers lists them.")
-    level: Literal["request", "token"] = Field(
+    level: Level = Field(
         default="request",
-        description="Weights from the prompt, once; or renewed while the text grows.",
+        description="Weights from the prompt, once; or renewed while the text grows; or found "
+        "inside each layer, for each token.",
     )
     every: int = Field(default=1, ge=1, description="Tokens between two renewals, at level token.")
     lag: int = Field(
@@ -56,7 +59,8 @@ class RouterSpec(Body):
     )
     combination: Combination = Field(
         default="sum",
-        description="How the chosen adapters combine; scoring 'paper' needs 'linear'.",
+        description="How the chosen adapters combine; scoring 'paper' needs 'linear', level layer "
+        "'sum'.",
     )
     context: Context = Field(
         default="keep",
@@ -67,7 +71,7 @@ class RouterSpec(Body):
 
     @model_validator(mode="after")
     def _settings_that_apply(self) -> RouterSpec:
-        if self.level == "request" and self.model_fields_set & {"every", "context", "lag"}:
+        if self.level != "token" and self.model_fields_set & {"every", "context", "lag"}:
             raise PydanticCustomError(
                 "contradiction",
                 "every, lag and context belong to level token: leave them out, or set it",
@@ -77,6 +81,13 @@ class RouterSpec(Body):
                 "contradiction",
                 "context recompute waits for the newest weights: leave lag out, or set context "
                 "keep",
+            )
+        if self.level == "layer" and self.combination != "sum":
+            raise PydanticCustomError(
+                "contradiction",
+                "combination {combination} needs weights that hold in all layers, and level layer "
+                "finds others in each: use combination sum",
+                {"combination": self.combination},
             )
         if self.params.get("scoring") != "paper":
             return self

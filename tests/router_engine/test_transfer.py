@@ -94,7 +94,7 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
 
 
 def _adapter(name: str, rank: int) -> HostAdapter:
-    pair = LowRankPair(torch.ones(rank, 8), torch.ones(rank, 6), 1.0)
+    pair = LowRankPair(torch.ones(rank, 8), torch.ones(rank, 6), 1.0, torch.ones(rank))
     return HostAdapter(name, AdapterManifest(format="peft", experts=()), {"q": pair}, 0.0)
 
 

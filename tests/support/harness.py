@@ -18,6 +18,7 @@ from router_engine.events import EngineEvent, FinalEvent, TokenEvent
 from router_engine.experts.base import AdapterSource
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.base import TokenRouter
+from router_engine.routers.layer.arrow import SPEC as ARROW
 from router_engine.routers.token.hidden_mean import HiddenMeanRouter
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class EngineHarness:
             adapters=wrap_source(open_blobs(root / "store" / "blobs")),
             token_routers=routers or {},
             hidden_routers={"hidden_mean": HiddenMeanRouter()},
+            layer_routers={"arrow": ARROW.gate},
             wake=self.news.set,
         )
         self.answers: dict[str, Answer] = {}

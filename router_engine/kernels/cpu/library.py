@@ -62,7 +62,21 @@ class ModelSpec(Structure):
 
 
 class Expert(Structure):
-    _fields_ = (("a", c_void_p), ("b", c_void_p), ("rank", c_int32), ("scale_root", c_float))
+    _fields_ = (
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("rank", c_int32),
+        ("scale_root", c_float),
+        ("prototype", c_void_p),
+    )
+
+
+class Gates(Structure):
+    _fields_ = (
+        ("top_k", c_void_p),  # null: no token has a gate
+        ("temperature", c_void_p),
+        ("candidates", c_void_p),
+    )
 
 
 class Weights(Structure):
@@ -72,6 +86,7 @@ class Weights(Structure):
         ("total", c_void_p),
         ("root", c_void_p),
         ("merged_root", c_void_p),
+        ("gates", Gates),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.library import Expert, Step, Weights
+from router_engine.kernels.cpu.library import Expert, Gates, Step, Weights
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.body import BodyOutput
 from router_engine.model.cpu.decoder import Decoder
@@ -88,7 +88,7 @@ class CpuBody:
             for expert, module in zip(experts, self._decoder.modules, strict=True):
                 found = self._pool.located(module, digest)
                 if found is not None:
-                    expert.a, expert.b, expert.rank, scale = found
+                    expert.a, expert.b, expert.rank, scale, expert.prototype = found
                     # `linear` refuses scales that are not positive; 1 keeps unused rows finite.
                     expert.scale_root = scale**0.5 if scale > 0 else 1.0
             self._experts[digest] = experts
@@ -113,6 +113,10 @@ class _Mixture:
         self.weights.total, self.weights.root, self.weights.merged_root = (
             None if part is None else part.data_ptr() for part in self._parts
         )
+        if weights.gates is not None:
+            gates = weights.gates
+            self._gates = (gates.top_k, gates.temperature, gates.candidates.contiguous())
+            self.weights.gates = Gates(*(part.data_ptr() for part in self._gates))
 
 
 class _StepArrays:

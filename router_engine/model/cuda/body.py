@@ -99,6 +99,8 @@ class CudaBody:
             return GraphKey(batch, is_tapped=is_tapped)
         if weights.root is not None or weights.merged_root is not None:
             return None
+        if weights.gates is not None:
+            return None
         if len(weights.digests) > MAX_COLUMNS:
             return None
         found = self._mixtures.rows(weights.digests)

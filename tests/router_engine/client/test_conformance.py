@@ -36,6 +36,7 @@ async def test_info_describes_what_runs(client: EngineClient) -> None:
     assert info.base.linears["lm_head"].out_features == info.vocab_size
     assert info.max_model_len > 0
     assert "given" in info.token_routers
+    assert "arrow" in info.layer_routers
 
 
 async def test_many_mixtures_at_once_answer_as_each_alone(

@@ -18,7 +18,7 @@ from router_engine.client.wire_errors import WireError
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.stats import EngineStats
 
 MIXTURE = ResolvedMixture(("sha256:" + "a" * 64, "sha256:" + "b" * 64), (0.5, -1.25), "linear")
@@ -32,10 +32,14 @@ ROUTED = EngineRequest(
     report_weights=True,
 )
 FIXED = EngineRequest.under(MIXTURE, "r2", (4, 5), SamplingParams())
+LAYERED = EngineRequest(
+    "r3", (6,), adapters=MIXTURE.digests, layer_routing=LayerRouting("arrow", {"top_k": 2})
+)
 
 COMMANDS: list[m.Command] = [
     m.Submit(ROUTED),
     m.Submit(FIXED),
+    m.Submit(LAYERED),
     m.Cancel("r1"),
     m.Shutdown(),
     m.Load(1, MIXTURE.digests[0]),
@@ -56,6 +60,7 @@ INFO = EngineInfo(
     dtype="float32",
     device="cpu",
     token_routers=("given",),
+    layer_routers=("arrow",),
 )
 TOKEN = TokenEvent("r1", 7, -0.5, top_tokens=((7, -0.5), (8, -1.5)), weights=(0.25, 0.75))
 FINAL = FinalEvent("r1", FinishReason.STOP_TOKEN, stop_token_id=2, num_generated_tokens=1)

@@ -97,7 +97,7 @@ def test_a_graph_is_captured_once_a_key() -> None:
 
 def _adapter(name: str, ranks: dict[str, int]) -> HostAdapter:
     pairs = {
-        module: LowRankPair(torch.randn(rank, 8), torch.randn(rank, 6), 1.0)
+        module: LowRankPair(torch.randn(rank, 8), torch.randn(rank, 6), 1.0, torch.randn(rank))
         for module, rank in ranks.items()
     }
     manifest = AdapterManifest(format="peft", experts=())

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel
 
 from router_engine.routers.errors import RouterInputError
+from router_engine.routers.layer.arrow import ArrowParams
 from router_engine.routers.registry import GROUP, RequestServices, RouterRegistry
 from router_engine.routers.scoring import SimilarityParams
 
@@ -33,8 +35,11 @@ def test_the_keyword_router_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None
         asyncio.run(router.route("x", ("m", "c"), {"words": [["a"]]}))
 
 
-def test_the_page_of_similarity_names_every_parameter() -> None:
-    page = (DOCS / "similarity.md").read_text(encoding="utf-8")
-    for name, field in SimilarityParams.model_fields.items():
+@pytest.mark.parametrize(
+    ("name", "params"), [("similarity", SimilarityParams), ("arrow", ArrowParams)]
+)
+def test_the_page_of_a_router_names_every_parameter(name: str, params: type[BaseModel]) -> None:
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    for name, field in params.model_fields.items():
         default = "all" if field.default is None else field.default
         assert re.search(rf"\| `{name}` \| `?{default}`? \|", page), name

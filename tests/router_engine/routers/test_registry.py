@@ -35,9 +35,10 @@ def nothing() -> None:
 
 def test_the_built_in_routers_are_there() -> None:
     registry = RouterRegistry.discover()
-    assert registry.names == ("given", "similarity")
+    assert registry.names == ("arrow", "given", "similarity")
     assert registry.get("similarity").levels == ("request", "token")
     assert registry.get("given").levels == ("token",)
+    assert registry.get("arrow").levels == ("layer",)
 
 
 def test_each_router_describes_its_parameters() -> None:
@@ -56,7 +57,7 @@ def test_an_unknown_router_is_named_with_its_neighbours() -> None:
     with pytest.raises(RouterInputError) as caught:
         RouterRegistry.discover().get("similarty")
     assert str(caught.value) == (
-        "unknown router 'similarty'; did you mean similarity? (known: given, similarity)"
+        "unknown router 'similarty'; did you mean similarity? (known: arrow, given, similarity)"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.scheduling.refusal import Limits, refusal
 
 LIMITS = Limits(max_model_len=100, block_size=4, num_blocks=10)
@@ -15,6 +15,7 @@ GOOD = EngineRequest(
     "r", (1, 2, 3), SamplingParams(), ("sha256:a", "sha256:b"), (0.5, -2.0), priority=-3
 )
 ROUTED = replace(GOOD, weights=(), routing=TokenRouting("similarity", every=2))
+LAYERED = replace(GOOD, weights=(), layer_routing=LayerRouting("arrow"))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ ROUTED = replace(GOOD, weights=(), routing=TokenRouting("similarity", every=2))
     [
         GOOD,
         ROUTED,
+        LAYERED,
         EngineRequest("base", (1,)),
         replace(GOOD, prompt_token_ids=tuple(range(25))),  # 25 + 16 - 1 tokens fill the cache
         replace(
@@ -74,6 +76,10 @@ def test_what_can_run_is_not_refused(request_: EngineRequest) -> None:
             {"routing": TokenRouting("x", context="recompute", lag=1)},
             "routing.lag is 1: context 'recompute' waits for the newest weights",
         ),
+        (LAYERED, {"weights": (1.0, 1.0)}, "with routing it must be empty"),
+        (LAYERED, {"adapters": ()}, "at least 1 candidate"),
+        (LAYERED, {"routing": TokenRouting("x")}, "routing and layer_routing are both given"),
+        (LAYERED, {"combination": "linear"}, "combination is 'linear': layer_routing is"),
     ],
 )
 def test_what_cannot_run_is_refused(

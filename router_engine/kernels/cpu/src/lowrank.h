@@ -17,6 +17,17 @@ struct Expert {
   const void* b;
   int32_t rank;
   float scale_root;  // square root of its scale, which b holds
+  const float* prototype;  // [rank]: the coordinates of what gates score with in the rows of a
+};
+
+// Tokens whose weights arise inside the layers. See router_engine.mixture.weights.StepGates.
+struct Gates {
+  const int32_t* top_k;  // [tokens]: 0 where there is no gate; null: no token has one
+  const float* temperature;
+  const uint8_t* candidates;  // [tokens, columns]
+
+  bool any() const { return top_k != nullptr; }
+  bool acts(int token) const { return any() && top_k[token] > 0; }
 };
 
 // Weights of a step: [tokens, columns] each, or null. See router_engine.mixture.weights.
@@ -26,15 +37,24 @@ struct Weights {
   const float* total;
   const float* root;
   const float* merged_root;
+  Gates gates;
 
   float at(const float* part, int token, int column) const {
     return part ? part[size_t(token) * columns + column] : 0.0f;
   }
-  bool uses(int token, int column) const {
+  bool may_choose(int token, int column) const {
+    return gates.acts(token) && gates.candidates[size_t(token) * columns + column];
+  }
+  bool given(int token, int column) const {
     return at(total, token, column) != 0 || at(root, token, column) != 0 ||
            at(merged_root, token, column) != 0;
   }
+  bool uses(int token, int column) const {
+    return may_choose(token, column) || given(token, column);
+  }
   bool is_linear() const { return root || merged_root; }
+  // Whether a token's z takes more than its raw inner products times given weights.
+  bool combines(int token) const { return is_linear() || gates.acts(token); }
 };
 
 // An adapter at one of the layers that a phase computes; its z starts at `offset` of a token's.
@@ -183,9 +203,10 @@ void expand(const Span& span, const Expert& next, const T* z, size_t ldz,
 
 // One token's z from its raw inner products, for any combination (design section 4):
 // sum: w z; linear: the ranks of all adapters are added before they are expanded, as in PEFT.
+// chosen [spans]: what its gate adds to the weights; null without one.
 template <class T>
-void combine(const Weights& weights, const MixPhase& phase, int row, const float* raw, T* z,
-             std::vector<float>& folded) {
+void combine(const Weights& weights, const MixPhase& phase, int row, const float* chosen,
+             const float* raw, T* z, std::vector<float>& folded) {
   const float* parts[2] = {weights.root, weights.merged_root};
   for (size_t layer = 0; layer + 1 < phase.first.size(); layer++) {
     const Span* begin = phase.spans.data() + phase.first[layer];
@@ -200,8 +221,9 @@ void combine(const Weights& weights, const MixPhase& phase, int row, const float
           for (int r = 0; r < s->expert.rank; r++) folded[p * widest + r] += c * raw[s->offset + r];
       }
     for (const Span* s = begin; s < end; s++) {
-      if (!weights.uses(row, s->column)) continue;
-      const float total = weights.at(weights.total, row, s->column);
+      const float gate = chosen ? chosen[s - phase.spans.data()] : 0.0f;
+      if (gate == 0 && !weights.given(row, s->column)) continue;
+      const float total = weights.at(weights.total, row, s->column) + gate;
       const float own = weights.at(weights.root, row, s->column) / s->expert.scale_root;
       const float merged = weights.at(weights.merged_root, row, s->column) / s->expert.scale_root;
       for (int r = 0; r < even(s->expert.rank); r++) {

@@ -1,6 +1,7 @@
 // Linear layers with the mixture of the step, shared by a team of threads.
 #pragma once
 
+#include "gates.h"
 #include "spec.h"
 #include "team.h"
 
@@ -27,9 +28,13 @@ struct Mixing {
 template <class T>
 class MixtureLinear {
  public:
-  void reserve(int rows, int width, bool linear) {
+  // `sets`: the weights of all layers, some of which may have their own.
+  void reserve(int rows, int width, std::initializer_list<const Weights*> sets) {
     z_.resize(size_t(rows) * width);
-    if (linear) raw_.resize(size_t(rows) * width);
+    for (const Weights* weights : sets) {
+      if (weights->is_linear() || weights->gates.any()) raw_.resize(size_t(rows) * width);
+      if (weights->gates.any()) chosen_.resize(size_t(rows) * width);  // spans are fewer
+    }
   }
 
   // For layers with weights in 8 bits; `widest`: of their inputs.
@@ -51,7 +56,6 @@ class MixtureLinear {
     const MixPhase& phase = mixing.phase;
     const Weights& weights = *mixing.weights;
     const Audience& audience = *mixing.audience;
-    const bool linear = weights.is_linear();
     team.share(first + int(phase.tasks.size()), [&](int index) {
       if (index < first) return quantize_row(index);
       const ShrinkTask& task = phase.tasks[index - first];
@@ -60,7 +64,7 @@ class MixtureLinear {
       shrink(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
              [&](int token, int row, float value) {
                const size_t at = size_t(token) * phase.width + span.offset + row;
-               if (linear) {
+               if (weights.combines(audience.rows[token])) {
                  raw_[at] = value;
                  return;
                }
@@ -69,11 +73,15 @@ class MixtureLinear {
                if (row + 1 == rank && rank % 2) z_[at + 1] = T{};
              });
     });
-    if (!linear) return;
+    if (!weights.is_linear() && !weights.gates.any()) return;
     team.share(rows, [&](int token) {
       static thread_local std::vector<float> folded;
+      const int row = audience.rows[token];
+      if (!weights.combines(row)) return;
       const size_t at = size_t(token) * phase.width;
-      combine(weights, phase, audience.rows[token], &raw_[at], &z_[at], folded);
+      float* chosen = weights.gates.acts(row) ? &chosen_[token * phase.spans.size()] : nullptr;
+      if (chosen) choose(weights, phase, row, &raw_[at], chosen);
+      combine(weights, phase, row, chosen, &raw_[at], &z_[at], folded);
     });
   }
 
@@ -101,8 +109,8 @@ class MixtureLinear {
     for (int s = first_span; s < last_span; s++) {
       const Span& span = phase.spans[s];
       const Span& next = phase.spans[std::min(s + 1, last_span - 1)];
-      expand(span, next.expert, z_.data(), phase.width, mixing.audience->members[span.column],
-             linear.outputs, begin, end, job.y, job.ldy);
+      expand(span, next.expert, z_.data(), phase.width, members(mixing, s), linear.outputs, begin,
+             end, job.y, job.ldy);
     }
   }
 
@@ -132,6 +140,23 @@ class MixtureLinear {
   }
 
  private:
+  // The tokens that a span acts on; those whose gates passed it by are left out.
+  const std::vector<int>& members(const Mixing& mixing, int s) const {
+    static thread_local std::vector<int> kept;
+    const Weights& weights = *mixing.weights;
+    const int column = mixing.phase.spans[s].column;
+    const std::vector<int>& all = mixing.audience->members[column];
+    if (!weights.gates.any()) return all;
+    kept.clear();
+    for (int token : all) {
+      const int row = mixing.audience->rows[token];
+      const bool is_chosen = weights.gates.acts(row) &&
+                             chosen_[token * mixing.phase.spans.size() + s] != 0;
+      if (is_chosen || weights.given(row, column)) kept.push_back(token);
+    }
+    return kept;
+  }
+
   // Outputs [begin, end) of the base; W is the format of the layer's weights.
   template <class W>
   static void multiply(const Job& job, int rows, const Rows<W>& x, int begin, int end) {
@@ -144,7 +169,7 @@ class MixtureLinear {
   }
 
   std::vector<T> z_;
-  std::vector<float> raw_;
+  std::vector<float> raw_, chosen_;
   QuantizedRows quantized_;
 };
 

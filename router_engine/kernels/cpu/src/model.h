@@ -110,7 +110,7 @@ class Model : public Decoder {
       width = std::max(width, mix(mixing.down, weights, audience, {&l.down}));
     }
     width = std::max(width, mix(head_mixing_, step_.weights, sampled_, {&m_.head}));
-    linears_.reserve(step_.tokens, width, step_.weights.is_linear() || step_.lower.is_linear());
+    linears_.reserve(step_.tokens, width, {&step_.weights, &step_.lower});
   }
 
   int mix(Mixing& mixing, const Weights& weights, const Audience& audience,

@@ -1,0 +1,1 @@
+"""Routers whose weights arise inside the layers."""
