@@ -73,9 +73,7 @@ class Completion:
 
     def weights(self) -> list[list[float]]:
         """Weights in force at each token, [tokens][adapters]."""
-        if self.plan.routing is None:
-            return [list(self.plan.weights) for _ in self.pieces]
-        return [list(piece.event.weights) for piece in self.pieces]
+        return [list(self.plan.weights_at(piece.event)) for piece in self.pieces]
 
 
 @dataclass(frozen=True, slots=True)
