@@ -24,17 +24,17 @@ from server.weights import entropy, strongest, switches
 
 def routing_of(completion: Completion) -> Routing | None:
     """The weights at each token and what they amount to; None for the base alone."""
-    plan, rows = completion.plan, completion.weights()
+    plan = completion.plan
     if not plan.labels:
         return None
-    known = [row for row in rows if row]
+    rows = [row for row in completion.weights() if row]
     return Routing(
         adapters=list(plan.labels),
         weights=rows,
         router=plan.router,
         level=plan.level,
-        entropy=fmean(map(entropy, known)) if known else None,
-        switches=switches([strongest(row) for row in known]) if known else None,
+        entropy=fmean(map(entropy, rows)) if rows else None,
+        switches=switches([strongest(row) for row in rows]) if rows else None,
     )
 
 

@@ -28,20 +28,24 @@ def style_of(adapter: int | None) -> str:
 
 
 def painted(frame: Mapping[str, Any]) -> Text:
-    """The text of one streamed token in the colour of its strongest adapter."""
+    """A streamed token in the colour of its strongest adapter, bold above half of all weight."""
     weights = (frame.get("routing") or {}).get("weights", ())
-    return Text(frame["token"]["text"], style=style_of(strongest(weights)))
+    winner = strongest(weights)
+    style = style_of(winner)
+    if winner is not None and 2 * abs(weights[winner]) > sum(map(abs, weights)):
+        style = f"bold {style}"
+    return Text(frame["token"]["text"], style=style)
 
 
 def silence(routing: Mapping[str, Any] | None) -> str | None:
     """Why an answer has no weights to show; None where it has some."""
     if routing is None:
         return "no weights to show: the base model answered alone"
-    if not routing["weights"]:
-        return "no weights to show: the answer has no tokens"
-    if not routing["weights"][0]:
-        return f"no weights to show: the router {routing['router']} does not report them"
-    return None
+    if routing["weights"]:
+        return None
+    if routing["level"] == "layer":
+        return f"no weights to show: {routing['router']} has others in each layer, not reported"
+    return "no weights to show: the answer has no tokens"
 
 
 def summary(routing: Mapping[str, Any]) -> str:
@@ -55,8 +59,14 @@ def summary(routing: Mapping[str, Any]) -> str:
     )
 
 
-def legend(routing: Mapping[str, Any]) -> RenderableType:
-    """Each adapter's colour, the share of tokens it was the strongest at, and its mean weight."""
+def legend(routing: Mapping[str, Any] | None) -> RenderableType:
+    """Each adapter's colour, the share of tokens it was the strongest at, and its mean weight.
+
+    Without weights, why there are none.
+    """
+    why = silence(routing)
+    if routing is None or why is not None:
+        return str(why)
     names, rows = routing["adapters"], routing["weights"]
     means = [fmean(column) for column in zip(*rows, strict=True)]
     wins = Counter(strongest(row) for row in rows)

@@ -94,7 +94,7 @@ def generate(options: Options) -> None:
         if options.show_weights and routing is not None:
             errors.print(weights_table(routing))
         if options.explain:
-            errors.print(silence(routing) or legend(routing), highlight=False)
+            errors.print(legend(routing), highlight=False)
         if options.heatmap is not None:
             _draw(options.heatmap, routing, streamed.texts)
 

@@ -19,7 +19,7 @@ _ADAPTERS = 24  # rows at most
 _CELL = 0.24  # inches
 _LABEL = 12  # characters of a token
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-_SEEN = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "·"})
+_SEEN = str.maketrans({"\n": "⏎", "\t": "⇥"})
 
 
 def write_heatmap(path: Path, routing: Mapping[str, Any], texts: Sequence[str]) -> None:
@@ -76,9 +76,12 @@ def _mark_strongest(panel: Any, part: NDArray[np.float64], shown: NDArray[np.int
 
 
 def _labels(texts: Sequence[str]) -> list[str]:
-    """Tokens as an axis can show them: blanks made visible, long ones cut, no unknown glyphs."""
+    """Tokens as an axis can show them: short, without the blank before a word, no lone blanks."""
     glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
-    cut = [text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…" for text in texts]
-    return [
-        "".join(c if ord(c) in glyphs else _UNKNOWN for c in text.translate(_SEEN)) for text in cut
-    ]
+
+    def label(text: str) -> str:
+        text = (text.strip(" ") or "␣" * len(text)).translate(_SEEN)
+        text = "".join(c if ord(c) in glyphs else _UNKNOWN for c in text)
+        return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
+
+    return [label(text) for text in texts]

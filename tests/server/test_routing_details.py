@@ -45,7 +45,7 @@ def test_without_weights_there_is_neither_entropy_nor_switches(num_tokens: int) 
     pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),) * num_tokens
     routing = routing_of(Completion("x" * num_tokens, "eos_token", pieces, 5, 0, 2, plan))
     assert routing is not None
-    assert routing.weights == [[]] * num_tokens
+    assert routing.weights == []
     assert routing.entropy is None
     assert routing.switches is None
 
