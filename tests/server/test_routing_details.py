@@ -9,9 +9,10 @@ import pytest
 
 from router_engine.events import TokenEvent
 from server.answer import Piece
-from server.generation import Completion
+from server.generation import Completion, Update
 from server.mixtures import Plan
-from server.rendering import routing_of
+from server.rendering import Renderer, routing_of
+from server.schemas.generate import Parameters
 from tests.server.live import Live
 from tests.server.test_generate import MIXTURES
 
@@ -72,17 +73,15 @@ def test_frames_say_nothing_where_nothing_was_asked_or_no_adapter_acts(live: Liv
 
 def test_the_end_of_text_token_has_no_row(live: Live) -> None:
     """Its frame closes the stream, and details.routing does not count it either."""
-    asked = {"temperature": 1.5, "max_new_tokens": 400, "details": True}
-    for seed in range(20):
-        frames = live.frames(parameters={**asked, "seed": seed}, mixture=MIXTURES["fixed"])
-        if frames[-1]["details"]["finish_reason"] == "eos_token":
-            break
-    else:
-        pytest.fail("no seed led to the end-of-text token")
-    assert frames[-1]["token"]["special"]
-    assert "routing" not in frames[-1]
-    rows = frames[-1]["details"]["routing"]["weights"]
-    assert [frame["routing"]["weights"] for frame in frames[:-1]] == rows
+    plan = Plan(labels=("math@1",), weights=(0.5,))
+    pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),)
+    tokenization = live.container.generation.tokenization
+    renderer = Renderer(tokenization, Parameters(details=True), plan, None, "hello")
+    update = Update(pieces, Completion("x", "eos_token", pieces, 5, 0, 2, plan))
+    token, end = (frame.model_dump() for frame in renderer.frames(update))
+    assert token["routing"] == {"weights": [0.5]}
+    assert "routing" not in end
+    assert end["details"]["routing"]["weights"] == [[0.5]]
 
 
 def test_the_openai_routes_give_the_same_routing(live: Live) -> None:
