@@ -82,5 +82,5 @@ constraints: $(VENV)/.installed-dev ## pin what is installed now
 	touch $(VENV)/.installed $(VENV)/.installed-dev
 
 clean: ## the environment and every cache in the tree; the model cache stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info examples/*/build examples/*/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,9 +75,7 @@ class Completion:
         """Weights in force at each token, [tokens][adapters]; [] where each layer has its own."""
         if self.plan.layer_routing is not None:
             return []
-        if self.plan.routing is None:
-            return [list(self.plan.weights) for _ in self.pieces]
-        return [list(piece.event.weights) for piece in self.pieces]
+        return [list(self.plan.weights_at(piece.event)) for piece in self.pieces]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,16 +29,8 @@ INTER_TOKEN = (
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
 ENTROPY = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+SWITCHES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 OTHER = "other"
-
-
-def routing_entropy(weights: Sequence[float]) -> float:
-    """Entropy in nats of |w| / sum |w|: 0 for one adapter, ln k for k equal ones."""
-    total = sum(abs(weight) for weight in weights)
-    if total == 0:
-        return 0.0
-    shares = (abs(weight) / total for weight in weights)
-    return -sum(share * math.log(share) for share in shares if share > 0)
 
 
 class Metrics:
@@ -74,6 +65,13 @@ class Metrics:
             "routing_entropy_nats",
             "Entropy of the weights of a routed token.",
             ENTROPY,
+            "router",
+            "level",
+        )
+        self.switches = self._histogram(
+            "routing_switches",
+            "How often the strongest adapter changed from token to token in a routed request.",
+            SWITCHES,
             "router",
             "level",
         )

@@ -16,6 +16,7 @@ from adapters_store.types import (
     Combination,
     ResolvedMixture,
 )
+from router_engine.events import TokenEvent
 from router_engine.request import LayerRouting, TokenRouting
 from server.errors import InputError
 from server.routing import Routing
@@ -56,6 +57,10 @@ class Plan:
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
     is_tapped: bool = False  # the router reads hidden states
     layer_routing: LayerRouting | None = None
+
+    def weights_at(self, event: TokenEvent) -> tuple[float, ...]:
+        """Weights in force in the pass that yielded a token, one an adapter."""
+        return self.weights if self.routing is None else event.weights
 
 
 class Mixtures:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from server.answer import Piece
 from server.generation import Completion, Update
-from server.openai_wire import LogprobWriter, finish_of, routing_of, usage_of
+from server.openai_wire import LogprobWriter, asked_routing, finish_of, usage_of
 from server.schemas.openai import (
     AssistantMessage,
     ChatBody,
@@ -72,7 +72,7 @@ class CompletionWriter:
                 text=self._echoes[index] + completion.text,
                 logprobs=self._logprobs_of(completion.pieces, 0),
                 finish_reason=finish_of(completion),
-                routing=routing_of(self._body, completion),
+                routing=asked_routing(self._body, completion),
             )
             for index, completion in enumerate(completions)
         ]
@@ -97,7 +97,7 @@ class CompletionWriter:
             text=text,
             logprobs=logprobs,
             finish_reason=finish_of(completion) if completion else None,
-            routing=routing_of(self._body, completion) if completion else None,
+            routing=asked_routing(self._body, completion) if completion else None,
         )
         return [self._chunk([choice])]
 
@@ -143,7 +143,7 @@ class ChatWriter:
                     message=AssistantMessage(content=completion.text),
                     logprobs=self._logprobs_of(completion.pieces),
                     finish_reason=finish_of(completion),
-                    routing=routing_of(self._body, completion),
+                    routing=asked_routing(self._body, completion),
                 )
                 for index, completion in enumerate(completions)
             ],
@@ -168,7 +168,7 @@ class ChatWriter:
                 index=index,
                 delta=ChatDelta(),
                 finish_reason=finish_of(update.completion),
-                routing=routing_of(self._body, update.completion),
+                routing=asked_routing(self._body, update.completion),
             )
             chunks.append(self._chunk([end]))
         return chunks

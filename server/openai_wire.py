@@ -11,6 +11,7 @@ from router_engine.request import SamplingParams
 from server.answer import Piece
 from server.errors import InputError
 from server.generation import Ask, Completion, fresh_seed
+from server.rendering import routing_of
 from server.schemas.generate import Routing
 from server.schemas.openai import (
     ChatBody,
@@ -102,12 +103,9 @@ def usage_of(completions: Sequence[Completion], choices_per_prompt: int) -> Usag
     return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
 
 
-def routing_of(body: CommonBody, completion: Completion) -> Routing | None:
+def asked_routing(body: CommonBody, completion: Completion) -> Routing | None:
     """The weights at each token, where they were asked for and there are any."""
-    if not body.routing or not completion.plan.labels:
-        return None
-    plan = completion.plan
-    return Routing(level=plan.level, adapters=list(plan.labels), weights=completion.weights())
+    return routing_of(completion) if body.routing else None
 
 
 class LogprobWriter:

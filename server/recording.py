@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from router_engine.events import FinalEvent, TokenEvent
-from server.metrics import Metrics, routing_entropy
+from server.metrics import Metrics
 from server.mixtures import Plan
+from server.weights import entropy, strongest, switches
 
 
 class Recorder:
@@ -24,7 +25,8 @@ class Recorder:
         self._last: float | None = None
         self._tokens = 0
         self._masses = dict.fromkeys(plan.names, 0.0)
-        self._routing = plan.router and metrics.entropy.labels(plan.router, plan.level)
+        self._entropy = plan.router and metrics.entropy.labels(plan.router, plan.level)
+        self._winners: list[int | None] = []  # the strongest adapter of each routed token
 
     def token(self, event: TokenEvent) -> None:
         """A token came."""
@@ -36,11 +38,12 @@ class Recorder:
             self._metrics.inter_token.observe(now - self._last)
         self._last = now
         self._tokens += 1
-        weights = event.weights if self._plan.routing else self._plan.weights
+        weights = self._plan.weights_at(event)
         for name, weight in zip(self._plan.names, weights, strict=False):
             self._masses[name] += abs(weight)
-        if self._routing and weights:  # none are known where each layer has its own
-            self._routing.observe(routing_entropy(weights))
+        if self._entropy and weights:
+            self._entropy.observe(entropy(weights))
+            self._winners.append(strongest(weights))
 
     def final(self, event: FinalEvent) -> None:
         """The engine's own account of the request."""
@@ -54,3 +57,6 @@ class Recorder:
         metrics.generated_tokens.inc(self._tokens)
         metrics.latency.observe(time.perf_counter() - self._started)
         metrics.add_weights(self._masses)
+        if self._winners:
+            routed = metrics.switches.labels(self._plan.router, self._plan.level)
+            routed.observe(switches(self._winners))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from router_engine.events import TokenEvent
 from server.answer import Piece
 from server.generation import Completion, Update
+from server.mixtures import Plan
 from server.schemas.generate import (
     Alternative,
     Details,
@@ -13,26 +16,42 @@ from server.schemas.generate import (
     Routing,
     StreamFrame,
     Token,
+    TokenWeights,
 )
 from server.tokenization import Tokenization
+from server.weights import entropy, strongest, switches
 
 
 def routing_of(completion: Completion) -> Routing | None:
-    """The weights that an answer ran under; None for the base."""
-    if not completion.plan.labels:
-        return None
+    """The weights at each token and what they amount to; None for the base alone."""
     plan = completion.plan
-    return Routing(level=plan.level, adapters=list(plan.labels), weights=completion.weights())
+    if not plan.labels:
+        return None
+    rows = [row for row in completion.weights() if row]
+    return Routing(
+        adapters=list(plan.labels),
+        weights=rows,
+        router=plan.router,
+        level=plan.level,
+        entropy=fmean(map(entropy, rows)) if rows else None,
+        switches=switches([strongest(row) for row in rows]) if rows else None,
+    )
 
 
 class Renderer:
     """Writes one answer; knows which parts of it were asked for."""
 
     def __init__(
-        self, tokenization: Tokenization, parameters: Parameters, seed: int | None, prompt: str
+        self,
+        tokenization: Tokenization,
+        parameters: Parameters,
+        plan: Plan,
+        seed: int | None,
+        prompt: str,
     ) -> None:
         self._tokenization = tokenization
         self._parameters = parameters
+        self._plan = plan
         self._seed = seed
         self._prefix = prompt if parameters.return_full_text else ""
 
@@ -61,7 +80,9 @@ class Renderer:
 
     def _frame(self, piece: Piece) -> StreamFrame:
         top = self._alternatives(piece.event) if self._parameters.top_n_tokens else None
-        return StreamFrame(token=self._token(piece), top_tokens=top)
+        weights = self._plan.weights_at(piece.event) if self._parameters.details else ()
+        routing = TokenWeights(weights=list(weights)) if weights else None
+        return StreamFrame(token=self._token(piece), top_tokens=top, routing=routing)
 
     def _token(self, piece: Piece) -> Token:
         event = piece.event
@@ -88,13 +109,11 @@ class Renderer:
 
     def _details(self, completion: Completion, *, streamed: bool = False) -> Details:
         asked, parameters = self._parameters.details, self._parameters
-        tokens = top_tokens = routing = None
+        tokens = top_tokens = None
         if asked and not streamed:
             tokens = [self._token(piece) for piece in completion.pieces]
             if parameters.top_n_tokens:
                 top_tokens = [self._alternatives(piece.event) for piece in completion.pieces]
-        if asked:
-            routing = routing_of(completion)
         return Details(
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,
@@ -103,5 +122,5 @@ class Renderer:
             seed=self._seed,
             tokens=tokens,
             top_tokens=top_tokens,
-            routing=routing,
+            routing=routing_of(completion) if asked else None,
         )

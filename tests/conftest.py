@@ -1,8 +1,11 @@
-"""Where the downloaded models are: `adaptermix pull` puts them there, `make test` calls it."""
+"""Where the downloaded models are (`make test` brings them), and a router that pip installs."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,21 @@ def example_adapters() -> list[Path]:
     """The four adapters of `examples/adapters`: math, science, code, reading."""
     names = ("math", "science", "code", "reading")
     return [REPOSITORY / "examples" / "adapters" / name for name in names]
+
+
+@pytest.fixture(scope="session")
+def custom_router_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH that begins where pip has installed `examples/custom_router`."""
+    root = tmp_path_factory.mktemp("custom-router")
+    # pip builds inside the source tree
+    source = shutil.copytree(REPOSITORY / "examples" / "custom_router", root / "source")
+    site = root / "site"
+    options = ("--no-index", "--no-deps", "--no-build-isolation", "--target", str(site))
+    completed = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", *options, str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))

@@ -82,13 +82,15 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live_url(desk: Path) -> Iterator[str]:
-    """A server with the tiny random model and four adapters under the examples' names."""
+def live_url(desk: Path, custom_router_path: str) -> Iterator[str]:
+    """A server with the tiny random model, and adapters and a router under the examples' names."""
     options = ["--model", "tiny-random", "--store", str(desk / "store")]
-    with server(options, desk / "server.log") as url:
-        for name in ADAPTERS:
-            publish(url, [desk / "examples" / "adapters" / name], TEXTS[name])
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", custom_router_path)
+        with server(options, desk / "server.log") as url:
+            for name in ADAPTERS:
+                publish(url, [desk / "examples" / "adapters" / name], TEXTS[name])
+            yield url
 
 
 def run(desk: Path, *command: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -21,6 +23,7 @@ from server.cli.client import (
     console,
     errors,
 )
+from server.cli.explain import legend, painted, silence
 from server.cli.options import command_with
 
 _ROWS = 12  # of the weights table
@@ -62,17 +65,38 @@ class Options:
     show_weights: Annotated[
         bool, typer.Option("--show-weights", help="Print the weights at each token.")
     ] = False
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Colour each token by its strongest adapter.")
+    ] = False
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Write the weights at each token as a picture."),
+    ] = None
     url: UrlOption = None
     key: KeyOption = None
 
 
+@dataclass(slots=True)
+class Streamed:
+    """What came back: the text of each token, and the details of the last frame."""
+
+    texts: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
 def generate(options: Options) -> None:
     """Generate text on a running server, under the base, a fixed mixture or a router."""
+    body = body_of(options)
     with connect(options.url, options.key) as client:
-        details = _stream(client, body_of(options))
-    routing = details.get("routing")
-    if options.show_weights and routing is not None:
-        errors.print(weights_table(routing))
+        _check_heatmap(options.heatmap)
+        streamed = _stream(client, body, in_colour=options.explain)
+        routing = streamed.details.get("routing")
+        if options.show_weights and routing is not None:
+            errors.print(weights_table(routing))
+        if options.explain:
+            errors.print(legend(routing), highlight=False)
+        if options.heatmap is not None:
+            _draw(options.heatmap, routing, streamed.texts)
 
 
 def body_of(options: Options) -> dict[str, Any]:
@@ -147,9 +171,9 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _stream(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Print tokens as they come; the details of the last frame."""
-    details: dict[str, Any] = {}
+def _stream(client: httpx.Client, body: Mapping[str, Any], *, in_colour: bool) -> Streamed:
+    """Print tokens as they come."""
+    streamed = Streamed()
     with client.stream("POST", "/generate_stream", json=body) as response:
         for line in check(response).iter_lines():
             if not line.startswith("data:"):
@@ -157,10 +181,41 @@ def _stream(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:
             frame = json.loads(line.removeprefix("data:"))
             if "error" in frame:
                 raise CommandError(frame["error"])
-            console.print(frame["token"]["text"], end="", markup=False, highlight=False)
-            details = frame["details"] or details
+            text = frame["token"]["text"]
+            shown = painted(frame) if in_colour else text
+            console.print(shown, end="", markup=False, highlight=False)
+            streamed.texts.append(text)
+            streamed.details = frame["details"] or streamed.details
     console.print()
-    return details
+    return streamed
+
+
+def _check_heatmap(path: Path | None) -> None:
+    """Before the work is done: can the picture be drawn?"""
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--heatmap {str(path)!r}: it is a PNG, use FILE.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError(
+            "--heatmap draws with matplotlib, which is missing: run "
+            "`pip install 'adaptermix[bench]'`"
+        )
+
+
+def _draw(path: Path, routing: Mapping[str, Any] | None, texts: list[str]) -> None:
+    from server.cli.heatmap import write_heatmap
+
+    why = silence(routing)
+    if routing is None or why is not None:
+        errors.print(f"{why}; {path} is not written", soft_wrap=True, highlight=False)
+        return
+    try:
+        # An end-of-text token closes the stream; it has no row of weights.
+        write_heatmap(path, routing, texts[: len(routing["weights"])])
+    except OSError as error:
+        raise CommandError(f"--heatmap {path}: {error.strerror or error}") from error
+    errors.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
 def _json_or_text(text: str) -> Any:

@@ -95,8 +95,8 @@ async def _answer(
     as_list: bool = False,
 ) -> Response:
     ask, seed = to_ask(body, generation)
-    renderer = Renderer(generation.tokenization, body.parameters, seed, body.inputs)
     job = await generation.prepare(ask)
+    renderer = Renderer(generation.tokenization, body.parameters, job.plan, seed, body.inputs)
     if stream:
         updates = generation.stream(job)
         first = await unless_disconnected(request, anext(updates))

@@ -170,6 +170,21 @@ class Routing(Reply):
         description="weights[i][j]: weight of adapters[j] in the pass that yielded token i. Empty "
         "at level layer, where every layer has weights of its own."
     )
+    router: str | None = Field(description="Which router chose them; null for fixed weights.")
+    entropy: float | None = Field(
+        description="Mean over the tokens of the entropy of |w| / sum |w|, in nats: 0 where one "
+        "adapter acts, ln k where k act alike; null without weights."
+    )
+    switches: int | None = Field(
+        description="How often the strongest adapter (of the largest |weight|; none where all are "
+        "0) is not that of the token before; null without weights."
+    )
+
+
+class TokenWeights(Reply):
+    """The row of details.routing.weights that belongs to the token beside it."""
+
+    weights: list[float]
 
 
 class Details(Reply):
@@ -191,10 +206,14 @@ class GenerateReply(Reply):
 
 
 class StreamFrame(Reply):
-    """One server-sent event; the last has `generated_text` and `details`."""
+    """One server-sent event; the last has `generated_text` and `details`.
+
+    `routing` is there where details are asked for and a mixture has weights at this token.
+    """
 
     token: Token
     top_tokens: list[Alternative] | None = Field(default=None, exclude_if=_is_none)
+    routing: TokenWeights | None = Field(default=None, exclude_if=_is_none)
     generated_text: str | None = None
     details: Details | None = None
 
@@ -228,6 +247,13 @@ REPLY_EXAMPLE = {
         "cached_tokens": 0,
         "seed": None,
         "tokens": [{"id": 5062, "text": " 42", "logprob": -0.3, "special": False}],
-        "routing": {"level": "fixed", "adapters": ["math@1", "code@2"], "weights": [[0.7, 0.3]]},
+        "routing": {
+            "adapters": ["math@1", "code@2"],
+            "weights": [[0.7, 0.3]],
+            "router": None,
+            "level": "fixed",
+            "entropy": 0.611,
+            "switches": 0,
+        },
     },
 }

@@ -91,7 +91,14 @@ SCORE_REPLY_EXAMPLE = {
         {
             "logprob": -0.31,
             "tokens": [{"id": 5062, "text": " 42", "logprob": -0.31}],
-            "routing": {"adapters": ["math@1", "code@2"], "weights": [[0.7, 0.3]]},
+            "routing": {
+                "adapters": ["math@1", "code@2"],
+                "weights": [[0.7, 0.3]],
+                "router": None,
+                "level": "fixed",
+                "entropy": 0.611,
+                "switches": 0,
+            },
         }
     ],
 }

@@ -50,10 +50,14 @@ def test_details_have_the_documented_shape(live: Live) -> None:
     assert set(token) == {"id", "text", "logprob", "special"}
     assert token["logprob"] < 0
     assert "".join(t["text"] for t in details["tokens"]) == reply["generated_text"]
-    assert details["routing"] == {
-        "level": "fixed",
+    routing = details["routing"]
+    assert routing.pop("entropy") == pytest.approx(0.610864)  # -0.7 ln 0.7 - 0.3 ln 0.3
+    assert routing == {
         "adapters": ["math@1", "code@1"],
         "weights": [[0.7, 0.3]] * 12,
+        "router": None,
+        "level": "fixed",
+        "switches": 0,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import Metrics, routing_entropy
+from server.metrics import Metrics
 from tests.server.live import Live
 
 ASKED = {"max_new_tokens": 5, "ignore_eos_token": True}
@@ -31,6 +31,7 @@ FAMILIES = (
     "adaptermix_adapter_load_seconds",
     "adaptermix_merged",
     "adaptermix_routing_entropy_nats",
+    "adaptermix_routing_switches",
     "adaptermix_adapter_weight_mass",
     "adaptermix_engine_ready",
 )
@@ -87,6 +88,25 @@ def test_weight_mass_and_entropy(live: Live) -> None:
     assert total == pytest.approx(12.5 + 5, rel=1e-4)
 
 
+def test_switches_of_a_request(live: Live) -> None:
+    before = samples(live)
+    rows = [[1, 0], [0, 1], [0.5, 0.5], [0, 0], [0.25, 0.75]]  # code, math, the base, code: 4
+    router = {"name": "given", "level": "token", "candidates": ["math", "code"], "weights": rows}
+    live.answer(parameters=ASKED, mixture={"router": router})
+    labels = {"router": "given", "level": "token"}
+    name = "adaptermix_routing_switches"
+    assert increase(live, f"{name}_count", before, **labels) == 1
+    assert increase(live, f"{name}_sum", before, **labels) == 4
+    assert increase(live, f"{name}_bucket", before, **labels, le="2.0") == 0
+    assert increase(live, f"{name}_bucket", before, **labels, le="4.0") == 1
+    entropies = (0, 0, math.log(2), 0, -0.25 * math.log(0.25) - 0.75 * math.log(0.75))
+    measured = increase(live, "adaptermix_routing_entropy_nats_sum", before, **labels)
+    assert measured == pytest.approx(sum(entropies))
+    live.answer(parameters=ASKED, mixture={"adapters": [{"name": "math"}]})
+    live.answer(parameters=ASKED)
+    assert increase(live, f"{name}_count", before, **labels) == 1  # only routed ones count
+
+
 def test_residency_and_prefix_hits_come_from_the_engine(live: Live) -> None:
     live.client.post("/admin/adapters/math/load")
     before = samples(live)
@@ -106,13 +126,6 @@ def test_adapter_labels_are_bounded() -> None:
     text = metrics.render(None).decode()
     assert text.count("adaptermix_adapter_weight_mass_total{") == 3
     assert 'adaptermix_adapter_weight_mass_total{adapter="other"} 8.0' in text
-
-
-def test_entropy() -> None:
-    assert routing_entropy([1.0]) == 0
-    assert routing_entropy([0.5, -0.5]) == pytest.approx(math.log(2))
-    assert routing_entropy([2.0, 2.0, 0.0]) == pytest.approx(math.log(2))
-    assert routing_entropy([0.0, 0.0]) == 0
 
 
 def test_info(live: Live, folders: dict[str, Path]) -> None:

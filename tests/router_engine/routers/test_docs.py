@@ -1,4 +1,4 @@
-"""The router of the how-to page runs as it stands there."""
+"""The routers of the page for newcomers run as they stand there."""
 
 from __future__ import annotations
 
@@ -12,34 +12,71 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel
 
+from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.layer.arrow import ArrowParams
-from router_engine.routers.registry import GROUP, RequestServices, RouterRegistry
+from router_engine.routers.registry import GROUP, RequestServices, RouterRegistry, TokenServices
 from router_engine.routers.scoring import SimilarityParams
+from router_engine.routers.token.hidden_mean import HiddenMeanParams
+from tests.router_engine.conftest import MakeHarness
 
-DOCS = Path(__file__).parents[3] / "docs" / "routers"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-def test_the_keyword_router_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (DOCS / "how-to-add-a-router.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    module = ModuleType("keywords_of_the_page")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, "how-to-add-a-router.md", "exec"), module.__dict__)
-    registry = RouterRegistry([EntryPoint("keywords", f"{module.__name__}:SPEC", GROUP)])
-    router = registry.request_routers(RequestServices())["keywords"]
+def registry_of_the_page(monkeypatch: pytest.MonkeyPatch) -> RouterRegistry:
+    """The page's two routers, each block of code a module."""
+    page = (DOCS / "add_a_router.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    entries = []
+    for name, code in zip(("keywords", "turns"), codes, strict=True):
+        module = ModuleType(f"{name}_of_the_page")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(code, "add_a_router.md", "exec"), module.__dict__)
+        entries.append(EntryPoint(name, f"{module.__name__}:SPEC", GROUP))
+    return RouterRegistry(entries)
+
+
+def test_the_request_router_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = registry_of_the_page(monkeypatch).request_routers(RequestServices())["keywords"]
     params = {"words": [["how many", "sum"], ["def "]]}
     weights = asyncio.run(router.route("how many def are in def f?", ("m", "c"), params))
-    assert weights == pytest.approx((1 / 3, 2 / 3))
+    assert weights == pytest.approx((2 / 5, 3 / 5))
     with pytest.raises(RouterInputError, match="1 lists for 2 candidates"):
         asyncio.run(router.route("x", ("m", "c"), {"words": [["a"]]}))
 
 
+def test_the_token_router_of_the_page_in_an_engine(
+    monkeypatch: pytest.MonkeyPatch, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    registry = registry_of_the_page(monkeypatch)
+    harness = make_harness(routers=registry.token_routers(TokenServices(lambda: woken.set())))
+    woken = harness.news
+    digests = tuple(harness.publish(f"a{i}", folders[i]) for i in range(2))
+    routing = TokenRouting("turns", {"length": 2})
+    first, second = (
+        EngineRequest(
+            name,
+            tuple(range(5, 5 + length)),
+            SamplingParams(max_new_tokens=5),
+            adapters=digests,
+            routing=routing,
+            report_weights=True,
+        )
+        for name, length in (("first", 9), ("second", 4))
+    )
+    turns = [(1, 0), (1, 0), (0, 1), (0, 1), (1, 0)]
+    for answer in harness.run(first, second):
+        assert [token.weights for token in answer.tokens] == turns
+    with pytest.raises(RouterInputError, match=r"length = 0"):
+        registry.get("turns").check("token", {"length": 0})
+
+
 @pytest.mark.parametrize(
-    ("name", "params"), [("similarity", SimilarityParams), ("arrow", ArrowParams)]
+    ("name", "params"),
+    [("similarity", SimilarityParams), ("arrow", ArrowParams), ("hidden_mean", HiddenMeanParams)],
 )
 def test_the_page_of_a_router_names_every_parameter(name: str, params: type[BaseModel]) -> None:
-    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    page = (DOCS / "routers" / f"{name}.md").read_text(encoding="utf-8")
     for name, field in params.model_fields.items():
         default = "all" if field.default is None else field.default
         assert re.search(rf"\| `{name}` \| `?{default}`? \|", page), name
