@@ -35,7 +35,7 @@ def test_the_own_suite_has_every_row_of_the_table() -> None:
         if r.is_token_level
     }
     cadences = {("similarity", "token", every) for every in (1, 2, 4, 8)}
-    own = {("hidden_mean", "token", 1), ("hidden_mean", "token", 2), ("arrow", "layer", 1)}
+    own = {("hidden_mean", "token", 1), ("hidden_mean", "token", 2)}
     assert routers == cadences | own
     paper = routings["paper"]
     assert paper.recomputes
