@@ -51,9 +51,9 @@ def leak_of(routing: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Lea
     pairs = list(zip(*ids, strict=False))
     same = next((i for i, (left, right) in enumerate(pairs) if left != right), len(pairs))
     logprobs = [[token["logprob"] for token in score["tokens"]] for score in (one, two)]
-    weights = [(score.get("routing") or {}).get("weights") for score in (one, two)]
+    weights = [(score.get("routing") or {}).get("weights") or [] for score in (one, two)]
     apart = _largest([[value] for value in logprobs[0][:same]], [[v] for v in logprobs[1][:same]])
-    if not all(len(w or ()) == len(own) for w, own in zip(weights, ids, strict=True)):
+    if not all(len(w) == len(own) for w, own in zip(weights, ids, strict=True)):
         return Leak(routing, same + 1, apart, None, None)
     # The first token that differs still has the same text before it.
     alike = same + 1

@@ -44,7 +44,7 @@ class Cell:
 def plan_cells(suite: Suite, settings: EvaluationSettings, rows: Rows, words: Words) -> list[Cell]:
     """Every cell of the suite; an empty one is left out."""
     read = _Reader(settings, rows)
-    cells = []
+    cells: list[Cell] = []
     for name in suite.tasks:
         task = task_named(name)
         cases = plain_cases(task, read(task), words)

@@ -151,7 +151,8 @@ def test_a_leak_is_found() -> None:
 
     one = score([1, 2, 3, 4], [0.5, 0.5, 0.5, 0.1])
     kept = leak_of("x", one, score([1, 2, 9, 9], [0.5, 0.5, 0.5, 0.9]))
-    assert (kept.alike, kept.weights, kept.later) == (3, 0.0, pytest.approx(0.8))
+    assert (kept.alike, kept.weights) == (3, 0.0)
+    assert kept.later == pytest.approx(0.8)
     leaking = leak_of("x", one, score([1, 2, 9, 9], [0.5, 0.2, 0.5, 0.9]))
     assert leaking.weights == pytest.approx(0.3)
     silent = {"tokens": one["tokens"]}
