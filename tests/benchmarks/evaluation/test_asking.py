@@ -47,15 +47,15 @@ def asks(mixture: dict[str, Any] | None = None) -> list[list[Ask]]:
 
 def ask_all(
     live: Live, journal: Journal, waves: list[list[Ask]], identity: Mapping[str, Any] = IDENTITY
-) -> list[list[float]]:
-    """NLL of the parts of each ask."""
+) -> list[float]:
+    """NLL of the two parts of each ask, one after the other."""
 
-    async def run() -> list[list[float]]:
+    async def run() -> list[float]:
         async with http_client(live.url) as http:
             asking = Asking(http, journal, identity, 4, Console(quiet=True))
             await asking.ask_all(waves)
             kept = [asking.answer(ask)["scores"][0] for wave in waves for ask in wave]
-            return [[nll for nll, _ in score["parts"]] for score in kept]
+            return [nll for score in kept for nll, _ in score["parts"]]
 
     return asyncio.run(run())
 
@@ -97,11 +97,11 @@ def test_nothing_is_asked_twice_but_what_has_changed_is(live: Live, tmp_path: Pa
     with Journal(path) as journal:
         base = ask_all(live, journal, [*asks(), *asks()])
         assert len(lines(path)) == 9
-        assert ask_all(live, journal, asks()) == base[:9]
+        assert ask_all(live, journal, asks()) == base[:18]
         assert len(lines(path)) == 9
         other = ask_all(live, journal, asks(ONE))
         assert len(lines(path)) == 18
-        assert other != pytest.approx(base[:9], rel=1e-3)
+        assert other != pytest.approx(base[:18], rel=1e-3)
         ask_all(live, journal, asks(ONE), {"model": "another"})
         assert len(lines(path)) == 27
     with Journal(path, restart=True):
@@ -112,7 +112,7 @@ def test_parts_sum_to_what_the_server_says(live: Live, tmp_path: Path) -> None:
     (ask,) = asks(ONE)[0][:1]
     reply = live.client.post("/score", json=ask.body).json()
     with Journal(tmp_path / "journal.jsonl") as journal:
-        (parts,) = ask_all(live, journal, [[ask]])
+        parts = ask_all(live, journal, [[ask]])
     assert sum(parts) == pytest.approx(-reply["scores"][0]["logprob"], rel=1e-4)
     logprobs = [token["logprob"] for token in reply["scores"][0]["tokens"]]
     assert parts[0] == pytest.approx(-sum(logprobs[:2]), rel=1e-4)
