@@ -127,21 +127,30 @@ def test_a_refusal_names_the_routing_and_the_reason(live: Live, tmp_path: Path) 
         ask_all(live, journal, asks(gone))
 
 
-def test_given_weights_know_nothing_of_what_follows(live: Live, tmp_path: Path) -> None:
-    rows = [[0.1 * (n % 7)] for n in range(128)]
-    router = {"name": "given", "level": "token", "candidates": ["one"], "weights": rows}
-
+def leak(live: Live, router: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
         async with http_client(live.url) as http:
             with Journal(tmp_path / "journal.jsonl") as journal:
                 asking = Asking(http, journal, IDENTITY, 1, Console(quiet=True))
                 return await find_leak(asking, Routing(name="x", mixture={"router": router}))
 
-    leak = asyncio.run(run())
-    assert leak["routing"] == "x"
-    assert leak["alike"] > 40
-    assert leak["weights"] == 0
-    assert leak["logprobs"] < 1e-3
+    return asyncio.run(run())
+
+
+def test_given_weights_know_nothing_of_what_follows(live: Live, tmp_path: Path) -> None:
+    rows = [[0.1 * (n % 7)] for n in range(128)]
+    given = {"name": "given", "level": "token", "candidates": ["one"], "weights": rows}
+    found = leak(live, given, tmp_path)
+    assert found["routing"] == "x"
+    assert found["alike"] > 40
+    assert found["weights"] == 0
+    assert found["logprobs"] < 1e-3
+
+
+def test_a_routing_that_the_server_refuses_is_named(live: Live, tmp_path: Path) -> None:
+    odd = {"name": "given", "level": "token", "candidates": ["one"], "weights": [[1]], "hot": True}
+    with pytest.raises(BenchmarkError, match=r"routing 'x': the server answered 422.*hot"):
+        leak(live, odd, tmp_path)
 
 
 def test_a_leak_is_found() -> None:

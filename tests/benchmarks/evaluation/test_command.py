@@ -10,7 +10,6 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.evaluation.page import FIGURES, filled
 from benchmarks.machine import ROOT
-from benchmarks.performance import filled as filled_performance
 from server.cli.main import app
 from tests.support.tiny import make_lora_folder
 
@@ -77,6 +76,27 @@ def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
     return written
 
 
+def test_a_small_evaluation_and_its_pages(desk: Path, data: Path, tmp_path: Path) -> None:
+    chosen = ["--task", "reading", "--routing", "base", "--routing", "math", "--speed-rounds", "0"]
+    done = evaluate(desk, data, *chosen, "--rows", "3", "--answer-rows", "1")
+    assert done.exit_code == 0, done.output
+    assert "about 0 minutes for all of it" in done.output
+    result = json.loads((desk / "evaluation.json").read_text())
+    measures = [entry["measure"] for entry in result["measures"]]
+    assert measures == ["NLL", "NLL of the opening", "exact match", "F1"]
+    nll = cell(result, "reading", "NLL")
+    assert [nll[name]["rows"] for name in ("base", "math")] == [3, 3]
+    assert nll["math"]["to_base"]["mean"] == pytest.approx(
+        nll["math"]["mean"] - nll["base"]["mean"]
+    )
+    for ending in ("md", "png"):
+        assert (desk / f"evaluation.{ending}").stat().st_size > 1000
+    page = filled_from(result, tmp_path)
+    assert "Does token-level routing beat the base?** Not measured in this run." in page
+    assert "| math | " in page
+
+
+@pytest.mark.slow
 def test_a_whole_evaluation(desk: Path, data: Path, tmp_path: Path) -> None:
     tuned = tune(desk, data, tmp_path)
     assert all(name.endswith("/train.jsonl.gz") for name in tuned["files"])
@@ -85,22 +105,22 @@ def test_a_whole_evaluation(desk: Path, data: Path, tmp_path: Path) -> None:
     assert family["chosen"] in [entry["params"] for entry in family["grid"]]
     assert family["chosen"] == min(family["grid"], key=lambda entry: entry["nll"])["params"]
 
-    sizes = ["--rows", "3", "--answer-rows", "1", "--mixed-rows", "2", "--speed-rounds", "1"]
-    done = evaluate(desk, data, *sizes)
+    sizes = ["--rows", "3", "--answer-rows", "1", "--mixed-rows", "2"]
+    done = evaluate(desk, data, *sizes, "--speed-rounds", "1")
     assert done.exit_code == 0, done.output
     result = json.loads((desk / "evaluation.json").read_text())
     assert all(name.endswith("/test.jsonl.gz") for name in result["files"])
     check_result(result, family["chosen"])
-    for ending in ("md", "png"):
-        assert (desk / f"evaluation.{ending}").stat().st_size > 1000
+    page = filled_from(result, tmp_path, tuned)
+    assert "Not measured" not in page
+    assert "| oracle | by task: math: math" in page
 
     answered = (desk / "evaluation.jsonl").read_text()
-    again = evaluate(desk, data, *sizes[:-2], "--speed-rounds", "0", "--routing", "base")
+    again = evaluate(desk, data, *sizes, "--speed-rounds", "0", "--routing", "base")
     assert again.exit_code == 0, again.output
     assert (desk / "evaluation.jsonl").read_text() == answered
     less = json.loads((desk / "evaluation.json").read_text())
     assert cell(less, "math", "NLL")["base"]["mean"] == cell(result, "math", "NLL")["base"]["mean"]
-    check_pages(result, tuned, tmp_path)
 
 
 def cell(result: dict[str, Any], task: str, measure: str) -> dict[str, Any]:
@@ -136,8 +156,8 @@ def check_result(result: dict[str, Any], chosen: dict[str, Any]) -> None:
     assert chosen.items() <= routings["every 2"]["mixture"]["router"].items()
 
 
-def check_pages(result: dict[str, Any], tuned: dict[str, Any], tmp_path: Path) -> None:
-    """The page is made of the results, and of them alone."""
+def filled_from(result: dict[str, Any], tmp_path: Path, tuned: dict[str, Any] | None = None) -> str:
+    """The page, made of these results and of them alone."""
     results = tmp_path / "results"
     results.mkdir()
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -146,16 +166,13 @@ def check_pages(result: dict[str, Any], tuned: dict[str, Any], tmp_path: Path) -
     assert empty.count("Not measured yet: `adaptermix eval --tune --data data`.") == 1
     (results / "evaluation.json").write_text(json.dumps(result))
     (results / "evaluation.png").write_bytes(b"")
-    (results / "tuned.json").write_text(json.dumps(tuned))
+    if tuned is not None:
+        (results / "tuned.json").write_text(json.dumps(tuned))
     full = filled(empty, results, "pictures")
-    assert "Not measured yet" not in full
     assert "](pictures/evaluation.png)" in full
-    assert "Does token-level routing beat the base?" in full
-    assert "| oracle |" in full
     assert filled(full, results, "pictures") == full
     assert filled(full, tmp_path / "none", "pictures") == empty
-    with pytest.raises(KeyError, match="verdicts"):
-        filled_performance(page, results, "pictures")
+    return full
 
 
 def test_the_page_asks_for_every_figure() -> None:
@@ -190,15 +207,3 @@ def test_a_broken_file_of_parameters_is_told_in_a_line(
     done = evaluate(desk, data, "--tuned", str(tmp_path / "tuned.json"))
     assert done.exit_code == 1
     assert "is no file of chosen parameters" in done.output
-
-
-def test_what_the_server_refuses_is_told_before_anything_is_asked(
-    desk: Path, data: Path, tmp_path: Path
-) -> None:
-    wrong = {**SUITE, "routing": [routed("odd", {**TOKEN, "hot": True})], "tuning": []}
-    (tmp_path / "suite.json").write_text(json.dumps(wrong))
-    out = ["--out", str(tmp_path / "evaluation"), "--tuned", str(tmp_path / "none.json")]
-    done = evaluate(desk, data, "--suite", str(tmp_path / "suite.json"), *out)
-    assert done.exit_code == 1
-    assert "routing 'odd': the server answered 422" in done.output
-    assert (tmp_path / "evaluation.jsonl").read_text() == ""
