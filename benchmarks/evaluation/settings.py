@@ -29,7 +29,7 @@ class EvaluationSettings:
     )
     rows: int = field(default=300, metadata=about("Test rows of a task for the likelihoods."))
     answer_rows: int = field(default=100, metadata=about("Of those, rows to answer; 0: none."))
-    mixed_rows: int = field(default=100, metadata=about("Prompts that need two skills, a task."))
+    mixed_rows: int = field(default=50, metadata=about("Prompts that need two skills, a task."))
     concurrency: int = field(default=16, metadata=about("Requests in flight."))
     speed_rounds: int = field(
         default=3, metadata=about("Times that each routing's tokens/s are measured; 0: none.")
