@@ -14,6 +14,9 @@ from benchmarks.report import provenance
 
 Column = Mapping[str, Any]
 
+_WIDE = 4  # panels beside each other
+_MARKERS = "os^D"
+
 
 def plot(path: Path, result: Mapping[str, Any]) -> None:
     """A panel a task: NLL of every routing with its interval; the last: NLL against tokens/s."""
@@ -21,15 +24,19 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     names = [routing["name"] for routing in result["suite"]["routing"]]
     names = [name for name in names if any(name in column["routings"] for column in columns)]
     average = next((column for column in columns if column["task"] == AVERAGE), None)
-    drawn = len(columns) + (average is not None and bool(result["speed"]))
-    figure = Figure(figsize=(3.2 * max(1, drawn) + 2, 1.5 + 0.3 * len(names)), layout="constrained")
-    panels = figure.subplots(1, max(1, drawn), squeeze=False)[0]
-    for panel, column in zip(panels, columns, strict=False):
+    with_speed = average is not None and bool(result["speed"])
+    rows = max(1, -(-(len(columns) + with_speed) // _WIDE))
+    size = (3.2 * _WIDE + 2, rows * (1.5 + 0.25 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, _WIDE, squeeze=False).flatten()
+    for place, (panel, column) in enumerate(zip(panels, columns, strict=False)):
         _intervals(panel, column, names)
-    for panel in panels[1 : len(columns)]:
-        panel.set_yticklabels([])
-    if drawn > len(columns) and average is not None:
-        _against_speed(panels[-1], average, result["speed"])
+        if place % _WIDE:
+            panel.set_yticklabels([])
+    if with_speed and average is not None:
+        _against_speed(panels[len(columns)], average, result["speed"])
+    for panel in panels[len(columns) + with_speed :]:
+        panel.set_axis_off()
     figure.suptitle(provenance(result), fontsize=9)
     save(figure, path)
 
@@ -50,12 +57,13 @@ def _intervals(panel: Any, column: Column, names: Sequence[str]) -> None:
 
 def _against_speed(panel: Any, average: Column, speed: Mapping[str, Mapping[str, float]]) -> None:
     """Left and low is slow and good."""
-    for name, cell in average["routings"].items():
-        if name in speed:
-            at = speed[name]["relative"], cell["mean"]
-            panel.plot(*at, "o", color="C1")
-            panel.annotate(name, at, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    names = [name for name in average["routings"] if name in speed]
+    for place, name in enumerate(names):
+        look = {"color": f"C{place % 10}", "marker": _MARKERS[place // 10 % len(_MARKERS)]}
+        at = [speed[name]["relative"]], [average["routings"][name]["mean"]]
+        panel.plot(*at, linestyle="", label=name, **look)
+    panel.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     panel.set_title("average NLL against tokens/s", fontsize=10)
     panel.set_xlabel("tokens/s, a single adapter is 1")
-    panel.margins(x=0.25, y=0.1)
+    panel.margins(0.1)
     panel.spines[["top", "right"]].set_visible(False)

@@ -34,7 +34,10 @@ def measures_of(columns: Columns, suite: Suite) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {}
         alone = [column[name] for name in singles if name in column]
         for name, strata in column.items():
-            cell: dict[str, Any] = {"rows": sum(len(series.values) for series in strata), **estimate(strata)}
+            cell: dict[str, Any] = {
+                "rows": sum(len(series.values) for series in strata),
+                **estimate(strata),
+            }
             if name not in bases and bases and bases[0] in column:
                 cell["to_base"] = difference(strata, column[bases[0]])
             if alone:
