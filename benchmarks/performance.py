@@ -19,24 +19,36 @@ Result = Mapping[str, Any]
 _MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
+Write = Callable[[Result], list[str]]
+Figures = Mapping[str, tuple[str, str, Write]]  # {mark: (result, command that makes it, writer)}
+
+
 def filled(page: str, results: Path, pictures: str) -> str:
+    """The page on performance with its figures: see `fill`."""
+    return fill(page, results, pictures, FIGURES, _PICTURED)
+
+
+def fill(
+    page: str, results: Path, pictures: str, figures: Figures, pictured: Mapping[str, str]
+) -> str:
     """The page with each `figures` mark filled from `results/<file>.json`.
 
-    `pictures` is the way from the page to `results`. What has not been measured says so, with the
-    command that measures it. Raises KeyError for a mark that is not in `FIGURES`.
+    `pictures` is the way from the page to `results`, `pictured` names what has a picture. What has
+    not been measured says so, with the command that measures it. Raises KeyError for a mark that
+    is not in `figures`.
     """
 
-    def fill(match: re.Match[str]) -> str:
-        name, command, write = FIGURES[match[2]]
+    def one(match: re.Match[str]) -> str:
+        name, command, write = figures[match[2]]
         source = results / f"{name}.json"
         if not source.exists():
             return f"{match[1]}Not measured yet: `{command}`.\n{match[3]}"
         lines = write(json.loads(source.read_text(encoding="utf-8")))
-        if match[2] in _PICTURED and (results / f"{name}.png").exists():
-            lines += ["", f"![{_PICTURED[match[2]]}]({pictures}/{name}.png)"]
+        if match[2] in pictured and (results / f"{name}.png").exists():
+            lines += ["", f"![{pictured[match[2]]}]({pictures}/{name}.png)"]
         return "\n".join([match[1].rstrip("\n"), *lines, match[3]])
 
-    return _MARK.sub(fill, page)
+    return _MARK.sub(one, page)
 
 
 def _machine(result: Result) -> list[str]:
@@ -90,8 +102,7 @@ def _quantization(result: Result) -> list[str]:
     return [provenance(result), "", *step_lines(result), "", *nll_lines(result)]
 
 
-Write = Callable[[Result], list[str]]
-FIGURES: Mapping[str, tuple[str, str, Write]] = {
+FIGURES: Figures = {
     "machine": ("kernels", "adaptermix bench kernels", _machine),
     "products": ("kernels", "adaptermix bench kernels", _products),
     "phases": ("engine", "adaptermix bench engine", _phases),

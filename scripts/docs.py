@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from pydantic import ByteSize
 from rich.console import Console
 
+from benchmarks.evaluation import page as evaluation
 from benchmarks.performance import filled
 from benchmarks.settings import RESULTS
 from server.app import create_app
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OPENAPI = ROOT / "docs" / "openapi.json"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 BEGIN, END = "<!-- settings: written by make docs -->", "<!-- end of settings -->"
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -72,8 +74,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Every generated page with what it should hold."""
     yield OPENAPI, openapi_text()
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
-    page = PERFORMANCE.read_text(encoding="utf-8")
-    yield PERFORMANCE, filled(page, RESULTS, "../benchmarks/results")
+    for path, fill in ((PERFORMANCE, filled), (EVALUATION, evaluation.filled)):
+        yield path, fill(path.read_text(encoding="utf-8"), RESULTS, "../benchmarks/results")
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from router_engine.errors import EngineError
 from server.cli.client import print_error
 from server.cli.fields import command_of
 from server.settings import SettingsError, load_settings, use_process_environment
+from training.errors import TrainingError
 
 _EXTRA = ("aiohttp", "matplotlib")
 
@@ -33,11 +34,11 @@ _EXTRA = ("aiohttp", "matplotlib")
 def register(app: typer.Typer) -> None:
     """Mount the commands on the program."""
     group = typer.Typer(help="Measure serving, the engine and its kernels.", no_args_is_help=True)
-    group.command("serve")(_reporting(command_of(serve)))
-    group.command("engine")(_reporting(command_of(engine)))
-    group.command("kernels")(_reporting(command_of(kernels)))
-    group.command("quantization")(_reporting(command_of(quantization)))
-    group.command("peers")(_reporting(command_of(peers)))
+    group.command("serve")(reporting(command_of(serve)))
+    group.command("engine")(reporting(command_of(engine)))
+    group.command("kernels")(reporting(command_of(kernels)))
+    group.command("quantization")(reporting(command_of(quantization)))
+    group.command("peers")(reporting(command_of(peers)))
     app.add_typer(group, name="bench")
 
 
@@ -51,7 +52,7 @@ def serve(
 
     result = run_serve(serve, work, adapters, model)
     Console().print(result_table(result))
-    _write(serve.out, result, markdown, plot)
+    write(serve.out, result, markdown, plot)
 
 
 def engine(
@@ -66,7 +67,7 @@ def engine(
     result = run_engine(engine, work, adapters, model)
     if result["cells"]:
         Console().print(result_table(result))
-    _write(engine.out, result, markdown, plot_curves if result["points"] else plot)
+    write(engine.out, result, markdown, plot_curves if result["points"] else plot)
 
 
 def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
@@ -77,7 +78,7 @@ def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
 
     result = run_kernels(kernels, model)
     Console().print(result_table(result))
-    _write(kernels.out, result, markdown, plot_kernels)
+    write(kernels.out, result, markdown, plot_kernels)
 
 
 def quantization(quantization: QuantizationSettings, model: ModelSettings) -> None:
@@ -88,7 +89,7 @@ def quantization(quantization: QuantizationSettings, model: ModelSettings) -> No
     result = run_quantization(quantization, model)
     for table in result_tables(result):
         Console().print(table)
-    _write(quantization.out, result, markdown, None)
+    write(quantization.out, result, markdown)
 
 
 def peers(peers: PeerSettings) -> None:
@@ -98,15 +99,16 @@ def peers(peers: PeerSettings) -> None:
     from benchmarks.plots import plot_peers
 
     result = run_peers(peers)
-    _write(peers.out, result, markdown, plot_peers)
+    write(peers.out, result, markdown, plot_peers)
 
 
-def _write(
+def write(
     out: Path,
     result: dict[str, Any],
     page: Callable[[dict[str, Any]], str],
-    picture: Callable[[Path, dict[str, Any]], None] | None,
+    picture: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> None:
+    """The result as JSON, as a page and as a picture, at `out` with the ending of each."""
     from benchmarks.report import write_json
 
     endings = (".json", ".md") if picture is None else (".json", ".md", ".png")
@@ -124,7 +126,7 @@ def _threads(count: int | None) -> None:
     use_process_environment(load_settings().child_environment(count))
 
 
-def _reporting(command: Callable[..., None]) -> Callable[..., None]:
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
     """The command with expected errors told in one line and exit code 1."""
 
     @functools.wraps(command)
@@ -136,7 +138,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
                     f"{', '.join(gone)} is missing: run `pip install 'adaptermix[bench]'`"
                 )
             command(**values)
-        except (BenchmarkError, EngineError, SettingsError, OSError) as error:
+        except (BenchmarkError, TrainingError, EngineError, SettingsError, OSError) as error:
             print_error(error)
             raise typer.Exit(1) from error
 

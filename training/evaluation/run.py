@@ -90,9 +90,7 @@ def _scores(systems: Systems, name: str, task: Task, rows: Sequence[Row]) -> dic
         chosen = systems.choose(name, rows)
         right = [float(a == row.completion) for a, row in zip(chosen, rows, strict=True)]
         return {"accuracy": right}
-    answers = systems.generate(name, rows, task.max_new_tokens)
-    if task.first_line_only:
-        answers = [answer.strip().partition("\n")[0] for answer in answers]
+    answers = [task.cleaned(a) for a in systems.generate(name, rows, task.max_new_tokens)]
     return {
         measure: [score(answer, row.completion) for answer, row in zip(answers, rows, strict=True)]
         for measure, score in task.scores.items()

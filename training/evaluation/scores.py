@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -48,6 +51,22 @@ def rouge_l(answer: str, reference: str) -> float:
     """ROUGE-L F1: longest common subsequence of words and signs (Lin 2004)."""
     ours, theirs = (re.findall(r"\w+|[^\w\s]", text.lower()) for text in (answer, reference))
     return _f1(_common_subsequence(ours, theirs), len(ours), len(theirs))
+
+
+def parses_as_python(answer: str) -> float:
+    """Whether the code of an answer is Python: its first fenced block, or all of it without one.
+
+    A fence that is never closed ends with the answer. Code of blanks alone does not count.
+    """
+    fenced = _FENCE.search(answer)
+    code = (fenced[1] if fenced else answer).strip()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of code that is legal but odd
+            ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return 0.0
+    return float(bool(code))
 
 
 def _common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:

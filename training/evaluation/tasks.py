@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from training.data import Row, read_rows
 from training.errors import DataError, TrainingError
 from training.evaluation.scores import exact_match, number_match, rouge_l, token_f1
 
 Score = Callable[[str, str], float]
+Split = Literal["train", "test"]
 
 _OPTION = re.compile(r"^(?:Choices: )?([A-Z])\. ", re.MULTILINE)
 
@@ -25,16 +27,24 @@ class Task:
     """
 
     name: str
-    sets: tuple[str, ...]  # folders with test.jsonl.gz
+    sets: tuple[str, ...]  # folders with train.jsonl.gz and test.jsonl.gz
     scores: Mapping[str, Score]
     max_new_tokens: int = 0
     first_line_only: bool = False
 
-    def rows(self, data: Path, count: int, seed: int) -> list[Row]:
-        """`count` test rows drawn by `seed` from all sets together."""
-        rows = [row for name in self.sets for row in read_rows(data / name / "test.jsonl.gz")]
+    def files(self, data: Path, split: Split = "test") -> list[Path]:
+        """The files of a split, one a set."""
+        return [data / name / f"{split}.jsonl.gz" for name in self.sets]
+
+    def rows(self, data: Path, count: int | None, seed: int, split: Split = "test") -> list[Row]:
+        """`count` rows of a split (all for None), drawn by `seed` from all sets together."""
+        rows = [row for path in self.files(data, split) for row in read_rows(path)]
         random.Random(seed).shuffle(rows)
         return rows[:count]
+
+    def cleaned(self, answer: str) -> str:
+        """What is scored of an answer."""
+        return answer.strip().partition("\n")[0] if self.first_line_only else answer
 
 
 def options_of(prompt: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""`adaptermix eval`: tasks under routings, measured through the server."""
