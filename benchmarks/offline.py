@@ -9,18 +9,19 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, ResolvedMixture
 from benchmarks.cases import Job, Mixture
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round, Sample
 from benchmarks.subject import Subject
+from router_engine.client.build import build_engine
+from router_engine.client.messages import EngineProcessConfig
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -34,10 +35,9 @@ from router_engine.config import (
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
-from router_engine.routers.registry import RouterRegistry, TokenServices
 
 _BLOCK = 16  # tokens
-_LOAD_TIMEOUT_S = 60.0
+_NEWS_TIMEOUT_S = 60.0
 _UNCOUNTED = 2  # steps after the last prompt
 
 
@@ -58,6 +58,28 @@ class Step:
     model: float
     prompt_tokens: int
     generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of decoding; a step of it is one token of every request.
+
+    Seconds are those of one step; `model` is the forward pass with sampling. weights: of each
+    request's last token, where the request reports them.
+    """
+
+    seconds: float
+    model: float
+    steps: float
+    weights: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All that a request was told."""
+
+    tokens: tuple[TokenEvent, ...]
+    final: FinalEvent
 
 
 @dataclass(slots=True)
@@ -84,6 +106,11 @@ class Offline:
         self._records = records
         self._news = news
         self._ids = itertools.count()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the adapters, in the order of their folders."""
+        return tuple(record.digest for record in self._records.values())
 
     @property
     def weight_bytes(self) -> int:
@@ -127,24 +154,76 @@ class Offline:
         Jobs with equal prompts from turn to turn find their KV in the prefix cache.
         """
         length = count + _UNCOUNTED + len(jobs) + 16  # none ends before the last is timed
-        live = {}
-        for job in jobs:
-            request = self._request(job, length)
-            live[request.request_id] = 0
-            self.engine.add_request(request)
-        while min(live.values()) <= _UNCOUNTED:
-            for event in self._step(None):
-                if isinstance(event, FinalEvent):
-                    raise BenchmarkError(f"a request ended early: {event.error or event.reason}")
-                live[event.request_id] += 1
+        requests = [self._request(job, length) for job in jobs]
+        self._until_decoding(requests)
         steps: list[Step] = []
         for _ in range(count):
             self._step(steps)
-        for request_id in live:
-            self.engine.cancel(request_id)
-        while self.engine.has_work:
-            self._step(None)
+        self._abandon(requests)
         return steps
+
+    def window(
+        self,
+        requests: Sequence[EngineRequest],
+        steps: int,
+        most_seconds: float,
+        within: AbstractContextManager[object] | None = None,
+    ) -> Window:
+        """Decode all requests together until `steps` tokens of each, on average, have come.
+
+        Those that wait for their router sit out steps of the engine, so tokens are counted, not
+        steps. Prompts and the first tokens are not. Past `most_seconds` two of each are enough.
+        Requests must be long enough not to end meanwhile. The counted part runs `within`.
+        """
+        self._until_decoding(requests)
+        weights: dict[str, tuple[float, ...]] = {}
+        model = self.engine.stats().step_seconds
+        with within or nullcontext():
+            tokens, seconds, started = 0, 0.0, time.perf_counter()
+            while tokens < len(requests) * (steps if seconds < most_seconds else min(2, steps)):
+                for event in _tokens(self._events()):
+                    tokens += 1
+                    weights[event.request_id] = event.weights
+                seconds = time.perf_counter() - started
+        model = self.engine.stats().step_seconds - model
+        self._abandon(requests)
+        passed = tokens / len(requests)
+        return Window(seconds / passed, model / passed, passed, weights)
+
+    def run(self, requests: Sequence[EngineRequest]) -> dict[str, Answer]:
+        """All requests to their full length, by id."""
+        tokens: dict[str, list[TokenEvent]] = {request.request_id: [] for request in requests}
+        answers: dict[str, Answer] = {}
+        for request in requests:
+            self.engine.add_request(request)
+        while len(answers) < len(requests):
+            for event in self._events():
+                if isinstance(event, TokenEvent):
+                    tokens[event.request_id].append(event)
+                else:
+                    _require_length(event)
+                    answers[event.request_id] = Answer(tuple(tokens[event.request_id]), event)
+        return answers
+
+    def load(self) -> None:
+        """Bring every adapter to the device."""
+        for digest in self.digests:
+            self._wait(self.engine.load(digest))
+
+    def _until_decoding(self, requests: Sequence[EngineRequest]) -> None:
+        """Until each request has its first tokens."""
+        counts = {request.request_id: 0 for request in requests}
+        for request in requests:
+            self.engine.add_request(request)
+        while min(counts.values()) <= _UNCOUNTED:
+            for event in _tokens(self._events()):
+                counts[event.request_id] += 1
+
+    def _abandon(self, requests: Sequence[EngineRequest]) -> None:
+        for request in requests:
+            self.engine.cancel(request.request_id)
+        while self.engine.has_work:
+            self.engine.step()
 
     def _round(self, jobs: Sequence[Job], clients: int, on_done: OnDone) -> Round:
         # Tokenized before: in the server it does not hold up a step either.
@@ -169,16 +248,25 @@ class Offline:
                     on_done()
         return Round(tuple(samples), time.perf_counter() - started)
 
-    def _step(self, steps: list[Step] | None) -> list[EngineEvent]:
-        if not self.engine.has_work and not self._news.wait(_LOAD_TIMEOUT_S):
-            raise BenchmarkError("the adapters were not loaded")
+    def _events(self) -> list[EngineEvent]:
+        """Those of one step, once there is something to do."""
+        self._await_work()
+        return self.engine.step()
+
+    def _await_work(self) -> None:
+        if not self.engine.has_work and not self._news.wait(_NEWS_TIMEOUT_S):
+            raise BenchmarkError("neither adapters nor weights came")
         self._news.clear()
+
+    def _step(self, steps: list[Step]) -> list[EngineEvent]:
+        """As `_events`, timed where the engine has made a step."""
+        self._await_work()
         before = self.engine.stats()
         started = time.perf_counter()
         events = self.engine.step()
         seconds = time.perf_counter() - started
         after = self.engine.stats()
-        if steps is not None and after.steps > before.steps:
+        if after.steps > before.steps:
             steps.append(
                 Step(
                     seconds,
@@ -191,7 +279,7 @@ class Offline:
 
     def _wait(self, done: Future[Any]) -> None:
         while not done.done():
-            self._step(None)
+            self._events()
         done.result()
 
     def _request(self, job: Job, max_new_tokens: int) -> EngineRequest:
@@ -224,10 +312,13 @@ def offline(
     dtype: str = "auto",
     kernels: Kernels = "reference",
     quantization: Quantization = "none",
+    encoder: str | None = None,
 ) -> Iterator[Offline]:
-    """An engine with the adapters of these folders, under the folders' names."""
+    """An engine with the adapters of these folders, under the folders' names.
+
+    `encoder` is the endpoint of a sentence encoder's worker, for routers that read text.
+    """
     news = threading.Event()
-    services = TokenServices(wake=news.set)
     blocks = -(-sizes.tokens // _BLOCK) + 2 * sizes.requests
     config = EngineConfig(
         model=ModelConfig(subject.model, dtype=_dtype(dtype), quantization=quantization),
@@ -238,12 +329,8 @@ def offline(
     )
     shelf = AdapterStore.open(store)
     try:
-        engine = Engine(
-            config,
-            adapters=open_blobs(store / "blobs"),
-            token_routers=RouterRegistry.discover().token_routers(services),
-            wake=news.set,
-        )
+        process = EngineProcessConfig(config, str(store / "blobs"), encoder_endpoint=encoder)
+        engine = build_engine(process, news.set)
         try:
             records = {
                 path.name: shelf.publish(path.name, path, base=engine.base) for path in folders
@@ -265,9 +352,21 @@ def split(steps: Sequence[Step]) -> dict[str, float]:
     }
 
 
-def _sample(live: _Live, event: FinalEvent, now: float) -> Sample:
+def _tokens(events: Sequence[EngineEvent]) -> Iterator[TokenEvent]:
+    """The events, where no request may end."""
+    for event in events:
+        if isinstance(event, FinalEvent):
+            raise BenchmarkError(f"a request ended early: {event.error or event.reason}")
+        yield event
+
+
+def _require_length(event: FinalEvent) -> None:
     if event.reason is not FinishReason.LENGTH:
         raise BenchmarkError(f"a request ended: {event.error or event.reason}")
+
+
+def _sample(live: _Live, event: FinalEvent, now: float) -> Sample:
+    _require_length(event)
     count = len(live.arrivals)
     return Sample(live.sent, tuple(live.arrivals), now, live.prompt_tokens, count)
 

@@ -14,6 +14,7 @@ from benchmarks.peers.report import goal_table
 from benchmarks.products import best_us
 from benchmarks.quantization import nll_lines, step_lines
 from benchmarks.report import numbers, provenance, row
+from benchmarks.routing.report import figures as routing_figures
 
 Result = Mapping[str, Any]
 _MARK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
@@ -109,11 +110,13 @@ FIGURES: Figures = {
     "curves": ("curves", "make bench-figures", _curves),
     "serving": ("serve", "adaptermix bench serve", _serving),
     "quantization": ("quantization", "adaptermix bench quantization --data data", _quantization),
+    "routing": ("routing", "adaptermix bench routing --data data", routing_figures),
     "targets": ("peers", "make bench-peers", _targets),
 }
 _PICTURED = {
     "products": "Microseconds of each product",
     "curves": "Step time against requests, context, adapters, mixture size and rank",
     "serving": "Throughput and latency over HTTP",
+    "routing": "Step time of each router over that of fixed weights",
     "targets": "Output tokens a second beside the peers",
 }

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.errors import BenchmarkError
-from router_engine.model.assets import DEFAULT_MODEL
+from router_engine.model.assets import DEFAULT_MODEL, AssetName
 
 READY_SECONDS = 300.0
 STOP_SECONDS = 30.0
@@ -31,11 +31,16 @@ def adaptermix(*arguments: str) -> list[str]:
 
 
 def default_model() -> str:
-    """The default base model's directory, brought into the cache where it is not there yet."""
-    command = adaptermix("pull", DEFAULT_MODEL)
+    """The default base model's directory."""
+    return pulled(DEFAULT_MODEL)
+
+
+def pulled(name: AssetName) -> str:
+    """A model's directory, brought into the cache where it is not there yet."""
+    command = adaptermix("pull", name)
     completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if completed.returncode != 0:
-        raise BenchmarkError(f"adaptermix pull {DEFAULT_MODEL} failed")
+        raise BenchmarkError(f"adaptermix pull {name} failed")
     return completed.stdout.strip()
 
 

@@ -265,6 +265,57 @@ class QuantizationSettings:
             _at_least(name, getattr(self, name), 1)
 
 
+_ROWS = 8
+_EXAMPLES = Path("examples") / "adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSettings:
+    """At which sizes routers are measured, and on which texts their contexts are compared."""
+
+    requests: tuple[int, ...] = field(
+        default=(1, 8, 32), metadata=about("Requests of a batch; repeatable.")
+    )
+    candidates: tuple[int, ...] = field(
+        default=(4, 64, 1000), metadata=about("Adapters to choose from; repeatable.")
+    )
+    steps: int = field(default=16, metadata=about("Tokens of each request in a timed turn."))
+    rounds: int = field(default=5, metadata=about("Times that everything is measured."))
+    minutes: float = field(
+        default=6.0, metadata=about("The most that all rounds may take: else there are fewer.")
+    )
+    encoder: str = field(
+        default="default",
+        metadata=about("Sentence encoder: default (a tiny one beside tiny-random) or a directory."),
+    )
+    data: Path | None = field(
+        default=None,
+        metadata=about(
+            "Folder with TASK/test.jsonl.gz, as for `train eval`: also compare context keep with "
+            "recompute."
+        ),
+    )
+    adapters: Path = field(
+        default=_EXAMPLES,
+        metadata=about("With --data: folder of adapter folders, each named as its task."),
+    )
+    rows: int = field(default=_ROWS, metadata=about("With --data: test rows of each task."))
+    seed: int = field(default=0, metadata=about("Chooses prompts, centroids and rows."))
+    out: Path = field(
+        default=OUT / "routing", metadata=about("The results, without .json, .md and .png.")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "candidates"):
+            for value in getattr(self, name):
+                _at_least(name, value, 1)
+        for name in ("steps", "rounds", "rows"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("minutes", self.minutes, 0.1)
+        if self.data is None and (self.rows, self.adapters) != (_ROWS, _EXAMPLES):
+            raise BenchmarkError("rows and adapters say what to do with data: give that folder too")
+
+
 PEERS = ("transformers", "vllm", "llama")
 
 

@@ -19,6 +19,7 @@ from benchmarks.settings import (
     ModelSettings,
     PeerSettings,
     QuantizationSettings,
+    RoutingSettings,
     ServeSettings,
     WorkSettings,
 )
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     group.command("engine")(reporting(command_of(engine)))
     group.command("kernels")(reporting(command_of(kernels)))
     group.command("quantization")(reporting(command_of(quantization)))
+    group.command("routing")(reporting(command_of(routing)))
     group.command("peers")(reporting(command_of(peers)))
     app.add_typer(group, name="bench")
 
@@ -90,6 +92,20 @@ def quantization(quantization: QuantizationSettings, model: ModelSettings) -> No
     for table in result_tables(result):
         Console().print(table)
     write(quantization.out, result, markdown)
+
+
+def routing(routing: RoutingSettings, model: ModelSettings) -> None:
+    """What each router adds to a step, beside fixed weights; what it costs a request."""
+    _threads(model.threads)
+    from benchmarks.routing.report import markdown, plot, result_tables
+    from benchmarks.routing.run import run_routing
+
+    settings = load_settings()
+    environment = settings.child_environment(settings.encoder_threads)
+    result = run_routing(routing, model, environment)
+    for table in result_tables(result):
+        Console().print(table)
+    write(routing.out, result, markdown, plot)
 
 
 def peers(peers: PeerSettings) -> None:

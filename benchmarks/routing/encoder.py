@@ -1,0 +1,46 @@
+"""A sentence encoder's worker, for an engine in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.process import pulled
+from benchmarks.subject import Subject
+from router_engine.model.assets import DEFAULT, DEFAULT_ENCODER
+from router_engine.model.tiny import TINY_RANDOM
+from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.tiny import save_tiny_encoder
+
+
+@contextmanager
+def encoder_worker(
+    subject: Subject, encoder: str, folder: Path, environment: Mapping[str, str]
+) -> Iterator[str]:
+    """Run it until the block ends; gives its endpoint. `folder` is an empty one of its own.
+
+    Raises BenchmarkError for a directory that is not there, RouterError when it does not start.
+    """
+    tokenizer = folder / "tokenizer"
+    subject.tokenizer.save_pretrained(tokenizer)
+    endpoint = f"ipc://{folder / 'socket'}"
+    files = _files(subject, encoder, folder / "encoder")
+    worker = EncoderProcess(EncoderConfig(files, tokenizer, endpoint, environment))
+    worker.start()
+    try:
+        yield endpoint
+    finally:
+        worker.stop()
+
+
+def _files(subject: Subject, encoder: str, scratch: Path) -> Path:
+    if encoder != DEFAULT:
+        if not Path(encoder).is_dir():
+            raise BenchmarkError(f"encoder is {encoder!r}: use {DEFAULT!r} or a directory")
+        return Path(encoder)
+    if subject.model == TINY_RANDOM:
+        return save_tiny_encoder(scratch)
+    return Path(pulled(DEFAULT_ENCODER))

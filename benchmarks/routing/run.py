@@ -1,0 +1,211 @@
+"""`adaptermix bench routing`: what each router adds to a step, and what it costs a request."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.machine import default_kernels, describe_machine, describe_software
+from benchmarks.offline import Sizes, Window, offline
+from benchmarks.prompts import make_prompts
+from benchmarks.routing.cases import FREE, TARGETS, TOP_K, Case, Size, groups, line_of
+from benchmarks.routing.contexts import compare_contexts
+from benchmarks.routing.encoder import encoder_worker
+from benchmarks.routing.profile import dearest, own_ms
+from benchmarks.routing.rig import CONTEXT, Rig, cache_tokens
+from benchmarks.settings import ModelSettings, RoutingSettings
+from benchmarks.subject import Subject, resolve, write_adapters
+from router_engine.errors import RouterError
+from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.registry import RequestServices, RouterRegistry
+
+RANK = 4
+_ROUTES = 20  # timed requests of a request router
+_UNCOUNTED = 2
+
+Windows = Mapping[tuple[Case, Size], Sequence[Window]]
+Group = tuple[Case, Sequence[Case]]  # fixed weights, and what is compared with them
+
+
+def run_routing(
+    settings: RoutingSettings, model: ModelSettings, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Measure; the result as written to JSON. `environment` is that of the encoder's process.
+
+    Raises BenchmarkError, or EngineError, for what cannot be measured.
+    """
+    subject = resolve(model.model)
+    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
+        folder = Path(temporary)
+        own = folder / "worker"
+        own.mkdir()
+        with encoder_worker(subject, settings.encoder, own, environment) as endpoint:
+            measured = asyncio.run(_measure(subject, settings, model, endpoint, folder))
+            if settings.data is not None:
+                contexts = compare_contexts(subject, settings, model, endpoint, folder)
+                measured["contexts"] = asyncio.run(contexts)
+    return {
+        "kind": "routing",
+        "model": subject.name,
+        "machine": describe_machine(),
+        "software": describe_software(),
+        "settings": asdict(settings),
+        **measured,
+    }
+
+
+async def _measure(
+    subject: Subject,
+    settings: RoutingSettings,
+    model: ModelSettings,
+    endpoint: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """Steps, requests, and a profile where one is called for."""
+    console, kernels = Console(stderr=True), model.kernels or default_kernels()
+    chosen = groups(RouterRegistry.discover().names)
+    names = [f"a{index}" for index in range(max(settings.candidates))]
+    num_cases = sum(1 + len(cases) for _, cases in chosen)
+    most = max(*settings.requests, 1)
+    sizes = Sizes(most, cache_tokens(settings, num_cases), RANK * len(names))
+    with console.status(f"writing {len(names)} adapters"):
+        folders = write_adapters(subject, folder / "adapters", names, (RANK,))
+    with offline(
+        subject,
+        folders,
+        sizes,
+        folder / "store",
+        dtype=model.dtype,
+        kernels=kernels,
+        encoder=endpoint,
+    ) as system:
+        async with EncoderClient(endpoint) as client:
+            rig = Rig(system, subject, client, settings)
+            with console.status(f"loading {len(names)} adapters"):
+                await rig.prepare()
+            rounds, windows = await _rounds(rig, settings, chosen, console)
+            lines = _lines(rig, chosen, windows)
+            routes, left_out = await _routes(rig, subject, settings)
+            profile = _profile(rig, chosen, lines)
+        dtype = system.engine.info.dtype
+    return {
+        "serving": {"dtype": dtype, "kernels": kernels, "threads": torch.get_num_threads()},
+        "rounds": rounds,
+        "context": CONTEXT,
+        "rank": RANK,
+        "steps": lines,
+        "targets": [asdict(target.judge(lines)) for target in TARGETS],
+        "profile": profile,
+        "routes": routes,
+        "left_out": left_out,
+    }
+
+
+async def _rounds(
+    rig: Rig, settings: RoutingSettings, chosen: Sequence[Group], console: Console
+) -> tuple[int, Windows]:
+    """All cases in turn, round after round; a first one is not counted, and foretells the time."""
+    sizes = [Size(n, k) for k in settings.candidates for n in settings.requests]
+    # The fixed weights are known once the first case has run.
+    turns = [
+        (case, size)
+        for size in sizes
+        for fixed, (first, *others) in chosen
+        for case in (first, fixed, *others)
+    ]
+    started = time.perf_counter()
+    for case, size in track(turns, "practice", console=console):
+        rig.practise(case, size)
+        await rig.settle()
+    rounds = fitting_rounds(settings, time.perf_counter() - started)
+    windows: dict[tuple[Case, Size], list[Window]] = {turn: [] for turn in turns}
+    for case, size in track(turns * rounds, f"{rounds} rounds", console=console):
+        windows[case, size].append(rig.window(case, size))
+        await rig.settle()
+    return rounds, windows
+
+
+def fitting_rounds(settings: RoutingSettings, seconds: float) -> int:
+    """How many rounds of so many seconds there is time for, at least one."""
+    return max(1, min(settings.rounds, int(60 * settings.minutes / seconds)))
+
+
+def _lines(rig: Rig, chosen: Sequence[Group], windows: Windows) -> list[dict[str, Any]]:
+    lines = []
+    for fixed, cases in chosen:
+        sizes = [size for case, size in windows if case is fixed]
+        lines += [
+            line_of(
+                case,
+                size,
+                windows[case, size],
+                windows[fixed, size],
+                rig.active(case.router, size),
+            )
+            for case in cases
+            for size in sizes
+        ]
+    return lines
+
+
+def _profile(
+    rig: Rig, chosen: Sequence[Group], lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Where the time goes at the size at which the router that should be free is not."""
+    worst = FREE.worst(lines)
+    if worst is None or FREE.judge(lines).status != "missed":
+        return None
+    size = Size(worst["requests"], worst["candidates"])
+    fixed, case = next(
+        (fixed, case) for fixed, cases in chosen for case in cases if case.name == FREE.case
+    )
+    ours, base = (own_ms(functools.partial(rig.window, one, size)) for one in (case, fixed))
+    return {"case": case.name, **asdict(size), "functions": dearest(ours, base)}
+
+
+async def _routes(
+    rig: Rig, subject: Subject, settings: RoutingSettings
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Milliseconds of a request's route at each number of candidates; and who gave none, why."""
+    registry, services = RouterRegistry.discover(), RequestServices(rig.client)
+    lines: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for name in registry.names:
+        spec = registry.get(name)
+        if spec.request is None:
+            continue
+        params = {"top_k": TOP_K} if "top_k" in spec.params.model_fields else {}
+        try:
+            router = spec.request(services)
+            for candidates in settings.candidates:
+                digests = rig.system.digests[:candidates]
+                seed = f"{name} {candidates} {settings.seed}"
+                lengths = [CONTEXT] * (_ROUTES + _UNCOUNTED)
+                times = []
+                for text in make_prompts(lengths, seed, subject.count_tokens):
+                    started = time.perf_counter()
+                    await router.route(text, digests, params)
+                    times.append(1e3 * (time.perf_counter() - started))
+                counted = times[_UNCOUNTED:]
+                spread = [min(counted), max(counted)]
+                ms = statistics.median(counted)
+                lines.append(
+                    {"router": name, "candidates": candidates, "ms": ms, "ms_range": spread}
+                )
+        except RouterError as error:
+            left_out[name] = str(error)
+    if not lines and not left_out:
+        raise BenchmarkError("there is no router that works at level request")
+    return lines, left_out
