@@ -33,8 +33,9 @@ class Factors:
     def direction(self) -> Tensor:
         """The top right-singular vector of B A = (B R^T) Q^T, where A^T = Q R."""
         q, r = torch.linalg.qr(self.a.double().T)
-        inner: Tensor = torch.linalg.svd(self.b.double() @ r.T, full_matrices=False).Vh
-        return (q @ inner[0]).float()
+        inner = torch.linalg.svd(self.b.double() @ r.T, full_matrices=False).Vh
+        direction: Tensor = q @ inner[0]
+        return direction.float()
 
 
 def arrow_weights(x: Tensor, directions: Tensor, top_k: int, temperature: float) -> Tensor:
