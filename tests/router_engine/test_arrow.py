@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from adapters_store.types import ResolvedMixture
-from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from router_engine.config import (
+    CacheConfig,
+    EngineConfig,
+    KernelConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from router_engine.events import FinishReason
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from tests.router_engine.conftest import ALL_LINEARS, MakeEngine, MakeHarness
@@ -257,6 +265,29 @@ def test_a_prefix_is_shared_under_equal_candidates_and_parameters_only(
         assert same.logprobs == pytest.approx(first.logprobs, abs=path.tolerance)
     for other in others[2:]:  # negative control
         assert other.logprobs[0] != pytest.approx(first.logprobs[0], abs=path.tolerance)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("path", path_params(REFERENCE, CPU), indirect=True)
+def test_the_real_model_matches_the_equation(
+    path: EnginePath,
+    path_cache: Path,
+    real_base: Path,
+    example_adapters: list[Path],
+    make_harness: MakeHarness,
+) -> None:
+    """In fp32, token by token; trained adapters' singular values are close to each other."""
+    config = EngineConfig(
+        model=ModelConfig(dtype="float32"),
+        cache=CacheConfig(num_blocks=16),
+        kernels=KernelConfig(path.decoder.setting, path_cache),
+    )
+    harness = make_harness(real_base, config=config)
+    digests = [harness.publish(folder.name, folder) for folder in example_adapters]
+    (answer,) = harness.run(_arrow("r", digests, top_k=2))
+    base = AutoModelForCausalLM.from_pretrained(real_base, dtype=torch.float32)
+    model = with_arrow(base, example_adapters, 2, 1.0)
+    assert_agrees(answer, *greedy(model, PROMPT, 12))
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,11 @@ class Factors:
 
     @cached_property
     def direction(self) -> Tensor:
-        """The top right-singular vector of B A."""
-        vectors: Tensor = torch.linalg.svd(self.b.double() @ self.a.double()).Vh
-        return vectors[0].float()
+        """The top right-singular vector of B A = (B R^T) Q^T, where A^T = Q R."""
+        q, r = torch.linalg.qr(self.a.double().T)
+        inner = torch.linalg.svd(self.b.double() @ r.T, full_matrices=False).Vh
+        direction: Tensor = q @ inner[0]
+        return direction.float()
 
 
 def arrow_weights(x: Tensor, directions: Tensor, top_k: int, temperature: float) -> Tensor:
@@ -98,7 +100,7 @@ def _read(folder: Path) -> dict[str, Factors]:
     suffix = ".lora_A.weight"
     return {
         name.removeprefix(_PREFIX).removesuffix(suffix): Factors(
-            tensor, tensors[name.replace("lora_A", "lora_B")], scale
+            tensor.float(), tensors[name.replace("lora_A", "lora_B")].float(), scale
         )
         for name, tensor in tensors.items()
         if name.endswith(suffix)

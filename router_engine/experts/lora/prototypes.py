@@ -31,14 +31,18 @@ def prototypes(factors: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """rows rows^T [rank, rank] in fp64: squares lose half of the digits."""
-    exact = rows.double()
-    # What is not finite would stop the decomposition; it shows in the logits as well.
-    return torch.nan_to_num(exact @ exact.T, nan=0.0, posinf=0.0, neginf=0.0)
+    """rows rows^T [rank, rank]."""
+    wide = rows.float()
+    return wide @ wide.T
 
 
 def _solve(inner: Tensor, outer: Tensor) -> Tensor:
     """K and G [experts, rank, rank] -> p [experts, rank]."""
+    # In fp64: roots and squares lose half of the digits. What is not finite would stop the
+    # decomposition; the logits show it anyway.
+    inner, outer = (
+        torch.nan_to_num(gram.double(), nan=0.0, posinf=0.0, neginf=0.0) for gram in (inner, outer)
+    )
     values, vectors = torch.linalg.eigh(outer)
     root = vectors * values.clamp(min=0).sqrt()[:, None, :]
     squares, directions = torch.linalg.eigh(root.mT @ inner @ root)

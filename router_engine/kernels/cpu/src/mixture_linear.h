@@ -56,7 +56,7 @@ class MixtureLinear {
     const MixPhase& phase = mixing.phase;
     const Weights& weights = *mixing.weights;
     const Audience& audience = *mixing.audience;
-    team.share(first + int(phase.tasks.size()), [&](int index) {
+    const auto shrink_task = [&](int index) {
       if (index < first) return quantize_row(index);
       const ShrinkTask& task = phase.tasks[index - first];
       const Span& span = phase.spans[task.span];
@@ -72,17 +72,14 @@ class MixtureLinear {
                store_some(&z_[at], splat(value), 1);
                if (row + 1 == rank && rank % 2) z_[at + 1] = T{};
              });
+    };
+    const bool combines = weights.is_linear() || weights.gates.any();
+    const bool alone = combines && size_t(rows) * phase.width <= ALONE;
+    const auto combine_row = [&](int token) { combine_token(mixing, token); };
+    team.share(first + int(phase.tasks.size()), shrink_task, [&] {
+      for (int token = 0; alone && token < rows; token++) combine_row(token);
     });
-    if (!weights.is_linear() && !weights.gates.any()) return;
-    team.share(rows, [&](int token) {
-      static thread_local std::vector<float> folded;
-      const int row = audience.rows[token];
-      if (!weights.combines(row)) return;
-      const size_t at = size_t(token) * phase.width;
-      float* chosen = weights.gates.acts(row) ? &chosen_[token * phase.spans.size()] : nullptr;
-      if (chosen) choose(weights, phase, row, &raw_[at], chosen);
-      combine(weights, phase, row, chosen, &raw_[at], &z_[at], folded);
-    });
+    if (combines && !alone) team.share(rows, combine_row);
   }
 
   // Outputs of panels [first, last) of a job's layer: base, bias, mixture.
@@ -140,6 +137,21 @@ class MixtureLinear {
   }
 
  private:
+  static constexpr size_t ALONE = 2048;  // elements of z: fewer are no work to meet for again
+
+  // z of a token whose weights are more than given ones.
+  void combine_token(const Mixing& mixing, int token) {
+    static thread_local std::vector<float> folded;
+    const Weights& weights = *mixing.weights;
+    const MixPhase& phase = mixing.phase;
+    const int row = mixing.audience->rows[token];
+    if (!weights.combines(row)) return;
+    const size_t at = size_t(token) * phase.width;
+    float* chosen = weights.gates.acts(row) ? &chosen_[token * phase.spans.size()] : nullptr;
+    if (chosen) choose(weights, phase, row, &raw_[at], chosen);
+    combine(weights, phase, row, chosen, &raw_[at], &z_[at], folded);
+  }
+
   // The tokens that a span acts on; those whose gates passed it by are left out.
   const std::vector<int>& members(const Mixing& mixing, int s) const {
     static thread_local std::vector<int> kept;
