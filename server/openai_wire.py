@@ -106,7 +106,7 @@ def routing_of(body: CommonBody, completion: Completion) -> Routing | None:
     """The weights at each token, where they were asked for and there are any."""
     if not body.routing or not completion.plan.labels:
         return None
-    return Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+    return Routing.of(completion.plan.labels, completion.weights())
 
 
 class LogprobWriter:

@@ -25,6 +25,7 @@ class Recorder:
         self._tokens = 0
         self._masses = dict.fromkeys(plan.names, 0.0)
         self._routing = plan.router and metrics.entropy.labels(plan.router, plan.level)
+        self._fallback = plan.router and metrics.fallback_tokens.labels(plan.router, plan.level)
 
     def token(self, event: TokenEvent) -> None:
         """A token came."""
@@ -41,6 +42,8 @@ class Recorder:
             self._masses[name] += abs(weight)
         if self._routing:
             self._routing.observe(routing_entropy(weights))
+        if self._fallback and not any(weights):
+            self._fallback.inc()
 
     def final(self, event: FinalEvent) -> None:
         """The engine's own account of the request."""

@@ -21,7 +21,7 @@ def routing_of(completion: Completion) -> Routing | None:
     """The weights that an answer ran under; None for the base."""
     if not completion.plan.labels:
         return None
-    return Routing(adapters=list(completion.plan.labels), weights=completion.weights())
+    return Routing.of(completion.plan.labels, completion.weights())
 
 
 class Renderer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -163,6 +164,14 @@ class Routing(Reply):
 
     adapters: list[str]
     weights: list[list[float]]
+    fallback: int = Field(
+        description="Tokens at which all weights were 0, so that the base answered alone."
+    )
+
+    @classmethod
+    def of(cls, adapters: Sequence[str], weights: list[list[float]]) -> Routing:
+        fallback = sum(not any(row) for row in weights)
+        return cls(adapters=list(adapters), weights=weights, fallback=fallback)
 
 
 class Details(Reply):
@@ -221,6 +230,6 @@ REPLY_EXAMPLE = {
         "cached_tokens": 0,
         "seed": None,
         "tokens": [{"id": 5062, "text": " 42", "logprob": -0.3, "special": False}],
-        "routing": {"adapters": ["math@1", "code@2"], "weights": [[0.7, 0.3]]},
+        "routing": {"adapters": ["math@1", "code@2"], "weights": [[0.7, 0.3]], "fallback": 0},
     },
 }

@@ -50,7 +50,9 @@ def test_details_have_the_documented_shape(live: Live) -> None:
     assert set(token) == {"id", "text", "logprob", "special"}
     assert token["logprob"] < 0
     assert "".join(t["text"] for t in details["tokens"]) == reply["generated_text"]
-    assert details["routing"] == {"adapters": ["math@1", "code@1"], "weights": [[0.7, 0.3]] * 12}
+    assert details["routing"]["adapters"] == ["math@1", "code@1"]
+    assert details["routing"]["weights"] == [[0.7, 0.3]] * 12
+    assert details["routing"]["fallback"] == 0
 
 
 def test_the_base_has_no_routing(live: Live) -> None:
