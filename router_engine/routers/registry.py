@@ -25,7 +25,9 @@ Level = Literal["request", "token"]
 _BUILT_IN = (
     EntryPoint("given", "router_engine.routers.token.given:SPEC", GROUP),
     EntryPoint("hidden_mean", "router_engine.routers.token.hidden_mean:SPEC", GROUP),
+    EntryPoint("random", "router_engine.routers.random:SPEC", GROUP),
     EntryPoint("similarity", "router_engine.routers.similarity:SPEC", GROUP),
+    EntryPoint("uniform", "router_engine.routers.uniform:SPEC", GROUP),
 )
 
 
