@@ -13,7 +13,6 @@ import pytest
 
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.registry import GROUP, RequestServices, RouterRegistry
-from router_engine.routers.scoring import SimilarityParams
 
 DOCS = Path(__file__).parents[3] / "docs" / "routers"
 
@@ -33,8 +32,14 @@ def test_the_keyword_router_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None
         asyncio.run(router.route("x", ("m", "c"), {"words": [["a"]]}))
 
 
-def test_the_page_of_similarity_names_every_parameter() -> None:
-    page = (DOCS / "similarity.md").read_text(encoding="utf-8")
-    for name, field in SimilarityParams.model_fields.items():
-        default = "all" if field.default is None else field.default
-        assert re.search(rf"\| `{name}` \| `?{default}`? \|", page), name
+NO_DEFAULT = {"top_k": "all", "threshold": "none", "weights": ""}
+
+
+@pytest.mark.parametrize("name", RouterRegistry.discover().names)
+def test_each_router_has_a_page_that_names_every_parameter(name: str) -> None:
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    for parameter, field in RouterRegistry.discover().get(name).params.model_fields.items():
+        default = NO_DEFAULT.get(parameter, field.default)
+        assert re.search(rf"\| `{parameter}` \| *`?{default}`? *\|", page), parameter
+    assert {"## The equation", "## Parameters"} <= set(page.splitlines())
+    assert f"[{name}](routers/{name}.md)" in (DOCS.parent / "README.md").read_text("utf-8")
