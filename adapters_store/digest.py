@@ -13,9 +13,9 @@ def adapter_digest(manifest: bytes, tensors: Path, texts: bytes = b"") -> str:
     """ "sha256:..." of an adapter.
 
     `manifest` is canonical JSON (`manifest_to_json`), `tensors` the safetensors file, `texts` the
-    canonical JSONL of sample texts (b"" for none: centroids are keyed by this digest, so texts
-    belong to it). Each part is preceded by its length in bytes (8 bytes, little endian), so no two
-    splits of the same bytes agree. File names and PEFT's own config text do not count.
+    canonical JSONL of the sample texts that it is published with (b"" for none; texts that are set
+    later are not covered). Each part is preceded by its length in bytes (8 bytes, little endian),
+    so no two splits of the same bytes agree. File names and PEFT's own config text do not count.
     Raises OSError when `tensors` cannot be read.
     """
     state = hashlib.sha256(_DOMAIN)

@@ -16,7 +16,7 @@ from adapters_store.errors import (
 )
 from adapters_store.formats import FormatRegistry
 from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
-from adapters_store.metadata import ApiKeys, Database, NewVersion, Versions
+from adapters_store.metadata import ApiKeys, Database, NewVersion, Texts, Versions
 from adapters_store.preparing import (
     Preparer,
     Progress,
@@ -24,7 +24,7 @@ from adapters_store.preparing import (
     name_problems,
     no_progress,
 )
-from adapters_store.texts import texts_from_jsonl
+from adapters_store.texts import text_problems, texts_from_jsonl, texts_to_jsonl
 from adapters_store.types import (
     AdapterRecord,
     AdapterRef,
@@ -32,6 +32,8 @@ from adapters_store.types import (
     BaseModelSpec,
     CheckReport,
     KeyKind,
+    SampleTexts,
+    StoredCentroid,
 )
 from adapters_store.upload import Upload
 
@@ -56,6 +58,8 @@ class AdapterStore:
         self.blobs = blobs
         self._database = database
         self._versions = Versions(database)
+        self._texts = Texts(database)
+        self._limits = limits
         self._keys = ApiKeys(database)
         self._preparer = Preparer(blobs, FormatRegistry(), limits)
 
@@ -203,18 +207,61 @@ class AdapterStore:
         freed += self._versions.drop_unknown(stale, self.blobs.delete)
         return freed + self.blobs.sweep()
 
-    def texts(self, digest: str) -> Sequence[str]:
-        """The sample texts published with an adapter. Raises AdapterNotFoundError."""
+    def set_texts(self, ref: AdapterRef | str, texts: Sequence[str]) -> AdapterRecord:
+        """Put sample texts in force in place of all others; none take them away.
+
+        They hold for every version of the same digest, which stays as it is. Raises
+        InvalidAdapterError with every problem, and what `resolve` raises.
+        """
+        problems = text_problems(texts, self._limits)
+        if problems:
+            raise InvalidAdapterError(problems)
+        record = self.resolve(ref)
+        self._texts.set(record.digest, texts_to_jsonl(texts), len(texts))
+        return self.resolve(AdapterRef(name=record.name, version=record.version))
+
+    def sample_texts(self, digest: str) -> SampleTexts:
+        """The sample texts in force: those set last, else those published with the adapter.
+
+        Raises AdapterNotFoundError.
+        """
+        later = self._texts.get(digest)
+        if later is not None:
+            return SampleTexts(later[0], tuple(texts_from_jsonl(later[1])))
         files = self.blobs.fetch(digest)
-        return [] if files.texts is None else texts_from_jsonl(files.texts.read_bytes())
+        texts = [] if files.texts is None else texts_from_jsonl(files.texts.read_bytes())
+        return SampleTexts(digest if texts else "", tuple(texts))
 
-    def put_centroid(self, digest: str, encoder_digest: str, vector: bytes) -> None:
-        """Keep the centroid (float32, little endian) of an adapter's texts under an encoder."""
-        self._versions.put_centroid(digest, encoder_digest, vector)
+    def texts(self, digest: str) -> Sequence[str]:
+        """The sample texts in force. Raises AdapterNotFoundError."""
+        return list(self.sample_texts(digest).texts)
 
-    def get_centroid(self, digest: str, encoder_digest: str) -> bytes | None:
-        """The centroid, or None when it was not computed yet."""
-        return self._versions.get_centroid(digest, encoder_digest)
+    def put_centroid(
+        self,
+        digest: str,
+        encoder_digest: str,
+        texts_digest: str,
+        vector: bytes,
+        examples: bytes | None = None,
+    ) -> None:
+        """Keep what an encoder makes of an adapter's texts; float32, little endian.
+
+        `vector` is their mean embedding [d], `examples` the embeddings of some of them [n, d].
+        What was made of other texts is dropped. Raises AdapterNotFoundError.
+        """
+        self._texts.put_centroid(digest, encoder_digest, texts_digest, vector, examples)
+
+    def get_centroid(self, digest: str, encoder_digest: str, texts_digest: str) -> bytes | None:
+        """The centroid of just these texts, or None when it was not computed yet."""
+        return self._texts.get_centroid(digest, encoder_digest, texts_digest)
+
+    def get_examples(self, digest: str, encoder_digest: str, texts_digest: str) -> bytes | None:
+        """The examples of just these texts, or None when there are none yet."""
+        return self._texts.get_examples(digest, encoder_digest, texts_digest)
+
+    def centroids(self, encoder_digest: str) -> Mapping[str, StoredCentroid]:
+        """Every centroid under an encoder, by the adapter's digest."""
+        return self._texts.centroids(encoder_digest)
 
     def create_key(self, label: str, kind: KeyKind) -> tuple[ApiKey, str]:
         """A new API key and its secret, which is shown here and never again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 
@@ -58,6 +59,11 @@ def texts_to_jsonl(texts: Sequence[str]) -> bytes:
 def texts_from_jsonl(data: bytes) -> list[str]:
     """Read what `texts_to_jsonl` wrote."""
     return [json.loads(line) for line in data.decode().splitlines()]
+
+
+def texts_digest(lines: bytes) -> str:
+    """ "sha256:..." of canonical JSONL; "" for no texts."""
+    return f"sha256:{hashlib.sha256(lines).hexdigest()}" if lines else ""
 
 
 def _parse_line(line: str) -> str | None:

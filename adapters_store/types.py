@@ -128,12 +128,31 @@ class AdapterRecord:
     created_at: float  # seconds since the epoch
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    num_texts: int = 0  # sample texts kept for centroids
+    num_texts: int = 0  # sample texts in force, for routers that read text
+    # Names those texts, "" where there are none: the sha256 of texts that were set later, else the
+    # adapter's own digest, which covers the texts that it was published with.
+    texts_digest: str = ""
 
     @property
     def label(self) -> str:
         """The name that responses show: `math@1`."""
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTexts:
+    """The sample texts in force of an adapter, and `AdapterRecord.texts_digest` of just these."""
+
+    digest: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCentroid:
+    """The centroid of an adapter's texts under one encoder; float32, little endian."""
+
+    texts: str  # the digest of the texts that it was made of
+    vector: bytes  # [d]
 
 
 @dataclass(frozen=True, slots=True)

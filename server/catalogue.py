@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -15,10 +14,9 @@ from adapters_store.errors import InvalidAdapterError
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
-from router_engine.errors import EngineError, RouterError
+from router_engine.errors import EngineError
 from server.errors import InputError
 from server.mixtures import Mixtures
-from server.routing import Routing
 from server.schemas.adapters import (
     AdapterReply,
     CheckReply,
@@ -26,15 +24,18 @@ from server.schemas.adapters import (
     MergedReply,
     ProblemReply,
     ResidencyReply,
+    TextsReply,
     UnloadReply,
 )
 from server.schemas.mixture import FixedMixture
 from server.settings import SettingsError
+from server.text_states import TextStates
 from server.uploads import Publishable
 
 log = structlog.get_logger(__name__)
 
 CONFIG = "adapter_config.json"
+CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are distinct
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -46,34 +47,39 @@ class Catalogue:
         store: AdapterStore,
         engine: EngineClient,
         info: EngineInfo,
-        routing: Routing,
+        states: TextStates,
         mixtures: Mixtures,
         base_name: str,
     ) -> None:
         self._store = store
         self._engine = engine
         self._info = info
-        self._routing = routing
+        self._states = states
         self._mixtures = mixtures
         self._base_name = base_name
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Stop what goes on in the background."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._states.close()
 
     async def publish(self, name: str, upload: Publishable) -> AdapterReply:
         """Store the next version of `name`. Raises InvalidAdapterError with every problem."""
-        self._check_name(name)
-        publish = partial(
-            self._store.publish, base=self._info.base, texts=upload.texts, tags=upload.tags
-        )
-        record = await asyncio.to_thread(publish, name, upload.content)
-        log.info("published", adapter=record.label, digest=record.digest)
-        self._make_centroid(record)
-        return AdapterReply.of(record)
+        record = await self._publish(name, upload)
+        await self._states.make(record, seconds=CENTROID_SECONDS)
+        return await self._reply(record)
+
+    async def set_texts(self, reference: str, texts: Sequence[str]) -> AdapterReply:
+        """Put sample texts in force in place of all others. Raises InvalidAdapterError."""
+        record = await asyncio.to_thread(self._store.set_texts, reference, texts)
+        log.info("texts set", adapter=record.label, texts=record.num_texts)
+        await self._states.make(record, seconds=CENTROID_SECONDS)
+        return await self._reply(record)
+
+    async def texts(self, reference: str) -> TextsReply:
+        """The sample texts in force."""
+        record = await asyncio.to_thread(self._store.resolve, reference)
+        found = await asyncio.to_thread(self._store.texts, record.digest)
+        return TextsReply(name=record.label, texts=list(found))
 
     async def publish_folder(self, directory: Path) -> None:
         """Publish every adapter folder in `directory` whose content is not stored yet.
@@ -154,8 +160,9 @@ class Catalogue:
 
     async def set_alias(self, name: str, alias: str, version: int) -> AdapterReply:
         """Point an alias at a version."""
-        record = await asyncio.to_thread(self._store.set_alias, name, alias, version)
-        return AdapterReply.of(record)
+        return await self._reply(
+            await asyncio.to_thread(self._store.set_alias, name, alias, version)
+        )
 
     async def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
@@ -202,7 +209,17 @@ class Catalogue:
         report = await self._report(folder.name, upload)
         stored = await asyncio.to_thread(self._store.list, name=folder.name)
         if report.digest is None or report.digest not in {record.digest for record in stored}:
-            await self.publish(folder.name, upload)
+            # The encoder starts after the server: nobody waits for it here.
+            await self._states.make(await self._publish(folder.name, upload))
+
+    async def _publish(self, name: str, upload: Publishable) -> AdapterRecord:
+        self._check_name(name)
+        publish = partial(
+            self._store.publish, base=self._info.base, texts=upload.texts, tags=upload.tags
+        )
+        record = await asyncio.to_thread(publish, name, upload.content)
+        log.info("published", adapter=record.label, digest=record.digest)
+        return record
 
     async def _report(self, name: str, upload: Publishable) -> CheckReport:
         check = partial(
@@ -214,20 +231,19 @@ class Catalogue:
         if name == self._base_name:
             raise InputError("name", repr(name), "is the base model's name: choose another")
 
-    def _make_centroid(self, record: AdapterRecord) -> None:
-        """Compute it now, beside what else goes on, so that the first routed request need not."""
-        if self._routing.centroids is None or record.num_texts == 0:
-            return
-        work = self._routing.centroids.ensure({record.digest: record.label})
-        task = asyncio.create_task(_logged(work, record.label))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _reply(self, record: AdapterRecord) -> AdapterReply:
+        return (await self._replies([record]))[0]
 
     async def _replies(self, records: Sequence[AdapterRecord]) -> list[AdapterReply]:
         residency: dict[str, AdapterResidency] = {}
         with suppress(EngineError):  # while the engine restarts nothing is resident
             residency = {entry.digest: entry for entry in await self._engine.residency()}
-        return [AdapterReply.of(record, residency.get(record.digest)) for record in records]
+        newest = await asyncio.to_thread(self.newest)
+        states = await self._states.of(records, newest)
+        return [
+            AdapterReply.of(record, residency.get(record.digest), states[record.digest])
+            for record in records
+        ]
 
     async def _used(self) -> frozenset[str]:
         """Digests that an admin has pinned or that running requests need."""
@@ -235,14 +251,6 @@ class Catalogue:
         return frozenset(entry.digest for entry in entries if entry.pinned or entry.users)
 
     async def _forget(self, record: AdapterRecord) -> None:
-        if self._routing.centroids is not None:
-            self._routing.centroids.forget(record.digest)
+        self._states.forget(record)
         with suppress(EngineError):  # it is in use: the engine drops it when it needs the place
             await self._engine.unload(record.digest)
-
-
-async def _logged(work: Coroutine[Any, Any, None], label: str) -> None:
-    try:
-        await work
-    except RouterError as error:
-        log.warning("no centroid yet", adapter=label, reason=str(error))

@@ -33,10 +33,17 @@ from server.encoder import EncoderSupervisor
 from server.generation import Generation
 from server.metrics import Metrics
 from server.mixtures import Mixtures
-from server.models import base_files, encoder_directory, load_tokenizer, make_encoder
+from server.models import (
+    base_files,
+    encoder_directory,
+    encoder_name,
+    load_tokenizer,
+    make_encoder,
+)
 from server.routing import Routing
 from server.settings import Settings, SettingsError
 from server.tap import TapEncoder
+from server.text_states import TextStates
 from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
@@ -190,12 +197,13 @@ class Container:
         tokenization = Tokenization(tokenizer, info.eos_token_ids)
         stored = StoredCentroids(store)
         tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
+        centroids = CentroidService(stored, encoder, encoder) if encoder else None
         routing = Routing(
             registry,
-            registry.request_routers(RequestServices(encoder)),
+            registry.request_routers(RequestServices(encoder, centroids)),
             info.token_routers,
             info.layer_routers,
-            CentroidService(stored, encoder) if encoder is not None else None,
+            centroids,
             CentroidService(stored, tap),
         )
         mixtures = Mixtures(store, info.base, routing, settings.max_candidates)
@@ -208,7 +216,8 @@ class Container:
             self.metrics,
             settings.default_max_new_tokens,
         )
-        catalogue = Catalogue(store, engine, info, routing, mixtures, base_name)
+        states = TextStates(centroids, encoder_name(settings))
+        catalogue = Catalogue(store, engine, info, states, mixtures, base_name)
         self._stack.push_async_callback(catalogue.close)
         return Services(base_name, engine, info, generation, mixtures, routing, catalogue)
 

@@ -22,7 +22,7 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_upload = scope["path"].startswith(UPLOADS) and scope["method"] == "POST"
+        is_upload = scope["path"].startswith(UPLOADS) and scope["method"] in ("POST", "PUT")
         limit = self._max_upload if is_upload else self._max_body
         error = BodyTooLargeError(
             limit, "ADAPTERMIX_MAX_UPLOAD" if is_upload else "ADAPTERMIX_MAX_BODY"

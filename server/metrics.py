@@ -75,6 +75,12 @@ class Metrics:
             "router",
             "level",
         )
+        self.fallback_tokens = self._counter(
+            "routing_fallback_tokens",
+            "Routed tokens at which all weights were 0: the base answered.",
+            "router",
+            "level",
+        )
         self.http_waiting = self._gauge(
             "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."
         )

@@ -72,6 +72,19 @@ def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
     return path
 
 
+def encoder_name(settings: Settings) -> str:
+    """What to call the sentence encoder; "none" where none is to run."""
+    if settings.encoder == NONE:
+        return NONE
+    if _is_tiny(settings):
+        return TINY_RANDOM
+    if settings.encoder == DEFAULT:
+        from router_engine.model.assets import DEFAULT_ENCODER
+
+        return DEFAULT_ENCODER
+    return Path(settings.encoder).expanduser().resolve().name
+
+
 def make_encoder(settings: Settings, directory: Path, environment: Mapping[str, str]) -> None:
     """Make the tiny random encoder, where that is the one; in a process of its own, for torch."""
     if _is_tiny(settings):

@@ -26,6 +26,7 @@ class Recorder:
         self._tokens = 0
         self._masses = dict.fromkeys(plan.names, 0.0)
         self._entropy = plan.router and metrics.entropy.labels(plan.router, plan.level)
+        self._fallback = plan.router and metrics.fallback_tokens.labels(plan.router, plan.level)
         self._winners: list[int | None] = []  # the strongest adapter of each routed token
 
     def token(self, event: TokenEvent) -> None:
@@ -44,6 +45,8 @@ class Recorder:
         if self._entropy and weights:
             self._entropy.observe(entropy(weights))
             self._winners.append(strongest(weights))
+        if self._fallback and weights and not any(weights):
+            self._fallback.inc()
 
     def final(self, event: FinalEvent) -> None:
         """The engine's own account of the request."""

@@ -9,6 +9,7 @@ from router_engine.routers.base import RequestRouter
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.registry import RouterRegistry
+from server.centroids import routable
 from server.schemas.mixture import RouterSpec
 
 PATH = "mixture.router"
@@ -66,7 +67,7 @@ class Routing:
             (known.hidden is not None, self.hidden),
         ):
             if is_needed and centroids is not None:
-                await centroids.ensure({record.digest: record.label for record in candidates})
+                await centroids.ensure(map(routable, candidates))
 
     def is_tapped(self, spec: RouterSpec) -> bool:
         """Whether the router reads hidden states."""

@@ -155,8 +155,8 @@ class Settings(BaseSettings):
     )
     encoder: str = Field(
         default="default",
-        description="Sentence encoder of the similarity router: 'default' (from the cache; a tiny "
-        "random one beside the tiny random model), a directory, or 'none'.",
+        description="Sentence encoder of routers that read text: 'default' (from the cache; a "
+        "tiny random one beside the tiny random model), a directory, or 'none'.",
     )
 
     engine_threads: int | None = Field(

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.base import EngineClient, EngineInfo, EngineState
 from router_engine.events import FinalEvent, FinishReason
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.encoder.messages import Info
@@ -41,6 +41,11 @@ class TapEncoder:
         self._tokenization = tokenization
         self._routers = tuple(routers)
         self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the engine takes requests."""
+        return self._engine.state is EngineState.READY
 
     async def connected(self) -> int:
         """Another number for each engine process, since a new one has no centroids."""

@@ -39,7 +39,7 @@ async def received(
     """
     with tempfile.TemporaryDirectory(prefix="adaptermix-upload-") as name:
         paths = await asyncio.to_thread(_copy, files, Path(name))
-        parsed = await _texts_of(texts)
+        parsed = await texts_of(texts)
         split = [tag.strip() for field in tags for tag in field.split(",") if tag.strip()]
         yield Publishable(paths, parsed, list(dict.fromkeys(split)))
 
@@ -60,7 +60,8 @@ def _copy(files: Sequence[UploadFile], directory: Path) -> dict[str, bytes | Pat
     return paths
 
 
-async def _texts_of(texts: UploadFile | str | None) -> Sequence[str]:
+async def texts_of(texts: UploadFile | str | None) -> Sequence[str]:
+    """Sample texts from JSONL. Raises InputError, InvalidAdapterError."""
     if texts is None:
         return ()
     data = texts.encode() if isinstance(texts, str) else await texts.read(_MAX_TEXTS_BYTES + 1)

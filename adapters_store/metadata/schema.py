@@ -73,13 +73,25 @@ ALIASES = Table(
     ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.version"]),
 )
 
-# The mean sentence embedding of an adapter's sample texts, float32 little endian.
+# Sample texts that were set after the publish, in place of those in the blob. None are a row too.
+TEXTS = Table(
+    "texts",
+    METADATA,
+    Column("digest", String(71), ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
+    Column("texts_digest", String(71), nullable=False),  # "" for no texts
+    Column("num_texts", Integer, nullable=False),
+    Column("lines", LargeBinary, nullable=False),  # JSONL
+)
+
+# What routers keep of an adapter's texts under one encoder, float32 little endian.
 CENTROIDS = Table(
     "centroids",
     METADATA,
     Column("digest", String(71), ForeignKey("blobs.digest", ondelete="CASCADE"), primary_key=True),
     Column("encoder", String(128), primary_key=True),
-    Column("vector", LargeBinary, nullable=False),
+    Column("texts", String(71), nullable=False, server_default=""),  # what it was made of
+    Column("vector", LargeBinary, nullable=False),  # the mean embedding [d]
+    Column("examples", LargeBinary),  # embeddings of single texts [n, d]
 )
 
 API_KEYS = Table(

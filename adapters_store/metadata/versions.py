@@ -1,4 +1,4 @@
-"""Versions, aliases, tags and centroids of adapters."""
+"""Versions, aliases and tags of adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from adapters_store.errors import AdapterNotFoundError
 from adapters_store.manifest import manifest_to_json
 from adapters_store.metadata.database import Database
 from adapters_store.metadata.manifests import ManifestCache
-from adapters_store.metadata.schema import ADAPTERS, ALIASES, BLOBS, CENTROIDS, TAGS, VERSIONS
+from adapters_store.metadata.schema import ADAPTERS, ALIASES, BLOBS, TAGS, TEXTS, VERSIONS
+from adapters_store.metadata.texts import drop_later_texts
 from adapters_store.types import AdapterManifest, AdapterRecord, AdapterRef
 
 _SEPARATOR = ","  # occurs in no name, alias or tag
@@ -42,11 +43,14 @@ class Versions:
     def add(self, new: NewVersion, before_commit: Callable[[], None]) -> AdapterRecord:
         """Record the next version of a name.
 
+        Texts that it brings are in force from now on, whatever was set for this digest before.
         `before_commit` runs inside the write transaction, when nobody can delete the blob; what
         it raises rolls everything back.
         """
         with self._database.write() as connection:
             _ensure_blob(connection, new)
+            if new.num_texts:
+                drop_later_texts(connection, new.digest)
             version = _next_version(connection, new.name)
             connection.execute(
                 insert(VERSIONS).values(
@@ -144,25 +148,6 @@ class Versions:
             known = set(connection.scalars(select(BLOBS.c.digest)))
             return sum(drop(digest) for digest in digests if digest not in known)
 
-    def put_centroid(self, digest: str, encoder: str, vector: bytes) -> None:
-        """Keep a vector for (adapter, encoder), in place of any other. AdapterNotFoundError."""
-        with self._database.write() as connection:
-            if not connection.scalar(select(BLOBS.c.digest).where(BLOBS.c.digest == digest)):
-                raise AdapterNotFoundError(digest)
-            here = (CENTROIDS.c.digest == digest) & (CENTROIDS.c.encoder == encoder)
-            connection.execute(delete(CENTROIDS).where(here))
-            connection.execute(
-                insert(CENTROIDS).values(digest=digest, encoder=encoder, vector=vector)
-            )
-
-    def get_centroid(self, digest: str, encoder: str) -> bytes | None:
-        """The vector, or None when it was not computed yet."""
-        query = select(CENTROIDS.c.vector).where(
-            CENTROIDS.c.digest == digest, CENTROIDS.c.encoder == encoder
-        )
-        with self._database.read() as connection:
-            return connection.scalar(query)
-
     def _one(self, connection: Connection, query: Select[Any]) -> AdapterRecord:
         return self._read(connection, [connection.execute(query).one()])[0]
 
@@ -179,6 +164,7 @@ class Versions:
                 aliases=_split(row.aliases),
                 tags=_split(row.tags),
                 num_texts=row.num_texts,
+                texts_digest=_texts_digest(row),
             )
             for row in rows
         ]
@@ -217,10 +203,15 @@ def _records() -> Select[Any]:
     return select(
         VERSIONS,
         BLOBS.c.size_bytes,
-        BLOBS.c.num_texts,
+        func.coalesce(TEXTS.c.num_texts, BLOBS.c.num_texts).label("num_texts"),
+        TEXTS.c.texts_digest,
         aliases.scalar_subquery().label("aliases"),
         tags.scalar_subquery().label("tags"),
-    ).join(BLOBS, BLOBS.c.digest == VERSIONS.c.digest)
+    ).select_from(
+        VERSIONS.join(BLOBS, BLOBS.c.digest == VERSIONS.c.digest).outerjoin(
+            TEXTS, TEXTS.c.digest == VERSIONS.c.digest
+        )
+    )
 
 
 def _by_version(name: str, version: int) -> Select[Any]:
@@ -240,6 +231,13 @@ def _query(ref: AdapterRef) -> Select[Any]:
         )
         return query.where(VERSIONS.c.version == pointed.scalar_subquery())
     return query.order_by(VERSIONS.c.version.desc()).limit(1)
+
+
+def _texts_digest(row: Row[Any]) -> str:
+    """Of the texts set later, else the adapter's own digest, which covers those in its blob."""
+    if row.texts_digest is not None:
+        return str(row.texts_digest)
+    return str(row.digest) if row.num_texts else ""
 
 
 def _split(joined: str | None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def parse_params(model: type[Params], router: str, params: Mapping[str, Any]) ->
     known = list(model.model_fields)
     problems = [
         f"router {router!r} takes no parameter {key!r}{near_names(key, known)} "
-        f"(it takes: {', '.join(known)})"
+        f"(it takes: {', '.join(known) or 'none'})"
         for key in params
         if key not in known
     ]

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from router_engine.errors import RouterError
 from router_engine.request import Level
 from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RequestRouter, TokenRouter
+from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import near_names, parse_params
@@ -26,7 +27,10 @@ _BUILT_IN = (
     EntryPoint("arrow", "router_engine.routers.layer.arrow:SPEC", GROUP),
     EntryPoint("given", "router_engine.routers.token.given:SPEC", GROUP),
     EntryPoint("hidden_mean", "router_engine.routers.token.hidden_mean:SPEC", GROUP),
+    EntryPoint("random", "router_engine.routers.random:SPEC", GROUP),
+    EntryPoint("retrieval", "router_engine.routers.request.retrieval:SPEC", GROUP),
     EntryPoint("similarity", "router_engine.routers.similarity:SPEC", GROUP),
+    EntryPoint("uniform", "router_engine.routers.uniform:SPEC", GROUP),
 )
 
 
@@ -35,6 +39,7 @@ class RequestServices:
     """What the server's process has to offer to a request router."""
 
     encoder: EncoderClient | None = None
+    centroids: CentroidService | None = None  # there where the encoder is
 
 
 @dataclass(frozen=True, slots=True)

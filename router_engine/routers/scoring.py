@@ -18,26 +18,36 @@ from router_engine.routers.params import parse_params
 Vector = NDArray[np.float64]
 Window = Literal["tail", "head"]
 
-_OF_SCORING = {"softmax": {"temperature", "top_k"}, "paper": {"sharpening"}}
+_OF_SCORING = {"softmax": {"temperature", "top_k", "threshold"}, "paper": {"sharpening"}}
 
 
-class SimilarityParams(BaseModel):
-    """Parameters of the router `similarity`. Unknown keys are refused."""
+class CosineParams(BaseModel):
+    """Parameters of every router that turns cosines into weights. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    scoring: Literal["softmax", "paper"] = Field(
-        default="softmax",
-        description="softmax: w = softmax(s / temperature) over the top_k best; "
-        "paper: the largest score times `sharpening`, then softmax over all.",
-    )
     temperature: float = Field(
-        default=0.1, gt=0, le=100, description="scoring softmax: smaller is sharper."
+        default=0.1, gt=0, le=100, description="Of the softmax: smaller is sharper."
     )
     top_k: int | None = Field(
+        default=None, ge=1, description="At most this many weights above 0; none: all."
+    )
+    threshold: float | None = Field(
         default=None,
-        ge=1,
-        description="scoring softmax: at most this many weights above 0; none: all.",
+        ge=-1,
+        le=1,
+        description="Where the best cosine is below it, all weights are 0 and the base answers; "
+        "none: never.",
+    )
+
+
+class SimilarityParams(CosineParams):
+    """Parameters of the router `similarity`. Unknown keys are refused."""
+
+    scoring: Literal["softmax", "paper"] = Field(
+        default="softmax",
+        description="softmax: w = softmax(s / temperature) over the top_k best; paper: the largest "
+        "score times `sharpening`, then softmax over all, with no temperature, top_k or threshold.",
     )
     sharpening: float = Field(
         default=4.0, gt=0, le=1000, description="scoring paper: factor on the largest score."
@@ -84,15 +94,30 @@ def softmax(scores: Vector) -> Vector:
     return weights
 
 
-def weights_from_scores(scores: Vector, params: SimilarityParams) -> tuple[float, ...]:
-    """Weights [k] from scores [k]. Among equal scores the earlier candidate wins."""
-    if params.scoring == "paper":
+def falls_back(scores: Vector, params: CosineParams) -> bool:
+    """Whether nothing is alike enough, so that the base answers alone."""
+    return params.threshold is not None and float(scores.max()) < params.threshold
+
+
+def best_scores(scores: Vector, top_k: int | None) -> NDArray[np.intp]:
+    """Where the top_k largest finite scores are, best first; the earlier of two equal ones wins."""
+    order = np.argsort(-scores, kind="stable")
+    return order[np.isfinite(scores[order])][:top_k]
+
+
+def weights_from_scores(scores: Vector, params: CosineParams) -> tuple[float, ...]:
+    """Weights [k] from scores [k]: they sum to 1, or are all 0 below the threshold.
+
+    Among equal scores the earlier candidate wins. A score of -inf gets weight 0.
+    """
+    if isinstance(params, SimilarityParams) and params.scoring == "paper":
         sharpened = scores.copy()
         sharpened[int(scores.argmax())] *= params.sharpening
         return tuple(softmax(sharpened).tolist())
     weights = np.zeros_like(scores)
-    kept = np.argsort(-scores, kind="stable")[: params.top_k]
-    weights[kept] = softmax(scores[kept] / params.temperature)
+    if not falls_back(scores, params):
+        kept = best_scores(scores, params.top_k)
+        weights[kept] = softmax(scores[kept] / params.temperature)
     return tuple(weights.tolist())
 
 

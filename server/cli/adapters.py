@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -59,6 +60,7 @@ def publish(
     with connect(url, key) as client:
         made = _upload(client, "/admin/adapters", source, _form(source, name, tags), texts)
     console.print(f"[green]published[/] {made['name']}@{made['version']}  {made['digest']}")
+    _warn([made])
 
 
 @app.command()
@@ -99,6 +101,7 @@ def list_adapters(
         params = {} if tag is None else {"tag": tag}
         found = body_of(client.get("/admin/adapters", params=params))["adapters"]
     console.print(_table(found))
+    _warn(found)
 
 
 @app.command()
@@ -128,6 +131,32 @@ def remove(
 
 
 @app.command()
+def texts(
+    name: ReferenceArgument,
+    file: Annotated[
+        Path | None,
+        typer.Argument(exists=True, dir_okay=False, help="Sample texts, JSONL. Left out: show."),
+    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Show an adapter's sample texts as JSONL, or put those of a file in their place."""
+    path = f"/admin/adapters/{name}/texts"
+    with connect(url, key) as client:
+        if file is None:
+            for text in body_of(client.get(path))["texts"]:
+                console.print(json.dumps(text), markup=False, highlight=False, soft_wrap=True)
+            return
+        with _opened([("texts", file)]) as parts:
+            made = body_of(client.put(path, files=parts))
+    console.print(
+        f"[green]set[/] {made['num_texts']} texts of {made['name']}@{made['version']}, "
+        f"centroid {made['centroid']}"
+    )
+    _warn([made])
+
+
+@app.command()
 def alias(
     name: Annotated[str, typer.Argument(help="The adapter's name.")],
     alias: Annotated[str, typer.Argument(help="The alias: afterwards name@alias can be used.")],
@@ -140,6 +169,12 @@ def alias(
         path = f"/admin/adapters/{name}/aliases/{alias}"
         made = body_of(client.put(path, json={"version": version}))
     console.print(f"[green]{name}@{alias}[/] is {made['name']}@{made['version']}")
+
+
+def _warn(adapters: Sequence[Mapping[str, Any]]) -> None:
+    for adapter in adapters:
+        for warning in adapter["warnings"]:
+            console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
 
 
 def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:
@@ -186,7 +221,7 @@ def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
             str(adapter["max_rank"]),
             size(adapter["size_bytes"]),
             "disk" if residency is None else _where(residency),
-            str(adapter["num_texts"]),
+            f"{adapter['num_texts']}, {adapter['centroid']}" if adapter["num_texts"] else "none",
             " ".join(adapter["tags"]),
             f"{datetime.fromtimestamp(adapter['created_at']):%Y-%m-%d %H:%M}",
         )

@@ -1,4 +1,4 @@
-"""/admin/adapters: publish, check, list, show, delete, alias, load, pin, unload."""
+"""/admin/adapters: publish, check, list, show, delete, texts, alias, load, pin, unload."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
     CHECK_EXAMPLE,
     RESIDENCY_EXAMPLE,
+    TEXTS_EXAMPLE,
     AdapterList,
     AdapterReply,
     AliasBody,
@@ -20,10 +21,11 @@ from server.schemas.adapters import (
     DeleteQuery,
     PinBody,
     ResidencyReply,
+    TextsReply,
     UnloadReply,
 )
 from server.schemas.errors import native_errors
-from server.uploads import received
+from server.uploads import received, texts_of
 
 router = APIRouter(
     prefix="/admin/adapters", tags=["adapters"], dependencies=[Depends(require_admin)]
@@ -39,6 +41,10 @@ FilesForm = Annotated[
 TextsForm = Annotated[
     UploadFile | str | None,
     File(description="Sample texts for routing by similarity, JSONL."),
+]
+RequiredTextsForm = Annotated[
+    UploadFile | str,
+    File(description='Sample texts, JSONL: one JSON string or {"text": "..."} a line.'),
 ]
 TagsForm = Annotated[
     list[str] | None, Form(description="Tags, repeated or with commas.", examples=[["task"]])
@@ -127,6 +133,32 @@ async def delete(
 ) -> DeletedReply:
     """Delete one version, or all versions of a bare name. Running requests keep what is loaded."""
     return await container.services.catalogue.delete(name, force=query.force)
+
+
+@router.get(
+    "/{name}/texts",
+    summary="Show an adapter's sample texts",
+    responses=_answers(TEXTS_EXAMPLE, _NOT_FOUND),
+)
+async def texts(container: ContainerDep, name: Reference) -> TextsReply:
+    """The texts in force: those set last, else those it was published with."""
+    return await container.services.catalogue.texts(name)
+
+
+@router.put(
+    "/{name}/texts",
+    summary="Set an adapter's sample texts",
+    responses=_answers(ADAPTER_EXAMPLE, native_errors(401, 403, 404, 413, 422)),
+)
+async def set_texts(
+    container: ContainerDep, name: Reference, texts: RequiredTextsForm
+) -> AdapterReply:
+    """Replace the texts that routers compare prompts with; its digest and its weights stay.
+
+    They hold for every version of the same digest, from the next request on. An empty file takes
+    the texts away.
+    """
+    return await container.services.catalogue.set_texts(name, await texts_of(texts))
 
 
 @router.put(

@@ -9,6 +9,7 @@ from pydantic import Field
 from adapters_store.types import AdapterRecord
 from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
+from server.text_states import TextState
 
 
 class ResidencyReply(Reply):
@@ -47,16 +48,22 @@ class AdapterReply(Reply):
     created_at: float = Field(description="Seconds since 1970.")
     aliases: list[str]
     tags: list[str]
-    num_texts: int = Field(description="Sample texts kept for routing by similarity.")
+    num_texts: int = Field(description="Sample texts in force, for routers that read text.")
+    centroid: Literal["none", "pending", "ready"] = Field(
+        description="What the sentence encoder makes of the texts: none without texts or encoder, "
+        "pending until it is computed."
+    )
+    encoder: str | None = Field(description="The encoder of the centroid; null where none.")
     residency: ResidencyReply | None = Field(default=None, description="null: on disk only.")
     notes: list[str] = Field(default_factory=list, description="What was noticed at publish.")
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="Other adapters that routing by similarity can hardly tell from this one.",
+    )
 
     @classmethod
     def of(
-        cls,
-        record: AdapterRecord,
-        residency: AdapterResidency | None = None,
-        notes: tuple[str, ...] = (),
+        cls, record: AdapterRecord, residency: AdapterResidency | None, texts: TextState
     ) -> AdapterReply:
         return cls(
             name=record.name,
@@ -71,9 +78,18 @@ class AdapterReply(Reply):
             aliases=list(record.aliases),
             tags=list(record.tags),
             num_texts=record.num_texts,
+            centroid=texts.centroid,
+            encoder=texts.encoder,
             residency=None if residency is None else ResidencyReply.of(residency),
-            notes=list(notes),
+            warnings=list(texts.warnings),
         )
+
+
+class TextsReply(Reply):
+    """The sample texts of one adapter."""
+
+    name: str
+    texts: list[str]
 
 
 class AdapterList(Reply):
@@ -180,9 +196,13 @@ ADAPTER_EXAMPLE = {
     "aliases": ["stable"],
     "tags": ["task"],
     "num_texts": 64,
+    "centroid": "ready",
+    "encoder": "all-minilm-l6-v2",
     "residency": None,
     "notes": [],
+    "warnings": [],
 }
+TEXTS_EXAMPLE = {"name": "math@1", "texts": ["Question: What is 7 times 6?\n\nAnswer: 42"]}
 CHECK_EXAMPLE = {
     "loads": False,
     "problems": [{"where": "use_dora", "message": "DoRA is not implemented"}],

@@ -179,6 +179,9 @@ class Routing(Reply):
         description="How often the strongest adapter (of the largest |weight|; none where all are "
         "0) is not that of the token before; null without weights."
     )
+    fallback: int = Field(
+        description="Tokens at which all weights were 0, so that the base answered alone."
+    )
 
 
 class TokenWeights(Reply):
@@ -254,6 +257,7 @@ REPLY_EXAMPLE = {
             "level": "fixed",
             "entropy": 0.611,
             "switches": 0,
+            "fallback": 0,
         },
     },
 }

@@ -33,8 +33,8 @@ class RouterSpec(Body):
     """A router that chooses the weights from the text.
 
     Fields beyond these are parameters of the router (of similarity: scoring, temperature, top_k,
-    sharpening, window); GET /admin/routers gives their schema, and one that the router does not
-    know is refused.
+    threshold, sharpening, window); GET /admin/routers gives their schema, and one that the router
+    does not know is refused.
     """
 
     model_config = ConfigDict(extra="allow")

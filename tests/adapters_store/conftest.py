@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapters_store.store import AdapterStore
-from tests.adapters_store.servers import postgres, s3
+from tests.adapters_store.servers import make_schema, postgres, s3
 
 
 @pytest.fixture
@@ -42,3 +42,11 @@ def postgres_url() -> Iterator[str]:
     """A running PostgreSQL server, its database empty at first."""
     with postgres() as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """None is the default, SQLite in the store's folder."""
+    if request.param == "sqlite":
+        return None
+    return make_schema(request.getfixturevalue("postgres_url"))

@@ -25,17 +25,8 @@ from adapters_store.metadata import Database
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef
 from tests.adapters_store.folders import BASE, adapter, tensors
-from tests.adapters_store.servers import make_schema
 
 UNKNOWN = "sha256:" + "0" * 64
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest) -> str | None:
-    """None is the default, SQLite in the store's folder."""
-    if request.param == "sqlite":
-        return None
-    return make_schema(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
@@ -109,7 +100,7 @@ def test_the_same_content_again_is_a_new_version_of_the_same_digest(store: Adapt
     assert first.digest == second.digest == other.digest
     assert len(list(store.blobs.blobs())) == 1
     assert publish(store, seed=1).digest != first.digest
-    assert publish(store, texts=["one"]).digest != first.digest, "centroids hang on the digest"
+    assert publish(store, texts=["one"]).digest != first.digest, "the digest covers published texts"
 
 
 def test_references(store: AdapterStore) -> None:
@@ -233,13 +224,14 @@ def test_deleting_what_is_in_use_or_named(store: AdapterStore) -> None:
 def test_a_collection_takes_what_nobody_names(store: AdapterStore) -> None:
     first, second = publish(store, seed=1), publish(store, seed=2)
     publish(store, "copy", seed=1)
-    store.put_centroid(second.digest, "encoder", b"\0\0\x80?")
+    store.put_centroid(second.digest, "encoder", "texts", b"\0\0\x80?")
+    store.set_texts(second.digest, ["later"])
     assert store.gc() == 0
     store.delete("math")
     assert store.gc(in_use=lambda digest: digest == second.digest) == 0
     assert store.gc() == second.size_bytes
     assert [blob.digest for blob in store.blobs.blobs()] == [first.digest]
-    assert store.get_centroid(second.digest, "encoder") is None
+    assert store.get_centroid(second.digest, "encoder", "texts") is None
     assert store.get("copy").digest == first.digest
     assert store.gc() == 0
     assert publish(store, seed=2).digest == second.digest
@@ -286,18 +278,6 @@ def test_what_a_dead_publish_left_is_collected(store: AdapterStore) -> None:
     assert store.gc() == 0
     assert store.gc(grace_seconds=-60) == left.size_bytes
     assert list(store.blobs.blobs()) == []
-
-
-def test_centroids(store: AdapterStore) -> None:
-    digest = publish(store).digest
-    assert store.get_centroid(digest, "e1") is None
-    store.put_centroid(digest, "e1", b"one")
-    store.put_centroid(digest, "e1", b"two")
-    store.put_centroid(digest, "e2", b"three")
-    assert store.get_centroid(digest, "e1") == b"two"
-    assert store.get_centroid(digest, "e2") == b"three"
-    with pytest.raises(AdapterNotFoundError):
-        store.put_centroid(UNKNOWN, "e1", b"")
 
 
 def test_keys(store: AdapterStore) -> None:

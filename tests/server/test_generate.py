@@ -58,6 +58,7 @@ def test_details_have_the_documented_shape(live: Live) -> None:
         "router": None,
         "level": "fixed",
         "switches": 0,
+        "fallback": 0,
     }
 
 

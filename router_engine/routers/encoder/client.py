@@ -22,8 +22,8 @@ from router_engine.routers.scoring import Window
 
 logger = logging.getLogger(__name__)
 
-ClientAsk = m.Embed | m.Route | m.PutCentroids | m.AskInfo
-_Reply = TypeVar("_Reply", m.Embedded, m.Routed, m.Done, m.Info)
+ClientAsk = m.Embed | m.Route | m.Retrieve | m.PutCentroids | m.PutExamples | m.AskInfo
+_Reply = TypeVar("_Reply", m.Embedded, m.Routed, m.Retrieved, m.Done, m.Info)
 
 _EMBED_TEXTS = 8  # texts of one message: what a live routed request may have to wait behind
 _CONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED
@@ -57,6 +57,11 @@ class EncoderClient:
         self._waiting: dict[int, asyncio.Future[m.Reply]] = {}
         self._ids = itertools.count()
         self.connections = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the worker is there now."""
+        return self._connected.is_set()
 
     @property
     def waiting(self) -> int:
@@ -114,6 +119,18 @@ class EncoderClient:
         """Weights of the candidates [k] (digests whose centroids were put) from a text."""
         ask = m.Route(next(self._ids), text, tuple(candidates), dict(params))
         return (await self._ask(ask, m.Routed)).weights
+
+    async def retrieve(
+        self, text: str, candidates: Sequence[str], params: Mapping[str, Any]
+    ) -> m.Retrieved:
+        """Weights of the candidates [k] (digests of sample texts), or whose examples it lacks."""
+        ask = m.Retrieve(next(self._ids), text, tuple(candidates), dict(params))
+        return await self._ask(ask, m.Retrieved)
+
+    async def put_examples(self, examples: Mapping[str, NDArray[np.float32]]) -> None:
+        """Register examples [n, d] by the digest of the texts; the worker may drop them later."""
+        packed = {key: m.pack_vector(rows) for key, rows in examples.items()}
+        await self._ask(m.PutExamples(next(self._ids), packed), m.Done)
 
     async def put_centroids(self, centroids: Mapping[str, NDArray[np.float32]]) -> None:
         """Register centroids [d] by adapter digest; the worker keeps them until it ends."""

@@ -34,6 +34,22 @@ class Route(Message, frozen=True):
     params: dict[str, Any]
 
 
+class Retrieve(Message, frozen=True):
+    """Weights from one text and the examples nearest to it: answered by Retrieved or Failed."""
+
+    id: int
+    text: str
+    candidates: tuple[str, ...]  # digests of their sample texts
+    params: dict[str, Any]
+
+
+class PutExamples(Message, frozen=True):
+    """Embeddings of single sample texts by the texts' digest, each [n, d]: Done or Failed."""
+
+    id: int
+    examples: dict[str, bytes]
+
+
 class PutCentroids(Message, frozen=True):
     """Centroids by adapter digest, each [d]: answered by Done or Failed."""
 
@@ -80,6 +96,14 @@ class Routed(Message, frozen=True):
     weights: tuple[float, ...]
 
 
+class Retrieved(Message, frozen=True):
+    """Either weights, or the candidates whose examples must be put first."""
+
+    id: int
+    weights: tuple[float, ...] = ()
+    lacking: tuple[str, ...] = ()
+
+
 class Done(Message, frozen=True):
     id: int
 
@@ -109,8 +133,8 @@ class SessionFailed(Message, frozen=True):
     error: str
 
 
-Ask = Embed | Route | PutCentroids | AskInfo | Begin | Extend | End
-Reply = Embedded | Routed | Done | Info | Failed | SessionRouted | SessionFailed
+Ask = Embed | Route | Retrieve | PutCentroids | PutExamples | AskInfo | Begin | Extend | End
+Reply = Embedded | Routed | Retrieved | Done | Info | Failed | SessionRouted | SessionFailed
 
 encode = msgspec.msgpack.Encoder().encode
 _asks: msgspec.msgpack.Decoder[Ask] = msgspec.msgpack.Decoder(Ask)

@@ -1,4 +1,4 @@
-"""What the encoder worker does with a message, apart from sockets: sessions, centroids, batches."""
+"""What the encoder worker does with a message, apart from sockets: sessions, texts, batches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from router_engine.errors import RouterError
 from router_engine.routers.encoder import messages as m
+from router_engine.routers.encoder.examples import MAX_SETS, ExampleBank
+from router_engine.routers.neighbours import RetrievalParams, nearest, weights_from_neighbours
 from router_engine.routers.scoring import (
     SimilarityParams,
     Vector,
@@ -43,25 +45,26 @@ class Encoder(Protocol):
 
 @dataclass(slots=True)
 class _Session:
-    candidates: tuple[str, ...]
+    """A request's text. It keeps the centroids that it began with, as it keeps its adapters."""
+
+    centroids: Vector  # of length 1 [k, d]
     params: SimilarityParams
     token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """One text that waits for the encoder, and how its answer is put."""
+    """One text that waits for the encoder, and what is made of its embedding [d]."""
 
     client: Client
     text: str
-    candidates: tuple[str, ...]
-    params: SimilarityParams
-    answer: Callable[[tuple[float, ...]], m.Reply]
+    window: Window
+    answer: Callable[[NDArray[np.float32]], m.Reply]
     fail: Callable[[str], m.Reply]
 
 
 class EncoderService:
-    """Owns sessions, centroids and the queue of texts. `receive` never encodes; `work` does.
+    """Owns sessions, centroids, examples and the queue of texts. Only `work` encodes.
 
     Every ask is answered once, those of one session in order. Texts of all sessions and
     requests that wait share one encoder batch. Centroid texts (`Embed`) come after them, one
@@ -75,6 +78,7 @@ class EncoderService:
         *,
         max_batch: int = 32,
         max_sessions: int = 4096,
+        max_example_sets: int = MAX_SETS,
     ) -> None:
         """`decode`: the base model's tokenizer, over all ids of a text at once."""
         self._encoder = encoder
@@ -83,6 +87,7 @@ class EncoderService:
         self._max_sessions = max_sessions
         self._sessions: OrderedDict[tuple[Client, str], _Session] = OrderedDict()
         self._centroids: dict[str, NDArray[np.float32]] = {}
+        self._examples = ExampleBank(encoder.dimension, num_sets=max_example_sets)
         self._matrices: OrderedDict[tuple[str, ...], Vector] = OrderedDict()
         self._texts: deque[_Pending] = deque()
         self._embeds: deque[tuple[Client, m.Embed]] = deque()
@@ -130,8 +135,10 @@ class EncoderService:
                 self._embeds.append((client, ask))
             case m.Route():
                 self._texts.append(self._one_text(client, ask))
-            case m.PutCentroids():
-                self._put_centroids(ask)
+            case m.Retrieve():
+                self._texts.append(self._one_retrieval(client, ask))
+            case m.PutCentroids() | m.PutExamples():
+                self._put(ask)
                 self._ready.append((client, m.Done(ask.id)))
             case m.AskInfo():
                 info = m.Info(ask.id, self._encoder.digest, self._encoder.dimension)
@@ -154,20 +161,32 @@ class EncoderService:
                 self._ready.append((client, m.Failed(ask.id, error)))
 
     def _one_text(self, client: Client, ask: m.Route) -> _Pending:
-        self._require_centroids(ask.candidates)
+        params = SimilarityParams.parse(ask.params)
+        centroids = self._matrix(ask.candidates)
         return _Pending(
             client,
             ask.text,
-            ask.candidates,
-            SimilarityParams.parse(ask.params),
-            answer=lambda weights: m.Routed(ask.id, weights),
+            params.window,
+            answer=lambda embedding: m.Routed(ask.id, self._weigh(embedding, centroids, params)),
+            fail=lambda error: m.Failed(ask.id, error),
+        )
+
+    def _one_retrieval(self, client: Client, ask: m.Retrieve) -> _Pending:
+        params = RetrievalParams.parse(ask.params)
+        if not ask.candidates:
+            raise RouterError("no candidates to route between")
+        return _Pending(
+            client,
+            ask.text,
+            params.window,
+            answer=lambda embedding: self._retrieve(embedding, ask, params),
             fail=lambda error: m.Failed(ask.id, error),
         )
 
     def _begin(self, client: Client, ask: m.Begin) -> None:
-        self._require_centroids(ask.candidates)
+        params = SimilarityParams.parse(ask.params)
         key = (client, ask.session)
-        self._sessions[key] = _Session(ask.candidates, SimilarityParams.parse(ask.params))
+        self._sessions[key] = _Session(self._matrix(ask.candidates), params)
         self._sessions.move_to_end(key)
         if len(self._sessions) > self._max_sessions:  # left behind by a client that died
             self._sessions.popitem(last=False)
@@ -184,9 +203,10 @@ class EncoderService:
             _Pending(
                 client,
                 self._decode(session.token_ids),
-                session.candidates,
-                session.params,
-                answer=lambda weights: m.SessionRouted(name, count, weights),
+                session.params.window,
+                answer=lambda embedding: m.SessionRouted(
+                    name, count, self._weigh(embedding, session.centroids, session.params)
+                ),
                 fail=lambda error: m.SessionFailed(name, count, error),
             )
         )
@@ -197,6 +217,13 @@ class EncoderService:
         unknown = [digest for digest in candidates if digest not in self._centroids]
         if unknown:
             raise RouterError(f"the encoder worker has no centroid of {', '.join(unknown)}")
+
+    def _put(self, ask: m.PutCentroids | m.PutExamples) -> None:
+        if isinstance(ask, m.PutCentroids):
+            self._put_centroids(ask)
+            return
+        for key, data in ask.examples.items():
+            self._examples.put(key, m.unpack_vectors(data, self._encoder.dimension))
 
     def _put_centroids(self, ask: m.PutCentroids) -> None:
         vectors = {
@@ -220,31 +247,45 @@ class EncoderService:
                 [(p.client, p.fail(f"the sentence encoder failed: {error}")) for p in batch]
             )
         return (
-            (pending.client, pending.answer(self._weigh(embedding, pending)))
+            (pending.client, pending.answer(embedding))
             for pending, embedding in zip(batch, embeddings, strict=True)
         )
 
     def _encode(self, batch: list[_Pending]) -> list[NDArray[np.float32]]:
         found: dict[int, NDArray[np.float32]] = {}
-        for window in {pending.params.window for pending in batch}:
-            rows = [i for i, pending in enumerate(batch) if pending.params.window == window]
+        for window in {pending.window for pending in batch}:
+            rows = [i for i, pending in enumerate(batch) if pending.window == window]
             vectors = self._encoder.encode([batch[i].text for i in rows], window)
             found.update(zip(rows, vectors, strict=True))
         return [found[i] for i in range(len(batch))]
 
-    def _weigh(self, embedding: NDArray[np.float32], pending: _Pending) -> tuple[float, ...]:
-        scores = cosine_scores(embedding, self._matrix(pending.candidates))
-        if not self._warned and winner_is_pushed_down(scores, pending.params):
+    def _weigh(
+        self, embedding: NDArray[np.float32], centroids: Vector, params: SimilarityParams
+    ) -> tuple[float, ...]:
+        scores = cosine_scores(embedding, centroids)
+        if not self._warned and winner_is_pushed_down(scores, params):
             self._warned = True
             logger.warning(
                 "paper scoring multiplied a negative largest score (%.3f), which pushes the "
                 "best candidate down; said once for the life of this worker",
                 scores.max(),
             )
-        return weights_from_scores(scores, pending.params)
+        return weights_from_scores(scores, params)
+
+    def _retrieve(
+        self, embedding: NDArray[np.float32], ask: m.Retrieve, params: RetrievalParams
+    ) -> m.Reply:
+        lacking = self._examples.lacking(ask.candidates)
+        if lacking:
+            return m.Retrieved(ask.id, lacking=lacking)
+        examples = self._examples.view(ask.candidates)
+        owners, cosines = nearest(unit_rows(embedding)[0], examples, params.k)
+        weights = weights_from_neighbours(owners, cosines, len(ask.candidates), params)
+        return m.Retrieved(ask.id, weights)
 
     def _matrix(self, candidates: tuple[str, ...]) -> Vector:
-        """Centroids of length 1 [k, d], kept for candidate lists in use."""
+        """Centroids of length 1 [k, d], kept for candidate lists in use. Raises RouterError."""
+        self._require_centroids(candidates)
         matrix = self._matrices.get(candidates)
         if matrix is None:
             matrix = unit_rows([self._centroids[digest] for digest in candidates])

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from router_engine.errors import RouterError
-from router_engine.request import TokenRouting
-from router_engine.routers.base import RoutedWeights
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
+from router_engine.routers.token.instant import InstantTokenRouter, Rule
 
 Number = Annotated[float, Strict()]  # no text, no bool
 
@@ -31,64 +27,24 @@ class GivenParams(BaseModel):
     )
 
 
-@dataclass(slots=True)
-class _Session:
-    rows: tuple[tuple[float, ...], ...]
-    num_prompt_tokens: int
-    num_tokens: int
-
-
-class GivenTokenRouter:
-    """`TokenRouter` that answers at once; each answer is there at the next `poll`."""
+class GivenTokenRouter(InstantTokenRouter):
+    """`TokenRouter` that answers with the rows of the request."""
 
     def __init__(self, *, wake: Callable[[], None] = lambda: None) -> None:
-        self._wake = wake
-        self._sessions: dict[str, _Session] = {}
-        self._answers: deque[RoutedWeights] = deque()
+        super().__init__(_rule, wake=wake)
 
-    def begin(
-        self,
-        request_id: str,
-        token_ids: Sequence[int],
-        candidates: Sequence[str],
-        routing: TokenRouting,
-    ) -> None:
-        count = len(token_ids)
-        try:
-            rows = parse_params(GivenParams, "given", routing.params).weights
-            _require_width(rows, len(candidates))
-        except RouterError as error:
-            self._answer(RoutedWeights(request_id, count, error=str(error)))
-            return
-        self._sessions[request_id] = _Session(rows, count, count)
-        self.extend(request_id, ())
 
-    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
-        session = self._sessions.get(request_id)
-        if session is None:
-            return
-        session.num_tokens += len(token_ids)
-        row = session.num_tokens - session.num_prompt_tokens
-        if row < len(session.rows):
-            answer = RoutedWeights(request_id, session.num_tokens, session.rows[row])
-        else:
-            error = f"weights has {len(session.rows)} rows; token {row} needs one more"
-            answer = RoutedWeights(request_id, session.num_tokens, error=error)
-        self._answer(answer)
+def _rule(params: Mapping[str, Any], num_candidates: int) -> Rule:
+    rows = parse_params(GivenParams, "given", params).weights
+    _require_width(rows, num_candidates)
 
-    def end(self, request_id: str) -> None:
-        self._sessions.pop(request_id, None)
+    def weights(num_prompt_tokens: int, num_tokens: int) -> tuple[float, ...]:
+        row = num_tokens - num_prompt_tokens
+        if row >= len(rows):
+            raise RouterInputError(f"weights has {len(rows)} rows; token {row} needs one more")
+        return rows[row]
 
-    def poll(self) -> Sequence[RoutedWeights]:
-        return [self._answers.popleft() for _ in range(len(self._answers))]
-
-    def close(self) -> None:
-        self._sessions.clear()
-
-    def _answer(self, answer: RoutedWeights) -> None:
-        self._answers.append(answer)
-        if len(self._answers) == 1:  # the others are polled with it
-            self._wake()
+    return weights
 
 
 def _require_width(rows: tuple[tuple[float, ...], ...], num_candidates: int) -> None:

@@ -10,14 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from pydantic import BaseModel
 
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from router_engine.routers.errors import RouterInputError
-from router_engine.routers.layer.arrow import ArrowParams
 from router_engine.routers.registry import GROUP, RequestServices, RouterRegistry, TokenServices
-from router_engine.routers.scoring import SimilarityParams
-from router_engine.routers.token.hidden_mean import HiddenMeanParams
 from tests.router_engine.conftest import MakeHarness
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -71,12 +67,15 @@ def test_the_token_router_of_the_page_in_an_engine(
         registry.get("turns").check("token", {"length": 0})
 
 
-@pytest.mark.parametrize(
-    ("name", "params"),
-    [("similarity", SimilarityParams), ("arrow", ArrowParams), ("hidden_mean", HiddenMeanParams)],
-)
-def test_the_page_of_a_router_names_every_parameter(name: str, params: type[BaseModel]) -> None:
+NO_DEFAULT = {"top_k": "all", "threshold": "none", "weights": ""}
+
+
+@pytest.mark.parametrize("name", RouterRegistry.discover().names)
+def test_each_router_has_a_page_that_names_every_parameter(name: str) -> None:
     page = (DOCS / "routers" / f"{name}.md").read_text(encoding="utf-8")
-    for name, field in params.model_fields.items():
-        default = "all" if field.default is None else field.default
-        assert re.search(rf"\| `{name}` \| `?{default}`? \|", page), name
+    for parameter, field in RouterRegistry.discover().get(name).params.model_fields.items():
+        default = field.default if field.default is not None else NO_DEFAULT[parameter]
+        default = NO_DEFAULT[parameter] if field.is_required() else default
+        assert re.search(rf"\| `{parameter}` \| *`?{default}`? *\|", page), parameter
+    assert {"## The equation", "## Parameters"} <= set(page.splitlines())
+    assert f"[{name}](routers/{name}.md)" in (DOCS / "README.md").read_text("utf-8")

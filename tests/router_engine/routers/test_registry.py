@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from router_engine.errors import RouterError
+from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.registry import (
@@ -17,9 +18,11 @@ from router_engine.routers.registry import (
     RouterSpec,
     TokenServices,
 )
+from router_engine.routers.request.retrieval import RetrievalRequestRouter
 from router_engine.routers.request.similarity import SimilarityRequestRouter
 from router_engine.routers.token.given import GivenParams, GivenTokenRouter
 from router_engine.routers.token.similarity import SimilarityTokenRouter
+from tests.router_engine.routers.shelf import MemoryShelf
 
 THIRD_PARTY = RouterSpec("mine", "A test's own.", GivenParams, token=lambda s: GivenTokenRouter())
 NOT_A_SPEC = "mine"
@@ -35,10 +38,16 @@ def nothing() -> None:
 
 def test_the_built_in_routers_are_there() -> None:
     registry = RouterRegistry.discover()
-    assert registry.names == ("arrow", "given", "similarity")
-    assert registry.get("similarity").levels == ("request", "token")
-    assert registry.get("given").levels == ("token",)
-    assert registry.get("arrow").levels == ("layer",)
+    levels = {name: registry.get(name).levels for name in registry.names}
+    assert levels == {
+        "arrow": ("layer",),
+        "given": ("token",),
+        "hidden_mean": ("token",),
+        "random": ("request", "token"),
+        "retrieval": ("request",),
+        "similarity": ("request", "token"),
+        "uniform": ("request", "token"),
+    }
 
 
 def test_each_router_describes_its_parameters() -> None:
@@ -48,6 +57,7 @@ def test_each_router_describes_its_parameters() -> None:
         "scoring",
         "temperature",
         "top_k",
+        "threshold",
         "sharpening",
         "window",
     }
@@ -57,7 +67,8 @@ def test_an_unknown_router_is_named_with_its_neighbours() -> None:
     with pytest.raises(RouterInputError) as caught:
         RouterRegistry.discover().get("similarty")
     assert str(caught.value) == (
-        "unknown router 'similarty'; did you mean similarity? (known: arrow, given, similarity)"
+        "unknown router 'similarty'; did you mean similarity? "
+        "(known: arrow, given, hidden_mean, random, retrieval, similarity, uniform)"
     )
 
 
@@ -72,25 +83,30 @@ def test_a_level_or_parameter_that_a_router_lacks_is_refused() -> None:
 
 def test_only_what_the_services_allow_is_made(tmp_path: Path) -> None:
     registry = RouterRegistry.discover()
-    assert set(registry.token_routers(TokenServices(wake=nothing))) == {"given"}
-    assert registry.request_routers(RequestServices()) == {}
+    without_encoder = {"random", "uniform"}
+    assert set(registry.token_routers(TokenServices(wake=nothing))) == {"given", *without_encoder}
+    assert set(registry.request_routers(RequestServices())) == without_encoder
     endpoint = f"ipc://{tmp_path / 'encoder'}"
     routers = registry.token_routers(TokenServices(nothing, endpoint))
     assert isinstance(routers["similarity"], SimilarityTokenRouter)
     for router in routers.values():
         router.close()
-    by_request = registry.request_routers(RequestServices(EncoderClient(endpoint)))
+    client = EncoderClient(endpoint)
+    services = RequestServices(client, CentroidService(MemoryShelf({}), client))
+    by_request = registry.request_routers(services)
     assert isinstance(by_request["similarity"], SimilarityRequestRouter)
+    assert isinstance(by_request["retrieval"], RetrievalRequestRouter)
 
 
-def test_similarity_without_an_encoder_says_so() -> None:
-    spec = RouterRegistry.discover().get("similarity")
-    assert spec.token is not None
+@pytest.mark.parametrize("name", ["similarity", "retrieval"])
+def test_what_reads_text_says_that_there_is_no_encoder(name: str) -> None:
+    spec = RouterRegistry.discover().get(name)
     assert spec.request is not None
-    with pytest.raises(RouterUnavailableError, match="runs none"):
-        spec.token(TokenServices(nothing))
-    with pytest.raises(RouterUnavailableError, match="runs none"):
+    with pytest.raises(RouterUnavailableError, match=f"'{name}' needs .* runs none"):
         spec.request(RequestServices())
+    if spec.token is not None:
+        with pytest.raises(RouterUnavailableError, match=f"'{name}' needs .* runs none"):
+            spec.token(TokenServices(nothing))
 
 
 def test_a_third_party_joins_by_an_entry_point() -> None:

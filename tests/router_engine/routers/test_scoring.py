@@ -80,6 +80,22 @@ def test_weights_are_finite_at_extreme_scores() -> None:
     assert weigh({"temperature": 1e-6}, [1.0, -1.0]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.3}, {"top_k": 2}])
+def test_below_the_threshold_all_weights_are_zero(params: dict[str, Any]) -> None:
+    """The best of SCORES is 0.5; a score that is just the threshold is not below it."""
+    assert weigh({**params, "threshold": 0.5}) == weigh(params)
+    assert weigh({**params, "threshold": np.nextafter(0.5, 1).item()}) == (0.0,) * 4
+    assert weigh({**params, "threshold": -1.0}, -SCORES) == weigh(params, -SCORES)
+    assert weigh({**params, "threshold": 0.0}, -SCORES) == (0.0,) * 4
+
+
+def test_a_score_of_minus_infinity_has_no_weight() -> None:
+    first, second = math.exp(0.5 / 0.1), math.exp(0.2 / 0.1)
+    expected = [0.0, first / (first + second), second / (first + second)]
+    assert weigh({}, [-math.inf, 0.5, 0.2]) == pytest.approx(expected)
+    assert weigh({"top_k": 3}, [-math.inf, 0.5, 0.2]) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("params", "said"),
     [
@@ -94,6 +110,9 @@ def test_weights_are_finite_at_extreme_scores() -> None:
         ({"window": "middle"}, "window = 'middle'"),
         ({"scoring": "paper", "temperature": 0.1}, "temperature does nothing under"),
         ({"scoring": "paper", "top_k": 2}, "top_k does nothing under"),
+        ({"scoring": "paper", "threshold": 0.2}, "threshold does nothing under"),
+        ({"threshold": 1.5}, "threshold = 1.5"),
+        ({"threshold": "0.2"}, "threshold = '0.2'"),
         ({"sharpening": 4.0}, "use scoring='paper'"),
     ],
 )

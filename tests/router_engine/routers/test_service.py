@@ -142,6 +142,10 @@ def test_an_unknown_digest_is_named(service: EncoderService) -> None:
         (m.PutCentroids(1, {"a": m.pack_vector([np.nan] * 32)}), "centroid of a must be"),
         (m.PutCentroids(1, {"a": m.pack_vector([1.0] * 64)}), "centroid of a must be"),
         (m.Embed(1, ("x",) * 65, "tail"), "65 texts"),
+        (m.Retrieve(1, "x", (), {}), "no candidates"),
+        (m.Retrieve(1, "x", ("t",), {"k": 0}), "k = 0"),
+        (m.PutExamples(1, {"t": b"123"}), "buffer size"),
+        (m.PutExamples(1, {"t": b""}), "examples of t must be"),
     ],
 )
 def test_what_cannot_be_done_is_answered(service: EncoderService, wrong: m.Ask, said: str) -> None:
@@ -209,6 +213,41 @@ def test_a_new_centroid_replaces_the_old(service: EncoderService) -> None:
     assert isinstance(before, m.Routed)
     assert isinstance(after, m.Routed)
     assert before.weights != after.weights
+
+
+def test_a_session_keeps_the_centroids_that_it_began_with(service: EncoderService) -> None:
+    (first,) = ask(service, begin("s", "text"))
+    put = m.PutCentroids(2, {"a": m.pack_vector([1.0] * 32)})
+    _, second, fresh = ask(service, put, m.Extend("s", ()), begin("t", "text"))
+    assert isinstance(first, m.SessionRouted)
+    assert isinstance(second, m.SessionRouted)
+    assert isinstance(fresh, m.SessionRouted)
+    assert second.weights == first.weights
+    assert fresh.weights != first.weights
+
+
+def test_lacking_examples_are_named_and_then_used(
+    service: EncoderService, encoder: CountingEncoder
+) -> None:
+    retrieve = m.Retrieve(1, "text", ("t", "u"), {})
+    assert ask(service, retrieve) == [m.Retrieved(1, lacking=("t", "u"))]
+    rows = encoder.encode(["text", "other"])
+    put = m.PutExamples(2, {"t": m.pack_vector(rows), "u": m.pack_vector(-rows)})
+    done, reply = ask(service, put, retrieve)
+    assert done == m.Done(2)
+    assert isinstance(reply, m.Retrieved)
+    assert reply.weights == pytest.approx((1.0, 0.0), abs=1e-3)
+    assert encoder.calls == [1, 2, 1]
+
+
+def test_below_the_threshold_a_session_has_no_weights(service: EncoderService) -> None:
+    above, below = ask(
+        service, begin("s", "text", threshold=-1.0), begin("t", "text", threshold=1.0)
+    )
+    assert isinstance(above, m.SessionRouted)
+    assert isinstance(below, m.SessionRouted)
+    assert sum(above.weights) == pytest.approx(1)
+    assert below.weights == (0.0, 0.0, 0.0)
 
 
 def test_a_negative_winner_under_paper_is_told_once(

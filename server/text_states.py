@@ -1,0 +1,121 @@
+"""Adapters' sample texts as admins see them: their centroids, and which lie too near together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+
+from adapters_store.types import AdapterRecord
+from router_engine.errors import RouterError
+from router_engine.routers.centroids import Centroid, CentroidService
+from router_engine.routers.nearness import BOUND, RATIO, TEMPERATURE, Near, near_centroids
+from server.centroids import routable
+
+log = structlog.get_logger(__name__)
+
+_NAMED = 3  # adapters that one warning names
+
+
+@dataclass(frozen=True, slots=True)
+class TextState:
+    """`centroid`: none without texts or encoder, pending until it is computed, then ready."""
+
+    centroid: Literal["none", "pending", "ready"] = "none"
+    encoder: str | None = None  # whose centroid
+    warnings: tuple[str, ...] = ()
+
+
+class TextStates:
+    """Has centroids made and says how they stand. `centroids` None: no encoder runs here."""
+
+    def __init__(self, centroids: CentroidService | None, encoder: str) -> None:
+        self._centroids = centroids
+        self._encoder = encoder
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stop what goes on in the background."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def make(self, record: AdapterRecord, *, seconds: float = 0.0) -> None:
+        """Begin to compute a centroid, so that the first routed request need not.
+
+        Waits for it, where the encoder is there, at most `seconds`.
+        """
+        if self._centroids is None or record.num_texts == 0:
+            return
+        work = self._centroids.ensure([routable(record)])
+        task = asyncio.create_task(_logged(work, record.label))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if seconds and self._centroids.is_connected:
+            await asyncio.wait({task}, timeout=seconds)
+
+    def forget(self, record: AdapterRecord) -> None:
+        """Drop a deleted adapter's centroid from memory."""
+        if self._centroids is not None:
+            self._centroids.forget(record.digest)
+
+    async def of(
+        self, records: Sequence[AdapterRecord], newest: Sequence[AdapterRecord]
+    ) -> dict[str, TextState]:
+        """States by digest. `newest`, a version of each name, are whom the warnings compare."""
+        if self._centroids is None:
+            return {record.digest: TextState() for record in records}
+        ready = await self._centroids.ready(map(routable, [*records, *newest]))
+        warnings = await asyncio.to_thread(_warnings, records, newest, ready)
+        return {
+            record.digest: TextState(
+                centroid="ready" if record.digest in ready else "pending",
+                encoder=self._encoder,
+                warnings=warnings.get(record.digest, ()),
+            )
+            if record.num_texts
+            else TextState()
+            for record in records
+        }
+
+
+def _warnings(
+    records: Sequence[AdapterRecord],
+    newest: Sequence[AdapterRecord],
+    ready: Mapping[str, Centroid],
+) -> dict[str, tuple[str, ...]]:
+    """By digest. Names of one digest are one adapter: nothing has to tell them apart."""
+    by_digest = {record.digest: record for record in newest if record.digest in ready}
+    compared = list(by_digest.values())
+    asked = {record.digest for record in records}
+    of = [index for index, record in enumerate(compared) if record.digest in asked]
+    if not of:
+        return {}
+    centroids = [ready[record.digest] for record in compared]
+    return {
+        compared[near.index].digest: (_warning(near, compared),)
+        for near in near_centroids(centroids, of)
+    }
+
+
+def _warning(near: Near, compared: Sequence[AdapterRecord]) -> str:
+    pairs = zip(near.others[:_NAMED], near.cosines, strict=False)
+    named = ", ".join(f"{compared[index].label} ({cosine:.3f})" for index, cosine in pairs)
+    more = len(near.others) - _NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    return (
+        f"{compared[near.index].label} is hard to tell from {named}{rest} by its sample texts: the "
+        f"cosine of their centroids is above {BOUND:.3f}, so under similarity at temperature "
+        f"{TEMPERATURE:g} even a text at the centroid of one gives it less than {RATIO:g} times "
+        "the weight of the other; set texts that differ more"
+    )
+
+
+async def _logged(work: Coroutine[Any, Any, None], label: str) -> None:
+    try:
+        await work
+    except RouterError as error:
+        log.warning("no centroid yet", adapter=label, reason=str(error))
