@@ -198,13 +198,14 @@ class Container:
         stored = StoredCentroids(store)
         tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
         centroids = CentroidService(stored, encoder, encoder) if encoder else None
+        hidden = CentroidService(stored, tap)
         routing = Routing(
             registry,
             registry.request_routers(RequestServices(encoder, centroids)),
             info.token_routers,
             info.layer_routers,
             centroids,
-            CentroidService(stored, tap),
+            hidden,
         )
         mixtures = Mixtures(store, info.base, routing, settings.max_candidates)
         generation = Generation(
@@ -216,7 +217,7 @@ class Container:
             self.metrics,
             settings.default_max_new_tokens,
         )
-        states = TextStates(centroids, encoder_name(settings))
+        states = TextStates(centroids, hidden, encoder_name(settings))
         catalogue = Catalogue(store, engine, info, states, mixtures, base_name)
         self._stack.push_async_callback(catalogue.close)
         return Services(base_name, engine, info, generation, mixtures, routing, catalogue)

@@ -30,10 +30,16 @@ class TextState:
 
 
 class TextStates:
-    """Has centroids made and says how they stand. `centroids` None: no encoder runs here."""
+    """Has centroids made and says how those of the encoder stand, where one runs.
 
-    def __init__(self, centroids: CentroidService | None, encoder: str) -> None:
+    `hidden` are the centroids of the routers that read hidden states: the engine makes them.
+    """
+
+    def __init__(
+        self, centroids: CentroidService | None, hidden: CentroidService, encoder: str
+    ) -> None:
         self._centroids = centroids
+        self._hidden = hidden
         self._encoder = encoder
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -44,23 +50,30 @@ class TextStates:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def make(self, record: AdapterRecord, *, seconds: float = 0.0) -> None:
-        """Begin to compute a centroid, so that the first routed request need not.
+        """Begin to compute centroids, so that the first routed request need not.
 
-        Waits for it, where the encoder is there, at most `seconds`.
+        Waits for that of the encoder, where it is there, at most `seconds`.
         """
-        if self._centroids is None or record.num_texts == 0:
+        if record.num_texts == 0:
             return
-        work = self._centroids.ensure([routable(record)])
-        task = asyncio.create_task(_logged(work, record.label))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start(self._hidden, record)
+        if self._centroids is None:
+            return
+        task = self._start(self._centroids, record)
         if seconds and self._centroids.is_connected:
             await asyncio.wait({task}, timeout=seconds)
 
+    def _start(self, centroids: CentroidService, record: AdapterRecord) -> asyncio.Task[None]:
+        task = asyncio.create_task(_logged(centroids.ensure([routable(record)]), record.label))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     def forget(self, record: AdapterRecord) -> None:
         """Drop a deleted adapter's centroid from memory."""
-        if self._centroids is not None:
-            self._centroids.forget(record.digest)
+        for centroids in (self._centroids, self._hidden):
+            if centroids is not None:
+                centroids.forget(record.digest)
 
     async def of(
         self, records: Sequence[AdapterRecord], newest: Sequence[AdapterRecord]

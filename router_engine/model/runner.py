@@ -17,7 +17,7 @@ from router_engine.model.body import Body, BodyOutput
 from router_engine.model.fast import Fast
 from router_engine.model.loader import LoadedModel
 from router_engine.model.sampler import Sampler, SamplingRow
-from router_engine.model.tap import Tap
+from router_engine.model.tap import Tap, normed
 from router_engine.scheduling.plan import StepOutput, StepPlan
 
 
@@ -67,7 +67,7 @@ class ModelRunner:
             for row in plan.sampled_rows
         ]
         samples = tuple(self._sampler.sample(out.logits, rows, out.summary)) if rows else ()
-        return StepOutput(samples, None if out.tap is None else out.tap.numpy())
+        return StepOutput(samples, None if out.tap is None else normed(out.tap).numpy())
 
     def _run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """By transformers' own code."""

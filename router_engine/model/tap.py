@@ -44,6 +44,11 @@ def tap_layer_of(model: nn.Module, wanted: int | None) -> int:
     return wanted
 
 
+def normed(states: Tensor) -> Tensor:
+    """States [tokens, hidden] of root mean square 1, so that none counts for more in a mean."""
+    return states * states.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+
+
 def tap_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
     """sha256 over what the states at the tap depend on: the layer and the weights.
 

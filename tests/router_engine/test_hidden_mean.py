@@ -63,10 +63,11 @@ def _publish(engine: PathEngine, folders: Sequence[Path]) -> list[str]:
 
 @torch.no_grad()
 def _mean(base: Any, ids: Sequence[int]) -> Vector:
-    """Of what enters the tap layer, over all tokens but the first."""
+    """Of what enters the tap layer, at RMS 1 each, over all tokens but the first."""
     out = base(input_ids=torch.tensor([list(ids)]), output_hidden_states=True)
     states = out.hidden_states[TAP][0, 1:].double().numpy()
-    return np.asarray(states.mean(axis=0))
+    scaled = states / np.sqrt((states**2).mean(axis=1, keepdims=True))
+    return np.asarray(scaled.mean(axis=0))
 
 
 def _weights(mean: Vector, count: int) -> Vector:

@@ -113,6 +113,7 @@ def test_the_ablations_need_no_encoder(bare: Live, folders: dict[str, Any]) -> N
         assert row == np.eye(3)[chosen].tolist()
     levels = {r["name"]: r["levels"] for r in bare.client.get("/admin/routers").json()["routers"]}
     assert levels == {
+        "arrow": ["layer"],
         "uniform": ["request", "token"],
         "random": ["request", "token"],
         "given": ["token"],
@@ -167,3 +168,34 @@ def test_bad_parameters_are_refused_by_name(
     assert response.status_code == 422, response.text
     for word in words:
         assert word in response.json()["error"]
+
+
+def test_hidden_mean_is_routed_by_the_states_of_the_text(live: Live) -> None:
+    found = routing(live, "hidden_mean", level="token", temperature=0.05)
+    assert (found["router"], found["level"]) == ("hidden_mean", "token")
+    weights = np.array(found["weights"])
+    assert weights.shape == (6, 3)
+    assert weights.sum(axis=1) == pytest.approx(1)
+    assert np.ptp(weights, axis=0).max() > 1e-4  # they move with the text
+    again = routing(live, "hidden_mean", level="token", temperature=0.05)
+    assert np.array(again["weights"]) == pytest.approx(weights, abs=1e-5)
+    other = routing(live, "hidden_mean", "another text", level="token", temperature=0.05)
+    assert np.array(other["weights"]) != pytest.approx(weights, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"level": "request"}, "works at level token"),
+        ({"lag": 1}, "leave lag out"),
+        ({"context": "recompute"}, "context keep"),
+        ({"heat": 1}, "takes no parameter 'heat'"),
+    ],
+)
+def test_what_hidden_mean_does_not_take_is_refused(
+    changed: dict[str, Any], words: str, live: Live
+) -> None:
+    router = {"name": "hidden_mean", "level": "token", "candidates": NAMES, **changed}
+    response = live.generate(mixture={"router": router})
+    assert response.status_code == 422
+    assert words in response.text

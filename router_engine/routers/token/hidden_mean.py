@@ -1,6 +1,7 @@
 """The token router `hidden_mean`: the base's own hidden states are the embedding.
 
-e is the mean of the base's hidden states at the tap layer over the text so far; the centroid of an
+e is the mean of the base's hidden states at the tap layer over the text so far, each scaled to a
+root mean square of 1, as some are a hundred times as large as others; the centroid of an
 adapter is the mean of that over its sample texts, computed the same way. No second model runs and
 nothing waits: the states are there when the pass is over. Both are centred, as hidden states of
 all texts share one large direction: s_j = cos(e - m, c_j - m) with m the mean of the candidates'
@@ -16,35 +17,25 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
 from router_engine.routers.base import HiddenQuestion, Prior, RoutedWeights
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
+from router_engine.routers.scoring import CosineParams
 
 _KEPT = 64  # matrices of candidates in use
 
 Matrix = NDArray[np.float32]
 
 
-class HiddenMeanParams(BaseModel):
+class HiddenMeanParams(CosineParams):
     """Parameters of the router `hidden_mean`. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
     temperature: float = Field(
-        default=0.1, gt=0, le=100, description="w = softmax(s / temperature): smaller is sharper."
-    )
-    top_k: int | None = Field(
-        default=None, ge=1, description="At most this many weights above 0; none: all."
-    )
-    threshold: float | None = Field(
-        default=None,
-        ge=-1,
-        le=1,
-        description="Where the best score is below it, all weights are 0: the base answers.",
+        default=0.2, gt=0, le=100, description="Of the softmax: smaller is sharper."
     )
     prior: Literal["base", "uniform"] = Field(
         default="uniform",
@@ -138,8 +129,8 @@ class HiddenMeanRouter:
         return found
 
 
-def weights_of_scores(scores: Matrix, params: HiddenMeanParams) -> Matrix:
-    """Weights [n, k] from scores [n, k], in float64. Among equal scores earlier ones win."""
+def weights_of_scores(scores: Matrix, params: CosineParams) -> NDArray[np.float64]:
+    """`scoring.weights_from_scores` for many rows at once: scores [n, k] -> weights [n, k]."""
     exact = scores.astype(np.float64)
     logits = (exact - exact.max(axis=1, keepdims=True)) / params.temperature
     count = exact.shape[1]
