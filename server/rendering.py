@@ -35,7 +35,7 @@ def routing_of(completion: Completion) -> Routing | None:
         level=plan.level,
         entropy=fmean(map(entropy, rows)) if rows else None,
         switches=switches([strongest(row) for row in rows]) if rows else None,
-        fallback=sum(not any(row) for row in rows),
+        fallback=sum(not any(row) for row in rows) if rows else None,
     )
 
 

@@ -179,8 +179,9 @@ class Routing(Reply):
         description="How often the strongest adapter (of the largest |weight|; none where all are "
         "0) is not that of the token before; null without weights."
     )
-    fallback: int = Field(
-        description="Tokens at which all weights were 0, so that the base answered alone."
+    fallback: int | None = Field(
+        description="Tokens at which all weights were 0, so that the base answered alone; null "
+        "without weights."
     )
 
 

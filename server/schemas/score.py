@@ -98,6 +98,7 @@ SCORE_REPLY_EXAMPLE = {
                 "level": "fixed",
                 "entropy": 0.611,
                 "switches": 0,
+                "fallback": 0,
             },
         }
     ],

@@ -118,6 +118,7 @@ def test_the_ablations_need_no_encoder(bare: Live, folders: dict[str, Any]) -> N
         "random": ["request", "token"],
         "given": ["token"],
         "hidden_mean": ["token"],
+        "arrow": ["layer"],
         "retrieval": [],
         "similarity": [],
     }

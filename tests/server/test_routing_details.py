@@ -36,6 +36,7 @@ def test_entropy_and_switches_of_given_weights(live: Live) -> None:
         "router": "given",
         "level": "token",
         "switches": 4,  # math, code, math (the first of equals), the base, code
+        "fallback": 1,
     }
 
 
@@ -49,6 +50,7 @@ def test_without_weights_there_is_neither_entropy_nor_switches(num_tokens: int) 
     assert routing.weights == []
     assert routing.entropy is None
     assert routing.switches is None
+    assert routing.fallback is None
 
 
 @pytest.mark.parametrize("name", ["fixed", "request", "token"])

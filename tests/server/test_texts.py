@@ -90,6 +90,18 @@ def test_other_texts_are_routed_by_from_the_next_request_on(own: Live, mute: lis
     assert weights(own, text, "left", "right", name="retrieval", k=1) == [0.0, 1.0]
 
 
+def test_hidden_states_are_routed_by_the_texts_in_force_too(own: Live, mute: list[Path]) -> None:
+    for folder, name in zip(mute[2:4], ("up", "down"), strict=True):
+        own.publish(folder, name, texts=jsonl(f"{name} {name}"))
+    spec = {"name": "hidden_mean", "level": "token", "temperature": 0.5}
+    first = weights(own, "def f(x)", "up", "down", **spec)
+    assert first[0] != pytest.approx(0.5, abs=1e-3)
+    for name, text in (("up", "down down"), ("down", "up up")):
+        assert put(own, name, text).status_code == 200
+    swapped = weights(own, "def f(x)", "up", "down", **spec)
+    assert swapped == pytest.approx(first[::-1], abs=1e-4)
+
+
 def test_two_that_are_too_near_are_warned_of_by_name(own: Live, mute: list[Path]) -> None:
     own.publish(mute[4], "twin-a", texts=jsonl("0123 4567", "98 76 54"))
     made = own.publish(mute[5], "twin-b", texts=jsonl("0123 4567", "98 76 54")).json()

@@ -67,15 +67,15 @@ def test_the_token_router_of_the_page_in_an_engine(
         registry.get("turns").check("token", {"length": 0})
 
 
-NO_DEFAULT = {"top_k": "all", "threshold": "none", "weights": ""}
+NO_DEFAULT = {"top_k": "all", "threshold": "none"}
 
 
 @pytest.mark.parametrize("name", RouterRegistry.discover().names)
 def test_each_router_has_a_page_that_names_every_parameter(name: str) -> None:
     page = (DOCS / "routers" / f"{name}.md").read_text(encoding="utf-8")
     for parameter, field in RouterRegistry.discover().get(name).params.model_fields.items():
-        default = field.default if field.default is not None else NO_DEFAULT[parameter]
-        default = NO_DEFAULT[parameter] if field.is_required() else default
+        default = "" if field.is_required() else field.default
+        default = NO_DEFAULT[parameter] if default is None else default
         assert re.search(rf"\| `{parameter}` \| *`?{default}`? *\|", page), parameter
     assert {"## The equation", "## Parameters"} <= set(page.splitlines())
     assert f"[{name}](routers/{name}.md)" in (DOCS / "README.md").read_text("utf-8")
