@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,9 @@ def test_a_family_without_a_decoder_of_ours_matches_the_equation(
 def test_a_mixed_batch_equals_each_request_alone(
     path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    """Arrow under six parameters beside the base, fixed mixtures and token routing."""
-    engine, other = make_engine(), make_engine()
+    """Six gates beside the base, fixed mixtures, token routing and layers below the tap."""
+    config = EngineConfig(model=ModelConfig(tap_layer=1), cache=CacheConfig(num_blocks=512))
+    engine, other = make_engine(config=config), make_engine(config=config)
     for each in (engine, other):
         digests = [each.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
     prompt, new = path.short(PROMPT), path.tokens
@@ -179,6 +181,10 @@ def test_a_mixed_batch_equals_each_request_alone(
             SamplingParams(max_new_tokens=new),
             adapters=tuple(digests[1:3]),
             routing=routing,
+        ),
+        replace(
+            request("tapped", prompt, dict.fromkeys(digests[:3], 0.5), max_new_tokens=new),
+            is_tapped=True,
         ),
     ]
     together = engine.run(*requests)
