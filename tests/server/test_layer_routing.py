@@ -27,9 +27,13 @@ def test_a_request_is_served_and_reports_no_invented_weights(live: Live) -> None
     reply = _answer(live)
     assert reply["details"]["generated_tokens"] == 12
     assert reply["details"]["routing"] == {
+        "router": "arrow",
         "level": "layer",
         "adapters": ["math@1", "code@1", "wide@1"],
         "weights": [],
+        "entropy": None,
+        "switches": None,
+        "fallback": 0,
     }
     frames = live.frames(parameters=ASKED, mixture={"router": ARROW})
     assert frames[-1]["generated_text"] == reply["generated_text"]
