@@ -20,6 +20,7 @@ _STEP_HEADS = (
 )
 _BANDS = ((0, 1), (1, 4), (4, 8), (8, 16), (16, 32))  # positions [from, to)
 _MEANS = ("kl", "equal")
+_RATIOS = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
 def step_lines(result: Result) -> list[str]:
@@ -181,7 +182,9 @@ def plot(path: Path, result: Result) -> None:
     sizes = sorted({line["requests"] for line in result["steps"]})
     names = list(dict.fromkeys(line["case"] for line in result["steps"]))
     figure = Figure(figsize=(4 * len(sizes), 4), layout="constrained")
-    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+    counts = sorted({line["candidates"] for line in result["steps"]})
+    highest = max(line["ratio_range"][1] for line in result["steps"])
     for panel, requests in zip(panels, sizes, strict=True):
         for number, name in enumerate(names):
             lines = [
@@ -195,7 +198,8 @@ def plot(path: Path, result: Result) -> None:
         panel.set_xlabel("candidates")
         panel.set_xscale("log")
         panel.set_yscale("log")
-        counts = [line["candidates"] for line in result["steps"]]
+        ticks = [tick for tick in _RATIOS if tick < 2 * highest]
+        panel.set_yticks(ticks, [f"{tick}x" for tick in ticks])
         panel.set_xticks(counts, [str(count) for count in counts])
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ from router_engine.routers.registry import RouterRegistry
 
 CONTEXT = 64  # tokens of a prompt before its turn's own
 _TAIL = 16  # tokens of these, at most
-_MOST_SECONDS = 1.0  # of a window, from when on two tokens of each request are enough
+_MOST_SECONDS = 1.5  # of a window, from when on two tokens of each request are enough
 _FEWEST_PROMPTS = 8  # for the spread of their embeddings
 
 Fixed = tuple[tuple[str, ...], tuple[float, ...]]  # digests, weights
