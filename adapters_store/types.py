@@ -190,16 +190,18 @@ class ResolvedMixture:
         return mixture_digest(dict(zip(self.digests, self.weights, strict=True)), self.combination)
 
 
+_ZEROS = (struct.pack("<f", 0.0), struct.pack("<f", -0.0))  # what tiny weights are rounded to
+
+
 def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes:
     """Canonical bytes of a mixture: float32 weights, zeros dropped, sorted by digest.
 
     The base (no adapter with weight) is b"" whatever the combination.
     """
-    parts = [
-        digest.encode() + struct.pack("<f", weight)
-        for digest, weight in sorted(weights.items())
-        if struct.unpack("<f", struct.pack("<f", weight))[0] != 0.0
-    ]
+    # Most of a router's many candidates have weight 0: they go before anything is sorted.
+    given = sorted(item for item in weights.items() if item[1] != 0)
+    packed = [(digest, struct.pack("<f", weight)) for digest, weight in given]
+    parts = [digest.encode() + weight for digest, weight in packed if weight not in _ZEROS]
     return combination.encode() + b"|" + b"|".join(parts) if parts else b""
 
 

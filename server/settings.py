@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         default=None,
         ge=0,
         description="Layer of the base at which the router hidden_mean reads hidden states; its "
-        "adapters act from there on. Left out: a third of the way up.",
+        "adapters act from there on. Left out: a fifth of the way up.",
     )
     kernels: Kernels = Field(
         default="auto",
@@ -236,6 +236,7 @@ class Settings(BaseSettings):
         return environment | {
             "OMP_NUM_THREADS": count,
             "MKL_NUM_THREADS": count,
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's: its products are small, and beside a step
             "OMP_WAIT_POLICY": self.omp_wait_policy,
             "TOKENIZERS_PARALLELISM": "false",
         }

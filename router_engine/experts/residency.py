@@ -323,8 +323,10 @@ class ResidencyManager:
             self._manifests.pop(digest, None)
 
     def _trim_host(self) -> None:
-        wanted = {digest for waiter in self._waiters for digest in waiter.digests}
         held = sum(adapter.num_bytes for adapter in self._host.values())
+        if held <= self._config.host_bytes:
+            return
+        wanted = {digest for waiter in self._waiters for digest in waiter.digests}
         for digest in [digest for digest in self._host if digest not in wanted]:
             if held <= self._config.host_bytes:
                 return

@@ -84,18 +84,7 @@ def step_weights(
         return None
     columns = {digest: column for column, digest in enumerate(sorted(names))}
     parts = _Parts(columns, sum(len(row.token_ids) for row in rows))
-    position, tapped = 0, []
-    for row in rows:
-        own = np.array([columns[digest] for digest in row.adapters], dtype=np.int64)
-        if row.gate is not None:
-            parts.gate(slice(position, position + len(row.token_ids)), own, row.gate)
-            position += len(row.token_ids)
-            continue
-        if row.is_tapped:
-            tapped.append(slice(position, position + len(row.token_ids)))
-        for length, weights in row.weight_runs:
-            parts.write(slice(position, position + length), own, weights, row.combination)
-            position += length
+    tapped = parts.fill(rows)
     sets = [parts, parts.without(tapped)] if tapped else [parts]
     if merged is not None:
         for each in sets:
@@ -118,7 +107,28 @@ class _Parts:
         self._merged: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._gates: _GateParts | None = None
 
-    def write(
+    def fill(self, rows: Sequence[PlannedRow]) -> list[slice]:
+        """Write the weights of all rows; where the tapped ones lie."""
+        owned: dict[tuple[str, ...], NDArray[np.int64]] = {}  # often all rows have the same
+        position, tapped = 0, []
+        for row in rows:
+            if row.adapters not in owned:
+                columns = [self._columns[digest] for digest in row.adapters]
+                owned[row.adapters] = np.array(columns, np.int64)
+            own = owned[row.adapters]
+            tokens = slice(position, position + len(row.token_ids))
+            if row.gate is not None:
+                self._gate(tokens, own, row.gate)
+                position = tokens.stop
+                continue
+            if row.is_tapped:
+                tapped.append(tokens)
+            for length, weights in row.weight_runs:
+                self._write(slice(position, position + length), own, weights, row.combination)
+                position += length
+        return tapped
+
+    def _write(
         self, tokens: slice, own: NDArray[np.int64], weights: tuple[float, ...], combination: str
     ) -> None:
         if not weights:
@@ -139,7 +149,7 @@ class _Parts:
             other._root[each] = 0
         return other
 
-    def gate(self, tokens: slice, own: NDArray[np.int64], gate: Gate) -> None:
+    def _gate(self, tokens: slice, own: NDArray[np.int64], gate: Gate) -> None:
         if self._gates is None:
             self._gates = _GateParts(self._total.shape)
         self._gates.write(tokens, own, gate)

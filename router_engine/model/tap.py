@@ -30,13 +30,13 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def tap_layer_of(model: nn.Module, wanted: int | None) -> int:
-    """The index of the tap layer: `wanted`, or a third of the way up.
+    """The index of the tap layer: `wanted`, or a fifth of the way up.
 
     Raises UnsupportedModelError where the model has no such layer.
     """
     count = len(layers_of(model)[1])
     if wanted is None:
-        return count // 3
+        return count // 5
     if not 0 <= wanted < count:
         raise UnsupportedModelError(
             f"tap_layer is {wanted}: this model has layers 0 to {count - 1}"

@@ -105,8 +105,8 @@ class SampledToken(msgspec.Struct, frozen=True):
 class StepOutput:
     """One sample for each of the plan's `sampled_rows`, in their order.
 
-    tap [tokens, hidden]: the base's hidden states at the tap layer, each of root mean square 1, where
-    the plan is tapped.
+    tap [tokens, hidden]: the base's hidden states at the tap layer, each of root mean square 1,
+    where the plan is tapped.
     """
 
     samples: tuple[SampledToken, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def _size_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
 
 def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
     adapters, weights = request.adapters, request.weights
-    twice = sorted({digest for digest in adapters if adapters.count(digest) > 1})
+    twice = sorted(digest for digest, count in Counter(adapters).items() if count > 1)
     if twice:
         yield f"adapters has {', '.join(twice)} more than once: give each adapter one weight"
     if request.routing is None and request.layer_routing is None:
@@ -96,6 +97,8 @@ def _layer_routing_reasons(request: EngineRequest) -> Iterator[str]:
 
 def weights_problem(weights: Sequence[float]) -> str | None:
     """Why these cannot be mixture weights; None if they can."""
+    if sum(map(abs, weights)) < _FLOAT32_OVERFLOW:  # false for NaN too
+        return None
     bad = [weight for weight in weights if not _is_finite_float32(weight)]
     return f"weights has {bad[0]!r}: each must be a finite float32" if bad else None
 

@@ -33,7 +33,7 @@ def test_a_request_is_served_and_reports_no_invented_weights(live: Live) -> None
         "weights": [],
         "entropy": None,
         "switches": None,
-        "fallback": 0,
+        "fallback": None,
     }
     frames = live.frames(parameters=ASKED, mixture={"router": ARROW})
     assert frames[-1]["generated_text"] == reply["generated_text"]

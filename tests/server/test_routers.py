@@ -113,7 +113,6 @@ def test_the_ablations_need_no_encoder(bare: Live, folders: dict[str, Any]) -> N
         assert row == np.eye(3)[chosen].tolist()
     levels = {r["name"]: r["levels"] for r in bare.client.get("/admin/routers").json()["routers"]}
     assert levels == {
-        "arrow": ["layer"],
         "uniform": ["request", "token"],
         "random": ["request", "token"],
         "given": ["token"],

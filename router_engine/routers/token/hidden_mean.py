@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,10 @@ Matrix = NDArray[np.float32]
 class HiddenMeanParams(CosineParams):
     """Parameters of the router `hidden_mean`. Unknown keys are refused."""
 
-    temperature: float = Field(
-        default=0.2, gt=0, le=100, description="Of the softmax: smaller is sharper."
-    )
     prior: Literal["base", "uniform"] = Field(
         default="uniform",
         description="What the prompt runs under until its states are there: no adapter, or all "
-        "candidates (or top_k of them, where that is given) with equal weights.",
+        "candidates with equal weights.",
     )
     warmup: int = Field(
         default=0,
@@ -58,10 +56,12 @@ class _Candidates:
     units: Matrix
 
 
-@dataclass(frozen=True, slots=True)
-class _Session:
-    candidates: tuple[str, ...]
-    params: HiddenMeanParams
+class _Group:
+    """The live requests with these candidates and parameters: one product weighs them all."""
+
+    def __init__(self, candidates: tuple[str, ...], params: HiddenMeanParams) -> None:
+        self.candidates = candidates
+        self.params = params
 
 
 class HiddenMeanRouter:
@@ -69,7 +69,8 @@ class HiddenMeanRouter:
 
     def __init__(self) -> None:
         self._centroids: dict[str, Matrix] = {}
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, _Group] = {}
+        self._groups = WeakValueDictionary[tuple[tuple[str, ...], HiddenMeanParams], _Group]()
         self._matrices: OrderedDict[tuple[str, ...], _Candidates] = OrderedDict()
 
     def put(self, centroids: Mapping[str, Sequence[float]]) -> None:
@@ -85,35 +86,34 @@ class HiddenMeanRouter:
         unknown = [digest for digest in candidates if digest not in self._centroids]
         if unknown:
             raise RouterError(f"the engine has no centroid of {', '.join(unknown)}")
-        self._sessions[request_id] = _Session(tuple(candidates), params)
+        group = _Group(tuple(candidates), params)
+        self._sessions[request_id] = self._groups.setdefault((group.candidates, params), group)
         return Prior(_prior(params, len(candidates)), params.warmup or None)
 
     def weigh(self, questions: Sequence[HiddenQuestion]) -> list[RoutedWeights]:
         """See `HiddenRouter.weigh`."""
-        groups: dict[_Session, list[HiddenQuestion]] = {}
+        groups: dict[_Group, list[HiddenQuestion]] = {}
         answers: list[RoutedWeights] = []
         for question in questions:
-            session = self._sessions[question.request_id]
+            group = self._sessions[question.request_id]
             if question.mean is None:
-                weights = _prior(session.params, len(session.candidates))
+                weights = _prior(group.params, len(group.candidates))
                 answers.append(RoutedWeights(question.request_id, question.num_tokens, weights))
             else:
-                groups.setdefault(session, []).append(question)
-        for session, group in groups.items():
-            answers += self._weigh(session, group)
+                groups.setdefault(group, []).append(question)
+        for group, members in groups.items():
+            answers += self._weigh(group, members)
         return answers
 
     def end(self, request_id: str) -> None:
         """Forget a request."""
         self._sessions.pop(request_id, None)
 
-    def _weigh(
-        self, session: _Session, questions: Sequence[HiddenQuestion]
-    ) -> Iterator[RoutedWeights]:
-        candidates = self._matrix(session.candidates)
+    def _weigh(self, group: _Group, questions: Sequence[HiddenQuestion]) -> Iterator[RoutedWeights]:
+        candidates = self._matrix(group.candidates)
         means = np.stack([question.mean for question in questions if question.mean is not None])
         scores = _units(means - candidates.mean) @ candidates.units.T
-        rows = weights_of_scores(scores, session.params).tolist()
+        rows = weights_of_scores(scores, group.params).tolist()
         for question, row in zip(questions, rows, strict=True):
             yield RoutedWeights(question.request_id, question.num_tokens, tuple(row))
 
@@ -131,17 +131,26 @@ class HiddenMeanRouter:
 
 def weights_of_scores(scores: Matrix, params: CosineParams) -> NDArray[np.float64]:
     """`scoring.weights_from_scores` for many rows at once: scores [n, k] -> weights [n, k]."""
-    exact = scores.astype(np.float64)
-    logits = (exact - exact.max(axis=1, keepdims=True)) / params.temperature
-    count = exact.shape[1]
-    if params.top_k is not None and params.top_k < count:
-        order = np.argsort(-exact, axis=1, kind="stable")
-        np.put_along_axis(logits, order[:, params.top_k :], -np.inf, axis=1)
-    weights = np.exp(logits)
-    weights /= weights.sum(axis=1, keepdims=True)
+    count, kept = scores.shape[1], params.top_k or scores.shape[1]
+    if kept < count:
+        # Of equal scores the earlier stays: only the few that may be kept are put in order.
+        least = -np.partition(-scores, kept - 1, axis=1)[:, kept - 1 : kept]
+        chosen = scores > least
+        ties = scores == least
+        room = kept - chosen.sum(axis=1, keepdims=True)
+        chosen |= ties & (ties.cumsum(axis=1) <= room)
+        columns = np.nonzero(chosen)[1].reshape(-1, kept)
+    else:
+        columns = np.broadcast_to(np.arange(count), scores.shape)
+    exact = np.take_along_axis(scores, columns, axis=1).astype(np.float64)
+    best = exact.max(axis=1, keepdims=True)
+    powers = np.exp((exact - best) / params.temperature)
+    powers /= powers.sum(axis=1, keepdims=True)
     if params.threshold is not None:
-        weights[exact.max(axis=1) < params.threshold] = 0
-    return np.asarray(weights)
+        powers[best[:, 0] < params.threshold] = 0
+    weights = np.zeros(scores.shape)
+    np.put_along_axis(weights, columns, powers, axis=1)
+    return weights
 
 
 def _prior(params: HiddenMeanParams, count: int) -> tuple[float, ...]:
