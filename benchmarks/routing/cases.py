@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.goals import Goal, Status, Verdict
 from benchmarks.offline import Window
-from router_engine.request import TokenRouting
+from router_engine.request import LayerRouting, TokenRouting
 
 TOP_K = 4  # weights above 0, with every router that can be told
 
@@ -49,6 +49,7 @@ CASES = (
     _token("similarity", "similarity"),
     _token("similarity, lag 1", "similarity", lag=1),
     _token("similarity, every 2", "similarity", every=2),
+    Case("arrow", "arrow", {"layer_routing": LayerRouting("arrow", {"top_k": TOP_K})}),
 )
 
 

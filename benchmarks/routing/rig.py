@@ -16,6 +16,7 @@ from benchmarks.routing.cases import Case, Size, around, even_mixture
 from benchmarks.settings import RoutingSettings
 from benchmarks.subject import Subject
 from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.centroids import Centroid
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.registry import RouterRegistry
 
@@ -43,6 +44,7 @@ class Rig:
         self._prompts = [self._encode(text)[:CONTEXT] for text in texts]
         self._fixed: dict[tuple[str, Size], list[Fixed]] = {}
         self._turns = itertools.count()
+        self.centroids: dict[str, Centroid] = {}  # by digest, of the encoder
 
     async def prepare(self) -> None:
         """Load all adapters, and let every router have their centroids."""
@@ -50,7 +52,8 @@ class Rig:
         digests, seed = self.system.digests, self._settings.seed
         texts = [self._tokenizer.decode(prompt) for prompt in self._prompts]
         rows = around(await self.client.embed(texts), len(digests), seed)
-        await self.client.put_centroids(dict(zip(digests, rows, strict=True)))
+        self.centroids = dict(zip(digests, rows, strict=True))
+        await self.client.put_centroids(self.centroids)
         states = around(self._hidden(), len(digests), seed)
         for router in RouterRegistry.discover().hidden_names:
             vectors = dict(zip(digests, states.tolist(), strict=True))

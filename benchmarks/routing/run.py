@@ -25,6 +25,7 @@ from benchmarks.routing.contexts import compare_contexts
 from benchmarks.routing.encoder import encoder_worker
 from benchmarks.routing.profile import dearest, own_ms
 from benchmarks.routing.rig import CONTEXT, Rig, cache_tokens
+from benchmarks.routing.texts import centroid_service
 from benchmarks.settings import ModelSettings, RoutingSettings
 from benchmarks.subject import Subject, resolve, write_adapters
 from router_engine.errors import RouterError
@@ -179,7 +180,8 @@ async def _routes(
     rig: Rig, subject: Subject, settings: RoutingSettings
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Milliseconds of a request's route at each number of candidates; and who gave none, why."""
-    registry, services = RouterRegistry.discover(), RequestServices(rig.client)
+    centroids = await centroid_service(rig.client, rig.centroids)
+    registry, services = RouterRegistry.discover(), RequestServices(rig.client, centroids)
     lines: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     for name in registry.names:
