@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters_store.types import SampleTexts
-from router_engine.routers.centroids import Centroid, CentroidService, MadeCentroid, Routable
+from router_engine.routers.centroids import (
+    Centroid,
+    CentroidService,
+    Examples,
+    MadeCentroid,
+    Routable,
+)
 from router_engine.routers.encoder.client import EncoderClient
 
 _EXAMPLES = 32  # of an adapter, as those in `examples/adapters` have
@@ -36,7 +42,7 @@ class RandomTexts:
         return np.asarray(centroid + noise, dtype=np.float32).ravel()
 
     def put_centroid(
-        self, digest: str, encoder_digest: str, made: MadeCentroid, examples: NDArray[np.float32]
+        self, digest: str, encoder_digest: str, made: MadeCentroid, examples: Examples | None
     ) -> None:
         """Nothing is made here."""
 

@@ -50,6 +50,9 @@ class Options:
     ] = None
     level: Annotated[str, typer.Option(help="Of the router: request, token or layer.")] = "request"
     every: Annotated[int | None, typer.Option(help="Tokens between two renewals.")] = None
+    lag: Annotated[
+        int | None, typer.Option(help="Tokens by which weights may be old, so that none waits.")
+    ] = None
     context: Annotated[str | None, typer.Option(help="keep or recompute (level token).")] = None
     router_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the router; may be repeated.")
@@ -155,6 +158,7 @@ def _router(name: str, options: Options) -> dict[str, Any]:
     spec |= _given(
         {
             "every": options.every,
+            "lag": options.lag,
             "context": options.context,
             "combination": options.combination,
         }

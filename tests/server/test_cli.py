@@ -103,7 +103,7 @@ def test_generate_streams_under_a_fixed_mixture(live: Live) -> None:
 def test_generate_under_a_router_from_standard_input(live: Live) -> None:
     result = run(
         *("generate", "-", "--router", "similarity", "--candidates", "math,code"),
-        *("--level", "token", "--every", "2", "--router-option", "temperature=0.5"),
+        *("--level", "token", "--every", "2", "--lag", "1", "--router-option", "temperature=0.5"),
         *("-n", "4", "--show-weights", "--url", live.url),
         input="hello",
     )
