@@ -242,6 +242,15 @@ GENERATE_EXAMPLES = {
         },
     },
 }
+ROUTING_EXAMPLE = {
+    "adapters": ["math@1", "code@2"],
+    "weights": [[0.7, 0.3]],
+    "router": None,
+    "level": "fixed",
+    "entropy": 0.611,
+    "switches": 0,
+    "fallback": 0,
+}
 REPLY_EXAMPLE = {
     "generated_text": " 42",
     "details": {
@@ -251,14 +260,6 @@ REPLY_EXAMPLE = {
         "cached_tokens": 0,
         "seed": None,
         "tokens": [{"id": 5062, "text": " 42", "logprob": -0.3, "special": False}],
-        "routing": {
-            "adapters": ["math@1", "code@2"],
-            "weights": [[0.7, 0.3]],
-            "router": None,
-            "level": "fixed",
-            "entropy": 0.611,
-            "switches": 0,
-            "fallback": 0,
-        },
+        "routing": ROUTING_EXAMPLE,
     },
 }

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Reply
-from server.schemas.generate import PROMPT, Routing
+from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, Routing
 from server.schemas.mixture import ROUTER_EXAMPLE, Mixture
 
 MAX_COMPLETIONS = 64
@@ -91,15 +91,7 @@ SCORE_REPLY_EXAMPLE = {
         {
             "logprob": -0.31,
             "tokens": [{"id": 5062, "text": " 42", "logprob": -0.31}],
-            "routing": {
-                "adapters": ["math@1", "code@2"],
-                "weights": [[0.7, 0.3]],
-                "router": None,
-                "level": "fixed",
-                "entropy": 0.611,
-                "switches": 0,
-                "fallback": 0,
-            },
+            "routing": ROUTING_EXAMPLE,
         }
     ],
 }
