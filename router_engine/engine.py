@@ -191,7 +191,7 @@ class Engine:
     # The rest
 
     def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
-        """Centroids [hidden] for a router that reads hidden states. Raises RouterError."""
+        """What a router that reads hidden states knows adapters by. Raises RouterError."""
         self._routing.put(router, centroids)
 
     def stats(self) -> EngineStats:

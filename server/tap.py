@@ -19,13 +19,18 @@ from router_engine.routers.scoring import Window
 from server.tokenization import Tokenization
 
 _AT_ONCE = 8  # texts in the engine
+_PARTS = 4
+_FEWEST = 2  # tokens: the first has no say
+_FORM = "mean and mean square over quarters"
 _PRIORITY = 100  # behind every live request, under the policy `priority`
 
 
 class TapEncoder:
     """A `CentroidEncoder` for the routers that read hidden states: it runs in the engine.
 
-    A centroid is made of the very numbers that a request is routed by.
+    A text becomes the means of e and of e^2 over its quarters, e being the mean hidden state of its
+    first quarter, its first half, three quarters, all of it: what a request that is routed like
+    it would show on the way. See `routers.token.hidden_mean`.
     """
 
     def __init__(
@@ -52,26 +57,34 @@ class TapEncoder:
         return self._engine.restarts + 1
 
     async def info(self) -> Info:
-        """What the states depend on."""
-        return Info(0, self._info.tap, self._info.hidden_size)
+        """What an embedding depends on."""
+        return Info(0, f"{self._info.tap} {_FORM}", 2 * self._info.hidden_size)
 
     async def embed(self, texts: Sequence[str], *, window: Window = "head") -> NDArray[np.float32]:
-        """Means [texts, hidden]. Raises RouterInputError for a text of fewer than two tokens."""
-        rows = await asyncio.gather(*(self._mean(text, window) for text in texts))
+        """Rows [texts, 2 hidden]. Raises RouterInputError for a text of fewer than two tokens."""
+        rows = await asyncio.gather(*(self._embedding(text, window) for text in texts))
         return np.stack(rows)
 
     async def put_centroids(self, centroids: Mapping[str, ArrayLike]) -> None:
-        """Hand centroids [hidden] to the engine."""
+        """Hand what `embed` made, or means of it, to the engine."""
         vectors = {
             digest: np.asarray(vector, np.float64).tolist() for digest, vector in centroids.items()
         }
         for router in self._routers:
             await self._engine.put_centroids(router, vectors)
 
-    async def _mean(self, text: str, window: Window) -> NDArray[np.float32]:
+    async def _embedding(self, text: str, window: Window) -> NDArray[np.float32]:
         room = self._info.max_model_len - 1
         ids = self._tokenization.encode(text)
         ids = ids[:room] if window == "head" else ids[-room:]
+        if len(ids) < _FEWEST:
+            raise RouterInputError(f"sample text {text!r} has fewer than two tokens: too few")
+        async with self._turns:  # one after the other: each finds the one before in the cache
+            means = [await self._mean(ids[: _part(len(ids), n)]) for n in range(1, _PARTS + 1)]
+        rows = np.stack(means)
+        return np.concatenate((rows.mean(axis=0), np.square(rows).mean(axis=0)))
+
+    async def _mean(self, ids: tuple[int, ...]) -> NDArray[np.float32]:
         request = EngineRequest(
             uuid.uuid4().hex,
             ids,
@@ -80,16 +93,19 @@ class TapEncoder:
             is_tapped=True,
             report_hidden=True,
         )
-        async with self._turns, aclosing(self._engine.submit(request)) as events:
+        async with aclosing(self._engine.submit(request)) as events:
             async for event in events:
                 if isinstance(event, FinalEvent):
-                    return _hidden(event, text)
+                    return _hidden(event)
         raise RouterUnavailableError("the engine ended a text without a final event")
 
 
-def _hidden(event: FinalEvent, text: str) -> NDArray[np.float32]:
-    if event.reason is not FinishReason.LENGTH:
+def _part(length: int, number: int) -> int:
+    """The length of the first `number` quarters."""
+    return max(_FEWEST, length * number // _PARTS)
+
+
+def _hidden(event: FinalEvent) -> NDArray[np.float32]:
+    if event.reason is not FinishReason.LENGTH or not event.hidden:
         raise RouterUnavailableError(f"a sample text was not read: {event.error or event.reason}")
-    if not event.hidden:
-        raise RouterInputError(f"sample text {text!r} has fewer than two tokens: too few to route")
     return np.asarray(event.hidden, np.float32)

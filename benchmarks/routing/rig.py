@@ -54,7 +54,9 @@ class Rig:
         rows = around(await self.client.embed(texts), len(digests), seed)
         self.centroids = dict(zip(digests, rows, strict=True))
         await self.client.put_centroids(self.centroids)
-        states = around(self._hidden(), len(digests), seed)
+        hidden = self._hidden()
+        centroids = around(hidden, len(digests), seed)
+        states = np.concatenate((centroids, centroids**2 + hidden.var(axis=0)), axis=1)
         for router in RouterRegistry.discover().hidden_names:
             vectors = dict(zip(digests, states.tolist(), strict=True))
             self.system.engine.put_centroids(router, vectors)

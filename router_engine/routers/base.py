@@ -109,7 +109,7 @@ class HiddenRouter(Protocol):
     """
 
     def put(self, centroids: Mapping[str, Sequence[float]]) -> None:
-        """Keep the centroids [hidden] of adapters, by digest."""
+        """Keep of adapters, by digest, the means of e and of e^2 over their texts [2 hidden]."""
 
     def begin(self, request_id: str, candidates: Sequence[str], routing: TokenRouting) -> Prior:
         """Start on a request. Raises RouterError when it cannot be routed."""

@@ -97,7 +97,7 @@ class Routing:
             _set(self._hidden[name].weigh(questions), scheduler, fail)
 
     def put(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
-        """Centroids [hidden] for a router that reads hidden states. Raises RouterError."""
+        """What a router that reads hidden states knows adapters by. Raises RouterError."""
         if router not in self._hidden:
             known = ", ".join(sorted(self._hidden)) or "none"
             raise RouterError(f"router {router!r} takes no centroids here; those that do: {known}")

@@ -50,14 +50,16 @@ def _routed(
     )
 
 
-def _centroids(count: int) -> list[list[float]]:
-    rows = np.random.default_rng(7).normal(size=(count, 64)) * 0.3
-    return [[float(x) for x in row] for row in rows]
+def _vectors(count: int) -> Vector:
+    """Means and mean squares [count, 2 * 64]."""
+    rng = np.random.default_rng(7)
+    means = rng.normal(size=(count, 64)) * 0.3
+    return np.concatenate((means, means**2 + rng.uniform(0.01, 0.5, size=64)), axis=1)
 
 
 def _publish(engine: PathEngine, folders: Sequence[Path]) -> list[str]:
     digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
-    engine.put_centroids(dict(zip(digests, _centroids(len(digests)), strict=True)))
+    engine.put_centroids(dict(zip(digests, _vectors(len(digests)).tolist(), strict=True)))
     return digests
 
 
@@ -71,13 +73,16 @@ def _mean(base: Any, ids: Sequence[int]) -> Vector:
 
 
 def _weights(mean: Vector, count: int) -> Vector:
-    """softmax(cos(e - m, c_j - m) / T), written out."""
-    rows = np.array(_centroids(count))
+    """softmax(cos((e - m) / d, (c_j - m) / d) / T), written out."""
+    vectors = _vectors(count)
+    rows, squares = vectors[:, :64], vectors[:, 64:]
     middle = rows.mean(axis=0)
-    e = mean - middle
-    scores = [
-        float(e @ (c - middle) / (np.linalg.norm(e) * np.linalg.norm(c - middle))) for c in rows
-    ]
+    spread = np.sqrt(squares.mean(axis=0) - middle**2)
+    e = (mean - middle) / spread
+    scores = []
+    for row in rows:
+        c = (row - middle) / spread
+        scores.append(float(e @ c / (np.linalg.norm(e) * np.linalg.norm(c))))
     powers = np.exp(np.array(scores) / TEMPERATURE)
     return np.asarray(powers / powers.sum())
 

@@ -1,11 +1,15 @@
 """The token router `hidden_mean`: the base's own hidden states are the embedding.
 
 e is the mean of the base's hidden states at the tap layer over the text so far, each scaled to a
-root mean square of 1, as some are a hundred times as large as others; the centroid of an
-adapter is the mean of that over its sample texts, computed the same way. No second model runs and
-nothing waits: the states are there when the pass is over. Both are centred, as hidden states of
-all texts share one large direction: s_j = cos(e - m, c_j - m) with m the mean of the candidates'
-centroids; then w = softmax(s / temperature) over the top_k best.
+root mean square of 1, as some are a hundred times as large as others. An adapter is known by two
+vectors, c and q: the means of e and of e^2 over its sample texts, each read in quarters, as the
+router reads texts that have only begun. No second model runs and nothing waits: the states are
+there when the pass is over.
+
+Hidden states of all texts share one large direction, and a few of their dimensions vary more than
+all others together. So both are standardised: with m the mean of the candidates' c and
+d = sqrt(mean q - m^2), s_j = cos((e - m) / d, (c_j - m) / d); then w = softmax(s / temperature)
+over the top_k best.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from router_engine.routers.registry import RouterSpec
 from router_engine.routers.scoring import CosineParams
 
 _KEPT = 64  # matrices of candidates in use
+_LEAST = 1e-6  # of a variance, so that one text alone can be routed to
 
 Matrix = NDArray[np.float32]
 
@@ -50,10 +55,24 @@ class HiddenMeanParams(CosineParams):
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """mean [hidden]: of the centroids. units [k, hidden]: centred, of length 1."""
+    """mean, spread [hidden]: of the candidates' texts. units [k, hidden]: of length 1."""
 
     mean: Matrix
+    spread: Matrix
     units: Matrix
+
+    @classmethod
+    def of(cls, vectors: Matrix) -> _Candidates:
+        """From c and q of each, [k, 2 hidden]."""
+        centroids, squares = np.split(vectors.astype(np.float64), 2, axis=1)
+        mean = centroids.mean(axis=0)
+        spread = np.sqrt(np.maximum(squares.mean(axis=0) - mean**2, _LEAST))
+        units = _units((centroids - mean) / spread)
+        return cls(*(part.astype(np.float32) for part in (mean, spread, units)))
+
+    def scores(self, means: Matrix) -> Matrix:
+        """means [n, hidden] -> cosines [n, k]."""
+        return np.asarray(_units((means - self.mean) / self.spread) @ self.units.T)
 
 
 class _Group:
@@ -74,7 +93,7 @@ class HiddenMeanRouter:
         self._matrices: OrderedDict[tuple[str, ...], _Candidates] = OrderedDict()
 
     def put(self, centroids: Mapping[str, Sequence[float]]) -> None:
-        """Keep centroids [hidden] by digest."""
+        """See `HiddenRouter.put`."""
         self._centroids.update(
             (digest, np.asarray(vector, np.float32)) for digest, vector in centroids.items()
         )
@@ -112,8 +131,7 @@ class HiddenMeanRouter:
     def _weigh(self, group: _Group, questions: Sequence[HiddenQuestion]) -> Iterator[RoutedWeights]:
         candidates = self._matrix(group.candidates)
         means = np.stack([question.mean for question in questions if question.mean is not None])
-        scores = _units(means - candidates.mean) @ candidates.units.T
-        rows = weights_of_scores(scores, group.params).tolist()
+        rows = weights_of_scores(candidates.scores(means), group.params).tolist()
         for question, row in zip(questions, rows, strict=True):
             yield RoutedWeights(question.request_id, question.num_tokens, tuple(row))
 
@@ -121,8 +139,7 @@ class HiddenMeanRouter:
         found = self._matrices.get(candidates)
         if found is None:
             rows = np.stack([self._centroids[digest] for digest in candidates])
-            mean = rows.mean(axis=0)
-            found = self._matrices[candidates] = _Candidates(mean, _units(rows - mean))
+            found = self._matrices[candidates] = _Candidates.of(rows)
         self._matrices.move_to_end(candidates)
         if len(self._matrices) > _KEPT:
             self._matrices.popitem(last=False)

@@ -50,7 +50,9 @@ def test_of_equal_scores_the_earlier_candidate_stays() -> None:
 def test_requests_of_one_step_are_weighed_together_and_each_by_its_own_candidates() -> None:
     router = HiddenMeanRouter()
     centroids = np.random.default_rng(0).normal(size=(3, 5))
-    router.put({name: list(row) for name, row in zip("abc", centroids, strict=True)})
+    squares = centroids**2 + np.arange(1, 6)
+    vectors = np.concatenate((centroids, squares), axis=1)
+    router.put({name: list(row) for name, row in zip("abc", vectors, strict=True)})
     groups = {"one": "abc", "two": "ab", "three": "abc"}
     for name, candidates in groups.items():
         assert router.begin(name, tuple(candidates), ROUTING).num_tokens is None
@@ -58,11 +60,13 @@ def test_requests_of_one_step_are_weighed_together_and_each_by_its_own_candidate
     questions = [HiddenQuestion(name, 9, mean) for name, mean in zip(groups, means, strict=True)]
     answers = {answer.request_id: answer for answer in router.weigh(questions)}
     for question in questions:
-        rows = centroids[: len(groups[question.request_id])]
-        middle = rows.mean(axis=0)
+        size = len(groups[question.request_id])
+        middle = centroids[:size].mean(axis=0)
+        spread = np.sqrt(squares[:size].mean(axis=0) - middle**2)
         assert question.mean is not None
-        e = question.mean - middle
-        scores = [e @ (c - middle) / np.linalg.norm(e) / np.linalg.norm(c - middle) for c in rows]
+        e = (question.mean - middle) / spread
+        rows = (centroids[:size] - middle) / spread
+        scores = [e @ c / np.linalg.norm(e) / np.linalg.norm(c) for c in rows]
         expected = np.exp(np.array(scores) / 0.5)
         answer = answers[question.request_id]
         assert answer.num_tokens == 9
@@ -71,7 +75,7 @@ def test_requests_of_one_step_are_weighed_together_and_each_by_its_own_candidate
 
 def test_without_states_the_prior_goes_on() -> None:
     router = HiddenMeanRouter()
-    router.put({"a": [1.0, 0.0], "b": [0.0, 1.0]})
+    router.put({"a": [1.0, 0.0, 1.0, 0.0], "b": [0.0, 1.0, 0.0, 1.0]})
     router.begin("r", ("a", "b"), TokenRouting("hidden_mean", {"prior": "base", "warmup": 8}))
     (answer,) = router.weigh([HiddenQuestion("r", 1, None)])
     assert answer.weights == (0.0, 0.0)
