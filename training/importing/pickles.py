@@ -29,8 +29,6 @@ def read_pickle(stream: BinaryIO) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles, which the errors below tell of
             loaded: object = torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # a damaged file ends in whatever error its bytes lead to
         raise InvalidAdapterError([Problem("checkpoint", _reason(error))]) from error
     return loaded
