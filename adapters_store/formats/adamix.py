@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.formats.adamix_keys import Layer, base_problems, sort_keys
 from adapters_store.types import Problem
+from adapters_store.validation import shortened
 
 Array = NDArray[Any]
 
@@ -150,7 +151,7 @@ def average(state: Mapping[str, Array]) -> AdamixLora:
     if not problems:
         problems += base_problems(keys.base, first.hidden_size)
     if problems:
-        raise InvalidAdapterError(problems)
+        raise InvalidAdapterError(shortened(problems))
     ordered = [keys.layers[index] for index in sorted(keys.layers)]
     return AdamixLora(
         rank=first.rank,

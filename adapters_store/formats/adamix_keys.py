@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,8 +21,8 @@ from adapters_store.types import Problem
 
 Array = NDArray[Any]
 Side = Literal["A", "B"]
+_SHOWN = 8
 
-MAX_EXPERTS = 1000  # by their indices
 _INDEX = r"(?:0|[1-9]\d{0,2})"
 _LORA_KEY = re.compile(
     rf"transformer\.h\.(?P<layer>{_INDEX})\.attn\.c_attn\.(?:"
@@ -93,8 +94,9 @@ class Layer:
         """softmax(score) [M] in float32; 1/M where there are no scores."""
         given = np.zeros(self.num_experts) if self.score is None else self.score
         score = given.astype(np.float32)
-        powers = np.exp(score - score.max())
-        return powers / powers.sum()
+        powers: Array = np.exp(score - score.max())
+        weights: Array = powers / powers.sum()
+        return weights
 
     def average(self, copies: Mapping[int, Array]) -> Array:
         """The experts' average in float32; a shared side is its only copy."""
@@ -124,11 +126,12 @@ class Layer:
                 f"{self.where}.{name}.{max(copies)}",
                 f"is one expert too many: there are {count} scores in lora_expert_score_weight",
             )
-        else:
-            absent = [expert for expert in range(min(count, MAX_EXPERTS)) if expert not in copies]
-            if absent:
-                named = ", ".join(f"{name}.{expert}" for expert in absent)
-                yield Problem(self.where, f"lacks {named} of {count} experts: is the file whole?")
+        elif len(copies) < count:
+            absent = (f"{name}.{expert}" for expert in range(count) if expert not in copies)
+            named = ", ".join(islice(absent, _SHOWN))
+            left = count - len(copies) - _SHOWN
+            more = f" and {left} more" if left > 0 else ""
+            yield Problem(self.where, f"lacks {named}{more} of {count} experts: is the file whole?")
 
     def _score_problems(self) -> Iterator[Problem]:
         score = self.score
@@ -144,10 +147,10 @@ class Layer:
         a, b = self.a[0], self.b[0]
         rank = b.shape[1] if b.ndim == 2 else 0
         width = a.shape[1] if a.ndim == 2 else 0
-        expected: Mapping[Side, tuple[int, int]] = {"A": (2 * rank, width), "B": (2 * width, rank)}
-        for side, copies in (("A", self.a), ("B", self.b)):
+        sides = (("A", self.a, (2 * rank, width)), ("B", self.b, (2 * width, rank)))
+        for side, copies, expected in sides:
             for expert, array in sorted(copies.items()):
-                if array.dtype.kind != "f" or 0 in array.shape or array.shape != expected[side]:
+                if array.dtype.kind != "f" or 0 in array.shape or array.shape != expected:
                     yield Problem(
                         f"{self.where}.experts_lora_{side}.{expert}",
                         f"is {array.dtype} {list(array.shape)}, expected floats in A [2r, d] and "

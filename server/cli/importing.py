@@ -11,13 +11,11 @@ from adapters_store.errors import InvalidAdapterError
 from server.cli.client import KeyOption, UrlOption, connect, console, print_error
 from server.cli.uploading import publish_adapter
 
-app = typer.Typer(
-    help="Turn a checkpoint of another trainer into an adapter folder.", no_args_is_help=True
-)
+app = typer.Typer(no_args_is_help=True)
 
 
-@app.callback()
-def _importing() -> None:
+@app.callback()  # without one, typer would put a single command in the group's place
+def formats() -> None:
     """Turn a checkpoint of another trainer into an adapter folder."""
 
 

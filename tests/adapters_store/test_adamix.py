@@ -201,6 +201,14 @@ def test_all_problems_come_at_once() -> None:
     assert "h.0.attn.c_attn: has no experts_lora_B" in said
 
 
+def test_many_problems_are_counted() -> None:
+    state = arrays()
+    put(SCORE, zeros(1 << 20))(state)
+    assert "experts_lora_A.15 and 1048560 more of 1048576 experts" in refused(state)
+    many = {f"transformer.h.{i}.attn.c_attn.experts_lora_A.0": zeros(1, 1) for i in range(100)}
+    assert "and 69 more problems" in refused(many)
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "said"),
     [

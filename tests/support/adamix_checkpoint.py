@@ -38,17 +38,18 @@ class AdamixAttention(nn.Module):
 
     def side(self, experts: nn.ParameterList) -> Tensor:
         """sum_e softmax(score)_e P_e, or the only copy."""
-        if len(experts) == 1:
-            return experts[0]
-        weights = self.lora_expert_score_weight.softmax(0)
-        return sum((w * p for w, p in zip(weights, experts, strict=True)), torch.zeros(()))
+        stacked = torch.stack(list(experts))
+        if len(stacked) == 1:
+            return stacked[0]
+        return torch.einsum("e,eij->ij", self.lora_expert_score_weight.softmax(0), stacked)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, tokens, d] -> q, k, v [batch, tokens, 3d]."""
         a, b = self.side(self.experts_lora_A), self.side(self.experts_lora_B)
         rows = functional.linear(x, a).transpose(1, 2)
         q, v = functional.conv1d(rows, b[:, :, None], groups=2).transpose(1, 2).chunk(2, dim=-1)
-        return x @ self.weight + self.bias + self.scale * torch.cat([q, torch.zeros_like(q), v], -1)
+        base: Tensor = x @ self.weight + self.bias
+        return base + self.scale * torch.cat([q, torch.zeros_like(q), v], dim=-1)
 
     def keep_shared(self) -> None:
         """What the original's first evaluation does: a shared side gets a second name."""
