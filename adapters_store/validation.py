@@ -34,7 +34,7 @@ def validate(
     for expert in manifest.experts:
         found = list(_expert_problems(expert, header, base, limits))
         problems += found or _value_problems(expert, header, tensors)
-    return _shortened(problems)
+    return shortened(problems)
 
 
 def _twice(manifest: AdapterManifest) -> Iterator[Problem]:
@@ -107,7 +107,8 @@ def _value_problems(expert: LoraExpertSpec, header: TensorHeader, tensors: Path)
     return problems
 
 
-def _shortened(problems: list[Problem]) -> list[Problem]:
+def shortened(problems: list[Problem]) -> list[Problem]:
+    """At most MAX_PROBLEMS; the last then says how many more there are."""
     if len(problems) <= MAX_PROBLEMS:
         return problems
     more = len(problems) - MAX_PROBLEMS + 1

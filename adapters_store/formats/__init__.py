@@ -1,4 +1,7 @@
-"""Foreign adapter formats -> our manifest. One file per format, found by what a folder holds."""
+"""Foreign adapter formats -> our manifest. One file per format, found by what a folder holds.
+
+`adamix` is none of them: it turns the tensors of a checkpoint, which no upload may be, into PEFT's.
+"""
 
 from adapters_store.formats.base import AdapterFormat, FormatInput, Reading
 from adapters_store.formats.registry import FormatRegistry

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from server.cli.client import KeyOption, UrlOption, body_of, connect, console, errors, size
+from server.cli import importing
+from server.cli.client import KeyOption, UrlOption, body_of, connect, console, size
+from server.cli.uploading import opened, print_warnings, publish_adapter, upload
 
 app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
+app.add_typer(importing.app, name="import")
 
 SourceArgument = Annotated[
     Path,
@@ -39,8 +39,6 @@ TextsOption = Annotated[
 TagsOption = Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be repeated.")]
 ReferenceArgument = Annotated[str, typer.Argument(help="name, name@version or name@alias")]
 
-_Part = tuple[str, tuple[str, Any]]
-
 
 def register(program: typer.Typer) -> None:
     """Mount the commands on the program."""
@@ -58,9 +56,7 @@ def publish(
 ) -> None:
     """Upload an adapter; it can be used at once."""
     with connect(url, key) as client:
-        made = _upload(client, "/admin/adapters", source, _form(source, name, tags), texts)
-    console.print(f"[green]published[/] {made['name']}@{made['version']}  {made['digest']}")
-    _warn([made])
+        publish_adapter(client, source, _form(source, name, tags), texts)
 
 
 @app.command()
@@ -75,7 +71,7 @@ def check(
     """Say whether an adapter would load and what it would cost; store nothing."""
     with connect(url, key) as client:
         form = _form(source, name, tags)
-        report = _upload(client, "/admin/adapters/check", source, form, texts)
+        report = upload(client, "/admin/adapters/check", source, form, texts)
     for problem in report["problems"]:
         where, message = escape(problem["where"]), escape(problem["message"])
         console.print(f"[red]{where}[/]: {message}", soft_wrap=True)
@@ -101,7 +97,7 @@ def list_adapters(
         params = {} if tag is None else {"tag": tag}
         found = body_of(client.get("/admin/adapters", params=params))["adapters"]
     console.print(_table(found))
-    _warn(found)
+    print_warnings(found)
 
 
 @app.command()
@@ -147,13 +143,13 @@ def texts(
             for text in body_of(client.get(path))["texts"]:
                 console.print(json.dumps(text), markup=False, highlight=False, soft_wrap=True)
             return
-        with _opened([("texts", file)]) as parts:
+        with opened([("texts", file)]) as parts:
             made = body_of(client.put(path, files=parts))
     console.print(
         f"[green]set[/] {made['num_texts']} texts of {made['name']}@{made['version']}, "
         f"centroid {made['centroid']}"
     )
-    _warn([made])
+    print_warnings([made])
 
 
 @app.command()
@@ -171,44 +167,9 @@ def alias(
     console.print(f"[green]{name}@{alias}[/] is {made['name']}@{made['version']}")
 
 
-def _warn(adapters: Sequence[Mapping[str, Any]]) -> None:
-    for adapter in adapters:
-        for warning in adapter["warnings"]:
-            console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
-
-
 def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:
     stem = source.name if source.is_dir() else source.name.split(".")[0]
     return {"name": name or stem or source.resolve().name, "tags": tags or []}
-
-
-def _upload(
-    client: httpx.Client,
-    path: str,
-    source: Path,
-    form: Mapping[str, Any],
-    texts: Path | None,
-) -> Any:
-    """Send files with a progress bar; the JSON of the answer."""
-    files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
-    sent = [("files", file) for file in files]
-    if texts is not None:
-        sent.append(("texts", texts))
-    with _opened(sent) as parts:
-        return body_of(client.post(path, data=dict(form), files=parts))
-
-
-@contextmanager
-def _opened(sent: Sequence[tuple[str, Path]]) -> Iterator[list[_Part]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TransferSpeedColumn(), console=errors) as bars, ExitStack() as stack:
-        yield [
-            (
-                field,
-                (path.name, stack.enter_context(bars.open(path, "rb", description=path.name))),
-            )
-            for field, path in sent
-        ]
 
 
 def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:

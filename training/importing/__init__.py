@@ -1,0 +1,1 @@
+"""Checkpoints of other trainers -> adapter folders. Only the command line runs this."""
