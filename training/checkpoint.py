@@ -24,12 +24,13 @@ class Checkpoint:
 
     settings: Mapping[str, Any]
     step: int
-    adapter: Mapping[str, torch.Tensor]
+    adapter: Mapping[str, torch.Tensor]  # everything that is learnt, by the parameter's name
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
     random_state: torch.Tensor
     device_random_states: list[torch.Tensor]  # of each CUDA device
-    losses: list[float]
+    generator_states: list[torch.Tensor]  # of the recipe's own generators
+    curves: Mapping[str, list[float]]
     dev_before: float | None
     seconds: float
 
