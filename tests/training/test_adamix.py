@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,21 +265,21 @@ def test_the_engine_serves_what_was_trained(make_run: MakeRun, tmp_path: Path) -
     harness.close()
 
 
-WRONG: list[tuple[Callable[[], AdamixSettings], str]] = [
-    (lambda: AdamixSettings(copies=0), "copies is 0; it must be at least 1"),
-    (lambda: AdamixSettings(consistency=-1.0), "consistency is -1.0; it must be a number"),
-    (lambda: AdamixSettings(consistency=float("nan")), "consistency is nan"),
-    (lambda: AdamixSettings(draws=-1), "draws is -1"),
-    (lambda: AdamixSettings(share="both"), "share is 'both'; it must be none, down or up"),  # type: ignore[arg-type]
-]
-
-
-@pytest.mark.parametrize(("make", "told"), WRONG)
-def test_settings_that_mean_nothing_are_refused(
-    make: Callable[[], AdamixSettings], told: str
-) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"copies": 0}, "copies is 0; it must be at least 1"),
+        ({"consistency": -1.0}, "consistency is -1.0; it must be a number of at least 0"),
+        ({"consistency": float("nan")}, "consistency is nan"),
+        ({"draws": -1}, "draws is -1; it must be at least 0"),
+        ({"share": "both"}, "share is 'both'; it must be none, down or up"),
+        ({"routing": "token"}, "routing is 'token'; it must be batch or example"),
+        ({"init": "zero"}, "init is 'zero'; it must be shared or independent"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(TrainingError, match=told):
-        make()
+        AdamixSettings(**wrong)
 
 
 @pytest.mark.parametrize("alone", [{"share": "down"}, {"copies": 1}])

@@ -64,9 +64,8 @@ def merge_copies(model: Any) -> None:
     for layer in _lora_layers(model):
         for held in (layer.lora_A, layer.lora_B):
             mean = held[_ADAPTER].weight.detach()
-            merged = torch.nn.utils.skip_init(
-                torch.nn.Linear, mean.shape[1], mean.shape[0], bias=False
-            )
+            width_out, width_in = mean.shape
+            merged = torch.nn.Linear(width_in, width_out, bias=False, device="meta")
             merged.weight = torch.nn.Parameter(mean)
             held[_ADAPTER] = merged
 
