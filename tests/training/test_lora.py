@@ -87,6 +87,16 @@ def test_a_checkpoint_of_another_run_is_refused_unless_restarted(
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
 
 
+def test_a_checkpoint_of_another_version_is_refused_unless_restarted(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    torch.save({"settings": {}, "step": 3}, tmp_path / "checkpoint.pt")
+    run = make_run(data={"max_rows": 8})
+    with pytest.raises(CheckpointError, match="of another version of the program: restart"):
+        train_lora(run, tmp_path)
+    assert train_lora(run, tmp_path, restart=True).losses
+
+
 def test_the_adapter_loads_with_peft_and_changes_the_logits(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
