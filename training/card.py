@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from training.recipes.lora import Outcome
+    from training.run import Outcome
     from training.settings import RunSettings
 
 _TEMPLATE = """\
@@ -22,7 +22,7 @@ tags: [lora, adaptermix]
 
 # {name}
 
-A LoRA adapter for `{base}`, trained with `adaptermix train lora` on completion tokens only.
+A LoRA adapter for `{base}`, trained with `adaptermix {command}` on completion tokens only.
 
 The licence of the data binds the adapter: **{licence}**.
 
@@ -30,10 +30,10 @@ The licence of the data binds the adapter: **{licence}**.
 |---|---|
 | data | {files} |
 | rows | {train_rows} to train, {dev_rows} for dev ({left_out} over {max_length} tokens left out) |
-| LoRA | rank {rank}, alpha {alpha:g}, {kind}, dropout {dropout:g}, on {targets} |
+| LoRA | rank {rank}, alpha {alpha:g}, {kind}, dropout {dropout:g}, on {targets} |{notes}
 | optimizer | AdamW, peak {learning_rate:g}, {schedule}, warm-up {warmup:.0%}, clip {clip:g} |
 | batches | {steps} steps of at most {batch_tokens} tokens, {epochs} epoch(s), seed {seed} |
-| numbers | {dtype} base, fp32 LoRA weights, stored as bfloat16 |
+| numbers | {dtype} base, fp32 LoRA weights, stored as {dtype} |
 | compute | {tokens} tokens in {seconds:.0f} s on {threads} threads of {device} |
 | dev loss | {before} before, {after} after (nats per completion token, end-of-text included) |
 
@@ -41,12 +41,13 @@ The licence of the data binds the adapter: **{licence}**.
 """
 
 
-def write_card(out: Path, settings: RunSettings, outcome: Outcome) -> None:
-    """Write `out/README.md`."""
+def write_card(out: Path, settings: RunSettings, outcome: Outcome, command: str) -> None:
+    """Write `out/README.md`; `command` is that of the recipe."""
     lora, loop, data = settings.lora, settings.loop, settings.data
     text = _TEMPLATE.format(
         name=out.resolve().name,
         base=settings.base_name,
+        command=command,
         licence=settings.licence,
         files=", ".join(f"{path.resolve().parent.name}/{path.name}" for path in settings.files),
         train_rows=outcome.train_rows,
@@ -58,6 +59,7 @@ def write_card(out: Path, settings: RunSettings, outcome: Outcome) -> None:
         kind="alpha / sqrt(rank) (rsLoRA)" if lora.rslora else "scale alpha / rank",
         dropout=lora.dropout,
         targets=", ".join(lora.targets),
+        notes="".join(f"\n| {what} | {said} |" for what, said in outcome.notes.items()),
         learning_rate=loop.learning_rate,
         schedule=loop.schedule,
         warmup=loop.warmup_ratio,

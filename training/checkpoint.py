@@ -24,12 +24,13 @@ class Checkpoint:
 
     settings: Mapping[str, Any]
     step: int
-    adapter: Mapping[str, torch.Tensor]
+    adapter: Mapping[str, torch.Tensor]  # everything that is learnt, by the parameter's name
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
     random_state: torch.Tensor
     device_random_states: list[torch.Tensor]  # of each CUDA device
-    losses: list[float]
+    generator_states: list[torch.Tensor]  # of the recipe's own generators
+    curves: Mapping[str, list[float]]
     dev_before: float | None
     seconds: float
 
@@ -48,12 +49,16 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
 def load(directory: Path, settings: Mapping[str, Any]) -> Checkpoint | None:
     """The checkpoint of `directory`, None where there is none.
 
-    Raises CheckpointError, naming each setting that differs, where it belongs to another run.
+    Raises CheckpointError, naming each setting that differs, where it belongs to another run, or
+    where another version wrote it.
     """
     path = directory / _FILE
     if not path.exists():
         return None
-    checkpoint = Checkpoint(**torch.load(path, weights_only=True))
+    values = torch.load(path, weights_only=True)
+    if set(values) != set(Checkpoint.__slots__):
+        raise CheckpointError(f"{path} is of another version of the program: restart")
+    checkpoint = Checkpoint(**values)
     differing = [
         f"{name} (then {checkpoint.settings.get(name)!r}, now {settings.get(name)!r})"
         for name in sorted({*settings, *checkpoint.settings})

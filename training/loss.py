@@ -43,19 +43,50 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     return Batch(tokens.to(device), mask.to(device), positions.to(device), labels.to(device))
 
 
-def completion_nll(model: Any, batch: Batch) -> Tensor:
-    """Negative log-likelihood [rows, kept] in nats of each completion token, 0 at padding."""
-    logits = model(
+def completion_logits(model: Any, batch: Batch) -> Tensor:
+    """What predicts each label: logits [rows, kept, vocabulary] in the model's dtype."""
+    logits: Tensor = model(
         input_ids=batch.tokens,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         logits_to_keep=batch.labels.shape[1] + 1,
         use_cache=False,
     ).logits[:, :-1]
+    return logits
+
+
+def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood [rows, kept] in nats of each completion token, 0 at padding."""
     flat = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=-100, reduction="none"
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
     )
-    return flat.view_as(batch.labels)
+    return flat.view_as(labels)
+
+
+def completion_nll(model: Any, batch: Batch) -> Tensor:
+    """`nll_of` what the model says of a batch."""
+    return nll_of(completion_logits(model, batch), batch.labels)
+
+
+def mean_over_targets(nll: Tensor, labels: Tensor) -> Tensor:
+    """Nats per completion token, a scalar."""
+    return nll.sum() / (labels != -100).sum()
+
+
+def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """How far two passes are apart: logits [targets, classes] each, a scalar in nats per target.
+
+    1/2 [KL(sg(softmax second) || softmax first) + KL(sg(softmax first) || softmax second)] in fp32,
+    sg = no gradient: each term pulls one pass towards where the other stands (AdaMix, section 3.2).
+    """
+    log_p, log_q = first.float().log_softmax(dim=-1), second.float().log_softmax(dim=-1)
+
+    def pulled(trained: Tensor, target: Tensor) -> Tensor:
+        return torch.nn.functional.kl_div(
+            trained, target.detach(), reduction="batchmean", log_target=True
+        )
+
+    return 0.5 * (pulled(log_p, log_q) + pulled(log_q, log_p))
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""The loss curve as a small PNG."""
+"""The loss curves as a small PNG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -10,17 +10,22 @@ from matplotlib.figure import Figure
 _SMOOTHING = 0.9  # of an exponential moving average
 
 
-def plot_losses(losses: Sequence[float], path: Path) -> None:
-    """Draw the training loss of every step, and its moving average."""
-    smooth: list[float] = []
-    for loss in losses:
-        smooth.append(_SMOOTHING * smooth[-1] + (1 - _SMOOTHING) * loss if smooth else loss)
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.add_subplot()
-    steps = range(1, len(losses) + 1)
-    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="batch")
-    axes.plot(steps, smooth, color="C0", label="moving average")
-    axes.set_xlabel("step")
-    axes.set_ylabel("nats per completion token")
-    axes.legend(frameon=False)
+def plot_losses(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draw every curve of a training run, one above the other, each with its moving average."""
+    figure = Figure(figsize=(5, 3 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(panels, curves.items(), strict=True):
+        steps = range(1, len(values) + 1)
+        axes.plot(steps, values, color="0.75", linewidth=0.8, label="batch")
+        axes.plot(steps, _smooth(values), color="C0", label="moving average")
+        axes.set_ylabel(f"{name}, nats per completion token")
+        axes.legend(frameon=False)
+    panels[-1].set_xlabel("step")
     figure.savefig(path, dpi=80, metadata={"Software": None})
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    smooth: list[float] = []
+    for value in values:
+        smooth.append(_SMOOTHING * smooth[-1] + (1 - _SMOOTHING) * value if smooth else value)
+    return smooth

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from training.errors import TrainingError
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 DTypeName = Literal["bfloat16", "float32"]
+Routing = Literal["batch", "example"]
+Share = Literal["none", "down", "up"]
+Init = Literal["shared", "independent"]
 
 
 def about(text: str) -> dict[str, str]:
@@ -42,6 +46,44 @@ class LoraSettings:
         _check("alpha", self.alpha, "above 0", holds=self.alpha > 0)
         _check("targets", self.targets, "at least one name", holds=len(self.targets) > 0)
         _check("dropout", self.dropout, "from 0 to below 1", holds=0 <= self.dropout < 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AdamixSettings:
+    """Copies of A (down) and B (up) of every pair: drawn while training, averaged at the end."""
+
+    copies: int = field(default=4, metadata=about("Copies of each A and B that isn't shared."))
+    share: Share = field(
+        default="up", metadata=about("Side with one copy only: B (up), A (down) or none.")
+    )
+    routing: Routing = field(
+        default="batch", metadata=about("Draw once a linear layer for the batch, or an example.")
+    )
+    consistency: float = field(
+        default=100.0,
+        metadata=about("Weight of the loss between two passes; 0 leaves out the second pass."),
+    )
+    init: Init = field(
+        default="shared", metadata=about("Copies of A begin equal, or each with its own weights.")
+    )
+    draws: int = field(
+        default=4, metadata=about("Random draws of copies to measure on the dev rows at the end.")
+    )
+    keep_copies: bool = field(
+        default=False, metadata=about("Keep the copies, too, in <out>.copies.safetensors.")
+    )
+
+    def __post_init__(self) -> None:
+        _check("copies", self.copies, "at least 1", holds=self.copies >= 1)
+        _check("share", self.share, "none, down or up", holds=self.share in get_args(Share))
+        _check("routing", self.routing, "batch or example", holds=self.routing in get_args(Routing))
+        weight = self.consistency
+        _check("consistency", weight, "a number of at least 0", holds=0 <= weight < math.inf)
+        _check("init", self.init, "shared or independent", holds=self.init in get_args(Init))
+        one_a = self.share == "down" or self.copies == 1
+        allowed = "shared where there is one copy of A"
+        _check("init", self.init, allowed, holds=self.init == "shared" or not one_a)
+        _check("draws", self.draws, "at least 0", holds=self.draws >= 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from server.cli.fields import command_of
 from server.settings import SettingsError, load_settings
 from training.errors import TrainingError
 from training.settings import (
+    AdamixSettings,
     DataSettings,
     DTypeName,
     LoopSettings,
@@ -34,6 +35,7 @@ from training.settings import (
 
 if TYPE_CHECKING:
     from training.loop import StepReport
+    from training.run import Outcome
 
 _EXTRA = ("peft", "matplotlib")
 _DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -43,6 +45,7 @@ def register(app: typer.Typer) -> None:
     """Mount the commands on the program."""
     group = typer.Typer(help="Make adapters and measure them.", no_args_is_help=True)
     group.command("lora")(_reporting(command_of(lora)))
+    group.command("adamix")(_reporting(command_of(adamix)))
     group.command("eval")(_reporting(command_of(evaluate)))
     app.add_typer(group, name="train")
 
@@ -129,8 +132,30 @@ def lora(
     """Train a LoRA adapter on the completions of the data."""
     from training.recipes.lora import train_lora
 
+    _train(train_lora, output, _run_settings(source, base, lora, data, loop))
+
+
+def adamix(
+    source: Source,
+    output: Output,
+    base: Base,
+    lora: LoraSettings,
+    adamix: AdamixSettings,
+    data: DataSettings,
+    loop: LoopSettings,
+) -> None:
+    """Train copies of a LoRA adapter that are drawn at random; their mean is the adapter."""
+    from training.recipes.adamix import train_adamix
+
+    settings = _run_settings(source, base, lora, data, loop)
+    _train(functools.partial(train_adamix, adamix=adamix), output, settings)
+
+
+def _run_settings(
+    source: Source, base: Base, lora: LoraSettings, data: DataSettings, loop: LoopSettings
+) -> RunSettings:
     path, name = base.resolve()
-    run = RunSettings(
+    return RunSettings(
         base=path,
         base_name=name,
         files=source.data,
@@ -141,13 +166,18 @@ def lora(
         dtype=base.dtype,
         device=base.device,
     )
+
+
+def _train(train: Callable[..., Outcome], output: Output, settings: RunSettings) -> None:
+    """Run a recipe behind a progress bar and tell what came of it."""
     with _bar("training") as advance:
 
         def on_step(report: StepReport) -> None:
-            advance(report.step, report.num_steps, f"loss {report.loss:.3f}")
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+            advance(report.step, report.num_steps, losses)
 
-        outcome = train_lora(
-            run,
+        outcome = train(
+            settings,
             output.out,
             checkpoint_every=output.checkpoint_every,
             restart=output.restart,
@@ -156,6 +186,8 @@ def lora(
     console = Console()
     if outcome.dev_before is not None and outcome.dev_after is not None:
         console.print(f"dev loss {outcome.dev_before:.4f} -> {outcome.dev_after:.4f}")
+    for what, said in outcome.notes.items():
+        console.print(f"{what}: {said}", soft_wrap=True, highlight=False)
     console.print(str(output.out), soft_wrap=True, highlight=False)
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from server.cli import pull, train
 from server.cli.fields import command_of
-from training.settings import DataSettings, LoopSettings, LoraSettings
+from training.settings import AdamixSettings, DataSettings, LoopSettings, LoraSettings
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def program() -> typer.Typer:
     return app
 
 
-def _options(base: Path, rows: Path, out: Path) -> list[str]:
+def _options(base: Path, rows: Path, out: Path, recipe: str = "lora") -> list[str]:
     return [
-        *("train", "lora", "--base", str(base), "--data", str(rows), "--data-licence", "CC0"),
+        *("train", recipe, "--base", str(base), "--data", str(rows), "--data-licence", "CC0"),
         *("--out", str(out), "--dtype", "float32", "--max-rows", "8", "--dev-rows", "4"),
     ]
 
@@ -64,6 +64,57 @@ def test_lora_trains_and_eval_measures(
     assert results.with_suffix(".md").read_text().startswith("Completion NLL")
 
 
+def test_adamix_trains_a_lora_adapter(
+    program: typer.Typer, tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapter"
+    options = [
+        *_options(tiny_base, rows_file, out, "adamix"),
+        *("--copies", "3", "--share", "none", "--routing", "example", "--consistency", "2"),
+        *("--init", "independent", "--draws", "2", "--keep-copies", "--rank", "2"),
+    ]
+    result = CliRunner().invoke(program, options)
+    assert result.exit_code == 0, result.output
+    assert "random draws: dev loss" in result.output
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
+    card = (out / "README.md").read_text()
+    assert "mean of 3 A and 3 B, drawn for each example, independent initial weights" in card
+    assert "consistency 2 |" in card
+    assert (tmp_path / "adapter.copies.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--copies", "0"], "copies is 0; it must be at least 1"),
+        (["--consistency", "-1"], "consistency is -1.0"),
+        (["--share", "down", "--init", "independent"], "init is 'independent'"),
+    ],
+)
+def test_what_adamix_cannot_do_is_told_in_a_line(
+    wrong: list[str],
+    told: str,
+    program: typer.Typer,
+    tiny_base: Path,
+    rows_file: Path,
+    tmp_path: Path,
+) -> None:
+    options = _options(tiny_base, rows_file, tmp_path / "adapter", "adamix")
+    result = CliRunner().invoke(program, [*options, *wrong])
+    assert result.exit_code == 1
+    assert told in result.output
+
+
+@pytest.mark.parametrize("option", ["--share", "--routing", "--init"])
+def test_a_choice_that_there_is_not_is_refused_with_those_that_are(
+    option: str, program: typer.Typer, tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    options = _options(tiny_base, rows_file, tmp_path / "adapter", "adamix")
+    result = CliRunner().invoke(program, [*options, option, "both"])
+    assert result.exit_code == 2
+    assert "'both' is not one of" in result.output
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -90,8 +141,9 @@ def test_what_cannot_be_done_is_told_in_a_line(
 
 
 def test_every_setting_is_an_option_with_its_default() -> None:
-    parameters = inspect.signature(command_of(train.lora)).parameters
-    for part in (LoraSettings(), DataSettings(), LoopSettings()):
+    parameters = inspect.signature(command_of(train.adamix)).parameters
+    assert set(inspect.signature(command_of(train.lora)).parameters) < set(parameters)
+    for part in (LoraSettings(), AdamixSettings(), DataSettings(), LoopSettings()):
         for name in part.__slots__:
             assert parameters[name].default.default == getattr(part, name)
 

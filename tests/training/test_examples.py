@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from server.cli.main import app
+from tests.conftest import REPOSITORY
+from training.data import read_rows
 
 NAMES = ("math", "science", "code", "reading")
 LICENCES = {
@@ -42,3 +49,18 @@ def test_an_example_has_a_card_and_texts_of_its_own(
     texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
     assert len(set(texts)) == len(texts) >= 30
     assert all("\n\nAnswer: " in text for text in texts)
+
+
+def test_the_command_of_the_training_page_makes_an_adapter_of_the_rows_that_come_along(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """As it is written there, but for the base and the folder."""
+    rows = REPOSITORY / "examples" / "data" / "places.jsonl"
+    assert len({row.prompt for row in read_rows(rows)}) == 48
+    page = (REPOSITORY / "docs" / "training.md").read_text()
+    [command] = re.findall(r"^adaptermix (train adamix .*?[^\\])$", page, re.MULTILINE | re.DOTALL)
+    words = {"examples/data/places.jsonl": str(rows), "places": str(tmp_path / "places")}
+    options = [words.get(word, word) for word in shlex.split(command.replace("\\\n", " "))]
+    result = CliRunner().invoke(app, [*options, "--base", str(tiny_base)])
+    assert result.exit_code == 0, result.output
+    assert len(load_file(tmp_path / "places" / "adapter_model.safetensors")) == 2 * 4 * 2

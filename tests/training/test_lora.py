@@ -87,12 +87,22 @@ def test_a_checkpoint_of_another_run_is_refused_unless_restarted(
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
 
 
+def test_a_checkpoint_of_another_version_is_refused_unless_restarted(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    torch.save({"settings": {}, "step": 3}, tmp_path / "checkpoint.pt")
+    run = make_run(data={"max_rows": 8})
+    with pytest.raises(CheckpointError, match="of another version of the program: restart"):
+        train_lora(run, tmp_path)
+    assert train_lora(run, tmp_path, restart=True).losses
+
+
 def test_the_adapter_loads_with_peft_and_changes_the_logits(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
     out = tmp_path / "a"
     train_lora(make_run(lora={"rslora": True, "targets": ("q_proj", "down_proj")}), out)
-    assert {tensor.dtype for tensor in _tensors(out).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in _tensors(out).values()} == {torch.float32}
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
     assert config["target_modules"] == ["down_proj", "q_proj"]
@@ -153,6 +163,7 @@ def test_layers_that_keep_their_weights_transposed_are_trained(
 
 def test_bfloat16_trains_with_fp32_adapter_weights(make_run: MakeRun, tmp_path: Path) -> None:
     outcome = train_lora(make_run(dtype="bfloat16"), tmp_path / "a")
+    assert {tensor.dtype for tensor in _tensors(tmp_path / "a").values()} == {torch.bfloat16}
     assert outcome.dev_before is not None
     assert outcome.dev_after is not None
     assert outcome.dev_after < 0.6 * outcome.dev_before

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from router_engine.model.tiny import tiny_model
 from training.data import Example
-from training.loss import collate, completion_nll, nll_per_row
+from training.loss import collate, completion_nll, nll_per_row, symmetric_kl
 
 CPU = torch.device("cpu")
 EXAMPLES = [
@@ -62,3 +64,34 @@ def test_gradients_through_padding_are_finite() -> None:
     model = tiny_model()
     torch.autograd.backward(completion_nll(model, collate(EXAMPLES, CPU)).sum())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_distance_of_two_passes_is_the_kl_written_out() -> None:
+    p, q = (torch.randn(4, 7, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    total = 0.0
+    for a, b in zip(p.softmax(dim=-1), q.softmax(dim=-1), strict=True):
+        for x, y in zip(a.tolist(), b.tolist(), strict=True):
+            total += 0.5 * (y * math.log(y / x) + x * math.log(x / y))
+    assert float(symmetric_kl(p, q)) == pytest.approx(total / 4, rel=1e-5)
+    assert float(symmetric_kl(p, p)) == pytest.approx(0.0, abs=1e-7)
+    in_half = symmetric_kl(p.bfloat16(), q.bfloat16())
+    assert in_half.dtype == torch.float32
+    assert torch.equal(in_half, symmetric_kl(p.bfloat16().float(), q.bfloat16().float()))
+
+
+def test_the_target_of_each_term_is_detached() -> None:
+    """Only the other side is pulled: d/dp is (softmax p - softmax q) / 2 a row, and so for q."""
+    p, q = (torch.randn(4, 7, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    for logits in (p, q):
+        logits.requires_grad_()
+    torch.autograd.backward(symmetric_kl(p, q))
+    apart = (p.softmax(dim=-1) - q.softmax(dim=-1)).detach() / (2 * len(p))
+    torch.testing.assert_close(p.grad, apart)
+    torch.testing.assert_close(q.grad, -apart)
+
+    attached = p.detach().requires_grad_()
+    log_p, log_q = attached.log_softmax(dim=-1), q.detach().log_softmax(dim=-1)
+    both = 0.5 * (log_q.exp() * (log_q - log_p) + log_p.exp() * (log_p - log_q)).sum() / len(p)
+    torch.autograd.backward(both)
+    assert attached.grad is not None
+    assert (attached.grad - apart).abs().max() > 1e-2  # negative control
