@@ -25,6 +25,7 @@ TAP = 1  # of two layers
 CONFIG = EngineConfig(model=ModelConfig(tap_layer=TAP), cache=CacheConfig(num_blocks=256))
 PROMPT = list(range(5, 30))
 TEMPERATURE = 0.2
+PARAMS = {"temperature": TEMPERATURE, "prior": "uniform", "warmup": 0}
 FAST = path_params(REFERENCE, CPU)
 
 Vector = NDArray[np.float64]
@@ -44,7 +45,7 @@ def _routed(
         tuple(prompt),
         SamplingParams(max_new_tokens=count),
         adapters=tuple(digests),
-        routing=TokenRouting("hidden_mean", {"temperature": TEMPERATURE, **params}, every),
+        routing=TokenRouting("hidden_mean", {**PARAMS, **params}, every),
         report_weights=True,
         is_tapped=True,
     )

@@ -40,13 +40,16 @@ Matrix = NDArray[np.float32]
 class HiddenMeanParams(CosineParams):
     """Parameters of the router `hidden_mean`. Unknown keys are refused."""
 
+    temperature: float = Field(
+        default=0.05, gt=0, le=100, description="Of the softmax: smaller is sharper."
+    )
     prior: Literal["base", "uniform"] = Field(
-        default="uniform",
+        default="base",
         description="What the prompt runs under until its states are there: no adapter, or all "
         "candidates with equal weights.",
     )
     warmup: int = Field(
-        default=0,
+        default=32,
         ge=0,
         description="Tokens of the prompt under the prior, after which the rest of it runs under "
         "the weights that they give; 0: all of the prompt runs under the prior.",

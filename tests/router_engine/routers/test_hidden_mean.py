@@ -18,7 +18,7 @@ from router_engine.routers.token.hidden_mean import (
 )
 
 SCORES = np.random.default_rng(3).uniform(-1, 1, size=(40, 7)).astype(np.float32)
-ROUTING = TokenRouting("hidden_mean", {"temperature": 0.5})
+ROUTING = TokenRouting("hidden_mean", {"temperature": 0.5, "warmup": 0})
 
 
 @pytest.mark.parametrize(
