@@ -21,8 +21,10 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
@@ -62,7 +64,7 @@ class _Candidates:
 
     mean: Matrix
     spread: Matrix
-    units: Matrix
+    units: Tensor
 
     @classmethod
     def of(cls, vectors: Matrix) -> _Candidates:
@@ -71,11 +73,17 @@ class _Candidates:
         mean = centroids.mean(axis=0)
         spread = np.sqrt(np.maximum(squares.mean(axis=0) - mean**2, _LEAST))
         units = _units((centroids - mean) / spread)
-        return cls(*(part.astype(np.float32) for part in (mean, spread, units)))
+        as_float32 = [part.astype(np.float32) for part in (mean, spread, units)]
+        return cls(as_float32[0], as_float32[1], torch.from_numpy(as_float32[2]))
 
     def scores(self, means: Matrix) -> Matrix:
-        """means [n, hidden] -> cosines [n, k]."""
-        return np.asarray(_units((means - self.mean) / self.spread) @ self.units.T)
+        """means [n, hidden] -> cosines [n, k].
+
+        By torch, on the threads of the step: numpy's own would wait for work beside them.
+        """
+        standard = _units((means - self.mean) / self.spread)
+        product: Matrix = (torch.from_numpy(standard) @ self.units.T).numpy()
+        return product
 
 
 class _Group:
