@@ -170,6 +170,7 @@ def test_the_command_sets_and_shows_texts(own: Live, mute: list[Path], tmp_path:
     assert run("adapters", "texts", "nobody", "--url", own.url).exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_restarted_server_keeps_texts_and_centroids(mute: list[Path], tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, encoder="default")
     with serving(settings) as server:

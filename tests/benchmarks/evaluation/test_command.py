@@ -76,6 +76,7 @@ def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
     return written
 
 
+@pytest.mark.slow
 def test_a_small_evaluation_and_its_pages(desk: Path, data: Path, tmp_path: Path) -> None:
     chosen = ["--task", "reading", "--routing", "base", "--routing", "math", "--speed-rounds", "0"]
     done = evaluate(desk, data, *chosen, "--rows", "3", "--answer-rows", "1")
