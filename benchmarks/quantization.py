@@ -60,7 +60,7 @@ def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> di
         "machine": describe_machine(),
         "software": describe_software(),
         "serving": {"dtype": _DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"data": None},
         "nll": _compared(scores["none"], scores["int8"]),
         "steps": _steps(subject, kernels, settings),
     }

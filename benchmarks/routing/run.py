@@ -62,7 +62,7 @@ def run_routing(
         "model": subject.name,
         "machine": describe_machine(),
         "software": describe_software(),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"data": None},
         **measured,
     }
 
