@@ -25,9 +25,4 @@ class BodyOutput(NamedTuple):
 class Body(Protocol):
     """Runs whole steps of one model. The keys and values of all rows are kept."""
 
-    @property
-    def taps(self) -> bool:
-        """Whether it runs plans that are tapped."""
-        ...
-
     def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput: ...

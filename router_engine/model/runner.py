@@ -53,10 +53,7 @@ class ModelRunner:
         """One forward pass under the plan's weights; samples for its `sampled_rows`, in order."""
         weights = step_weights(plan.rows, merged, self._device)
         body = self._fast.body()
-        if body is None or (plan.is_tapped and not body.taps):
-            out = self._run(plan, weights)
-        else:
-            out = body.run(plan, weights)
+        out = self._run(plan, weights) if body is None else body.run(plan, weights)
         rows = [
             SamplingRow(
                 params=row.sampling,

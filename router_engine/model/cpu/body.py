@@ -25,8 +25,6 @@ _LANES = 16
 class CpuBody:
     """Runs whole steps; owns what it needs between them, and the lists of resident experts."""
 
-    taps = True
-
     def __init__(self, decoder: Decoder, pool: RowPool, vocab_size: int, tap_layer: int) -> None:
         self._decoder = decoder
         self._tap_layer = tap_layer

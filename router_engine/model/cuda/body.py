@@ -36,8 +36,6 @@ from router_engine.scheduling.plan import PlannedRow, StepPlan
 class CudaBody:
     """Runs whole steps of one model. Used by the engine's thread."""
 
-    taps = True
-
     def __init__(
         self,
         decoder: CudaDecoder,
