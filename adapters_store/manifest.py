@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,15 +12,33 @@ from adapters_store.errors import IntegrityError
 from adapters_store.types import AdapterManifest
 
 SCHEMA = 1
+_LATER = ("gate", "copies")
 _ADAPTER = TypeAdapter(AdapterManifest)
 
 
 def manifest_to_json(manifest: AdapterManifest) -> bytes:
     """Canonical bytes: sorted keys, no spaces, UTF-8; equal manifests give equal bytes."""
     text = json.dumps(
-        asdict(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        _fields(asdict(manifest)),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
     )
     return text.encode()
+
+
+def _fields(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What is not at its default, of the fields that manifests once lacked: digests stay equal."""
+    experts = [
+        {key: value for key, value in expert.items() if key not in _LATER or value is not None}
+        for expert in manifest["experts"]
+    ]
+    return {
+        key: value
+        for key, value in (manifest | {"experts": experts}).items()
+        if key != "routers" or value
+    }
 
 
 def manifest_from_json(data: bytes) -> AdapterManifest:

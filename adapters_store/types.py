@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from adapters_store.errors import InvalidReferenceError
+from adapters_store.expert_types import ExpertSpec, LayerRouterSpec, LoraExpertSpec
 
 Combination = Literal["sum", "linear"]
 
@@ -63,32 +65,31 @@ class LinearShape:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """One layer of the decoder, by the paths of its modules."""
+
+    path: str  # "model.layers.0"
+    attention: str  # "model.layers.0.self_attn"
+    feed_forward: str  # "model.layers.0.mlp"
+
+
+@dataclass(frozen=True, slots=True)
 class BaseModelSpec:
     """What a store must know of the base model to validate an adapter, without torch.
 
     `linears` maps each linear layer's path in the model ("model.layers.0.self_attn.q_proj",
     "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
     norms): an adapter that targets one of those is refused with a better reason than "unknown".
+    `blocks`: the decoder's layers; hidden_size, num_heads: what experts beside LoRA are checked by.
     """
 
     name: str
     architecture: str
     linears: Mapping[str, LinearShape]
     other_modules: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LoraExpertSpec:
-    """One low-rank pair: delta y = scale * B (A x), A [rank, in], B [out, rank]."""
-
-    module: str
-    rank: int
-    scale: float  # alpha / r, or alpha / sqrt(r) for rsLoRA
-    in_features: int
-    out_features: int
-    tensor_a: str  # key of A in the adapter's safetensors
-    tensor_b: str  # key of B
-    kind: Literal["lora"] = "lora"
+    blocks: tuple[BlockSpec, ...] = ()
+    hidden_size: int = 0
+    num_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +97,65 @@ class AdapterManifest:
     """What an adapter holds, read once at publish, kept beside its tensors in the blob store."""
 
     format: str  # the foreign format it came in, e.g. "peft"
-    experts: tuple[LoraExpertSpec, ...]
+    experts: tuple[ExpertSpec, ...]
     base_model: str | None = None  # what the adapter itself says that it was trained on
+    routers: tuple[LayerRouterSpec, ...] = ()
     schema: int = 1
 
     @property
+    def lora_experts(self) -> tuple[LoraExpertSpec, ...]:
+        return tuple(expert for expert in self.experts if isinstance(expert, LoraExpertSpec))
+
+    @property
+    def not_plain(self) -> str | None:
+        """What it holds beside LoRA without gates or copies, or None: then it is one matrix product
+        a module, which can be merged, combined by `linear` and chosen by `arrow`."""
+        for expert in self.experts:
+            if not isinstance(expert, LoraExpertSpec):
+                return f"a {expert.kind} expert at {expert.module}"
+            if expert.gate is not None:
+                return f"a gate on the LoRA at {expert.module}"
+            if expert.copies is not None:
+                return f"copies of the LoRA at {expert.module}"
+        return None
+
+    @property
     def max_rank(self) -> int:
-        return max((expert.rank for expert in self.experts), default=0)
+        """The highest rank of a LoRA; a bottleneck's size and a prompt's length count as ranks."""
+        return max((expert.rows for expert in self.experts), default=0)
+
+    @property
+    def rows_by_site(self) -> dict[str, int]:
+        """Rank rows that it takes at each place of the model."""
+        rows: Counter[str] = Counter()
+        for expert in self.experts:
+            rows[expert.site] += expert.rows
+        return dict(rows)
 
     @property
     def rank_rows(self) -> int:
-        """Rank rows over all modules: what the adapter takes of the device pool."""
-        return sum(expert.rank for expert in self.experts)
+        """Rank rows over all places: what the adapter takes of the device pool."""
+        return sum(expert.rows for expert in self.experts)
 
     def device_bytes(self, bytes_per_element: int) -> int:
-        """Bytes of A and B together on a device."""
-        return bytes_per_element * sum(
-            expert.rank * (expert.in_features + expert.out_features) for expert in self.experts
-        )
+        """Bytes of rows and routers together on a device."""
+        numbers = sum(expert.rows * _width(expert) for expert in self.experts)
+        numbers += sum(_router_size(router) for router in self.routers)
+        return bytes_per_element * numbers
+
+
+def _width(expert: ExpertSpec) -> int:
+    """Numbers of one rank row."""
+    if isinstance(expert, LoraExpertSpec):
+        return expert.in_features + expert.out_features
+    # A prompt's key has the kv heads only, which are as many as the heads at most.
+    return 2 * expert.features
+
+
+def _router_size(router: LayerRouterSpec) -> int:
+    rows = router.outputs if router.kind == "linear" else 2 * router.hidden
+    rows += router.threshold is not None and router.threshold.prefix is not None
+    return rows * router.features + router.hidden * router.outputs
 
 
 @dataclass(frozen=True, slots=True)

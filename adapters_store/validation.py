@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from adapters_store.errors import TensorFileError
+from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.limits import StoreLimits
 from adapters_store.tensor_header import TensorHeader, count_non_finite, read_header
-from adapters_store.types import AdapterManifest, BaseModelSpec, LoraExpertSpec, Problem
+from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 
 DTYPES = ("F32", "F16", "BF16")
 MAX_PROBLEMS = 32
@@ -31,7 +32,7 @@ def validate(
     except TensorFileError as error:
         return [Problem("tensors", text) for text in error.problems]
     problems = list(_twice(manifest))
-    for expert in manifest.experts:
+    for expert in manifest.lora_experts:
         found = list(_expert_problems(expert, header, base, limits))
         problems += found or _value_problems(expert, header, tensors)
     return shortened(problems)

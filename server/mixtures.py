@@ -189,7 +189,7 @@ class Mixtures:
 
 def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
     """Why an adapter does not fit the base model; None where it does."""
-    for expert in manifest.experts:
+    for expert in manifest.lora_experts:
         shape = base.linears.get(expert.module)
         theirs = (expert.in_features, expert.out_features)
         if shape is None or (shape.in_features, shape.out_features) != theirs:
@@ -206,7 +206,7 @@ def refuse_unequal_ranks(records: Sequence[AdapterRecord], path: str) -> None:
     """`linear` sums factors: at every layer the ranks must agree. Raises InputError."""
     ranks: dict[str, tuple[int, str]] = {}
     for record in records:
-        for expert in record.manifest.experts:
+        for expert in record.manifest.lora_experts:
             rank, label = ranks.setdefault(expert.module, (expert.rank, record.label))
             if rank != expert.rank:
                 raise InputError(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from adapters_store.errors import TensorFileError
+from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.formats.base import FormatInput, Reading
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.formats.peft_config import (
@@ -21,7 +22,7 @@ from adapters_store.formats.peft_config import (
     parse_config,
 )
 from adapters_store.tensor_header import TensorHeader, TensorInfo, read_header
-from adapters_store.types import AdapterManifest, BaseModelSpec, LoraExpertSpec, Problem
+from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"

@@ -276,7 +276,7 @@ class ResidencyManager:
         for digest in waiter.digests:
             manifest = self._manifests.get(digest)
             if manifest is not None:
-                rows.update({expert.module: expert.rank for expert in manifest.experts})
+                rows.update(manifest.rows_by_site)
         most = max(rows.values(), default=0)
         if most <= self._pool.max_rank_rows:
             return None

@@ -24,7 +24,12 @@ def check_mixture(mixture: ResolvedMixture, manifests: Sequence[AdapterManifest]
             )
     ranks: dict[str, int] = {}
     for digest, manifest in zip(mixture.digests, manifests, strict=True):
-        for expert in manifest.experts:
+        if manifest.not_plain is not None:
+            raise MixtureError(
+                f"{digest} holds {manifest.not_plain}: combination 'linear' adds the factors of "
+                "LoRA experts; combination 'sum' takes any experts"
+            )
+        for expert in manifest.lora_experts:
             if expert.scale <= 0:
                 raise MixtureError(
                     f"{digest} has scale {expert.scale} at {expert.module}: combination 'linear' "

@@ -17,13 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from adapters_store.types import BaseModelSpec, LinearShape
+from adapters_store.types import BaseModelSpec, BlockSpec, LinearShape
 from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
 from router_engine.model.attention import ATTENTION, register
 from router_engine.model.quantized import quantize_linears
-from router_engine.model.tap import tap_layer_of
+from router_engine.model.tap import layers_of, tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 
 # Each proven token by token against `generate()`.
@@ -129,12 +129,27 @@ def base_spec(name: str, model: nn.Module, linears: dict[str, LinearShape]) -> B
         for path, _ in model.named_parameters()
         if not path.startswith(wrapped)
     }
+    config: Any = model.config
     return BaseModelSpec(
         name=name,
         architecture=type(model).__name__,
         linears=linears,
         other_modules=tuple(sorted(others)),
+        blocks=_blocks(model),
+        hidden_size=int(config.hidden_size),
+        num_heads=int(config.num_attention_heads),
     )
+
+
+def _blocks(model: nn.Module) -> tuple[BlockSpec, ...]:
+    """The decoder's layers: GPT-2 calls its attention `attn`, the others `self_attn`."""
+    path, layers = layers_of(model)
+    blocks = []
+    for index, layer in enumerate(layers):
+        attention = "attn" if hasattr(layer, "attn") else "self_attn"
+        here = f"{path}.{index}"
+        blocks.append(BlockSpec(here, f"{here}.{attention}", f"{here}.mlp"))
+    return tuple(blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ from adapters_store.errors import (
     InvalidReferenceError,
     StoreError,
 )
+from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.manifest import manifest_from_json, manifest_to_json
-from adapters_store.types import AdapterManifest, LoraExpertSpec
+from adapters_store.types import AdapterManifest
 from tests.adapters_store.servers import make_bucket
 
 UNKNOWN = "sha256:" + "0" * 64

@@ -109,7 +109,7 @@ def test_reads_what_peft_saves(
     record = published(model, tmp_path / "saved", store, base)
     assert facts_of(record.manifest) == facts_in(model)
     kept = load_file(store.blobs.fetch(record.digest).tensors)
-    for expert in record.manifest.experts:
+    for expert in record.manifest.lora_experts:
         layer = model.get_submodule(f"base_model.model.{expert.module}")
         assert torch.equal(kept[expert.tensor_a], layer.lora_A["default"].weight)
         assert torch.equal(kept[expert.tensor_b], layer.lora_B["default"].weight)
@@ -118,7 +118,7 @@ def test_reads_what_peft_saves(
 def facts_of(manifest: AdapterManifest) -> dict[str, tuple[int, float, int, int]]:
     return {
         expert.module: (expert.rank, expert.scale, expert.in_features, expert.out_features)
-        for expert in manifest.experts
+        for expert in manifest.lora_experts
     }
 
 
@@ -138,7 +138,7 @@ def test_an_adapter_by_another_name_reads_the_same(tmp_path: Path, store: Adapte
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     model.save_pretrained(str(tmp_path / "saved"), selected_adapters=["second"])
     record = store.publish("x", tmp_path / "saved" / "second", base=spec_of(family_model("llama")))
-    assert {expert.rank for expert in record.manifest.experts} == {2}
+    assert {expert.rank for expert in record.manifest.lora_experts} == {2}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_the_engine_reads_without_sql(tmp_path: Path, store: AdapterStore) -> No
     record = publish(store)
     files = open_blobs(tmp_path / "store" / "blobs").fetch(record.digest)
     held = load_file(files.tensors)
-    for expert in files.manifest.experts:
+    for expert in files.manifest.lora_experts:
         assert held[expert.tensor_a].shape == (expert.rank, expert.in_features)
         assert held[expert.tensor_b].shape == (expert.out_features, expert.rank)
 

@@ -64,8 +64,8 @@ def test_the_folder_is_published_and_says_what_it_is(model: Any, tmp_path: Path)
     store = AdapterStore.open(tmp_path / "store")
     record = store.publish("e2e", imported.folder, base=spec_of(family_model("gpt2")))
     store.close()
-    assert len(record.manifest.experts) == LAYERS
-    for expert in record.manifest.experts:
+    assert len(record.manifest.lora_experts) == LAYERS
+    for expert in record.manifest.lora_experts:
         assert (expert.rank, expert.scale) == (2 * RANK, ALPHA / RANK)
         assert (expert.in_features, expert.out_features) == (HIDDEN, 3 * HIDDEN)
 

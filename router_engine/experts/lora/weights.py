@@ -19,14 +19,14 @@ def load_lora(digest: str, files: AdapterFiles, dtype: torch.dtype) -> HostAdapt
     manifest: AdapterManifest = files.manifest
     factors: list[tuple[Tensor, Tensor]] = []
     with safe_open(str(files.tensors), framework="pt") as tensors:
-        for expert in manifest.experts:
+        for expert in manifest.lora_experts:
             a = tensors.get_tensor(expert.tensor_a)
             b = tensors.get_tensor(expert.tensor_b).float() * expert.scale
             factors.append((a.to(dtype).contiguous(), b.T.to(dtype).contiguous()))
     pairs = {
         expert.module: LowRankPair(a, b, expert.scale, prototype)
         for expert, (a, b), prototype in zip(
-            manifest.experts, factors, prototypes(factors), strict=True
+            manifest.lora_experts, factors, prototypes(factors), strict=True
         )
     }
     return HostAdapter(digest, manifest, pairs, time.perf_counter() - started)
