@@ -14,11 +14,10 @@ from adapters_store.manifest import manifest_to_json
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec
 from tests.adapters_store import folders
-from tests.adapters_store.folders import adapter
+from tests.adapters_store.folders import HIDDEN, adapter
 from tests.adapters_store.native_folders import (
     BASE,
     FUSED,
-    HIDDEN,
     LAYER,
     MANIFEST,
     MLP,
