@@ -174,7 +174,8 @@ class Original:
             return torch.zeros(())
         a = self._get(f"{self.names[part]}.lora_A.weight")
         b = self._get(f"{self.names[part]}.lora_B.weight")
-        return self.gates[part] * self.scale * (v @ a.T @ b.T)
+        added: Tensor = self.gates[part] * self.scale * (v @ a.T @ b.T)
+        return added
 
     def prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if "prompt" not in self.gates:
@@ -183,15 +184,17 @@ class Original:
         keys = linear(prompt, k).view(-1, KV_HEADS, HEAD)
         values = linear(prompt, v).view(-1, KV_HEADS, HEAD)
         heads = self._get(f"{self.names['prompt']}_gate").view(1, HEADS, 1)
-        added = heads * attend(q, keys, values, is_causal=False)
-        return self.gates["prompt"] * added.reshape(len(q), -1)
+        read = (heads * attend(q, keys, values, is_causal=False)).reshape(len(q), -1)
+        added: Tensor = self.gates["prompt"] * read
+        return added
 
     def parallel(self, v: Tensor) -> Tensor:
         if "parallel" not in self.gates:
             return torch.zeros(())
         name = self.names["parallel"]
         inner = silu(self._linear(f"{name}.down_proj", v))
-        return self.gates["parallel"] * self._linear(f"{name}.up_proj", inner)
+        added: Tensor = self.gates["parallel"] * self._linear(f"{name}.up_proj", inner)
+        return added
 
     def _get(self, key: str) -> Tensor:
         return self.state[key].double()

@@ -7,12 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters_store.errors import InvalidAdapterError
 from adapters_store.formats.adamix import AdamixLora, checked_alpha, read_lora
 from adapters_store.formats.adamix_bottleneck import AdamixBottleneck, read_bottlenecks
-from adapters_store.formats.adamix_state import has_bottlenecks, state_of
+from adapters_store.formats.adamix_state import has_bottlenecks, refusal, state_of
 from adapters_store.formats.peft import CONFIG_FILE
-from adapters_store.types import Problem
 from training.importing.folders import check_out, write_native, write_tensors
 from training.importing.pickles import arrays_of, read_pickle
 
@@ -84,12 +82,8 @@ def import_adamix(
         state = state_of(read_pickle(stream))
     if has_bottlenecks(state):
         if alpha is not None:
-            raise InvalidAdapterError(
-                [
-                    Problem(
-                        "--alpha", "is given, but bottlenecks of AdaMix have no scale: leave it out"
-                    )
-                ]
+            raise refusal(
+                "--alpha", "is given, but AdaMix's bottlenecks have no scale: leave it out"
             )
         bottleneck = read_bottlenecks(arrays_of(state))
         imported = Imported(bottleneck, None, sha256, out, keep_copies)
