@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from adapters_store.types import BaseModelSpec
 from benchmarks.process import default_model
 from router_engine.model.assets import DEFAULT
+from router_engine.model.loader import base_spec
 from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
+from router_engine.model.wrap import linear_shapes
 
 RANK = 8
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -57,6 +60,11 @@ class Subject:
         for path, module in self._shape().named_modules():
             if path.rpartition(".")[2] in targets:
                 yield path, module.in_features, module.out_features
+
+    def base(self) -> BaseModelSpec:
+        """What the store knows of the model."""
+        model = self._shape()
+        return base_spec(self.name, model, linear_shapes(model))
 
     def num_parameters(self) -> int:
         """A tied embedding counts once."""
