@@ -172,7 +172,11 @@ class RowPool:
             return None
         traits = rows.traits[digest]
         return LocatedRows(
-            *(rows.address(name, span.start) for name in ("a", "b", "prototype", "bias", "gate")),
+            a=rows.address("a", span.start),
+            b=rows.address("b", span.start),
+            prototype=rows.address("prototype", span.start),
+            bias=rows.address("bias", span.start),
+            gate=rows.address("gate", span.start),
             count=span.length,
             scale=traits.scale,
             activation=traits.activation,
