@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from adapters_store.types import BaseModelSpec
+from adapters_store.types import BaseModelSpec, LinearShape
 from benchmarks.process import default_model
 from router_engine.model.assets import DEFAULT
 from router_engine.model.loader import base_spec
 from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
-from router_engine.model.wrap import linear_shapes
 
 RANK = 8
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -64,7 +64,12 @@ class Subject:
     def base(self) -> BaseModelSpec:
         """What the store knows of the model."""
         model = self._shape()
-        return base_spec(self.name, model, linear_shapes(model))
+        linears = {
+            path: LinearShape(module.in_features, module.out_features)
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        return base_spec(self.name, model, linears)
 
     def num_parameters(self) -> int:
         """A tied embedding counts once."""
