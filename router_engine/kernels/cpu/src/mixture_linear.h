@@ -25,8 +25,11 @@ struct Mixing {
   bool active() const { return !phase.spans.empty(); }
   void clear() { phase.spans.clear(); }
 
-  // Whether one of the layers of an active phase has experts.
-  bool has(int layer) const { return phase.first[layer] < phase.first[layer + 1]; }
+  // Whether the phase has this layer, and experts there.
+  bool has(int layer) const {
+    return active() && layer + 1 < int(phase.first.size()) &&
+           phase.first[layer] < phase.first[layer + 1];
+  }
 
   // What rank row r of a span counts for a token: its adapter's weight, times the row's gate.
   float factor(int token, const Span& span, int r) const {

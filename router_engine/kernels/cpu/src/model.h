@@ -413,7 +413,7 @@ class Model : public Decoder {
   // residual += down_proj(x) and parallel bottlenecks. Serial ones want the former by itself.
   void down(Team& team, const Linear& linear, const LayerMixing& mixing) {
     const int width = m_.intermediate;
-    const bool parallel = mixing.gate_up.active() && mixing.gate_up.has(PARALLEL);
+    const bool parallel = mixing.gate_up.has(PARALLEL);
     const bool alone = mixing.serial.active();
     linears_.prepare(team, mixing.down, linear.is_int8, step_.tokens, active_.data(), width, width);
     const Job job = {&linear, alone ? module_.data() : residual_.data(), size_t(m_.hidden), !alone};
