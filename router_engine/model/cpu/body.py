@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.library import Gates, Routing, Step, Weights
 from router_engine.mixture.weights import StepWeights
-from router_engine.model.body import BodyOutput, GateReadings
+from router_engine.model.body import BodyOutput
 from router_engine.model.cpu.decoder import Decoder
 from router_engine.model.cpu.lists import AdapterLists
 from router_engine.model.sampler import LogitSummary
