@@ -36,7 +36,7 @@ def write_tensors(out: Path, tensors: Mapping[str, NDArray[Any]], card: str) -> 
 def write_native(out: Path, adapter: NativeAdapter, card: str) -> None:
     """A folder of our own format."""
     write_tensors(out, adapter.tensors, card)
-    (out / MANIFEST_FILE).write_bytes(manifest_to_json(adapter.manifest) + b"\n")
+    (out / MANIFEST_FILE).write_bytes(manifest_to_json(adapter.manifest))
 
 
 def read_flat(path: Path) -> tuple[dict[str, NDArray[np.generic]], str]:
