@@ -133,5 +133,5 @@ def test_an_uploaded_checkpoint_is_refused_and_the_command_named(
     result = run("adapters", "publish", str(checkpoint), "--name", "raw", "--url", gpt2.url)
     assert result.exit_code == 1
     assert "is a pickle" in result.output
-    assert "adaptermix adapters import adamix" in result.output
+    assert "`adaptermix adapters import`" in result.output
     assert gpt2.client.get("/admin/adapters").json() == before
