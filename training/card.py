@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from training.run import Outcome
+    from training.run import Outcome, Recipe
     from training.settings import RunSettings
 
 _TEMPLATE = """\
 ---
-library_name: peft
+library_name: {library}
 base_model: {base}
 license: other
 license_name: {licence}
-tags: [lora, adaptermix]
+tags: [{tag}, adaptermix]
 ---
 
 # {name}
 
-A LoRA adapter for `{base}`, trained with `adaptermix {command}` on completion tokens only.
+A {what} adapter for `{base}`, trained with `adaptermix {command}` on completion tokens only.
 
 The licence of the data binds the adapter: **{licence}**.
 
@@ -33,7 +33,7 @@ The licence of the data binds the adapter: **{licence}**.
 | LoRA | rank {rank}, alpha {alpha:g}, {kind}, dropout {dropout:g}, on {targets} |{notes}
 | optimizer | AdamW, peak {learning_rate:g}, {schedule}, warm-up {warmup:.0%}, clip {clip:g} |
 | batches | {steps} steps of at most {batch_tokens} tokens, {epochs} epoch(s), seed {seed} |
-| numbers | {dtype} base, fp32 LoRA weights, stored as {dtype} |
+| numbers | {dtype} base, fp32 adapter weights, stored as {dtype} |
 | compute | {tokens} tokens in {seconds:.0f} s on {threads} threads of {device} |
 | dev loss | {before} before, {after} after (nats per completion token, end-of-text included) |
 
@@ -41,13 +41,16 @@ The licence of the data binds the adapter: **{licence}**.
 """
 
 
-def write_card(out: Path, settings: RunSettings, outcome: Outcome, command: str) -> None:
-    """Write `out/README.md`; `command` is that of the recipe."""
+def write_card(out: Path, settings: RunSettings, outcome: Outcome, recipe: Recipe) -> None:
+    """Write `out/README.md`."""
     lora, loop, data = settings.lora, settings.loop, settings.data
     text = _TEMPLATE.format(
         name=out.resolve().name,
         base=settings.base_name,
-        command=command,
+        library="peft" if recipe.kind == "LoRA" else "adaptermix",
+        tag=recipe.kind.lower(),
+        what=recipe.kind,
+        command=recipe.command,
         licence=settings.licence,
         files=", ".join(f"{path.resolve().parent.name}/{path.name}" for path in settings.files),
         train_rows=outcome.train_rows,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import AutoTokenizer
@@ -58,6 +58,7 @@ class Recipe:
     command: str  # as the card calls it
     identity: Mapping[str, Any]  # plain values that the result depends on beside RunSettings
     build: Callable[[RunSettings], Pupil]  # under the run's seed
+    kind: Literal["LoRA", "MoA", "MoE-LoRA"] = "LoRA"  # of adapter; a LoRA is in PEFT's format
 
 
 def run_recipe(
@@ -113,7 +114,7 @@ def run_recipe(
     )
     pupil.save(out)
     plot_losses(outcome.curves, out / "loss.png")
-    write_card(out, settings, outcome, recipe.command)
+    write_card(out, settings, outcome, recipe)
     _write_texts(out, split, data.sample_texts)
     checkpoint.remove(out)
     return outcome
