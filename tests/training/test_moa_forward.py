@@ -78,7 +78,7 @@ def test_what_trains_is_what_the_exported_tensors_say(
     assert_near(ours, theirs)
     torch.testing.assert_close(model.gates, torch.stack(oracle.gates), rtol=0, atol=1e-4)
     gates = model.gates
-    assert gates.std(dim=-1).min() > 0.01  # negative controls: gates differ, experts act
+    assert gates.std(dim=-1).mean() > 0.1  # negative controls: gates differ, experts act
     assert (gates == 0).any() == (moa.variant == "sparse")
     assert (gates != 0).any()
     plain = family_model(family)(TOKENS[None]).logits[0]
