@@ -152,7 +152,7 @@ def test_statistics_of_gates() -> None:
     assert statistics.spread == pytest.approx(spread)
     assert statistics.closed == pytest.approx(1 / 8)
     mean, same = mean_and_spread(gates)
-    assert (mean, same) == (pytest.approx(0.55), pytest.approx(spread))
+    assert [mean.item(), same.item()] == pytest.approx([0.55, spread])
 
 
 def test_gates_are_named_after_what_they_weigh(make_run: MakeRun) -> None:

@@ -143,9 +143,10 @@ def _gradients(run: RunSettings, moa: MoaSettings) -> dict[str, Tensor | None]:
     model = stir(moa_model(run, moa)).train()
     model(TOKENS[None]).logits.log_softmax(-1)[0, :-1, 5].mean().backward()
     assert all(parameter.grad is None for parameter in model.base.parameters())
+    layers: list[Any] = list(model.layers)
     return {
         name: tensor.grad
-        for layer in model.layers
+        for layer in layers
         for part in (layer.router, *layer.experts)
         for name, tensor in part.tensors.items()
     }
@@ -164,9 +165,8 @@ def test_a_frozen_threshold_has_no_gradient_and_a_straight_through_one_has(
 
 def test_experts_below_the_threshold_learn_nothing(make_run: MakeRun) -> None:
     """With every gate closed the hard mask passes no gradient; the slope's reaches the router."""
-    closed = {"variant": "sparse", "gamma_max": 1.0}
     run = make_run(lora=LORA)
-    shut = _gradients(run, MoaSettings(**closed, threshold="constant"))
+    shut = _gradients(run, MoaSettings(variant="sparse", gamma_max=1.0, threshold="constant"))
     assert all(gradient is not None and not gradient.any() for gradient in shut.values())
     half = _gradients(run, MoaSettings(variant="sparse", threshold="constant", gamma_max=0.5))
     assert any(gradient is not None and gradient.any() for gradient in half.values())

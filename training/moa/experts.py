@@ -93,9 +93,9 @@ class Prompt(nn.Module):
         """query [rows, heads, tokens, head_dim] after its rotation, gate [rows, tokens, 1] to
         [rows, tokens, heads, head_dim] in fp32."""
         keys, values = self._keys_and_values()
-        kv_heads = keys.shape[1]
-        grouped = query.float().unflatten(1, (kv_heads, -1))
-        scores = torch.einsum("bkgtd,lkd->bkgtl", grouped, keys) * self._head_dim**-0.5
+        rows, _, tokens, head_dim = query.shape
+        grouped = query.float().view(rows, keys.shape[1], -1, tokens, head_dim)
+        scores = torch.einsum("bkgtd,lkd->bkgtl", grouped, keys) * head_dim**-0.5
         attended = torch.einsum("bkgtl,lkd->btkgd", scores.softmax(dim=-1), values).flatten(2, 3)
         return gate[..., None] * self.head_gates[:, None] * attended
 
@@ -106,7 +106,8 @@ class Prompt(nn.Module):
         """
         k_proj, v_proj, k_norm = self._base
         keys, values = (
-            self._through(layer).unflatten(1, (-1, self._head_dim)) for layer in (k_proj, v_proj)
+            self._through(layer).view(self.spec.length, -1, self._head_dim)
+            for layer in (k_proj, v_proj)
         )
         return keys if k_norm is None else k_norm(keys), values
 
