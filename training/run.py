@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoTokenizer
 
 from training import checkpoint
-from training.card import write_card
+from training.card import Described, describe_lora, write_card
 from training.data import Example, Split, plan_batches, read_rows, split_rows, tokenize
 from training.loop import Learner, Loop, StepReport
 from training.loss import nll_per_row
@@ -58,7 +58,7 @@ class Recipe:
     command: str  # as the card calls it
     identity: Mapping[str, Any]  # plain values that the result depends on beside RunSettings
     build: Callable[[RunSettings], Pupil]  # under the run's seed
-    kind: Literal["LoRA", "MoA", "MoE-LoRA"] = "LoRA"  # of adapter; a LoRA is in PEFT's format
+    describe: Callable[[RunSettings], Described] = describe_lora  # for the card
 
 
 def run_recipe(
@@ -114,7 +114,7 @@ def run_recipe(
     )
     pupil.save(out)
     plot_losses(outcome.curves, out / "loss.png")
-    write_card(out, settings, outcome, recipe)
+    write_card(out, settings, outcome, recipe.command, recipe.describe(settings))
     _write_texts(out, split, data.sample_texts)
     checkpoint.remove(out)
     return outcome

@@ -15,6 +15,7 @@ DTypeName = Literal["bfloat16", "float32"]
 Routing = Literal["batch", "example"]
 Share = Literal["none", "down", "up"]
 Init = Literal["shared", "independent"]
+Kind = Literal["lora", "bottleneck"]
 Variant = Literal["soft", "sparse", "instance"]
 RouterInput = Literal["pre_norm", "post_norm"]
 Threshold = Literal["frozen", "straight_through", "constant"]
@@ -54,40 +55,63 @@ class LoraSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdamixSettings:
-    """Copies of A (down) and B (up) of every pair: drawn while training, averaged at the end."""
+    """Copies of the way down (LoRA's A) and up (B): drawn while training, averaged at the end."""
 
-    copies: int = field(default=4, metadata=about("Copies of each A and B that isn't shared."))
+    kind: Kind = field(
+        default="lora",
+        metadata=about("What there are copies of: LoRA pairs, or a bottleneck a layer."),
+    )
+    size: int | None = field(
+        default=None, metadata=about("Width of a bottleneck; 16 when left out. Of them only.")
+    )
+    copies: int = field(default=4, metadata=about("Copies of each side that isn't shared."))
     share: Share = field(
-        default="up", metadata=about("Side with one copy only: B (up), A (down) or none.")
+        default="up", metadata=about("Side with one copy only: up (B), down (A) or none.")
     )
     routing: Routing = field(
-        default="batch", metadata=about("Draw once a linear layer for the batch, or an example.")
+        default="batch", metadata=about("Draw once a linear map for the batch, or an example.")
     )
     consistency: float = field(
         default=100.0,
         metadata=about("Weight of the loss between two passes; 0 leaves out the second pass."),
     )
-    init: Init = field(
-        default="shared", metadata=about("Copies of A begin equal, or each with its own weights.")
+    init: Init | None = field(
+        default=None,
+        metadata=about(
+            "Copies begin equal (shared) or each with its own weights (independent); shared for "
+            "LoRA when left out, a bottleneck's are independent always."
+        ),
     )
     draws: int = field(
         default=4, metadata=about("Random draws of copies to measure on the dev rows at the end.")
     )
     keep_copies: bool = field(
-        default=False, metadata=about("Keep the copies, too, in <out>.copies.safetensors.")
+        default=False, metadata=about("Keep the copies, too, as an adapter in <out>.copies.")
     )
 
     def __post_init__(self) -> None:
+        _check("kind", self.kind, "lora or bottleneck", holds=self.kind in get_args(Kind))
+        of_lora = self.kind == "lora"
+        _check("size", self.size, "left out with LoRA", holds=self.size is None or not of_lora)
+        _check("size", self.size, "at least 1", holds=self.size is None or self.size >= 1)
         _check("copies", self.copies, "at least 1", holds=self.copies >= 1)
         _check("share", self.share, "none, down or up", holds=self.share in get_args(Share))
         _check("routing", self.routing, "batch or example", holds=self.routing in get_args(Routing))
         weight = self.consistency
         _check("consistency", weight, "a number of at least 0", holds=0 <= weight < math.inf)
-        _check("init", self.init, "shared or independent", holds=self.init in get_args(Init))
-        one_a = self.share == "down" or self.copies == 1
+        known = self.init in (None, *get_args(Init))
+        _check("init", self.init, "shared or independent", holds=known)
+        alone = of_lora and (self.share == "down" or self.copies == 1)
         allowed = "shared where there is one copy of A"
-        _check("init", self.init, allowed, holds=self.init == "shared" or not one_a)
+        _check("init", self.init, allowed, holds=not alone or self.init != "independent")
+        allowed = "independent for bottlenecks"
+        _check("init", self.init, allowed, holds=of_lora or self.init != "shared")
         _check("draws", self.draws, "at least 0", holds=self.draws >= 0)
+
+    @property
+    def bottleneck_size(self) -> int:
+        """Rows of a bottleneck's way down."""
+        return 16 if self.size is None else self.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def adamix(
     data: DataSettings,
     loop: LoopSettings,
 ) -> None:
-    """Train copies of a LoRA adapter that are drawn at random; their mean is the adapter."""
+    """Train copies of an adapter that are drawn at random; their mean is the adapter."""
     from training.recipes.adamix import train_adamix
 
     settings = _run_settings(source, base, lora, data, loop)

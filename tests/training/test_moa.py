@@ -119,7 +119,7 @@ def test_the_folder_is_whole_and_says_what_was_done(make_run: MakeRun, tmp_path:
         "library_name: adaptermix",
         "A MoA adapter for `tiny`, trained with `adaptermix train moa`",
         "| MoA | sparse gates by a SwiGLU x 4 router at pre_norm, bottleneck 16, ",
-        "own ranks q_proj=2, threshold at most 0.5, frozen |",
+        "own ranks q_proj=2, threshold at most 0.5, frozen, LoRA of rank 4, alpha 8, ",
         f"| parameters | {parameters(manifest):,} of experts and routers |",
         f"| gates | {outcome.notes['gates']} |",
         "std over the experts of a token",

@@ -20,9 +20,8 @@ from adapters_store.expert_types import (
 from adapters_store.types import AdapterManifest, BaseModelSpec, BlockSpec, LinearShape
 from router_engine.model.loader import base_spec
 from training.errors import TrainingError
+from training.native import FORMAT
 from training.settings import LoraSettings, MoaSettings, MoeLoraSettings
-
-FORMAT = "adaptermix"
 
 
 def shape_of(name: str, model: Any) -> BaseModelSpec:

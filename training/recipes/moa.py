@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from training.card import Described, describe_lora
 from training.loop import Losses, StepReport
 from training.loss import Batch, completion_nll, mean_over_targets
 from training.moa.budget import parameters
@@ -37,10 +37,14 @@ def train_moa(
     """Train one MoA adapter and write it to `out`, as `run_recipe` says."""
 
     def build(settings: RunSettings) -> MoaPupil:
-        return MoaPupil(moa_model(settings, moa), settings, "MoA", _moa_described(moa))
+        return MoaPupil(moa_model(settings, moa), settings)
+
+    def describe(settings: RunSettings) -> Described:
+        lora = describe_lora(settings).experts
+        return Described("MoA", "adaptermix", f"{_described(moa)}, LoRA of {lora}")
 
     return run_recipe(
-        Recipe("train moa", asdict(moa), build, "MoA"),
+        Recipe("train moa", asdict(moa), build, describe),
         settings,
         out,
         checkpoint_every=checkpoint_every,
@@ -59,16 +63,19 @@ def train_moe_lora(
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> Outcome:
     """Train one homogeneous mixture of LoRA and write it to `out`, as `run_recipe` says."""
-    described = (
-        f"{moe.experts} LoRA experts at every target, {moe.top_k} of them a token, by a softmax "
-        f"of a linear router at {moe.router_input}"
-    )
 
     def build(settings: RunSettings) -> MoaPupil:
-        return MoaPupil(moe_lora_model(settings, moe), settings, "MoE-LoRA", described)
+        return MoaPupil(moe_lora_model(settings, moe), settings)
+
+    def describe(settings: RunSettings) -> Described:
+        text = (
+            f"{moe.top_k} of {moe.experts} LoRA experts a token at every target, by a softmax of "
+            f"a linear router at {moe.router_input}, each of {describe_lora(settings).experts}"
+        )
+        return Described("MoE-LoRA", "adaptermix", text)
 
     return run_recipe(
-        Recipe("train moe-lora", asdict(moe), build, "MoE-LoRA"),
+        Recipe("train moe-lora", asdict(moe), build, describe),
         settings,
         out,
         checkpoint_every=checkpoint_every,
@@ -83,8 +90,6 @@ class MoaPupil:
 
     model: MoaModel
     settings: RunSettings
-    kind: Literal["MoA", "MoE-LoRA"]
-    described: str
     generators: tuple[torch.Generator, ...] = ()
 
     def losses(self, batch: Batch) -> Losses:
@@ -97,10 +102,7 @@ class MoaPupil:
         """Measure and draw the gates on the dev rows."""
         with recorded(self.model) as statistics:
             dev_nll()
-        notes = {
-            self.kind: self.described,
-            "parameters": f"{parameters(self.model.manifest):,} of experts and routers",
-        }
+        notes = {"parameters": f"{parameters(self.model.manifest):,} of experts and routers"}
         if statistics.tokens:
             means = statistics.means
             plot_gates(means.tolist(), gate_labels(self.model.manifest), out / "gates.png")
@@ -117,7 +119,7 @@ class MoaPupil:
         save_moa(self.model, out, self.settings.dtype)
 
 
-def _moa_described(moa: MoaSettings) -> str:
+def _described(moa: MoaSettings) -> str:
     router = f"SwiGLU x {moa.router_factor}" if moa.router_factor else "linear"
     parts = [
         f"{moa.variant} gates by a {router} router at {moa.router_input}",
