@@ -21,6 +21,7 @@ from adapters_store.expert_types import (
 from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
 from router_engine.model.tap import layers_of
+from training.moa.folder import TENSORS
 
 
 class Written:
@@ -139,8 +140,8 @@ class Written:
         return y
 
 
-def written(base: Any, folder: Path, names: tuple[str, str]) -> Written:
+def written(base: Any, folder: Path, manifest_file: str) -> Written:
     """The oracle on a folder's own files, which hold just the tensors that the manifest names."""
-    manifest = manifest_from_json((folder / names[0]).read_bytes())
+    manifest = manifest_from_json((folder / manifest_file).read_bytes())
     assert len(manifest.routers) == len(layers_of(base)[1])
-    return Written(base, manifest, load_file(folder / names[1]))
+    return Written(base, manifest, load_file(folder / TENSORS))

@@ -25,7 +25,7 @@ from training.moa.budget import (
     shape_of_base,
 )
 from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import NOT_SERVED, SERVED, load_moa
+from training.moa.folder import TENSORS, load_moa
 from training.moa.gates import GateStatistics, gate_labels, mean_and_spread
 from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
 from training.recipes.moa import train_moa, train_moe_lora
@@ -49,8 +49,7 @@ def train(request: pytest.FixtureRequest) -> Train:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    name = NOT_SERVED[1] if (folder / NOT_SERVED[1]).exists() else SERVED[1]
-    return dict(load_file(folder / name))
+    return dict(load_file(folder / TENSORS))
 
 
 def test_training_lowers_the_loss(train: Train, make_run: MakeRun, tmp_path: Path) -> None:

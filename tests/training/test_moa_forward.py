@@ -105,7 +105,7 @@ def test_gates_of_whole_prompts_are_those_of_each_rows_own_prompt(
     """In a padded batch; the folder is not of the kind that a store takes."""
     model = stir(moa_model(make_run(lora=LORA), MoaSettings(variant="instance"))).eval()
     save_moa(model, tmp_path, "float32")
-    assert not (tmp_path / SERVED[0]).exists()
+    assert not (tmp_path / SERVED).exists()
     oracle = written(family_model("llama"), tmp_path, NOT_SERVED)
     examples = [
         Example(tuple(range(10, 30)), prompt_length=15),
@@ -229,3 +229,31 @@ def test_the_default_targets_are_the_published_ones() -> None:
     lora = GatedLoraSettings()
     assert (lora.rank, lora.alpha) == (8, 8.0)
     assert lora.targets == LORA["targets"]
+
+
+@pytest.mark.parametrize("variant", ["sparse", "instance"])
+def test_generation_goes_on_under_the_gates_that_the_equations_give(
+    variant: Any, make_run: MakeRun, tmp_path: Path
+) -> None:
+    """Rows of two lengths in one batch, with a cache, against everything computed anew."""
+    model = stir(moa_model(make_run(lora=LORA), MoaSettings(variant=variant))).eval()
+    save_moa(model, tmp_path, "float32")
+    oracle = written(
+        family_model("llama"), tmp_path, NOT_SERVED if variant == "instance" else SERVED
+    )
+    prompts = [[*range(50, 62)], [7]]
+    tokens = torch.tensor([prompts[0], [0] * 11 + prompts[1]])
+    out = model.generate(
+        tokens,
+        attention_mask=(tokens > 0).long(),
+        do_sample=False,
+        max_new_tokens=6,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    for row, prompt in zip(out.tolist(), prompts, strict=True):
+        ids = list(prompt)
+        for _ in range(6):
+            length = len(prompt) if variant == "instance" else None
+            ids.append(int(oracle.logits(torch.tensor(ids), length)[-1].argmax()))
+        assert row[-6:] == ids[-6:]

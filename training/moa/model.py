@@ -73,6 +73,15 @@ class MoaModel(nn.Module):
         self._mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.base(input_ids=input_ids, attention_mask=attention_mask, **options)
 
+    def generate(self, input_ids: Tensor, *, attention_mask: Tensor, **options: Any) -> Tensor:
+        """As the base's; gates of whole prompts are those of `input_ids`, and kept."""
+        for layer in self._layers():
+            layer.prompt_mask = attention_mask
+        tokens: Tensor = self.base.generate(
+            input_ids=input_ids, attention_mask=attention_mask, **options
+        )
+        return tokens
+
     @property
     def gates(self) -> Tensor:
         """Of the last call: [layers, tokens, outputs], padding left out, without gradient."""
@@ -149,8 +158,11 @@ class _Layer(nn.Module):
         return self.gates[..., gate : gate + 1]
 
     def _route(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.router.pooled and self.prompt_mask is None:
+            return  # The gates are those of the prompt, which went before.
         read = inputs[0] if self.router.spec.input == "pre_norm" else output
         self.gates = self.router(read, self.prompt_mask)
+        self.prompt_mask = None
 
 
 def _by_module(manifest: AdapterManifest, layer: str) -> dict[str, list[ExpertSpec]]:

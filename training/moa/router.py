@@ -34,6 +34,7 @@ class Router(nn.Module):
     def __init__(self, spec: LayerRouterSpec, training: RouterTraining) -> None:
         super().__init__()
         self.spec = spec
+        self.pooled = training.pooled
         self._how = training
         outputs, features, hidden = spec.outputs, spec.features, spec.hidden
         shapes = (
@@ -60,7 +61,7 @@ class Router(nn.Module):
         prompt_mask [rows, tokens], 1 where the prompt is, of pooled routers only.
         """
         v = v.float()
-        if self._how.pooled:
+        if self.pooled:
             assert prompt_mask is not None
             weights = prompt_mask[..., None] / prompt_mask.sum(dim=1)[:, None, None]
             v = (v * weights).sum(dim=1, keepdim=True)

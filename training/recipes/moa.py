@@ -35,6 +35,18 @@ def train_moa(
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> Outcome:
     """Train one MoA adapter and write it to `out`, as `run_recipe` says."""
+    return run_recipe(
+        moa_recipe(moa),
+        settings,
+        out,
+        checkpoint_every=checkpoint_every,
+        restart=restart,
+        on_step=on_step,
+    )
+
+
+def moa_recipe(moa: MoaSettings) -> Recipe:
+    """What `train_moa` runs."""
 
     def build(settings: RunSettings) -> MoaPupil:
         return MoaPupil(moa_model(settings, moa), settings)
@@ -43,14 +55,7 @@ def train_moa(
         lora = describe_lora(settings).experts
         return Described("MoA", "adaptermix", f"{_described(moa)}, LoRA of {lora}")
 
-    return run_recipe(
-        Recipe("train moa", asdict(moa), build, describe),
-        settings,
-        out,
-        checkpoint_every=checkpoint_every,
-        restart=restart,
-        on_step=on_step,
-    )
+    return Recipe("train moa", asdict(moa), build, describe)
 
 
 def train_moe_lora(
@@ -63,6 +68,18 @@ def train_moe_lora(
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> Outcome:
     """Train one homogeneous mixture of LoRA and write it to `out`, as `run_recipe` says."""
+    return run_recipe(
+        moe_lora_recipe(moe),
+        settings,
+        out,
+        checkpoint_every=checkpoint_every,
+        restart=restart,
+        on_step=on_step,
+    )
+
+
+def moe_lora_recipe(moe: MoeLoraSettings) -> Recipe:
+    """What `train_moe_lora` runs."""
 
     def build(settings: RunSettings) -> MoaPupil:
         return MoaPupil(moe_lora_model(settings, moe), settings)
@@ -74,14 +91,7 @@ def train_moe_lora(
         )
         return Described("MoE-LoRA", "adaptermix", text)
 
-    return run_recipe(
-        Recipe("train moe-lora", asdict(moe), build, describe),
-        settings,
-        out,
-        checkpoint_every=checkpoint_every,
-        restart=restart,
-        on_step=on_step,
-    )
+    return Recipe("train moe-lora", asdict(moe), build, describe)
 
 
 @dataclass(frozen=True, slots=True)
