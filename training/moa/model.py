@@ -77,6 +77,7 @@ class MoaModel(nn.Module):
         """As the base's; gates of whole prompts are those of `input_ids`, and kept."""
         for layer in self._layers():
             layer.prompt_mask = attention_mask
+        self._mask = None
         tokens: Tensor = self.base.generate(
             input_ids=input_ids, attention_mask=attention_mask, **options
         )
