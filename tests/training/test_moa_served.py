@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.errors import InvalidAdapterError
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.support.tiny import save_family
@@ -27,6 +28,7 @@ MODELS: dict[str, tuple[str, Make]] = {
         lambda run: moa_model(run, MoaSettings(variant="sparse", threshold="constant")),
     ),
     "moe-lora": ("llama", lambda run: moe_lora_model(run, MoeLoraSettings())),
+    "gpt2": ("gpt2", lambda run: moa_model(run, MoaSettings(variant="sparse"))),
     "qwen3": ("qwen3", lambda run: moa_model(run, MoaSettings(prompt=3))),
 }
 
@@ -35,7 +37,8 @@ MODELS: dict[str, tuple[str, Make]] = {
 def test_the_engine_serves_what_was_trained(name: str, make_run: MakeRun, tmp_path: Path) -> None:
     family, make = MODELS[name]
     base = save_family(tmp_path / "base", family)
-    model = stir(make(make_run(base=str(base), lora=LORA))).eval()
+    lora = {**LORA, "targets": ("c_attn", "mlp.c_proj")} if family == "gpt2" else LORA
+    model = stir(make(make_run(base=str(base), lora=lora))).eval()
     folder = tmp_path / "adapter"
     folder.mkdir()
     save_moa(model, folder, "float32")
@@ -49,4 +52,17 @@ def test_the_engine_serves_what_was_trained(name: str, make_run: MakeRun, tmp_pa
     )
     assert_agrees(mixed, *expected, tolerance=1e-5)
     assert mixed.logprobs != alone.logprobs
+    harness.close()
+
+
+def test_gates_of_whole_prompts_are_published_by_no_mistake(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(lora=LORA)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_moa(moa_model(run, MoaSettings(variant="instance")), folder, "float32")
+    harness = EngineHarness(tmp_path / "engine", run.base)
+    with pytest.raises(InvalidAdapterError, match="adapter_config.json: is missing"):
+        harness.publish("instance", folder)
     harness.close()
