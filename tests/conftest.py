@@ -13,6 +13,19 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
+WORKER_BYTES = 5 << 30
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker a core, each with WORKER_BYTES of the machine's memory.
+
+    That is a real model in PEFT and one in an engine, or the processes of a server.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // WORKER_BYTES))
+
+
 def _model(name: str) -> Path:
     default = Path("~/.cache/adaptermix").expanduser()
     path = Path(os.environ.get("ADAPTERMIX_CACHE", default)) / "models" / name
