@@ -109,7 +109,7 @@ def convert(params: Mapping[str, Any], state: Mapping[str, Array], heads: Heads)
     keys = sort_keys(state, replace(_NAMING, harmless=_NOISE if said.adapter_noisy else None))
     refuse(keys.problems(TENSOR_FILE))
     refuse(_span_problems(said, keys))
-    refuse(_permute(keys, heads))
+    refuse(_order_rows(keys, heads))
     convention = Convention(
         said.lora_alpha / said.lora_rank, "pre_norm", said.max_threshold, said.const_threshold
     )
@@ -190,8 +190,9 @@ def _span_problems(said: _Params, keys: Keys) -> Iterator[Problem]:
             )
 
 
-def _permute(keys: Keys, heads: Heads) -> Iterator[Problem]:
-    """Put the rows of B of queries and keys in the order of halves, in place."""
+def _order_rows(keys: Keys, heads: Heads) -> list[Problem]:
+    """Put the rows of B of queries and keys in the order of halves, in place; why that fails."""
+    problems = []
     for part, option, count in (
         ("Q", "--heads", heads.query),
         ("K", "--kv-heads", heads.key_value),
@@ -200,22 +201,28 @@ def _permute(keys: Keys, heads: Heads) -> Iterator[Problem]:
         if not layers:
             continue
         if count is None or count < 1:
-            yield Problem(
-                option,
-                f"is {'missing' if count is None else count}: rows of lora_{part}.lora_B are "
-                "ordered anew in each head, so give the base's number of heads, or its checkpoint "
-                "by --base",
+            problems.append(
+                Problem(
+                    option,
+                    f"is {'missing' if count is None else count}: rows of lora_{part}.lora_B are "
+                    "ordered anew in each head, so give the base's number of heads, or its "
+                    "checkpoint by --base",
+                )
             )
             continue
         for layer in layers:
-            b = layer.parts[part]["lora_B.weight"]
-            if len(b) % (2 * count):
-                yield Problem(
-                    layer.keys[part, "lora_B.weight"],
-                    f"has {len(b)} rows, which {count} heads ({option}) of even size cannot have",
-                )
-            else:
-                layer.parts[part]["lora_B.weight"] = half_split_rows(b, count)
+            problems += _order_rows_of(layer, part, option, count)
+    return problems
+
+
+def _order_rows_of(layer: Layer, part: str, option: str, heads: int) -> list[Problem]:
+    b = layer.parts[part]["lora_B.weight"]
+    if len(b) % (2 * heads):
+        where = layer.keys[part, "lora_B.weight"]
+        message = f"has {len(b)} rows, which {heads} heads ({option}) of even size cannot have"
+        return [Problem(where, message)]
+    layer.parts[part]["lora_B.weight"] = half_split_rows(b, heads)
+    return []
 
 
 def _size_problems(said: _Params, manifest: AdapterManifest, heads: Heads) -> Iterator[Problem]:
