@@ -118,6 +118,7 @@ def _write(adapter: NativeAdapter, out: Path, source: tuple[str, str, str]) -> I
     if router.threshold is not None:
         net = "" if router.threshold.prefix is None else " times the sigmoid of a net"
         threshold = f"{router.threshold.maximum:g}{net}; gates below count as 0"
+    when = "before" if router.input == "pre_norm" else "after"
     said = summary(adapter)
     card = _CARD.format(
         name=out.resolve().name,
@@ -126,7 +127,7 @@ def _write(adapter: NativeAdapter, out: Path, source: tuple[str, str, str]) -> I
         sha256=sha256,
         base=manifest.base_model or "not named in the checkpoint",
         summary=said,
-        router_input=f"{router.input} (what a layer reads, before or after its first norm)",
+        router_input=f"what a layer reads, {when} its first norm",
         threshold=threshold,
         scales=", ".join(f"{scale:g}" for scale in scales) or "no LoRA",
         notes="".join(f"\nNote: {note}.\n" for note in adapter.notes),
