@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.request import EngineRequest
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath
 from tests.support.expert_adapters import (
-    CONFIG_FILE,
     MOA_TARGETS,
     NATIVE,
     SOFT,
@@ -50,10 +51,13 @@ def _answers(
 def _without_routers(folder: Path, directory: Path) -> Path:
     """The same experts, none of which has a gate."""
     edited(folder, directory, {})
-    manifest = manifest_from_json((directory / CONFIG_FILE).read_bytes())
+    manifest = manifest_from_json((directory / MANIFEST_FILE).read_bytes())
     experts = tuple(replace(expert, gate=None) for expert in manifest.experts)
     plain = replace(manifest, experts=experts, routers=())
-    (directory / CONFIG_FILE).write_bytes(manifest_to_json(plain))
+    (directory / MANIFEST_FILE).write_bytes(manifest_to_json(plain))
+    tensors = load_file(directory / TENSOR_FILE)
+    kept = {key: tensor for key, tensor in tensors.items() if ".router." not in key}
+    save_file(kept, directory / TENSOR_FILE)
     return directory
 
 
