@@ -7,7 +7,7 @@ import pytest
 from tests.router_engine import paths
 from tests.router_engine.paths import EnginePath, path_params
 
-PATHS = (paths.REFERENCE, paths.TRITON, paths.CUDA)
+PATHS = (paths.REFERENCE, paths.CPU, paths.INT8, paths.TRITON, paths.CUDA)
 
 
 @pytest.fixture(params=path_params(*PATHS))
