@@ -22,6 +22,7 @@ from adapters_store.expert_types import (
     LoraExpertSpec,
     PromptExpertSpec,
 )
+from router_engine.model.quantized import Int8Linear
 from tests.support.expert_adapters import FolderFiles
 
 ATTENTION = "expert_oracle"
@@ -112,13 +113,21 @@ class OracleAdapter:
         """query [heads, tokens, dim] -> what is added to what it attends to, of the same shape."""
         p = self.tensors[expert.tensor_prompt]
         keys, values = (
-            functional.linear(p, linear.weight, linear.bias).view(len(p), -1, query.shape[-1])
+            functional.linear(p, _weight(linear), linear.bias).view(len(p), -1, query.shape[-1])
             for linear in (attention.k_proj, attention.v_proj)
         )
         if hasattr(attention, "k_norm"):
             keys = attention.k_norm(keys)
         head_gates = self.tensors[expert.tensor_head_gates]
         return self.times(expert) * prompt_attention(query, keys, values, head_gates)
+
+
+def _weight(linear: Any) -> Tensor:
+    """A layer's weight [out, in], as the layer computes with it."""
+    if isinstance(linear, Int8Linear):
+        return linear.values * linear.scale[:, None]
+    weight: Tensor = linear.weight
+    return weight
 
 
 def _attention(

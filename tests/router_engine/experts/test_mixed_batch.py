@@ -10,7 +10,8 @@ from adapters_store.types import ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from tests.router_engine.conftest import MakeEngine
-from tests.router_engine.paths import EnginePath
+from tests.router_engine.experts.conftest import PATHS
+from tests.router_engine.paths import EnginePath, path_params
 from tests.support.expert_adapters import (
     LORA,
     MOE_LORA,
@@ -45,6 +46,7 @@ MIXTURES: list[dict[str, float]] = [
     {"native": 0.7, "prompt": 0.6, "moe-lora": 0.5},
 ]
 TEXT = list(range(5, 25))
+MERGING = [path for path in PATHS if path.quantization == "none"]  # a base in int8 takes nothing in
 CONFIG = EngineConfig(
     cache=CacheConfig(num_blocks=96, prefix_cache=False),
     scheduler=SchedulerConfig(max_step_tokens=48),
@@ -113,6 +115,7 @@ def test_weights_change_from_token_to_token(
     assert other.logprobs != pytest.approx(fixed.logprobs, abs=path.tolerance)
 
 
+@pytest.mark.parametrize("path", path_params(*MERGING), indirect=True)
 def test_a_merged_mixture_is_taken_off(
     path: EnginePath, make_engine: MakeEngine, folders: dict[str, Path]
 ) -> None:
