@@ -87,7 +87,8 @@ class OracleAdapter:
         if expert.copies is None:
             return tensor
         weights = torch.tensor(getattr(expert.copies, side))
-        return torch.einsum("m,m...->...", weights, tensor)
+        average: Tensor = torch.einsum("m,m...->...", weights, tensor)
+        return average
 
     def times(self, expert: ExpertSpec) -> Tensor | float:
         """w g [tokens, 1]."""
