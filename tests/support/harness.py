@@ -71,7 +71,7 @@ class EngineHarness:
         self.answers: dict[str, Answer] = {}
 
     def publish(self, name: str, folder: Path) -> str:
-        """Put an adapter folder into the store; returns its digest."""
+        """Put a folder of PEFT's format or our own into the store; returns its digest."""
         return self.store.publish(name, folder, base=self.engine.base).digest
 
     def put_centroids(self, centroids: Mapping[str, Sequence[float]]) -> None:

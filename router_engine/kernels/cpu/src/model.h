@@ -410,31 +410,45 @@ class Model : public Decoder {
     if (mixing.serial.active()) add_serial(team, mixing.serial);
   }
 
-  // residual += down_proj(x) and parallel bottlenecks. Serial ones want the former by itself.
+  // residual += down_proj(x) and parallel bottlenecks. Serial ones read the former by itself, in x.
   void down(Team& team, const Linear& linear, const LayerMixing& mixing) {
     const int width = m_.intermediate;
-    const bool parallel = mixing.gate_up.has(PARALLEL);
-    const bool alone = mixing.serial.active();
     linears_.prepare(team, mixing.down, linear.is_int8, step_.tokens, active_.data(), width, width);
-    const Job job = {&linear, alone ? module_.data() : residual_.data(), size_t(m_.hidden), !alone};
-    linears_.run(team, &job, 1, mixing.down, step_.tokens, active_.data(), width,
-                 [&](int begin, int end) {
-                   if (parallel)
-                     linears_.add_experts(mixing.gate_up, PARALLEL, m_.hidden, begin, end,
-                                          residual_.data(), m_.hidden);
-                 });
+    if (mixing.serial.active()) {
+      const Job job = {&linear, module_.data(), size_t(m_.hidden), false};
+      linears_.run(team, &job, 1, base_, step_.tokens, active_.data(), width,
+                   [&](int begin, int end) {
+                     take_apart(mixing.down, begin, end);
+                     add_parallel(mixing.gate_up, begin, end);
+                   });
+    } else {
+      const Job job = {&linear, residual_.data(), size_t(m_.hidden), true};
+      linears_.run(team, &job, 1, mixing.down, step_.tokens, active_.data(), width,
+                   [&](int begin, int end) { add_parallel(mixing.gate_up, begin, end); });
+    }
   }
 
-  // residual += y + bottlenecks of y, what the feed-forward module puts out
+  void add_parallel(const Mixing& mixing, int begin, int end) {
+    if (mixing.has(PARALLEL))
+      linears_.add_experts(mixing, PARALLEL, m_.hidden, begin, end, residual_.data(), m_.hidden);
+  }
+
+  // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: added to
+  // the residual stream in the order that they are added in by `run`, and alone in x.
+  void take_apart(const Mixing& mixing, int begin, int end) {
+    const auto each = [&](const auto& work) {
+      for (int token = 0; token < step_.tokens; token++)
+        for (int i = begin; i < end; i += LANES) work(size_t(token) * m_.hidden + i);
+    };
+    each([&](size_t i) { store(&residual_[i], load(&residual_[i]) + load(&module_[i])); });
+    if (mixing.active())
+      for (float* y : {residual_.data(), module_.data()})
+        linears_.add_experts(mixing, 0, m_.hidden, begin, end, y, m_.hidden);
+    each([&](size_t i) { store(&x_[i], load(&module_[i])); });
+  }
+
+  // residual += bottlenecks of x, what the feed-forward module puts out
   void add_serial(Team& team, const Mixing& mixing) {
-    team.share(step_.tokens, [&](int token) {
-      const size_t at = size_t(token) * m_.hidden;
-      for (size_t i = at; i < at + m_.hidden; i += LANES) {
-        const F16 y = load(&module_[i]);
-        store(&x_[i], y);
-        store(&residual_[i], load(&residual_[i]) + y);
-      }
-    });
     linears_.prepare(team, mixing, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     team.share(ceil_div(m_.hidden, PANEL), [&](int panel) {
       linears_.add_experts(mixing, 0, m_.hidden, panel * PANEL,
@@ -483,6 +497,7 @@ class Model : public Decoder {
   Audience everyone_, sampled_, below_;
   std::vector<LayerMixing> mixing_;
   Mixing head_mixing_;
+  const Mixing base_;  // no experts
   std::vector<float> residual_, module_, qkv_, angles_, partial_out_;
   std::vector<Partial> partial_;
   std::vector<T> x_, attended_, active_;
