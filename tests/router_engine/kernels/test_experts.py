@@ -131,7 +131,10 @@ def test_every_way_to_weights_in_one_step(
 def test_threads_change_nothing(
     make_harness: MakeHarness, kernel_cache: Path, folders: list[Path], experts: dict[str, Path]
 ) -> None:
-    """Each number is computed by one thread in one order, whichever thread that is."""
+    """Each number is computed by one thread in one order, whichever thread that is.
+
+    Prompts are near only: torch makes their keys when they are loaded, and sums by its threads.
+    """
     threads = torch.get_num_threads()
     answers = []
     try:
@@ -145,8 +148,10 @@ def test_threads_change_nothing(
             answers.append(fast.run(*_traffic("r", plain, kinds)))
     finally:
         torch.set_num_threads(threads)
+    prompts = (2, 5, 7, 12)  # of the requests
     for others in answers[1:]:
-        _assert_equal(answers[0], others, 0.0)
+        for index, (one, other) in enumerate(zip(answers[0], others, strict=True)):
+            _assert_equal([one], [other], 1e-4 if index in prompts else 0.0)
 
 
 def test_bf16_is_as_near_to_fp32_as_the_reference(
