@@ -87,7 +87,7 @@ class OracleAdapter:
         if expert.copies is None:
             return tensor
         weights = torch.tensor(getattr(expert.copies, side))
-        return torch.tensordot(weights, tensor, dims=1)
+        return torch.einsum("m,m...->...", weights, tensor)
 
     def times(self, expert: ExpertSpec) -> Tensor | float:
         """w g [tokens, 1]."""

@@ -7,6 +7,7 @@ import pytest
 from tests.router_engine import paths
 from tests.router_engine.paths import EnginePath, path_params
 
+# Whatever runs every kind of expert belongs here, and all tests of this folder run on it.
 PATHS = (paths.REFERENCE, paths.CPU, paths.INT8, paths.TRITON, paths.CUDA)
 
 

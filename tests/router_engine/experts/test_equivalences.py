@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from router_engine.request import EngineRequest
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath
 from tests.support.expert_adapters import (
-    CONFIG_FILE,
     MOA_TARGETS,
     NATIVE,
     SOFT,
@@ -49,10 +51,13 @@ def _answers(
 def _without_routers(folder: Path, directory: Path) -> Path:
     """The same experts, none of which has a gate."""
     edited(folder, directory, {})
-    manifest = manifest_from_json((directory / CONFIG_FILE).read_bytes())
+    manifest = manifest_from_json((directory / MANIFEST_FILE).read_bytes())
     experts = tuple(replace(expert, gate=None) for expert in manifest.experts)
     plain = replace(manifest, experts=experts, routers=())
-    (directory / CONFIG_FILE).write_bytes(manifest_to_json(plain))
+    (directory / MANIFEST_FILE).write_bytes(manifest_to_json(plain))
+    tensors = load_file(directory / TENSOR_FILE)
+    kept = {key: tensor for key, tensor in tensors.items() if ".router." not in key}
+    save_file(kept, directory / TENSOR_FILE)
     return directory
 
 
@@ -118,20 +123,42 @@ def test_a_prompt_in_pieces_is_the_prompt(
     assert all(_alike(answer, answers[0], path.tolerance) for answer in answers)
 
 
-def test_prefixes_and_preemption_change_nothing(
+def test_preempted_requests_give_the_same_tokens(
     path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    """The same request again reads the cache; too few blocks for all make requests start anew."""
-    folders = [make_expert_folder(tmp_path / str(seed), NATIVE, seed=seed) for seed in range(3)]
-    alone = _answers(make_engine, path, folders)
-    engine = make_engine(config=EngineConfig(cache=CacheConfig(num_blocks=6)))
+    """Three blocks for each request, whose prompt takes two: what is generated needs more."""
+    folders = [make_expert_folder(tmp_path / str(seed), NATIVE, seed=seed) for seed in range(2)]
+    tight = EngineConfig(
+        cache=CacheConfig(block_size=2, num_blocks=6, prefix_cache=False),
+        scheduler=SchedulerConfig(max_running=2),
+    )
+    engine = make_engine(config=tight)
     digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
+
+    def ask(name: str, index: int) -> EngineRequest:
+        new = min(path.tokens, 6) + 2
+        return request(f"{name} {index}", PROMPT[:4], {digests[index]: 0.7}, max_new_tokens=new)
+
+    alone = [engine.run(ask("alone", index))[0] for index in range(2)]
+    assert engine.stats().preemptions == 0
+    together = engine.run(*(ask("together", index) for index in range(2)))
+    assert engine.stats().preemptions > 0
+    for one, other in zip(together, alone, strict=True):
+        assert _alike(one, other, path.tolerance)
+
+
+def test_prefixes_are_read_again_under_the_same_adapter_only(
+    path: EnginePath, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    """The same text under another adapter has gates, and keys, of its own."""
+    folders = [make_expert_folder(tmp_path / str(seed), NATIVE, seed=seed) for seed in range(2)]
+    alone = _answers(make_engine, path, folders)
+    assert not _alike(alone[0], alone[1], path.tolerance)
+    engine = make_engine(config=EngineConfig(cache=CacheConfig(block_size=2, num_blocks=64)))
+    digests = [engine.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
+    prompt = path.short(PROMPT)
     for turn in range(2):
-        together = engine.run(
-            *(
-                request(f"{turn} {i}", path.short(PROMPT), {d: 0.7}, max_new_tokens=path.tokens)
-                for i, d in enumerate(digests)
-            )
-        )
-        for one, other in zip(together, alone, strict=True):
-            assert _alike(one, other, path.tolerance)
+        for index, digest in enumerate(digests):
+            one = request(f"{turn} {index}", prompt, {digest: 0.7}, max_new_tokens=path.tokens)
+            assert _alike(engine.run(one)[0], alone[index], path.tolerance)
+        assert (engine.stats().prefix_hit_tokens > 0) == (turn == 1)
