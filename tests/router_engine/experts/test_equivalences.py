@@ -89,7 +89,7 @@ def test_soft_is_sparse_with_a_threshold_of_zero(
     but that."""
     layers = replace(SOFT, threshold_net=False)
     folders = [
-        make_expert_folder(tmp_path / str(maximum), replace(layers, threshold=maximum))
+        make_expert_folder(tmp_path / f"at {maximum}", replace(layers, threshold=maximum))
         for maximum in (None, 0.0, 0.6)
     ]
     soft, at_zero, sparse = _answers(make_engine, path, folders)
@@ -127,7 +127,7 @@ def test_preempted_requests_give_the_same_tokens(
     path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     """Three blocks for each request, whose prompt takes two: what is generated needs more."""
-    folders = [make_expert_folder(tmp_path / str(seed), NATIVE, seed=seed) for seed in range(2)]
+    folders = [make_expert_folder(tmp_path / f"a{seed}", NATIVE, seed=seed) for seed in range(2)]
     tight = EngineConfig(
         cache=CacheConfig(block_size=2, num_blocks=6, prefix_cache=False),
         scheduler=SchedulerConfig(max_running=2),
@@ -151,7 +151,7 @@ def test_prefixes_are_read_again_under_the_same_adapter_only(
     path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     """The same text under another adapter has gates, and keys, of its own."""
-    folders = [make_expert_folder(tmp_path / str(seed), NATIVE, seed=seed) for seed in range(2)]
+    folders = [make_expert_folder(tmp_path / f"a{seed}", NATIVE, seed=seed) for seed in range(2)]
     alone = _answers(make_engine, path, folders)
     assert not _alike(alone[0], alone[1], path.tolerance)
     engine = make_engine(config=EngineConfig(cache=CacheConfig(block_size=2, num_blocks=64)))
