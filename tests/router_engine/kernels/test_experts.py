@@ -5,7 +5,7 @@ Beside the tests of `tests.router_engine.experts`: what only comes together in a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from router_engine.config import (
     ModelConfig,
     SchedulerConfig,
 )
+from router_engine.mixture.weights import StepWeights
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.scheduling.plan import PlannedRow, StepPlan
 from tests.router_engine.kernels.conftest import Pair
 from tests.support.expert_adapters import (
     MOE_LORA,
@@ -32,7 +34,9 @@ from tests.support.expert_adapters import (
     SPARSE,
     make_expert_folder,
 )
+from tests.support.expert_oracle import put_experts
 from tests.support.harness import Answer, EngineHarness, request
+from tests.support.tiny import family_model
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +135,10 @@ def test_every_way_to_weights_in_one_step(
 def test_threads_change_nothing(
     make_harness: MakeHarness, kernel_cache: Path, folders: list[Path], experts: dict[str, Path]
 ) -> None:
-    """Each number is computed by one thread in one order, whichever thread that is."""
+    """Each number is computed by one thread in one order, whichever thread that is.
+
+    Prompts are near only: torch makes their keys when they are loaded, and sums by its threads.
+    """
     threads = torch.get_num_threads()
     answers = []
     try:
@@ -145,8 +152,10 @@ def test_threads_change_nothing(
             answers.append(fast.run(*_traffic("r", plain, kinds)))
     finally:
         torch.set_num_threads(threads)
+    prompts = (2, 5, 7, 12)  # of the requests
     for others in answers[1:]:
-        _assert_equal(answers[0], others, 0.0)
+        for index, (one, other) in enumerate(zip(answers[0], others, strict=True)):
+            _assert_equal([one], [other], 1e-4 if index in prompts else 0.0)
 
 
 def test_bf16_is_as_near_to_fp32_as_the_reference(
@@ -174,3 +183,70 @@ def test_bf16_is_as_near_to_fp32_as_the_reference(
         same = [(a, b) for a, b in zip(answers, truth, strict=True) if a.ids == b.ids]
         errors.append(np.mean([abs(a.logprobs[0] - b.logprobs[0]) for a, b in same]))
     assert 0 < errors[1] <= 1.2 * errors[0], errors
+
+
+def _plan(tokens: Sequence[int], *, is_tapped: bool) -> StepPlan:
+    """One row at position 0, in the first blocks of the cache."""
+    row = PlannedRow(
+        request_id="r",
+        token_ids=tuple(tokens),
+        start=0,
+        block_ids=tuple(range(len(tokens) // 16 + 1)),
+        sample=True,
+        weight_runs=(),
+        adapters=(),
+        combination="sum",
+        is_routed=False,
+        is_tapped=is_tapped,
+        sampling=SamplingParams(max_new_tokens=1),
+        num_generated=0,
+        prompt_token_ids=tuple(tokens),
+        known_tokens=tokens,
+        arrival=0,
+    )
+    return StepPlan((row,))
+
+
+@torch.no_grad()
+def test_readings_are_the_gates(
+    make_harness: MakeHarness, kernel_cache: Path, experts: dict[str, Path]
+) -> None:
+    """`native` on the last token alone; `sparse` on the first tokens alone below the tap."""
+    config = EngineConfig(
+        model=ModelConfig(tap_layer=1), cache=CACHE, kernels=KernelConfig("cpu", kernel_cache)
+    )
+    harness = make_harness(config=config)
+    pairs = sorted((harness.publish(kind, experts[kind]), kind) for kind in ("native", "sparse"))
+    for digest, _ in pairs:
+        harness.wait(harness.engine.load(digest))
+    digests, kinds = zip(*pairs, strict=True)
+    total = torch.full((len(TEXT), 2), 0.8)
+    total[:-1, kinds.index("native")] = 0
+    below = total.clone()
+    below[5:] = 0
+    body = harness.engine.body
+    assert body is not None
+    whole = body.run(_plan(TEXT, is_tapped=False), StepWeights(digests, total)).gates
+    weights = StepWeights(digests, total, lower=StepWeights(digests, below))
+    tapped = body.run(_plan(TEXT, is_tapped=True), weights).gates
+    assert body.run(_plan(TEXT, is_tapped=False), None).gates is None
+    assert whole is not None
+    assert tapped is not None
+    firsts = {
+        kind: (first, count) for kind, (_, first, count) in zip(kinds, whole.columns, strict=True)
+    }
+    (first, count), (native, others) = firsts["sparse"], firsts["native"]
+    model = family_model("llama")
+    (sparse,) = put_experts(model, [(experts["sparse"], 0.8)])
+    model(input_ids=torch.tensor([TEXT[:-1]]), use_cache=False)
+    for layer in range(2):
+        expected = sparse.gates[f"model.layers.{layer}"]
+        found = whole.values[layer, :, first : first + count]
+        torch.testing.assert_close(found[:-1], expected, rtol=0, atol=1e-5)
+        assert 0 < int((expected == 0).sum()) < expected.numel()
+        assert not found[-1].isnan().any()
+        assert whole.values[layer, :-1, native : native + others].isnan().all()
+        assert not whole.values[layer, -1, native : native + others].isnan().any()
+    assert tapped.values[0, 5:].isnan().all()
+    assert not tapped.values[0, :5, first : first + count].isnan().any()
+    assert not tapped.values[1, :, first : first + count].isnan().any()
