@@ -34,6 +34,7 @@ from router_engine.mixture.rules import check_mixture
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, load_model
+from router_engine.model.projections import ModelProjections
 from router_engine.model.runner import ModelRunner
 from router_engine.model.tap import below_tap, tap_digest
 from router_engine.model.wrap import wrap_linears
@@ -81,7 +82,6 @@ class Engine:
             max_model_len=self.info.max_model_len,
             prefix_cache=config.cache.prefix_cache,
         )
-        self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
         size = config.cache.block_size
         cache = PagedCache(
             loaded.kv_shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device
@@ -91,6 +91,10 @@ class Engine:
         )
         self.weights: BaseWeights = fast
         base, quantization = MergedBase(fast), config.model.quantization
+        projections = ModelProjections(loaded, base)
+        self._residency = ResidencyManager(
+            pool, adapters, config.adapters, loaded.dtype, projections, wake
+        )
         self._merge = MergeControl(base, self._residency, config.merge, quantization)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._events: list[EngineEvent] = []

@@ -9,14 +9,13 @@ from typing import Protocol
 
 from adapters_store.types import Combination, mixture_key
 from router_engine.kv.block_pool import BlockPool
-
-_Weights = tuple[float, ...]
+from router_engine.sparse import SparseWeights
 
 
 class WeightsByPosition(Protocol):
     """What a key needs of a weights history: runs of (number of tokens, weights)."""
 
-    def between(self, start: int, stop: int) -> tuple[tuple[int, _Weights], ...]: ...
+    def between(self, start: int, stop: int) -> tuple[tuple[int, SparseWeights], ...]: ...
 
 
 class BlockKeys:
@@ -41,7 +40,7 @@ class BlockKeys:
         self._combination = combination
         self._root = hashlib.sha256(salt).digest()
         self._keys: list[bytes] = []
-        self._memo: tuple[_Weights, bytes] | None = None
+        self._memo: tuple[SparseWeights, bytes] | None = None
 
     def reset(self) -> None:
         """Forget the chain, since the weights of known positions have changed."""
@@ -60,7 +59,7 @@ class BlockKeys:
         return self._keys[:num_blocks]
 
     def _key(
-        self, parent: bytes, token_ids: Sequence[int], runs: Sequence[tuple[int, _Weights]]
+        self, parent: bytes, token_ids: Sequence[int], runs: Sequence[tuple[int, SparseWeights]]
     ) -> bytes:
         block = hashlib.sha256(parent)
         block.update(array("q", token_ids).tobytes())
@@ -69,7 +68,7 @@ class BlockKeys:
             block.update(mixture)
         return block.digest()
 
-    def _mixtures(self, runs: Sequence[tuple[int, _Weights]]) -> list[tuple[int, bytes]]:
+    def _mixtures(self, runs: Sequence[tuple[int, SparseWeights]]) -> list[tuple[int, bytes]]:
         """Runs of equal canonical mixtures: weights that differ only in dropped zeros are equal."""
         merged: list[tuple[int, bytes]] = []
         for length, weights in runs:
@@ -79,9 +78,9 @@ class BlockKeys:
             merged.append((length, mixture))
         return merged
 
-    def _mixture(self, weights: _Weights) -> bytes:
+    def _mixture(self, weights: SparseWeights) -> bytes:
         if self._memo is None or self._memo[0] != weights:
-            by_digest = dict(zip(self._digests, weights, strict=True))
+            by_digest = {self._digests[column]: weight for column, weight in weights.items()}
             self._memo = (weights, mixture_key(by_digest, self._combination))
         return self._memo[1]
 

@@ -31,6 +31,7 @@ from router_engine.scheduling.refusal import Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
+from router_engine.sparse import SparseWeights
 
 
 class Scheduler:
@@ -130,7 +131,7 @@ class Scheduler:
         self,
         request_id: str,
         num_tokens: int,
-        weights: Sequence[float],
+        weights: Sequence[float] | SparseWeights,
         at_most: int | None = None,
     ) -> None:
         """The router's answer for the first `num_tokens` tokens. Unknown ids are ignored.
@@ -142,8 +143,10 @@ class Scheduler:
         state = self._live.get(request_id)
         if state is None:
             return
+        if not isinstance(weights, SparseWeights):
+            weights = SparseWeights.of(weights)
         until = self.questions.accept(state, num_tokens, weights, at_most)
-        self._apply_weights(state, tuple(weights), until)
+        self._apply_weights(state, weights, until)
         if state.status is RequestStatus.WAITING_WEIGHTS:
             self._park(state)
 
@@ -292,6 +295,7 @@ class Scheduler:
         fixed = request.routing is None
         # Under a gate these say which adapters may act, in the keys of blocks too.
         weights = request.weights if gate is None else (1.0,) * len(request.adapters)
+        history = WeightsHistory.fixed(SparseWeights.of(weights)) if fixed else WeightsHistory()
         group: Group = tuple(sorted(request.adapters)) if self.config.fairness == "adapter" else ()
         return RequestState(
             request=request,
@@ -299,7 +303,7 @@ class Scheduler:
             arrival_time=self._clock(),
             block_table=self.ledger.new_table(),
             block_keys=self.ledger.new_keys(request, gate),
-            weights_history=WeightsHistory.fixed(weights) if fixed else WeightsHistory(),
+            weights_history=history,
             tokens=list(request.prompt_token_ids),
             status=RequestStatus.WAITING_ADAPTERS,
             num_told=len(request.prompt_token_ids),
@@ -318,7 +322,7 @@ class Scheduler:
         if is_runnable:
             self._queue.push(state)
 
-    def _apply_weights(self, state: RequestState, weights: tuple[float, ...], until: int) -> None:
+    def _apply_weights(self, state: RequestState, weights: SparseWeights, until: int) -> None:
         self._stuck = False
         history = state.weights_history
         if history.newest in (None, weights) or not state.recomputes:

@@ -86,9 +86,10 @@ class CpuBody:
             for expert, module in zip(experts, self._decoder.modules, strict=True):
                 found = self._pool.located(module, digest)
                 if found is not None:
-                    expert.a, expert.b, expert.rank, scale, expert.prototype = found
+                    expert.a, expert.b, expert.prototype = found.a, found.b, found.prototype
+                    expert.rank = found.count
                     # `linear` refuses scales that are not positive; 1 keeps unused rows finite.
-                    expert.scale_root = scale**0.5 if scale > 0 else 1.0
+                    expert.scale_root = found.scale**0.5 if found.scale > 0 else 1.0
             self._experts[digest] = experts
         return self._experts[digest]
 

@@ -90,9 +90,13 @@ class Decoder:
         return self._handle
 
     def read(self, module: str) -> Tensor:
-        """A copy of a layer's weight [out, in]."""
-        shape = self._shapes[module]
-        return self.library.unpack(self._packed[module], (shape.out_features, shape.in_features))
+        """A copy of a layer's weight [out, in]; integers come back in fp32."""
+        shape, packed = self._shapes[module], self._packed[module]
+        if packed.dtype == torch.int8:
+            # Rows of the identity are exact in 8 bits, so what comes out are the columns.
+            identity = torch.eye(shape.in_features)
+            return self.library.linears(identity, [packed], shape.out_features).T
+        return self.library.unpack(packed, (shape.out_features, shape.in_features))
 
     def write(self, module: str, weight: Tensor) -> None:
         """Pack `weight` [out, in] in the place of a layer's; nothing may run meanwhile."""
