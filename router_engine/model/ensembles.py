@@ -17,7 +17,7 @@ from router_engine.scheduling.plan import PlannedRow
 
 
 class Ensembles:
-    """Owns the log probabilities of members that wait for the others of their ensemble."""
+    """Owns the logits of members that wait for the others of their ensemble."""
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[int, Tensor]] = {}  # by request, by member: [vocab], fp32
@@ -29,7 +29,7 @@ class Ensembles:
 
         logits [rows, vocab] of a plan's `sampled_rows`, in any float dtype; they come back as they
         are where no row belongs to an ensemble. Else logits [drawn rows, vocab] in fp32 of its
-        `drawn_rows`: log p for an ensemble's.
+        `drawn_rows`: those of p for an ensemble's.
         """
         if all(row.seat is None for row in rows):
             return logits, _entropies(logits, rows)
@@ -38,7 +38,7 @@ class Ensembles:
         for row, own in zip(rows, logits.float().unbind(), strict=True):
             if row.seat is not None:
                 kept = self._kept.setdefault(row.seat.ensemble, {})
-                kept[row.seat.index] = own.log_softmax(-1)
+                kept[row.seat.index] = own.clone()  # the next step may write over it
             if not row.draws:
                 continue
             if row.seat is not None:
@@ -55,16 +55,20 @@ class Ensembles:
         self._kept.pop(request_id, None)
 
 
-def averaged(logprobs: Tensor) -> tuple[Tensor, Uncertainty]:
-    """log p [vocab] in fp32 from the members' log probabilities [members, vocab]; its uncertainty.
+def averaged(logits: Tensor) -> tuple[Tensor, Uncertainty]:
+    """Logits of p [vocab] in fp32 from those of the members [members, vocab], and its uncertainty.
 
-    In fp64: the information is a small difference of large entropies.
+    They are log p + mean_i log sum e^logits_i: a repetition penalty depends on where 0 lies, so
+    equal members must give back their own logits. In fp64, as the information is a small
+    difference of large entropies.
     """
-    members = logprobs.double().log_softmax(-1)
-    mean = members.logsumexp(0) - math.log(len(members))
+    members = logits.double()
+    normalisers = members.logsumexp(-1, keepdim=True)
+    logprobs = members - normalisers
+    mean = logprobs.logsumexp(0) - math.log(len(members))
     entropy = float(_entropy(mean))
-    information = max(0.0, entropy - float(_entropy(members).mean()))
-    return mean.float(), Uncertainty(entropy, information)
+    information = max(0.0, entropy - float(_entropy(logprobs).mean()))
+    return (mean + normalisers.mean()).float(), Uncertainty(entropy, information)
 
 
 def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, Uncertainty]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from adapters_store.expert_types import Copies, LoraExpertSpec
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest
+from router_engine.experts.copies import Side
 from router_engine.model.tiny import tiny_model
 
 DOWN = (0.5, 0.3, 0.2)  # the average's weights of three copies of A
@@ -22,7 +23,7 @@ TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 _RANK = 2
 _SCALE = 2.0
 
-Weights = Callable[[LoraExpertSpec, str], Sequence[float]]  # (expert, side) -> one a copy
+Weights = Callable[[LoraExpertSpec, Side], Sequence[float]]  # one a copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class CopiesAdapter:
         """The tiny model with W + scale (sum_n u_n B_n) (sum_m d_m A_m) in place of each W."""
         model = tiny_model()
         for expert in self.manifest.lora_experts:
-            down, up = (torch.tensor(weights(expert, side)) for side in ("down", "up"))
+            down = torch.tensor(weights(expert, "down"))
+            up = torch.tensor(weights(expert, "up"))
             a = torch.einsum("m,mri->ri", down, self.tensors[expert.tensor_a])
             b = torch.einsum("n,nor->or", up, self.tensors[expert.tensor_b])
             with torch.no_grad():
@@ -45,7 +47,7 @@ class CopiesAdapter:
         return model
 
 
-def average(expert: LoraExpertSpec, side: str) -> Sequence[float]:
+def average(expert: LoraExpertSpec, side: Side) -> Sequence[float]:
     """The weights of the manifest."""
     assert expert.copies is not None
     return expert.copies.down if side == "down" else expert.copies.up
