@@ -74,9 +74,8 @@ def _request_places(scheduler: Scheduler) -> Iterator[str]:
             yield f"request {request_id!r} is {state.status}, but its queues say otherwise"
         if (state.status == "running") != (request_id in running):
             yield f"request {request_id!r} is {state.status}, but running says otherwise"
-        if state.status != state.head.status or scheduler.live.get(state.head.request_id) is not (
-            state.head
-        ):
+        head = state.head
+        if state.status != head.status or scheduler.live.get(head.request_id) is not head:
             yield f"request {request_id!r} is {state.status}, but its ensemble is not"
     if times:
         yield f"requests {sorted(times)} are queued, but not live"
