@@ -141,8 +141,9 @@ class HostAdapter:
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = (*self.pairs.values(), *self.routers.values())
-        object.__setattr__(self, "num_bytes", sum(part.num_bytes for part in parts))
+        num_bytes = sum(rows.num_bytes for rows in self.pairs.values())
+        num_bytes += sum(router.num_bytes for router in self.routers.values())
+        object.__setattr__(self, "num_bytes", num_bytes)
 
     @property
     def only_lora(self) -> bool:

@@ -17,10 +17,9 @@ from torch import Tensor
 from adapters_store.expert_types import Activation
 from router_engine.experts.allocator import Span
 from router_engine.experts.base import HostAdapter, HostRouter
+from router_engine.experts.readings import GateColumns
 from router_engine.experts.site_rows import SiteRows, Traits
 from router_engine.experts.transfer import Transfer, transfer_for
-
-GateColumns = tuple[tuple[str, int, int], ...]  # (digest, first, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,11 @@ class RowPool:
             return None
         traits = rows.traits[digest]
         return LocatedRows(
-            *(rows.address(name, span.start) for name in ("a", "b", "prototype", "bias", "gate")),
+            a=rows.address("a", span.start),
+            b=rows.address("b", span.start),
+            prototype=rows.address("prototype", span.start),
+            bias=rows.address("bias", span.start),
+            gate=rows.address("gate", span.start),
             count=span.length,
             scale=traits.scale,
             activation=traits.activation,

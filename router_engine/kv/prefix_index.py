@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
-from adapters_store.types import Combination, mixture_key
+from adapters_store.types import ZEROS, Combination
 from router_engine.kv.block_pool import BlockPool
 from router_engine.sparse import SparseWeights
 
@@ -26,7 +27,7 @@ class BlockKeys:
     of what else KV depends on, such as a router inside the layers; b"" for nothing.
     """
 
-    __slots__ = ("_combination", "_digests", "_keys", "_memo", "_root", "block_size")
+    __slots__ = ("_keys", "_memo", "_names", "_prefix", "_root", "block_size")
 
     def __init__(
         self,
@@ -36,8 +37,8 @@ class BlockKeys:
         salt: bytes = b"",
     ) -> None:
         self.block_size = block_size
-        self._digests = tuple(digests)
-        self._combination = combination
+        self._names = [digest.encode() for digest in digests]
+        self._prefix = combination.encode() + b"|"
         self._root = hashlib.sha256(salt).digest()
         self._keys: list[bytes] = []
         self._memo: tuple[SparseWeights, bytes] | None = None
@@ -80,9 +81,20 @@ class BlockKeys:
 
     def _mixture(self, weights: SparseWeights) -> bytes:
         if self._memo is None or self._memo[0] != weights:
-            by_digest = {self._digests[column]: weight for column, weight in weights.items()}
-            self._memo = (weights, mixture_key(by_digest, self._combination))
+            self._memo = (weights, self._key_of(weights))
         return self._memo[1]
+
+    def _key_of(self, weights: SparseWeights) -> bytes:
+        """`mixture_key` of these weights; of many tokens in a row, so it wastes no time."""
+        packed = struct.pack(f"<{len(weights.values)}f", *weights.values)
+        given = [
+            self._names[column] + packed[at : at + 4]
+            for column, at in zip(weights.columns, range(0, len(packed), 4), strict=True)
+            if packed[at : at + 4] not in ZEROS
+        ]
+        # Digests are of one length and each stands once: this is the order of the digests.
+        given.sort()
+        return self._prefix + b"|".join(given) if given else b""
 
 
 def longest_match(pool: BlockPool, keys: Sequence[bytes]) -> list[int]:

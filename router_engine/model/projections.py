@@ -42,4 +42,4 @@ class ModelProjections:
         projected = functional.linear(
             prompt, self._base.untouched(path), None if bias is None else bias.float().cpu()
         )
-        return projected.unflatten(1, (-1, self._head_dim))
+        return projected.view(len(prompt), -1, self._head_dim)

@@ -295,8 +295,10 @@ class Scheduler:
         fixed = request.routing is None
         # Under a gate these say which adapters may act, in the keys of blocks too.
         weights = request.weights if gate is None else (1.0,) * len(request.adapters)
+        by_adapter = self.config.fairness == "adapter"
         history = WeightsHistory.fixed(SparseWeights.of(weights)) if fixed else WeightsHistory()
-        group: Group = tuple(sorted(request.adapters)) if self.config.fairness == "adapter" else ()
+        # One string: its hash is kept, and that of a tuple made anew at each charge.
+        group: Group = " ".join(sorted(request.adapters)) if by_adapter else ""
         return RequestState(
             request=request,
             arrival=self.counters.submitted,

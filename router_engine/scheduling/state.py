@@ -43,7 +43,7 @@ class RequestState:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     first_scheduled_time: float | None = None
-    group: tuple[str, ...] = field(default=())  # whose service it counts as
+    group: str = ""  # whose service it counts as
     gate: Gate | None = None  # where weights arise inside the layers
     # An ensemble's members share `tokens` and status; its first is the request to all others.
     lead: RequestState | None = None  # of a follower

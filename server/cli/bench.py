@@ -15,6 +15,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.settings import (
     AdapterSettings,
     EngineSettings,
+    ExpertSettings,
     KernelSettings,
     ModelSettings,
     PeerSettings,
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
     group.command("quantization")(reporting(command_of(quantization)))
     group.command("routing")(reporting(command_of(routing)))
     group.command("uncertainty")(reporting(command_of(uncertainty)))
+    group.command("experts")(reporting(command_of(experts)))
     group.command("peers")(reporting(command_of(peers)))
     app.add_typer(group, name="bench")
 
@@ -116,6 +118,16 @@ def uncertainty(uncertainty: UncertaintySettings, model: ModelSettings) -> None:
     from benchmarks.uncertainty.run import run_uncertainty
 
     write(uncertainty.out, run_uncertainty(uncertainty, model), markdown, plot)
+
+
+def experts(experts: ExpertSettings, model: ModelSettings) -> None:
+    """What each kind of expert costs a decode step, beside LoRA of equal parameters."""
+    _threads(model.threads)
+    from benchmarks.experts import markdown, result_table, run_experts
+
+    result = run_experts(experts, model)
+    Console().print(result_table(result))
+    write(experts.out, result, markdown)
 
 
 def peers(peers: PeerSettings) -> None:
