@@ -43,7 +43,9 @@ def routing_of(completion: Completion) -> Routing | None:
 def uncertainty_of(event: TokenEvent) -> Uncertainty | None:
     """What the engine said of how unsure a token was."""
     found = event.uncertainty
-    return found and Uncertainty(entropy=found.entropy, mutual_information=found.mutual_information)
+    if found is None:
+        return None
+    return Uncertainty(entropy=found.entropy, mutual_information=found.mutual_information)
 
 
 class Renderer:

@@ -102,10 +102,10 @@ def _detection(result: Result, kind: str) -> Lines:
     return lines
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
+def _interval(found: Mapping[str, Any]) -> str:
     if found["mean"] is None:
         return "not defined"
-    return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**found)
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _speed(adapter: Mapping[str, Any], way: str) -> str:

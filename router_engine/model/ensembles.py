@@ -38,7 +38,7 @@ class Ensembles:
         for row, own in zip(rows, logits.float().unbind(), strict=True):
             if row.seat is not None:
                 kept = self._kept.setdefault(row.seat.ensemble, {})
-                kept[row.seat.index] = own.clone()  # the next step may write over it
+                kept[row.seat.member] = own.clone()  # the next step may write over it
             if not row.draws:
                 continue
             if row.seat is not None:
@@ -81,4 +81,5 @@ def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, Uncertai
 
 def _entropy(logprobs: Tensor) -> Tensor:
     """H [..] in nats of log probabilities [.., vocab]."""
-    return torch.special.entr(logprobs.exp()).sum(-1)
+    found: Tensor = torch.special.entr(logprobs.exp()).sum(-1)
+    return found

@@ -37,7 +37,7 @@ def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, Seat]:
     return {
         name: Seat(
             ensemble=state.head.request_id,
-            index=state.head.members.index(state),
+            member=state.head.members.index(state),
             size=len(state.head.members),
             draws=last[state.head.request_id] == name
             and all(

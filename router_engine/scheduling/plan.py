@@ -22,7 +22,7 @@ class Seat(NamedTuple):
     """A row's place in an ensemble. draws: its logits are the last that the others wait for."""
 
     ensemble: str  # the request
-    index: int
+    member: int
     size: int
     draws: bool
 

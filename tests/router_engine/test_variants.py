@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from adapters_store.expert_types import Copies, PromptExpertSpec
+from adapters_store.manifest import manifest_to_json
 from router_engine.experts.variants import (
     Choice,
     Soup,
@@ -18,8 +22,11 @@ from router_engine.experts.variants import (
 )
 from tests.router_engine.conftest import MakeHarness
 from tests.support.copies import DOWN, UP, CopiesAdapter, average, make_copies
+from tests.support.expert_adapters import CONFIG_FILE, SERIAL, FolderFiles, make_expert_folder
+from tests.support.expert_oracle import with_experts
 from tests.support.harness import request
 from tests.support.oracle import assert_agrees, greedy
+from tests.support.tiny import family_model
 
 DIGEST = "sha256:" + 64 * "c"
 PROMPT = [1, 5, 9, 13, 7, 3]
@@ -60,6 +67,36 @@ def test_a_choice_acts_as_the_copies_that_it_names(
     freed = harness.engine.unload(digest)
     assert freed > 0
     assert harness.engine.residency() == ()
+
+
+@pytest.mark.parametrize("choice", [Soup((0.2, -1.0, 1.5)), Stochastic(3)], ids=str)
+def test_bottlenecks_have_copies_too(
+    make_harness: MakeHarness, tmp_path: Path, choice: Choice
+) -> None:
+    """Both biases go with their sides. The oracle reads the choice as another average."""
+    layers = replace(SERIAL, targets=("q_proj",), copies=3)
+    folder = make_expert_folder(tmp_path / "adamix", layers)
+    harness = make_harness()
+    digest = harness.publish("adamix", folder)
+    chosen, plain = harness.run(
+        request("chosen", PROMPT, {variant_digest(digest, choice): 1.0}),
+        request("average", PROMPT, {digest: 1.0}),
+    )
+    manifest = FolderFiles.of(folder).manifest
+    experts = tuple(
+        replace(
+            expert,
+            copies=Copies(
+                tuple(choice.weights(expert, "down")), tuple(choice.weights(expert, "up"))
+            ),
+        )
+        for expert in manifest.experts
+        if not isinstance(expert, PromptExpertSpec)
+    )
+    (folder / CONFIG_FILE).write_bytes(manifest_to_json(replace(manifest, experts=experts)))
+    model = with_experts(family_model("llama"), [(folder, 1.0)])
+    assert_agrees(chosen, *greedy(model, PROMPT, 12))
+    assert chosen.logprobs != pytest.approx(plain.logprobs, abs=1e-3)
 
 
 def test_a_soup_of_the_averages_weights_is_the_average(

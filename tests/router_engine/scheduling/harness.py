@@ -52,7 +52,7 @@ class HashRunner:
         for row in plan.rows:
             entry = self._run_row(row)
             if row.seat is not None:
-                self.kept[row.seat.ensemble][row.seat.index] = entry
+                self.kept[row.seat.ensemble][row.seat.member] = entry
             if row.draws:
                 samples.append(SampledToken(token_from(self._drawn_from(row, entry)), -1.0))
         return StepOutput(tuple(samples))

@@ -41,7 +41,7 @@ def test_a_member_that_has_its_logits_waits_for_the_others() -> None:
     assert [drawing(plan) for plan in plans] == [(), (), ("e#2",), ("e#2",)]
     first = plans[0]
     assert first is not None
-    assert [row.seat is not None and row.seat.index for row in first.rows] == [0, False]
+    assert [row.seat is not None and row.seat.member for row in first.rows] == [0, False]
     drive.drain()
     drive.check_texts()
 
