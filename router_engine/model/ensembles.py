@@ -46,7 +46,7 @@ class Ensembles:
                 members = torch.stack([kept[index] for index in range(row.seat.size)])
                 own, found[len(drawn)] = averaged(members)
             elif row.sampling.report_entropy:
-                found[len(drawn)] = Uncertainty(float(_entropy(own.double().log_softmax(-1))))
+                found[len(drawn)] = Uncertainty(float(_entropy(own.log_softmax(-1))))
             drawn.append(own)
         return torch.stack(drawn) if drawn else logits[:0], found
 
@@ -56,26 +56,27 @@ class Ensembles:
 
 
 def averaged(logits: Tensor) -> tuple[Tensor, Uncertainty]:
-    """Logits of p [vocab] in fp32 from those of the members [members, vocab], and its uncertainty.
+    """Logits of p [vocab] from those of the members [members, vocab], fp32, and its uncertainty.
 
     They are log p + mean_i log sum e^logits_i: a repetition penalty depends on where 0 lies, so
-    equal members must give back their own logits. In fp64, as the information is a small
-    difference of large entropies.
+    equal members must give back their own logits. H[p] - mean_i H[p_i] is taken as the equal
+    mean_i KL(p_i || p), which is no small difference of large numbers.
     """
-    members = logits.double()
-    normalisers = members.logsumexp(-1, keepdim=True)
-    logprobs = members - normalisers
-    mean = logprobs.logsumexp(0) - math.log(len(members))
+    normalisers = logits.logsumexp(-1, keepdim=True)
+    members = logits - normalisers
+    mean = members.logsumexp(0) - math.log(len(members))
+    shares = members.exp()
+    apart = torch.where(shares > 0, members - mean, 0.0)
+    information = float((shares * apart).sum(-1).mean())
     entropy = float(_entropy(mean))
-    information = max(0.0, entropy - float(_entropy(logprobs).mean()))
-    return (mean + normalisers.mean()).float(), Uncertainty(entropy, information)
+    return mean + normalisers.mean(), Uncertainty(entropy, max(0.0, information))
 
 
 def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, Uncertainty]:
     asked = [index for index, row in enumerate(rows) if row.sampling.report_entropy]
     if not asked:
         return {}
-    entropies = _entropy(logits[asked].double().log_softmax(-1)).tolist()
+    entropies = _entropy(logits[asked].float().log_softmax(-1)).tolist()
     return {index: Uncertainty(one) for index, one in zip(asked, entropies, strict=True)}
 
 

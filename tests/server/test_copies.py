@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from router_engine.experts.variants import Stochastic, variant_digest
+from server.admission import Admission
+from server.errors import OverloadedError
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.copies import DOWN, UP, make_copies
 from tests.support.tiny import make_lora_folder
@@ -170,6 +173,34 @@ def test_mixtures_that_cannot_be_are_refused_by_name(server: Live) -> None:
     merged = server.client.put("/admin/merged", json=mixture({"mode": "average"}))
     assert merged.status_code == 422
     assert "adapters kept as copies cannot be merged" in merged.text
+
+
+def test_an_ensemble_takes_a_place_for_each_member() -> None:
+    refused: list[None] = []
+    admission = Admission(4, lambda: refused.append(None))
+    with admission.enter(3) as begun:
+        with pytest.raises(OverloadedError), admission.enter(2):
+            pass
+        with admission.enter():
+            assert admission.waiting == 4
+        begun(0.1)
+        assert admission.waiting == 0
+    with admission.enter(9):  # more than there are: it finds all of them where nobody waits
+        assert admission.waiting == 4
+    assert admission.waiting == admission.live == 0
+    assert refused == [None]
+
+
+def test_an_adapter_stays_while_a_variant_of_it_is_held(server: Live) -> None:
+    folder = server.client.get("/admin/adapters/other").json()
+    digest = variant_digest(folder["adapters"][0]["digest"], Stochastic(3))
+    engine = server.container.services.engine
+    assert server.run(engine.pin(digest, pinned=True)).pinned
+    for path in ("/admin/adapters/other", "/admin/adapters/other/unload"):
+        response = server.client.request("DELETE" if path.endswith("r") else "POST", path)
+        assert response.status_code == 409
+        assert response.json()["error_type"] == "conflict"
+    assert not server.run(engine.pin(digest, pinned=False)).pinned
 
 
 def test_an_ensemble_beside_another_adapter_runs_both(server: Live) -> None:
