@@ -18,7 +18,9 @@ from router_engine.experts.copies import Side
 from router_engine.experts.variants import Stochastic, variant_digest
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.request import EngineRequest, SamplingParams
-from tests.router_engine.conftest import MakeHarness
+from tests.router_engine import paths
+from tests.router_engine.conftest import MakeEngine, MakeHarness
+from tests.router_engine.paths import EnginePath, path_params
 from tests.support.copies import CopiesAdapter, make_copies
 from tests.support.harness import Answer, EngineHarness, request
 from tests.support.oracle import assert_agrees
@@ -128,6 +130,20 @@ def test_tokens_are_drawn_from_the_mean_of_the_members_probabilities(
     preempted = answer.end.num_preemptions + before.end.num_preemptions
     assert (preempted + after.end.num_preemptions > 0) == (config is TIGHT)
     assert harness.engine.stats().blocks_owned == 0
+
+
+@pytest.mark.parametrize("path", path_params(paths.CPU, paths.CUDA), indirect=True)
+def test_every_decoder_gives_the_members_logits(
+    adapter: CopiesAdapter, make_engine: MakeEngine, path: EnginePath
+) -> None:
+    engine = make_engine(config=CHUNKED)
+    digest = engine.publish("adamix", adapter.folder)
+    ids, rows, said = oracle(members(adapter), GREEDY)
+    answer, _ = engine.run(ensemble(drawn(digest), GREEDY), request("base", PROMPT))
+    assert_agrees(answer, ids, rows, path.tolerance)
+    for token, expected in zip(answer.tokens, said, strict=True):
+        assert token.uncertainty is not None
+        assert token.uncertainty.entropy == pytest.approx(expected.entropy, abs=1e-3)
 
 
 def answer_of(harness: EngineHarness, one: EngineRequest) -> Answer:
