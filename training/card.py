@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,16 @@ if TYPE_CHECKING:
 
 _TEMPLATE = """\
 ---
-library_name: peft
+library_name: {library}
 base_model: {base}
 license: other
 license_name: {licence}
-tags: [lora, adaptermix]
+tags: [{tag}, adaptermix]
 ---
 
 # {name}
 
-A LoRA adapter for `{base}`, trained with `adaptermix {command}` on completion tokens only.
+A {kind} adapter for `{base}`, trained with `adaptermix {command}` on completion tokens only.
 
 The licence of the data binds the adapter: **{licence}**.
 
@@ -30,10 +31,10 @@ The licence of the data binds the adapter: **{licence}**.
 |---|---|
 | data | {files} |
 | rows | {train_rows} to train, {dev_rows} for dev ({left_out} over {max_length} tokens left out) |
-| LoRA | rank {rank}, alpha {alpha:g}, {kind}, dropout {dropout:g}, on {targets} |{notes}
+| {kind} | {experts} |{notes}
 | optimizer | AdamW, peak {learning_rate:g}, {schedule}, warm-up {warmup:.0%}, clip {clip:g} |
 | batches | {steps} steps of at most {batch_tokens} tokens, {epochs} epoch(s), seed {seed} |
-| numbers | {dtype} base, fp32 LoRA weights, stored as {dtype} |
+| numbers | {dtype} base, fp32 {kind} weights, stored as {dtype} |
 | compute | {tokens} tokens in {seconds:.0f} s on {threads} threads of {device} |
 | dev loss | {before} before, {after} after (nats per completion token, end-of-text included) |
 
@@ -41,9 +42,31 @@ The licence of the data binds the adapter: **{licence}**.
 """
 
 
-def write_card(out: Path, settings: RunSettings, outcome: Outcome, command: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a card says of an adapter's experts."""
+
+    kind: str
+    library: str  # whose folder it is
+    experts: str  # their sizes and places
+
+
+def describe_lora(settings: RunSettings) -> Described:
+    """A LoRA adapter of PEFT."""
+    lora = settings.lora
+    scale = "alpha / sqrt(rank) (rsLoRA)" if lora.rslora else "scale alpha / rank"
+    text = (
+        f"rank {lora.rank}, alpha {lora.alpha:g}, {scale}, dropout {lora.dropout:g}, "
+        f"on {', '.join(lora.targets)}"
+    )
+    return Described("LoRA", "peft", text)
+
+
+def write_card(
+    out: Path, settings: RunSettings, outcome: Outcome, command: str, described: Described
+) -> None:
     """Write `out/README.md`; `command` is that of the recipe."""
-    lora, loop, data = settings.lora, settings.loop, settings.data
+    loop, data = settings.loop, settings.data
     text = _TEMPLATE.format(
         name=out.resolve().name,
         base=settings.base_name,
@@ -54,11 +77,10 @@ def write_card(out: Path, settings: RunSettings, outcome: Outcome, command: str)
         dev_rows=outcome.dev_rows,
         left_out=outcome.left_out,
         max_length=data.max_length,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        kind="alpha / sqrt(rank) (rsLoRA)" if lora.rslora else "scale alpha / rank",
-        dropout=lora.dropout,
-        targets=", ".join(lora.targets),
+        kind=described.kind,
+        tag=described.kind.lower(),
+        library=described.library,
+        experts=described.experts,
         notes="".join(f"\n| {what} | {said} |" for what, said in outcome.notes.items()),
         learning_rate=loop.learning_rate,
         schedule=loop.schedule,

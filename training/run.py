@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from training import checkpoint
-from training.card import write_card
+from training.card import Described, describe_lora, write_card
 from training.data import Example, Split, plan_batches, read_rows, split_rows, tokenize
 from training.loop import Learner, Loop, StepReport
 from training.loss import nll_per_row
@@ -58,6 +58,7 @@ class Recipe:
     command: str  # as the card calls it
     identity: Mapping[str, Any]  # plain values that the result depends on beside RunSettings
     build: Callable[[RunSettings], Pupil]  # under the run's seed
+    describe: Callable[[RunSettings], Described] = describe_lora  # for the card
 
 
 def run_recipe(
@@ -113,7 +114,7 @@ def run_recipe(
     )
     pupil.save(out)
     plot_losses(outcome.curves, out / "loss.png")
-    write_card(out, settings, outcome, recipe.command)
+    write_card(out, settings, outcome, recipe.command, recipe.describe(settings))
     _write_texts(out, split, data.sample_texts)
     checkpoint.remove(out)
     return outcome

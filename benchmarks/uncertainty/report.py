@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def plot(path: Path, result: Result) -> None:
         panel.set_ylim(0, 1)
         panel.legend(fontsize=8, loc="upper left", frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(provenance(result), fontsize=7)
+    figure.suptitle(textwrap.fill(provenance(result), 64 * len(adapters)), fontsize=8)
     save(figure, path)
 
 

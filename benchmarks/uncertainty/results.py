@@ -18,7 +18,7 @@ from benchmarks.uncertainty.measures import (
 )
 
 AVERAGE, ENSEMBLE = "average", "ensemble"
-OPTIONS, TOKEN, INFORMATION = "entropy of the options", "entropy of the token", "information"
+OPTIONS, TOKEN, INFORMATION = "entropy of the options", "entropy of the token", "mutual information"
 # What each way of serving has to say of its own doubt; the first is what the others must beat.
 SCORES = (
     *((AVERAGE, score) for score in (OPTIONS, TOKEN)),

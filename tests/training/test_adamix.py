@@ -9,21 +9,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import safe_open
 from safetensors.torch import load_file
 
+from adapters_store.expert_types import Copies
+from adapters_store.manifest import manifest_from_json
 from router_engine.model.tiny import tiny_model
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.training.conftest import MakeRun
-from training.adamix.copies import make_copies
-from training.adamix.draws import Draws
 from training.data import Example
 from training.errors import CheckpointError, TrainingError
 from training.loop import StepReport
-from training.lora_model import lora_model
 from training.loss import Batch, collate, completion_nll
-from training.recipes.adamix import AdamixPupil, copies_file, train_adamix
+from training.recipes.adamix import AdamixPupil, adamix_recipe, copies_folder, train_adamix
 from training.recipes.lora import train_lora
 from training.settings import AdamixSettings, RunSettings
 
@@ -47,13 +45,12 @@ def _pupil(settings: RunSettings, adamix: AdamixSettings) -> AdamixPupil:
     """A pupil in the middle of its training: no B is zero."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        draws = Draws(adamix.routing, 7)
-        model = lora_model(settings)
-        make_copies(model, adamix, draws)
-        for name, parameter in model.named_parameters():
+        pupil = adamix_recipe(adamix).build(settings)
+        assert isinstance(pupil, AdamixPupil)
+        for name, parameter in pupil.model.named_parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2 if "lora_B" in name else 0.1)
-    return AdamixPupil(model, draws, adamix, settings)
+    return pupil
 
 
 def _batch() -> Batch:
@@ -206,17 +203,21 @@ def test_copies_are_kept_beside_a_folder_that_holds_their_mean(
     out = tmp_path / "a"
     adamix = AdamixSettings(copies=3, keep_copies=True)
     outcome = train_adamix(make_run(**SHORT), out, adamix=adamix)
-    kept = load_file(copies_file(out))
-    assert copies_file(out).parent == out.parent
-    for name, merged in _tensors(out).items():
-        stem = name.removesuffix("weight")
-        count = 3 if "lora_A" in name else 1
-        copies = torch.stack([kept.pop(f"{stem}{index}.weight") for index in range(count)])
-        torch.testing.assert_close(merged, copies.mean(dim=0), rtol=0, atol=1e-7)
-        assert count == 1 or not torch.equal(copies[0], copies[1])  # routing told them apart
+    assert copies_folder(out) == tmp_path / "a.copies"
+    manifest = manifest_from_json((copies_folder(out) / "adaptermix.json").read_bytes())
+    kept, merged = _tensors(copies_folder(out)), _tensors(out)
+    assert len(manifest.lora_experts) == len(merged) // 2
+    for expert in manifest.lora_experts:
+        assert expert.copies == Copies(down=(1 / 3,) * 3, up=(1.0,))
+        assert (expert.rank, expert.scale) == (4, 2.0)
+        down, up = kept.pop(expert.tensor_a), kept.pop(expert.tensor_b)
+        assert down.shape == (3, 4, expert.in_features)
+        assert up.shape == (1, expert.out_features, 4)
+        assert not torch.equal(down[0], down[1])  # routing told them apart
+        stem = f"base_model.model.{expert.module}"
+        torch.testing.assert_close(merged[f"{stem}.lora_A.weight"], down.mean(dim=0))
+        torch.testing.assert_close(merged[f"{stem}.lora_B.weight"], up[0])
     assert not kept
-    with safe_open(copies_file(out), "pt") as file:
-        assert file.metadata()["share"] == "up"
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -275,6 +276,13 @@ def test_the_engine_serves_what_was_trained(make_run: MakeRun, tmp_path: Path) -
         ({"share": "both"}, "share is 'both'; it must be none, down or up"),
         ({"routing": "token"}, "routing is 'token'; it must be batch or example"),
         ({"init": "zero"}, "init is 'zero'; it must be shared or independent"),
+        ({"kind": "prefix"}, "kind is 'prefix'; it must be lora or bottleneck"),
+        ({"size": 8}, "size is 8; it must be left out with LoRA"),
+        ({"kind": "bottleneck", "size": 0}, "size is 0; it must be at least 1"),
+        (
+            {"kind": "bottleneck", "init": "shared"},
+            "init is 'shared'; it must be independent for bottlenecks",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], told: str) -> None:

@@ -80,7 +80,7 @@ def test_adamix_trains_a_lora_adapter(
     card = (out / "README.md").read_text()
     assert "mean of 3 A and 3 B, drawn for each example, independent initial weights" in card
     assert "consistency 2 |" in card
-    assert (tmp_path / "adapter.copies.safetensors").exists()
+    assert (tmp_path / "adapter.copies" / "adaptermix.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.support.tiny import family_model
-from training.adamix.copies import Copies, copies_of, make_copies, merge_copies
+from training.adamix.copies import Copies
 from training.adamix.draws import Draws
+from training.adamix.pairs import make_copies, merge_copies
 from training.errors import TrainingError
 from training.settings import AdamixSettings, Routing
 
@@ -41,6 +42,16 @@ def _model(family: str, settings: AdamixSettings, draws: Draws) -> Any:
 
 def _copies(model: Any) -> list[Copies]:
     return [module for module in model.modules() if isinstance(module, Copies)]
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    """Every copy by the name of its parameter."""
+    return {
+        f"{name}.weights.{index}": weight.detach().clone()
+        for name, module in model.named_modules()
+        if isinstance(module, Copies)
+        for index, weight in enumerate(module.weights)
+    }
 
 
 def _layer(family: str, model: Any) -> Any:
@@ -86,8 +97,7 @@ def test_what_was_not_drawn_has_no_gradient_and_stays_as_it_is() -> None:
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
     )
-    before = copies_of(model)
-    before = {name: tensor.clone() for name, tensor in before.items()}
+    before = _weights(model)
     with draws.random():
         loss = model(torch.arange(20, 40)[None]).logits.square().mean()
     torch.autograd.backward(loss)
@@ -95,11 +105,10 @@ def test_what_was_not_drawn_has_no_gradient_and_stays_as_it_is() -> None:
         drawn = [weight.grad is not None for weight in module.weights]
         assert sum(drawn) == 1  # of a shared side its only copy, each time
     optimizer.step()
-    moved = {name: not torch.equal(before[name], after) for name, after in copies_of(model).items()}
+    moved = {name: not torch.equal(before[name], after) for name, after in _weights(model).items()}
     learnt = dict(model.named_parameters())
     for name, changed in moved.items():
-        stem, number, _ = name.rsplit(".", 2)
-        assert changed == (learnt[f"{stem}.default.weights.{number}"].grad is not None)
+        assert changed == (learnt[name].grad is not None)
     assert sum(moved.values()) == len(_copies(model))
 
 
@@ -147,11 +156,11 @@ def test_merging_leaves_the_mean_and_what_the_copies_computed_undrawn() -> None:
 )
 def test_the_shared_side_has_one_copy(share: Any, down: int, up: int) -> None:
     model = _model("llama", AdamixSettings(copies=3, share=share), Draws("batch", SEED))
-    names = copies_of(model)
+    names = _weights(model)
     assert len(names) == len(_copies(model)) // 2 * (down + up)
     stem = "base_model.model.model.layers.0.self_attn.q_proj"
-    assert names[f"{stem}.lora_A.{down - 1}.weight"].shape == (RANK, 64)
-    assert names[f"{stem}.lora_B.{up - 1}.weight"].shape == (64, RANK)
+    assert names[f"{stem}.lora_A.default.weights.{down - 1}"].shape == (RANK, 64)
+    assert names[f"{stem}.lora_B.default.weights.{up - 1}"].shape == (64, RANK)
 
 
 @pytest.mark.parametrize("init", ["shared", "independent"])

@@ -1,4 +1,4 @@
-"""AdaMix on LoRA: copies drawn at random while training, their mean as an ordinary adapter.
+"""AdaMix: copies drawn at random while training, their mean as an ordinary adapter.
 
 Wang et al., "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning" (2022).
 """
@@ -6,20 +6,21 @@ Wang et al., "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tunin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from training.adamix.copies import copies_of, make_copies, merge_copies
+from training.adamix.bottlenecks import Bottlenecks
 from training.adamix.draws import Draws, seeded
+from training.adamix.pairs import Pairs
+from training.card import Described
+from training.errors import TrainingError
 from training.loop import Losses, StepReport
-from training.lora_model import lora_model, save_lora
 from training.loss import Batch, completion_logits, mean_over_targets, nll_of, symmetric_kl
 from training.run import Outcome, Recipe, run_recipe
-from training.settings import AdamixSettings, RunSettings
+from training.settings import AdamixSettings, LoraSettings, RunSettings
 
 _AFTERWARDS = ("draws", "keep_copies")  # settings that training itself does not depend on
 
@@ -33,21 +34,13 @@ def train_adamix(
     restart: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> Outcome:
-    """Train copies of one LoRA adapter and write their mean to `out`, as `run_recipe` says.
+    """Train copies of one adapter and write their mean to `out`, as `run_recipe` says.
 
     L = L_task(p) + consistency * KLsym(p, q), where p and q are two passes over the same batch
     under different draws, KLsym over the completion tokens only (`symmetric_kl`).
     """
-    depends_on = {name: v for name, v in asdict(adamix).items() if name not in _AFTERWARDS}
-
-    def build(settings: RunSettings) -> AdamixPupil:
-        draws = Draws(adamix.routing, settings.loop.seed)
-        model = lora_model(settings)
-        make_copies(model, adamix, draws)
-        return AdamixPupil(model, draws, adamix, settings)
-
     return run_recipe(
-        Recipe("train adamix", depends_on, build),
+        adamix_recipe(adamix),
         settings,
         out,
         checkpoint_every=checkpoint_every,
@@ -56,20 +49,52 @@ def train_adamix(
     )
 
 
-def copies_file(out: Path) -> Path:
-    """Where the copies of the adapter in `out` are kept: beside it, since it must stay a folder
-    that the store takes."""
-    return out.resolve().with_name(f"{out.resolve().name}.copies.safetensors")
+def adamix_recipe(adamix: AdamixSettings) -> Recipe:
+    """What `train_adamix` runs."""
+    depends_on = {name: v for name, v in asdict(adamix).items() if name not in _AFTERWARDS}
+
+    def build(settings: RunSettings) -> AdamixPupil:
+        draws = Draws(adamix.routing, settings.loop.seed)
+        if adamix.kind == "lora":
+            return AdamixPupil(Pairs(settings, adamix, draws), draws, adamix)
+        _require_no_lora(settings.lora)
+        return AdamixPupil(Bottlenecks(settings, adamix, draws), draws, adamix)
+
+    def describe(settings: RunSettings) -> Described:
+        if adamix.kind == "lora":
+            return Pairs.describe(settings)
+        return Bottlenecks.describe(adamix)
+
+    return Recipe("train adamix", depends_on, build, describe)
+
+
+def copies_folder(out: Path) -> Path:
+    """Where the copies of the adapter in `out` are kept, as an adapter of their own."""
+    return out.resolve().with_name(f"{out.resolve().name}.copies")
+
+
+def _require_no_lora(lora: LoraSettings) -> None:
+    """Raises TrainingError for a setting of LoRA's, which a bottleneck has no use for."""
+    for each in fields(LoraSettings):
+        given = getattr(lora, each.name)
+        if given != each.default:
+            raise TrainingError(
+                f"{each.name} is {given!r}, but a bottleneck has none: leave it out, or use the "
+                "kind lora"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class AdamixPupil:
-    """A PEFT model whose A and B are copies under `draws`."""
+    """A model with copies under `draws`."""
 
-    model: Any
+    experts: Pairs | Bottlenecks
     draws: Draws
     adamix: AdamixSettings
-    settings: RunSettings
+
+    @property
+    def model(self) -> Any:
+        return self.experts.model
 
     @property
     def generators(self) -> Sequence[torch.Generator]:
@@ -92,9 +117,8 @@ class AdamixPupil:
         """Measure random draws, keep the copies if asked, and merge."""
         drawn = self.nll_of_draws(dev_nll)
         if self.adamix.keep_copies:
-            described = {name: str(value) for name, value in asdict(self.adamix).items()}
-            save_file(copies_of(self.model), copies_file(out), metadata=described)
-        merge_copies(self.model)
+            self.experts.save_copies(copies_folder(out))
+        self.experts.merge()
         return {"AdaMix": _described(self.adamix), "random draws": _spread(drawn)}
 
     def nll_of_draws(self, dev_nll: Callable[[], float | None]) -> list[float]:
@@ -106,17 +130,16 @@ class AdamixPupil:
         return [value for value in values if value is not None]
 
     def save(self, out: Path) -> None:
-        save_lora(self.model, out, self.settings)
+        self.experts.save(out)
 
 
 def _described(adamix: AdamixSettings) -> str:
-    counts = {
-        side: 1 if adamix.share == name else adamix.copies
-        for side, name in (("A", "down"), ("B", "up"))
-    }
+    down, up = (1 if adamix.share == side else adamix.copies for side in ("down", "up"))
+    names = ("A", "B") if adamix.kind == "lora" else ("ways down", "ways up")
+    init = "independent" if adamix.kind == "bottleneck" else adamix.init or "shared"
     return (
-        f"mean of {counts['A']} A and {counts['B']} B, drawn for each {adamix.routing}, "
-        f"{adamix.init} initial weights, consistency {adamix.consistency:g}"
+        f"mean of {down} {names[0]} and {up} {names[1]}, drawn for each {adamix.routing}, "
+        f"{init} initial weights, consistency {adamix.consistency:g}"
     )
 
 

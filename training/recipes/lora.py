@@ -26,13 +26,18 @@ def train_lora(
 ) -> Outcome:
     """Train one LoRA adapter and write it to `out`, in the frame of `run_recipe`."""
     return run_recipe(
-        Recipe("train lora", {}, _build),
+        lora_recipe(),
         settings,
         out,
         checkpoint_every=checkpoint_every,
         restart=restart,
         on_step=on_step,
     )
+
+
+def lora_recipe() -> Recipe:
+    """What `train_lora` runs."""
+    return Recipe("train lora", {}, _build)
 
 
 @dataclass(frozen=True, slots=True)

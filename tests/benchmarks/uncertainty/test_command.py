@@ -36,7 +36,7 @@ def test_a_small_study_and_its_page(data: Path, tmp_path: Path) -> None:
     assert adapter["speed"]["ensemble"]["relative"] > 0
     assert len(adapter["unfamiliar"]) == 3
     assert out.with_suffix(".png").stat().st_size > 1000
-    assert "| adamix | ensemble | information |" in out.with_suffix(".md").read_text()
+    assert "| adamix | ensemble | mutual information |" in out.with_suffix(".md").read_text()
     marks = "".join(f"<!-- figures: {name} -->\n<!-- end of figures -->\n" for name in FIGURES)
     page = filled(marks, tmp_path, "pictures")
     assert "![Reliability of the average and of the ensemble](pictures/uncertainty.png)" in page
