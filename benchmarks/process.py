@@ -104,13 +104,14 @@ def info(url: str) -> dict[str, Any]:
     return known
 
 
-def publish(url: str, folders: Sequence[Path], texts: Sequence[str]) -> None:
-    """Upload adapter folders under their own names, each with sample texts for its centroid."""
+def publish(url: str, folders: Sequence[Path], texts: Sequence[str] = ()) -> None:
+    """Upload adapter folders under their own names, each with sample texts, if there are any."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     with httpx.Client(base_url=url, timeout=60) as client:
         for folder in folders:
             files = [("files", (path.name, path.read_bytes())) for path in folder.iterdir()]
-            files.append(("texts", ("texts.jsonl", lines.encode())))
+            if texts:
+                files.append(("texts", ("texts.jsonl", lines.encode())))
             answer = client.post("/admin/adapters", data={"name": folder.name}, files=files)
             if answer.status_code != httpx.codes.CREATED:
                 raise BenchmarkError(f"{folder.name} was refused: {answer.text}")

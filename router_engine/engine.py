@@ -120,7 +120,8 @@ class Engine:
             self._emit(self._scheduler.fail(request_id, FinishReason.REFUSED, reason))
             return
         self._routing.begin(request, self._scheduler, self._fail)
-        if request.adapters and self._residency.acquire(request_id, request.adapters):
+        adapters = request.all_adapters
+        if adapters and self._residency.acquire(request_id, adapters):
             self._granted(request_id, None)
 
     def cancel(self, request_id: str) -> None:
@@ -288,6 +289,7 @@ class Engine:
         for request in self._scheduler.take_finished():
             self._residency.release(request.request_id)
             self._routing.end(request)
+            self._runner.forget(request.request_id)
 
     def _bring(
         self,

@@ -19,6 +19,17 @@ class FinishReason(StrEnum):
     ENGINE_DIED = "engine_died"
 
 
+class Uncertainty(msgspec.Struct, frozen=True):
+    """How unsure a next token is, in nats. p = mean_i p_i over an ensemble's members.
+
+    entropy: H[p]. mutual_information: H[p] - mean_i H[p_i], what the members disagree on; None
+    where there is but one sequence. Source: Houlsby et al., "Bayesian Active Learning" (2011).
+    """
+
+    entropy: float
+    mutual_information: float | None = None
+
+
 class TokenEvent(msgspec.Struct, frozen=True):
     """One generated token.
 
@@ -31,6 +42,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     logprob: float  # log softmax of the raw logits, before temperature and penalties
     top_tokens: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
     weights: tuple[float, ...] = ()
+    uncertainty: Uncertainty | None = None  # of ensembles, and with `report_entropy`
 
 
 @dataclass(frozen=True, slots=True)

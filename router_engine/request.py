@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 from adapters_store.types import Combination, ResolvedMixture
 
 Context = Literal["keep", "recompute"]
 MAX_LAG = 64  # tokens
+MAX_MEMBERS = 16  # of an ensemble
 Level = Literal["request", "token", "layer"]  # at which routers work
 
 
@@ -35,6 +37,7 @@ class SamplingParams:
     top_n_tokens: int = 0  # alternatives to report per token; chosen token's logprob always comes
     # The answer itself, to be scored: each pass yields its next token instead of drawing one.
     given_token_ids: tuple[int, ...] = ()
+    report_entropy: bool = False  # of the raw distribution of each token; ensembles always do
 
     @property
     def is_penalised(self) -> bool:
@@ -94,6 +97,14 @@ class EngineRequest:
     is_tapped: bool = False
     report_hidden: bool = False  # their mean over the prompt comes with the final event
     layer_routing: LayerRouting | None = None  # instead of `routing`, under combination `sum`
+    # An ensemble: for each further member its adapters, under the same weights. All members read
+    # the same text; each token is drawn from the mean of their next-token probabilities.
+    ensemble: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def all_adapters(self) -> tuple[str, ...]:
+        """Those of every member, each once."""
+        return tuple(dict.fromkeys(chain(self.adapters, *self.ensemble)))
 
     @classmethod
     def under(

@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmarks.evaluation import page as evaluation
 from benchmarks.performance import filled
 from benchmarks.settings import RESULTS
+from benchmarks.uncertainty import report as uncertainty
 from server.app import create_app
 from server.container import Container
 from server.settings import Settings, load_settings, variable_of
@@ -26,6 +27,7 @@ OPENAPI = ROOT / "docs" / "openapi.json"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
+UNCERTAINTY = ROOT / "docs" / "experiments" / "uncertainty.md"
 BEGIN, END = "<!-- settings: written by make docs -->", "<!-- end of settings -->"
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -76,6 +78,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
     for path, fill in ((PERFORMANCE, filled), (EVALUATION, evaluation.filled)):
         yield path, fill(path.read_text(encoding="utf-8"), RESULTS, "../benchmarks/results")
+    page = UNCERTAINTY.read_text(encoding="utf-8")
+    yield UNCERTAINTY, uncertainty.filled(page, RESULTS, "../../benchmarks/results")
 
 
 def main() -> int:

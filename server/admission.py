@@ -13,7 +13,7 @@ _LONGEST_RETRY = 60
 
 
 class Admission:
-    """Counts requests from submission to their first token. Used from one event loop."""
+    """Counts sequences from submission to their first token. Used from one event loop."""
 
     def __init__(self, max_waiting: int, on_refusal: Callable[[], None]) -> None:
         self._max_waiting = max_waiting
@@ -23,15 +23,17 @@ class Admission:
         self.live = 0
 
     @contextmanager
-    def enter(self) -> Iterator[Callable[[float], None]]:
-        """Hold a place; the value is to be called with the wait in seconds at the first token.
+    def enter(self, sequences: int = 1) -> Iterator[Callable[[float], None]]:
+        """Hold a place a sequence; the value is to be called with the seconds to the first token.
 
-        Raises OverloadedError when every place is taken.
+        Raises OverloadedError when there are not as many places; one request always finds them
+        where nobody waits.
         """
-        if self.waiting >= self._max_waiting:
+        places = min(sequences, self._max_waiting)
+        if self.waiting + places > self._max_waiting:
             self._on_refusal()
             raise OverloadedError(self.waiting, self.retry_after)
-        self.waiting += 1
+        self.waiting += places
         self.live += 1
         is_waiting = True
 
@@ -39,7 +41,7 @@ class Admission:
             nonlocal is_waiting
             if is_waiting:
                 is_waiting = False
-                self.waiting -= 1
+                self.waiting -= places
                 self._mean_wait += _SMOOTHING * (seconds - self._mean_wait)
 
         try:
@@ -47,7 +49,7 @@ class Admission:
         finally:
             self.live -= 1
             if is_waiting:
-                self.waiting -= 1
+                self.waiting -= places
 
     @property
     def retry_after(self) -> int:

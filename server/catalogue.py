@@ -15,6 +15,7 @@ from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
 from router_engine.errors import EngineError
+from router_engine.experts.variants import plain_digest
 from server.errors import InputError
 from server.mixtures import Mixtures
 from server.schemas.adapters import (
@@ -248,7 +249,9 @@ class Catalogue:
     async def _used(self) -> frozenset[str]:
         """Digests that an admin has pinned or that running requests need."""
         entries = await self._engine.residency()
-        return frozenset(entry.digest for entry in entries if entry.pinned or entry.users)
+        return frozenset(
+            plain_digest(entry.digest) for entry in entries if entry.pinned or entry.users
+        )
 
     async def _forget(self, record: AdapterRecord) -> None:
         self._states.forget(record)

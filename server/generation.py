@@ -129,7 +129,11 @@ class Generation:
             self._room(replace(ask, max_new_tokens=len(completion)))
         plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
         return [
-            self._job(ask, plan, SamplingParams(max_new_tokens=len(ids), given_token_ids=ids))
+            self._job(
+                ask,
+                plan,
+                replace(ask.sampling, max_new_tokens=len(ids), given_token_ids=ids),
+            )
             for ids in completions
         ]
 
@@ -146,6 +150,7 @@ class Generation:
             report_weights=plan.routing is not None,
             is_tapped=plan.is_tapped,
             layer_routing=plan.layer_routing,
+            ensemble=plan.ensemble,
         )
         return Job(request, plan, ask.stops, ask.endpoint)
 
@@ -163,7 +168,7 @@ class Generation:
         Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError and
         GenerationFailedError.
         """
-        with self._admission.enter() as begun:
+        with self._admission.enter(1 + len(job.plan.ensemble)) as begun:
             recorder = Recorder(self._metrics, job.plan, job.endpoint, begun)
             reason = "error"
             try:

@@ -29,6 +29,7 @@ INTER_TOKEN = (
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
 ENTROPY = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+INFORMATION = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SWITCHES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 OTHER = "other"
 
@@ -80,6 +81,14 @@ class Metrics:
             "Routed tokens at which all weights were 0: the base answered.",
             "router",
             "level",
+        )
+        self.ensemble_requests = self._counter(
+            "ensemble_requests", "Requests that an ensemble of copies answered."
+        )
+        self.mutual_information = self._histogram(
+            "mutual_information_nats",
+            "What the members of an ensemble disagreed on at a token.",
+            INFORMATION,
         )
         self.http_waiting = self._gauge(
             "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."

@@ -20,6 +20,7 @@ from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
 from router_engine.mixture.rules import DIRECTIONS_ONLY, FACTORS_ONLY, WEIGHTS_ONLY
 from router_engine.request import LayerRouting, TokenRouting
+from server.copies import member_digests, refuse_copies
 from server.errors import InputError
 from server.routing import Routing
 from server.schemas.mixture import (
@@ -59,6 +60,7 @@ class Plan:
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
     is_tapped: bool = False  # the router reads hidden states
     layer_routing: LayerRouting | None = None
+    ensemble: tuple[tuple[str, ...], ...] = ()  # the digests of its further members
 
     def weights_at(self, event: TokenEvent) -> tuple[float, ...]:
         """Weights in force in the pass that yielded a token, one an adapter."""
@@ -93,6 +95,7 @@ class Mixtures:
 
     async def resolve_fixed(self, adapters: Sequence[WeightedAdapter]) -> ResolvedMixture:
         """A mixture that the base's weights can hold, for the admin routes."""
+        refuse_copies(adapters, "adapters")
         records = await self._records([item.name for item in adapters], "adapters")
         _refuse_special(records, "adapters", WEIGHTS_ONLY)
         digests = tuple(record.digest for record in records)
@@ -112,7 +115,9 @@ class Mixtures:
         if combination == "linear":
             _refuse_negative(weights, path)
             refuse_unequal_ranks(records, path)
-        return _plan(records, weights=weights, combination=combination)
+        members = member_digests(adapters, records, path)
+        plan = _plan(records, weights=weights, combination=combination)
+        return replace(plan, digests=members[0], ensemble=members[1:])
 
     async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
         self._routing.check(spec)

@@ -47,6 +47,8 @@ class Recorder:
             self._winners.append(strongest(weights))
         if self._fallback and weights and not any(weights):
             self._fallback.inc()
+        if event.uncertainty is not None and event.uncertainty.mutual_information is not None:
+            self._metrics.mutual_information.observe(event.uncertainty.mutual_information)
 
     def final(self, event: FinalEvent) -> None:
         """The engine's own account of the request."""
@@ -56,6 +58,8 @@ class Recorder:
         """The request is over; `reason` is a finish reason, "cancelled" or "error"."""
         metrics = self._metrics
         metrics.requests.labels(self._endpoint, reason).inc()
+        if self._plan.ensemble:
+            metrics.ensemble_requests.inc()
         metrics.prompt_tokens.inc(prompt_tokens)
         metrics.generated_tokens.inc(self._tokens)
         metrics.latency.observe(time.perf_counter() - self._started)

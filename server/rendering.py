@@ -17,6 +17,7 @@ from server.schemas.generate import (
     StreamFrame,
     Token,
     TokenWeights,
+    Uncertainty,
 )
 from server.tokenization import Tokenization
 from server.weights import entropy, strongest, switches
@@ -37,6 +38,14 @@ def routing_of(completion: Completion) -> Routing | None:
         switches=switches([strongest(row) for row in rows]) if rows else None,
         fallback=sum(not any(row) for row in rows) if rows else None,
     )
+
+
+def uncertainty_of(event: TokenEvent) -> Uncertainty | None:
+    """What the engine said of how unsure a token was."""
+    found = event.uncertainty
+    if found is None:
+        return None
+    return Uncertainty(entropy=found.entropy, mutual_information=found.mutual_information)
 
 
 class Renderer:
@@ -94,6 +103,7 @@ class Renderer:
             logprob=event.logprob,
             special=self._tokenization.is_special(event.token_id),
             alternative_tokens=alternatives,
+            uncertainty=uncertainty_of(event) if self._parameters.details else None,
         )
 
     def _closing_token(self, completion: Completion) -> Token:

@@ -20,6 +20,7 @@ from router_engine.errors import AdapterBusyError
 from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapter
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
+from router_engine.experts.variants import plain_digest, variant_of
 
 # A waiter that others overtook this often closes the door behind it, so that it cannot starve.
 _MAX_OVERTAKEN = 256
@@ -155,16 +156,22 @@ class ResidencyManager:
     def manifest(self, digest: str) -> AdapterManifest:
         """What an adapter holds; read from its files where it is only on disk."""
         known = self._manifests.get(digest)
-        return self._source.fetch(digest).manifest if known is None else known
+        return self._source.fetch(plain_digest(digest)).manifest if known is None else known
 
     def unload(self, digest: str) -> int:
-        """Drop an adapter from device and host; returns bytes freed."""
-        if digest in self._pins:
-            raise AdapterBusyError(f"{digest} is pinned: unpin it first")
-        if self._users.get(digest):
-            raise AdapterBusyError(f"{digest} is used by {len(self._users[digest])} live requests")
-        freed = self._evict(digest) if digest in self._device else 0
+        """Drop an adapter, and its variants, from device and host; returns bytes freed."""
+        resident = {*self._host, *self._device}
+        family = [one for one in resident if digest in (one, plain_digest(one))]
+        for one in family:
+            if one in self._pins:
+                raise AdapterBusyError(f"{one} is pinned: unpin it first")
+            if self._users.get(one):
+                raise AdapterBusyError(f"{one} is used by {len(self._users[one])} live requests")
         self._changed = True
+        return sum(map(self._drop, family))
+
+    def _drop(self, digest: str) -> int:
+        freed = self._evict(digest) if digest in self._device else 0
         host = self._host.pop(digest, None)
         self._forget(digest)
         return freed + (0 if host is None else host.num_bytes)
@@ -242,7 +249,8 @@ class ResidencyManager:
         future.add_done_callback(lambda _: self._wake())
 
     def _load(self, digest: str) -> HostAdapter:
-        adapter = load_adapter(digest, self._source.fetch(digest), self._dtype, self._base)
+        files, variant = self._source.fetch(plain_digest(digest)), variant_of(digest)
+        adapter = load_adapter(digest, files, self._dtype, self._base, variant)
         return self._pool.transfer.prepare(adapter)
 
     def _collect_loads(self) -> list[tuple[str, str]]:

@@ -68,10 +68,15 @@ def _request_places(scheduler: Scheduler) -> Iterator[str]:
     waiting = [state.request_id for state in scheduler.waiting]
     times = Counter([*running, *waiting])
     for request_id, state in scheduler.live.items():
-        if times.pop(request_id, 0) != (state.status in ("running", "waiting")):
+        # Of an ensemble that waits the lead alone is in the queue.
+        places = ("running", "waiting") if state.lead is None else ("running",)
+        if times.pop(request_id, 0) != (state.status in places):
             yield f"request {request_id!r} is {state.status}, but its queues say otherwise"
         if (state.status == "running") != (request_id in running):
             yield f"request {request_id!r} is {state.status}, but running says otherwise"
+        head = state.head
+        if state.status != head.status or scheduler.live.get(head.request_id) is not head:
+            yield f"request {request_id!r} is {state.status}, but its ensemble is not"
     if times:
         yield f"requests {sorted(times)} are queued, but not live"
     if len(running) > scheduler.config.max_running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.model.batch import build_batch
 from router_engine.model.body import Body, BodyOutput
+from router_engine.model.ensembles import Ensembles
 from router_engine.model.fast import Fast
 from router_engine.model.loader import LoadedModel
 from router_engine.model.sampler import Sampler, SamplingRow
@@ -42,6 +44,7 @@ class ModelRunner:
         self._fast = fast
         self._tap = Tap(loaded.model, loaded.tap_layer)
         self._sampler = Sampler()
+        self._ensembles = Ensembles()
 
     @property
     def body(self) -> Body | None:
@@ -50,7 +53,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:
-        """One forward pass under the plan's weights; samples for its `sampled_rows`, in order."""
+        """One forward pass under the plan's weights; samples for its `drawn_rows`, in order."""
         weights = step_weights(plan.rows, merged, self._device)
         body = self._fast.body()
         out = self._run(plan, weights) if body is None else body.run(plan, weights)
@@ -61,10 +64,18 @@ class ModelRunner:
                 generated_token_ids=row.generated_token_ids if row.sampling.is_penalised else (),
                 position=row.num_generated,
             )
-            for row in plan.sampled_rows
+            for row in plan.drawn_rows
         ]
-        samples = tuple(self._sampler.sample(out.logits, rows, out.summary)) if rows else ()
-        return StepOutput(samples, None if out.tap is None else normed(out.tap).numpy())
+        logits, uncertain = self._ensembles.draw_from(out.logits, plan.sampled_rows)
+        summary = out.summary if logits is out.logits else None
+        samples = self._sampler.sample(logits, rows, summary) if rows else []
+        for index, uncertainty in uncertain.items():
+            samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
+        return StepOutput(tuple(samples), None if out.tap is None else normed(out.tap).numpy())
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended: nothing is kept of it."""
+        self._ensembles.forget(request_id)
 
     def _run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """By transformers' own code."""

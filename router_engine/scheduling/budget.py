@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router_engine.scheduling.ensembles import seats_of
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from router_engine.scheduling.state import RequestState
 
@@ -29,5 +30,9 @@ class StepDraft:
             self.tokens_left += chunk[1] - state.num_computed
 
     def plan(self) -> StepPlan | None:
-        rows = tuple(PlannedRow.of(state, stop) for state, stop in self._chunks.values())
+        seats = seats_of(self._chunks)
+        rows = tuple(
+            PlannedRow.of(state, stop, seats.get(name))
+            for name, (state, stop) in self._chunks.items()
+        )
         return StepPlan(rows) if rows else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router_engine.kv.block_pool import BlockPool
@@ -43,12 +44,16 @@ class BlockLedger:
     def fits_at_all(self, num_tokens: int) -> bool:
         return blocks_for(num_tokens, self.block_size) <= self.pool.num_blocks
 
-    def can_admit(self, state: RequestState, *, reserve: int) -> bool:
-        """Whether all known tokens of `state` find blocks now, with `reserve` blocks to spare."""
+    def can_admit(self, states: Sequence[RequestState], *, reserve: int) -> bool:
+        """Whether all their known tokens find blocks now, with `reserve` blocks to spare."""
+        needed = sum(map(self._needed, states))
+        return needed + reserve <= self.pool.num_available
+
+    def _needed(self, state: RequestState) -> int:
+        """Available blocks that the known tokens of `state` would take."""
         shared = self._match(state)
-        needed = blocks_for(len(state.tokens), self.block_size) - len(shared)
-        revived = sum(map(self.pool.is_cached, shared))
-        return needed + revived + reserve <= self.pool.num_available
+        fresh = blocks_for(len(state.tokens), self.block_size) - len(shared)
+        return fresh + sum(map(self.pool.is_cached, shared))
 
     def attach(self, state: RequestState) -> int:
         """Give a request without blocks what the prefix cache has; returns the tokens found."""

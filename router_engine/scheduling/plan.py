@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters_store.types import Combination
+from router_engine.events import Uncertainty
 from router_engine.request import SamplingParams
 from router_engine.routers.base import Gate
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.weights import WeightRun
+
+
+class Seat(NamedTuple):
+    """A row's place in an ensemble. draws: its logits are the last that the others wait for."""
+
+    ensemble: str  # the request
+    member: int
+    size: int
+    draws: bool
 
 
 class PlannedRow(msgspec.Struct, frozen=True):
@@ -27,7 +38,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     start: int
     block_ids: tuple[int, ...]  # cover positions [0, start + len(token_ids))
-    sample: bool  # the chunk ends with the last known token: its logits yield a new one
+    sample: bool  # the chunk ends with the last known token: its logits are wanted
     weight_runs: tuple[
         WeightRun, ...
     ]  # (number of tokens, weights of the adapters), cover the chunk
@@ -41,6 +52,12 @@ class PlannedRow(msgspec.Struct, frozen=True):
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
     arrival: int  # tells the request from a later one of the same id
     gate: Gate | None = None  # instead of the weights of `weight_runs`
+    seat: Seat | None = None  # of an ensemble's member whose logits are wanted
+
+    @property
+    def draws(self) -> bool:
+        """Whether a new token comes of this row."""
+        return self.sample and (self.seat is None or self.seat.draws)
 
     @property
     def stop(self) -> int:
@@ -51,7 +68,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
         return self.known_tokens[len(self.prompt_token_ids) :]
 
     @classmethod
-    def of(cls, state: RequestState, stop: int) -> PlannedRow:
+    def of(cls, state: RequestState, stop: int, seat: Seat | None) -> PlannedRow:
         """Compute `state` up to position `stop`; its block table must cover that."""
         request, start = state.request, state.num_computed
         return cls(
@@ -71,6 +88,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
             known_tokens=state.tokens,
             arrival=state.arrival,
             gate=state.gate,
+            seat=seat,
         )
 
 
@@ -92,6 +110,11 @@ class StepPlan:
     def sampled_rows(self) -> tuple[PlannedRow, ...]:
         return tuple(row for row in self.rows if row.sample)
 
+    @property
+    def drawn_rows(self) -> tuple[PlannedRow, ...]:
+        """Those of `sampled_rows` of which a token comes."""
+        return tuple(row for row in self.rows if row.draws)
+
 
 class SampledToken(msgspec.Struct, frozen=True):
     """A drawn token. Log probabilities are of the raw logits."""
@@ -99,11 +122,12 @@ class SampledToken(msgspec.Struct, frozen=True):
     token_id: int
     logprob: float
     top_tokens: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
+    uncertainty: Uncertainty | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """One sample for each of the plan's `sampled_rows`, in their order.
+    """One sample for each of the plan's `drawn_rows`, in their order.
 
     tap [tokens, hidden]: the base's hidden states at the tap layer, each of root mean square 1,
     where the plan is tapped.

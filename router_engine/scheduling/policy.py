@@ -35,7 +35,7 @@ def make_policy(name: Policy) -> OrderingPolicy:
 
 def seniority(policy: OrderingPolicy, state: RequestState) -> tuple[int, int]:
     """Sorts running requests: the most senior is never preempted, so there is always progress."""
-    return policy.level(state), state.arrival
+    return policy.level(state), state.head.arrival  # equal within an ensemble
 
 
 def queue_rank(policy: OrderingPolicy, state: RequestState) -> tuple[int, bool, int]:

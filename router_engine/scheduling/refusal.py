@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from router_engine.kv.block_table import blocks_for
-from router_engine.request import MAX_LAG, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import (
+    MAX_LAG,
+    MAX_MEMBERS,
+    EngineRequest,
+    SamplingParams,
+    TokenRouting,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +23,7 @@ class Limits:
     max_model_len: int  # tokens, prompt and generated together
     block_size: int
     num_blocks: int
+    max_running: int  # sequences
 
 
 def refusal(request: EngineRequest, limits: Limits) -> str | None:
@@ -24,6 +31,7 @@ def refusal(request: EngineRequest, limits: Limits) -> str | None:
     reasons = [
         *_size_reasons(request, limits),
         *_mixture_reasons(request),
+        *_ensemble_reasons(request, limits),
         *_sampling_reasons(request.sampling),
     ]
     return "; ".join(reasons) or None
@@ -42,11 +50,32 @@ def _size_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
     # The last token is never fed back, so it needs no KV.
     most = min(prompt + new, limits.max_model_len) - 1
     room = limits.num_blocks * limits.block_size
-    if blocks_for(most, limits.block_size) > limits.num_blocks:
+    members = 1 + len(request.ensemble)
+    if members * blocks_for(most, limits.block_size) > limits.num_blocks:
+        each = f", for each of {members} members" if request.ensemble else ""
         yield (
-            f"prompt_token_ids and max_new_tokens need KV for {prompt} + {new} - 1 tokens: the "
-            f"whole cache holds {room}"
+            f"prompt_token_ids and max_new_tokens need KV for {prompt} + {new} - 1 tokens{each}: "
+            f"the whole cache holds {room}"
         )
+
+
+def _ensemble_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
+    if not request.ensemble:
+        return
+    members = 1 + len(request.ensemble)
+    if members > min(MAX_MEMBERS, limits.max_running):
+        yield (
+            f"ensemble has {members} members: {MAX_MEMBERS} are the most, and "
+            f"{limits.max_running} sequences may run at a time"
+        )
+    for adapters in request.ensemble:
+        if len(set(adapters)) != len(request.adapters) or len(adapters) != len(request.adapters):
+            yield (
+                f"ensemble has a member of {len(adapters)} adapters: each needs as many as "
+                f"adapters has, {len(request.adapters)}, all different"
+            )
+    if request.routing is not None or request.layer_routing is not None or request.is_tapped:
+        yield "ensemble is given with a router: its members run under fixed weights"
 
 
 def _mixture_reasons(request: EngineRequest) -> Iterator[str]:

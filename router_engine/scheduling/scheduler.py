@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from router_engine.config import SchedulerConfig
@@ -19,6 +18,8 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest
 from router_engine.routers.base import Gate
 from router_engine.scheduling.budget import StepDraft
+from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
+from router_engine.scheduling.ensembles import follower_requests
 from router_engine.scheduling.fairness import Group, ServiceCounters
 from router_engine.scheduling.ledger import BlockLedger
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
@@ -31,27 +32,6 @@ from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
 from router_engine.sparse import SparseWeights
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """Since the start. `submitted` = `ended` + live requests."""
-
-    submitted: int = 0
-    ended: int = 0
-    prompt_tokens: int = 0  # computed; what the prefix cache gave is not counted
-    generated_tokens: int = 0
-    preemptions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerGauges:
-    """Live requests by what they are doing; `waiting` could run and own no blocks."""
-
-    running: int
-    waiting: int
-    waiting_for_adapters: int
-    waiting_for_weights: int  # running ones that sit out included
 
 
 class Scheduler:
@@ -74,7 +54,7 @@ class Scheduler:
         self.service = ServiceCounters()
         self.questions = Questions()
         self.ledger = BlockLedger(pool, block_size, prefix_cache=prefix_cache)
-        self.limits = Limits(max_model_len, block_size, pool.num_blocks)
+        self.limits = Limits(max_model_len, block_size, pool.num_blocks, config.max_running)
         self._clock = clock
         self._policy = make_policy(config.policy)
         self._live: dict[str, RequestState] = {}
@@ -85,7 +65,7 @@ class Scheduler:
 
     @property
     def live(self) -> Mapping[str, RequestState]:
-        """Requests that have not had their final event, by id."""
+        """Sequences whose request has not had its final event, by id: followers have their own."""
         return MappingProxyType(self._live)
 
     @property
@@ -123,8 +103,10 @@ class Scheduler:
         One with adapters waits for `adapters_ready`, one with routing for `set_weights` too.
         Raises RequestRefusedError if a live request has this id: an event would end that one.
         """
-        if request.request_id in self._live:
-            raise RequestRefusedError(f"request_id {request.request_id!r} is live: use another")
+        followers = follower_requests(request)
+        for each in (request, *followers):
+            if each.request_id in self._live:
+                raise RequestRefusedError(f"request_id {each.request_id!r} is live: use another")
         error = refusal(request, self.limits)
         if error is not None:
             return FinalEvent(
@@ -133,9 +115,8 @@ class Scheduler:
                 error,
                 num_prompt_tokens=len(request.prompt_token_ids),
             )
-        state = self._new_state(request, gate)
-        self._live[request.request_id] = state
-        self.counters.submitted += 1
+        state = self._enter(request, gate)
+        state.followers = tuple(self._enter(each, gate, state) for each in followers)
         if not request.adapters:
             self._park(state)
         return None
@@ -144,7 +125,7 @@ class Scheduler:
         """All adapters of the request are on the device. Unknown ids are ignored."""
         state = self._live.get(request_id)
         if state is not None and state.status is RequestStatus.WAITING_ADAPTERS:
-            self._park(state)
+            self._park(state.head)
 
     def set_weights(
         self,
@@ -178,7 +159,7 @@ class Scheduler:
     ) -> FinalEvent | None:
         """End a request for `reason`; None if it is not live. A row in flight is void."""
         state = self._live.get(request_id)
-        return None if state is None else self._finish(state, reason, error=error)
+        return None if state is None else self._finish(state.head, reason, error=error)
 
     def take_finished(self) -> list[EngineRequest]:
         """Requests that ended since the last call, so that their pins and sessions can go."""
@@ -208,13 +189,13 @@ class Scheduler:
 
     def update(self, plan: StepPlan, out: StepOutput) -> list[EngineEvent]:
         """Take in a step's results. Rows whose request ended meanwhile are void."""
-        if len(out.samples) != len(plan.sampled_rows):
-            raise ValueError(f"{len(out.samples)} samples for {len(plan.sampled_rows)} rows")
+        if len(out.samples) != len(plan.drawn_rows):
+            raise ValueError(f"{len(out.samples)} samples for {len(plan.drawn_rows)} rows")
         samples = iter(out.samples)
         events: list[EngineEvent] = []
         first = 0  # of the row's tokens in the flat batch
         for row in plan.rows:
-            sample = next(samples) if row.sample else None
+            sample = next(samples) if row.draws else None
             state, start = self._live.get(row.request_id), first
             first += len(row.token_ids)
             if state is None or state.arrival != row.arrival:
@@ -223,7 +204,7 @@ class Scheduler:
                 state.running_mean.add(row.start, out.tap[start:first])
             self._computed(state, row)
             if sample is not None:
-                events.extend(self._sampled(state, sample))
+                events.extend(self._sampled(state.head, sample))
         return events
 
     def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
@@ -255,14 +236,18 @@ class Scheduler:
             if state is None or not self._make_room(state, draft):
                 return
             self._queue.remove(state)
-            state.status = RequestStatus.RUNNING
-            self._running[state.request_id] = state
-            found = self.ledger.attach(state)
-            if not state.admitted:
-                state.admitted = True
-                state.num_cached_tokens = min(found, state.num_prompt)
-                self.service.charge_prompt(state.group, state.num_prompt - found)
-            self._advance(state, draft)
+            for member in state.members:
+                self._start(member)
+                self._advance(member, draft)
+
+    def _start(self, state: RequestState) -> None:
+        state.status = RequestStatus.RUNNING
+        self._running[state.request_id] = state
+        found = self.ledger.attach(state)
+        if not state.admitted:
+            state.admitted = True
+            state.num_cached_tokens = min(found, state.num_prompt)
+            self.service.charge_prompt(state.group, state.num_prompt - found)
 
     def _make_room(self, state: RequestState, draft: StepDraft) -> bool:
         """Whether the head of the queue may come in; displaces later levels to let it."""
@@ -277,20 +262,34 @@ class Scheduler:
         return True
 
     def _has_room(self, state: RequestState) -> bool:
-        if len(self._running) >= self.config.max_running:
+        members, running = state.members, len(self._running)
+        if running + len(members) > self.config.max_running:
             return False
         # Each running request may soon need a block: one admitted into those would be preempted.
-        return self.ledger.can_admit(state, reserve=len(self._running))
+        return self.ledger.can_admit(members, reserve=running)
 
     def _preempt(self, state: RequestState, draft: StepDraft) -> None:
-        draft.discard(state)
-        del self._running[state.request_id]
-        self.ledger.release(state)
-        state.num_preemptions += 1
+        # All of an ensemble or none: a member that has its logits would hold blocks while the one
+        # that it waits for finds none.
+        for member in state.head.members:
+            draft.discard(member)
+            del self._running[member.request_id]
+            self.ledger.release(member)
+        state.head.num_preemptions += 1
         self.counters.preemptions += 1
-        self._park(state)
+        self._park(state.head)
 
     # Requests changing
+
+    def _enter(
+        self, request: EngineRequest, gate: Gate | None, lead: RequestState | None = None
+    ) -> RequestState:
+        state = self._new_state(request, gate)
+        if lead is not None:
+            state.lead, state.tokens, state.group = lead, lead.tokens, lead.group
+        self._live[request.request_id] = state
+        self.counters.submitted += 1
+        return state
 
     def _new_state(self, request: EngineRequest, gate: Gate | None) -> RequestState:
         fixed = request.routing is None
@@ -317,13 +316,13 @@ class Scheduler:
         )
 
     def _park(self, state: RequestState) -> None:
-        """Put a request that owns no blocks where it belongs."""
+        """Put a request that owns no blocks where it belongs; a lead stands for its followers."""
         self._stuck = False
-        if state.is_runnable:
-            state.status = RequestStatus.WAITING
+        is_runnable = state.is_runnable
+        for member in state.members:
+            member.status = RequestStatus.WAITING if is_runnable else RequestStatus.WAITING_WEIGHTS
+        if is_runnable:
             self._queue.push(state)
-        else:
-            state.status = RequestStatus.WAITING_WEIGHTS
 
     def _apply_weights(self, state: RequestState, weights: SparseWeights, until: int) -> None:
         self._stuck = False
@@ -353,10 +352,15 @@ class Scheduler:
             return
         state.tokens.append(sample.token_id)
         self.counters.generated_tokens += 1
-        self.service.charge_generated(state.group, 1)
+        self.service.charge_generated(state.group, len(state.members))
         weights = state.weights_at_yield(index) if state.request.report_weights else ()
         yield TokenEvent(
-            state.request_id, sample.token_id, sample.logprob, sample.top_tokens, weights
+            state.request_id,
+            sample.token_id,
+            sample.logprob,
+            sample.top_tokens,
+            weights,
+            sample.uncertainty,
         )
         length = len(state.tokens)
         if state.num_generated >= sampling.max_new_tokens or length >= self.limits.max_model_len:
@@ -375,10 +379,11 @@ class Scheduler:
         self._stuck = False
         if state.status is RequestStatus.WAITING:
             self._queue.remove(state)
-        self._running.pop(state.request_id, None)
-        self.ledger.release(state)
-        state.status = RequestStatus.FINISHED
-        del self._live[state.request_id]
+        for member in state.members:
+            self._running.pop(member.request_id, None)
+            self.ledger.release(member)
+            member.status = RequestStatus.FINISHED
+            del self._live[member.request_id]
+            self.counters.ended += 1
         self._finished.append(state.request)
-        self.counters.ended += 1
         return state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)

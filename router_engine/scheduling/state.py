@@ -45,10 +45,23 @@ class RequestState:
     first_scheduled_time: float | None = None
     group: str = ""  # whose service it counts as
     gate: Gate | None = None  # where weights arise inside the layers
+    # An ensemble's members share `tokens` and status; its first is the request to all others.
+    lead: RequestState | None = None  # of a follower
+    followers: tuple[RequestState, ...] = ()  # of a lead
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def head(self) -> RequestState:
+        """Who stands for its ensemble; itself where there is none."""
+        return self if self.lead is None else self.lead
+
+    @property
+    def members(self) -> tuple[RequestState, ...]:
+        """All sequences of a head's request."""
+        return (self, *self.followers)
 
     @property
     def num_prompt(self) -> int:

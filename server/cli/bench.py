@@ -24,6 +24,7 @@ from benchmarks.settings import (
     ServeSettings,
     WorkSettings,
 )
+from benchmarks.uncertainty.settings import UncertaintySettings
 from router_engine.errors import EngineError
 from server.cli.client import print_error
 from server.cli.fields import command_of
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
     group.command("kernels")(reporting(command_of(kernels)))
     group.command("quantization")(reporting(command_of(quantization)))
     group.command("routing")(reporting(command_of(routing)))
+    group.command("uncertainty")(reporting(command_of(uncertainty)))
     group.command("experts")(reporting(command_of(experts)))
     group.command("peers")(reporting(command_of(peers)))
     app.add_typer(group, name="bench")
@@ -108,6 +110,14 @@ def routing(routing: RoutingSettings, model: ModelSettings) -> None:
     for table in result_tables(result):
         Console().print(table)
     write(routing.out, result, markdown, plot)
+
+
+def uncertainty(uncertainty: UncertaintySettings, model: ModelSettings) -> None:
+    """An ensemble of copies beside their average on ARC: calibration, and what doubt tells."""
+    from benchmarks.uncertainty.report import markdown, plot
+    from benchmarks.uncertainty.run import run_uncertainty
+
+    write(uncertainty.out, run_uncertainty(uncertainty, model), markdown, plot)
 
 
 def experts(experts: ExpertSettings, model: ModelSettings) -> None:

@@ -157,4 +157,11 @@ def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
         exclude_none=True,
     )
     top = max(parameters.top_n_tokens or 0, parameters.return_k_alternatives or 0)
-    return SamplingParams(**given, temperature=temperature, seed=seed or 0, top_n_tokens=top), seed
+    sampling = SamplingParams(
+        **given,
+        temperature=temperature,
+        seed=seed or 0,
+        top_n_tokens=top,
+        report_entropy=parameters.uncertainty,
+    )
+    return sampling, seed

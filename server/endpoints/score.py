@@ -13,7 +13,7 @@ from server.auth import require_use
 from server.container import ContainerDep
 from server.errors import InputError
 from server.generation import Ask, Completion, Generation, Job
-from server.rendering import routing_of
+from server.rendering import routing_of, uncertainty_of
 from server.schemas.errors import native_errors
 from server.schemas.score import (
     SCORE_EXAMPLES,
@@ -71,7 +71,7 @@ def to_ask(body: ScoreBody, generation: Generation) -> Ask:
     return Ask(
         prompt_ids=generation.tokenization.encode(body.inputs),
         text=body.inputs,
-        sampling=SamplingParams(),
+        sampling=SamplingParams(report_entropy=body.uncertainty),
         mixture=body.mixture,
         adapter=body.adapter,
         priority=body.priority,
@@ -92,7 +92,12 @@ async def _run(jobs: Sequence[Job], generation: Generation) -> list[Completion]:
 
 def _score(completion: Completion) -> Score:
     tokens = [
-        ScoredToken(id=piece.event.token_id, text=piece.text, logprob=piece.event.logprob)
+        ScoredToken(
+            id=piece.event.token_id,
+            text=piece.text,
+            logprob=piece.event.logprob,
+            uncertainty=uncertainty_of(piece.event),
+        )
         for piece in completion.pieces
     ]
     return Score(

@@ -95,6 +95,11 @@ class Parameters(Body):
     return_k_alternatives: int | None = Field(
         default=None, ge=0, le=MAX_TOP, description="The same, under LoRAX's name and in its shape."
     )
+    uncertainty: bool = Field(
+        default=False,
+        description="The entropy of each token's distribution in the details. Under an ensemble it "
+        "is always there, with the mutual information.",
+    )
     adapter_id: str | None = Field(
         default=None,
         description='One adapter at weight 1; null or "" is the base. Not with `mixture`.',
@@ -110,6 +115,10 @@ class Parameters(Body):
             raise PydanticCustomError(
                 "contradiction",
                 "top_n_tokens and return_k_alternatives are part of the details: set details",
+            )
+        if self.uncertainty and not self.details:
+            raise PydanticCustomError(
+                "contradiction", "uncertainty is part of the details: set details"
             )
         return self
 
@@ -148,6 +157,21 @@ class Alternative(Reply):
     logprob: float
 
 
+class Uncertainty(Reply):
+    """How unsure the next token was, in nats."""
+
+    entropy: float = Field(
+        description="Of the distribution before temperature and penalties; an ensemble's is the "
+        "mean of its members'."
+    )
+    mutual_information: float | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="What an ensemble's members disagree on: that entropy less the mean of "
+        "theirs. 0 where all say the same.",
+    )
+
+
 class Token(Reply):
     """A generated token. `logprob` is null only on the end-of-text token that ends a stream."""
 
@@ -156,6 +180,7 @@ class Token(Reply):
     logprob: float | None
     special: bool
     alternative_tokens: list[Alternative] | None = Field(default=None, exclude_if=_is_none)
+    uncertainty: Uncertainty | None = Field(default=None, exclude_if=_is_none)
 
 
 class Routing(Reply):

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from adapters_store.types import Combination
 from router_engine.request import MAX_LAG, Context, Level
 from server.schemas.base import Body
+from server.schemas.copies import CopiesChoice
 
 PlanLevel = Literal["fixed", Level]  # who chose the weights of an answer
 
@@ -21,6 +22,11 @@ class WeightedAdapter(Body):
         description="Adapter: name, name@version, name@alias or sha256:...", examples=["math@1"]
     )
     weight: float = Field(default=1.0, description="Any finite number; never normalised.")
+    copies: CopiesChoice | None = Field(
+        default=None,
+        description="Which copies act, of an adapter that keeps them apart (AdaMix). Left out: "
+        "their average.",
+    )
 
 
 class TagCandidates(Body):

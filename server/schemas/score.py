@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Reply
-from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, Routing
+from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, Routing, Uncertainty
 from server.schemas.mixture import ROUTER_EXAMPLE, Mixture
 
 MAX_COMPLETIONS = 64
@@ -37,6 +37,11 @@ class ScoreBody(Body):
     adapter: str | None = Field(
         default=None, min_length=1, description="One adapter at weight 1. Not with `mixture`."
     )
+    uncertainty: bool = Field(
+        default=False,
+        description="The entropy of each token's distribution. Under an ensemble it is always "
+        "there, with the mutual information.",
+    )
     priority: int = Field(
         default=0,
         ge=-100,
@@ -57,6 +62,7 @@ class ScoredToken(Reply):
     id: int
     text: str
     logprob: float
+    uncertainty: Uncertainty | None = Field(default=None, exclude_if=_is_none)
 
 
 class Score(Reply):

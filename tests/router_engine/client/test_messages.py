@@ -17,7 +17,7 @@ from router_engine.client.base import AdapterResidency, EngineInfo, MergedState,
 from router_engine.client.wire_errors import WireError
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
-from router_engine.events import FinalEvent, FinishReason, TokenEvent
+from router_engine.events import FinalEvent, FinishReason, TokenEvent, Uncertainty
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.stats import EngineStats
 
@@ -32,6 +32,9 @@ ROUTED = EngineRequest(
     report_weights=True,
 )
 FIXED = EngineRequest.under(MIXTURE, "r2", (4, 5), SamplingParams())
+ENSEMBLE = EngineRequest(
+    "r4", (7,), adapters=("sha256:a~stochastic:0",), weights=(1.0,), ensemble=(("sha256:b",),)
+)
 LAYERED = EngineRequest(
     "r3", (6,), adapters=MIXTURE.digests, layer_routing=LayerRouting("arrow", {"top_k": 2})
 )
@@ -40,6 +43,7 @@ COMMANDS: list[m.Command] = [
     m.Submit(ROUTED),
     m.Submit(FIXED),
     m.Submit(LAYERED),
+    m.Submit(ENSEMBLE),
     m.Cancel("r1"),
     m.Shutdown(),
     m.Load(1, MIXTURE.digests[0]),
@@ -62,7 +66,14 @@ INFO = EngineInfo(
     token_routers=("given",),
     layer_routers=("arrow",),
 )
-TOKEN = TokenEvent("r1", 7, -0.5, top_tokens=((7, -0.5), (8, -1.5)), weights=(0.25, 0.75))
+TOKEN = TokenEvent(
+    "r1",
+    7,
+    -0.5,
+    top_tokens=((7, -0.5), (8, -1.5)),
+    weights=(0.25, 0.75),
+    uncertainty=Uncertainty(1.5, 0.25),
+)
 FINAL = FinalEvent("r1", FinishReason.STOP_TOKEN, stop_token_id=2, num_generated_tokens=1)
 
 REPORTS: list[m.Report] = [

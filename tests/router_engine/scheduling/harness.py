@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from adapters_store.types import mixture_key
 from router_engine.config import SchedulerConfig
@@ -44,14 +45,23 @@ class HashRunner:
 
     def __init__(self) -> None:
         self.kv: dict[tuple[int, int], tuple[int, bytes]] = {}  # -> (position, entry)
+        self.kept: dict[str, dict[int, bytes]] = defaultdict(dict)  # entries of ensembles' members
 
     def run(self, plan: StepPlan) -> StepOutput:
         samples = []
         for row in plan.rows:
             entry = self._run_row(row)
-            if row.sample:
-                samples.append(SampledToken(token_from(entry), -1.0))
+            if row.seat is not None:
+                self.kept[row.seat.ensemble][row.seat.member] = entry
+            if row.draws:
+                samples.append(SampledToken(token_from(self._drawn_from(row, entry)), -1.0))
         return StepOutput(tuple(samples))
+
+    def _drawn_from(self, row: PlannedRow, entry: bytes) -> bytes:
+        if row.seat is None:
+            return entry
+        kept = self.kept.pop(row.seat.ensemble)
+        return together([kept[index] for index in range(row.seat.size)])
 
     def _run_row(self, row: PlannedRow) -> bytes:
         by_position = [weights.dense for length, weights in row.weight_runs for _ in range(length)]
@@ -81,8 +91,33 @@ def entry_of(
     return hashed(tuple(before), token, mixture)
 
 
+def together(entries: Sequence[bytes]) -> bytes:
+    """What an ensemble draws from: the last entries of all its members."""
+    return hashed(*entries)
+
+
+def expected_ensemble(request: EngineRequest) -> list[int]:
+    """The same of an ensemble: each member has entries of its own."""
+    tokens, sampling = list(request.prompt_token_ids), request.sampling
+    members = [replace(request, adapters=each) for each in (request.adapters, *request.ensemble)]
+    entries: list[list[bytes]] = [[] for _ in members]
+    for index in range(sampling.max_new_tokens):
+        for member, own in zip(members, entries, strict=True):
+            for token in tokens[len(own) :]:
+                own.append(entry_of(own, token, member, member.weights))
+        drawn = token_from(together([own[-1] for own in entries]))
+        if drawn in sampling.stop_token_ids and index >= sampling.min_new_tokens:
+            break
+        tokens.append(drawn)
+        if len(tokens) == MAX_MODEL_LEN:
+            break
+    return tokens[len(request.prompt_token_ids) :]
+
+
 def expected_tokens(request: EngineRequest) -> list[int]:
     """The text of a request that runs alone in unbounded memory; stop ids end it unseen."""
+    if request.ensemble:
+        return expected_ensemble(request)
     tokens = list(request.prompt_token_ids)
     entries: list[bytes] = []
     weights = request.weights

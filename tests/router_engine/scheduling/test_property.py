@@ -62,6 +62,7 @@ class Traffic(RuleBasedStateMachine):
         adapters=ADAPTERS,
         weight=st.sampled_from([0.0, 0.5, -1.0]),
         routing=st.none() | ROUTING,
+        members=st.lists(st.sampled_from(["", "#1", "#2"]), max_size=2),
         priority=st.integers(0, 2),
         ready=st.booleans(),
     )
@@ -73,10 +74,12 @@ class Traffic(RuleBasedStateMachine):
         adapters: tuple[str, ...],
         weight: float,
         routing: TokenRouting | None,
+        members: list[str],
         priority: int,
         ready: bool,
     ) -> None:
         is_routed = routing is not None and bool(adapters)
+        ensemble = tuple(tuple(name + draw for name in adapters) for draw in members)
         self.drive.add(
             EngineRequest(
                 f"r{len(self.drive.requests)}",
@@ -87,6 +90,7 @@ class Traffic(RuleBasedStateMachine):
                 routing=routing if is_routed else None,
                 priority=priority,
                 report_weights=True,
+                ensemble=() if is_routed else ensemble,
             ),
             ready=ready,
         )
@@ -128,7 +132,9 @@ class Traffic(RuleBasedStateMachine):
         self.drive.check_texts()
         assert self.drive.pool.num_owned == 0
         ended = [request.request_id for request in self.drive.scheduler.take_finished()]
-        assert len(ended) == len(set(ended)) == self.drive.scheduler.counters.submitted
+        assert len(ended) == len(set(ended))
+        sequences = sum(1 + len(self.drive.requests[name].ensemble) for name in ended)
+        assert sequences == self.drive.scheduler.counters.submitted
 
     def _any_live(self, data: Any) -> str:
         return str(data.draw(st.sampled_from(sorted(self.drive.scheduler.live))))

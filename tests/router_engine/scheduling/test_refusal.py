@@ -10,7 +10,7 @@ import pytest
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.scheduling.refusal import Limits, refusal
 
-LIMITS = Limits(max_model_len=100, block_size=4, num_blocks=10)
+LIMITS = Limits(max_model_len=100, block_size=4, num_blocks=10, max_running=4)
 GOOD = EngineRequest(
     "r", (1, 2, 3), SamplingParams(), ("sha256:a", "sha256:b"), (0.5, -2.0), priority=-3
 )

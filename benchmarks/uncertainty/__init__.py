@@ -1,0 +1,1 @@
+"""`adaptermix bench uncertainty`: what an ensemble of copies is worth against its average."""

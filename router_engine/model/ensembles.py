@@ -1,0 +1,86 @@
+"""Averages the next-token probabilities of an ensemble's members, and says how far they agree.
+
+p = mean_i softmax(logits_i), a Bayesian model average over the members' weights. Source: Wang et
+al., "AdaMix" (2022), section 3.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from router_engine.events import Uncertainty
+from router_engine.scheduling.plan import PlannedRow
+
+
+class Ensembles:
+    """Owns the logits of members that wait for the others of their ensemble."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[int, Tensor]] = {}  # by request, by member: [vocab], fp32
+
+    def draw_from(
+        self, logits: Tensor, rows: Sequence[PlannedRow]
+    ) -> tuple[Tensor, dict[int, Uncertainty]]:
+        """What tokens are drawn from, and its uncertainty by row where that is wanted.
+
+        logits [rows, vocab] of a plan's `sampled_rows`, in any float dtype; they come back as they
+        are where no row belongs to an ensemble. Else logits [drawn rows, vocab] in fp32 of its
+        `drawn_rows`: those of p for an ensemble's.
+        """
+        if all(row.seat is None for row in rows):
+            return logits, _entropies(logits, rows)
+        drawn: list[Tensor] = []
+        found: dict[int, Uncertainty] = {}
+        for row, own in zip(rows, logits.float().unbind(), strict=True):
+            if row.seat is not None:
+                kept = self._kept.setdefault(row.seat.ensemble, {})
+                kept[row.seat.member] = own.clone()  # the next step may write over it
+            if not row.draws:
+                continue
+            if row.seat is not None:
+                kept = self._kept.pop(row.seat.ensemble)
+                members = torch.stack([kept[index] for index in range(row.seat.size)])
+                own, found[len(drawn)] = averaged(members)
+            elif row.sampling.report_entropy:
+                found[len(drawn)] = Uncertainty(float(_entropy(own.log_softmax(-1))))
+            drawn.append(own)
+        return torch.stack(drawn) if drawn else logits[:0], found
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended; unknown ids are ignored."""
+        self._kept.pop(request_id, None)
+
+
+def averaged(logits: Tensor) -> tuple[Tensor, Uncertainty]:
+    """Logits of p [vocab] from those of the members [members, vocab], fp32, and its uncertainty.
+
+    They are log p + mean_i log sum e^logits_i: a repetition penalty depends on where 0 lies, so
+    equal members must give back their own logits. H[p] - mean_i H[p_i] is taken as the equal
+    mean_i KL(p_i || p), which is no small difference of large numbers.
+    """
+    normalisers = logits.logsumexp(-1, keepdim=True)
+    members = logits - normalisers
+    mean = members.logsumexp(0) - math.log(len(members))
+    shares = members.exp()
+    apart = torch.where(shares > 0, members - mean, 0.0)
+    information = float((shares * apart).sum(-1).mean())
+    entropy = float(_entropy(mean))
+    return mean + normalisers.mean(), Uncertainty(entropy, max(0.0, information))
+
+
+def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, Uncertainty]:
+    asked = [index for index, row in enumerate(rows) if row.sampling.report_entropy]
+    if not asked:
+        return {}
+    entropies = _entropy(logits[asked].float().log_softmax(-1)).tolist()
+    return {index: Uncertainty(one) for index, one in zip(asked, entropies, strict=True)}
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """H [..] in nats of log probabilities [.., vocab]."""
+    found: Tensor = torch.special.entr(logprobs.exp()).sum(-1)
+    return found
