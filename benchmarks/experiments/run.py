@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -59,6 +60,7 @@ def run(job: Job, place: Place) -> dict[str, Any]:
         "steps": outcome.steps,
         "tokens": outcome.tokens,
         "seconds": round(outcome.seconds, 1),
+        "cpu_seconds": round(watched.cpu_seconds, 1),
         "trained": watched.trained,
         "served": _stored(place.folder / "adapter" / "adapter_model.safetensors"),
         "ends": {name: _end(values) for name, values in outcome.curves.items()},
@@ -80,12 +82,14 @@ class _Watched:
     test: Sequence[TestRow]
     tokenizer: Any
     trained: int = 0
+    cpu_seconds: float = 0.0  # of training alone: other work on the machine doesn't count
     measured: dict[str, Any] = field(default_factory=dict)
     _pupil: Pupil | None = None
 
     def watch(self, pupil: Pupil) -> Pupil:
         learnt = (p.numel() for p in pupil.model.parameters() if p.requires_grad)
         self._pupil, self.trained = pupil, sum(learnt)
+        self.cpu_seconds = -time.process_time()
         return self
 
     @property
@@ -106,6 +110,7 @@ class _Watched:
 
     def finish(self, out: Path, dev_nll: Callable[[], float | None]) -> Mapping[str, str]:
         pupil = self.pupil
+        self.cpu_seconds += time.process_time()
         if isinstance(pupil, AdamixPupil) and pupil.adamix.copies > 1:
             sizes = self.sizes
             rows = [one.row for one in self.test[: sizes.draw_rows]]
