@@ -25,6 +25,13 @@ class Batch:
     position_ids: Tensor
     labels: Tensor
 
+    @property
+    def prompt_mask(self) -> Tensor:
+        """[rows, longest], 1 where the prompt is."""
+        mask = self.attention_mask.clone()
+        mask[:, mask.shape[1] - self.labels.shape[1] :] *= self.labels == -100
+        return mask
+
 
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     """Pad `examples` to one batch on `device`."""
@@ -44,13 +51,18 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
 
 
 def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """What predicts each label: logits [rows, kept, vocabulary] in the model's dtype."""
+    """What predicts each label: logits [rows, kept, vocabulary] in the model's dtype.
+
+    A model that says `takes_prompt_mask` is told where the prompts are.
+    """
+    told = getattr(model, "takes_prompt_mask", False)
     logits: Tensor = model(
         input_ids=batch.tokens,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         logits_to_keep=batch.labels.shape[1] + 1,
         use_cache=False,
+        **({"prompt_mask": batch.prompt_mask} if told else {}),
     ).logits[:, :-1]
     return logits
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +16,9 @@ Routing = Literal["batch", "example"]
 Share = Literal["none", "down", "up"]
 Init = Literal["shared", "independent"]
 Kind = Literal["lora", "bottleneck"]
+Variant = Literal["soft", "sparse", "instance"]
+RouterInput = Literal["pre_norm", "post_norm"]
+Threshold = Literal["frozen", "straight_through", "constant"]
 
 
 def about(text: str) -> dict[str, str]:
@@ -108,6 +112,107 @@ class AdamixSettings:
     def bottleneck_size(self) -> int:
         """Rows of a bottleneck's way down."""
         return 16 if self.size is None else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class GatedLoraSettings(LoraSettings):
+    """LoRA experts under a router: those of MoA, as published."""
+
+    alpha: float = field(default=8.0, metadata=about("Numerator of the scale."))
+    targets: tuple[str, ...] = field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
+        metadata=about("Linear layer to adapt, by the end of its name."),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MoaSettings:
+    """Experts of several kinds in every layer, and the router there that gates each of them."""
+
+    variant: Variant = field(
+        default="soft",
+        metadata=about(
+            "Gates of each token; sparse: those below a threshold are 0; instance: one "
+            "for the whole prompt, which isn't served."
+        ),
+    )
+    parallel: int = field(
+        default=16, metadata=about("Size of the bottleneck beside the feed-forward part; 0: none.")
+    )
+    prompt: int = field(
+        default=0, metadata=about("Learned keys and values beside the attention; 0: none.")
+    )
+    ranks: tuple[str, ...] = field(
+        default=(), metadata=about("Rank of one target in place of --rank, as 'down_proj=16'.")
+    )
+    router_factor: int = field(
+        default=4, metadata=about("Hidden width of a router in outputs (SwiGLU); 0: it is linear.")
+    )
+    router_input: RouterInput = field(
+        default="post_norm", metadata=about("Routers read before or after the layer's first norm.")
+    )
+    gamma_max: float = field(default=0.5, metadata=about("Highest threshold of sparse."))
+    threshold: Threshold = field(
+        default="frozen",
+        metadata=about("Threshold of sparse: a random net, a trained one, or gamma_max itself."),
+    )
+    temperature: float = field(
+        default=0.1, metadata=about("Width of the slope by which straight_through trains.")
+    )
+
+    def __post_init__(self) -> None:
+        _check("variant", self.variant, "soft, sparse or instance", holds=self.variant in _VARIANTS)
+        for name in ("parallel", "prompt", "router_factor"):
+            value = getattr(self, name)
+            _check(name, value, "at least 0", holds=value >= 0)
+        given = self.router_input
+        _check("router_input", given, "pre_norm or post_norm", holds=given in get_args(RouterInput))
+        allowed = "frozen, straight_through or constant"
+        _check("threshold", self.threshold, allowed, holds=self.threshold in get_args(Threshold))
+        _check("gamma_max", self.gamma_max, "from 0 to 1", holds=0 <= self.gamma_max <= 1)
+        _check("temperature", self.temperature, "above 0", holds=self.temperature > 0)
+        read = all(_RANK.fullmatch(text) for text in self.ranks)
+        _check("ranks", self.ranks, "as 'down_proj=16'", holds=read)
+        for name, unused in (
+            ("gamma_max", self.variant != "sparse"),
+            ("threshold", self.variant != "sparse"),
+            ("temperature", self.threshold != "straight_through"),
+        ):
+            value, default = getattr(self, name), _default_of(type(self), name)
+            allowed = f"left at {default!r} where nothing reads it"
+            _check(name, value, allowed, holds=value == default or not unused)
+
+    @property
+    def rank_of(self) -> dict[str, int]:
+        """Target to its own rank."""
+        pairs = (text.split("=") for text in self.ranks)
+        return {target: int(rank) for target, rank in pairs}
+
+
+@dataclass(frozen=True, slots=True)
+class MoeLoraSettings:
+    """LoRA experts of one kind: several at every target, under one router a layer."""
+
+    experts: int = field(default=4, metadata=about("LoRA experts at every target."))
+    top_k: int = field(default=2, metadata=about("Experts that a token takes; the others are 0."))
+    router_input: RouterInput = field(
+        default="post_norm", metadata=about("Routers read before or after the layer's first norm.")
+    )
+
+    def __post_init__(self) -> None:
+        _check("experts", self.experts, "at least 2", holds=self.experts >= 2)
+        allowed = f"from 1 to experts, {self.experts}"
+        _check("top_k", self.top_k, allowed, holds=1 <= self.top_k <= self.experts)
+        given = self.router_input
+        _check("router_input", given, "pre_norm or post_norm", holds=given in get_args(RouterInput))
+
+
+_VARIANTS = get_args(Variant)
+_RANK = re.compile(r"[\w.]+=[1-9]\d*")
+
+
+def _default_of(settings: type[MoaSettings], name: str) -> object:
+    return next(each.default for each in fields(settings) if each.name == name)
 
 
 @dataclass(frozen=True, slots=True)

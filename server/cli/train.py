@@ -27,8 +27,11 @@ from training.settings import (
     AdamixSettings,
     DataSettings,
     DTypeName,
+    GatedLoraSettings,
     LoopSettings,
     LoraSettings,
+    MoaSettings,
+    MoeLoraSettings,
     RunSettings,
     about,
 )
@@ -46,6 +49,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Make adapters and measure them.", no_args_is_help=True)
     group.command("lora")(_reporting(command_of(lora)))
     group.command("adamix")(_reporting(command_of(adamix)))
+    group.command("moa")(_reporting(command_of(moa)))
+    group.command("moe-lora")(_reporting(command_of(moe_lora)))
     group.command("eval")(_reporting(command_of(evaluate)))
     app.add_typer(group, name="train")
 
@@ -149,6 +154,38 @@ def adamix(
 
     settings = _run_settings(source, base, lora, data, loop)
     _train(functools.partial(train_adamix, adamix=adamix), output, settings)
+
+
+def moa(
+    source: Source,
+    output: Output,
+    base: Base,
+    lora: GatedLoraSettings,
+    moa: MoaSettings,
+    data: DataSettings,
+    loop: LoopSettings,
+) -> None:
+    """Train experts of several kinds in every layer, each under a gate of the layer's router."""
+    from training.recipes.moa import train_moa
+
+    settings = _run_settings(source, base, lora, data, loop)
+    _train(functools.partial(train_moa, moa=moa), output, settings)
+
+
+def moe_lora(
+    source: Source,
+    output: Output,
+    base: Base,
+    lora: GatedLoraSettings,
+    moe: MoeLoraSettings,
+    data: DataSettings,
+    loop: LoopSettings,
+) -> None:
+    """Train several LoRA experts at every target, of which a router in the layer takes some."""
+    from training.recipes.moa import train_moe_lora
+
+    settings = _run_settings(source, base, lora, data, loop)
+    _train(functools.partial(train_moe_lora, moe=moe), output, settings)
 
 
 def _run_settings(
