@@ -9,8 +9,9 @@ from typing import Literal, get_args
 from benchmarks.errors import BenchmarkError
 from training.recipes.adamix import adamix_recipe
 from training.recipes.lora import lora_recipe
+from training.recipes.moa import moa_recipe, moe_lora_recipe
 from training.run import Recipe
-from training.settings import AdamixSettings, LoraSettings
+from training.settings import AdamixSettings, LoraSettings, MoaSettings, MoeLoraSettings
 
 ExperimentName = Literal["adamix", "moa"]
 
@@ -18,6 +19,10 @@ LORA = LoraSettings(rank=8, alpha=16)
 SIZE = 26  # of a bottleneck: on the default base 916,620 parameters, LoRA of rank 8 has 921,600
 _COPIES = AdamixSettings(draws=0)  # 4, B shared, consistency 100: as published for texts
 _BOTTLENECKS = replace(_COPIES, kind="bottleneck", size=SIZE)
+# LoRA, a bottleneck beside the feed-forward module and a prompt in each layer, a linear router;
+# ranks and sizes of the other arms bring them to about as many trained parameters, 1.1 million.
+_MOA = MoaSettings(parallel=14, prompt=4, router_factor=0)
+_SPARSE = replace(_MOA, variant="sparse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,14 @@ class Experiment:
 def _adamix(name: str, about: str, settings: AdamixSettings) -> Arm:
     lora = LORA if settings.kind == "lora" else LoraSettings()
     return Arm(name, about, lambda: adamix_recipe(settings), lora)
+
+
+def _lora(rank: int) -> LoraSettings:
+    return LoraSettings(rank=rank, alpha=2 * rank)
+
+
+def _moa(name: str, about: str, settings: MoaSettings, rank: int = 4) -> Arm:
+    return Arm(name, about, lambda: moa_recipe(settings), _lora(rank))
 
 
 def _named(*arms: Arm) -> dict[str, Arm]:
@@ -73,6 +86,33 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 lora_recipe,
                 epochs=2,
             ),
+        ),
+    ),
+    "moa": Experiment(
+        "moa",
+        ("math", "commonsense"),
+        _named(
+            Arm("lora", "one LoRA of rank 10", lora_recipe, _lora(10)),
+            Arm(
+                "moe-lora",
+                "2 of 3 LoRA of rank 3 at every target",
+                lambda: moe_lora_recipe(MoeLoraSettings(experts=3, top_k=2)),
+                _lora(3),
+            ),
+            _moa("moa-soft", "LoRA, bottleneck, prompt; linear router", _MOA),
+            _moa("moa-sparse", "gates under a frozen threshold are 0", _SPARSE),
+            _moa(
+                "moa-sparse-trained",
+                "the threshold learns straight through",
+                replace(_SPARSE, threshold="straight_through"),
+            ),
+            _moa(
+                "moa-soft-swiglu",
+                "SwiGLU router, smaller experts",
+                replace(_MOA, router_factor=2, parallel=9),
+                rank=3,
+            ),
+            _moa("moa-instance", "one gate a prompt", replace(_MOA, variant="instance")),
         ),
     ),
 }
