@@ -46,8 +46,8 @@ def run(job: Job, place: Place) -> dict[str, Any]:
         replace(recipe, build=lambda settings: watched.watch(recipe.build(settings))),
         _settings(job, place, arm, _write_rows(place.folder, rows)),
         place.folder / "adapter",
-        checkpoint_every=50,
-        restart=False,
+        checkpoint_every=0,
+        restart=True,  # what an interrupted run has done would be missing in its seconds
         on_step=lambda report: None,
     )
     model = watched.model.eval()
