@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer
 
 from benchmarks.experiments.arms import Arm, experiment_named
 from benchmarks.experiments.job import Job, Place
-from benchmarks.experiments.measure import answers, draws_nll, row_nll
+from benchmarks.experiments.measure import answers, draws_nll, load_tokenizer, row_nll
 from benchmarks.experiments.settings import Sizes
 from benchmarks.experiments.tasks import TASKS, TestRow, task_rows, within_budget
 from benchmarks.machine import describe_machine, describe_software
@@ -33,9 +32,7 @@ _LAST_STEPS = 10  # whose mean a curve's end is
 def run(job: Job, place: Place) -> dict[str, Any]:
     """Train and measure; what the journal keeps."""
     arm, task = experiment_named(job.experiment).arms[job.arm], TASKS[job.task]
-    tokenizer = AutoTokenizer.from_pretrained(place.base, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = tokenizer.eos_token_id
+    tokenizer = load_tokenizer(place.base)
     train = task_rows(task, place.data, "train", job.seed)
     sizes = job.sizes
     rows = within_budget(train, sizes.tokens, sizes.max_length, lambda row: _length(row, tokenizer))
