@@ -232,7 +232,7 @@ class ResolvedMixture:
         return mixture_digest(dict(zip(self.digests, self.weights, strict=True)), self.combination)
 
 
-_ZEROS = (struct.pack("<f", 0.0), struct.pack("<f", -0.0))  # what tiny weights are rounded to
+ZEROS = (struct.pack("<f", 0.0), struct.pack("<f", -0.0))  # what tiny weights are rounded to
 
 
 def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes:
@@ -243,7 +243,7 @@ def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes
     # Most of a router's many candidates have weight 0: they go before anything is sorted.
     given = sorted(item for item in weights.items() if item[1] != 0)
     packed = [(digest, struct.pack("<f", weight)) for digest, weight in given]
-    parts = [digest.encode() + weight for digest, weight in packed if weight not in _ZEROS]
+    parts = [digest.encode() + weight for digest, weight in packed if weight not in ZEROS]
     return combination.encode() + b"|" + b"|".join(parts) if parts else b""
 
 

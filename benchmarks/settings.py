@@ -265,6 +265,25 @@ class QuantizationSettings:
             _at_least(name, getattr(self, name), 1)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertSettings:
+    """Which batch is measured under each kind of expert."""
+
+    requests: int = field(default=32, metadata=about("Requests of a batch."))
+    adapters: int = field(default=8, metadata=about("Adapters that they run under, in turn."))
+    context: int = field(default=64, metadata=about("Tokens of every prompt."))
+    steps: int = field(default=16, metadata=about("Decode steps timed in a turn."))
+    rounds: int = field(default=12, metadata=about("Times that every case is measured."))
+    seed: int = field(default=0, metadata=about("Chooses the prompts."))
+    out: Path = field(
+        default=OUT / "experts", metadata=about("The results, without .json and .md.")
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "adapters", "context", "steps", "rounds"):
+            _at_least(name, getattr(self, name), 1)
+
+
 _ROWS = 8
 _EXAMPLES = Path("examples") / "adapters"
 

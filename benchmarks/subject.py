@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from adapters_store.types import BaseModelSpec, LinearShape
 from benchmarks.process import default_model
 from router_engine.model.assets import DEFAULT
+from router_engine.model.loader import base_spec
 from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
 
 RANK = 8
@@ -57,6 +60,16 @@ class Subject:
         for path, module in self._shape().named_modules():
             if path.rpartition(".")[2] in targets:
                 yield path, module.in_features, module.out_features
+
+    def base(self) -> BaseModelSpec:
+        """What the store knows of the model."""
+        model = self._shape()
+        linears = {
+            path: LinearShape(module.in_features, module.out_features)
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        return base_spec(self.name, model, linears)
 
     def num_parameters(self) -> int:
         """A tied embedding counts once."""

@@ -33,10 +33,11 @@ from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.mixture.rules import check_mixture
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
-from router_engine.model.loader import LoadedModel, base_spec, load_model
+from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
+from router_engine.model.projections import ModelProjections
 from router_engine.model.runner import ModelRunner
-from router_engine.model.tap import below_tap, tap_digest
-from router_engine.model.wrap import wrap_linears
+from router_engine.model.tap import tap_digest
+from router_engine.model.wrap import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routers.running import Routing
@@ -65,9 +66,10 @@ class Engine:
         self.model = loaded.model
         kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
         operations = kernels.make()
-        is_below_tap = below_tap(loaded.model, loaded.tap_layer)
-        self._experts = StepExperts(pool, operations, is_below_tap)
+        blocks = blocks_of(loaded.model)
+        self._experts = StepExperts(pool, operations, blocks, loaded.tap_layer)
         linears = wrap_linears(loaded.model, self._experts)
+        hook_layers(loaded.model, self._experts)
         self.base: BaseModelSpec = base_spec(
             config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
         )
@@ -81,7 +83,6 @@ class Engine:
             max_model_len=self.info.max_model_len,
             prefix_cache=config.cache.prefix_cache,
         )
-        self._residency = ResidencyManager(pool, adapters, config.adapters, loaded.dtype, wake)
         size = config.cache.block_size
         cache = PagedCache(
             loaded.kv_shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device
@@ -91,6 +92,10 @@ class Engine:
         )
         self.weights: BaseWeights = fast
         base, quantization = MergedBase(fast), config.model.quantization
+        projections = ModelProjections(loaded, base)
+        self._residency = ResidencyManager(
+            pool, adapters, config.adapters, loaded.dtype, projections, wake
+        )
         self._merge = MergeControl(base, self._residency, config.merge, quantization)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._events: list[EngineEvent] = []

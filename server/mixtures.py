@@ -16,6 +16,7 @@ from adapters_store.types import (
     Combination,
     ResolvedMixture,
 )
+from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
 from router_engine.request import LayerRouting, TokenRouting
 from server.errors import InputError
@@ -189,17 +190,11 @@ class Mixtures:
 
 def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
     """Why an adapter does not fit the base model; None where it does."""
-    for expert in manifest.lora_experts:
-        shape = base.linears.get(expert.module)
-        theirs = (expert.in_features, expert.out_features)
-        if shape is None or (shape.in_features, shape.out_features) != theirs:
-            ours = "no such layer" if shape is None else f"{shape.in_features}x{shape.out_features}"
-            trained = f" (it says {manifest.base_model})" if manifest.base_model else ""
-            return (
-                f"was made for another base model{trained}: {expert.module} is "
-                f"{theirs[0]}x{theirs[1]} in the adapter, {ours} in {base.name}"
-            )
-    return None
+    problem = next(misfits(manifest, base), None)
+    if problem is None:
+        return None
+    trained = f" (it says {manifest.base_model})" if manifest.base_model else ""
+    return f"was made for another base model{trained}: {problem.where} {problem.message}"
 
 
 def refuse_unequal_ranks(records: Sequence[AdapterRecord], path: str) -> None:

@@ -13,14 +13,9 @@ from dataclasses import dataclass, field
 from adapters_store.errors import TensorFileError
 from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.formats.base import FormatInput, Reading
+from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
-from adapters_store.formats.peft_config import (
-    ConfigError,
-    PeftLoraConfig,
-    key_problems,
-    load_json,
-    parse_config,
-)
+from adapters_store.formats.peft_config import PeftLoraConfig, key_problems, parse_config
 from adapters_store.tensor_header import TensorHeader, TensorInfo, read_header
 from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 

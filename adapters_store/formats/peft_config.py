@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -91,33 +90,6 @@ class PeftLoraConfig(BaseModel):
     def scale(self, rank: int, alpha: float) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
-
-
-class ConfigError(ValueError):
-    """The config as a whole is unreadable."""
-
-
-def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    """A JSON object from an uploaded file; raises ConfigError."""
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise ConfigError(f"is {size} bytes long, at most {max_bytes} are accepted")
-    try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=_unique)
-    except RecursionError as error:
-        raise ConfigError("is nested too deeply") from error
-    except ValueError as error:
-        raise ConfigError(f"is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError("must be a JSON object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ConfigError("names a key twice")
-    return result
 
 
 def key_problems(raw: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:

@@ -12,7 +12,11 @@ from adapters_store.errors import StoreError
 from adapters_store.formats.base import AdapterFormat, FormatInput
 
 ENTRY_POINT_GROUP = "adaptermix.formats"
-BUILT_IN = {"peft": "adapters_store.formats.peft:PeftLoraFormat"}
+# In this order they are asked: PEFT's takes whatever holds adapter_model.safetensors.
+BUILT_IN = {
+    "adaptermix": "adapters_store.formats.native:NativeFormat",
+    "peft": "adapters_store.formats.peft:PeftLoraFormat",
+}
 
 
 class FormatRegistry:

@@ -6,12 +6,14 @@ keep files, memory and mathematics apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from adapters_store.expert_types import Activation, LayerRouterSpec
 from adapters_store.types import AdapterManifest
 
 
@@ -33,37 +35,117 @@ class AdapterSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class LowRankPair:
-    """One low-rank expert on the host.
+class BaseProjections(Protocol):
+    """The base's own key and value projections, as no mixture has changed them."""
 
-    delta y = B^T (A x) per rank row, the scale already in B:
-    a [rank, in_features]; b [rank, out_features]; scale is kept because `linear` splits it.
-    prototype [rank] fp32: what layer routers score with (`experts.lora.prototypes`).
+    def keys_and_values(self, attention: str, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """prompt [length, hidden] -> K, V [length, kv_heads, head_dim] in fp32 on the host.
+
+        `attention`: the path of the attention module. Biases and k_norm are applied, where the base
+        has them; experts and rotation are not. Loader threads call it beside running steps.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRows:
+    """All rank rows of one adapter at one site, on the host.
+
+    At a linear layer and at a bottleneck a row r adds z_r b_r, z_r = act(a_r . x + bias_r). At a
+    prompt a row is a key and a value: a = K [length, kv_heads * head_dim], b = V with the head
+    gates c folded in [length, heads * head_dim].
+
+    a [rows, in]; b [rows, out], the scale already in it; scale is kept because `linear` splits it.
+    prototype [rows] fp32: what layer routers score with (`experts.lora.prototypes`), 0 where the
+    adapter is not plain. bias [rows] fp32: 0 where None. activation: None is the identity.
+    has_up_bias: the last row is a bottleneck's bias on the way up; its a is 0, its bias 1, and it
+    has no activation, so that its z is 1. gate [rows] int32: the output of the layer's router that
+    multiplies the row, -1 for none; None: no row has one.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     prototype: Tensor
+    bias: Tensor | None = None
+    activation: Activation | None = None
+    has_up_bias: bool = False
+    gate: Tensor | None = None
 
     @property
-    def rank(self) -> int:
+    def count(self) -> int:
         return self.a.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        parts = (self.a, self.b, self.prototype, self.bias, self.gate)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> ExpertRows:
+        """The same with every tensor changed."""
+        return replace(
+            self,
+            a=change(self.a),
+            b=change(self.b),
+            prototype=change(self.prototype),
+            bias=None if self.bias is None else change(self.bias),
+            gate=None if self.gate is None else change(self.gate),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HostRouter:
+    """The router inside one layer, on the host; the pool keeps one like it on the device.
+
+    wide [rows, features], in the pool's dtype: R [outputs] of a linear router, or W1 and then W3
+    [hidden each] of a swiglu one; then W [1] of the threshold's net, where it has one.
+    wide_bias [rows] fp32. w2 [outputs, hidden], bias2 [outputs] fp32: of swiglu, else None.
+    """
+
+    spec: LayerRouterSpec
+    wide: Tensor
+    wide_bias: Tensor
+    w2: Tensor | None = None
+    bias2: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        parts = (self.wide, self.wide_bias, self.w2, self.bias2)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> HostRouter:
+        """The same with every tensor changed."""
+        return replace(
+            self,
+            wide=change(self.wide),
+            wide_bias=change(self.wide_bias),
+            w2=None if self.w2 is None else change(self.w2),
+            bias2=None if self.bias2 is None else change(self.bias2),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
-    """An adapter's weights in host memory, ready to be copied to the device."""
+    """An adapter's weights in host memory, ready to be copied to the device.
+
+    pairs: rank rows by site, which is a linear layer's path, or "model.layers.0.mlp#parallel",
+    "...mlp#serial", "...self_attn#prompt" (`adapters_store.expert_types`). routers: by the path of
+    their layer.
+    """
 
     digest: str
     manifest: AdapterManifest
-    pairs: dict[str, LowRankPair]  # by module path
+    pairs: dict[str, ExpertRows]
     load_seconds: float
+    routers: dict[str, HostRouter] = field(default_factory=dict)
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        tensors = (
-            tensor for pair in self.pairs.values() for tensor in (pair.a, pair.b, pair.prototype)
-        )
-        object.__setattr__(self, "num_bytes", sum(tensor.nbytes for tensor in tensors))
+        num_bytes = sum(rows.num_bytes for rows in self.pairs.values())
+        num_bytes += sum(router.num_bytes for router in self.routers.values())
+        object.__setattr__(self, "num_bytes", num_bytes)
+
+    @property
+    def only_lora(self) -> bool:
+        """Whether it is LoRA at linear layers alone, without gates."""
+        return not any("#" in site or rows.gate is not None for site, rows in self.pairs.items())

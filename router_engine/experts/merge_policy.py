@@ -54,8 +54,8 @@ def _fixed_mixture(row: PlannedRow) -> ResolvedMixture | None:
     """The mixture of a row that has one; None for the base and for weights that may change."""
     if not row.adapters or row.is_routed or len(row.weight_runs) != 1:
         return None
-    pairs = sorted(zip(row.adapters, row.weight_runs[0][1], strict=True))
-    pairs = [(digest, weight) for digest, weight in pairs if weight != 0.0]
+    weights = row.weight_runs[0][1]
+    pairs = sorted((row.adapters[column], weight) for column, weight in weights.items())
     if not pairs:
         return None
     return ResolvedMixture(

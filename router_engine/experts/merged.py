@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,10 +14,16 @@ from router_engine.experts.base import HostAdapter
 
 
 class BaseWeights(Protocol):
-    """The base's linear weights, in whatever form the kernels read them."""
+    """The base's linear weights, in whatever form the kernels read them.
+
+    Written between two steps by the engine's thread; other threads may read.
+    """
 
     def read(self, module: str) -> Tensor:
-        """A layer's weight [out, in] in the base's dtype; it may be the layer's own memory."""
+        """A layer's weight [out, in] in the base's dtype, in fp32 where it is held in integers.
+
+        It may be the layer's own memory.
+        """
         ...
 
     def write(self, module: str, weight: Tensor) -> None:
@@ -34,6 +41,7 @@ class MergedBase:
     def __init__(self, weights: BaseWeights) -> None:
         self._weights = weights
         self._kept: dict[str, Tensor] = {}  # the untouched weights of merged layers, on the host
+        self._changing = threading.Lock()  # held while a weight is replaced
         self.mixture: ResolvedMixture | None = None
 
     def merge(self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]) -> None:
@@ -43,16 +51,28 @@ class MergedBase:
         for module in sorted(modules):
             weight = self._weights.read(module)
             delta = low_rank_delta(module, mixture, adapters).to(weight.device)
-            self._kept[module] = weight.to("cpu", copy=True)
-            self._weights.write(module, (weight.float() + delta).to(weight.dtype))
+            with self._changing:
+                self._kept[module] = weight.to("cpu", copy=True)
+                self._weights.write(module, (weight.float() + delta).to(weight.dtype))
         self.mixture = mixture
 
     def restore(self) -> None:
         """Bring the untouched base back, bit for bit."""
-        for module, weight in self._kept.items():
-            self._weights.write(module, weight)
-        self._kept.clear()
+        for module in list(self._kept):
+            with self._changing:
+                self._weights.write(module, self._kept.pop(module))
         self.mixture = None
+
+    def untouched(self, module: str) -> Tensor:
+        """A copy of a layer's weight [out, in] as no mixture has changed it, in fp32 on the host.
+
+        Any thread may ask, beside a running step or a merge.
+        """
+        with self._changing:
+            weight = self._kept.get(module)
+            if weight is None:
+                weight = self._weights.read(module)
+            return weight.to("cpu", torch.float32, copy=True)
 
 
 def low_rank_delta(

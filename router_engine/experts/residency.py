@@ -17,8 +17,8 @@ from adapters_store.types import AdapterManifest
 from router_engine.client.base import AdapterResidency, Residency
 from router_engine.config import AdapterPoolConfig
 from router_engine.errors import AdapterBusyError
-from router_engine.experts.base import AdapterSource, HostAdapter
-from router_engine.experts.lora.weights import load_lora
+from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapter
+from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 
 # A waiter that others overtook this often closes the door behind it, so that it cannot starve.
@@ -59,12 +59,14 @@ class ResidencyManager:
         source: AdapterSource,
         config: AdapterPoolConfig,
         dtype: torch.dtype,
+        base: BaseProjections,
         wake: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._source = source
         self._config = config
         self._dtype = dtype
+        self._base = base
         self._wake = wake
         self._executor = ThreadPoolExecutor(config.loader_threads, "adapter-loader")
         self._loading: dict[str, Future[HostAdapter]] = {}
@@ -240,7 +242,7 @@ class ResidencyManager:
         future.add_done_callback(lambda _: self._wake())
 
     def _load(self, digest: str) -> HostAdapter:
-        adapter = load_lora(digest, self._source.fetch(digest), self._dtype)
+        adapter = load_adapter(digest, self._source.fetch(digest), self._dtype, self._base)
         return self._pool.transfer.prepare(adapter)
 
     def _collect_loads(self) -> list[tuple[str, str]]:

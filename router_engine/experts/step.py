@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
+from adapters_store.types import BlockSpec
+from router_engine.experts.layer_gates import StepGateValues
+from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
+from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
 from router_engine.kernels.reference.gates import gate_weights
 from router_engine.mixture.weights import StepGates, StepWeights
 
@@ -16,49 +21,68 @@ _Key = tuple[int, tuple[tuple[int, int], ...]]  # a matrix of weights, a layout 
 
 
 class StepExperts:
-    """Adds the mixture of the step to a linear layer's output.
+    """Adds the mixture of the step to what the base's modules put out.
 
-    The runner calls `begin` before a pass; each wrapped layer calls `apply`. What depends on the
-    layout of the rows alone (not on the layer) is computed once a step.
+    The runner calls `begin` before a pass. In every layer, in this order, its body calls `route`
+    with what the layer reads, `apply` for each linear layer, `prompt` before o_proj and
+    `feed_forward` after the feed-forward module. What depends on the layout of the rows alone (not
+    on the layer) is computed once a step.
     """
 
     def __init__(
         self,
         pool: RowPool,
         operations: Operations,
-        is_below_tap: Callable[[str], bool] = lambda module: False,
+        blocks: Sequence[BlockSpec] = (),
+        tap_layer: int = 0,
     ) -> None:
+        """`blocks`: the decoder's layers. Below `tap_layer` steps may have weights of their own."""
         self.pool = pool
-        self._is_below_tap = is_below_tap
+        self.blocks = tuple(blocks)
+        self._tap_layer = tap_layer
+        self._layers: dict[str, int | None] = {}  # by site
         self._operations = operations
         self._weights: StepWeights | None = None
+        self._gates: StepGateValues | None = None
         self._spread: dict[_Key, Tensor] = {}
-        self._blocks: dict[_Key, RowBlocks | None] = {}
+        self._row_blocks: dict[_Key, RowBlocks | None] = {}
 
     def begin(self, weights: StepWeights | None) -> None:
         """Set the weights of the next pass; None for the bare base."""
-        self._weights = weights
-        self._spread.clear()
-        self._blocks.clear()
+        self._see(weights)
+        self._gates = None
+        if weights is not None:
+            columns = self.pool.gate_columns(weights.digests)
+            if columns:
+                layers = len(self.blocks)
+                self._gates = StepGateValues(self.pool, weights.digests, columns, layers)
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
         """Within it layers see the tokens `index` [n] only: lm_head runs on sampled rows alone."""
         whole = self._weights
-        self.begin(None if whole is None else whole.rows(index))
+        self._see(None if whole is None else whole.rows(index))
         try:
             yield
         finally:
-            self.begin(whole)
+            self._see(whole)
+
+    def route(self, layer: int, x_pre: Tensor, x_post: Tensor) -> None:
+        """Find the gates of a layer, by its index, before its attention.
+
+        x_pre, x_post [..., hidden]: what the layer reads, before and after its first norm.
+        """
+        if self._gates is not None:
+            width = x_pre.shape[-1]
+            path = self.blocks[layer].path
+            self._gates.route(layer, path, x_pre.reshape(-1, width), x_post.reshape(-1, width))
 
     def apply(self, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """y + the mixture at this layer. x [..., in]; y [..., out], changed in place.
+        """y + the mixture at this linear layer. x [..., in]; y [..., out], changed in place.
 
         Sources: design section 4 (`sum`); PEFT `add_weighted_adapter` (`linear`).
         """
-        weights = self._weights
-        if weights is not None and weights.lower is not None and self._is_below_tap(module):
-            weights = weights.lower
+        weights = self._acting(module)
         if weights is None:
             return y
         rows = self.pool.active(module, weights.digests)
@@ -67,14 +91,98 @@ class StepExperts:
         flat_x = x.reshape(-1, x.shape[-1])
         flat_y = y.view(-1, y.shape[-1])
         if weights.gates is not None:
-            self._gated(flat_y, flat_x, rows, weights.total, weights.gates)
+            self._gated(flat_y, flat_x, module, rows, weights.total, weights.gates)
         elif weights.total is not None:
-            self._sum(flat_y, flat_x, rows, weights.total, weights.fill)
+            self._sum(flat_y, flat_x, module, rows, weights.total, weights.fill)
         if weights.root is not None:
             self._linear(flat_y, flat_x, rows, weights.root, sign=1.0)
         if weights.merged_root is not None:
             self._linear(flat_y, flat_x, rows, weights.merged_root, sign=-1.0)
         return y
+
+    def feed_forward(self, module: str, x: Tensor, y: Tensor) -> Tensor:
+        """y + the bottlenecks at this feed-forward module, which reads x and puts out y.
+
+        x, y [..., hidden], y changed in place. A serial one reads y, with its LoRA experts and
+        without parallel bottlenecks.
+        """
+        for site, v in ((f"{module}#serial", y), (f"{module}#parallel", x)):
+            found = self._weighed(site)
+            if found is not None:
+                rows, spread = found
+                mix_bottleneck(
+                    y.view(-1, y.shape[-1]),
+                    v.reshape(-1, v.shape[-1]),
+                    rows.a,
+                    rows.b,
+                    spread,
+                    rows.bias,
+                    rows.activations,
+                )
+        return y
+
+    def prompt(self, layer: int, query: Tensor, attended: Tensor) -> Tensor:
+        """attended + the prompts of a layer, by its index: before what o_proj reads.
+
+        query, attended [tokens, heads, head_dim]; the query rotated; attended changed in place.
+        """
+        found = self._weighed(f"{self.blocks[layer].attention}#prompt")
+        if found is not None:
+            rows, spread = found
+            lengths = [length for _, length in rows.layout]
+            attend_prompts(attended, query, rows.a, rows.b, spread, lengths)
+        return attended
+
+    def readings(self) -> GateReadings | None:
+        """What the routers inside layers said in this pass; None where no adapter has any."""
+        weights = self._weights
+        if self._gates is None or weights is None or weights.total is None:
+            return None
+        above = weights.total != 0
+        lower = weights.lower
+        below = above
+        if lower is not None:
+            below = torch.zeros_like(above) if lower.total is None else lower.total != 0
+        layers = range(len(self.blocks))
+        return self._gates.readings([below if i < self._tap_layer else above for i in layers])
+
+    def _see(self, weights: StepWeights | None) -> None:
+        self._weights = weights
+        self._spread.clear()
+        self._row_blocks.clear()
+
+    def _acting(self, site: str) -> StepWeights | None:
+        """The weights that hold at a site."""
+        weights = self._weights
+        if weights is not None and weights.lower is not None:
+            layer = self._layer(site)
+            if layer is not None and layer < self._tap_layer:
+                return weights.lower
+        return weights
+
+    def _layer(self, site: str) -> int | None:
+        """The index of the layer that a site lies in; None for lm_head."""
+        if site not in self._layers:
+            inside = [i for i, b in enumerate(self.blocks) if site.startswith(f"{b.path}.")]
+            self._layers[site] = inside[0] if inside else None
+        return self._layers[site]
+
+    def _weighed(self, site: str) -> tuple[ActiveRows, Tensor] | None:
+        """The rows at a site that is no linear layer, and what multiplies each of them."""
+        weights = self._acting(site)
+        if weights is None or weights.total is None:
+            return None
+        rows = self.pool.active(site, weights.digests)
+        if rows is None:
+            return None
+        return rows, self._times_gates(site, rows, self._per_row(weights.total, rows))
+
+    def _times_gates(self, site: str, rows: ActiveRows, spread: Tensor) -> Tensor:
+        """Weights [tokens, rows] times the gates of the rows that have one."""
+        layer = self._layer(site)
+        if rows.gate is None or self._gates is None or layer is None:
+            return spread
+        return spread * self._gates.per_row(layer, rows, rows.gate)
 
     def _per_row(self, weights: Tensor, rows: ActiveRows) -> Tensor:
         """Weights [tokens, adapters] spread over rank rows [tokens, rows]."""
@@ -85,22 +193,31 @@ class StepExperts:
             self._spread[key] = spread
         return spread
 
-    def _sum(self, y: Tensor, x: Tensor, rows: ActiveRows, total: Tensor, fill: float) -> None:
+    def _sum(
+        self, y: Tensor, x: Tensor, module: str, rows: ActiveRows, total: Tensor, fill: float
+    ) -> None:
         spread = self._per_row(total, rows)
         key = (id(total), rows.layout)
-        if key not in self._blocks:
-            self._blocks[key] = self._operations.row_blocks(spread, fill)
-        self._operations.mix_sum(y, x, rows.a, rows.b, spread, self._blocks[key])
+        if key not in self._row_blocks:
+            self._row_blocks[key] = self._operations.row_blocks(spread, fill)
+        gated = self._times_gates(module, rows, spread)
+        self._operations.mix_sum(y, x, rows.a, rows.b, gated, self._row_blocks[key])
 
     def _gated(
-        self, y: Tensor, x: Tensor, rows: ActiveRows, total: Tensor | None, gates: StepGates
+        self,
+        y: Tensor,
+        x: Tensor,
+        module: str,
+        rows: ActiveRows,
+        total: Tensor | None,
+        gates: StepGates,
     ) -> None:
         """As `_sum`, with the weights that the layer finds added to those that are given."""
         parts = (gates.candidates, gates.top_k, gates.temperature)
         weights = gate_weights(x, rows.a, rows.prototype, rows.owner, *parts)
         if total is not None:
             weights += total
-        spread = weights.index_select(1, rows.owner)
+        spread = self._times_gates(module, rows, weights.index_select(1, rows.owner))
         self._operations.mix_sum(y, x, rows.a, rows.b, spread)
 
     def _linear(self, y: Tensor, x: Tensor, rows: ActiveRows, root: Tensor, *, sign: float) -> None:

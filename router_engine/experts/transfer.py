@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from router_engine.experts.base import HostAdapter, LowRankPair
+from router_engine.experts.base import HostAdapter
 
 
 class Transfer(Protocol):
@@ -62,13 +63,13 @@ class SideStream:
 
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
         """Into pinned memory, which is what lets a copy run beside a step."""
-        pairs = {
-            module: LowRankPair(
-                pair.a.pin_memory(), pair.b.pin_memory(), pair.scale, pair.prototype.pin_memory()
-            )
-            for module, pair in adapter.pairs.items()
-        }
-        return replace(adapter, pairs=pairs)
+        return replace(
+            adapter,
+            pairs={site: rows.mapped(Tensor.pin_memory) for site, rows in adapter.pairs.items()},
+            routers={
+                layer: router.mapped(Tensor.pin_memory) for layer, router in adapter.routers.items()
+            },
+        )
 
     @contextmanager
     def placing(self, digest: str) -> Iterator[None]:

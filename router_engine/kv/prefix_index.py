@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
-from adapters_store.types import Combination, mixture_key
+from adapters_store.types import ZEROS, Combination
 from router_engine.kv.block_pool import BlockPool
-
-_Weights = tuple[float, ...]
+from router_engine.sparse import SparseWeights
 
 
 class WeightsByPosition(Protocol):
     """What a key needs of a weights history: runs of (number of tokens, weights)."""
 
-    def between(self, start: int, stop: int) -> tuple[tuple[int, _Weights], ...]: ...
+    def between(self, start: int, stop: int) -> tuple[tuple[int, SparseWeights], ...]: ...
 
 
 class BlockKeys:
@@ -27,7 +27,7 @@ class BlockKeys:
     of what else KV depends on, such as a router inside the layers; b"" for nothing.
     """
 
-    __slots__ = ("_combination", "_digests", "_keys", "_memo", "_root", "block_size")
+    __slots__ = ("_keys", "_memo", "_names", "_prefix", "_root", "block_size")
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class BlockKeys:
         salt: bytes = b"",
     ) -> None:
         self.block_size = block_size
-        self._digests = tuple(digests)
-        self._combination = combination
+        self._names = [digest.encode() for digest in digests]
+        self._prefix = combination.encode() + b"|"
         self._root = hashlib.sha256(salt).digest()
         self._keys: list[bytes] = []
-        self._memo: tuple[_Weights, bytes] | None = None
+        self._memo: tuple[SparseWeights, bytes] | None = None
 
     def reset(self) -> None:
         """Forget the chain, since the weights of known positions have changed."""
@@ -60,7 +60,7 @@ class BlockKeys:
         return self._keys[:num_blocks]
 
     def _key(
-        self, parent: bytes, token_ids: Sequence[int], runs: Sequence[tuple[int, _Weights]]
+        self, parent: bytes, token_ids: Sequence[int], runs: Sequence[tuple[int, SparseWeights]]
     ) -> bytes:
         block = hashlib.sha256(parent)
         block.update(array("q", token_ids).tobytes())
@@ -69,7 +69,7 @@ class BlockKeys:
             block.update(mixture)
         return block.digest()
 
-    def _mixtures(self, runs: Sequence[tuple[int, _Weights]]) -> list[tuple[int, bytes]]:
+    def _mixtures(self, runs: Sequence[tuple[int, SparseWeights]]) -> list[tuple[int, bytes]]:
         """Runs of equal canonical mixtures: weights that differ only in dropped zeros are equal."""
         merged: list[tuple[int, bytes]] = []
         for length, weights in runs:
@@ -79,11 +79,22 @@ class BlockKeys:
             merged.append((length, mixture))
         return merged
 
-    def _mixture(self, weights: _Weights) -> bytes:
+    def _mixture(self, weights: SparseWeights) -> bytes:
         if self._memo is None or self._memo[0] != weights:
-            by_digest = dict(zip(self._digests, weights, strict=True))
-            self._memo = (weights, mixture_key(by_digest, self._combination))
+            self._memo = (weights, self._key_of(weights))
         return self._memo[1]
+
+    def _key_of(self, weights: SparseWeights) -> bytes:
+        """`mixture_key` of these weights; of many tokens in a row, so it wastes no time."""
+        packed = struct.pack(f"<{len(weights.values)}f", *weights.values)
+        given = [
+            self._names[column] + packed[at : at + 4]
+            for column, at in zip(weights.columns, range(0, len(packed), 4), strict=True)
+            if packed[at : at + 4] not in ZEROS
+        ]
+        # Digests are of one length and each stands once: this is the order of the digests.
+        given.sort()
+        return self._prefix + b"|".join(given) if given else b""
 
 
 def longest_match(pool: BlockPool, keys: Sequence[bytes]) -> list[int]:

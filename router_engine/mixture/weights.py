@@ -8,7 +8,7 @@ and what they need for that is written here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from adapters_store.types import ResolvedMixture
 from router_engine.routers.base import Gate
 from router_engine.scheduling.plan import PlannedRow
+from router_engine.sparse import SparseWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def step_weights(
     With a merged base W' = W + merged, a token under another mixture runs under
     - merged + its own (design section 4, merged mode).
     """
-    names = {digest for row in rows for digest in row.adapters}
+    names = {digest for row in rows for digest in _used(row)}
     if merged is not None:
         names.update(merged.digests)
     if not names:
@@ -96,6 +97,13 @@ def step_weights(
     return replace(whole, lower=below[0]) if below else whole
 
 
+def _used(row: PlannedRow) -> Iterable[str]:
+    """The adapters that may act on a row."""
+    if row.gate is not None:
+        return row.adapters
+    return (row.adapters[column] for _, weights in row.weight_runs for column in weights.columns)
+
+
 class _Parts:
     """The matrices while they are filled, in fp32 on the host."""
 
@@ -109,32 +117,26 @@ class _Parts:
 
     def fill(self, rows: Sequence[PlannedRow]) -> list[slice]:
         """Write the weights of all rows; where the tapped ones lie."""
-        owned: dict[tuple[str, ...], NDArray[np.int64]] = {}  # often all rows have the same
         position, tapped = 0, []
         for row in rows:
-            if row.adapters not in owned:
-                columns = [self._columns[digest] for digest in row.adapters]
-                owned[row.adapters] = np.array(columns, np.int64)
-            own = owned[row.adapters]
             tokens = slice(position, position + len(row.token_ids))
             if row.gate is not None:
-                self._gate(tokens, own, row.gate)
+                self._gate(tokens, [self._columns[each] for each in row.adapters], row.gate)
                 position = tokens.stop
                 continue
             if row.is_tapped:
                 tapped.append(tokens)
             for length, weights in row.weight_runs:
-                self._write(slice(position, position + length), own, weights, row.combination)
+                self._write(slice(position, position + length), row, weights)
                 position += length
         return tapped
 
-    def _write(
-        self, tokens: slice, own: NDArray[np.int64], weights: tuple[float, ...], combination: str
-    ) -> None:
-        if not weights:
+    def _write(self, tokens: slice, row: PlannedRow, weights: SparseWeights) -> None:
+        if not weights.columns:
             return
-        values = np.asarray(weights, dtype=np.float32)
-        if combination == "sum":
+        own = [self._columns[row.adapters[column]] for column in weights.columns]
+        values = np.asarray(weights.values, dtype=np.float32)
+        if row.combination == "sum":
             self._total[tokens, own] = values
         else:
             self._root[tokens, own] = np.sqrt(values)
@@ -149,7 +151,7 @@ class _Parts:
             other._root[each] = 0
         return other
 
-    def _gate(self, tokens: slice, own: NDArray[np.int64], gate: Gate) -> None:
+    def _gate(self, tokens: slice, own: list[int], gate: Gate) -> None:
         if self._gates is None:
             self._gates = _GateParts(self._total.shape)
         self._gates.write(tokens, own, gate)
@@ -192,7 +194,7 @@ class _GateParts:
         self._top_k: NDArray[np.int32] = np.zeros(shape[0], dtype=np.int32)
         self._temperature: NDArray[np.float32] = np.ones(shape[0], dtype=np.float32)
 
-    def write(self, tokens: slice, own: NDArray[np.int64], gate: Gate) -> None:
+    def write(self, tokens: slice, own: list[int], gate: Gate) -> None:
         self.candidates[tokens, own] = True
         self._top_k[tokens] = gate.top_k
         self._temperature[tokens] = gate.temperature

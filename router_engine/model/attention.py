@@ -1,8 +1,8 @@
 """Paged attention, registered as a transformers attention function.
 
 The model's own code computes q, k and v and their positions; this function stores k and v in the
-paged cache and attends over each request's own blocks, with
-the kernels that the step was laid out for.
+paged cache and attends over each request's own blocks, with the kernels that the step was laid out
+for; the prompts of the step's experts come on top.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def paged_attention(
     output = step.attention.attend(
         flat, cache.keys[layer], cache.values[layer], scale, sliding_window
     )
-    return output.unsqueeze(0), None
+    return step.experts.prompt(layer, flat, output).unsqueeze(0), None
 
 
 def register() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Chunk, Operations, StepAttention
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.scheduling.plan import PlannedRow, StepPlan
@@ -23,10 +24,15 @@ class StepBatch:
     sample_index: Tensor
     attention: StepAttention
     cache: PagedCache
+    experts: StepExperts
 
 
 def build_batch(
-    plan: StepPlan, cache: PagedCache, operations: Operations, device: torch.device
+    plan: StepPlan,
+    cache: PagedCache,
+    operations: Operations,
+    experts: StepExperts,
+    device: torch.device,
 ) -> StepBatch:
     """Lay a plan out as tensors: rows one after another, nothing padded per request."""
     chunks = chunks_of(plan.rows)
@@ -45,6 +51,7 @@ def build_batch(
         sample_index=torch.tensor(samples, dtype=torch.long, device=device),
         attention=operations.attention(chunks, cache.block_size, device),
         cache=cache,
+        experts=experts,
     )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from router_engine.experts.readings import GateReadings
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
@@ -15,11 +16,13 @@ class BodyOutput(NamedTuple):
     """logits [samples, vocab]: of the plan's `sampled_rows`, and what is known of them.
 
     tap [tokens, hidden]: the hidden states that enter the tap layer, where the plan is tapped.
+    gates: what routers inside layers said, None where no adapter of the step has one.
     """
 
     logits: Tensor
     summary: LogitSummary | None = None
     tap: Tensor | None = None
+    gates: GateReadings | None = None
 
 
 class Body(Protocol):

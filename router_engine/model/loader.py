@@ -135,13 +135,13 @@ def base_spec(name: str, model: nn.Module, linears: dict[str, LinearShape]) -> B
         architecture=type(model).__name__,
         linears=linears,
         other_modules=tuple(sorted(others)),
-        blocks=_blocks(model),
+        blocks=blocks_of(model),
         hidden_size=int(config.hidden_size),
         num_heads=int(config.num_attention_heads),
     )
 
 
-def _blocks(model: nn.Module) -> tuple[BlockSpec, ...]:
+def blocks_of(model: nn.Module) -> tuple[BlockSpec, ...]:
     """The decoder's layers: GPT-2 calls its attention `attn`, the others `self_attn`."""
     path, layers = layers_of(model)
     blocks = []

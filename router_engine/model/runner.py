@@ -68,7 +68,7 @@ class ModelRunner:
 
     def _run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """By transformers' own code."""
-        batch = build_batch(plan, self._cache, self._operations, self._device)
+        batch = build_batch(plan, self._cache, self._operations, self._experts, self._device)
         self._experts.begin(weights)
         with self._tap.reading(is_wanted=plan.is_tapped) as tap:
             hidden = self._body(
@@ -79,4 +79,4 @@ class ModelRunner:
             ).last_hidden_state[0]
         with self._experts.rows(batch.sample_index):
             logits: Tensor = self._head(hidden[batch.sample_index])
-        return BodyOutput(logits, tap=tap.value)
+        return BodyOutput(logits, tap=tap.value, gates=self._experts.readings())

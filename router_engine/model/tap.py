@@ -6,10 +6,8 @@ that are routed by it have their experts from this layer on only, so the states 
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,19 +58,6 @@ def tap_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
             digest.update(name.encode())
             digest.update(parameter.float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def below_tap(model: nn.Module, tap_layer: int) -> Callable[[str], bool]:
-    """Whether a module, by its path, belongs to a layer below the tap."""
-    path, _ = layers_of(model)
-    pattern = re.compile(re.escape(path) + r"\.(\d+)\.")
-
-    @functools.cache
-    def is_below(module: str) -> bool:
-        match = pattern.match(module)
-        return match is not None and int(match[1]) < tap_layer
-
-    return is_below
 
 
 class Reading:

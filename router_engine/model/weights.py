@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from router_engine.model.loader import LoadedModel
+from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
 
 
@@ -18,6 +19,7 @@ class ParameterWeights:
         embedding: nn.Parameter = loaded.model.get_input_embeddings().weight
         self._linears = linears
         self._embedding = embedding
+        self._is_quantized = loaded.quantization != "none"
         self._tied = {
             path
             for path, linear in linears.items()
@@ -25,9 +27,13 @@ class ParameterWeights:
         }
 
     def read(self, module: str) -> Tensor:
-        """The very values that the layer computes with, [out, in]."""
+        """The very values that the layer computes with, [out, in]; integers come back in fp32."""
         linear = self._linears[module]
+        if isinstance(linear.base, Int8Linear):
+            return linear.base.values * linear.base.scale[:, None]
         weight = linear.weight.detach()
+        if self._is_quantized:
+            weight = weight.dequantize()
         return weight.T if linear.is_transposed else weight
 
     def write(self, module: str, weight: Tensor) -> None:

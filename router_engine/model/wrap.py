@@ -1,7 +1,12 @@
-"""Puts the expert hooks into a transformers model: every linear layer becomes a MixtureLinear."""
+"""Puts the expert hooks into a transformers model.
+
+Every linear layer becomes a MixtureLinear. A layer's first norm and its feed-forward module stay as
+they are and tell the experts of what they read and put out; attention does so in `model.attention`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from adapters_store.types import LinearShape
 from router_engine.experts.step import StepExperts
 from router_engine.model.quantized import Int8Linear
+
+_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 
 
 class MixtureLinear(nn.Module):
@@ -57,6 +64,30 @@ def wrap_linears(model: nn.Module, experts: StepExperts) -> dict[str, MixtureLin
         wrapped[path] = MixtureLinear(module, path, experts)
         setattr(parent, name, wrapped[path])
     return wrapped
+
+
+def hook_layers(model: nn.Module, experts: StepExperts) -> None:
+    """Let the experts of `experts.blocks` see the first norm and the feed-forward of each layer."""
+    for index, block in enumerate(experts.blocks):
+        layer: Any = model.get_submodule(block.path)
+        norm = layer.ln_1 if hasattr(layer, "ln_1") else layer.input_layernorm  # GPT-2, the others
+        norm.register_forward_hook(_routing(index, experts))
+        feed_forward = model.get_submodule(block.feed_forward)
+        feed_forward.register_forward_hook(_feeding(block.feed_forward, experts))
+
+
+def _routing(layer: int, experts: StepExperts) -> _Hook:
+    def route(_: nn.Module, args: tuple[Tensor, ...], normed: Tensor) -> None:
+        experts.route(layer, args[0], normed)
+
+    return route
+
+
+def _feeding(path: str, experts: StepExperts) -> _Hook:
+    def feed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return experts.feed_forward(path, args[0], output)
+
+    return feed
 
 
 def _shape(layer: nn.Module) -> LinearShape:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_engine.request import TokenRouting
+from router_engine.sparse import SparseWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,14 @@ class HiddenQuestion(NamedTuple):
     request_id: str
     num_tokens: int
     mean: NDArray[np.float32] | None
+
+
+class HiddenAnswer(NamedTuple):
+    """Weights of `request_id` made from its first `num_tokens` tokens."""
+
+    request_id: str
+    num_tokens: int
+    weights: SparseWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +124,7 @@ class HiddenRouter(Protocol):
         """Start on a request. Raises RouterError when it cannot be routed."""
         ...
 
-    def weigh(self, questions: Sequence[HiddenQuestion]) -> Sequence[RoutedWeights]:
+    def weigh(self, questions: Sequence[HiddenQuestion]) -> Sequence[HiddenAnswer]:
         """One answer a question."""
         ...
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from router_engine.errors import RouterError
 from router_engine.request import EngineRequest
-from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RoutedWeights, TokenRouter
+from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, TokenRouter
 from router_engine.scheduling.scheduler import Scheduler
+from router_engine.sparse import SparseWeights
 
 Fail = Callable[[str, str], None]  # ends the request of this id, for this reason
 
@@ -89,12 +90,17 @@ class Routing:
     def take(self, scheduler: Scheduler, fail: Fail) -> None:
         """Weights that the routers which read text have answered with."""
         for router in self._readers.values():
-            _set(router.poll(), scheduler, fail)
+            for answer in router.poll():
+                if answer.error is not None:
+                    fail(answer.request_id, answer.error)
+                else:
+                    _set(answer.request_id, answer.num_tokens, answer.weights, scheduler, fail)
 
     def weigh(self, scheduler: Scheduler, fail: Fail) -> None:
         """Have the routers that read hidden states answer what is due."""
         for name, questions in scheduler.questions.take_tapped().items():
-            _set(self._hidden[name].weigh(questions), scheduler, fail)
+            for answer in self._hidden[name].weigh(questions):
+                _set(answer.request_id, answer.num_tokens, answer.weights, scheduler, fail)
 
     def put(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
         """What a router that reads hidden states knows adapters by. Raises RouterError."""
@@ -115,11 +121,14 @@ class Routing:
             router.close()
 
 
-def _set(answers: Sequence[RoutedWeights], scheduler: Scheduler, fail: Fail) -> None:
-    for answer in answers:
-        try:
-            if answer.error is not None:
-                raise RouterError(answer.error)
-            scheduler.set_weights(answer.request_id, answer.num_tokens, answer.weights)
-        except RouterError as error:
-            fail(answer.request_id, str(error))
+def _set(
+    request_id: str,
+    num_tokens: int,
+    weights: Sequence[float] | SparseWeights,
+    scheduler: Scheduler,
+    fail: Fail,
+) -> None:
+    try:
+        scheduler.set_weights(request_id, num_tokens, weights)
+    except RouterError as error:
+        fail(request_id, str(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-Group = tuple[str, ...]
+Group = str
 
 PROMPT_TOKEN_COST = 1  # w_p of the paper
 GENERATED_TOKEN_COST = 2  # w_q of the paper

@@ -30,7 +30,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     sample: bool  # the chunk ends with the last known token: its logits yield a new one
     weight_runs: tuple[
         WeightRun, ...
-    ]  # (number of tokens, one weight per adapter), cover the chunk
+    ]  # (number of tokens, weights of the adapters), cover the chunk
     adapters: tuple[str, ...]  # digests
     combination: Combination
     is_routed: bool  # weights differ from token to token

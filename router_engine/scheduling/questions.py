@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 from router_engine.errors import RouterError
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenQuestion
 from router_engine.scheduling.refusal import weights_problem
 from router_engine.scheduling.state import RequestState, RequestStatus
+from router_engine.sparse import SparseWeights
 
 
 class Questions:
@@ -74,7 +74,7 @@ class Questions:
 
     @staticmethod
     def accept(
-        state: RequestState, num_tokens: int, weights: Sequence[float], at_most: int | None
+        state: RequestState, num_tokens: int, weights: SparseWeights, at_most: int | None
     ) -> int:
         """Take an answer; the position until which it holds.
 
@@ -85,11 +85,11 @@ class Questions:
             raise RouterError(
                 f"request {state.request_id!r} did not ask for weights from {num_tokens} tokens"
             )
-        problem = weights_problem(weights)
-        if problem or len(weights) != len(state.request.adapters):
+        problem = weights_problem(weights.values)
+        if problem or weights.size != len(state.request.adapters):
             raise RouterError(
                 problem
-                or f"weights has {len(weights)} values: {len(state.request.adapters)} candidates "
+                or f"weights has {weights.size} values: {len(state.request.adapters)} candidates "
                 "need one each"
             )
         state.asked.popleft()

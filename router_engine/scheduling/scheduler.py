@@ -30,6 +30,7 @@ from router_engine.scheduling.refusal import Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
+from router_engine.sparse import SparseWeights
 
 
 @dataclass(slots=True)
@@ -149,7 +150,7 @@ class Scheduler:
         self,
         request_id: str,
         num_tokens: int,
-        weights: Sequence[float],
+        weights: Sequence[float] | SparseWeights,
         at_most: int | None = None,
     ) -> None:
         """The router's answer for the first `num_tokens` tokens. Unknown ids are ignored.
@@ -161,8 +162,10 @@ class Scheduler:
         state = self._live.get(request_id)
         if state is None:
             return
+        if not isinstance(weights, SparseWeights):
+            weights = SparseWeights.of(weights)
         until = self.questions.accept(state, num_tokens, weights, at_most)
-        self._apply_weights(state, tuple(weights), until)
+        self._apply_weights(state, weights, until)
         if state.status is RequestStatus.WAITING_WEIGHTS:
             self._park(state)
 
@@ -293,14 +296,17 @@ class Scheduler:
         fixed = request.routing is None
         # Under a gate these say which adapters may act, in the keys of blocks too.
         weights = request.weights if gate is None else (1.0,) * len(request.adapters)
-        group: Group = tuple(sorted(request.adapters)) if self.config.fairness == "adapter" else ()
+        by_adapter = self.config.fairness == "adapter"
+        history = WeightsHistory.fixed(SparseWeights.of(weights)) if fixed else WeightsHistory()
+        # One string: its hash is kept, and that of a tuple made anew at each charge.
+        group: Group = " ".join(sorted(request.adapters)) if by_adapter else ""
         return RequestState(
             request=request,
             arrival=self.counters.submitted,
             arrival_time=self._clock(),
             block_table=self.ledger.new_table(),
             block_keys=self.ledger.new_keys(request, gate),
-            weights_history=WeightsHistory.fixed(weights) if fixed else WeightsHistory(),
+            weights_history=history,
             tokens=list(request.prompt_token_ids),
             status=RequestStatus.WAITING_ADAPTERS,
             num_told=len(request.prompt_token_ids),
@@ -319,7 +325,7 @@ class Scheduler:
         else:
             state.status = RequestStatus.WAITING_WEIGHTS
 
-    def _apply_weights(self, state: RequestState, weights: tuple[float, ...], until: int) -> None:
+    def _apply_weights(self, state: RequestState, weights: SparseWeights, until: int) -> None:
         self._stuck = False
         history = state.weights_history
         if history.newest in (None, weights) or not state.recomputes:

@@ -12,7 +12,7 @@ from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
 from router_engine.routers.base import Gate
 from router_engine.scheduling.tap import RunningMean
-from router_engine.scheduling.weights import Weights, WeightsHistory
+from router_engine.scheduling.weights import WeightsHistory
 
 
 class RequestStatus(StrEnum):
@@ -43,7 +43,7 @@ class RequestState:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     first_scheduled_time: float | None = None
-    group: tuple[str, ...] = field(default=())  # whose service it counts as
+    group: str = ""  # whose service it counts as
     gate: Gate | None = None  # where weights arise inside the layers
 
     @property
@@ -87,11 +87,11 @@ class RequestState:
     def is_runnable(self) -> bool:
         return self.num_runnable > 0
 
-    def weights_at_yield(self, index: int) -> Weights:
+    def weights_at_yield(self, index: int) -> tuple[float, ...]:
         """Weights of the pass that yielded generated token `index`; () where layers chose them."""
         if self.gate is not None:
             return ()
-        return self.weights_history.at(self.num_prompt + index - 1)
+        return self.weights_history.at(self.num_prompt + index - 1).dense
 
     def _hidden(self) -> tuple[float, ...]:
         if not self.request.report_hidden or self.running_mean is None:

@@ -33,7 +33,7 @@ class RunningMean:
         if self._total is not None and start == self.until and len(states) == 1:
             self._total += states[0]  # a decode step of many requests: no arrays on the way
             self.until = stop
-            if stop == self._next_end():
+            if stop % self._block_size == 0:
                 self.block_sums.append(self._total.astype(np.float32))
             return
         fresh = states[self.until - start :].astype(np.float64)
@@ -59,7 +59,10 @@ class RunningMean:
         """[hidden], or None before there is a state that counts."""
         if self._total is None or self.until < 2:
             return None
-        return (self._total / (self.until - 1)).astype(np.float32)
+        mean: NDArray[np.float32] = np.multiply(
+            self._total, 1 / (self.until - 1), dtype=np.float32, casting="same_kind"
+        )
+        return mean
 
     def _next_end(self) -> int:
         return (len(self.block_sums) + 1) * self._block_size

@@ -6,8 +6,9 @@ import sys
 from bisect import bisect_right
 from itertools import pairwise
 
-Weights = tuple[float, ...]
-WeightRun = tuple[int, Weights]  # (number of tokens, weights)
+from router_engine.sparse import SparseWeights
+
+WeightRun = tuple[int, SparseWeights]  # (number of tokens, weights)
 
 
 class WeightsHistory:
@@ -21,26 +22,26 @@ class WeightsHistory:
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._weights: list[Weights] = []
+        self._weights: list[SparseWeights] = []
         self.known_until = 0
 
     @classmethod
-    def fixed(cls, weights: Weights) -> WeightsHistory:
+    def fixed(cls, weights: SparseWeights) -> WeightsHistory:
         """The same weights at every position."""
         history = cls()
         history.extend(weights, sys.maxsize)
         return history
 
     @property
-    def runs(self) -> tuple[tuple[int, Weights], ...]:
+    def runs(self) -> tuple[tuple[int, SparseWeights], ...]:
         """(start position, weights), in order."""
         return tuple(zip(self._starts, self._weights, strict=True))
 
     @property
-    def newest(self) -> Weights | None:
+    def newest(self) -> SparseWeights | None:
         return self._weights[-1] if self._weights else None
 
-    def extend(self, weights: Weights, until: int) -> None:
+    def extend(self, weights: SparseWeights, until: int) -> None:
         """`weights` hold over [known_until, until)."""
         if until <= self.known_until:
             raise ValueError(f"weights are known until {self.known_until}, not only until {until}")
@@ -49,13 +50,13 @@ class WeightsHistory:
             self._weights.append(weights)
         self.known_until = until
 
-    def replace(self, weights: Weights, until: int) -> None:
+    def replace(self, weights: SparseWeights, until: int) -> None:
         """`weights` hold over [0, until), whatever held before."""
         self._starts = [0]
         self._weights = [weights]
         self.known_until = until
 
-    def at(self, position: int) -> Weights:
+    def at(self, position: int) -> SparseWeights:
         """Raises IndexError where no weights are known."""
         if not 0 <= position < self.known_until:
             raise IndexError(f"position {position} is outside [0, {self.known_until})")

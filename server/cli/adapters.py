@@ -173,12 +173,15 @@ def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, A
 
 
 def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("adapter", "aliases", "rank", "size", "where", "texts", "tags", "published")
+    table = Table(
+        "adapter", "aliases", "kinds", "rank", "size", "where", "texts", "tags", "published"
+    )
     for adapter in adapters:
         residency = adapter["residency"]
         table.add_row(
             f"{adapter['name']}@{adapter['version']}",
             " ".join(adapter["aliases"]),
+            " ".join(adapter["kinds"]),
             str(adapter["max_rank"]),
             size(adapter["size_bytes"]),
             "disk" if residency is None else _where(residency),

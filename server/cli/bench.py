@@ -15,6 +15,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.settings import (
     AdapterSettings,
     EngineSettings,
+    ExpertSettings,
     KernelSettings,
     ModelSettings,
     PeerSettings,
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
     group.command("kernels")(reporting(command_of(kernels)))
     group.command("quantization")(reporting(command_of(quantization)))
     group.command("routing")(reporting(command_of(routing)))
+    group.command("experts")(reporting(command_of(experts)))
     group.command("peers")(reporting(command_of(peers)))
     experiments.register(group, reporting)
     app.add_typer(group, name="bench")
@@ -108,6 +110,16 @@ def routing(routing: RoutingSettings, model: ModelSettings) -> None:
     for table in result_tables(result):
         Console().print(table)
     write(routing.out, result, markdown, plot)
+
+
+def experts(experts: ExpertSettings, model: ModelSettings) -> None:
+    """What each kind of expert costs a decode step, beside LoRA of equal parameters."""
+    _threads(model.threads)
+    from benchmarks.experts import markdown, result_table, run_experts
+
+    result = run_experts(experts, model)
+    Console().print(result_table(result))
+    write(experts.out, result, markdown)
 
 
 def peers(peers: PeerSettings) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from adapters_store.types import AdapterRecord
+from adapters_store.types import AdapterManifest, AdapterRecord
 from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 from server.text_states import TextState
+
+AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]
 
 
 class ResidencyReply(Reply):
@@ -42,6 +44,9 @@ class AdapterReply(Reply):
     digest: str
     format: str
     base_model: str | None = Field(description="What the adapter says that it was trained on.")
+    kinds: list[AdapterKind] = Field(
+        description="What it holds: experts by kind, routers inside layers, copies kept apart."
+    )
     max_rank: int
     rank_rows: int = Field(description="Rank rows over all layers.")
     size_bytes: int
@@ -71,6 +76,7 @@ class AdapterReply(Reply):
             digest=record.digest,
             format=record.manifest.format,
             base_model=record.manifest.base_model,
+            kinds=_kinds(record.manifest),
             max_rank=record.manifest.max_rank,
             rank_rows=record.manifest.rank_rows,
             size_bytes=record.size_bytes,
@@ -83,6 +89,16 @@ class AdapterReply(Reply):
             residency=None if residency is None else ResidencyReply.of(residency),
             warnings=list(texts.warnings),
         )
+
+
+def _kinds(manifest: AdapterManifest) -> list[AdapterKind]:
+    """What an adapter holds, in the order of AdapterKind."""
+    held: set[AdapterKind] = {expert.kind for expert in manifest.experts}
+    if any(expert.kind != "prompt" and expert.copies for expert in manifest.experts):
+        held.add("copies")
+    if manifest.routers:
+        held.add("router")
+    return [kind for kind in get_args(AdapterKind) if kind in held]
 
 
 class TextsReply(Reply):
@@ -189,6 +205,7 @@ ADAPTER_EXAMPLE = {
     "digest": DIGEST,
     "format": "peft",
     "base_model": "smollm2-135m-instruct",
+    "kinds": ["lora"],
     "max_rank": 8,
     "rank_rows": 960,
     "size_bytes": 1850112,

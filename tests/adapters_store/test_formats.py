@@ -10,6 +10,7 @@ import pytest
 
 from adapters_store.errors import StoreError
 from adapters_store.formats import AdapterFormat, FormatInput, FormatRegistry, Reading
+from adapters_store.formats.native import NativeFormat
 from adapters_store.formats.peft import PeftLoraFormat
 from adapters_store.formats.registry import BUILT_IN, ENTRY_POINT_GROUP
 from adapters_store.limits import StoreLimits
@@ -39,6 +40,8 @@ def given(*names: str) -> FormatInput:
 def test_the_first_that_recognises_reads() -> None:
     registry = FormatRegistry({**BUILT_IN, "other": HERE})
     assert isinstance(registry.recognise(given("adapter_config.json")), PeftLoraFormat)
+    both = registry.recognise(given("adapter_model.safetensors", "adaptermix.json"))
+    assert isinstance(both, NativeFormat)
     found = registry.recognise(given("other.json"))
     assert found is not None
     assert found.name == "other"
@@ -48,6 +51,7 @@ def test_the_first_that_recognises_reads() -> None:
     assert registry.all_files() == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "adaptermix.json",
         "other.json",
     ]
 
@@ -76,7 +80,7 @@ def installed(folder: Path, name: str) -> None:
 def test_entry_points_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(tmp_path, "other")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert FormatRegistry().names == ("peft", "other")
+    assert FormatRegistry().names == ("adaptermix", "peft", "other")
 
 
 def test_entry_points_take_no_name_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

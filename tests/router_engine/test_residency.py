@@ -11,8 +11,8 @@ from router_engine.client.base import Residency
 from router_engine.config import AdapterPoolConfig, EngineConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import FinishReason
+from router_engine.experts.allocator import RowAllocator, Span
 from router_engine.experts.base import AdapterFiles, AdapterSource
-from router_engine.experts.rows import RowAllocator, Span
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
 

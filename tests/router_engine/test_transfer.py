@@ -12,11 +12,15 @@ import torch
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec
-from router_engine.config import AdapterPoolConfig
-from router_engine.experts.base import HostAdapter, LowRankPair
+from router_engine.config import AdapterPoolConfig, ModelConfig
+from router_engine.experts.base import ExpertRows, HostAdapter
+from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.transfer import Direct, SideStream, transfer_for
+from router_engine.model.loader import load_model
+from router_engine.model.projections import ModelProjections
+from router_engine.model.weights import ParameterWeights
 from tests.router_engine.conftest import MakeHarness
 
 CPU = torch.device("cpu")
@@ -65,6 +69,7 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
     base: BaseModelSpec = make_harness().engine.base
     store = AdapterStore.open(tmp_path / "own")
     digests = [store.publish(f"a{i}", folder, base=base).digest for i, folder in enumerate(folders)]
+    loaded = load_model(ModelConfig(model="tiny-random"))
     transfer = _Slow()
     pool = RowPool(14, dtype=torch.float32, device=CPU, transfer=transfer)
     manager = ResidencyManager(
@@ -72,6 +77,7 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
         open_blobs(tmp_path / "own" / "blobs"),
         AdapterPoolConfig(max_rank_rows=14),
         torch.float32,
+        ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
         lambda: None,
     )
     manager.host_copy(digests[0])
@@ -94,7 +100,7 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
 
 
 def _adapter(name: str, rank: int) -> HostAdapter:
-    pair = LowRankPair(torch.ones(rank, 8), torch.ones(rank, 6), 1.0, torch.ones(rank))
+    pair = ExpertRows(torch.ones(rank, 8), torch.ones(rank, 6), 1.0, torch.ones(rank))
     return HostAdapter(name, AdapterManifest(format="peft", experts=()), {"q": pair}, 0.0)
 
 

@@ -68,6 +68,7 @@ def test_what_cannot_be_done_is_told_in_a_line(
     command: str, wrong: list[str], told: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     options = ["--base", str(tiny_base), "--data", str(ROWS), "--data-licence", "CC0"]
+    options += ["--dev-rows", "8"]
     result = CliRunner().invoke(
         app, ["train", command, *options, "--out", str(tmp_path / "a"), *wrong]
     )

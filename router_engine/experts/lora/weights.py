@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.types import AdapterManifest
-from router_engine.experts.base import AdapterFiles, HostAdapter, LowRankPair
+from router_engine.experts.base import ExpertRows
+from router_engine.experts.copies import AdapterTensors
+from router_engine.experts.gates import gate_rows
 from router_engine.experts.lora.prototypes import prototypes
 
 
-def load_lora(digest: str, files: AdapterFiles, dtype: torch.dtype) -> HostAdapter:
-    """Read every pair of an adapter as rank rows in `dtype`, the scale folded into B in fp32."""
-    started = time.perf_counter()
-    manifest: AdapterManifest = files.manifest
-    factors: list[tuple[Tensor, Tensor]] = []
-    with safe_open(str(files.tensors), framework="pt") as tensors:
-        for expert in manifest.lora_experts:
-            a = tensors.get_tensor(expert.tensor_a)
-            b = tensors.get_tensor(expert.tensor_b).float() * expert.scale
-            factors.append((a.to(dtype).contiguous(), b.T.to(dtype).contiguous()))
-    pairs = {
-        expert.module: LowRankPair(a, b, expert.scale, prototype)
-        for expert, (a, b), prototype in zip(
-            manifest.lora_experts, factors, prototypes(factors), strict=True
+def lora_rows(
+    manifest: AdapterManifest, tensors: AdapterTensors, dtype: torch.dtype
+) -> dict[str, ExpertRows]:
+    """The rows of every LoRA by module; those of several on one module one after another."""
+    by_site: dict[str, list[LoraExpertSpec]] = {}
+    for expert in manifest.lora_experts:
+        by_site.setdefault(expert.site, []).append(expert)
+    factors = [_factors(experts, tensors, dtype) for experts in by_site.values()]
+    if manifest.not_plain is None:
+        directions = prototypes(factors)
+    else:  # `arrow` refuses it
+        directions = [torch.zeros(a.shape[0]) for a, _ in factors]
+    return {
+        site: ExpertRows(a, b, experts[0].scale, prototype, gate=gate_rows(experts))
+        for (site, experts), (a, b), prototype in zip(
+            by_site.items(), factors, directions, strict=True
         )
     }
-    return HostAdapter(digest, manifest, pairs, time.perf_counter() - started)
+
+
+def _factors(
+    experts: Sequence[LoraExpertSpec], tensors: AdapterTensors, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """a [rows, in], b [rows, out]."""
+    a = [tensors.side(expert, "down", expert.tensor_a) for expert in experts]
+    b = [tensors.side(expert, "up", expert.tensor_b).T * expert.scale for expert in experts]
+    return torch.cat(a).to(dtype).contiguous(), torch.cat(b).to(dtype).contiguous()

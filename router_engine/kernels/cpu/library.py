@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
+
+from adapters_store.expert_types import Activation
 
 DTYPES = (torch.bfloat16, torch.float32)  # of activations, cache and adapters
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights
@@ -38,6 +41,9 @@ class Layer(Structure):
         ("keys", c_void_p),
         ("values", c_void_p),
         ("window", c_int64),
+        ("parallel", c_int32),
+        ("serial", c_int32),
+        ("prompt", c_int32),
     )
 
 
@@ -68,7 +74,36 @@ class Expert(Structure):
         ("rank", c_int32),
         ("scale_root", c_float),
         ("prototype", c_void_p),
+        ("gate", c_void_p),  # null: no row has one
+        ("bias", c_void_p),
+        ("activation", c_int32),
+        ("has_up_bias", c_int32),
     )
+
+
+# `Activation` in src/activation.h. None: of experts that are no bottlenecks.
+ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType(
+    {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4}
+)
+
+
+class Router(Structure):
+    _fields_ = (
+        ("wide", c_void_p),
+        ("wide_bias", c_void_p),
+        ("narrow", c_void_p),
+        ("narrow_bias", c_void_p),
+        ("rows", c_int32),
+        ("outputs", c_int32),
+        ("hidden", c_int32),
+        ("pre_norm", c_int32),
+        ("top_k", c_int32),
+        ("threshold", c_int32),
+        ("maximum", c_float),
+    )
+
+
+NO_THRESHOLD, CONSTANT_THRESHOLD, NET_THRESHOLD = 0, 1, 2  # `Threshold` in src/layer_router.h
 
 
 class Gates(Structure):
@@ -76,6 +111,15 @@ class Gates(Structure):
         ("top_k", c_void_p),  # null: no token has a gate
         ("temperature", c_void_p),
         ("candidates", c_void_p),
+    )
+
+
+class Routing(Structure):
+    _fields_ = (
+        ("routers", c_void_p),  # [columns] addresses of arrays of Router
+        ("first", c_void_p),
+        ("gates", c_void_p),
+        ("width", c_int32),
     )
 
 
@@ -87,6 +131,8 @@ class Weights(Structure):
         ("root", c_void_p),
         ("merged_root", c_void_p),
         ("gates", Gates),
+        ("routing", Routing),
+        ("beside", c_int32),
     )
 
 

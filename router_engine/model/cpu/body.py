@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.library import Expert, Gates, Step, Weights
+from router_engine.kernels.cpu.library import Gates, Routing, Step, Weights
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.body import BodyOutput
 from router_engine.model.cpu.decoder import Decoder
+from router_engine.model.cpu.lists import AdapterLists
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
 
@@ -23,7 +26,7 @@ _LANES = 16
 
 
 class CpuBody:
-    """Runs whole steps; owns what it needs between them, and the lists of resident experts."""
+    """Runs whole steps; owns what it needs between them."""
 
     def __init__(self, decoder: Decoder, pool: RowPool, vocab_size: int, tap_layer: int) -> None:
         self._decoder = decoder
@@ -32,8 +35,7 @@ class CpuBody:
         self._vocab = vocab_size
         self._stride = -(-vocab_size // _LANES) * _LANES
         self._buffer = torch.empty(0)
-        self._experts: dict[str, ctypes.Array[Expert]] = {}
-        self._version = pool.version
+        self._lists = AdapterLists(pool, decoder.sites, decoder.layers)
 
     def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """See `Body.run`. The logits are in fp32 and overwritten by the next call."""
@@ -41,8 +43,9 @@ class CpuBody:
         logits = self._room(len(arrays.samples))
         best = torch.empty(len(arrays.samples), dtype=torch.int64)
         normaliser = torch.empty(len(arrays.samples))
-        mixture = _Mixture(weights, self._expert_list)
-        lower = _Mixture(weights and weights.lower, self._expert_list)
+        gates = self._gates(weights, len(arrays.token_ids))
+        mixture = _Mixture(weights, self._pool, self._lists, gates)
+        lower = _Mixture(weights and weights.lower, self._pool, self._lists, gates)
         tap = torch.empty(len(arrays.token_ids), self._decoder.hidden) if plan.is_tapped else None
         step = Step(
             token_ids=arrays.token_ids.ctypes.data,
@@ -66,7 +69,18 @@ class CpuBody:
         self._decoder.library.run_model(self._decoder.handle, step)
         if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
-        return BodyOutput(logits, LogitSummary(best, normaliser), tap)
+        return BodyOutput(logits, LogitSummary(best, normaliser), tap, gates)
+
+    def _gates(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
+        """Room for the gates of a step's adapters, if any has a router."""
+        if weights is None or self._pool.only_lora(weights.digests):
+            return None
+        columns = self._pool.gate_columns(weights.digests)
+        if not columns:
+            return None
+        width = sum(count for _, _, count in columns)
+        values = torch.full((len(self._decoder.layers), tokens, width), torch.nan)
+        return GateReadings(values, columns)
 
     def _room(self, samples: int) -> Tensor:
         """[samples, stride], in memory that is kept: fresh pages are megabytes of faults a step."""
@@ -76,37 +90,26 @@ class CpuBody:
             self._decoder.library.large_pages(self._buffer)
         return self._buffer[:size].view(samples, self._stride)
 
-    def _expert_list(self, digest: str) -> ctypes.Array[Expert]:
-        """Where an adapter's rows lie, module by module; kept until the pool changes."""
-        if self._version != self._pool.version:
-            self._experts.clear()
-            self._version = self._pool.version
-        if digest not in self._experts:
-            experts = (Expert * len(self._decoder.modules))()
-            for expert, module in zip(experts, self._decoder.modules, strict=True):
-                found = self._pool.located(module, digest)
-                if found is not None:
-                    expert.a, expert.b, expert.rank, scale, expert.prototype = found
-                    # `linear` refuses scales that are not positive; 1 keeps unused rows finite.
-                    expert.scale_root = scale**0.5 if scale > 0 else 1.0
-            self._experts[digest] = experts
-        return self._experts[digest]
-
 
 class _Mixture:
     """The step's weights as the decoder reads them. Keep it while the decoder runs."""
 
     def __init__(
-        self, weights: StepWeights | None, expert_list: Callable[[str], ctypes.Array[Expert]]
+        self,
+        weights: StepWeights | None,
+        pool: RowPool,
+        lists: AdapterLists,
+        gates: GateReadings | None,
     ) -> None:
         self.weights = Weights()
         if weights is None:
             return
-        self._lists = [expert_list(digest) for digest in weights.digests]
-        self._pointers = (ctypes.c_void_p * len(self._lists))(*map(ctypes.addressof, self._lists))
+        self._experts = [lists.experts(digest) for digest in weights.digests]
+        self._pointers = _addresses(self._experts)
         parts = (weights.total, weights.root, weights.merged_root)
         self._parts = [None if part is None else part.contiguous() for part in parts]
-        self.weights.columns = len(self._lists)
+        self.weights.columns = len(self._experts)
+        self.weights.beside = not pool.only_lora(weights.digests)
         self.weights.experts = ctypes.addressof(self._pointers)
         self.weights.total, self.weights.root, self.weights.merged_root = (
             None if part is None else part.data_ptr() for part in self._parts
@@ -115,6 +118,25 @@ class _Mixture:
             gates = weights.gates
             self._gates = (gates.top_k, gates.temperature, gates.candidates.contiguous())
             self.weights.gates = Gates(*(part.data_ptr() for part in self._gates))
+        if gates is not None:
+            self._route(weights.digests, lists, gates)
+
+    def _route(self, digests: tuple[str, ...], lists: AdapterLists, gates: GateReadings) -> None:
+        first = {digest: first for digest, first, _ in gates.columns}
+        self._routers = [lists.routers(digest) if digest in first else None for digest in digests]
+        self._router_pointers = _addresses(self._routers)
+        self._first = (ctypes.c_int32 * len(digests))(*(first.get(each, 0) for each in digests))
+        self.weights.routing = Routing(
+            routers=ctypes.addressof(self._router_pointers),
+            first=ctypes.addressof(self._first),
+            gates=gates.values.data_ptr(),
+            width=gates.values.shape[-1],
+        )
+
+
+def _addresses(arrays: Sequence[ctypes.Array[Any] | None]) -> ctypes.Array[ctypes.c_void_p]:
+    found = (None if array is None else ctypes.addressof(array) for array in arrays)
+    return (ctypes.c_void_p * len(arrays))(*found)
 
 
 class _StepArrays:

@@ -67,7 +67,8 @@ class Decoder:
         cache: PagedCache,
     ) -> None:
         self.library = library
-        self.modules = tuple(linears)  # the index of a module in every list of experts
+        # The index of a site in every list of experts: linear layers, then those beside them.
+        self.sites = {path: index for index, path in enumerate(linears)}
         self._shapes = {path: linear.shape for path, linear in linears.items()}
         self._kept: list[Tensor] = []  # what the structures below point at
         self._packed = self._pack_all(linears)
@@ -76,6 +77,7 @@ class Decoder:
         for values in (*cache.keys, *cache.values):
             library.large_pages(values)
         body: Any = loaded.model.base_model
+        self.layers = tuple(_parent(layer.self_attn) for layer in body.layers)  # their paths
         self.hidden = int(loaded.model.config.hidden_size)
         layers = (Layer * len(body.layers))(
             *(self._layer(index, layer, cache) for index, layer in enumerate(body.layers))
@@ -90,9 +92,13 @@ class Decoder:
         return self._handle
 
     def read(self, module: str) -> Tensor:
-        """A copy of a layer's weight [out, in]."""
-        shape = self._shapes[module]
-        return self.library.unpack(self._packed[module], (shape.out_features, shape.in_features))
+        """A copy of a layer's weight [out, in]; integers come back in fp32."""
+        shape, packed = self._shapes[module], self._packed[module]
+        if packed.dtype == torch.int8:
+            # Rows of the identity are exact in 8 bits, so what comes out are the columns.
+            identity = torch.eye(shape.in_features)
+            return self.library.linears(identity, [packed], shape.out_features).T
+        return self.library.unpack(packed, (shape.out_features, shape.in_features))
 
     def write(self, module: str, weight: Tensor) -> None:
         """Pack `weight` [out, in] in the place of a layer's; nothing may run meanwhile."""
@@ -145,8 +151,12 @@ class Decoder:
             *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
         )
         linears = {name: self._linear(part) for name, part in zip(LINEARS, parts, strict=True)}
+        path = self.layers[index]
         return Layer(
             **linears,
+            parallel=self._site(f"{path}.mlp#parallel"),
+            serial=self._site(f"{path}.mlp#serial"),
+            prompt=self._site(f"{path}.self_attn#prompt"),
             attention_norm=self._floats(layer.input_layernorm.weight),
             mlp_norm=self._floats(layer.post_attention_layernorm.weight),
             q_norm=self._head_norm(attention, "q_norm"),
@@ -163,9 +173,12 @@ class Decoder:
             bias=None if bias is None else self._floats(bias),
             inputs=linear.shape.in_features,
             outputs=linear.shape.out_features,
-            module=self.modules.index(linear.path),
+            module=self.sites[linear.path],
             is_int8=isinstance(linear.base, Int8Linear),
         )
+
+    def _site(self, name: str) -> int:
+        return self.sites.setdefault(name, len(self.sites))
 
     def _head_norm(self, attention: nn.Module, name: str) -> int | None:
         norm: Any = getattr(attention, name, None)
@@ -184,6 +197,12 @@ def _weight(linear: MixtureLinear) -> tuple[Tensor, Tensor | None]:
     if isinstance(linear.base, Int8Linear):
         return linear.base.values, linear.base.scale
     return linear.weight.detach(), None
+
+
+def _parent(attention: Any) -> str:
+    """The path of the layer that an attention module lies in."""
+    path: str = attention.o_proj.path
+    return path.rpartition(".")[0].rpartition(".")[0]
 
 
 def _let_go(linear: MixtureLinear) -> None:

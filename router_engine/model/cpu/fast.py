@@ -50,6 +50,7 @@ class FastPath:
         self._cache = cache
         self._weights: BaseWeights = ParameterWeights(loaded, linears)
         self._body: CpuBody | None = None
+        self._moving = threading.Lock()  # held while the weights move into the body
         self._coming: Future[Library] | None = None
         if config.kernels == "reference":
             return
@@ -75,14 +76,16 @@ class FastPath:
         return self._body
 
     def read(self, module: str) -> Tensor:
-        return self._weights.read(module)
+        with self._moving:
+            return self._weights.read(module)
 
     def write(self, module: str, weight: Tensor) -> None:
         self._weights.write(module, weight)
 
     def _make(self, library: Library) -> CpuBody:
-        decoder = Decoder(library, self._loaded, self._linears, self._cache)
-        self._weights = decoder
+        with self._moving:
+            decoder = Decoder(library, self._loaded, self._linears, self._cache)
+            self._weights = decoder
         vocab_size = int(self._loaded.model.config.vocab_size)
         return CpuBody(decoder, self._pool, vocab_size, self._loaded.tap_layer)
 

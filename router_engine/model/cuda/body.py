@@ -97,7 +97,7 @@ class CudaBody:
             return GraphKey(batch, is_tapped=is_tapped)
         if weights.root is not None or weights.merged_root is not None:
             return None
-        if weights.gates is not None:
+        if weights.gates is not None or not self._experts.pool.only_lora(weights.digests):
             return None
         if len(weights.digests) > MAX_COLUMNS:
             return None
@@ -153,7 +153,7 @@ class CudaBody:
         tap = None
         if plan.is_tapped:
             tap = torch.empty(len(token_ids), self._decoder.hidden_size, device=self._device)
-        hidden = self._decoder.hidden(batch, mix, tap)
+        hidden = self._decoder.hidden(batch, mix, tap, self._experts)
         samples = [
             chunk.first + chunk.length - 1
             for chunk, row in zip(chunks, plan.rows, strict=True)
@@ -162,7 +162,8 @@ class CudaBody:
         index = torch.tensor(samples, dtype=torch.long, device=self._device)
         with self._experts.rows(index):
             logits = self._decoder.logits(hidden[index], mix)
-        return BodyOutput(logits, tap=None if tap is None else tap.cpu())
+        gates = self._experts.readings()
+        return BodyOutput(logits, tap=None if tap is None else tap.cpu(), gates=gates)
 
     def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
         first = 0

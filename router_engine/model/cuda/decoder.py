@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import StepAttention
 from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store, silu_mul
 from router_engine.kernels.triton.grouped import Group
@@ -123,10 +124,17 @@ class CudaDecoder:
         parts = [(layer.qkv, layer.output, layer.gate_up, layer.down) for layer in layers]
         return frozenset(linear.group.paths for four in parts for linear in four)
 
-    def hidden(self, inputs: DecoderInputs, mix: Mix | None, tap: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        inputs: DecoderInputs,
+        mix: Mix | None,
+        tap: Tensor | None = None,
+        experts: StepExperts | None = None,
+    ) -> Tensor:
         """Last hidden states [tokens, hidden], normed; stores the tokens' keys and values.
 
-        tap [tokens, hidden], where given, is filled with what enters the tap layer.
+        tap [tokens, hidden], where given, is filled with what enters the tap layer. `experts` act
+        beside linear layers, where there are such.
         """
         x = functional.embedding(inputs.numbers[0], self._embedding)
         residual = torch.empty_like(x)
@@ -136,9 +144,16 @@ class CudaDecoder:
             started = True
             if tap is not None and index == self._tap_layer:
                 tap.copy_(residual)
-            x = layer.output(self._attend(layer, layer.qkv(normed, mix), inputs), mix)
+            if experts is not None:
+                experts.route(index, residual, normed)
+            query, attended = self._attend(layer, layer.qkv(normed, mix), inputs)
+            if experts is not None:
+                attended = experts.prompt(index, query, attended)
+            x = layer.output(attended.flatten(1), mix)
             normed = norm(x, residual, layer.mlp_norm, self._epsilon, add=True)
             x = layer.down(silu_mul(layer.gate_up(normed, mix)), mix)
+            if experts is not None:
+                x = experts.feed_forward(experts.blocks[index].feed_forward, normed, x)
         return norm(x, residual, self._final_norm, self._epsilon, add=started)
 
     def logits(self, hidden: Tensor, mix: Mix | None) -> Tensor:
@@ -148,20 +163,18 @@ class CudaDecoder:
             mix(self._head_group, hidden, logits)
         return logits
 
-    def _attend(self, layer: _Layer, qkv: Tensor, inputs: DecoderInputs) -> Tensor:
+    def _attend(self, layer: _Layer, qkv: Tensor, inputs: DecoderInputs) -> tuple[Tensor, Tensor]:
+        """The rotated query and what it attends to, both [tokens, heads, head_dim]."""
         rotation = layer.rotation
         rotate_and_store(
             qkv, inputs.numbers[1], inputs.numbers[2], rotation, layer.keys, layer.values
         )
         query = qkv[:, : rotation.heads * self._shape.head_dim]
+        query = query.view(len(qkv), rotation.heads, self._shape.head_dim)
         attended = inputs.attention.attend(
-            query.view(len(qkv), rotation.heads, self._shape.head_dim),
-            layer.keys,
-            layer.values,
-            layer.scale,
-            layer.window,
+            query, layer.keys, layer.values, layer.scale, layer.window
         )
-        return attended.view(len(qkv), -1)
+        return query, attended
 
     def _layer(self, layer: Any, cache: PagedCache, index: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp

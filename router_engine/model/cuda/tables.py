@@ -72,7 +72,7 @@ class RowLocator:
     def _locate(self, digest: str) -> _Located:
         if digest not in self._located:
             found = [self._pool.located(module, digest) for module in self._modules]
-            parts = [(0, 0, 0) if one is None else one[:3] for one in found]
+            parts = [(0, 0, 0) if one is None else (one.a, one.b, one.count) for one in found]
             a, b, ranks = np.array(parts, dtype=np.int64).reshape(-1, 3).T
             self._located[digest] = _Located(a, b, ranks)
         return self._located[digest]

@@ -28,10 +28,11 @@ from torch import Tensor
 
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
-from router_engine.routers.base import HiddenQuestion, Prior, RoutedWeights
+from router_engine.routers.base import HiddenAnswer, HiddenQuestion, Prior
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
 from router_engine.routers.scoring import CosineParams
+from router_engine.sparse import SparseWeights
 
 _KEPT = 64  # matrices of candidates in use
 _LEAST = 1e-6  # of a variance, so that one text alone can be routed to
@@ -120,15 +121,16 @@ class HiddenMeanRouter:
         self._sessions[request_id] = self._groups.setdefault((group.candidates, params), group)
         return Prior(_prior(params, len(candidates)), params.warmup or None)
 
-    def weigh(self, questions: Sequence[HiddenQuestion]) -> list[RoutedWeights]:
+    def weigh(self, questions: Sequence[HiddenQuestion]) -> list[HiddenAnswer]:
         """See `HiddenRouter.weigh`."""
         groups: dict[_Group, list[HiddenQuestion]] = {}
-        answers: list[RoutedWeights] = []
+        answers: list[HiddenAnswer] = []
         for question in questions:
             group = self._sessions[question.request_id]
             if question.mean is None:
                 weights = _prior(group.params, len(group.candidates))
-                answers.append(RoutedWeights(question.request_id, question.num_tokens, weights))
+                sparse = SparseWeights.of(weights)
+                answers.append(HiddenAnswer(question.request_id, question.num_tokens, sparse))
             else:
                 groups.setdefault(group, []).append(question)
         for group, members in groups.items():
@@ -139,12 +141,12 @@ class HiddenMeanRouter:
         """Forget a request."""
         self._sessions.pop(request_id, None)
 
-    def _weigh(self, group: _Group, questions: Sequence[HiddenQuestion]) -> Iterator[RoutedWeights]:
+    def _weigh(self, group: _Group, questions: Sequence[HiddenQuestion]) -> Iterator[HiddenAnswer]:
         candidates = self._matrix(group.candidates)
         means = np.stack([question.mean for question in questions if question.mean is not None])
-        rows = weights_of_scores(candidates.scores(means), group.params).tolist()
+        rows = weights_of_scores(candidates.scores(means), group.params)
         for question, row in zip(questions, rows, strict=True):
-            yield RoutedWeights(question.request_id, question.num_tokens, tuple(row))
+            yield HiddenAnswer(question.request_id, question.num_tokens, row)
 
     def _matrix(self, candidates: tuple[str, ...]) -> _Candidates:
         found = self._matrices.get(candidates)
@@ -157,8 +159,8 @@ class HiddenMeanRouter:
         return found
 
 
-def weights_of_scores(scores: Matrix, params: CosineParams) -> NDArray[np.float64]:
-    """`scoring.weights_from_scores` for many rows at once: scores [n, k] -> weights [n, k]."""
+def weights_of_scores(scores: Matrix, params: CosineParams) -> list[SparseWeights]:
+    """`scoring.weights_from_scores` for many rows at once: of each of scores [n, k]."""
     count, kept = scores.shape[1], params.top_k or scores.shape[1]
     if kept < count:
         # Of equal scores the earlier stays: only the few that may be kept are put in order.
@@ -176,9 +178,16 @@ def weights_of_scores(scores: Matrix, params: CosineParams) -> NDArray[np.float6
     powers /= powers.sum(axis=1, keepdims=True)
     if params.threshold is not None:
         powers[best[:, 0] < params.threshold] = 0
-    weights = np.zeros(scores.shape)
-    np.put_along_axis(weights, columns, powers, axis=1)
-    return weights
+    rows = zip(columns.tolist(), powers.tolist(), strict=True)
+    return [_sparse(count, owners, weights) for owners, weights in rows]
+
+
+def _sparse(size: int, columns: list[int], weights: list[float]) -> SparseWeights:
+    """A low temperature, or the threshold, leaves zeros among those that were kept."""
+    if 0.0 in weights:
+        columns = [column for column, weight in zip(columns, weights, strict=True) if weight]
+        weights = [weight for weight in weights if weight]
+    return SparseWeights(size, tuple(columns), tuple(weights))
 
 
 def _prior(params: HiddenMeanParams, count: int) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.types import AdapterManifest
-from router_engine.experts.base import HostAdapter, LowRankPair
+from router_engine.experts.base import ExpertRows, HostAdapter
 from router_engine.experts.rows import RowPool
 from router_engine.model.cuda.tables import RowLocator, StaticTables
 from router_engine.model.graphs import (
@@ -97,7 +97,7 @@ def test_a_graph_is_captured_once_a_key() -> None:
 
 def _adapter(name: str, ranks: dict[str, int]) -> HostAdapter:
     pairs = {
-        module: LowRankPair(torch.randn(rank, 8), torch.randn(rank, 6), 1.0, torch.randn(rank))
+        module: ExpertRows(torch.randn(rank, 8), torch.randn(rank, 6), 1.0, torch.randn(rank))
         for module, rank in ranks.items()
     }
     manifest = AdapterManifest(format="peft", experts=())

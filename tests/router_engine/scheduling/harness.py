@@ -54,7 +54,7 @@ class HashRunner:
         return StepOutput(tuple(samples))
 
     def _run_row(self, row: PlannedRow) -> bytes:
-        by_position = [weights for length, weights in row.weight_runs for _ in range(length)]
+        by_position = [weights.dense for length, weights in row.weight_runs for _ in range(length)]
         assert len(by_position) == len(row.token_ids) > 0
         entries = [self._read(row, position) for position in range(row.start)]
         for token, weights in zip(row.token_ids, by_position, strict=True):

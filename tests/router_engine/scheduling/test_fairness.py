@@ -78,45 +78,45 @@ def test_every_waiting_request_ends_within_a_bound() -> None:
 
 def test_a_newcomer_is_lifted_to_the_least_served_waiting_one() -> None:
     counters = ServiceCounters()
-    counters.enter(("a",), [])
-    counters.charge_prompt(("a",), 100)
-    counters.charge_generated(("a",), 50)
-    counters.enter(("b",), [("a",)])
-    assert counters.served(("a",)) == counters.served(("b",)) == 200
-    counters.charge_prompt(("a",), 7)
-    counters.leave(("b",))
-    counters.enter(("c",), [("a",)])
-    assert counters.served(("c",)) == 207
+    counters.enter("a", [])
+    counters.charge_prompt("a", 100)
+    counters.charge_generated("a", 50)
+    counters.enter("b", ["a"])
+    assert counters.served("a") == counters.served("b") == 200
+    counters.charge_prompt("a", 7)
+    counters.leave("b")
+    counters.enter("c", ["a"])
+    assert counters.served("c") == 207
 
 
 def test_idle_time_takes_no_service_away() -> None:
     counters = ServiceCounters()
-    counters.enter(("a",), [])
-    counters.charge_prompt(("a",), 500)
-    counters.enter(("b",), [("a",)])
-    counters.leave(("a",))
-    counters.charge_prompt(("b",), 100)
-    counters.enter(("a",), [("b",)])
-    assert (counters.served(("a",)), counters.served(("b",))) == (600, 600)
+    counters.enter("a", [])
+    counters.charge_prompt("a", 500)
+    counters.enter("b", ["a"])
+    counters.leave("a")
+    counters.charge_prompt("b", 100)
+    counters.enter("a", ["b"])
+    assert (counters.served("a"), counters.served("b")) == (600, 600)
 
 
 def test_into_an_empty_queue_one_is_lifted_to_who_left_last() -> None:
     counters = ServiceCounters()
-    counters.enter(("a",), [])
-    counters.charge_prompt(("a",), 80)
-    counters.leave(("a",))
-    counters.enter(("b",), [])
-    assert counters.served(("b",)) == 80
+    counters.enter("a", [])
+    counters.charge_prompt("a", 80)
+    counters.leave("a")
+    counters.enter("b", [])
+    assert counters.served("b") == 80
 
 
 def test_forgetting_groups_changes_no_turn() -> None:
     """Groups under the floor are forgotten: they would be lifted to it when they come back."""
     counters = ServiceCounters()
     for i in range(3000):
-        group = (f"g{i}",)
+        group = f"g{i}"
         counters.enter(group, [])
         counters.charge_prompt(group, 1)
         counters.leave(group)
-    assert counters.served(("g0",)) == 0
-    counters.enter(("g0",), [])
-    assert counters.served(("g0",)) == 3000
+    assert counters.served("g0") == 0
+    counters.enter("g0", [])
+    assert counters.served("g0") == 3000

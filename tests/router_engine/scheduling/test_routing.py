@@ -19,7 +19,7 @@ def by_position(rows: list[PlannedRow]) -> dict[int, Weights]:
     """Weights that each position ran under, last run."""
     found: dict[int, Weights] = {}
     for row in rows:
-        weights = [w for length, w in row.weight_runs for _ in range(length)]
+        weights = [w.dense for length, w in row.weight_runs for _ in range(length)]
         found.update(zip(range(row.start, row.stop), weights, strict=True))
     return found
 

@@ -7,17 +7,26 @@
 
 #include <vector>
 
+#include "activation.h"
 #include "products.h"
 
 namespace mix {
 
-// One adapter at one linear layer; rank 0 where it does not touch it.
+// One adapter at one linear layer, or at one of the sites beside them; rank 0 where it does not
+// touch it. See router_engine.experts.base.ExpertRows.
 struct Expert {
   const void* a;
   const void* b;
   int32_t rank;
   float scale_root;  // square root of its scale, which b holds
   const float* prototype;  // [rank]: the coordinates of what gates score with in the rows of a
+  const int32_t* gate;     // [rank]: which gate of its layer a row has, -1: none; or null
+  const float* bias;       // [rank], of a bottleneck's way down, or null
+  int32_t activation;      // of a bottleneck: an Activation
+  int32_t has_up_bias;     // the last row's z is 1
+
+  bool is_bottleneck() const { return activation != LINEAR; }
+  int shrunk() const { return rank - has_up_bias; }  // rows whose z depends on x
 };
 
 // Tokens whose weights arise inside the layers. See router_engine.mixture.weights.StepGates.
@@ -30,6 +39,16 @@ struct Gates {
   bool acts(int token) const { return any() && top_k[token] > 0; }
 };
 
+struct Router;
+
+// The routers inside layers, and the gates that they give to the tokens that use their adapter.
+struct Routing {
+  const Router* const* routers;  // [columns]: an adapter's, by layer; null where it has none
+  const int32_t* first;          // [columns]: where an adapter's gates begin among a token's
+  float* gates;                  // [layers, tokens, width]
+  int32_t width;                 // 0: no adapter has a router
+};
+
 // Weights of a step: [tokens, columns] each, or null. See router_engine.mixture.weights.
 struct Weights {
   int32_t columns;
@@ -38,6 +57,8 @@ struct Weights {
   const float* root;
   const float* merged_root;
   Gates gates;
+  Routing routing;
+  int32_t beside;  // whether any adapter has experts beside those of linear layers
 
   float at(const float* part, int token, int column) const {
     return part ? part[size_t(token) * columns + column] : 0.0f;
@@ -63,6 +84,19 @@ struct Span {
   int32_t layer;  // among the layers of the phase
   int32_t column;
   int32_t offset;
+};
+
+// The gates of one layer: of tokens that use their adapter, in rows of the weight matrix.
+struct LayerGates {
+  const Routing* routing = nullptr;
+  float* values = nullptr;  // [tokens, width]
+
+  // That of rank row r.
+  float at(int row, const Span& span, int r) const {
+    const int32_t* gate = span.expert.gate;
+    if (!gate || gate[r] < 0) return 1.0f;
+    return values[size_t(row) * routing->width + routing->first[span.column] + gate[r]];
+  }
 };
 
 constexpr int SHRINK_ROWS = 8;  // rank rows of one task
@@ -96,16 +130,18 @@ struct MixPhase {
   std::vector<int> first;  // [layers + 1]: spans of each layer
   int width = 0;           // elements of z a token
 
-  void set(const Weights& weights, const Audience& audience, const int* modules, int layers) {
+  // Elements of z before `from` are left to another phase.
+  void set(const Weights& weights, const Audience& audience, const int* modules, int layers,
+           int from = 0) {
     spans.clear();
     tasks.clear();
     first.assign(1, 0);
-    width = 0;
+    width = from;
     for (int layer = 0; layer < layers; layer++) {
       for (int column = 0; column < weights.columns; column++) {
         const Expert& expert = weights.experts[column][modules[layer]];
         if (expert.rank == 0 || audience.members[column].empty()) continue;
-        for (int row = 0; row < expert.rank; row += SHRINK_ROWS)
+        for (int row = 0; row < expert.shrunk(); row += SHRINK_ROWS)
           tasks.push_back({int32_t(spans.size()), row});
         spans.push_back({expert, layer, column, width});
         width += even(expert.rank);
@@ -203,10 +239,11 @@ void expand(const Span& span, const Expert& next, const T* z, size_t ldz,
 
 // One token's z from its raw inner products, for any combination (design section 4):
 // sum: w z; linear: the ranks of all adapters are added before they are expanded, as in PEFT.
-// chosen [spans]: what its gate adds to the weights; null without one.
+// chosen [spans]: what its gate adds to the weights; null without one. Bottlenecks take no part:
+// their z is not linear.
 template <class T>
-void combine(const Weights& weights, const MixPhase& phase, int row, const float* chosen,
-             const float* raw, T* z, std::vector<float>& folded) {
+void combine(const Weights& weights, const LayerGates& gates, const MixPhase& phase, int row,
+             const float* chosen, const float* raw, T* z, std::vector<float>& folded) {
   const float* parts[2] = {weights.root, weights.merged_root};
   for (size_t layer = 0; layer + 1 < phase.first.size(); layer++) {
     const Span* begin = phase.spans.data() + phase.first[layer];
@@ -221,14 +258,15 @@ void combine(const Weights& weights, const MixPhase& phase, int row, const float
           for (int r = 0; r < s->expert.rank; r++) folded[p * widest + r] += c * raw[s->offset + r];
       }
     for (const Span* s = begin; s < end; s++) {
-      const float gate = chosen ? chosen[s - phase.spans.data()] : 0.0f;
-      if (gate == 0 && !weights.given(row, s->column)) continue;
-      const float total = weights.at(weights.total, row, s->column) + gate;
+      const float found = chosen ? chosen[s - phase.spans.data()] : 0.0f;
+      if (s->expert.is_bottleneck() || (found == 0 && !weights.given(row, s->column))) continue;
+      const float total = weights.at(weights.total, row, s->column) + found;
       const float own = weights.at(weights.root, row, s->column) / s->expert.scale_root;
       const float merged = weights.at(weights.merged_root, row, s->column) / s->expert.scale_root;
       for (int r = 0; r < even(s->expert.rank); r++) {
         const bool inside = r < s->expert.rank;
-        const float value = inside ? (total != 0 ? total * raw[s->offset + r] : 0.0f) +
+        const float gated = inside && total != 0 ? total * gates.at(row, *s, r) : 0.0f;
+        const float value = inside ? (gated != 0 ? gated * raw[s->offset + r] : 0.0f) +
                                          own * folded[r] - merged * folded[widest + r]
                                    : 0.0f;
         store_some(z + s->offset + r, splat(value), 1);

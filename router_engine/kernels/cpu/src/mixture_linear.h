@@ -19,10 +19,24 @@ struct Job {
 struct Mixing {
   const Weights* weights = nullptr;
   const Audience* audience = nullptr;
+  LayerGates gates;
   MixPhase phase;
 
   bool active() const { return !phase.spans.empty(); }
   void clear() { phase.spans.clear(); }
+
+  // Whether the phase has this layer, and experts there.
+  bool has(int layer) const {
+    return active() && layer + 1 < int(phase.first.size()) &&
+           phase.first[layer] < phase.first[layer + 1];
+  }
+
+  // What rank row r of a span counts for a token: its adapter's weight, times the row's gate.
+  float factor(int token, const Span& span, int r) const {
+    const int row = audience->rows[token];
+    const float weight = weights->at(weights->total, row, span.column);
+    return weight == 0 ? 0.0f : weight * gates.at(row, span, r);
+  }
 };
 
 template <class T>
@@ -60,17 +74,14 @@ class MixtureLinear {
       if (index < first) return quantize_row(index);
       const ShrinkTask& task = phase.tasks[index - first];
       const Span& span = phase.spans[task.span];
-      const int rank = span.expert.rank, end = std::min(task.row + SHRINK_ROWS, rank);
+      const int end = std::min(task.row + SHRINK_ROWS, span.expert.shrunk());
+      const bool is_bottleneck = span.expert.is_bottleneck();
       shrink(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
              [&](int token, int row, float value) {
-               const size_t at = size_t(token) * phase.width + span.offset + row;
-               if (weights.combines(audience.rows[token])) {
-                 raw_[at] = value;
-                 return;
-               }
-               value *= weights.at(weights.total, audience.rows[token], span.column);
-               store_some(&z_[at], splat(value), 1);
-               if (row + 1 == rank && rank % 2) z_[at + 1] = T{};
+               if (!is_bottleneck && weights.combines(audience.rows[token]))
+                 raw_[size_t(token) * phase.width + span.offset + row] = value;
+               else
+                 put(mixing, span, token, row, value);
              });
     };
     const bool combines = weights.is_linear() || weights.gates.any();
@@ -103,17 +114,31 @@ class MixtureLinear {
           float* y = job.y + r * job.ldy + i;
           store_some(y, load_some(y, end - i) + load_some(linear.bias + i, end - i), end - i);
         }
-    for (int s = first_span; s < last_span; s++) {
-      const Span& span = phase.spans[s];
-      const Span& next = phase.spans[std::min(s + 1, last_span - 1)];
-      expand(span, next.expert, z_.data(), phase.width, members(mixing, s), linear.outputs, begin,
-             end, job.y, job.ldy);
+    if (mixing.active()) add_experts(mixing, layer, linear.outputs, begin, end, job.y, job.ldy);
+  }
+
+  // Adds the experts of one layer of an active phase to outputs [begin, end) of y.
+  void add_experts(const Mixing& mixing, int layer, int outputs, int begin, int end, float* y,
+                   size_t ldy) {
+    const MixPhase& phase = mixing.phase;
+    const int last = phase.first[layer + 1];
+    for (int s = phase.first[layer]; s < last; s++) {
+      const Span& next = phase.spans[std::min(s + 1, last - 1)];
+      expand(phase.spans[s], next.expert, z_.data(), phase.width, members(mixing, s), outputs,
+             begin, end, y, ldy);
     }
   }
 
   // All jobs, panels shared by the team.
   void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const T* x,
            size_t ldx) {
+    run(team, jobs, count, mixing, rows, x, ldx, [](int, int) {});
+  }
+
+  // The same; `beside` is called with outputs [begin, end) once they are computed.
+  template <class Beside>
+  void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const T* x,
+           size_t ldx, const Beside& beside) {
     int total = 0;
     for (int j = 0; j < count; j++) total += ceil_div(jobs[j].linear->outputs, PANEL);
     const int chunk = panels_a_task(total, team.threads());
@@ -126,8 +151,9 @@ class MixtureLinear {
         task -= ceil_div(panels, chunk);
         panels = ceil_div(jobs[++layer].linear->outputs, PANEL);
       }
-      compute(jobs[layer], layer, mixing, rows, x, ldx, task * chunk,
-              std::min(panels, (task + 1) * chunk));
+      const int first = task * chunk, last = std::min(panels, first + chunk);
+      compute(jobs[layer], layer, mixing, rows, x, ldx, first, last);
+      beside(first * PANEL, std::min(last * PANEL, jobs[layer].linear->outputs));
     });
   }
 
@@ -139,6 +165,19 @@ class MixtureLinear {
  private:
   static constexpr size_t ALONE = 2048;  // elements of z: fewer are no work to meet for again
 
+  // z of one rank row from its inner product, under given weights.
+  void put(const Mixing& mixing, const Span& span, int token, int row, float value) {
+    const Expert& expert = span.expert;
+    T* z = &z_[size_t(token) * mixing.phase.width + span.offset];
+    if (expert.is_bottleneck())
+      value = activate(expert.bias ? value + expert.bias[row] : value, expert.activation);
+    store_some(z + row, splat(value * mixing.factor(token, span, row)), 1);
+    if (row + 1 < expert.shrunk()) return;
+    if (expert.has_up_bias)
+      store_some(z + row + 1, splat(mixing.factor(token, span, row + 1)), 1);
+    if (expert.rank % 2) z[expert.rank] = T{};
+  }
+
   // z of a token whose weights are more than given ones.
   void combine_token(const Mixing& mixing, int token) {
     static thread_local std::vector<float> folded;
@@ -149,7 +188,7 @@ class MixtureLinear {
     const size_t at = size_t(token) * phase.width;
     float* chosen = weights.gates.acts(row) ? &chosen_[token * phase.spans.size()] : nullptr;
     if (chosen) choose(weights, phase, row, &raw_[at], chosen);
-    combine(weights, phase, row, chosen, &raw_[at], &z_[at], folded);
+    combine(weights, mixing.gates, phase, row, chosen, &raw_[at], &z_[at], folded);
   }
 
   // The tokens that a span acts on; those whose gates passed it by are left out.
@@ -158,7 +197,7 @@ class MixtureLinear {
     const Weights& weights = *mixing.weights;
     const int column = mixing.phase.spans[s].column;
     const std::vector<int>& all = mixing.audience->members[column];
-    if (!weights.gates.any()) return all;
+    if (!weights.gates.any() || mixing.phase.spans[s].expert.is_bottleneck()) return all;
     kept.clear();
     for (int token : all) {
       const int row = mixing.audience->rows[token];

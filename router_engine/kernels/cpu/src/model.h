@@ -6,7 +6,9 @@
 
 #include <omp.h>
 
+#include "layer_router.h"
 #include "mixture_linear.h"
+#include "prompt.h"
 #include "summary.h"
 
 namespace mix {
@@ -61,9 +63,12 @@ class Model : public Decoder {
   }
 
  private:
+  // gate_up: parallel bottlenecks are its third layer, since they read the same.
   struct LayerMixing {
-    Mixing qkv, o, gate_up, down;
+    LayerRouting routing;
+    Mixing qkv, prompt, o, gate_up, down, serial;
   };
+  static constexpr int PARALLEL = 2;
 
   // A piece of attention: one kv head of one token over some positions, or of several tokens.
   struct Piece {
@@ -104,26 +109,42 @@ class Model : public Decoder {
       const Audience& audience = lower ? below_ : everyone_;
       const Layer& l = layers_[i];
       LayerMixing& mixing = mixing_[i];
-      width = std::max(width, mix(mixing.qkv, weights, audience, {&l.q, &l.k, &l.v}));
-      width = std::max(width, mix(mixing.o, weights, audience, {&l.o}));
-      width = std::max(width, mix(mixing.gate_up, weights, audience, {&l.gate, &l.up}));
-      width = std::max(width, mix(mixing.down, weights, audience, {&l.down}));
+      LayerGates gates;
+      const auto mix_layers = [&](Mixing& phase, std::initializer_list<int> modules,
+                                  int from = 0) {
+        width = std::max(width, mix(phase, weights, audience, gates, modules, from));
+      };
+      mixing.routing.set(weights, audience, i, step_.tokens);
+      gates = mixing.routing.gates;
+      mix_layers(mixing.qkv, {l.q.module, l.k.module, l.v.module});
+      mix_layers(mixing.o, {l.o.module});
+      mixing.prompt.clear();
+      mixing.serial.clear();
+      if (!weights.beside) {
+        mix_layers(mixing.gate_up, {l.gate.module, l.up.module});
+        mix_layers(mixing.down, {l.down.module});
+        continue;
+      }
+      mix_layers(mixing.prompt, {l.prompt});
+      mix_layers(mixing.serial, {l.serial});
+      mix_layers(mixing.gate_up, {l.gate.module, l.up.module, l.parallel});
+      // z of parallel bottlenecks is kept until down_proj is computed, beside its own.
+      mix_layers(mixing.down, {l.down.module}, mixing.gate_up.phase.width);
+      mixing.gate_up.phase.width = mixing.down.phase.width;
+      if (mixing.serial.active()) module_.resize(residual_.size());
     }
-    width = std::max(width, mix(head_mixing_, step_.weights, sampled_, {&m_.head}));
+    width = std::max(width, mix(head_mixing_, step_.weights, sampled_, {}, {m_.head.module}));
     linears_.reserve(step_.tokens, width, {&step_.weights, &step_.lower});
   }
 
   int mix(Mixing& mixing, const Weights& weights, const Audience& audience,
-          std::initializer_list<const Linear*> linears) {
-    if (weights.columns == 0) {
-      mixing.clear();
-      return 0;
-    }
-    int modules[3], count = 0;
-    for (const Linear* linear : linears) modules[count++] = linear->module;
+          const LayerGates& gates, std::initializer_list<int> modules, int from = 0) {
+    mixing.clear();
+    if (weights.columns == 0) return 0;
     mixing.weights = &weights;
     mixing.audience = &audience;
-    mixing.phase.set(weights, audience, modules, count);
+    mixing.gates = gates;
+    mixing.phase.set(weights, audience, modules.begin(), int(modules.size()), from);
     return mixing.phase.width;
   }
 
@@ -179,12 +200,39 @@ class Model : public Decoder {
     if (reader.is_int8) linears_.quantize(row, x, m_.hidden);
   }
 
-  void norm_all(Team& team, const float* weight, const Linear& reader) {
-    team.share(step_.tokens, [&](int token) { norm(token, token, weight, reader); });
+  // Routers read the residual stream too, and norm it for themselves if they read it normed: that
+  // costs less than to meet once more.
+  void norm_and_route(Team& team, const Layer& layer, const LayerRouting& routing) {
+    const int routed = int(routing.tasks.size());
+    team.share(routed + step_.tokens, [&](int task) {
+      if (task < routed)
+        route_some(layer, routing, routing.tasks[task]);
+      else
+        norm(task - routed, task - routed, layer.attention_norm, layer.q);
+    });
+  }
+
+  void route_some(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
+    static thread_local std::vector<T> read;
+    const std::vector<int>& members = routing.audience->members[task.column];
+    const int count = std::min(ROUTED, int(members.size()) - task.first);
+    float* gates[ROUTED];
+    read.resize(size_t(ROUTED) * m_.hidden);
+    for (int i = 0; i < count; i++) {
+      const int token = members[task.first + i];
+      const float* residual = &residual_[size_t(token) * m_.hidden];
+      T* x = &read[size_t(i) * m_.hidden];
+      gates[i] = routing.of(token, task.column);
+      if (!task.router->pre_norm)
+        rms_norm(residual, layer.attention_norm, m_.hidden, m_.epsilon, x);
+      else
+        for (int d = 0; d < m_.hidden; d += LANES) store(x + d, load(residual + d));
+    }
+    route(*task.router, read.data(), m_.hidden, count, gates);
   }
 
   void attention(Team& team, const Layer& layer, const LayerMixing& mixing) {
-    norm_all(team, layer.attention_norm, layer.q);
+    norm_and_route(team, layer, mixing.routing);
     linears_.prepare(team, mixing.qkv, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const Job jobs[3] = {
         {&layer.q, qkv_.data(), size_t(qkv_width_), false},
@@ -193,14 +241,22 @@ class Model : public Decoder {
     linears_.run(team, jobs, 3, mixing.qkv, step_.tokens, x_.data(), m_.hidden);
     team.share(step_.tokens, [&](int token) { place(layer, step_.rows[row_of_[token]], token); });
     attend_all(team, layer);
-    project(team, layer.o, mixing.o, attended_.data(), q_width_);
+    if (mixing.prompt.active()) attend_prompts(team, mixing.prompt);
+    linears_.prepare(team, mixing.o, layer.o.is_int8, step_.tokens, attended_.data(), q_width_,
+                     q_width_);
+    const Job job = {&layer.o, residual_.data(), size_t(m_.hidden), true};
+    linears_.run(team, &job, 1, mixing.o, step_.tokens, attended_.data(), q_width_);
   }
 
-  // residual += linear(x)
-  void project(Team& team, const Linear& linear, const Mixing& mixing, const T* x, int width) {
-    linears_.prepare(team, mixing, linear.is_int8, step_.tokens, x, width, width);
-    const Job job = {&linear, residual_.data(), size_t(m_.hidden), true};
-    linears_.run(team, &job, 1, mixing, step_.tokens, x, width);
+  void attend_prompts(Team& team, const Mixing& mixing) {
+    team.share(step_.tokens, [&](int token) {
+      for (const Span& span : mixing.phase.spans) {
+        const float factor = mixing.factor(token, span, 0);
+        if (factor != 0)
+          attend_prompt(span.expert, factor, &qkv_[size_t(token) * qkv_width_], m_.heads,
+                        m_.kv_heads, m_.head_dim, &attended_[size_t(token) * q_width_]);
+      }
+    });
   }
 
   // Norms and rotates a token's queries and keys; its keys and values go into the cache.
@@ -341,7 +397,8 @@ class Model : public Decoder {
   }
 
   void mlp(Team& team, const Layer& layer, const LayerMixing& mixing) {
-    norm_all(team, layer.mlp_norm, layer.gate);
+    team.share(step_.tokens,
+               [&](int token) { norm(token, token, layer.mlp_norm, layer.gate); });
     linears_.prepare(team, mixing.gate_up, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const int panels = ceil_div(m_.intermediate, PANEL);
     const int chunk =
@@ -349,7 +406,40 @@ class Model : public Decoder {
     team.share(ceil_div(panels, chunk), [&](int task) {
       gate(layer, mixing.gate_up, task * chunk, std::min(panels, (task + 1) * chunk));
     });
-    project(team, layer.down, mixing.down, active_.data(), m_.intermediate);
+    down(team, layer.down, mixing);
+    if (mixing.serial.active()) add_serial(team, mixing.serial);
+  }
+
+  // residual += down_proj(x) and parallel bottlenecks. Serial ones want the former by itself.
+  void down(Team& team, const Linear& linear, const LayerMixing& mixing) {
+    const int width = m_.intermediate;
+    const bool parallel = mixing.gate_up.has(PARALLEL);
+    const bool alone = mixing.serial.active();
+    linears_.prepare(team, mixing.down, linear.is_int8, step_.tokens, active_.data(), width, width);
+    const Job job = {&linear, alone ? module_.data() : residual_.data(), size_t(m_.hidden), !alone};
+    linears_.run(team, &job, 1, mixing.down, step_.tokens, active_.data(), width,
+                 [&](int begin, int end) {
+                   if (parallel)
+                     linears_.add_experts(mixing.gate_up, PARALLEL, m_.hidden, begin, end,
+                                          residual_.data(), m_.hidden);
+                 });
+  }
+
+  // residual += y + bottlenecks of y, what the feed-forward module puts out
+  void add_serial(Team& team, const Mixing& mixing) {
+    team.share(step_.tokens, [&](int token) {
+      const size_t at = size_t(token) * m_.hidden;
+      for (size_t i = at; i < at + m_.hidden; i += LANES) {
+        const F16 y = load(&module_[i]);
+        store(&x_[i], y);
+        store(&residual_[i], load(&residual_[i]) + y);
+      }
+    });
+    linears_.prepare(team, mixing, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+    team.share(ceil_div(m_.hidden, PANEL), [&](int panel) {
+      linears_.add_experts(mixing, 0, m_.hidden, panel * PANEL,
+                           std::min(m_.hidden, (panel + 1) * PANEL), residual_.data(), m_.hidden);
+    });
   }
 
   // silu(gate) * up for panels [first, last). Source: Shazeer, "GLU Variants Improve Transformer".
@@ -393,7 +483,7 @@ class Model : public Decoder {
   Audience everyone_, sampled_, below_;
   std::vector<LayerMixing> mixing_;
   Mixing head_mixing_;
-  std::vector<float> residual_, qkv_, angles_, partial_out_;
+  std::vector<float> residual_, module_, qkv_, angles_, partial_out_;
   std::vector<Partial> partial_;
   std::vector<T> x_, attended_, active_;
   std::vector<Piece> pieces_;

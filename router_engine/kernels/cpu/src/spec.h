@@ -25,6 +25,9 @@ struct Layer {
   void* keys;  // [slots, kv_heads, head_dim]
   void* values;
   int64_t window;  // 0: all positions are seen
+  // Sites beside linear layers, by their index in every adapter's list of experts.
+  int32_t parallel, serial;  // bottlenecks of the feed-forward module
+  int32_t prompt;            // of the attention
 };
 
 struct ModelSpec {

@@ -1,0 +1,7 @@
+"""Does an adapter fit the base model, and are its numbers sound? All problems at once."""
+
+from adapters_store.validation.fit import misfits
+from adapters_store.validation.tensors import tensor_shapes
+from adapters_store.validation.validate import shortened, validate
+
+__all__ = ["misfits", "shortened", "tensor_shapes", "validate"]

@@ -1,0 +1,41 @@
+"""Reads an adapter: every kind of expert into rank rows by site, and its routers."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from safetensors import safe_open
+
+from adapters_store.expert_types import BottleneckExpertSpec, PromptExpertSpec
+from router_engine.experts.base import AdapterFiles, BaseProjections, ExpertRows, HostAdapter
+from router_engine.experts.bottleneck.weights import bottleneck_rows
+from router_engine.experts.copies import AdapterTensors, Variant, average
+from router_engine.experts.layer_router.weights import router_weights
+from router_engine.experts.lora.weights import lora_rows
+from router_engine.experts.prompt.weights import prompt_rows
+
+
+def load_adapter(
+    digest: str,
+    files: AdapterFiles,
+    dtype: torch.dtype,
+    base: BaseProjections,
+    variant: Variant = average,
+) -> HostAdapter:
+    """Read an adapter's rank rows and routers in `dtype`, every scale folded in in fp32.
+
+    `base` makes a prompt's keys and values. `variant` weighs the copies of experts that have them.
+    """
+    started = time.perf_counter()
+    manifest = files.manifest
+    with safe_open(str(files.tensors), framework="pt") as file:
+        tensors = AdapterTensors(file, variant)
+        rows: dict[str, ExpertRows] = lora_rows(manifest, tensors, dtype)
+        for expert in manifest.experts:
+            if isinstance(expert, BottleneckExpertSpec):
+                rows[expert.site] = bottleneck_rows(expert, tensors, dtype)
+            elif isinstance(expert, PromptExpertSpec):
+                rows[expert.site] = prompt_rows(expert, tensors, dtype, base)
+        routers = {spec.layer: router_weights(spec, tensors, dtype) for spec in manifest.routers}
+    return HostAdapter(digest, manifest, rows, time.perf_counter() - started, routers)
