@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
+from typer.testing import CliRunner
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.experiments.job import Job
@@ -17,6 +19,7 @@ from benchmarks.experiments.report import write_pages
 from benchmarks.experiments.results import difference, nll, read_results, score
 from benchmarks.experiments.settings import Sizes
 from benchmarks.experiments.verdicts import verdicts
+from server.cli import bench
 
 ROWS = 20
 SIZES = Sizes(tokens=100, nll_rows=ROWS, answer_rows=2, draw_rows=4)
@@ -118,3 +121,17 @@ def test_a_partial_journal_gives_a_page_that_says_what_is_missing(tmp_path: Path
 def test_without_a_journal_there_is_no_page(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="run an experiment first"):
         write_pages(tmp_path / "j.jsonl", tmp_path)
+
+
+def test_the_command_writes_the_pages_or_says_what_to_do(tmp_path: Path) -> None:
+    program = typer.Typer()
+    bench.register(program)
+    journal, pages = tmp_path / "j.jsonl", tmp_path / "pages"
+    command = ["bench", "experiments", "report", "--journal", str(journal), "--pages", str(pages)]
+    refused = CliRunner().invoke(program, command)
+    assert refused.exit_code == 1
+    assert "run an experiment first" in refused.output
+    _journal(journal, _run("lora", 1.5))
+    written = CliRunner().invoke(program, command)
+    assert written.exit_code == 0, written.output
+    assert (pages / "adamix.md").exists()
