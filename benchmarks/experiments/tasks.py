@@ -82,7 +82,8 @@ def within_budget(
 
     Raises BenchmarkError where there are too few.
     """
-    chosen, total = [], 0
+    chosen: list[Row] = []
+    total = 0
     for one in rows:
         if total >= tokens:
             return chosen

@@ -54,7 +54,7 @@ def _journal(path: Path, *runs: dict[str, Any]) -> Path:
 
 
 def test_verdicts_are_computed_from_paired_rows(tmp_path: Path) -> None:
-    drawn = {"draws": [1.2] * 9 + [0.9], "ensemble": [1.9] * 4}
+    drawn: Any = {"draws": [1.2] * 9 + [0.9], "ensemble": [1.9] * 4}
     journal = _journal(
         tmp_path / "j.jsonl",
         _run("lora", 1.5),
@@ -98,7 +98,7 @@ def test_bleu_is_that_of_all_texts_together(tmp_path: Path) -> None:
 def test_a_partial_journal_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     failed = {"job": _run("adamix-lora-c0", 1.0)["job"], "failed": "exit code 1: no memory"}
     old = _run("lora", 9.0, sizes=Sizes(tokens=50))
-    drawn = {"draws": [1.2, 1.1, 1.3], "ensemble": [1.9] * 4}
+    drawn: Any = {"draws": [1.2, 1.1, 1.3], "ensemble": [1.9] * 4}
     journal = _journal(
         tmp_path / "j.jsonl", old, _run("lora", 1.5), failed, _run("adamix-lora", 1.0, **drawn)
     )
