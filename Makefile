@@ -3,6 +3,8 @@
 VENV ?= .venv
 PORT ?= 8000
 PYTEST_ARGS ?=
+# Processes that share the tests; auto: one a core, where the memory allows (tests/conftest.py).
+JOBS ?= auto
 BENCH_ARGS ?= serve
 PEERS_ARGS ?=
 CURVES := requests context adapters mixture rank
@@ -10,8 +12,10 @@ BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
 # Without a GPU the tests that need one are left out.
 MARKERS ?= $(if $(shell command -v nvidia-smi),,not gpu)
-# Several processes of torch share few cores: their idle threads must sleep, not spin.
-THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
+# Several processes of torch share few cores: one thread each, and idle ones must sleep, not spin.
+THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
+# Each worker begins with a part of the tests of its own, so that few fixtures are made twice.
+PYTEST := $(THREADS) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help
@@ -41,12 +45,12 @@ demo: pull ## fixed, request-routed and token-routed mixtures at the same time, 
 	$(BIN)/python -m scripts.demo
 
 quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded model
-	$(THREADS) $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test: $(VENV)/.installed-dev ## every test, with the real model and a real PostgreSQL
 	scripts/ensure-postgres.sh
 	$(BIN)/adaptermix pull
-	$(THREADS) $(BIN)/python -m pytest -q -m "$(MARKERS)" $(PYTEST_ARGS)
+	$(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, layers, Dockerfile, shell
 	$(BIN)/ruff check .

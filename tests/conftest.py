@@ -1,4 +1,4 @@
-"""Where the downloaded models are (`make test` brings them), and a router that pip installs."""
+"""Downloaded models (`make test` brings them), a router that pip installs, and how many workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+WORKER_BYTES = 4 << 30  # the real model in a test, and a server's three processes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker a core, each with WORKER_BYTES of the machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // WORKER_BYTES))
 
 
 def _model(name: str) -> Path:

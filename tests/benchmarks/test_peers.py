@@ -203,6 +203,7 @@ def test_an_environment_is_made_once(tmp_path: Path) -> None:
 def test_ours_alone_makes_the_whole_table(tiny: tuple[Path, Path], tmp_path: Path) -> None:
     model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1"]
     small = ["--concurrency", "1", "--concurrency", "32", "--rounds", "1", "--starts", "1"]
+    small += ["--cell-seconds", "0"]  # every cell once
     work = ["--new-tokens", "4", "--peer", "none", "--out", str(tmp_path / "peers")]
     done = CliRunner().invoke(app, ["bench", "peers", *model, *small, *work])
     assert done.exit_code == 0, done.output

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from filelock import FileLock
 
 from router_engine.config import EngineConfig
 from router_engine.kernels.cpu.build import build
@@ -82,9 +84,12 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the library; fails with the compiler's words where it cannot be built."""
-    cache = tmp_path_factory.mktemp("kernels")
-    build(cache)
+    """Holds the library, one for all workers; fails with the compiler's words where it must."""
+    root = tmp_path_factory.getbasetemp()
+    cache = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "kernels"
+    cache.mkdir(exist_ok=True)
+    with FileLock(cache / "lock"):
+        build(cache)
     return cache
 
 

@@ -32,18 +32,13 @@ from tests.support.oracle import assert_agrees, peft_model, set_mixture
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
 
-COUNT = 32
+COUNT = 12
 PROMPTS = [
     "Question: A baker makes 12 trays of 8 rolls and sells 61. How many are left?\n\nAnswer:",
-    "Question: Tom reads 15 pages a day. How many days does a book of 240 pages take?\n\nAnswer:",
     "Question: Which gas do plants take in?\nChoices: A. oxygen\nB. carbon dioxide\n\nAnswer:",
-    "Question: What moves when a magnet pulls a nail?\nChoices: A. the nail\nB. light\n\nAnswer:",
-    "Write a function that reverses a string.\n\nAnswer:",
     "Sort this list in Python.\nInput: [3, 1, 2]\n\nAnswer:",
     "Context:\nThe river Oder rises in Moravia and ends in the Baltic.\n\n"
     "Question: Where does the Oder end?\n\nAnswer:",
-    "Context:\nA train of 9 wagons holds 40 people in each.\n\n"
-    "Question: How many people fit in the train?\n\nAnswer:",
 ]
 
 
@@ -84,14 +79,15 @@ class _Oracle:
         return [float(weight) for weight in exponent / exponent.sum()]
 
     @torch.no_grad()
-    def generate(self, prompt: list[int]) -> tuple[list[int], list[torch.Tensor]]:
-        ids, rows = list(prompt), []
+    def generate(self, prompt: list[int]) -> _Expected:
+        ids, rows, weights = list(prompt), [], []
         for _ in range(COUNT):
-            set_mixture(self._model, self.weights(self.text(ids)), "linear")
+            weights.append(self.weights(self.text(ids)))
+            set_mixture(self._model, weights[-1], "linear")
             logits = self._model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             rows.append(logits.log_softmax(-1))
             ids.append(int(logits.argmax()))
-        return ids[len(prompt) :], rows
+        return _Expected(prompt, ids[len(prompt) :], rows, weights)
 
 
 def sample_texts(folder: Path) -> list[str]:
@@ -138,7 +134,7 @@ class _Expected:
     prompt: list[int]
     ids: list[int]
     rows: list[torch.Tensor]
-    weights: list[float]  # of the first token
+    weights: list[list[float]]  # of each token
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +142,7 @@ def expected(real_base: Path, real_encoder: Path, example_adapters: list[Path]) 
     """For PROMPTS, once for all paths."""
     oracle = _Oracle(real_base, real_encoder, example_adapters)
     tokenizer: Any = AutoTokenizer.from_pretrained(real_base)
-    prompts = [list(tokenizer(text).input_ids) for text in PROMPTS]
-    return [
-        _Expected(prompt, *oracle.generate(prompt), oracle.weights(oracle.text(prompt)))
-        for prompt in prompts
-    ]
+    return [oracle.generate(list(tokenizer(text).input_ids)) for text in PROMPTS]
 
 
 async def _put_centroids(endpoint: str, folders: dict[str, Path]) -> None:
@@ -183,6 +175,10 @@ def test_paper_routing_matches_peft(
     )
     for each, answer in zip(expected, answers, strict=True):
         assert_agrees(answer, each.ids, each.rows)
-        assert answer.tokens[0].weights == pytest.approx(each.weights, abs=1e-4)
+        for index, (token, weights) in enumerate(zip(answer.tokens, each.weights, strict=True)):
+            assert token.weights == pytest.approx(weights, abs=1e-4)
+            if token.token_id != each.ids[index]:
+                break  # a tie: the texts are two from here on
+    assert any(each.weights[0] != pytest.approx(each.weights[-1], abs=1e-2) for each in expected)
     winners = {int(np.argmax(answer.tokens[0].weights)) for answer in answers}
     assert len(winners) > 1  # negative control: the prompts are told apart

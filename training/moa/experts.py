@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, linear, relu, silu
+from torch.nn.functional import dropout, linear
 
 from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec, PromptExpertSpec
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu,
-    "gelu": gelu,
-    "gelu_tanh": partial(gelu, approximate="tanh"),
-    "relu": relu,
-}
+from router_engine.kernels.reference.experts import ACTIVATIONS
 
 
 class Lora(nn.Module):

@@ -31,7 +31,7 @@ SUITE = {
         *({"name": name, "mixture": {"adapters": [{"name": name}]}} for name in NAMES[:2]),
         {"name": "oracle", "by_task": {name: name for name in NAMES}},
         routed("once", {**SIMILARITY, "level": "request"}),
-        routed("every token", {**TOKEN, "every": 1}, family="similarity", rows=2, cost=2.0),
+        routed("every token", {**TOKEN, "every": 1}, family="similarity", rows=1, cost=2.0),
         routed("every 2", {**TOKEN, "every": 2}, family="similarity", answer_rows=0, cost=2.0),
         routed("paper", {**TOKEN, "every": 1, **PAPER}, rows=1, completion_tokens=4, cost=3.0),
     ],
@@ -70,7 +70,7 @@ def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
     shutil.copytree(data, folder)
     for path in folder.glob("*/test.jsonl.gz"):
         path.write_bytes(b"not even gzip")
-    done = evaluate(desk, folder, "--tune", "--tune-rows", "2")
+    done = evaluate(desk, folder, "--tune", "--tune-rows", "1")
     assert done.exit_code == 0, done.output
     written: dict[str, Any] = json.loads((desk / "tuned.json").read_text())
     return written
@@ -106,7 +106,7 @@ def test_a_whole_evaluation(desk: Path, data: Path, tmp_path: Path) -> None:
     assert family["chosen"] in [entry["params"] for entry in family["grid"]]
     assert family["chosen"] == min(family["grid"], key=lambda entry: entry["nll"])["params"]
 
-    sizes = ["--rows", "3", "--answer-rows", "1", "--mixed-rows", "2"]
+    sizes = ["--rows", "2", "--answer-rows", "1", "--mixed-rows", "1"]
     done = evaluate(desk, data, *sizes, "--speed-rounds", "1")
     assert done.exit_code == 0, done.output
     result = json.loads((desk / "evaluation.json").read_text())
@@ -138,13 +138,13 @@ def check_result(result: dict[str, Any], chosen: dict[str, Any]) -> None:
     nll = cell(result, "math", "NLL")
     assert list(nll) == whole
     assert nll["oracle"]["mean"] == nll["math"]["mean"] != nll["base"]["mean"]
-    assert nll["every token"]["rows"] == 2
+    assert nll["every token"]["rows"] == 1
     assert list(cell(result, "math", "NLL of the opening")) == [*whole, "paper"]
     assert list(cell(result, "math", "exact match")) == whole[:-1]
     assert set(cell(result, "science", "accuracy")) == {*whole, "paper"}
     assert list(cell(result, "average", "NLL")) == whole
     assert list(cell(result, "reading, then math", "NLL of the second part")) == whole
-    assert cell(result, "average", "NLL")["once"]["to_singles"]["rows"] == 12
+    assert cell(result, "average", "NLL")["once"]["to_singles"]["rows"] == 8
     kinds = {gap["kind"] for gap in result["comparisons"]}
     assert kinds == {"cadence", "context", "level", "switch"}
     weights = result["weights"]["reading, then math"]["oracle"]

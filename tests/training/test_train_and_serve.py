@@ -1,0 +1,44 @@
+"""The scripts that train an adapter, publish it and ask under it, on the tiny model."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.process import server
+from tests.conftest import REPOSITORY
+
+SCRIPTS = REPOSITORY / "examples" / "train_and_serve"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: str(path.stem))
+def test_what_a_script_trains_is_served(script: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """As it stands there, but for the base; beside a server that runs."""
+    program = tmp_path / "bin" / "adaptermix"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m server.cli.main "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    options = ["--model", str(tiny_base), "--store", str(tmp_path / "store"), "--encoder", "none"]
+    with server(options, tmp_path / "server.log") as url:
+        completed = subprocess.run(
+            [str(script), str(tmp_path / "places"), "--base", str(tiny_base), "--epochs", "1"],
+            env={
+                **os.environ,
+                "PATH": f"{program.parent}:{os.environ['PATH']}",
+                "ADAPTERMIX_URL": url,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "published places@1" in completed.stdout
+    base, _, places = completed.stdout.partition("the base:")[2].partition("\nunder places")
+    assert len(base) > 20  # the tiny model says little that can be seen
+    assert base not in places
