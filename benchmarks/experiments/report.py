@@ -34,12 +34,10 @@ Failed runs are listed and were not repeated.
 
 
 def write_pages(journal: Path, folder: Path) -> list[Path]:
-    """A page an experiment that has runs, its pictures beside it; what was written."""
+    """A page an experiment, its pictures beside it; what was written."""
     written = []
     for name in names_of():
         results = read_results(journal, name)
-        if results is None:
-            continue
         pictures = [
             path
             for path, plot in (
@@ -71,6 +69,8 @@ def markdown(results: Results, pictures: list[str]) -> str:
 
 def _made_of(results: Results) -> list[str]:
     sizes, runs = results.sizes, (*results.runs, *results.failed)
+    if not runs:
+        return ["No run yet."]
     lines = [
         f"Base {runs[-1]['job']['base_name']} in {sizes['dtype']}; {sizes['tokens']} tokens of "
         f"train rows (of at most {sizes['max_length']}) in steps of {sizes['batch_tokens']} padded "

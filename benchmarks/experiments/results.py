@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.experiments.settings import Sizes
 from training.evaluation import bootstrap
 from training.evaluation.bootstrap import Estimate
 
@@ -44,8 +45,8 @@ class Results:
         return sorted({run["job"]["seed"] for run in (*self.runs, *self.failed)})
 
 
-def read_results(journal: Path, experiment: str) -> Results | None:
-    """The runs of an experiment that have the sizes of its newest; None where there are none.
+def read_results(journal: Path, experiment: str) -> Results:
+    """The runs of an experiment that have the sizes of its newest.
 
     Raises BenchmarkError where there is no journal.
     """
@@ -59,9 +60,7 @@ def read_results(journal: Path, experiment: str) -> Results | None:
             continue
         if entry["answer"]["job"]["experiment"] == experiment:
             newest[entry["key"]] = entry["answer"]
-    if not newest:
-        return None
-    sizes = list(newest.values())[-1]["job"]["sizes"]
+    sizes = list(newest.values())[-1]["job"]["sizes"] if newest else asdict(Sizes())
     alike = [run for run in newest.values() if run["job"]["sizes"] == sizes]
     whole = tuple(run for run in alike if "failed" not in run)
     failed = tuple(run for run in alike if "failed" in run)

@@ -65,7 +65,6 @@ def test_verdicts_are_computed_from_paired_rows(tmp_path: Path) -> None:
         _run("adamix-bottleneck", 1.0),
     )
     results = read_results(journal, "adamix")
-    assert results is not None
     lora = results.of("e2e", "lora")
     assert sorted(lora) == [0, 1]
     assert nll(lora).mean == pytest.approx(1.6, abs=0.01)
@@ -105,8 +104,11 @@ def test_a_partial_journal_gives_a_page_that_says_what_is_missing(tmp_path: Path
     with journal.open("a") as file:
         file.write('{"key": "cut o')
     written = write_pages(journal, tmp_path / "pages")
-    assert [path.name for path in written] == ["adamix.md", "adamix-nll.png", "adamix-draws.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
+    assert [path.name for path in written] == [
+        *("adamix.md", "adamix-nll.png", "adamix-draws.png", "moa.md")
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:3])
+    assert "No run yet." in written[-1].read_text()
     page = written[0].read_text()
     assert "| `lora` | 1 | 12,000 | 3,000 | 1.5" in page
     assert "| **-0.500 [-0.500, -0.500]** |" in page
