@@ -48,6 +48,10 @@ class Journal:
     def __getitem__(self, key: str) -> Any:
         return self._answers[key]
 
+    def get(self, key: str) -> Any | None:
+        """An answer, None where there is none."""
+        return self._answers.get(key)
+
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
         """Keep an answer; it is on disk when this returns."""
         self._answers[key] = answer

@@ -26,12 +26,13 @@ from benchmarks.settings import (
 )
 from benchmarks.uncertainty.settings import UncertaintySettings
 from router_engine.errors import EngineError
+from server.cli import experiments
 from server.cli.client import print_error
 from server.cli.fields import command_of
 from server.settings import SettingsError, load_settings, use_process_environment
 from training.errors import TrainingError
 
-_EXTRA = ("aiohttp", "matplotlib")
+_EXTRA = ("aiohttp", "matplotlib", "peft", "sacrebleu")
 
 
 def register(app: typer.Typer) -> None:
@@ -45,6 +46,7 @@ def register(app: typer.Typer) -> None:
     group.command("uncertainty")(reporting(command_of(uncertainty)))
     group.command("experts")(reporting(command_of(experts)))
     group.command("peers")(reporting(command_of(peers)))
+    experiments.register(group, reporting)
     app.add_typer(group, name="bench")
 
 

@@ -57,7 +57,8 @@ def _by_hand(bottleneck: Any, u: Tensor, down: int, up: int, *, tanh: bool = Fal
     """u + U_j gelu(D_i u + d_i) + e_j."""
     inner = u @ bottleneck.down.weights[down].T + bottleneck.down.biases[down]
     inner = gelu(inner, approximate="tanh" if tanh else "none")
-    return u + inner @ bottleneck.up.weights[up].T + bottleneck.up.biases[up]
+    y: Tensor = u + inner @ bottleneck.up.weights[up].T + bottleneck.up.biases[up]
+    return y
 
 
 @pytest.mark.parametrize("routing", ["batch", "example"])

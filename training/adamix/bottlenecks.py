@@ -41,8 +41,10 @@ class Bottleneck(torch.nn.Module):
     ) -> None:
         super().__init__()
         size = adamix.bottleneck_size
-        self.down = _copies(size, features, 1 if adamix.share == "down" else adamix.copies, draws)
-        self.up = _copies(features, size, 1 if adamix.share == "up" else adamix.copies, draws)
+        downs, ups = (1 if adamix.share == side else adamix.copies for side in ("down", "up"))
+        # copies, or one ordinary layer each once they are merged
+        self.down = _copies(size, features, downs, draws)
+        self.up = _copies(features, size, ups, draws)
         self.activation = activation
 
     def forward(self, u: Tensor) -> Tensor:
@@ -73,7 +75,8 @@ class Bottlenecks:
     def merge(self) -> None:
         """Put the means in place of the copies."""
         for bottleneck in self._held.values():
-            bottleneck.down, bottleneck.up = bottleneck.down.merged(), bottleneck.up.merged()
+            for name in ("down", "up"):
+                setattr(bottleneck, name, getattr(bottleneck, name).merged())
 
     def save(self, out: Path) -> None:
         """The native folder of the merged adapter."""
