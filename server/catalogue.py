@@ -11,6 +11,8 @@ from pathlib import Path
 import structlog
 
 from adapters_store.errors import InvalidAdapterError
+from adapters_store.formats.native import MANIFEST_FILE
+from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
@@ -35,7 +37,7 @@ from server.uploads import Publishable
 
 log = structlog.get_logger(__name__)
 
-CONFIG = "adapter_config.json"
+_CONFIGS = (MANIFEST_FILE, CONFIG_FILE)  # either makes a folder an adapter
 CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are distinct
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -87,7 +89,8 @@ class Catalogue:
 
         Raises SettingsError naming a folder that is refused.
         """
-        for folder in sorted(path.parent for path in directory.glob(f"*/{CONFIG}")):
+        found = {path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")}
+        for folder in sorted(found):
             try:
                 await self._publish_once(folder)
             except InvalidAdapterError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.server.live import Live, serving, tiny_settings
+from tests.support.copies import make_copies
 
 Folders = dict[str, Path]
 
@@ -227,8 +229,12 @@ def test_routers_are_listed_with_their_parameters(live: Live) -> None:
 
 
 def test_a_folder_of_adapters_is_published_once(folders: Folders, tmp_path: Path) -> None:
-    directory = folders["math"].parent
+    """Whichever format they are in."""
+    directory = tmp_path / "adapters"
+    shutil.copytree(folders["math"].parent, directory)
+    make_copies(directory / "kept")
     for _ in range(2):
         with serving(tiny_settings(tmp_path, adapters=directory)) as server:
             found = server.client.get("/admin/adapters").json()["adapters"]
-            assert [f"{a['name']}@{a['version']}" for a in found] == ["code@1", "math@1", "wide@1"]
+            names = [f"{a['name']}@{a['version']}" for a in found]
+            assert names == ["code@1", "kept@1", "math@1", "wide@1"]
