@@ -223,8 +223,8 @@ def _name_problem(name: str) -> str | None:
 def _refusal_by_name(base: str) -> str | None:
     if base.endswith(PICKLE_SUFFIXES):
         return (
-            "is a pickle, which can run code when it is read; send safetensors (an AdaMix "
-            "checkpoint becomes that on your own machine by `adaptermix adapters import adamix`)"
+            "is a pickle, which can run code when it is read; send safetensors (checkpoints "
+            "of AdaMix and MoA become that on your own machine by `adaptermix adapters import`)"
         )
     if base.endswith(".safetensors.index.json"):
         return "belongs to a sharded adapter; save it as one adapter_model.safetensors"

@@ -30,7 +30,7 @@ from router_engine.kernels.dispatch import choose_kernels
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
-from router_engine.mixture.rules import check_mixture
+from router_engine.mixture.rules import DIRECTIONS_ONLY, check_mixture, refuse_special
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
@@ -73,6 +73,8 @@ class Engine:
         self.base: BaseModelSpec = base_spec(
             config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
         )
+        # Beside linear layers, a layer has a site for each placement of a bottleneck and a prompt.
+        self._num_sites = len(linears) + 3 * len(blocks)
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
         self._blocks = BlockPool(num_blocks)
         self.info = _info(loaded, self.base, config.scheduler.max_model_len, self._routing)
@@ -218,7 +220,7 @@ class Engine:
             blocks_total=self._blocks.num_blocks,
             blocks_owned=self._blocks.num_owned,
             blocks_cached=self._blocks.num_cached,
-            rank_rows_total=self._experts.pool.max_rank_rows * len(self.base.linears),
+            rank_rows_total=self._experts.pool.max_rank_rows * self._num_sites,
             rank_rows_used=self._experts.pool.used_rows,
             adapters_device=self._residency.num_device,
             adapters_host=self._residency.num_host,
@@ -263,6 +265,10 @@ class Engine:
         weights = request.weights or (1.0,) * len(request.adapters)
         try:
             self._check(ResolvedMixture(request.adapters, weights, request.combination))
+            if request.layer_routing is not None:
+                for digest in request.adapters:
+                    manifest = self._residency.manifest(digest)
+                    refuse_special(digest, manifest, DIRECTIONS_ONLY)
         except MixtureError as error:
             final = self._scheduler.fail(request.request_id, FinishReason.REFUSED, str(error))
             self._emit(final)

@@ -18,6 +18,7 @@ from adapters_store.types import (
 )
 from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
+from router_engine.mixture.rules import DIRECTIONS_ONLY, FACTORS_ONLY, WEIGHTS_ONLY
 from router_engine.request import LayerRouting, TokenRouting
 from server.copies import member_digests, refuse_copies
 from server.errors import InputError
@@ -93,10 +94,12 @@ class Mixtures:
         return await self._fixed(mixture.adapters or [], mixture.combination, "mixture.adapters")
 
     async def resolve_fixed(self, adapters: Sequence[WeightedAdapter]) -> ResolvedMixture:
-        """A fixed mixture for the admin routes."""
+        """A mixture that the base's weights can hold, for the admin routes."""
         refuse_copies(adapters, "adapters")
-        plan = await self._fixed(adapters, "sum", "adapters")
-        return ResolvedMixture(plan.digests, plan.weights, plan.combination)
+        records = await self._records([item.name for item in adapters], "adapters")
+        _refuse_special(records, "adapters", WEIGHTS_ONLY)
+        digests = tuple(record.digest for record in records)
+        return ResolvedMixture(digests, tuple(item.weight for item in adapters))
 
     async def record(self, reference: str, path: str = "name") -> AdapterRecord:
         """Resolve one reference that must fit the base model."""
@@ -128,6 +131,7 @@ class Mixtures:
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
             return replace(plan, is_tapped=self._routing.is_tapped(spec))
         if spec.level == "layer":
+            _refuse_special(records, path, DIRECTIONS_ONLY)
             layers = LayerRouting(spec.name, spec.params)
             return _plan(records, combination="sum", layer_routing=layers, router=spec.name)
         weights = await self._routing.weights(spec, records, prompt)
@@ -202,8 +206,17 @@ def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
     return f"was made for another base model{trained}: {problem.where} {problem.message}"
 
 
+def _refuse_special(records: Sequence[AdapterRecord], path: str, reason: str) -> None:
+    """Refuse adapters that hold more than plain LoRA, for this reason. Raises InputError."""
+    for record in records:
+        held = record.manifest.not_plain
+        if held is not None:
+            raise InputError(path, f"{record.label}, which holds {held}", reason)
+
+
 def refuse_unequal_ranks(records: Sequence[AdapterRecord], path: str) -> None:
-    """`linear` sums factors: at every layer the ranks must agree. Raises InputError."""
+    """`linear` sums factors: all is LoRA, and the ranks agree at every layer. Raises InputError."""
+    _refuse_special(records, path, FACTORS_ONLY)
     ranks: dict[str, tuple[int, str]] = {}
     for record in records:
         for expert in record.manifest.lora_experts:

@@ -11,47 +11,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters_store.formats.adamix_base import INDEX, BaseTensors
+from adapters_store.formats.adamix_copies import (
+    copy_weights,
+    count_copies,
+    missing_copies,
+    score_problems,
+)
 from adapters_store.types import Problem
 
 Array = NDArray[Any]
 Side = Literal["A", "B"]
-_SHOWN = 8
+_SCORES = "lora_expert_score_weight"
 
-_INDEX = r"(?:0|[1-9]\d{0,2})"
 _LORA_KEY = re.compile(
-    rf"transformer\.h\.(?P<layer>{_INDEX})\.attn\.c_attn\.(?:"
-    rf"experts_lora_(?P<side>[AB])\.(?P<expert>{_INDEX})"
+    rf"transformer\.h\.(?P<layer>{INDEX})\.attn\.c_attn\.(?:"
+    rf"experts_lora_(?P<side>[AB])\.(?P<expert>{INDEX})"
     r"|lora_(?P<alias>[AB])_w"
-    r"|lora_expert_score_weight)"
+    rf"|{_SCORES})"
 )
-_BLOCK_KEY = re.compile(rf"transformer\.h\.(?P<layer>{_INDEX})\.(?P<name>.+)")
-# GPT-2's own tensors in full checkpoints, those of a block by what follows transformer.h.<i>. The
-# names of sizes stand for the same number wherever they occur.
-_BASE_SHAPES: Mapping[str, tuple[str, ...]] = {
-    "attn.bias": ("1", "1", "context", "context"),  # the causal mask
-    "attn.c_attn.weight": ("d", "3d"),
-    "attn.c_attn.bias": ("3d",),
-    "attn.c_proj.weight": ("d", "d"),
-    "attn.c_proj.bias": ("d",),
-    "mlp.c_fc.weight": ("d", "inner"),
-    "mlp.c_fc.bias": ("inner",),
-    "mlp.c_proj.weight": ("inner", "d"),
-    "mlp.c_proj.bias": ("d",),
-    **{f"ln_{n}.{part}": ("d",) for n in (1, 2) for part in ("weight", "bias")},
-}
-_OUTER_SHAPES: Mapping[str, tuple[str, ...]] = {
-    "transformer.wte.weight": ("vocabulary", "d"),
-    "transformer.wpe.weight": ("positions", "d"),
-    "transformer.ln_f.weight": ("d",),
-    "transformer.ln_f.bias": ("d",),
-    "lm_head.decoder.weight": ("vocabulary", "d"),  # tied to wte
-}
 
 
 @dataclass(slots=True)
@@ -67,9 +50,7 @@ class Layer:
     @property
     def num_experts(self) -> int:
         """M."""
-        if self.score is not None and self.score.ndim == 1:
-            return len(self.score)
-        return max([0, *self.a, *self.b]) + 1
+        return count_copies(self.score, self.a, self.b)
 
     @property
     def rank(self) -> int:
@@ -92,56 +73,19 @@ class Layer:
     @property
     def weights(self) -> Array:
         """softmax(score) [M] in float32; 1/M where there are no scores."""
-        given = np.zeros(self.num_experts) if self.score is None else self.score
-        score = given.astype(np.float32)
-        powers: Array = np.exp(score - score.max())
-        weights: Array = powers / powers.sum()
-        return weights
-
-    def average(self, copies: Mapping[int, Array]) -> Array:
-        """The experts' average in float32; a shared side is its only copy."""
-        if len(copies) == 1:
-            return np.ascontiguousarray(copies[0], dtype=np.float32)
-        stacked = np.stack([copies[expert] for expert in sorted(copies)])
-        with np.errstate(invalid="ignore", over="ignore"):  # the store refuses what isn't finite
-            averaged = np.einsum("e,eij->ij", self.weights, stacked, dtype=np.float32)
-        return np.ascontiguousarray(averaged)
+        return copy_weights(self.score, self.num_experts)
 
     def problems(self) -> list[Problem]:
         """Everything that is wrong in this layer by itself."""
         missing = [*self._missing("A", self.a), *self._missing("B", self.b)]
         if missing:
             return missing
-        return [*self._score_problems(), *self._shape_problems(), *self._alias_problems()]
+        scores = score_problems(f"{self.where}.{_SCORES}", self.score)
+        return [*scores, *self._shape_problems(), *self._alias_problems()]
 
     def _missing(self, side: Side, copies: Mapping[int, Array]) -> Iterator[Problem]:
-        """A side holds one copy, of expert 0, or a copy for each expert."""
-        name, count = f"experts_lora_{side}", self.num_experts
-        if not copies:
-            yield Problem(self.where, f"has no {name}: is the file whole?")
-        elif copies.keys() == {0}:
-            return
-        elif max(copies) >= count:
-            yield Problem(
-                f"{self.where}.{name}.{max(copies)}",
-                f"is one expert too many: there are {count} scores in lora_expert_score_weight",
-            )
-        elif len(copies) < count:
-            absent = (f"{name}.{expert}" for expert in range(count) if expert not in copies)
-            named = ", ".join(islice(absent, _SHOWN))
-            left = count - len(copies) - _SHOWN
-            more = f" and {left} more" if left > 0 else ""
-            yield Problem(self.where, f"lacks {named}{more} of {count} experts: is the file whole?")
-
-    def _score_problems(self) -> Iterator[Problem]:
-        score = self.score
-        if score is None:
-            return
-        where = f"{self.where}.lora_expert_score_weight"
-        if score.ndim != 1 or not len(score) or score.dtype.kind != "f":
-            yield Problem(where, f"is {score.dtype} {list(score.shape)}, expected a float [M]")
-        elif not np.isfinite(score).all():
-            yield Problem(where, "holds values that are NaN or infinite")
+        names = f"experts_lora_{side}.{{}}"
+        return missing_copies(self.where, names, copies, self.num_experts, scores=_SCORES)
 
     def _shape_problems(self) -> Iterator[Problem]:
         a, b = self.a[0], self.b[0]
@@ -173,45 +117,19 @@ class Keys:
     """A checkpoint's tensors by what they are."""
 
     layers: dict[int, Layer] = field(default_factory=dict)
-    base: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = field(default_factory=dict)
-    base_layers: frozenset[int] = frozenset()
-    unknown: list[str] = field(default_factory=list)
+    base: BaseTensors = field(default_factory=BaseTensors)
 
 
 def sort_keys(state: Mapping[str, Array]) -> Keys:
-    """Which tensor is what. Of base weights only shapes are kept: (found, expected)."""
+    """Which tensor is what. Of base weights only shapes are kept."""
     keys = Keys()
-    blocks: set[int] = set()
     for name, array in state.items():
         lora = _LORA_KEY.fullmatch(name)
-        block = _BLOCK_KEY.fullmatch(name)
         if lora is not None:
             _put(keys.layers, lora, array)
-        elif block is not None and block["name"] in _BASE_SHAPES:
-            blocks.add(int(block["layer"]))
-            keys.base[name] = (array.shape, _BASE_SHAPES[block["name"]])
-        elif name in _OUTER_SHAPES:
-            keys.base[name] = (array.shape, _OUTER_SHAPES[name])
         else:
-            keys.unknown.append(name)
-    keys.base_layers = frozenset(blocks)
+            keys.base.add(name, array)
     return keys
-
-
-def base_problems(
-    base: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]], hidden_size: int
-) -> Iterator[Problem]:
-    """Base weights whose shapes don't fit a LoRA of this hidden size, or each other."""
-    sizes = {"1": 1, "d": hidden_size, "3d": 3 * hidden_size}
-    for name, (shape, symbols) in base.items():
-        expected = symbols if len(shape) == len(symbols) else ()
-        for symbol, size in zip(expected, shape, strict=False):
-            sizes.setdefault(symbol, size)
-        if shape != tuple(sizes[symbol] for symbol in expected):
-            wanted = [sizes.get(symbol, symbol) for symbol in symbols]
-            yield Problem(
-                name, f"has shape {list(shape)}, but the LoRA is for a GPT-2 with {wanted}"
-            )
 
 
 def _put(layers: dict[int, Layer], match: re.Match[str], array: Array) -> None:

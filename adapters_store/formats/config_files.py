@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from adapters_store.errors import InvalidAdapterError
+from adapters_store.types import Problem
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -36,3 +44,26 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ConfigError(f"names a key twice: {', '.join(twice)}")
     return result
+
+
+def parse_config(model: type[Config], raw: Mapping[str, Any], file: str) -> Config:
+    """A flat config by its model; raises InvalidAdapterError naming each key that is wrong."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = str(item["loc"][0])
+            if item["type"] == "missing":
+                message = "is missing"
+            elif item["type"] == "extra_forbidden":
+                message = f"is {_short(raw[key])}: the key is unknown; remove it if it does nothing"
+            else:
+                message = f"is {_short(raw[key])}: {item['msg']}"
+            problems.append(Problem(f"{file}: {key}", message))
+        raise InvalidAdapterError(problems) from error
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

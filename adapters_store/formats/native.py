@@ -8,10 +8,12 @@ strictly: no key, type or tensor passes that isn't applied.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -44,6 +46,15 @@ _SPECS = (
 )
 _KINDS = "kinds are lora, bottleneck and prompt"
 _KEYS = sorted({field.name for spec in _SPECS for field in fields(spec)})
+
+
+@dataclass(frozen=True, slots=True)
+class NativeAdapter:
+    """What a folder of this format is made of; `notes` tell people what was not said or used."""
+
+    manifest: AdapterManifest
+    tensors: Mapping[str, NDArray[Any]]
+    notes: tuple[str, ...] = ()
 
 
 class _Document(BaseModel):

@@ -14,6 +14,7 @@ from adapters_store.errors import TensorFileError
 from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.formats.base import FormatInput, Reading
 from adapters_store.formats.config_files import ConfigError, load_json
+from adapters_store.formats.listing import some
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.formats.peft_config import PeftLoraConfig, key_problems, parse_config
 from adapters_store.tensor_header import TensorHeader, TensorInfo, read_header
@@ -38,7 +39,6 @@ _EMBEDDING_COPY = re.compile(
     r"(?P<module>(.+\.)?(?P<name>embed_tokens|lm_head))(\.base_layer)?\.weight"
 )
 _HEAD_LORA = re.compile(r"(.+\.)?lm_head\.lora_[AB]\..+")
-_SHOWN = 8
 
 
 class PeftLoraFormat:
@@ -165,7 +165,7 @@ class _Builder:
         if self.unapplied:
             self.notes.append(
                 "not applied, as they are only used in training or are copies of base weights: "
-                + _some(self.unapplied)
+                + some(self.unapplied)
             )
         if len(adapters) > 1:
             named = ", ".join(sorted(name or "no name" for name in adapters))
@@ -243,7 +243,7 @@ class _Builder:
         if stray:
             self._refuse(
                 f"{CONFIG_FILE}: target_modules",
-                f"does not name {_some(stray)}, for which there are tensors: correct the config",
+                f"does not name {some(stray)}, for which there are tensors: correct the config",
             )
         if not targets.explicit:
             return
@@ -252,15 +252,10 @@ class _Builder:
         if absent and have & self.base.linears.keys():
             self._refuse(
                 TENSOR_FILE,
-                f"holds no tensors for {_some(absent)}, which target_modules names: made for "
+                f"holds no tensors for {some(absent)}, which target_modules names: made for "
                 "another base, or cut short; if it is meant, say so by layers_to_transform or "
                 "exclude_modules",
             )
 
     def _refuse(self, where: str, message: str) -> None:
         self.problems.append(Problem(where, message))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -59,6 +59,7 @@ def values_of(part: Part, limits: StoreLimits) -> Iterator[Problem]:
 
 def _sizes(expert: ExpertSpec) -> dict[str, int]:
     """What must be above 0; first what is bounded as a rank."""
+    sizes: tuple[str, ...]
     if isinstance(expert, LoraExpertSpec):
         sizes = ("rank", "in_features", "out_features")
     elif isinstance(expert, BottleneckExpertSpec):

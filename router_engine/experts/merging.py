@@ -12,7 +12,7 @@ from router_engine.errors import MixtureError
 from router_engine.experts.merge_policy import MergePolicy
 from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ADMIN, ResidencyManager
-from router_engine.mixture.rules import check_mixture
+from router_engine.mixture.rules import WEIGHTS_ONLY, check_mixture, refuse_special
 from router_engine.scheduling.plan import PlannedRow
 
 MERGED = f"{ADMIN}merged"  # owner of the merged mixture's adapters
@@ -50,8 +50,9 @@ class MergeControl:
     def switch(self, mixture: ResolvedMixture | None, *, by_admin: bool) -> None:
         """Fold `mixture` in, or restore the base; its adapters are on the device.
 
-        Raises MixtureError, the base unchanged, where the combination is not defined for it or the
-        base is quantized: the rounding of the sum would be far coarser than what is merged.
+        Raises MixtureError, the base unchanged, where the combination is not defined for it, where
+        an adapter holds more than plain LoRA, or where the base is quantized: the rounding of the
+        sum would be far coarser than what is merged.
         """
         started = time.perf_counter()
         if mixture is not None:
@@ -61,6 +62,8 @@ class MergeControl:
                     "each request, or start the server with quantization 'none'"
                 )
             manifests = [self._residency.manifest(digest) for digest in mixture.digests]
+            for digest, manifest in zip(mixture.digests, manifests, strict=True):
+                refuse_special(digest, manifest, WEIGHTS_ONLY)
             check_mixture(mixture, manifests)
         self._base.restore()
         self._residency.release(MERGED)
@@ -77,13 +80,21 @@ class MergeControl:
         """Under `auto`, switch to what the traffic asks for; `rows` are those of the next step.
 
         A mixture is merged only while its adapters are on the device, which they are while it
-        dominates: nothing is loaded for a merge.
+        dominates: nothing is loaded for a merge. One that cannot be merged counts as the bare base.
         """
         if self._policy is None or self._by_admin:
             return
         self._policy.observe(rows)
         wanted = self._policy.choose(self.mixture)
-        if wanted == self.mixture:
-            return
-        if wanted is None or self._residency.are_resident(wanted.digests):
+        if wanted is not None and not self._may_be_merged(wanted):
+            wanted = None
+        if wanted != self.mixture:
             self.switch(wanted, by_admin=False)
+
+    def _may_be_merged(self, mixture: ResolvedMixture) -> bool:
+        """Whether its adapters are on the device, and plain LoRA all of them."""
+        if mixture == self.mixture:
+            return True
+        return self._residency.are_resident(mixture.digests) and all(
+            self._residency.manifest(digest).not_plain is None for digest in mixture.digests
+        )

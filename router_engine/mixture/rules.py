@@ -7,6 +7,25 @@ from collections.abc import Sequence
 from adapters_store.types import AdapterManifest, ResolvedMixture
 from router_engine.errors import MixtureError
 
+# Why adapters that hold more than LoRA are refused, and what would work.
+FACTORS_ONLY = (
+    "combination 'linear' adds the factors of LoRA experts; combination 'sum' takes any experts"
+)
+WEIGHTS_ONLY = (
+    "only LoRA without gates can be folded into the base's weights; send the mixture with each "
+    "request instead"
+)
+DIRECTIONS_ONLY = (
+    "layer router 'arrow' scores the directions of LoRA without gates; give the mixture's weights "
+    "yourself, or choose a router of level 'request' or 'token'"
+)
+
+
+def refuse_special(adapter: str, manifest: AdapterManifest, reason: str) -> None:
+    """Raise MixtureError, with the reason, for an adapter that holds more than plain LoRA."""
+    if manifest.not_plain is not None:
+        raise MixtureError(f"{adapter} holds {manifest.not_plain}: {reason}")
+
 
 def check_mixture(mixture: ResolvedMixture, manifests: Sequence[AdapterManifest]) -> None:
     """Raise MixtureError where the combination is not defined for these adapters and weights.
@@ -24,11 +43,7 @@ def check_mixture(mixture: ResolvedMixture, manifests: Sequence[AdapterManifest]
             )
     ranks: dict[str, int] = {}
     for digest, manifest in zip(mixture.digests, manifests, strict=True):
-        if manifest.not_plain is not None:
-            raise MixtureError(
-                f"{digest} holds {manifest.not_plain}: combination 'linear' adds the factors of "
-                "LoRA experts; combination 'sum' takes any experts"
-            )
+        refuse_special(digest, manifest, FACTORS_ONLY)
         for expert in manifest.lora_experts:
             if expert.scale <= 0:
                 raise MixtureError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,10 @@ from adapters_store.manifest import manifest_to_json
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec
 from tests.adapters_store import folders
-from tests.adapters_store.folders import adapter
+from tests.adapters_store.folders import HIDDEN, adapter
 from tests.adapters_store.native_folders import (
     BASE,
     FUSED,
-    HIDDEN,
     LAYER,
     MANIFEST,
     MLP,
@@ -63,6 +64,15 @@ def test_defaults_may_be_left_out_and_numbers_be_whole(checker: AdapterStore) ->
     expected = replace(MANIFEST.lora_experts[0], gate=None)
     assert report.manifest == AdapterManifest("adaptermix", (expected,))
     assert report.loads
+
+
+def test_the_example_of_the_docs_is_read(checker: AdapterStore) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "adapters.md").read_text()
+    text = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    report = checker.check("x", folder({}, text), base=replace(BASE, hidden_size=576))
+    assert report.manifest is not None
+    made = tensors(report.manifest)
+    assert problems(checker, folder(made, text), replace(BASE, hidden_size=576)) == []
 
 
 @pytest.mark.parametrize(

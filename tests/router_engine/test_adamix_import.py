@@ -11,6 +11,7 @@ import torch
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from tests.router_engine.conftest import MakeHarness
+from tests.support.adamix_bottleneck import bottleneck_model
 from tests.support.adamix_checkpoint import (
     ALPHA,
     EXPERTS,
@@ -66,6 +67,41 @@ def test_the_engine_agrees_with_the_original_forward(
     base_ids, base_rows = greedy(family_model("gpt2"), PROMPT, 12)
     assert_agrees(base, base_ids, base_rows)
     assert not torch.allclose(base_rows[0], rows[0], atol=0.01)
+
+
+@pytest.mark.parametrize("how", ["averaged", "kept"])
+@pytest.mark.parametrize("copies", [(EXPERTS, 1), (EXPERTS, EXPERTS)])
+def test_the_engine_agrees_with_the_original_bottlenecks(
+    copies: tuple[int, int],
+    how: str,
+    make_harness: MakeHarness,
+    family_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """Averaged at the import, or by the engine as it loads them."""
+    model = bottleneck_model(copies=copies, scores=SCORES)
+    file = save_checkpoint(tmp_path / "model.final.pt", state_of(model, full=True))
+    folder = import_adamix(file, None, tmp_path / "out", keep_copies=how == "kept").folder
+    harness = make_harness(family_folder("gpt2"))
+    digest = harness.publish("soup", folder)
+    answer, base = harness.run(request("soup", PROMPT, {digest: 1.0}), request("base", PROMPT))
+    ids, rows = greedy(model, PROMPT, 12)
+    assert_agrees(answer, ids, rows)
+    base_ids, base_rows = greedy(family_model("gpt2"), PROMPT, 12)
+    assert_agrees(base, base_ids, base_rows)
+    assert not torch.allclose(base_rows[0], rows[0], atol=0.01)
+
+
+def test_copies_of_a_lora_are_averaged_as_it_loads(
+    make_harness: MakeHarness, family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = adamix_model(copies=(EXPERTS, EXPERTS), scores=SCORES)
+    file = save_checkpoint(tmp_path / "model.final.pt", state_of(model))
+    folder = import_adamix(file, ALPHA, tmp_path / "out", keep_copies=True).folder
+    harness = make_harness(family_folder("gpt2"))
+    digest = harness.publish("adamix", folder)
+    (answer,) = harness.run(request("adamix", PROMPT, {digest: 1.0}))
+    assert_agrees(answer, *greedy(model, PROMPT, 12))
 
 
 def test_one_expert_or_another_alpha_would_not_agree(

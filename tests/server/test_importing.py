@@ -1,4 +1,4 @@
-"""`adaptermix adapters import adamix`, from a checkpoint to an answer; pickles stay off servers."""
+"""`adaptermix adapters import`, from a checkpoint to an answer; pickles stay off servers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pytest
 
 from tests.server.live import Live, serving, tiny_settings
 from tests.server.test_cli import ok, run
+from tests.support import moa_checkpoint as moa
+from tests.support.adamix_bottleneck import bottleneck_model
 from tests.support.adamix_checkpoint import adamix_model, save_checkpoint, state_of
 from tests.support.tiny import save_family
 
-COMMAND = ("adapters", "import", "adamix")
+IMPORT = ("adapters", "import")
+COMMAND = (*IMPORT, "adamix")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,46 @@ def test_without_a_name_no_server_is_asked(checkpoint: Path, tmp_path: Path) -> 
     ]
 
 
+def test_bottlenecks_are_imported_and_listed_with_what_they_hold(
+    gpt2: Live, tmp_path: Path
+) -> None:
+    file = save_checkpoint(tmp_path / "model.pt", state_of(bottleneck_model()))
+    out = str(tmp_path / "soup")
+    said = ok(
+        *(*COMMAND, str(file), "--keep-copies", "--out", out, "--name", "soup", "--url", gpt2.url)
+    )
+    assert "kept 8 of A and 1 of B in 2 layers: bottlenecks of size 6" in said
+    listed = gpt2.client.get("/admin/adapters/soup").json()["adapters"]
+    assert [adapter["kinds"] for adapter in listed] == [["bottleneck", "copies"]]
+    assert "bottleneck copies" in ok("adapters", "ls", "--url", gpt2.url)
+
+
+def test_moa_of_the_port_is_imported(tmp_path: Path) -> None:
+    state = moa.state(moa.HF_PREFIX, moa.HF_NAMES, moa.SPARSE, swi=4, is_sparse=True)
+    folder = moa.save_hf(tmp_path / "moa", state, moa.hf_config())
+    out = tmp_path / "out"
+    said = ok(*IMPORT, "moa-hf", str(folder), "--gamma-max", "0.2", "--out", str(out))
+    assert "note: thresholds are at most 0.2, which the folder does not say" in said
+    assert "imported sparse MoA: 12 experts in 2 layers, swiglu routers with 6 gates" in said
+    assert sorted(file.name for file in out.iterdir()) == [
+        "README.md",
+        "adapter_model.safetensors",
+        "adaptermix.json",
+    ]
+
+
+def test_moa_of_the_original_is_imported_once_the_heads_are_told(tmp_path: Path) -> None:
+    state = moa.state(moa.NATIVE_PREFIX, moa.NATIVE_NAMES, moa.SOFT)
+    folder = str(moa.save_native(tmp_path / "moa", state, moa.native_params(moa.SOFT)))
+    out = str(tmp_path / "out")
+    result = run(*IMPORT, "moa-native", folder, "--out", out)
+    assert result.exit_code == 1
+    assert "--heads: is missing" in result.output
+    assert "--kv-heads: is missing" in result.output
+    said = ok(*IMPORT, "moa-native", folder, "--heads", "4", "--kv-heads", "2", "--out", out)
+    assert "imported soft MoA: 14 experts in 2 layers, linear routers with 7 gates" in said
+
+
 def test_without_alpha_it_says_which_there_are(checkpoint: Path, tmp_path: Path) -> None:
     result = run(*COMMAND, str(checkpoint), "--out", str(tmp_path / "out"))
     assert result.exit_code == 1
@@ -90,5 +133,5 @@ def test_an_uploaded_checkpoint_is_refused_and_the_command_named(
     result = run("adapters", "publish", str(checkpoint), "--name", "raw", "--url", gpt2.url)
     assert result.exit_code == 1
     assert "is a pickle" in result.output
-    assert "adaptermix adapters import adamix" in result.output
+    assert "`adaptermix adapters import`" in result.output
     assert gpt2.client.get("/admin/adapters").json() == before

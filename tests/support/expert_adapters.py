@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters_store.blobs.base import MANIFEST, TENSORS, BlobStore
-from adapters_store.digest import adapter_digest
 from adapters_store.expert_types import (
     Activation,
     BottleneckExpertSpec,
@@ -26,12 +24,12 @@ from adapters_store.expert_types import (
     PromptExpertSpec,
     ThresholdSpec,
 )
+from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from adapters_store.types import AdapterManifest, BlockSpec
 from router_engine.model.loader import base_spec
 from tests.support.tiny import family_model
 
-CONFIG_FILE, TENSOR_FILE = "adaptermix.json", "adapter_model.safetensors"
 MOA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 GPT2_TARGETS = ("c_attn", "c_proj", "c_fc")
 
@@ -230,7 +228,7 @@ def make_expert_folder(
     routers = tuple(router for router in made if router is not None)
     manifest = AdapterManifest("adaptermix", tuple(maker.experts), family, routers)
     directory.mkdir(parents=True)
-    (directory / CONFIG_FILE).write_bytes(manifest_to_json(manifest))
+    (directory / MANIFEST_FILE).write_bytes(manifest_to_json(manifest))
     save_file(maker.tensors, directory / TENSOR_FILE)
     return directory
 
@@ -244,18 +242,8 @@ class FolderFiles:
 
     @classmethod
     def of(cls, folder: Path) -> FolderFiles:
-        manifest = manifest_from_json((folder / CONFIG_FILE).read_bytes())
+        manifest = manifest_from_json((folder / MANIFEST_FILE).read_bytes())
         return cls(manifest, folder / TENSOR_FILE)
-
-
-def put_folder(blobs: BlobStore, folder: Path) -> str:
-    """A native folder straight into a blob store, past every check; returns its digest."""
-    with blobs.staging() as staged:
-        shutil.copy(folder / CONFIG_FILE, staged / MANIFEST)
-        shutil.copy(folder / TENSOR_FILE, staged / TENSORS)
-        digest = adapter_digest((staged / MANIFEST).read_bytes(), staged / TENSORS)
-        blobs.put(digest, staged)
-    return digest
 
 
 def edited(folder: Path, directory: Path, values: Mapping[str, float]) -> Path:

@@ -22,6 +22,7 @@ from adapters_store.expert_types import (
     LoraExpertSpec,
     PromptExpertSpec,
 )
+from router_engine.model.quantized import Int8Linear
 from tests.support.expert_adapters import FolderFiles
 
 ATTENTION = "expert_oracle"
@@ -71,7 +72,7 @@ def prompt_attention(query: Tensor, keys: Tensor, values: Tensor, head_gates: Te
     return torch.stack(outputs)
 
 
-class _Adapter:
+class OracleAdapter:
     """One adapter in a model: its gates as they are found, layer by layer."""
 
     def __init__(self, folder: Path, weight: float) -> None:
@@ -86,7 +87,8 @@ class _Adapter:
         if expert.copies is None:
             return tensor
         weights = torch.tensor(getattr(expert.copies, side))
-        return torch.tensordot(weights, tensor, dims=1)
+        average: Tensor = torch.einsum("m,m...->...", weights, tensor)
+        return average
 
     def times(self, expert: ExpertSpec) -> Tensor | float:
         """w g [tokens, 1]."""
@@ -112,13 +114,21 @@ class _Adapter:
         """query [heads, tokens, dim] -> what is added to what it attends to, of the same shape."""
         p = self.tensors[expert.tensor_prompt]
         keys, values = (
-            functional.linear(p, linear.weight, linear.bias).view(len(p), -1, query.shape[-1])
+            functional.linear(p, _weight(linear), linear.bias).view(len(p), -1, query.shape[-1])
             for linear in (attention.k_proj, attention.v_proj)
         )
         if hasattr(attention, "k_norm"):
             keys = attention.k_norm(keys)
         head_gates = self.tensors[expert.tensor_head_gates]
         return self.times(expert) * prompt_attention(query, keys, values, head_gates)
+
+
+def _weight(linear: Any) -> Tensor:
+    """A layer's weight [out, in], as the layer computes with it."""
+    if isinstance(linear, Int8Linear):
+        return linear.values * linear.scale[:, None]
+    weight: Tensor = linear.weight
+    return weight
 
 
 def _attention(
@@ -137,9 +147,17 @@ def _attention(
 
 def with_experts(model: PreTrainedModel, mixture: Sequence[tuple[Path, float]]) -> PreTrainedModel:
     """`model`, which is changed, under native folders with these weights."""
+    put_experts(model, mixture)
+    return model
+
+
+def put_experts(
+    model: PreTrainedModel, mixture: Sequence[tuple[Path, float]]
+) -> list[OracleAdapter]:
+    """As `with_experts`; returns the adapters, which hold the gates of the last pass."""
     AttentionInterface.register(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)
-    adapters = [_Adapter(folder, weight) for folder, weight in mixture]
+    adapters = [OracleAdapter(folder, weight) for folder, weight in mixture]
     for adapter in adapters:
         for router in adapter.manifest.routers:
             _hook_router(model, adapter, router)
@@ -150,10 +168,10 @@ def with_experts(model: PreTrainedModel, mixture: Sequence[tuple[Path, float]]) 
             elif isinstance(expert, PromptExpertSpec):
                 module.prompts = [*getattr(module, "prompts", ()), (adapter, expert)]
     _hook_feed_forwards(model, adapters)
-    return model
+    return adapters
 
 
-def _hook_router(model: nn.Module, adapter: _Adapter, spec: LayerRouterSpec) -> None:
+def _hook_router(model: nn.Module, adapter: OracleAdapter, spec: LayerRouterSpec) -> None:
     layer: Any = model.get_submodule(spec.layer)
     norm = layer.input_layernorm if hasattr(layer, "input_layernorm") else layer.ln_1
 
@@ -164,16 +182,16 @@ def _hook_router(model: nn.Module, adapter: _Adapter, spec: LayerRouterSpec) -> 
     norm.register_forward_hook(find)
 
 
-def _lora_hook(adapter: _Adapter, expert: LoraExpertSpec) -> Any:
+def _lora_hook(adapter: OracleAdapter, expert: LoraExpertSpec) -> Any:
     def add(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         return y + adapter.lora(expert, args[0].reshape(-1, args[0].shape[-1])).view_as(y)
 
     return add
 
 
-def _hook_feed_forwards(model: nn.Module, adapters: Sequence[_Adapter]) -> None:
+def _hook_feed_forwards(model: nn.Module, adapters: Sequence[OracleAdapter]) -> None:
     """One hook a module: serial bottlenecks do not see what parallel ones add."""
-    found: dict[str, list[tuple[_Adapter, BottleneckExpertSpec]]] = {}
+    found: dict[str, list[tuple[OracleAdapter, BottleneckExpertSpec]]] = {}
     for adapter in adapters:
         for expert in adapter.manifest.experts:
             if isinstance(expert, BottleneckExpertSpec):
@@ -184,7 +202,7 @@ def _hook_feed_forwards(model: nn.Module, adapters: Sequence[_Adapter]) -> None:
             _: nn.Module,
             args: tuple[Tensor, ...],
             y: Tensor,
-            pairs: list[tuple[_Adapter, BottleneckExpertSpec]] = pairs,
+            pairs: list[tuple[OracleAdapter, BottleneckExpertSpec]] = pairs,
         ) -> Tensor:
             read = {"parallel": args[0][0], "serial": y[0]}
             terms = [

@@ -20,7 +20,6 @@ from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.base import TokenRouter
 from router_engine.routers.layer.arrow import SPEC as ARROW
 from router_engine.routers.token.hidden_mean import HiddenMeanRouter
-from tests.support.expert_adapters import CONFIG_FILE, put_folder
 
 T = TypeVar("T")
 STEP_TIMEOUT_S = 60.0
@@ -72,9 +71,7 @@ class EngineHarness:
         self.answers: dict[str, Answer] = {}
 
     def publish(self, name: str, folder: Path) -> str:
-        """Put a PEFT folder into the store, or a native one into its blobs; returns its digest."""
-        if (folder / CONFIG_FILE).exists():
-            return put_folder(self.store.blobs, folder)
+        """Put a folder of PEFT's format or our own into the store; returns its digest."""
         return self.store.publish(name, folder, base=self.engine.base).digest
 
     def put_centroids(self, centroids: Mapping[str, Sequence[float]]) -> None:

@@ -174,8 +174,9 @@ def test_values_that_are_not_finite_are_refused_by_the_store(
     store.close()
 
 
-def test_alpha_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:
-    assert "--alpha: is missing" in refused(tmp_path, tmp_path / "none.pt", None)
+def test_alpha_is_asked_for(model: Any, tmp_path: Path) -> None:
+    file = save_checkpoint(tmp_path / "model.pt", state_of(model))
+    assert "--alpha: is missing" in refused(tmp_path, file, None)
 
 
 def test_nothing_is_written_over(model: Any, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ class CpuBody:
         logits = self._room(len(arrays.samples))
         best = torch.empty(len(arrays.samples), dtype=torch.int64)
         normaliser = torch.empty(len(arrays.samples))
-        gates = self._gates(weights, len(arrays.token_ids))
-        mixture = _Mixture(weights, self._pool, self._lists, gates)
-        lower = _Mixture(weights and weights.lower, self._pool, self._lists, gates)
+        readings = self._readings(weights, len(arrays.token_ids))
+        mixture = _Mixture(weights, self._pool, self._lists, readings)
+        lower = _Mixture(weights and weights.lower, self._pool, self._lists, readings)
         tap = torch.empty(len(arrays.token_ids), self._decoder.hidden) if plan.is_tapped else None
         step = Step(
             token_ids=arrays.token_ids.ctypes.data,
@@ -69,9 +69,9 @@ class CpuBody:
         self._decoder.library.run_model(self._decoder.handle, step)
         if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
-        return BodyOutput(logits, LogitSummary(best, normaliser), tap, gates)
+        return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings)
 
-    def _gates(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
+    def _readings(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
         """Room for the gates of a step's adapters, if any has a router."""
         if weights is None or self._pool.only_lora(weights.digests):
             return None
@@ -99,7 +99,7 @@ class _Mixture:
         weights: StepWeights | None,
         pool: RowPool,
         lists: AdapterLists,
-        gates: GateReadings | None,
+        readings: GateReadings | None,
     ) -> None:
         self.weights = Weights()
         if weights is None:
@@ -118,19 +118,19 @@ class _Mixture:
             gates = weights.gates
             self._gates = (gates.top_k, gates.temperature, gates.candidates.contiguous())
             self.weights.gates = Gates(*(part.data_ptr() for part in self._gates))
-        if gates is not None:
-            self._route(weights.digests, lists, gates)
+        if readings is not None:
+            self._route(weights.digests, lists, readings)
 
-    def _route(self, digests: tuple[str, ...], lists: AdapterLists, gates: GateReadings) -> None:
-        first = {digest: first for digest, first, _ in gates.columns}
+    def _route(self, digests: tuple[str, ...], lists: AdapterLists, readings: GateReadings) -> None:
+        first = {digest: first for digest, first, _ in readings.columns}
         self._routers = [lists.routers(digest) if digest in first else None for digest in digests]
         self._router_pointers = _addresses(self._routers)
         self._first = (ctypes.c_int32 * len(digests))(*(first.get(each, 0) for each in digests))
         self.weights.routing = Routing(
             routers=ctypes.addressof(self._router_pointers),
             first=ctypes.addressof(self._first),
-            gates=gates.values.data_ptr(),
-            width=gates.values.shape[-1],
+            gates=readings.values.data_ptr(),
+            width=readings.values.shape[-1],
         )
 
 

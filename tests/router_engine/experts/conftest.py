@@ -7,7 +7,8 @@ import pytest
 from tests.router_engine import paths
 from tests.router_engine.paths import EnginePath, path_params
 
-PATHS = (paths.REFERENCE, paths.TRITON, paths.CUDA)
+# Whatever runs every kind of expert belongs here, and all tests of this folder run on it.
+PATHS = (paths.REFERENCE, paths.CPU, paths.INT8, paths.TRITON, paths.CUDA)
 
 
 @pytest.fixture(params=path_params(*PATHS))

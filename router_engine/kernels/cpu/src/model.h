@@ -9,6 +9,7 @@
 #include "layer_router.h"
 #include "mixture_linear.h"
 #include "prompt.h"
+#include "step_attention.h"
 #include "summary.h"
 
 namespace mix {
@@ -36,7 +37,10 @@ template <class T>
 class Model : public Decoder {
  public:
   explicit Model(const ModelSpec& spec)
-      : m_(spec), layers_(spec.layers, spec.layers + spec.num_layers), mixing_(spec.num_layers) {
+      : m_(spec),
+        layers_(spec.layers, spec.layers + spec.num_layers),
+        attention_(spec),
+        mixing_(spec.num_layers) {
     q_width_ = m_.heads * m_.head_dim;
     kv_width_ = m_.kv_heads * m_.head_dim;
     qkv_width_ = q_width_ + 2 * kv_width_;
@@ -44,10 +48,9 @@ class Model : public Decoder {
 
   void run(const Step& step) override {
     step_ = step;
-    paging_ = {step.blocks, m_.block_size};
     reserve();
     prepare_mixture();
-    prepare_attention();
+    attention_.set(step, qkv_.data(), attended_.data());
     Team team;
 #pragma omp parallel num_threads(step.threads)
     {
@@ -69,16 +72,6 @@ class Model : public Decoder {
     Mixing qkv, prompt, o, gate_up, down, serial;
   };
   static constexpr int PARALLEL = 2;
-
-  // A piece of attention: one kv head of one token over some positions, or of several tokens.
-  struct Piece {
-    int32_t row;
-    int32_t token;  // of the row
-    int32_t tokens;
-    int32_t split;
-    int32_t splits;
-    int32_t partial;  // index of its partial result
-  };
 
   void reserve() {
     const size_t tokens = step_.tokens;
@@ -156,27 +149,6 @@ class Model : public Decoder {
     });
   }
 
-  void prepare_attention() {
-    const int group = m_.heads / m_.kv_heads, many = std::max(1, MANY / group);
-    pieces_.clear();
-    splits_ = 0;
-    row_of_.resize(step_.tokens);
-    for (int r = 0; r < step_.num_rows; r++) {
-      const Row& row = step_.rows[r];
-      std::fill_n(row_of_.begin() + row.first, row.length, r);
-      if (row.length > 1) {
-        for (int t = 0; t < row.length; t += many)
-          pieces_.push_back({r, t, std::min(many, row.length - t), 0, 1, -1});
-        continue;
-      }
-      const int splits = ceil_div(row.start + 1, SPLIT);
-      for (int s = 0; s < splits; s++)
-        pieces_.push_back({r, 0, 1, s, splits, splits > 1 ? splits_++ : -1});
-    }
-    partial_.resize(size_t(splits_) * m_.heads);
-    partial_out_.resize(size_t(splits_) * q_width_);
-  }
-
   void embed(Team& team) {
     team.share(step_.tokens, [&](int token) {
       const T* row = static_cast<const T*>(m_.embedding) +
@@ -239,8 +211,8 @@ class Model : public Decoder {
         {&layer.k, qkv_.data() + q_width_, size_t(qkv_width_), false},
         {&layer.v, qkv_.data() + q_width_ + kv_width_, size_t(qkv_width_), false}};
     linears_.run(team, jobs, 3, mixing.qkv, step_.tokens, x_.data(), m_.hidden);
-    team.share(step_.tokens, [&](int token) { place(layer, step_.rows[row_of_[token]], token); });
-    attend_all(team, layer);
+    team.share(step_.tokens, [&](int token) { place(layer, token); });
+    attention_.attend(team, layer);
     if (mixing.prompt.active()) attend_prompts(team, mixing.prompt);
     linears_.prepare(team, mixing.o, layer.o.is_int8, step_.tokens, attended_.data(), q_width_,
                      q_width_);
@@ -260,7 +232,7 @@ class Model : public Decoder {
   }
 
   // Norms and rotates a token's queries and keys; its keys and values go into the cache.
-  void place(const Layer& layer, const Row& row, int token) {
+  void place(const Layer& layer, int token) {
     float* q = &qkv_[size_t(token) * qkv_width_];
     float* k = q + q_width_;
     const float* v = k + kv_width_;
@@ -268,7 +240,7 @@ class Model : public Decoder {
     for (int h = 0; h < m_.heads; h++)
       turn(q + h * m_.head_dim, layer.q_norm, angle, m_.attention_scale);
     for (int h = 0; h < m_.kv_heads; h++) turn(k + h * m_.head_dim, layer.k_norm, angle, 1.0f);
-    const size_t slot = paging_.slot(row, row.start + token - row.first) * kv_width_;
+    const size_t slot = attention_.slot(token);
     T* keys = static_cast<T*>(layer.keys) + slot;
     T* values = static_cast<T*>(layer.values) + slot;
     for (int d = 0; d < kv_width_; d += LANES) {
@@ -288,114 +260,6 @@ class Model : public Decoder {
     }
   }
 
-  void attend_all(Team& team, const Layer& layer) {
-    // Heads of a position lie side by side: one thread reads them all if there is enough to do.
-    const int heads = int(pieces_.size()) < 4 * team.threads() ? 1 : m_.kv_heads;
-    const int tasks = m_.kv_heads / heads;
-    const int last = int(pieces_.size()) - 1, ahead = ceil_div(team.threads(), tasks);
-    team.share(int(pieces_.size()) * tasks, [&](int task) {
-      const int index = task / tasks;
-      const Piece& piece = pieces_[index];
-      const int head = task % tasks * heads;
-      const T* keys = static_cast<const T*>(layer.keys) + head * m_.head_dim;
-      const T* values = static_cast<const T*>(layer.values) + head * m_.head_dim;
-      const HeadCache<T> cache = {keys, values, size_t(kv_width_), heads, m_.head_dim};
-      if (step_.rows[piece.row].length > 1)
-        attend_many(cache, piece, head, int(layer.window));
-      else
-        attend_one(cache, piece, pieces_[std::min(last, index + ahead)], head, int(layer.window));
-    });
-    if (splits_ > 0)
-      team.share(int(pieces_.size()), [&](int piece) {
-        if (pieces_[piece].splits > 1 && pieces_[piece].split == 0) join(pieces_[piece]);
-      });
-  }
-
-  // What the first token of a piece sees.
-  Stretch stretch(const Piece& piece, int window) const {
-    const Row& row = step_.rows[piece.row];
-    const int stop = row.start + piece.token + 1;
-    const int seen_from = window ? std::max(0, stop - window) : 0;
-    return {&row, std::max(piece.split * SPLIT, seen_from),
-            std::min(stop, (piece.split + 1) * SPLIT)};
-  }
-
-  void attend_one(const HeadCache<T>& cache, const Piece& piece, const Piece& next, int head,
-                  int window) {
-    static thread_local std::vector<float> local;
-    static thread_local std::vector<T> query;
-    const Row& row = step_.rows[piece.row];
-    const int group = m_.heads / m_.kv_heads, count = cache.heads * group;
-    const int width = count * m_.head_dim, at = head * group * m_.head_dim;
-    const float* q = &qkv_[size_t(row.first) * qkv_width_ + at];
-    local.resize(width);
-    query.resize(width);
-    for (int d = 0; d < width; d += LANES) store(&query[d], load(q + d));
-    std::vector<Partial> seen(count);
-    const bool whole = piece.splits == 1;
-    float* out = whole ? local.data() : &partial_out_[size_t(piece.partial) * q_width_ + at];
-    Single<T>::attend(cache, paging_, stretch(piece, window), stretch(next, window), query.data(),
-                      group, seen.data(), out);
-    if (!whole) {
-      std::copy_n(seen.data(), count, &partial_[size_t(piece.partial) * m_.heads + head * group]);
-      return;
-    }
-    T* target = &attended_[size_t(row.first) * q_width_ + at];
-    for (int h = 0; h < count; h++)
-      for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES)
-        store(target + d, load(out + d) / seen[h].norm);
-  }
-
-  // The parts of a token's context put together.
-  void join(const Piece& piece) {
-    T* target = &attended_[size_t(step_.rows[piece.row].first) * q_width_];
-    for (int h = 0; h < m_.heads; h++) {
-      const Partial* parts = &partial_[size_t(piece.partial) * m_.heads + h];
-      float top = parts[0].top, norm = 0;
-      for (int s = 1; s < piece.splits; s++) top = std::max(top, parts[s * m_.heads].top);
-      for (int s = 0; s < piece.splits; s++)
-        norm += parts[s * m_.heads].norm * std::exp(parts[s * m_.heads].top - top);
-      for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES) {
-        F16 total = {};
-        for (int s = 0; s < piece.splits; s++)
-          total += load(&partial_out_[size_t(piece.partial + s) * q_width_ + d]) *
-                   std::exp(parts[s * m_.heads].top - top);
-        store(target + d, total / norm);
-      }
-    }
-  }
-
-  void attend_many(HeadCache<T> cache, const Piece& piece, int head, int window) {
-    for (const int end = head + cache.heads; head < end; head++) {
-      attend_block(cache, piece, head, window);
-      cache.keys += m_.head_dim;
-      cache.values += m_.head_dim;
-    }
-  }
-
-  // Several tokens of a row and the query heads of one kv head.
-  void attend_block(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
-    static thread_local Many<T> many;
-    static thread_local std::vector<T> queries;
-    static thread_local std::vector<int> own;
-    const Row& row = step_.rows[piece.row];
-    const int dim = m_.head_dim, group = m_.heads / m_.kv_heads, rows = piece.tokens * group;
-    queries.resize(size_t(rows) * dim);
-    own.resize(rows);
-    const size_t first = row.first + piece.token;
-    for (int r = 0; r < rows; r++) {
-      const float* q = &qkv_[(first + r / group) * qkv_width_ + (head * group + r % group) * dim];
-      for (int d = 0; d < dim; d += LANES) store(&queries[size_t(r) * dim + d], load(q + d));
-      own[r] = row.start + piece.token + r / group;
-    }
-    many.attend(cache, paging_, row, window, queries.data(), own.data(), rows);
-    for (int r = 0; r < rows; r++) {
-      T* target = &attended_[(first + r / group) * q_width_ + (head * group + r % group) * dim];
-      for (int d = 0; d < dim; d += LANES)
-        store(target + d, load(&many.out[size_t(r) * dim + d]) / many.seen[r].norm);
-    }
-  }
-
   void mlp(Team& team, const Layer& layer, const LayerMixing& mixing) {
     team.share(step_.tokens,
                [&](int token) { norm(token, token, layer.mlp_norm, layer.gate); });
@@ -410,31 +274,45 @@ class Model : public Decoder {
     if (mixing.serial.active()) add_serial(team, mixing.serial);
   }
 
-  // residual += down_proj(x) and parallel bottlenecks. Serial ones want the former by itself.
+  // residual += down_proj(x) and parallel bottlenecks. Serial ones read the former by itself, in x.
   void down(Team& team, const Linear& linear, const LayerMixing& mixing) {
     const int width = m_.intermediate;
-    const bool parallel = mixing.gate_up.has(PARALLEL);
-    const bool alone = mixing.serial.active();
     linears_.prepare(team, mixing.down, linear.is_int8, step_.tokens, active_.data(), width, width);
-    const Job job = {&linear, alone ? module_.data() : residual_.data(), size_t(m_.hidden), !alone};
-    linears_.run(team, &job, 1, mixing.down, step_.tokens, active_.data(), width,
-                 [&](int begin, int end) {
-                   if (parallel)
-                     linears_.add_experts(mixing.gate_up, PARALLEL, m_.hidden, begin, end,
-                                          residual_.data(), m_.hidden);
-                 });
+    if (mixing.serial.active()) {
+      const Job job = {&linear, module_.data(), size_t(m_.hidden), false};
+      linears_.run(team, &job, 1, base_, step_.tokens, active_.data(), width,
+                   [&](int begin, int end) {
+                     take_apart(mixing.down, begin, end);
+                     add_parallel(mixing.gate_up, begin, end);
+                   });
+    } else {
+      const Job job = {&linear, residual_.data(), size_t(m_.hidden), true};
+      linears_.run(team, &job, 1, mixing.down, step_.tokens, active_.data(), width,
+                   [&](int begin, int end) { add_parallel(mixing.gate_up, begin, end); });
+    }
   }
 
-  // residual += y + bottlenecks of y, what the feed-forward module puts out
+  void add_parallel(const Mixing& mixing, int begin, int end) {
+    if (mixing.has(PARALLEL))
+      linears_.add_experts(mixing, PARALLEL, m_.hidden, begin, end, residual_.data(), m_.hidden);
+  }
+
+  // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: added to
+  // the residual stream in the order that they are added in by `run`, and alone in x.
+  void take_apart(const Mixing& mixing, int begin, int end) {
+    const auto each = [&](const auto& work) {
+      for (int token = 0; token < step_.tokens; token++)
+        for (int i = begin; i < end; i += LANES) work(size_t(token) * m_.hidden + i);
+    };
+    each([&](size_t i) { store(&residual_[i], load(&residual_[i]) + load(&module_[i])); });
+    if (mixing.active())
+      for (float* y : {residual_.data(), module_.data()})
+        linears_.add_experts(mixing, 0, m_.hidden, begin, end, y, m_.hidden);
+    each([&](size_t i) { store(&x_[i], load(&module_[i])); });
+  }
+
+  // residual += bottlenecks of x, what the feed-forward module puts out
   void add_serial(Team& team, const Mixing& mixing) {
-    team.share(step_.tokens, [&](int token) {
-      const size_t at = size_t(token) * m_.hidden;
-      for (size_t i = at; i < at + m_.hidden; i += LANES) {
-        const F16 y = load(&module_[i]);
-        store(&x_[i], y);
-        store(&residual_[i], load(&residual_[i]) + y);
-      }
-    });
     linears_.prepare(team, mixing, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     team.share(ceil_div(m_.hidden, PANEL), [&](int panel) {
       linears_.add_experts(mixing, 0, m_.hidden, panel * PANEL,
@@ -478,17 +356,14 @@ class Model : public Decoder {
   const std::vector<Layer> layers_;
   int q_width_, kv_width_, qkv_width_;
   Step step_;
-  Paging paging_;
+  StepAttention<T> attention_;
   MixtureLinear<T> linears_;
   Audience everyone_, sampled_, below_;
   std::vector<LayerMixing> mixing_;
   Mixing head_mixing_;
-  std::vector<float> residual_, module_, qkv_, angles_, partial_out_;
-  std::vector<Partial> partial_;
+  const Mixing base_;  // no experts
+  std::vector<float> residual_, module_, qkv_, angles_;
   std::vector<T> x_, attended_, active_;
-  std::vector<Piece> pieces_;
-  std::vector<int> row_of_;  // by token
-  int splits_ = 0;
 };
 
 }  // namespace mix

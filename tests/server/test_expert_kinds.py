@@ -1,0 +1,59 @@
+"""An adapter with bottlenecks and gates, from its upload to its answers and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.live import Live
+from tests.support.expert_adapters import NATIVE, make_expert_folder
+from tests.support.tiny import make_lora_folder
+
+ASKED = {"max_new_tokens": 4, "ignore_eos_token": True, "details": True}
+BOTH = [{"name": "gated", "weight": 0.5}, {"name": "plain", "weight": 0.5}]
+HELD = "gated@1, which holds a gate on the LoRA at model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def published(bare: Live, tmp_path_factory: pytest.TempPathFactory) -> Live:
+    root = tmp_path_factory.mktemp("kinds")
+    assert bare.publish(make_expert_folder(root / "gated", NATIVE), "gated").status_code == 201
+    assert bare.publish(make_lora_folder(root / "plain"), "plain").status_code == 201
+    return bare
+
+
+def test_it_is_served_alone_and_in_a_mixture(published: Live) -> None:
+    mixtures: list[list[dict[str, Any]]] = [[{"name": name}] for name in ("gated", "plain")]
+    replies = [published.answer(parameters=ASKED)]
+    for adapters in (*mixtures, BOTH):
+        replies.append(published.answer(parameters=ASKED, mixture={"adapters": adapters}))
+    firsts = {reply["details"]["tokens"][0]["logprob"] for reply in replies}
+    assert len(firsts) == len(replies)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "works"),
+    [
+        ({"adapters": BOTH, "combination": "linear"}, "combination 'sum' takes any experts"),
+        (
+            {"router": {"name": "arrow", "level": "layer", "candidates": ["plain", "gated"]}},
+            "choose a router of level 'request' or 'token'",
+        ),
+    ],
+)
+def test_what_takes_lora_alone_refuses_it(
+    mixture: dict[str, Any], works: str, published: Live
+) -> None:
+    response = published.generate(mixture=mixture)
+    assert response.status_code == 422
+    assert HELD in response.text
+    assert works in response.text
+
+
+def test_the_base_does_not_hold_it(published: Live) -> None:
+    response = published.client.put("/admin/merged", json={"adapters": BOTH})
+    assert response.status_code == 422
+    assert HELD in response.text
+    assert "send the mixture with each request instead" in response.text
+    assert published.client.get("/admin/merged").json()["mode"] == "unmerged"
