@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.expert_types import Copies, PromptExpertSpec
+from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.manifest import manifest_to_json
 from router_engine.experts.variants import (
     Choice,
@@ -22,7 +23,7 @@ from router_engine.experts.variants import (
 )
 from tests.router_engine.conftest import MakeHarness
 from tests.support.copies import DOWN, UP, CopiesAdapter, average, make_copies
-from tests.support.expert_adapters import CONFIG_FILE, SERIAL, FolderFiles, make_expert_folder
+from tests.support.expert_adapters import SERIAL, FolderFiles, make_expert_folder
 from tests.support.expert_oracle import with_experts
 from tests.support.harness import request
 from tests.support.oracle import assert_agrees, greedy
@@ -93,7 +94,7 @@ def test_bottlenecks_have_copies_too(
         for expert in manifest.experts
         if not isinstance(expert, PromptExpertSpec)
     )
-    (folder / CONFIG_FILE).write_bytes(manifest_to_json(replace(manifest, experts=experts)))
+    (folder / MANIFEST_FILE).write_bytes(manifest_to_json(replace(manifest, experts=experts)))
     model = with_experts(family_model("llama"), [(folder, 1.0)])
     assert_agrees(chosen, *greedy(model, PROMPT, 12))
     assert chosen.logprobs != pytest.approx(plain.logprobs, abs=1e-3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adapters_store.expert_types import Copies, LoraExpertSpec
+from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest
 from router_engine.experts.copies import Side
@@ -81,6 +82,6 @@ def make_copies(folder: Path, *, seed: int = 0, equal: bool = False) -> CopiesAd
             )
     manifest = AdapterManifest("adaptermix", tuple(experts))
     folder.mkdir(parents=True)
-    (folder / "adaptermix.json").write_bytes(manifest_to_json(manifest))
-    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / MANIFEST_FILE).write_bytes(manifest_to_json(manifest))
+    save_file(tensors, folder / TENSOR_FILE)
     return CopiesAdapter(folder, manifest, tensors)
