@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from threading import Lock
@@ -97,7 +97,7 @@ class _Processes:
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def results(self, jobs: Sequence[Job]) -> Any:
+    def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
         """(job, result) as runs end."""
         with ThreadPoolExecutor(self._settings.jobs) as pool:
             futures = {pool.submit(self._run, job): job for job in jobs}
