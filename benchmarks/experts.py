@@ -67,6 +67,7 @@ def run_experts(settings: ExpertSettings, model: ModelSettings) -> dict[str, Any
     subject = resolve(model.model)
     base, kernels = subject.base(), model.kernels or default_kernels()
     rank = equal_rank(base)
+    parameters = {BASE: 0} | {kind: num_parameters(base, kind, rank) for kind in KINDS}
     names: dict[str, Kind] = {
         f"{kind}-{i}": kind for kind in KINDS for i in range(settings.adapters)
     }
@@ -94,7 +95,7 @@ def run_experts(settings: ExpertSettings, model: ModelSettings) -> dict[str, Any
             {
                 "case": case,
                 "title": _title(case, settings.adapters, rank),
-                "parameters": 0 if case == BASE else num_parameters(base, case, rank),
+                "parameters": parameters[case],
                 "step_ms": 1e3 * statistics.median(seconds[case]),
                 "step_ms_range": [1e3 * min(seconds[case]), 1e3 * max(seconds[case])],
                 "tokens_per_second": settings.requests / statistics.median(seconds[case]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,10 +17,11 @@ from benchmarks.subject import Subject
 from server.cli.main import app
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
-    for name in ("requests", "adapters", "context", "steps", "rounds"):
-        with pytest.raises(BenchmarkError, match=f"{name} is 0"):
-            ExpertSettings(**{name: 0})
+@pytest.mark.parametrize("name", ["requests", "adapters", "context", "steps", "rounds"])
+def test_settings_that_cannot_be_are_refused(name: str) -> None:
+    given: dict[str, Any] = {name: 0}
+    with pytest.raises(BenchmarkError, match=f"{name} is 0"):
+        ExpertSettings(**given)
 
 
 def test_an_unknown_option_is_refused() -> None:

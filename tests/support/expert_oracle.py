@@ -78,7 +78,9 @@ class OracleAdapter:
     def __init__(self, folder: Path, weight: float) -> None:
         files = FolderFiles.of(folder)
         self.manifest = files.manifest
-        self.tensors = {key: each.float() for key, each in load_file(files.tensors).items()}
+        self.tensors: dict[str, Tensor] = {
+            key: each.float() for key, each in load_file(files.tensors).items()
+        }
         self.weight = weight
         self.gates: dict[str, Tensor] = {}  # by layer
 
