@@ -16,10 +16,11 @@ STEP = StepReadings(VALUES, (("a", 0, 2), ("b", 2, 1)))
 def test_a_gate_on_a_bound_counts_below_it() -> None:
     counts = GateCounts()
     counts.add(STEP, np.array([0, 2]))
-    assert counts.counts == (1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 0)
+    first = counts.counts
+    assert first == (1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 0)
     assert counts.total == pytest.approx(2.2)
     counts.add(STEP, np.array([1]))
-    assert counts.counts[1] == 2
+    assert np.subtract(counts.counts, first).tolist() == [0, 1] + [0] * 10
 
 
 def test_a_request_counts_its_own_adapters_and_each_token_once() -> None:
@@ -29,8 +30,8 @@ def test_a_request_counts_its_own_adapters_and_each_token_once() -> None:
     sums.add(1, STEP, slice(1, 3))  # the first of these too
     (said,) = sums.statistics()
     assert (said.adapter, said.tokens) == ("a", 2)
-    assert said.mean == (pytest.approx((0.3, 0.55)),)
-    assert said.std == (pytest.approx((0.3, 0.45)),)
+    assert said.mean[0] == pytest.approx((0.3, 0.55))
+    assert said.std[0] == pytest.approx((0.3, 0.45))
     assert said.spread == pytest.approx((0.05 + 0.2) / 2)
     assert said.closed == 0.25
 
