@@ -362,7 +362,8 @@ class Model : public Decoder {
   std::vector<LayerMixing> mixing_;
   Mixing head_mixing_;
   const Mixing base_;  // no experts
-  std::vector<float> residual_, module_, qkv_, angles_;
+  std::vector<float> residual_, qkv_, angles_;
+  std::vector<float> module_;  // down_proj alone, where a serial bottleneck reads it
   std::vector<T> x_, attended_, active_;
 };
 
