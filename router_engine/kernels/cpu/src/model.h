@@ -297,8 +297,8 @@ class Model : public Decoder {
       linears_.add_experts(mixing, PARALLEL, m_.hidden, begin, end, residual_.data(), m_.hidden);
   }
 
-  // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: added to
-  // the residual stream in the order that they are added in by `run`, and alone in x.
+  // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: into
+  // the residual stream, added in the order of `run`, and alone into x.
   void take_apart(const Mixing& mixing, int begin, int end) {
     const auto each = [&](const auto& work) {
       for (int token = 0; token < step_.tokens; token++)
