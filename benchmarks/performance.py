@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine import points_table
+from benchmarks.experts import expert_lines
 from benchmarks.kernels import product_table
 from benchmarks.peers.report import goal_table
 from benchmarks.products import best_us
@@ -103,6 +104,10 @@ def _quantization(result: Result) -> list[str]:
     return [provenance(result), "", *step_lines(result), "", *nll_lines(result)]
 
 
+def _experts(result: Result) -> list[str]:
+    return [provenance(result), "", *expert_lines(result)]
+
+
 FIGURES: Figures = {
     "machine": ("kernels", "adaptermix bench kernels", _machine),
     "products": ("kernels", "adaptermix bench kernels", _products),
@@ -111,6 +116,7 @@ FIGURES: Figures = {
     "serving": ("serve", "adaptermix bench serve", _serving),
     "quantization": ("quantization", "adaptermix bench quantization --data data", _quantization),
     "routing": ("routing", "adaptermix bench routing --data data", routing_figures),
+    "experts": ("experts", "adaptermix bench experts", _experts),
     "targets": ("peers", "make bench-peers", _targets),
 }
 _PICTURED = {

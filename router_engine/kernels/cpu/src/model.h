@@ -297,8 +297,8 @@ class Model : public Decoder {
       linears_.add_experts(mixing, PARALLEL, m_.hidden, begin, end, residual_.data(), m_.hidden);
   }
 
-  // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: added to
-  // the residual stream in the order that they are added in by `run`, and alone in x.
+  // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: into
+  // the residual stream, added in the order of `run`, and alone into x.
   void take_apart(const Mixing& mixing, int begin, int end) {
     const auto each = [&](const auto& work) {
       for (int token = 0; token < step_.tokens; token++)
@@ -362,7 +362,8 @@ class Model : public Decoder {
   std::vector<LayerMixing> mixing_;
   Mixing head_mixing_;
   const Mixing base_;  // no experts
-  std::vector<float> residual_, module_, qkv_, angles_;
+  std::vector<float> residual_, qkv_, angles_;
+  std::vector<float> module_;  // down_proj alone, where a serial bottleneck reads it
   std::vector<T> x_, attended_, active_;
 };
 

@@ -3,6 +3,7 @@
 // Equation: adapters_store.expert_types.PromptExpertSpec; the gates of heads are in the values.
 #pragma once
 
+#include "attention.h"
 #include "lowrank.h"
 
 namespace mix {
