@@ -6,7 +6,7 @@ import hashlib
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -137,6 +137,19 @@ class AdapterManifest:
         """Rank rows over all places: what the adapter takes of the device pool."""
         return sum(expert.rows for expert in self.experts)
 
+    @property
+    def gate_labels(self) -> tuple[str, ...]:
+        """What each output of the routers gates: `q_proj`, `prompt`, `parallel`.
+
+        A number where a layer has several such experts, or layers have different ones.
+        """
+        gated: dict[int, list[str]] = {}
+        for expert in self.experts:
+            if expert.gate is not None:
+                gated.setdefault(expert.gate, []).append(expert.site)
+        outputs = max((router.outputs for router in self.routers), default=0)
+        return tuple(_gate_label(gate, gated.get(gate, [])) for gate in range(outputs))
+
     def device_bytes(self, bytes_per_element: int) -> int:
         """Bytes of rows and routers together on a device."""
         numbers = sum(expert.rows * _width(expert) for expert in self.experts)
@@ -150,6 +163,13 @@ def _width(expert: ExpertSpec) -> int:
         return expert.in_features + expert.out_features
     # A prompt's key has the kv heads only, which are as many as the heads at most.
     return 2 * expert.features
+
+
+def _gate_label(gate: int, sites: Sequence[str]) -> str:
+    names = {site.replace("#", ".").rpartition(".")[2] for site in sites}
+    # A site that is named twice has several experts under this gate.
+    is_one = len(names) == 1 and len(set(sites)) == len(sites)
+    return names.pop() if is_one else str(gate)
 
 
 def _router_size(router: LayerRouterSpec) -> int:

@@ -41,6 +41,7 @@ from router_engine.model.wrap import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routers.running import Routing
+from router_engine.scheduling.gates import GateCounts
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 
@@ -103,6 +104,7 @@ class Engine:
         self._events: list[EngineEvent] = []
         self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows
         self._task_ids = itertools.count()
+        self._gates = GateCounts()
         self._steps = 0
         self._step_seconds = 0.0
 
@@ -140,6 +142,8 @@ class Engine:
             output = self._runner.run(plan, self._merge.mixture)
             self._step_seconds += time.perf_counter() - started
             self._steps += 1
+            if output.gates is not None:
+                self._gates.add(output.gates, plan.sampled_tokens)
             self._events.extend(self._scheduler.update(plan, output))
             self._routing.ask(self._scheduler)
             self._routing.weigh(self._scheduler, self._fail)
@@ -229,6 +233,8 @@ class Engine:
             adapter_load_seconds=counters.load_seconds,
             merges=self._merge.switches,
             step_seconds=self._step_seconds,
+            gate_counts=self._gates.counts,
+            gate_total=self._gates.total,
             load_seconds_recent=recent,
         )
 

@@ -45,6 +45,23 @@ class TokenEvent(msgspec.Struct, frozen=True):
     uncertainty: Uncertainty | None = None  # of ensembles, and with `report_entropy`
 
 
+class GateStatistics(msgspec.Struct, frozen=True):
+    """What the routers inside layers said of one adapter's experts, over a request's tokens.
+
+    mean, std [layers][experts]: of each gate; the population's standard deviation. None where a
+    layer has no such gate. spread: the standard deviation over the experts of one token, in the
+    mean of tokens and layers (MoA 2025: how far a router tells experts apart). closed: the part of
+    all gates that are 0.
+    """
+
+    adapter: str  # digest
+    tokens: int
+    mean: tuple[tuple[float | None, ...], ...]
+    std: tuple[tuple[float | None, ...], ...]
+    spread: float
+    closed: float
+
+
 @dataclass(frozen=True, slots=True)
 class FinalEvent:
     """The end of a request, whatever happened."""
@@ -59,6 +76,7 @@ class FinalEvent:
     num_preemptions: int = 0
     queue_seconds: float = 0.0  # from submission to the first scheduled token
     hidden: tuple[float, ...] = ()  # with `report_hidden`: see routers.hidden
+    gates: tuple[GateStatistics, ...] = ()  # with `report_gates`: of adapters that have any
 
 
 EngineEvent = TokenEvent | FinalEvent

@@ -96,6 +96,9 @@ class EngineRequest:
     # base's whatever the weights: what a router that reads them needs.
     is_tapped: bool = False
     report_hidden: bool = False  # their mean over the prompt comes with the final event
+    # Statistics of the gates inside layers come with the final event. All its tokens are computed
+    # for it: blocks of the prefix cache say nothing of gates. Of an ensemble, its first member's.
+    report_gates: bool = False
     layer_routing: LayerRouting | None = None  # instead of `routing`, under combination `sum`
     # An ensemble: for each further member its adapters, under the same weights. All members read
     # the same text; each token is drawn from the mean of their next-token probabilities.

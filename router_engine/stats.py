@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+GATE_BOUNDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -29,4 +31,8 @@ class EngineStats:
     adapter_load_seconds: float = 0.0
     merges: int = 0
     step_seconds: float = 0.0
+    # Gates inside layers, of sampled tokens: how many at or below each of GATE_BOUNDS and above the
+    # one before, then how many above all.
+    gate_counts: tuple[int, ...] = (0,) * (len(GATE_BOUNDS) + 1)
+    gate_total: float = 0.0  # their sum
     load_seconds_recent: tuple[float, ...] = field(default=())

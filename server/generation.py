@@ -12,7 +12,7 @@ from typing import Literal
 
 from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.errors import EngineDiedError, RequestRefusedError
-from router_engine.events import FinalEvent, FinishReason, TokenEvent
+from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
 from router_engine.request import EngineRequest, SamplingParams
 from server.admission import Admission
 from server.answer import Answer, Piece
@@ -47,6 +47,7 @@ class Ask:
     ignore_eos: bool = False
     priority: int = 0
     endpoint: str = "generate"
+    report_gates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Completion:
     cached_tokens: int | None  # None where a stop string ended the request before the engine did
     stop_token_id: int | None
     plan: Plan
+    gates: tuple[GateStatistics, ...] | None = None  # None where nobody asked
 
     def weights(self) -> list[list[float]]:
         """Weights in force at each token, [tokens][adapters]; [] where each layer has its own."""
@@ -151,6 +153,7 @@ class Generation:
             is_tapped=plan.is_tapped,
             layer_routing=plan.layer_routing,
             ensemble=plan.ensemble,
+            report_gates=ask.report_gates,
         )
         return Job(request, plan, ask.stops, ask.endpoint)
 
@@ -197,7 +200,18 @@ class Generation:
                     break
                 if pieces:
                     yield Update(pieces)
-        yield follower.finish(None)
+            final = await self._ended(job.request, events) if job.request.report_gates else None
+        yield follower.finish(final)
+
+    async def _ended(
+        self, request: EngineRequest, events: AsyncGenerator[EngineEvent, None]
+    ) -> FinalEvent | None:
+        """End a request early, for what its final event says."""
+        await self._engine.cancel(request.request_id)
+        async for event in events:
+            if isinstance(event, FinalEvent):
+                return event
+        return None
 
     def _room(self, ask: Ask) -> int:
         """How many tokens the answer may have. Raises InputError with both lengths."""
@@ -250,7 +264,7 @@ class _Follower:
         return pieces
 
     def finish(self, final: FinalEvent | None) -> Update:
-        if final is not None and final.reason not in _ENDS:
+        if final is not None and final.reason not in _ENDS and not self.answer.is_stopped:
             raise _failure(final)
         pieces = self._last + self.answer.flush()
         # flush may complete a stop string with text that was held back
@@ -263,6 +277,7 @@ class _Follower:
             cached_tokens=None if final is None else final.num_cached_tokens,
             stop_token_id=None if final is None else final.stop_token_id,
             plan=self._job.plan,
+            gates=final.gates if final is not None and self._job.request.report_gates else None,
         )
         return Update(pieces, completion)
 

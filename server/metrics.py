@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     Metric,
     SummaryMetricFamily,
 )
 
 from router_engine.client.base import AdapterResidency, MergedState
-from router_engine.stats import EngineStats
+from router_engine.stats import GATE_BOUNDS, EngineStats
 
 # The bounds of vLLM, so that its dashboards can be reused.
 LATENCY = (
@@ -136,6 +138,7 @@ class EngineMetrics:
         """The families, in the order of the page."""
         yield from self._gauges()
         yield from self._counters()
+        yield self._gate_family()
         yield self._residency_family()
         yield SummaryMetricFamily(
             "adaptermix_adapter_load_seconds",
@@ -188,6 +191,16 @@ class EngineMetrics:
             ("merges", "Merges and restores of the base.", stats.merges),
         ):
             yield CounterMetricFamily(f"adaptermix_{name}", text, value=float(value))
+
+    def _gate_family(self) -> Metric:
+        at_most = accumulate(self._stats.gate_counts)
+        bounds = (*map(str, GATE_BOUNDS), "+Inf")
+        return HistogramMetricFamily(
+            "adaptermix_gate_value",
+            "Gates of the experts inside layers at tokens that yield one; those at 0 are closed.",
+            buckets=[(bound, float(count)) for bound, count in zip(bounds, at_most, strict=True)],
+            sum_value=self._stats.gate_total,
+        )
 
     def _residency_family(self) -> Metric:
         family = GaugeMetricFamily(

@@ -61,6 +61,7 @@ class Plan:
     is_tapped: bool = False  # the router reads hidden states
     layer_routing: LayerRouting | None = None
     ensemble: tuple[tuple[str, ...], ...] = ()  # the digests of its further members
+    manifests: tuple[AdapterManifest, ...] = ()
 
     def weights_at(self, event: TokenEvent) -> tuple[float, ...]:
         """Weights in force in the pass that yielded a token, one an adapter."""
@@ -264,4 +265,5 @@ def _plan(
         level=level,
         names=tuple(record.name for record in records),
         layer_routing=layer_routing,
+        manifests=tuple(record.manifest for record in records),
     )

@@ -9,6 +9,7 @@ from server.answer import Piece
 from server.generation import Completion, Update
 from server.mixtures import Plan
 from server.schemas.generate import (
+    AdapterGates,
     Alternative,
     Details,
     GenerateReply,
@@ -38,6 +39,27 @@ def routing_of(completion: Completion) -> Routing | None:
         switches=switches([strongest(row) for row in rows]) if rows else None,
         fallback=sum(not any(row) for row in rows) if rows else None,
     )
+
+
+def gates_of(completion: Completion) -> list[AdapterGates] | None:
+    """What routers inside layers said of each adapter that has any; None where nobody asked."""
+    if completion.gates is None:
+        return None
+    plan = completion.plan
+    said = {each.adapter: each for each in completion.gates}
+    return [
+        AdapterGates(
+            adapter=label,
+            experts=list(manifest.gate_labels),
+            mean=[list(row) for row in said[digest].mean],
+            std=[list(row) for row in said[digest].std],
+            spread=said[digest].spread,
+            closed=said[digest].closed,
+            tokens=said[digest].tokens,
+        )
+        for label, digest, manifest in zip(plan.labels, plan.digests, plan.manifests, strict=True)
+        if digest in said
+    ]
 
 
 def uncertainty_of(event: TokenEvent) -> Uncertainty | None:
@@ -134,4 +156,5 @@ class Renderer:
             tokens=tokens,
             top_tokens=top_tokens,
             routing=routing_of(completion) if asked else None,
+            gates=gates_of(completion),
         )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from router_engine.experts.readings import GateColumns, GateReadings
+from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.reference.layer_router import layer_gates
+from router_engine.scheduling.gates import GateColumns
 
 
 class StepGateValues:

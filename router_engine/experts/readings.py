@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GateColumns = tuple[tuple[str, int, int], ...]  # (digest, first, count)
+from router_engine.scheduling.gates import GateColumns, StepReadings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +19,7 @@ class GateReadings:
 
     values: Tensor
     columns: GateColumns
+
+    def as_numpy(self) -> StepReadings:
+        """The same without torch."""
+        return StepReadings(self.values.numpy(), self.columns)

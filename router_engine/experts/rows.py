@@ -17,9 +17,9 @@ from torch import Tensor
 from adapters_store.expert_types import Activation
 from router_engine.experts.allocator import Span
 from router_engine.experts.base import HostAdapter, HostRouter
-from router_engine.experts.readings import GateColumns
 from router_engine.experts.site_rows import SiteRows, Traits
 from router_engine.experts.transfer import Transfer, transfer_for
+from router_engine.scheduling.gates import GateColumns
 
 
 @dataclass(frozen=True, slots=True)

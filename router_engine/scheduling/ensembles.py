@@ -17,7 +17,13 @@ from router_engine.scheduling.state import RequestState
 def follower_requests(request: EngineRequest) -> tuple[EngineRequest, ...]:
     """What the members behind an ensemble's first run; () for a request that is none."""
     return tuple(
-        replace(request, request_id=f"{request.request_id}#{index}", adapters=adapters, ensemble=())
+        replace(
+            request,
+            request_id=f"{request.request_id}#{index}",
+            adapters=adapters,
+            ensemble=(),
+            report_gates=False,
+        )
         for index, adapters in enumerate(request.ensemble, 1)
     )
 

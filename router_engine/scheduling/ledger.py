@@ -64,7 +64,7 @@ class BlockLedger:
         state.num_computed = len(shared) * self.block_size
         if state.running_mean is not None:
             state.running_mean.resume([self._sums[block] for block in shared])
-        if self.prefix_cache:
+        if self._searches(state):
             self.prefix.queried += len(state.tokens)
             self.prefix.hit += state.num_computed
         return state.num_computed
@@ -93,9 +93,12 @@ class BlockLedger:
         self.pool.release(state.block_table.clear())
         state.num_computed = 0
 
+    def _searches(self, state: RequestState) -> bool:
+        return self.prefix_cache and state.gate_sums is None
+
     def _match(self, state: RequestState) -> list[int]:
         """Blocks that hold the first tokens' KV; at least one token is left to compute."""
-        if not self.prefix_cache:
+        if not self._searches(state):
             return []
         known = min(len(state.tokens) - 1, state.weights_history.known_until)
         keys = state.block_keys.first(known // self.block_size, state.tokens, state.weights_history)

@@ -14,6 +14,7 @@ from adapters_store.types import Combination
 from router_engine.events import Uncertainty
 from router_engine.request import SamplingParams
 from router_engine.routers.base import Gate
+from router_engine.scheduling.gates import StepReadings
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.weights import WeightRun
 
@@ -111,6 +112,12 @@ class StepPlan:
         return tuple(row for row in self.rows if row.sample)
 
     @property
+    def sampled_tokens(self) -> NDArray[np.intp]:
+        """Where the last tokens of `sampled_rows` stand in the flat batch."""
+        last = np.cumsum([len(row.token_ids) for row in self.rows]) - 1
+        return last[[row.sample for row in self.rows]]
+
+    @property
     def drawn_rows(self) -> tuple[PlannedRow, ...]:
         """Those of `sampled_rows` of which a token comes."""
         return tuple(row for row in self.rows if row.draws)
@@ -130,8 +137,9 @@ class StepOutput:
     """One sample for each of the plan's `drawn_rows`, in their order.
 
     tap [tokens, hidden]: the base's hidden states at the tap layer, each of root mean square 1,
-    where the plan is tapped.
+    where the plan is tapped. gates: None where no adapter of the step has routers inside layers.
     """
 
     samples: tuple[SampledToken, ...]
     tap: NDArray[np.float32] | None = None
+    gates: StepReadings | None = None

@@ -21,6 +21,7 @@ from router_engine.scheduling.budget import StepDraft
 from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
 from router_engine.scheduling.ensembles import follower_requests
 from router_engine.scheduling.fairness import Group, ServiceCounters
+from router_engine.scheduling.gates import GateSums
 from router_engine.scheduling.ledger import BlockLedger
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.policy import in_turn, make_policy
@@ -200,8 +201,7 @@ class Scheduler:
             first += len(row.token_ids)
             if state is None or state.arrival != row.arrival:
                 continue
-            if state.running_mean is not None and out.tap is not None:
-                state.running_mean.add(row.start, out.tap[start:first])
+            _read(state, row.start, out, slice(start, first))
             self._computed(state, row)
             if sample is not None:
                 events.extend(self._sampled(state.head, sample))
@@ -311,6 +311,7 @@ class Scheduler:
             num_told=len(request.prompt_token_ids),
             asked=self.questions.first(request),
             running_mean=RunningMean(self.limits.block_size) if request.is_tapped else None,
+            gate_sums=GateSums(request.adapters) if request.report_gates else None,
             group=group,
             gate=gate,
         )
@@ -387,3 +388,11 @@ class Scheduler:
             self.counters.ended += 1
         self._finished.append(state.request)
         return state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)
+
+
+def _read(state: RequestState, start: int, out: StepOutput, tokens: slice) -> None:
+    """What a step says of a request's tokens, at positions from `start` on."""
+    if state.running_mean is not None and out.tap is not None:
+        state.running_mean.add(start, out.tap[tokens])
+    if state.gate_sums is not None and out.gates is not None:
+        state.gate_sums.add(start, out.gates, tokens)

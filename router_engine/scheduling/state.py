@@ -11,6 +11,7 @@ from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
 from router_engine.routers.base import Gate
+from router_engine.scheduling.gates import GateSums
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
 
@@ -39,6 +40,7 @@ class RequestState:
     num_told: int = 0  # tokens that the router knows of
     asked: deque[int] = field(default_factory=deque)  # lengths of text it has yet to answer on
     running_mean: RunningMean | None = None  # of a tapped request
+    gate_sums: GateSums | None = None  # of one that reports gates
     admitted: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0
@@ -132,4 +134,5 @@ class RequestState:
             num_preemptions=self.num_preemptions,
             queue_seconds=started - self.arrival_time,
             hidden=self._hidden(),
+            gates=() if self.gate_sums is None else self.gate_sums.statistics(),
         )

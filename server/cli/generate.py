@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,12 @@ class Options:
         Path | None,
         typer.Option(metavar="FILE.png", help="Write the weights at each token as a picture."),
     ] = None
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Write the mean gates of experts in each layer as a picture."
+        ),
+    ] = None
     url: UrlOption = None
     key: KeyOption = None
 
@@ -91,7 +98,8 @@ def generate(options: Options) -> None:
     """Generate text on a running server, under the base, a fixed mixture or a router."""
     body = body_of(options)
     with connect(options.url, options.key) as client:
-        _check_heatmap(options.heatmap)
+        _check_picture("--heatmap", options.heatmap)
+        _check_picture("--gates", options.gates)
         streamed = _stream(client, body, in_colour=options.explain)
         routing = streamed.details.get("routing")
         if options.show_weights and routing is not None:
@@ -100,6 +108,8 @@ def generate(options: Options) -> None:
             errors.print(legend(routing), highlight=False)
         if options.heatmap is not None:
             _draw(options.heatmap, routing, streamed.texts)
+        if options.gates is not None:
+            _draw_gates(options.gates, streamed.details.get("gates"))
 
 
 def body_of(options: Options) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def body_of(options: Options) -> dict[str, Any]:
         "stop": options.stop or [],
         "apply_chat_template": options.chat,
         "details": True,
+        "gates": True if options.gates is not None else None,
     }
     body: dict[str, Any] = {
         "inputs": sys.stdin.read() if options.prompt == "-" else options.prompt,
@@ -194,15 +205,15 @@ def _stream(client: httpx.Client, body: Mapping[str, Any], *, in_colour: bool) -
     return streamed
 
 
-def _check_heatmap(path: Path | None) -> None:
+def _check_picture(option: str, path: Path | None) -> None:
     """Before the work is done: can the picture be drawn?"""
     if path is None:
         return
     if path.suffix.lower() != ".png":
-        raise typer.BadParameter(f"--heatmap {str(path)!r}: it is a PNG, use FILE.png")
+        raise typer.BadParameter(f"{option} {str(path)!r}: it is a PNG, use FILE.png")
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError(
-            "--heatmap draws with matplotlib, which is missing: run "
+            f"{option} draws with matplotlib, which is missing: run "
             "`pip install 'adaptermix[bench]'`"
         )
 
@@ -214,11 +225,29 @@ def _draw(path: Path, routing: Mapping[str, Any] | None, texts: list[str]) -> No
     if routing is None or why is not None:
         errors.print(f"{why}; {path} is not written", soft_wrap=True, highlight=False)
         return
-    try:
+    with _written("--heatmap", path):
         # An end-of-text token closes the stream; it has no row of weights.
         write_heatmap(path, routing, texts[: len(routing["weights"])])
+
+
+def _draw_gates(path: Path, gates: Sequence[Mapping[str, Any]] | None) -> None:
+    from server.cli.heatmap import write_gates
+
+    if not gates:
+        why = "no adapter that acted has routers inside its layers"
+        errors.print(f"{why}; {path} is not written", soft_wrap=True, highlight=False)
+        return
+    with _written("--gates", path):
+        write_gates(path, gates)
+
+
+@contextmanager
+def _written(option: str, path: Path) -> Iterator[None]:
+    """Names the file that the body writes."""
+    try:
+        yield
     except OSError as error:
-        raise CommandError(f"--heatmap {path}: {error.strerror or error}") from error
+        raise CommandError(f"{option} {path}: {error.strerror or error}") from error
     errors.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""A picture of the weights at each token. Needs matplotlib."""
+"""Pictures of the weights at each token and of gates in each layer. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from server.cli.explain import summary
 _TOKENS = 48  # a panel holds so many; longer answers go on in the next one
 _ADAPTERS = 24  # rows at most
 _CELL = 0.24  # inches
+_GATED = 6  # adapters with gates at most, side by side
 _LABEL = 12  # characters of a token
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _SEEN = str.maketrans({"\n": "⏎", "\t": "⇥"})
@@ -61,6 +62,38 @@ def write_heatmap(path: Path, routing: Mapping[str, Any], texts: Sequence[str]) 
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
+def write_gates(path: Path, gates: Sequence[Mapping[str, Any]]) -> None:
+    """Mean gates [layers x experts] of each adapter as PNG; grey where a layer has no such gate.
+
+    gates: `details.gates` of an answer, at least one. Raises OSError.
+    """
+    shown = gates[:_GATED]
+    columns = [max(4, len(each["experts"])) for each in shown]
+    layers = len(shown[0]["mean"])
+    size = (sum(columns) * 0.36 + 0.8 * len(shown) + 1.2, layers * _CELL + 2.2)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False, width_ratios=columns)[0]
+    for panel, each in zip(panels, shown, strict=True):
+        mean = np.array(each["mean"], dtype=float)  # null becomes NaN
+        panel.set_facecolor("lightgrey")
+        image = panel.imshow(mean, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        experts = [_short(label) for label in each["experts"]]
+        panel.set_xticks(range(len(experts)), experts, rotation=90, fontsize=8, parse_math=False)
+        panel.tick_params(length=0, labelsize=8)
+        panel.set_title(
+            f"{each['adapter']}\nspread {each['spread']:.2f}, {each['closed']:.0%} closed",
+            fontsize=8,
+            parse_math=False,
+        )
+    panels[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(panels), label="mean gate", fraction=0.05, pad=0.02)
+    omitted = len(gates) - len(shown)
+    if omitted:
+        figure.suptitle(f"{omitted} more adapters are left out", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
 def _scale(weights: NDArray[np.float64]) -> tuple[float, float, str]:
     """Limits and colours: from 0 up, or to both sides of 0 where there are negative weights."""
     largest = float(np.abs(weights).max()) or 1.0
@@ -82,6 +115,10 @@ def _labels(texts: Sequence[str]) -> list[str]:
     def label(text: str) -> str:
         text = (text.strip(" ") or "␣" * len(text)).translate(_SEEN)
         text = "".join(c if ord(c) in glyphs else _UNKNOWN for c in text)
-        return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
+        return _short(text)
 
     return [label(text) for text in texts]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"

@@ -142,6 +142,7 @@ def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]
         stops=tuple(parameters.stop),
         ignore_eos=parameters.ignore_eos_token,
         priority=body.priority,
+        report_gates=parameters.gates,
     )
     return ask, seed
 

@@ -13,7 +13,7 @@ from server.auth import require_use
 from server.container import ContainerDep
 from server.errors import InputError
 from server.generation import Ask, Completion, Generation, Job
-from server.rendering import routing_of, uncertainty_of
+from server.rendering import gates_of, routing_of, uncertainty_of
 from server.schemas.errors import native_errors
 from server.schemas.score import (
     SCORE_EXAMPLES,
@@ -76,6 +76,7 @@ def to_ask(body: ScoreBody, generation: Generation) -> Ask:
         adapter=body.adapter,
         priority=body.priority,
         endpoint="score",
+        report_gates=body.gates,
     )
 
 
@@ -104,4 +105,5 @@ def _score(completion: Completion) -> Score:
         logprob=sum(token.logprob for token in tokens),
         tokens=tokens,
         routing=routing_of(completion),
+        gates=gates_of(completion),
     )

@@ -100,6 +100,11 @@ class Parameters(Body):
         description="The entropy of each token's distribution in the details. Under an ensemble it "
         "is always there, with the mutual information.",
     )
+    gates: bool = Field(
+        default=False,
+        description="Statistics of the gates inside layers in the details. The prefix cache does "
+        "not serve such a request: every token is read for it.",
+    )
     adapter_id: str | None = Field(
         default=None,
         description='One adapter at weight 1; null or "" is the base. Not with `mixture`.',
@@ -120,6 +125,8 @@ class Parameters(Body):
             raise PydanticCustomError(
                 "contradiction", "uncertainty is part of the details: set details"
             )
+        if self.gates and not self.details:
+            raise PydanticCustomError("contradiction", "gates is part of the details: set details")
         return self
 
 
@@ -210,6 +217,32 @@ class Routing(Reply):
     )
 
 
+class AdapterGates(Reply):
+    """What the routers inside layers said of one adapter's experts, over prompt and answer.
+
+    The last token of an answer counts only where another was asked for behind it. Tokens at which
+    the adapter has weight 0 don't count. Of an ensemble, its first member's.
+    """
+
+    adapter: str
+    experts: list[str] = Field(
+        description="What each gate weighs, such as q_proj, prompt or parallel; a number where it "
+        "is several experts."
+    )
+    mean: list[list[float | None]] = Field(
+        description="mean[layer][expert] of the gate; null where a layer has none."
+    )
+    std: list[list[float | None]] = Field(
+        description="Its standard deviation over the tokens, of the same shape."
+    )
+    spread: float = Field(
+        description="Standard deviation over the experts of one token, in the mean of tokens and "
+        "layers: how far the routers tell experts apart."
+    )
+    closed: float = Field(description="The part of all gates that are 0.")
+    tokens: int
+
+
 class TokenWeights(Reply):
     """The row of details.routing.weights that belongs to the token beside it."""
 
@@ -227,6 +260,11 @@ class Details(Reply):
     tokens: list[Token] | None = Field(default=None, exclude_if=_is_none)
     top_tokens: list[list[Alternative]] | None = Field(default=None, exclude_if=_is_none)
     routing: Routing | None = Field(default=None, exclude_if=_is_none)
+    gates: list[AdapterGates] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Where asked for: one entry for each adapter with routers inside layers.",
+    )
 
 
 class GenerateReply(Reply):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Reply
-from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, Routing, Uncertainty
+from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, AdapterGates, Routing, Uncertainty
 from server.schemas.mixture import ROUTER_EXAMPLE, Mixture
 
 MAX_COMPLETIONS = 64
@@ -42,6 +42,11 @@ class ScoreBody(Body):
         description="The entropy of each token's distribution. Under an ensemble it is always "
         "there, with the mutual information.",
     )
+    gates: bool = Field(
+        default=False,
+        description="Statistics of the gates inside layers with each completion. The prefix cache "
+        "does not serve such a request: the prompt is read for each completion.",
+    )
     priority: int = Field(
         default=0,
         ge=-100,
@@ -71,6 +76,7 @@ class Score(Reply):
     logprob: float
     tokens: list[ScoredToken]
     routing: Routing | None = Field(default=None, exclude_if=_is_none)
+    gates: list[AdapterGates] | None = Field(default=None, exclude_if=_is_none)
 
 
 class ScoreReply(Reply):

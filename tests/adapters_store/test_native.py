@@ -47,6 +47,18 @@ def test_every_kind_is_read_as_it_was_written(store: AdapterStore) -> None:
     assert held.config.read_bytes() == folder()["adaptermix.json"]
 
 
+def test_gates_are_named_where_they_weigh_one_expert_of_a_layer() -> None:
+    """Gate 1 weighs two experts of a layer in the second case, other ones by layer in the third."""
+    assert MANIFEST.gate_labels == ("q_proj", "q_proj", "parallel", "prompt")
+    expert = replace(MANIFEST.experts[PARALLEL], gate=1)
+    for module, label in ((MLP, "1"), (f"{OTHER}.mlp", "1")):
+        manifest = replace(
+            MANIFEST, experts=(*MANIFEST.experts[:PARALLEL], replace(expert, module=module))
+        )
+        assert manifest.gate_labels == ("q_proj", label, "2", "3")
+    assert replace(MANIFEST, routers=()).gate_labels == ()
+
+
 def test_defaults_may_be_left_out_and_numbers_be_whole(checker: AdapterStore) -> None:
     lora = {
         "kind": "lora",

@@ -34,6 +34,7 @@ FAMILIES = (
     "adaptermix_routing_switches",
     "adaptermix_adapter_weight_mass",
     "adaptermix_engine_ready",
+    "adaptermix_gate_value",
 )
 
 

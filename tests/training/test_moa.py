@@ -26,7 +26,7 @@ from training.moa.budget import (
 )
 from training.moa.building import moa_model, moe_lora_model
 from training.moa.folder import TENSORS, load_moa
-from training.moa.gates import GateStatistics, gate_labels, mean_and_spread
+from training.moa.gates import GateStatistics, mean_and_spread
 from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
 from training.recipes.moa import train_moa, train_moe_lora
 from training.run import Outcome
@@ -158,9 +158,9 @@ def test_gates_are_named_after_what_they_weigh(make_run: MakeRun) -> None:
     base = shape_of("tiny", family_model("llama"))
     moa = moa_manifest(base, GatedLoraSettings(), MoaSettings(prompt=2))
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "prompt", "down_proj", "parallel"]
-    assert gate_labels(moa) == names
+    assert moa.gate_labels == tuple(names)
     moe = moe_lora_manifest(base, GatedLoraSettings(), MoeLoraSettings(experts=3))
-    assert gate_labels(moe) == ["0", "1", "2"]
+    assert moe.gate_labels == ("0", "1", "2")
 
 
 def test_a_budget_counts_what_trains_and_finds_the_nearest_rank(

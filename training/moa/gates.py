@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters_store.types import AdapterManifest
 from training.moa.model import MoaModel
 
 
@@ -63,19 +62,3 @@ def recorded(model: MoaModel) -> Iterator[GateStatistics]:
         yield statistics
     finally:
         handle.remove()
-
-
-def gate_labels(manifest: AdapterManifest) -> list[str]:
-    """What each output of the first layer's router gates: `q_proj`, `prompt`, `parallel`; a
-    number where it is several experts."""
-    router = manifest.routers[0]
-    labels = []
-    for gate in range(router.outputs):
-        gated = [
-            expert
-            for expert in manifest.experts
-            if expert.gate == gate and expert.module.startswith(f"{router.layer}.")
-        ]
-        several = len(gated) != 1
-        labels.append(str(gate) if several else gated[0].site.replace("#", ".").rpartition(".")[2])
-    return labels

@@ -18,7 +18,7 @@ from training.loss import Batch, completion_nll, mean_over_targets
 from training.moa.budget import parameters
 from training.moa.building import moa_model, moe_lora_model
 from training.moa.folder import WHY_NOT, save_moa
-from training.moa.gates import gate_labels, mean_and_spread, recorded
+from training.moa.gates import mean_and_spread, recorded
 from training.moa.model import MoaModel
 from training.plot import GATE_CURVES, plot_gates
 from training.run import Outcome, Recipe, run_recipe
@@ -115,7 +115,7 @@ class MoaPupil:
         notes = {"parameters": f"{parameters(self.model.manifest):,} of experts and routers"}
         if statistics.tokens:
             means = statistics.means
-            plot_gates(means.tolist(), gate_labels(self.model.manifest), out / "gates.png")
+            plot_gates(means.tolist(), self.model.manifest.gate_labels, out / "gates.png")
             notes["gates"] = (
                 f"mean {means.mean():.3f}, std over the experts of a token "
                 f"{statistics.spread:.3f}, {statistics.closed:.1%} are 0 "

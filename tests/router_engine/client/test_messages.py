@@ -17,7 +17,7 @@ from router_engine.client.base import AdapterResidency, EngineInfo, MergedState,
 from router_engine.client.wire_errors import WireError
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
-from router_engine.events import FinalEvent, FinishReason, TokenEvent, Uncertainty
+from router_engine.events import FinalEvent, FinishReason, GateStatistics, TokenEvent, Uncertainty
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.stats import EngineStats
 
@@ -74,7 +74,10 @@ TOKEN = TokenEvent(
     weights=(0.25, 0.75),
     uncertainty=Uncertainty(1.5, 0.25),
 )
-FINAL = FinalEvent("r1", FinishReason.STOP_TOKEN, stop_token_id=2, num_generated_tokens=1)
+GATES = GateStatistics("sha256:a", 3, ((0.5, None),), ((0.1, None),), 0.25, 0.0)
+FINAL = FinalEvent(
+    "r1", FinishReason.STOP_TOKEN, stop_token_id=2, num_generated_tokens=1, gates=(GATES,)
+)
 
 REPORTS: list[m.Report] = [
     m.Ready(INFO),
@@ -102,7 +105,7 @@ def test_reports_survive_the_border(report: m.Report) -> None:
         ),
         MergedState(MIXTURE, 1.5),
         MergedState(None, 0.0),
-        EngineStats(steps=3, load_seconds_recent=(0.1, 0.2)),
+        EngineStats(steps=3, gate_counts=(1, 2), load_seconds_recent=(0.1, 0.2)),
         17,
     ],
     ids=lambda value: type(value).__name__,
