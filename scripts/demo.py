@@ -1,11 +1,11 @@
-"""`make demo`: one server, four adapters, and every kind of mixture in one batch."""
+"""`make demo`: one server, adapters of every kind, and every kind of mixture in one batch."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,11 @@ NEW_TOKENS = 40
 MATH = "Question: Tom has 3 boxes with 12 pencils each and gives away 9. How many are left?"
 CODE = "Question: Write a Python function that returns the sum of a list of numbers."
 SCIENCE = "Question: Why does ice float on water, and how would you compute its density in Python?"
+RECORD = "name : The Blue Heron | food : Italian | price range : cheap | area : riverside"
+ROUTED = ("math", "code", "science", "reading")
+GATED = "moa-math"  # with routers in its layers
+KEPT = "restaurants"  # with its copies kept apart
+DRAWS = {"mode": "ensemble", "members": 4, "seed": 0}
 
 app = typer.Typer(add_completion=False)
 
@@ -36,9 +41,22 @@ class Shown:
     title: str
     prompt: str
     mixture: dict[str, Any]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    ending: str = "\n\nAnswer:"  # of prompts, as the adapter has learnt them
 
 
-def requests(names: Sequence[str]) -> list[Shown]:
+def requests(names: Collection[str]) -> list[Shown]:
+    """What is asked of the adapters that are there."""
+    chosen = routed([name for name in ROUTED if name in names])
+    if GATED in names:
+        chosen.append(Shown("gates inside every layer (MoA)", MATH, _alone(GATED), {"gates": True}))
+    if KEPT in names:
+        title = "four draws of an adapter's copies, averaged (AdaMix)"
+        chosen.append(Shown(title, RECORD, _alone(KEPT, copies=DRAWS), ending=" ||"))
+    return chosen
+
+
+def routed(names: Sequence[str]) -> list[Shown]:
     """A fixed mixture, two that a router chooses for the request, one that it renews."""
     fixed = {"adapters": [{"name": names[0], "weight": 0.7}, {"name": names[1], "weight": 0.3}]}
     router = {
@@ -57,15 +75,20 @@ def requests(names: Sequence[str]) -> list[Shown]:
     ]
 
 
+def _alone(name: str, **options: Any) -> dict[str, Any]:
+    return {"adapters": [{"name": name, **options}]}
+
+
 async def generate(client: httpx.AsyncClient, shown: Shown) -> dict[str, Any]:
     """The server's answer to one request."""
     body = {
-        "inputs": f"{shown.prompt}\n\nAnswer:",
+        "inputs": f"{shown.prompt}{shown.ending}",
         "parameters": {
             "max_new_tokens": NEW_TOKENS,
             "min_new_tokens": NEW_TOKENS // 2,  # enough of them to see the weights move
             "temperature": 0,
             "details": True,
+            **shown.parameters,
         },
         "mixture": shown.mixture,
     }
@@ -114,8 +137,34 @@ def show(console: Console, shown: Shown, answer: Mapping[str, Any]) -> None:
     console.rule(f"[bold]{shown.title}", align="left")
     console.print(shown.prompt, style="bold", markup=False)
     console.print(answer["generated_text"].strip(), markup=False)
-    console.print(weights_table(answer["details"]["routing"]))
+    details = answer["details"]
+    console.print(weights_table(details["routing"]))
+    for gates in details.get("gates") or ():
+        console.print(gates_table(gates))
+    doubts = [token["uncertainty"] for token in details["tokens"] if token.get("uncertainty")]
+    if doubts:
+        console.print(doubt_line(doubts))
     console.print()
+
+
+def gates_table(gates: Mapping[str, Any]) -> Table:
+    """How far open the gates of an adapter are, in the mean of tokens, at layers low to high."""
+    table = Table("layer", box=None, pad_edge=False)
+    for label in gates["experts"]:
+        table.add_column(label, justify="right")
+    means: list[list[float]] = gates["mean"]
+    for layer in sorted({0, len(means) // 2, len(means) - 1}):
+        table.add_row(str(layer), *(f"{mean:.2f}" for mean in means[layer]))
+    return table
+
+
+def doubt_line(doubts: Sequence[Mapping[str, float]]) -> str:
+    """What the draws disagree about, beside what they all leave open."""
+    entropy, mutual = (
+        sum(doubt[name] for doubt in doubts) / len(doubts)
+        for name in ("entropy", "mutual_information")
+    )
+    return f"a token: entropy {entropy:.2f} nats, of which the draws disagree about {mutual:.3f}"
 
 
 @app.command()
@@ -123,10 +172,10 @@ def demo(
     model: Annotated[str, typer.Option(help="As for `adaptermix serve`.")] = "default",
     adapters: Annotated[Path, typer.Option(help="A folder of adapter folders.")] = ADAPTERS,
 ) -> None:
-    """Serve a model with its adapters, send four requests at once, print the answers, stop."""
+    """Serve a model with its adapters, send all requests at once, print the answers, stop."""
     console = Console()
-    names = [name for name in ("math", "code", "science", "reading") if (adapters / name).is_dir()]
-    if len(names) < 2:
+    names = [name for name in (*ROUTED, GATED, KEPT) if (adapters / name).is_dir()]
+    if len([name for name in names if name in ROUTED]) < 2:
         console.print(f"[red]{adapters} has none of the example adapters[/red]")
         raise typer.Exit(1)
     chosen = requests(names)

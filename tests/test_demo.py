@@ -8,6 +8,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from scripts.demo import app, bar, weights_table
+from tests.support.copies import make_copies
+from tests.support.expert_adapters import SOFT, make_expert_folder
 from tests.support.tiny import make_lora_folder
 
 NAMES = ("math", "code", "science", "reading")
@@ -49,9 +51,13 @@ def test_it_runs_on_the_tiny_model(tmp_path: Path) -> None:
         folder = make_lora_folder(tmp_path / name, seed=seed)
         texts = [json.dumps(f"{name} text number {number}") for number in range(3)]
         (folder / "texts.jsonl").write_text("\n".join(texts))
+    make_expert_folder(tmp_path / "moa-math", SOFT)
+    make_copies(tmp_path / "restaurants")
     options = ["--model", "tiny-random", "--adapters", str(tmp_path)]
     completed = CliRunner().invoke(app, options)
     assert completed.exit_code == 0, completed.output
+    assert "q_proj" in completed.output  # a column of the gates
+    assert "the draws disagree about" in completed.output
     assert completed.output.count("weights from the prompt") == 2
     assert "science@1" in completed.output
 
