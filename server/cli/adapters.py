@@ -16,6 +16,8 @@ from server.cli import importing
 from server.cli.client import KeyOption, UrlOption, body_of, connect, console, size
 from server.cli.uploading import opened, print_warnings, publish_adapter, upload
 
+_PIPED = 400  # columns: what reads a pipe wants whole cells
+
 app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
 app.add_typer(importing.app, name="import")
 
@@ -96,7 +98,8 @@ def list_adapters(
     with connect(url, key) as client:
         params = {} if tag is None else {"tag": tag}
         found = body_of(client.get("/admin/adapters", params=params))["adapters"]
-    console.print(_table(found))
+    wide = None if console.is_terminal else _PIPED
+    console.print(_table(found), width=wide, crop=False)
     print_warnings(found)
 
 
