@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from server.cli import importing
 from server.cli.client import KeyOption, UrlOption, body_of, connect, console, size
@@ -98,8 +99,8 @@ def list_adapters(
     with connect(url, key) as client:
         params = {} if tag is None else {"tag": tag}
         found = body_of(client.get("/admin/adapters", params=params))["adapters"]
-    wide = None if console.is_terminal else _PIPED
-    console.print(_table(found), width=wide, crop=False)
+    shown = console if console.is_terminal else Console(width=_PIPED)
+    shown.print(_table(found))
     print_warnings(found)
 
 
@@ -176,9 +177,8 @@ def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, A
 
 
 def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(
-        "adapter", "aliases", "kinds", "rank", "size", "where", "texts", "tags", "published"
-    )
+    name = Column("adapter", no_wrap=True)  # whole, whatever else must shrink
+    table = Table(name, "aliases", "kinds", "rank", "size", "where", "texts", "tags", "published")
     for adapter in adapters:
         residency = adapter["residency"]
         table.add_row(
