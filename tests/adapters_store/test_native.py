@@ -47,6 +47,15 @@ def test_every_kind_is_read_as_it_was_written(store: AdapterStore) -> None:
     assert held.config.read_bytes() == folder()["adaptermix.json"]
 
 
+def test_gates_of_whole_prompts_are_refused_by_name(store: AdapterStore) -> None:
+    """What `train moa --variant instance` writes."""
+    files = folder()
+    files["moa_instance.json"] = files.pop("adaptermix.json")
+    (problem,) = problems(store, files)
+    assert problem.startswith("moa_instance.json: gates of whole prompts")
+    assert "variants soft and sparse" in problem
+
+
 def test_gates_are_named_where_they_weigh_one_expert_of_a_layer() -> None:
     """Gate 1 weighs two experts of a layer in the second case, other ones by layer in the third."""
     assert MANIFEST.gate_labels == ("q_proj", "q_proj", "parallel", "prompt")

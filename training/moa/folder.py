@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_store.errors import IntegrityError
+from adapters_store.formats.native import INSTANCE_FILE, MANIFEST_FILE, TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from training.errors import TrainingError
 from training.moa.building import frozen_base
@@ -15,9 +16,9 @@ from training.moa.model import MoaModel
 from training.moa.router import RouterTraining
 from training.settings import DTypeName, RunSettings
 
-SERVED = "adaptermix.json"
-NOT_SERVED = "moa_instance.json"
-TENSORS = "adapter_model.safetensors"
+SERVED = MANIFEST_FILE
+NOT_SERVED = INSTANCE_FILE
+TENSORS = TENSOR_FILE
 WHY_NOT = (
     "the server has no gates of whole prompts, so no store takes this folder; "
     "the variants soft and sparse are served"
