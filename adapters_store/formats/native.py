@@ -47,8 +47,8 @@ _SPECS = (
     *(Copies, LayerRouterSpec, ThresholdSpec, AdapterManifest),
 )
 _INSTANCE = (
-    "gates of whole prompts (instance-level MoA) are not served: a layer could not begin before all "
-    "of a prompt is there; the variants soft and sparse, with gates for each token, are"
+    "gates of whole prompts (instance-level MoA) are not served: a layer could not begin before "
+    "all of a prompt is there; the variants soft and sparse, with gates for each token, are"
 )
 _KINDS = "kinds are lora, bottleneck and prompt"
 _KEYS = sorted({field.name for spec in _SPECS for field in fields(spec)})
