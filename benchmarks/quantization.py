@@ -28,7 +28,7 @@ from router_engine.model.quantized import quantize_linears
 from training.errors import TrainingError
 from training.evaluation import bootstrap
 from training.evaluation.models import BASE, Systems
-from training.evaluation.tasks import task_named
+from training.evaluation.tasks import TASKS, task_named
 from training.settings import DTypeName
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8")
@@ -75,9 +75,13 @@ class _Quantized(Systems):
 
 
 def _adapters(folder: Path) -> dict[str, Path]:
-    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/adapter_config.json"))}
+    held = {path.parent.name: path.parent for path in folder.glob("*/adapter_config.json")}
+    found = {name: held[name] for name in sorted(TASKS) if name in held}
     if not found:
-        raise BenchmarkError(f"{folder} holds no folder with an adapter_config.json")
+        raise BenchmarkError(
+            f"{folder} holds no folder with an adapter_config.json that is named as a task: "
+            f"{', '.join(TASKS)}"
+        )
     return found
 
 

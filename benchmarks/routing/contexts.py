@@ -25,7 +25,7 @@ from router_engine.routers.centroids import centroid
 from router_engine.routers.encoder.client import EncoderClient
 from training.errors import TrainingError
 from training.evaluation import bootstrap
-from training.evaluation.tasks import task_named
+from training.evaluation.tasks import TASKS, task_named
 
 TOP = 20  # tokens of a distribution that are compared one by one
 MOST_TOKENS = 32  # of a completion
@@ -69,6 +69,17 @@ def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
     return known + rest_p * math.log(rest_p / rest_q)
 
 
+def task_folders(adapters: Path) -> list[Path]:
+    """The adapter folders that are named as tasks; raises BenchmarkError for fewer than two."""
+    folders = [adapters / name for name in sorted(TASKS) if (adapters / name).is_dir()]
+    if len(folders) < 2:
+        raise BenchmarkError(
+            f"{adapters} must hold two adapter folders or more that are named as tasks: "
+            f"{', '.join(TASKS)}"
+        )
+    return folders
+
+
 async def compare_contexts(
     subject: Subject,
     settings: RoutingSettings,
@@ -78,9 +89,7 @@ async def compare_contexts(
 ) -> dict[str, Any]:
     """Token-level `similarity` between the adapters of `settings.adapters`, on their test rows."""
     assert settings.data is not None
-    folders = sorted(path for path in settings.adapters.iterdir() if path.is_dir())
-    if len(folders) < 2:
-        raise BenchmarkError(f"{settings.adapters} must hold two adapter folders or more")
+    folders = task_folders(settings.adapters)
     try:
         texts = [text for path in folders for text in _texts(subject, path.name, settings)]
     except TrainingError as error:

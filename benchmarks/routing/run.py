@@ -21,7 +21,7 @@ from benchmarks.machine import default_kernels, describe_machine, describe_softw
 from benchmarks.offline import Sizes, Window, offline
 from benchmarks.prompts import make_prompts
 from benchmarks.routing.cases import FREE, TARGETS, TOP_K, Case, Size, groups, line_of
-from benchmarks.routing.contexts import compare_contexts
+from benchmarks.routing.contexts import compare_contexts, task_folders
 from benchmarks.routing.encoder import encoder_worker
 from benchmarks.routing.profile import dearest, own_ms
 from benchmarks.routing.rig import CONTEXT, Rig, cache_tokens
@@ -48,6 +48,8 @@ def run_routing(
     Raises BenchmarkError, or EngineError, for what cannot be measured.
     """
     subject = resolve(model.model)
+    if settings.data is not None:
+        task_folders(settings.adapters)  # refused now and not after minutes of measuring
     with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
         folder = Path(temporary)
         own = folder / "worker"

@@ -200,6 +200,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_routers_and_contexts_are_measured(folder: Path) -> None:
+    (folder / "adapters" / "of no task").mkdir()
     settings = RoutingSettings(
         requests=(1, 3),
         candidates=(4, 9),
@@ -246,3 +247,12 @@ def test_the_command_writes_all_files(tmp_path: Path) -> None:
     assert [verdict["status"] for verdict in result["targets"]][1] == "open"
     assert "## Once a request" in (tmp_path / "routing.md").read_text()
     assert (tmp_path / "routing.png").stat().st_size > 10_000
+
+
+def test_a_folder_without_adapters_of_tasks_is_refused_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "math").mkdir()
+    settings = RoutingSettings(data=tmp_path, adapters=tmp_path)
+    with pytest.raises(BenchmarkError, match=r"named as tasks: math, science"):
+        run_routing(settings, ModelSettings("tiny-random"), {})
