@@ -112,6 +112,8 @@ def test_tokens_are_drawn_from_the_mean_of_the_members_probabilities(
     others = [request("base", PROMPT, max_new_tokens=20), request("one", PROMPT, {digest: 1.0})]
     ids, rows, said = oracle(members(adapter), sampling)
     alone = [answer_of(harness, other) for other in others]
+    for one in drawn(digest):  # so that all three begin in one step, however slow the disk
+        harness.wait(harness.engine.load(one))
     before, answer, after = harness.run(
         replace(others[0], request_id="before"),
         ensemble(drawn(digest), sampling),
