@@ -20,6 +20,8 @@ from adapters_store.expert_types import (
     Placement,
     ThresholdSpec,
 )
+from adapters_store.formats.native import MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest, BaseModelSpec, BlockSpec
 from benchmarks.errors import BenchmarkError
@@ -173,8 +175,8 @@ def _write(folder: Path, maker: _Maker) -> Path:
         "adaptermix", tuple(maker.experts), maker.base.name, tuple(maker.routers)
     )
     folder.mkdir(parents=True)
-    save_file(maker.tensors, folder / "adapter_model.safetensors")
-    (folder / "adaptermix.json").write_bytes(manifest_to_json(manifest))
+    save_file(maker.tensors, folder / TENSOR_FILE)
+    (folder / MANIFEST_FILE).write_bytes(manifest_to_json(manifest))
     return folder
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters_store.expert_types import ExpertSpec, LayerRouterSpec
+from adapters_store.formats.native import FORMAT, MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest
-from training.settings import RunSettings
-
-FORMAT = "adaptermix"
+from training.settings import DTypeName, RunSettings
 
 
 def save_native(
@@ -35,7 +35,20 @@ def save_native(
         base_model=settings.base_name,
         routers=tuple(routers),
     )
-    (out / "adaptermix.json").write_bytes(manifest_to_json(manifest))
-    dtype = getattr(torch, settings.dtype)
-    stored = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(stored, out / "adapter_model.safetensors")
+    write_folder(out, manifest, tensors, settings.dtype)
+
+
+def write_folder(
+    out: Path,
+    manifest: AdapterManifest,
+    tensors: Mapping[str, Tensor],
+    dtype: DTypeName,
+    manifest_file: str = MANIFEST_FILE,
+) -> None:
+    """Write manifest and tensors into the folder `out`, the tensors in `dtype`."""
+    (out / manifest_file).write_bytes(manifest_to_json(manifest))
+    stored = {
+        name: tensor.detach().to(getattr(torch, dtype)).cpu().contiguous()
+        for name, tensor in tensors.items()
+    }
+    save_file(stored, out / TENSOR_FILE)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from adapters_store.errors import TensorFileError
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
@@ -29,14 +28,14 @@ from adapters_store.expert_types import (
 )
 from adapters_store.formats.base import FormatInput, Reading
 from adapters_store.formats.config_files import ConfigError, load_json
+from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
 from adapters_store.manifest import SCHEMA
-from adapters_store.tensor_header import TensorHeader, read_header
+from adapters_store.tensor_header import TensorHeader
 from adapters_store.types import AdapterManifest, Problem
 from adapters_store.validation import shortened, tensor_shapes
 
 FORMAT: Literal["adaptermix"] = "adaptermix"
 MANIFEST_FILE = "adaptermix.json"
-TENSOR_FILE = "adapter_model.safetensors"
 # Manifest of what only trains: gates that come from the mean over a whole prompt.
 INSTANCE_FILE = "moa_instance.json"
 
@@ -98,7 +97,7 @@ class NativeFormat:
                 )
             )
         manifest, unknown = _read_manifest(given, problems)
-        header = _read_tensors(given, problems)
+        header = read_tensor_file(given, MANIFEST_FILE, problems)
         if manifest is not None and header is not None:
             problems += _strays(manifest, header)
         return Reading(
@@ -125,22 +124,6 @@ def _read_manifest(
         problems += [_problem(item) for item in errors]
         return None, tuple(_path(item) for item in errors if item["type"] in _UNKNOWN)
     return AdapterManifest(FORMAT, read.experts, read.base_model, read.routers, SCHEMA), ()
-
-
-def _read_tensors(given: FormatInput, problems: list[Problem]) -> TensorHeader | None:
-    path = given.files.get(TENSOR_FILE)
-    if path is None:
-        problems.append(Problem(TENSOR_FILE, f"is missing beside {MANIFEST_FILE}"))
-        return None
-    try:
-        return read_header(
-            path,
-            max_header_bytes=given.limits.max_header_bytes,
-            max_tensors=given.limits.max_tensors,
-        )
-    except TensorFileError as error:
-        problems += [Problem(TENSOR_FILE, text) for text in error.problems]
-        return None
 
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:

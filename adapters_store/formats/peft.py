@@ -10,18 +10,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from adapters_store.errors import TensorFileError
 from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.formats.base import FormatInput, Reading
 from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.formats.peft_config import PeftLoraConfig, key_problems, parse_config
-from adapters_store.tensor_header import TensorHeader, TensorInfo, read_header
+from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
+from adapters_store.tensor_header import TensorHeader, TensorInfo
 from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 
 CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
@@ -53,7 +52,7 @@ class PeftLoraFormat:
     def read(self, given: FormatInput) -> Reading:
         problems: list[Problem] = []
         config, unknown = _read_config(given, problems)
-        header = _read_tensors(given, problems)
+        header = read_tensor_file(given, CONFIG_FILE, problems)
         manifest = None
         notes: tuple[str, ...] = ()
         if config is not None and header is not None:
@@ -87,22 +86,6 @@ def _read_config(
     config, wrong = parse_config(raw)
     problems += [*found, *wrong]
     return config, unknown
-
-
-def _read_tensors(given: FormatInput, problems: list[Problem]) -> TensorHeader | None:
-    path = given.files.get(TENSOR_FILE)
-    if path is None:
-        problems.append(Problem(TENSOR_FILE, f"is missing beside {CONFIG_FILE}"))
-        return None
-    try:
-        return read_header(
-            path,
-            max_header_bytes=given.limits.max_header_bytes,
-            max_tensors=given.limits.max_tensors,
-        )
-    except TensorFileError as error:
-        problems += [Problem(TENSOR_FILE, text) for text in error.problems]
-        return None
 
 
 @dataclass(slots=True)

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from adapters_store.tensor_header import read_header
 from benchmarks.experiments.arms import Arm, experiment_named
 from benchmarks.experiments.job import Job, Place
 from benchmarks.experiments.measure import answers, draws_nll, load_tokenizer, row_nll
@@ -154,8 +155,7 @@ def _write_rows(folder: Path, rows: Sequence[Row]) -> Path:
 
 def _stored(path: Path) -> int:
     """Numbers in a file of tensors."""
-    with safe_open(path, "pt") as file:
-        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    return sum(prod(tensor.shape) for tensor in read_header(path).tensors.values())
 
 
 def _end(values: Sequence[float]) -> float:

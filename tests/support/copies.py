@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adapters_store.expert_types import Copies, LoraExpertSpec
-from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
+from adapters_store.formats.native import MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest
 from router_engine.experts.copies import Side

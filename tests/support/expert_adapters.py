@@ -24,7 +24,8 @@ from adapters_store.expert_types import (
     PromptExpertSpec,
     ThresholdSpec,
 )
-from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
+from adapters_store.formats.native import MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from adapters_store.types import AdapterManifest, BlockSpec
 from router_engine.model.loader import base_spec

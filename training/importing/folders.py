@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE, NativeAdapter
+from adapters_store.formats.native import MANIFEST_FILE, NativeAdapter
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import Problem
 from training.importing.pickles import arrays_of, read_pickle

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from adapters_store.errors import IntegrityError
-from adapters_store.formats.native import INSTANCE_FILE, MANIFEST_FILE, TENSOR_FILE
-from adapters_store.manifest import manifest_from_json, manifest_to_json
+from adapters_store.formats.native import INSTANCE_FILE, MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
+from adapters_store.manifest import manifest_from_json
 from training.errors import TrainingError
 from training.moa.building import frozen_base
 from training.moa.model import MoaModel
 from training.moa.router import RouterTraining
+from training.native import write_folder
 from training.settings import DTypeName, RunSettings
 
 SERVED = MANIFEST_FILE
@@ -31,12 +32,7 @@ def save_moa(model: MoaModel, out: Path, dtype: DTypeName) -> None:
     The manifest of an instance-level model has another name, so that no store takes the folder.
     """
     manifest = NOT_SERVED if model.takes_prompt_mask else SERVED
-    (out / manifest).write_bytes(manifest_to_json(model.manifest))
-    stored = {
-        name: tensor.to(getattr(torch, dtype)).cpu().contiguous()
-        for name, tensor in model.tensors.items()
-    }
-    save_file(stored, out / TENSORS)
+    write_folder(out, model.manifest, model.tensors, dtype, manifest)
 
 
 def load_moa(folder: Path, settings: RunSettings) -> MoaModel:

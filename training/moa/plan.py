@@ -17,10 +17,10 @@ from adapters_store.expert_types import (
     PromptExpertSpec,
     ThresholdSpec,
 )
+from adapters_store.formats.native import FORMAT
 from adapters_store.types import AdapterManifest, BaseModelSpec, BlockSpec, LinearShape
 from router_engine.model.loader import base_spec
 from training.errors import TrainingError
-from training.native import FORMAT
 from training.settings import LoraSettings, MoaSettings, MoeLoraSettings
 
 

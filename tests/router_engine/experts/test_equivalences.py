@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adapters_store.formats.native import MANIFEST_FILE, TENSOR_FILE
+from adapters_store.formats.native import MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.request import EngineRequest

@@ -1,0 +1,29 @@
+"""The safetensors file that folders of PEFT's format and of our own have in common."""
+
+from __future__ import annotations
+
+from adapters_store.errors import TensorFileError
+from adapters_store.formats.base import FormatInput
+from adapters_store.tensor_header import TensorHeader, read_header
+from adapters_store.types import Problem
+
+TENSOR_FILE = "adapter_model.safetensors"
+
+
+def read_tensor_file(
+    given: FormatInput, config_file: str, problems: list[Problem]
+) -> TensorHeader | None:
+    """Its header; None where there is none beside `config_file`, or it is wrong: see `problems`."""
+    path = given.files.get(TENSOR_FILE)
+    if path is None:
+        problems.append(Problem(TENSOR_FILE, f"is missing beside {config_file}"))
+        return None
+    try:
+        return read_header(
+            path,
+            max_header_bytes=given.limits.max_header_bytes,
+            max_tensors=given.limits.max_tensors,
+        )
+    except TensorFileError as error:
+        problems += [Problem(TENSOR_FILE, text) for text in error.problems]
+        return None
