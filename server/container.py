@@ -171,6 +171,7 @@ class Container:
                 tokenizer_dir=tokenizer,
                 endpoint=endpoint,
                 environment=environment,
+                dtype=settings.encoder_dtype,
                 num_threads=settings.encoder_threads,
             ),
             prepare=partial(make_encoder, settings, encoder, environment),

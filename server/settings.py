@@ -28,6 +28,7 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
+from router_engine.routers.encoder.config import EncoderDType
 
 PREFIX = "ADAPTERMIX_"
 
@@ -161,6 +162,11 @@ class Settings(BaseSettings):
 
     engine_threads: int | None = Field(
         default=None, ge=1, description="Threads of the engine process; all cores when left out."
+    )
+    encoder_dtype: EncoderDType = Field(
+        default="auto",
+        description="Number format of the sentence encoder; auto: bfloat16 where the processor "
+        "multiplies it in hardware, float32 elsewhere.",
     )
     encoder_threads: int = Field(default=1, ge=1, description="Threads of the encoder process.")
     omp_wait_policy: Literal["PASSIVE", "ACTIVE"] = Field(

@@ -103,7 +103,7 @@ def endpoint(
     address = f"ipc://{tmp_path_factory.mktemp('encoder')}/socket"
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     worker = EncoderProcess(
-        EncoderConfig(real_encoder, real_base, address, {**os.environ, **threads})
+        EncoderConfig(real_encoder, real_base, address, {**os.environ, **threads}, dtype="float32")
     )
     worker.start()
     yield address

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
+
+# auto: bfloat16 on processors that multiply it in hardware, float32 on others.
+EncoderDType = Literal["auto", "float32", "bfloat16"]
 
 _REQUIRED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
@@ -23,6 +27,7 @@ class EncoderConfig:
     tokenizer_dir: Path  # the base model's tokenizer
     endpoint: str  # ZeroMQ address to listen on: ipc://... or tcp://127.0.0.1:...
     environment: Mapping[str, str]
+    dtype: EncoderDType = "auto"  # of the encoder's weights and states
     num_threads: int = 1  # of torch, inside the worker
     max_batch: int = 32  # texts in one forward pass of the encoder
     start_seconds: float = 120.0  # from launch to ready
@@ -43,6 +48,7 @@ class StartOrder(msgspec.Struct, frozen=True):
     encoder_dir: str
     tokenizer_dir: str
     endpoint: str
+    dtype: EncoderDType
     num_threads: int
     max_batch: int
 

@@ -56,9 +56,11 @@ class EncoderFolder:
             lowercase=bool(settings.get("do_lower_case", False)),
         )
 
-    def digest(self) -> str:
-        """ "sha256:..." over weights, configuration, tokenizer and settings."""
+    def digest(self, dtype: str = "float32") -> str:
+        """ "sha256:..." over weights, configuration, tokenizer, settings and number format."""
         state = hashlib.sha256(f"mean|{self.max_pieces}|{self.normalize}|{self.lowercase}".encode())
+        if dtype != "float32":
+            state.update(f"|{dtype}".encode())
         names = ("config.json", "tokenizer.json")
         files = [self.model / name for name in names] + sorted(
             path

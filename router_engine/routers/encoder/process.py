@@ -84,6 +84,7 @@ class EncoderProcess:
             encoder_dir=str(self._config.encoder_dir),
             tokenizer_dir=str(self._config.tokenizer_dir),
             endpoint=self._config.endpoint,
+            dtype=self._config.dtype,
             num_threads=self._config.num_threads,
             max_batch=self._config.max_batch,
         )

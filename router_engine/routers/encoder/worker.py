@@ -41,7 +41,7 @@ def build_service(order: StartOrder) -> tuple[EncoderService, Started]:
     except (OSError, ValueError) as error:
         raise RouterInputError(f"no tokenizer in {order.tokenizer_dir}: {error}") from error
 
-    encoder = SentenceEncoder(Path(order.encoder_dir), max_batch=order.max_batch)
+    encoder = SentenceEncoder(Path(order.encoder_dir), dtype=order.dtype, max_batch=order.max_batch)
 
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))

@@ -48,7 +48,7 @@ def encoder_config(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> EncoderConfig:
     endpoint = f"ipc://{tmp_path_factory.mktemp('sockets') / 'encoder'}"
-    return EncoderConfig(encoder_dir, tokenizer_dir, endpoint, child_environment)
+    return EncoderConfig(encoder_dir, tokenizer_dir, endpoint, child_environment, dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,23 @@ def test_the_digest_names_weights_and_settings(tmp_path: Path, encoder_dir: Path
     assert EncoderFolder.read(other).digest() != original
 
 
+def test_another_number_format_is_another_encoder(encoder_dir: Path) -> None:
+    exact, rounded = (SentenceEncoder(encoder_dir, dtype=d) for d in ("float32", "bfloat16"))
+    assert exact.digest == EncoderFolder.read(encoder_dir).digest()
+    assert rounded.digest != exact.digest
+    assert SentenceEncoder(encoder_dir, dtype="auto").digest in (exact.digest, rounded.digest)
+
+
+def test_rounding_moves_an_embedding_less_than_another_text(encoder_dir: Path) -> None:
+    exact = SentenceEncoder(encoder_dir).encode(TEXTS)
+    rounded = SentenceEncoder(encoder_dir, dtype="bfloat16").encode(TEXTS)
+    assert rounded.dtype == np.float32
+    assert not np.array_equal(rounded, exact)
+    cosines = rounded @ exact.T
+    assert np.diag(cosines).min() > 0.999
+    assert (cosines.argmax(axis=1) == np.arange(len(TEXTS))).all()
+
+
 def test_without_a_normalize_module_lengths_stay(tmp_path: Path) -> None:
     directory = save_tiny_encoder(tmp_path)
     modules = [
@@ -151,6 +168,14 @@ def test_the_real_encoder_equals_plain_mean_pooling(real_encoder: Path) -> None:
             np.testing.assert_allclose(
                 embedding, plain(real_encoder, [begin, *part, end]), atol=1e-5
             )
+
+
+@pytest.mark.real_model
+def test_the_real_encoder_rounds_little(real_encoder: Path) -> None:
+    texts = ["What is 3 + 4?", "def f(x):\n    return x", "Who wrote Hamlet?", "A pen costs $3."]
+    exact = SentenceEncoder(real_encoder).encode(texts)
+    rounded = SentenceEncoder(real_encoder, dtype="bfloat16").encode(texts)
+    np.testing.assert_allclose(rounded @ exact.T, exact @ exact.T, atol=5e-3)
 
 
 @pytest.mark.real_model
