@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from router_engine.routers.params import parse_params
+from router_engine.sparse import SparseWeights
 
 Vector = NDArray[np.float64]
 Window = Literal["tail", "head"]
@@ -108,17 +109,48 @@ def best_scores(scores: Vector, top_k: int | None) -> NDArray[np.intp]:
 def weights_from_scores(scores: Vector, params: CosineParams) -> tuple[float, ...]:
     """Weights [k] from scores [k]: they sum to 1, or are all 0 below the threshold.
 
-    Among equal scores the earlier candidate wins. A score of -inf gets weight 0.
+    The rule is that of `weigh_rows`, or the paper's.
     """
     if isinstance(params, SimilarityParams) and params.scoring == "paper":
         sharpened = scores.copy()
         sharpened[int(scores.argmax())] *= params.sharpening
         return tuple(softmax(sharpened).tolist())
-    weights = np.zeros_like(scores)
-    if not falls_back(scores, params):
-        kept = best_scores(scores, params.top_k)
-        weights[kept] = softmax(scores[kept] / params.temperature)
-    return tuple(weights.tolist())
+    return weigh_rows(scores[None], params)[0].dense
+
+
+def weigh_rows(scores: NDArray[np.floating[Any]], params: CosineParams) -> list[SparseWeights]:
+    """softmax(s / temperature) over the top_k best of each of scores [n, k], for all rows at once.
+
+    Among equal scores the earlier candidate wins. A score of -inf gets weight 0, as do all below
+    the threshold.
+    """
+    count, kept = scores.shape[1], params.top_k or scores.shape[1]
+    if kept < count:
+        # Of equal scores the earlier stays: only the few that may be kept are put in order.
+        least = -np.partition(-scores, kept - 1, axis=1)[:, kept - 1 : kept]
+        chosen = scores > least
+        ties = scores == least
+        room = kept - chosen.sum(axis=1, keepdims=True)
+        chosen |= ties & (ties.cumsum(axis=1) <= room)
+        columns = np.nonzero(chosen)[1].reshape(-1, kept)
+    else:
+        columns = np.broadcast_to(np.arange(count), scores.shape)
+    exact = np.take_along_axis(scores, columns, axis=1).astype(np.float64)
+    best = exact.max(axis=1, keepdims=True)
+    powers = np.exp((exact - best) / params.temperature)
+    powers /= powers.sum(axis=1, keepdims=True)
+    if params.threshold is not None:
+        powers[best[:, 0] < params.threshold] = 0
+    rows = zip(columns.tolist(), powers.tolist(), strict=True)
+    return [_sparse(count, owners, weights) for owners, weights in rows]
+
+
+def _sparse(size: int, columns: list[int], weights: list[float]) -> SparseWeights:
+    """A low temperature, or the threshold, leaves zeros among those that were kept."""
+    if 0.0 in weights:
+        columns = [column for column, weight in zip(columns, weights, strict=True) if weight]
+        weights = [weight for weight in weights if weight]
+    return SparseWeights(size, tuple(columns), tuple(weights))
 
 
 def winner_is_pushed_down(scores: Vector, params: SimilarityParams) -> bool:

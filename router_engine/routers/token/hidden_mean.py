@@ -31,7 +31,7 @@ from router_engine.request import TokenRouting
 from router_engine.routers.base import HiddenAnswer, HiddenQuestion, Prior
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
-from router_engine.routers.scoring import CosineParams
+from router_engine.routers.scoring import CosineParams, weigh_rows
 from router_engine.sparse import SparseWeights
 
 _KEPT = 64  # matrices of candidates in use
@@ -144,7 +144,7 @@ class HiddenMeanRouter:
     def _weigh(self, group: _Group, questions: Sequence[HiddenQuestion]) -> Iterator[HiddenAnswer]:
         candidates = self._matrix(group.candidates)
         means = np.stack([question.mean for question in questions if question.mean is not None])
-        rows = weights_of_scores(candidates.scores(means), group.params)
+        rows = weigh_rows(candidates.scores(means), group.params)
         for question, row in zip(questions, rows, strict=True):
             yield HiddenAnswer(question.request_id, question.num_tokens, row)
 
@@ -157,37 +157,6 @@ class HiddenMeanRouter:
         if len(self._matrices) > _KEPT:
             self._matrices.popitem(last=False)
         return found
-
-
-def weights_of_scores(scores: Matrix, params: CosineParams) -> list[SparseWeights]:
-    """`scoring.weights_from_scores` for many rows at once: of each of scores [n, k]."""
-    count, kept = scores.shape[1], params.top_k or scores.shape[1]
-    if kept < count:
-        # Of equal scores the earlier stays: only the few that may be kept are put in order.
-        least = -np.partition(-scores, kept - 1, axis=1)[:, kept - 1 : kept]
-        chosen = scores > least
-        ties = scores == least
-        room = kept - chosen.sum(axis=1, keepdims=True)
-        chosen |= ties & (ties.cumsum(axis=1) <= room)
-        columns = np.nonzero(chosen)[1].reshape(-1, kept)
-    else:
-        columns = np.broadcast_to(np.arange(count), scores.shape)
-    exact = np.take_along_axis(scores, columns, axis=1).astype(np.float64)
-    best = exact.max(axis=1, keepdims=True)
-    powers = np.exp((exact - best) / params.temperature)
-    powers /= powers.sum(axis=1, keepdims=True)
-    if params.threshold is not None:
-        powers[best[:, 0] < params.threshold] = 0
-    rows = zip(columns.tolist(), powers.tolist(), strict=True)
-    return [_sparse(count, owners, weights) for owners, weights in rows]
-
-
-def _sparse(size: int, columns: list[int], weights: list[float]) -> SparseWeights:
-    """A low temperature, or the threshold, leaves zeros among those that were kept."""
-    if 0.0 in weights:
-        columns = [column for column, weight in zip(columns, weights, strict=True) if weight]
-        weights = [weight for weight in weights if weight]
-    return SparseWeights(size, tuple(columns), tuple(weights))
 
 
 def _prior(params: HiddenMeanParams, count: int) -> tuple[float, ...]:

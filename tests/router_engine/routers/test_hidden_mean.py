@@ -1,8 +1,6 @@
-"""What the router makes of scores, beside the function for one row that the others use."""
+"""What the router makes of the questions of one step."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,41 +8,9 @@ import pytest
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
 from router_engine.routers.base import HiddenQuestion
-from router_engine.routers.scoring import weights_from_scores
-from router_engine.routers.token.hidden_mean import (
-    HiddenMeanParams,
-    HiddenMeanRouter,
-    weights_of_scores,
-)
+from router_engine.routers.token.hidden_mean import HiddenMeanRouter
 
-SCORES = np.random.default_rng(3).uniform(-1, 1, size=(40, 7)).astype(np.float32)
 ROUTING = TokenRouting("hidden_mean", {"temperature": 0.5, "warmup": 0})
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"temperature": 0.01},
-        {"top_k": 2},
-        {"top_k": 99},
-        {"threshold": 0.8},
-        {"top_k": 1, "threshold": 0.5, "temperature": 2.0},
-    ],
-    ids=str,
-)
-def test_many_rows_are_weighed_as_each_alone(params: dict[str, Any]) -> None:
-    parsed = HiddenMeanParams.model_validate(params)
-    rows = weights_of_scores(SCORES, parsed)
-    for row, scores in zip(rows, SCORES, strict=True):
-        alone = weights_from_scores(scores.astype(np.float64), parsed)
-        assert row.dense == pytest.approx(alone, abs=1e-12)
-    assert any(not row.columns for row in rows) == ("threshold" in params)  # negative control
-
-
-def test_of_equal_scores_the_earlier_candidate_stays() -> None:
-    rows = weights_of_scores(np.ones((2, 4), np.float32), HiddenMeanParams(top_k=2))
-    assert [row.dense for row in rows] == [(0.5, 0.5, 0, 0)] * 2
 
 
 def test_requests_of_one_step_are_weighed_together_and_each_by_its_own_candidates() -> None:

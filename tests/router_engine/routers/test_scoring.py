@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.scoring import (
+    CosineParams,
     SimilarityParams,
     cosine_scores,
+    weigh_rows,
     weights_from_scores,
     winner_is_pushed_down,
 )
@@ -94,6 +97,43 @@ def test_a_score_of_minus_infinity_has_no_weight() -> None:
     expected = [0.0, first / (first + second), second / (first + second)]
     assert weigh({}, [-math.inf, 0.5, 0.2]) == pytest.approx(expected)
     assert weigh({"top_k": 3}, [-math.inf, 0.5, 0.2]) == pytest.approx(expected)
+
+
+ROWS = np.random.default_rng(3).uniform(-1, 1, size=(40, 7)).astype(np.float32)
+
+
+def plain(scores: Sequence[float], params: CosineParams) -> list[float]:
+    """The rule written out for one row."""
+    best = sorted(range(len(scores)), key=lambda j: -scores[j])[: params.top_k]
+    powers = {j: math.exp(scores[j] / params.temperature) for j in best}
+    if params.threshold is not None and max(scores) < params.threshold:
+        powers = {}
+    return [powers.get(j, 0.0) / sum(powers.values()) if powers else 0.0 for j in range(7)]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"temperature": 0.01},
+        {"top_k": 2},
+        {"top_k": 99},
+        {"threshold": 0.8},
+        {"top_k": 1, "threshold": 0.5, "temperature": 2.0},
+    ],
+    ids=str,
+)
+def test_many_rows_are_weighed_as_each_alone(params: dict[str, Any]) -> None:
+    parsed = CosineParams.model_validate(params)
+    rows = weigh_rows(ROWS, parsed)
+    for row, scores in zip(rows, ROWS.tolist(), strict=True):
+        assert row.dense == pytest.approx(plain(scores, parsed), abs=1e-12)
+    assert any(not row.columns for row in rows) == ("threshold" in params)  # negative control
+
+
+def test_of_equal_scores_the_earlier_candidate_stays() -> None:
+    rows = weigh_rows(np.ones((2, 4), np.float32), CosineParams(top_k=2))
+    assert [row.dense for row in rows] == [(0.5, 0.5, 0, 0)] * 2
 
 
 @pytest.mark.parametrize(
