@@ -8,12 +8,13 @@ run falls back to these operations.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 import torch
 
 from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.kernels.base import KernelSpec
+from router_engine.plugins import Plugins, with_installed
 
 GROUP = "adaptermix.kernels"
 
@@ -28,36 +29,24 @@ _ALIASES = {"cpu": "reference"}
 
 
 class KernelRegistry:
-    """Kernel implementations by name, each imported at its first use."""
+    """Kernel implementations by name."""
 
     def __init__(self, entries: Iterable[EntryPoint]) -> None:
         """Raises EngineError when two entries share a name."""
-        self._entries: dict[str, EntryPoint] = {}
-        for entry in entries:
-            other = self._entries.setdefault(entry.name, entry)
-            if other is not entry and other.value != entry.value:
-                raise EngineError(
-                    f"two sets of kernels are named {entry.name!r}: {other.value} and {entry.value}"
-                )
-        self._specs: dict[str, KernelSpec] = {}
+        nouns = ("kernels", "sets of kernels")
+        self._plugins = Plugins(KernelSpec, entries, nouns=nouns, error=EngineError)
 
     @classmethod
     def discover(cls) -> KernelRegistry:
         """The built-in kernels and those of installed packages."""
-        return cls([*_BUILT_IN, *entry_points(group=GROUP)])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._entries))
+        return cls(with_installed(_BUILT_IN, GROUP))
 
     def get(self, name: str) -> KernelSpec:
         """Raises EngineError, with all known names, for one that is unknown or cannot be loaded."""
-        if name not in self._entries:
-            known = ", ".join(sorted({"auto", *_ALIASES, *self._entries}))
+        if name not in self._plugins.names:
+            known = ", ".join(sorted({"auto", *_ALIASES, *self._plugins.names}))
             raise EngineError(f"unknown kernels {name!r} (known: {known})")
-        if name not in self._specs:
-            self._specs[name] = _load(self._entries[name])
-        return self._specs[name]
+        return self._plugins.load(name)
 
     def choose(self, name: str, device: torch.device, dtype: torch.dtype) -> KernelSpec:
         """The kernels for a configured name; `auto` takes the best that serve device and dtype.
@@ -86,15 +75,3 @@ class KernelRegistry:
 def choose_kernels(name: str, device: torch.device, dtype: torch.dtype) -> KernelSpec:
     """The kernels for a configured name (`config.KernelConfig.kernels`)."""
     return KernelRegistry.discover().choose(name, device, dtype)
-
-
-def _load(entry: EntryPoint) -> KernelSpec:
-    try:
-        spec = entry.load()
-    except Exception as error:  # a third party's module may fail in any way
-        raise EngineError(
-            f"kernels {entry.name!r} ({entry.value}) cannot be loaded: {error}"
-        ) from error
-    if not isinstance(spec, KernelSpec) or spec.name != entry.name:
-        raise EngineError(f"{entry.value} is no KernelSpec with the name {entry.name!r}")
-    return spec

@@ -1,19 +1,19 @@
 """Which routers there are: the built-in ones and those of the entry-point group.
 
-A registry is complete when it is made; nothing can be added later. A router's module is imported
-when the router is first asked for.
+A router's module is imported when the router is first asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from pydantic import BaseModel
 
 from router_engine.errors import RouterError
+from router_engine.plugins import Plugins, with_installed
 from router_engine.request import Level
 from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RequestRouter, TokenRouter
 from router_engine.routers.centroids import CentroidService
@@ -99,38 +99,30 @@ class RouterSpec:
 
 
 class RouterRegistry:
-    """Routers by name, each imported at its first use."""
+    """Routers by name."""
 
     def __init__(self, entries: Iterable[EntryPoint]) -> None:
         """Raises RouterError when two entries share a name."""
-        self._entries: dict[str, EntryPoint] = {}
-        for entry in entries:
-            other = self._entries.setdefault(entry.name, entry)
-            if other is not entry and other.value != entry.value:
-                raise RouterError(
-                    f"two routers are named {entry.name!r}: {other.value} and {entry.value}"
-                )
-        self._specs: dict[str, RouterSpec] = {}
+        nouns = ("router", "routers")
+        self._plugins = Plugins(RouterSpec, entries, nouns=nouns, error=RouterError)
 
     @classmethod
     def discover(cls) -> RouterRegistry:
         """The built-in routers and those of installed packages."""
-        return cls([*_BUILT_IN, *entry_points(group=GROUP)])
+        return cls(with_installed(_BUILT_IN, GROUP))
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._entries))
+        return self._plugins.names
 
     def get(self, name: str) -> RouterSpec:
         """Raises RouterInputError, with near names and all known ones, for an unknown name."""
-        if name not in self._entries:
+        if name not in self.names:
             raise RouterInputError(
                 f"unknown router {name!r}{near_names(name, self.names)} "
                 f"(known: {', '.join(self.names)})"
             )
-        if name not in self._specs:
-            self._specs[name] = _load(self._entries[name])
-        return self._specs[name]
+        return self._plugins.load(name)
 
     def token_routers(self, services: TokenServices) -> dict[str, TokenRouter]:
         """Every token router that can run with these services, ready to use."""
@@ -164,15 +156,3 @@ class RouterRegistry:
             for spec in specs
             if spec.request and (services.encoder is not None or not spec.needs_encoder)
         }
-
-
-def _load(entry: EntryPoint) -> RouterSpec:
-    try:
-        spec = entry.load()
-    except Exception as error:  # a third party's module may fail in any way
-        raise RouterError(
-            f"router {entry.name!r} ({entry.value}) cannot be loaded: {error}"
-        ) from error
-    if not isinstance(spec, RouterSpec) or spec.name != entry.name:
-        raise RouterError(f"{entry.value} is no RouterSpec with the name {entry.name!r}")
-    return spec
