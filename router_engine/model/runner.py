@@ -71,7 +71,7 @@ class ModelRunner:
         samples = self._sampler.sample(logits, rows, summary) if rows else []
         for index, uncertainty in uncertain.items():
             samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
-        tap = None if out.tap is None else normed(out.tap).numpy()
+        tap = None if out.tap is None else normed(out.tap.numpy())
         gates = None if out.gates is None else out.gates.as_numpy()
         return StepOutput(tuple(samples), tap, gates)
 

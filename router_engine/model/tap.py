@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from router_engine.errors import UnsupportedModelError
@@ -42,9 +44,11 @@ def tap_layer_of(model: nn.Module, wanted: int | None) -> int:
     return wanted
 
 
-def normed(states: Tensor) -> Tensor:
+def normed(states: NDArray[np.float32]) -> NDArray[np.float32]:
     """States [tokens, hidden] of root mean square 1, so that none counts for more in a mean."""
-    return states * states.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+    squares = np.einsum("td,td->t", states, states) / states.shape[1]
+    roots = np.sqrt(np.maximum(squares, 1e-12))
+    return np.asarray(states / roots[:, None], dtype=np.float32)
 
 
 def tap_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,6 +102,15 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return sum(len(row.token_ids) for row in self.rows)
+
+    @property
+    def parts(self) -> Iterator[tuple[PlannedRow, slice]]:
+        """Each row, and where its tokens lie in the flat batch."""
+        first = 0
+        for row in self.rows:
+            tokens = slice(first, first + len(row.token_ids))
+            first = tokens.stop
+            yield row, tokens
 
     @property
     def is_tapped(self) -> bool:

@@ -9,6 +9,7 @@ from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenQuestion
 from router_engine.scheduling.refusal import weights_problem
 from router_engine.scheduling.state import RequestState, RequestStatus
+from router_engine.scheduling.tap import RunningMean, RunningMeans
 from router_engine.sparse import SparseWeights
 
 
@@ -21,9 +22,10 @@ class Questions:
     over a token cannot depend on its own state, so its weights come from the tokens before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, means: RunningMeans) -> None:
+        self._means = means
         self._text: list[RequestState] = []
-        self._tapped: list[RequestState] = []
+        self._tapped: list[tuple[RequestState, RunningMean, str]] = []
 
     @staticmethod
     def first(request: EngineRequest) -> deque[int]:
@@ -45,10 +47,12 @@ class Questions:
 
     def computed(self, state: RequestState) -> None:
         """Tokens were computed, or found in the prefix cache."""
-        is_due = state.num_computed == state.weights_history.known_until
-        if state.request.is_tapped and state.request.routing and is_due and not state.asked:
+        running, routing = state.running_mean, state.request.routing
+        if running is None or routing is None or state.asked:
+            return
+        if state.num_computed == state.weights_history.known_until:
             state.asked.append(state.num_computed)
-            self._tapped.append(state)
+            self._tapped.append((state, running, routing.router))
 
     def take(self) -> list[tuple[str, list[int]]]:
         """(request id, tokens new since it was last asked about) for each text router's renewal."""
@@ -63,13 +67,13 @@ class Questions:
 
     def take_tapped(self) -> dict[str, list[HiddenQuestion]]:
         """What is to be asked now of each router that reads hidden states."""
-        asked: dict[str, list[HiddenQuestion]] = {}
-        for state in self._tapped:
-            routing, running = state.request.routing, state.running_mean
-            if state.status is not RequestStatus.FINISHED and routing and running:
-                question = HiddenQuestion(state.request_id, state.asked[0], running.mean())
-                asked.setdefault(routing.router, []).append(question)
+        due = [each for each in self._tapped if each[0].status is not RequestStatus.FINISHED]
         self._tapped = []
+        means = self._means.means([running for _, running, _ in due])
+        asked: dict[str, list[HiddenQuestion]] = {}
+        for (state, _, router), mean in zip(due, means, strict=True):
+            question = HiddenQuestion(state.request_id, state.asked[0], mean)
+            asked.setdefault(router, []).append(question)
         return asked
 
     @staticmethod

@@ -30,7 +30,7 @@ from router_engine.scheduling.questions import Questions
 from router_engine.scheduling.queue import WaitingQueue
 from router_engine.scheduling.refusal import Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
-from router_engine.scheduling.tap import RunningMean
+from router_engine.scheduling.tap import RunningMeans
 from router_engine.scheduling.weights import WeightsHistory
 from router_engine.sparse import SparseWeights
 
@@ -53,7 +53,8 @@ class Scheduler:
         self.config = config
         self.counters = SchedulerCounters()
         self.service = ServiceCounters()
-        self.questions = Questions()
+        self._means = RunningMeans(block_size)
+        self.questions = Questions(self._means)
         self.ledger = BlockLedger(pool, block_size, prefix_cache=prefix_cache)
         self.limits = Limits(max_model_len, block_size, pool.num_blocks, config.max_running)
         self._clock = clock
@@ -193,19 +194,25 @@ class Scheduler:
         if len(out.samples) != len(plan.drawn_rows):
             raise ValueError(f"{len(out.samples)} samples for {len(plan.drawn_rows)} rows")
         samples = iter(out.samples)
+        taken = [(row, self._state_of(row), tokens) for row, tokens in plan.parts]
+        if out.tap is not None:
+            self._means.read([(s.running_mean, r.start, at) for r, s, at in taken if s], out.tap)
         events: list[EngineEvent] = []
-        first = 0  # of the row's tokens in the flat batch
-        for row in plan.rows:
+        for row, state, tokens in taken:
             sample = next(samples) if row.draws else None
-            state, start = self._live.get(row.request_id), first
-            first += len(row.token_ids)
-            if state is None or state.arrival != row.arrival:
+            if state is None:
                 continue
-            _read(state, row.start, out, slice(start, first))
+            if state.gate_sums is not None and out.gates is not None:
+                state.gate_sums.add(row.start, out.gates, tokens)
             self._computed(state, row)
             if sample is not None:
                 events.extend(self._sampled(state.head, sample))
         return events
+
+    def _state_of(self, row: PlannedRow) -> RequestState | None:
+        """None where the request has ended, even if another has its id now."""
+        state = self._live.get(row.request_id)
+        return state if state is not None and state.arrival == row.arrival else None
 
     def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
         if state.status is not RequestStatus.RUNNING or draft.tokens_left == 0:
@@ -310,7 +317,7 @@ class Scheduler:
             status=RequestStatus.WAITING_ADAPTERS,
             num_told=len(request.prompt_token_ids),
             asked=self.questions.first(request),
-            running_mean=RunningMean(self.limits.block_size) if request.is_tapped else None,
+            running_mean=self._means.open() if request.is_tapped else None,
             gate_sums=GateSums(request.adapters) if request.report_gates else None,
             group=group,
             gate=gate,
@@ -378,6 +385,7 @@ class Scheduler:
         stop_token_id: int | None = None,
     ) -> FinalEvent:
         self._stuck = False
+        event = state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)
         if state.status is RequestStatus.WAITING:
             self._queue.remove(state)
         for member in state.members:
@@ -385,14 +393,7 @@ class Scheduler:
             self.ledger.release(member)
             member.status = RequestStatus.FINISHED
             del self._live[member.request_id]
+            self._means.close(member.running_mean)
             self.counters.ended += 1
         self._finished.append(state.request)
-        return state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)
-
-
-def _read(state: RequestState, start: int, out: StepOutput, tokens: slice) -> None:
-    """What a step says of a request's tokens, at positions from `start` on."""
-    if state.running_mean is not None and out.tap is not None:
-        state.running_mean.add(start, out.tap[tokens])
-    if state.gate_sums is not None and out.gates is not None:
-        state.gate_sums.add(start, out.gates, tokens)
+        return event

@@ -166,8 +166,8 @@ def _prior(params: HiddenMeanParams, count: int) -> tuple[float, ...]:
 
 
 def _units(rows: Matrix) -> Matrix:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, 1e-12))
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))  # numpy.linalg.norm takes twice as long
+    return np.asarray(rows / np.maximum(norms, 1e-12)[:, None])
 
 
 SPEC = RouterSpec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router_engine.scheduling.tap import RunningMean
+from router_engine.scheduling.tap import RunningMeans
 
 STATES = np.random.default_rng(0).normal(size=(23, 8)).astype(np.float32)
 
@@ -16,7 +16,7 @@ def _mean(stop: int) -> list[float]:
 
 @pytest.mark.parametrize("cuts", [[23], [1, 2, 3, 23], [5, 10, 16, 23], list(range(1, 24))])
 def test_chunks_give_the_mean_of_all_but_the_first(cuts: list[int]) -> None:
-    running = RunningMean(4)
+    running = RunningMeans(4).open()
     start = 0
     for stop in cuts:
         running.add(start, STATES[start:stop])
@@ -29,7 +29,7 @@ def test_chunks_give_the_mean_of_all_but_the_first(cuts: list[int]) -> None:
 
 
 def test_what_is_computed_again_counts_once() -> None:
-    running = RunningMean(4)
+    running = RunningMeans(4).open()
     running.add(0, STATES[:13])
     running.add(0, STATES[:9])
     running.add(9, STATES[9:20])
@@ -39,7 +39,7 @@ def test_what_is_computed_again_counts_once() -> None:
 
 @pytest.mark.parametrize("blocks", [1, 3, 5])
 def test_going_on_behind_cached_blocks(blocks: int) -> None:
-    other, running = RunningMean(4), RunningMean(4)
+    other, running = RunningMeans(4).open(), RunningMeans(4).open()
     other.add(0, STATES)
     running.resume(other.block_sums[:blocks])
     running.add(4 * blocks, STATES[4 * blocks :])
@@ -50,7 +50,34 @@ def test_going_on_behind_cached_blocks(blocks: int) -> None:
 
 
 def test_a_hole_is_refused() -> None:
-    running = RunningMean(4)
+    running = RunningMeans(4).open()
     running.add(0, STATES[:3])
     with pytest.raises(ValueError, match="known until 3, not until 5"):
         running.add(5, STATES[5:6])
+
+
+def test_requests_of_one_step_are_read_together_as_each_alone() -> None:
+    """Of ten requests, each a token further than the one before; some end and leave their place."""
+    together, live, ended = RunningMeans(4), [], []
+    for step in range(40):
+        if step < 10:
+            live.append(together.open())
+        if step % 9 == 8:
+            ended.append(live.pop(0))
+            together.close(ended[-1])
+            live.append(together.open())
+        parts = [(r, r.until, slice(i, i + 1)) for i, r in enumerate(live) if r.until < 23]
+        together.read(parts, np.stack([STATES[min(r.until, 22)] for r in live]))
+        for running, mean in zip(live, together.means(live), strict=True):
+            assert (mean is None) == (running.until < 2)
+            if mean is not None:
+                assert mean == pytest.approx(_mean(running.until), abs=1e-6)
+            assert len(running.block_sums) == running.until // 4
+    assert len(ended) == 4
+
+
+def test_what_is_not_tapped_is_passed_over() -> None:
+    together = RunningMeans(4)
+    running = together.open()
+    together.read([(running, 0, slice(0, 3)), (None, 7, slice(3, 5))], STATES)
+    assert running.mean() == pytest.approx(_mean(3), abs=1e-6)
