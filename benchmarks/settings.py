@@ -11,6 +11,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.lengths import FORMS, parse_lengths
 from benchmarks.load import Load
 from benchmarks.prompts import TokenCount
+from router_engine.routers.encoder.config import EncoderDType
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("benchmarks") / "results"  # from where the command runs: the same at a desk
@@ -307,6 +308,10 @@ class RoutingSettings:
         default="default",
         metadata=about("Sentence encoder: default (a tiny one beside tiny-random) or a directory."),
     )
+    encoder_dtype: EncoderDType = field(
+        default="auto", metadata=about("Number format of the sentence encoder.")
+    )
+    encoder_threads: int = field(default=1, metadata=about("Threads of the encoder's process."))
     data: Path | None = field(
         default=None,
         metadata=about(
@@ -328,7 +333,7 @@ class RoutingSettings:
         for name in ("requests", "candidates"):
             for value in getattr(self, name):
                 _at_least(name, value, 1)
-        for name in ("steps", "rounds", "rows"):
+        for name in ("steps", "rounds", "rows", "encoder_threads"):
             _at_least(name, getattr(self, name), 1)
         _at_least("minutes", self.minutes, 0.1)
         if self.data is None and (self.rows, self.adapters) != (_ROWS, _EXAMPLES):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.process import pulled
+from benchmarks.settings import RoutingSettings
 from benchmarks.subject import Subject
 from router_engine.model.assets import DEFAULT, DEFAULT_ENCODER
 from router_engine.model.tiny import TINY_RANDOM
@@ -18,7 +19,7 @@ from router_engine.routers.encoder.tiny import save_tiny_encoder
 
 @contextmanager
 def encoder_worker(
-    subject: Subject, encoder: str, folder: Path, environment: Mapping[str, str]
+    subject: Subject, settings: RoutingSettings, folder: Path, environment: Mapping[str, str]
 ) -> Iterator[str]:
     """Run it until the block ends; gives its endpoint. `folder` is an empty one of its own.
 
@@ -27,8 +28,15 @@ def encoder_worker(
     tokenizer = folder / "tokenizer"
     subject.tokenizer.save_pretrained(tokenizer)
     endpoint = f"ipc://{folder / 'socket'}"
-    files = _files(subject, encoder, folder / "encoder")
-    worker = EncoderProcess(EncoderConfig(files, tokenizer, endpoint, environment))
+    config = EncoderConfig(
+        encoder_dir=_files(subject, settings.encoder, folder / "encoder"),
+        tokenizer_dir=tokenizer,
+        endpoint=endpoint,
+        environment=environment,
+        dtype=settings.encoder_dtype,
+        num_threads=settings.encoder_threads,
+    )
+    worker = EncoderProcess(config)
     worker.start()
     try:
         yield endpoint

@@ -54,7 +54,7 @@ def run_routing(
         folder = Path(temporary)
         own = folder / "worker"
         own.mkdir()
-        with encoder_worker(subject, settings.encoder, own, environment) as endpoint:
+        with encoder_worker(subject, settings, own, environment) as endpoint:
             measured = asyncio.run(_measure(subject, settings, model, endpoint, folder))
             if settings.data is not None:
                 contexts = compare_contexts(subject, settings, model, endpoint, folder)

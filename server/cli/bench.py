@@ -106,8 +106,7 @@ def routing(routing: RoutingSettings, model: ModelSettings) -> None:
     from benchmarks.routing.report import markdown, plot, result_tables
     from benchmarks.routing.run import run_routing
 
-    settings = load_settings()
-    environment = settings.child_environment(settings.encoder_threads)
+    environment = load_settings().child_environment(routing.encoder_threads)
     result = run_routing(routing, model, environment)
     for table in result_tables(result):
         Console().print(table)
