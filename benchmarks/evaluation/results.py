@@ -80,8 +80,8 @@ def _cadences(suite: Suite) -> Iterator[Pair]:
         if not _is_token_router(two) or two.every != 2:
             continue
         for other in suite.routing:
-            same = other.router.get("name") == two.router.get("name")
-            if same and _is_token_router(other) and other.every != 2:
+            names = [(each.router.get("name"), each.family) for each in (two, other)]
+            if names[0] == names[1] and _is_token_router(other) and other.every != 2:
                 yield "cadence", (AVERAGE, NLL), two.name, other.name
 
 
@@ -95,15 +95,20 @@ def _contexts(suite: Suite) -> Iterator[Pair]:
 
 
 def _levels(suite: Suite) -> Iterator[Pair]:
-    """Weights for every token against weights for the request, from the same router."""
+    """Weights for every token against weights for the request.
+
+    From the same router, or from all that work so where that one doesn't.
+    """
+    by_request = [each for each in suite.routing if each.router and _is_fixed(each)]
     keys = [(AVERAGE, NLL), *((task.name, NLL) for task in suite.mixed)]
     keys += [(task.name, SECOND_NLL) for task in suite.mixed]
     for ours in suite.routing:
-        for theirs in suite.routing:
-            kin = theirs.router.get("name") == ours.router.get("name") and _is_fixed(theirs)
-            if kin and _is_token_router(ours) and ours.every == 1:
-                for key in keys:
-                    yield "level", key, ours.name, theirs.name
+        if not _is_token_router(ours) or ours.every != 1:
+            continue
+        kin = [each for each in by_request if each.router["name"] == ours.router["name"]]
+        for theirs in kin or by_request:
+            for key in keys:
+                yield "level", key, ours.name, theirs.name
 
 
 def _switches(columns: Columns, suite: Suite) -> Iterator[Pair]:

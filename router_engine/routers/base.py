@@ -31,16 +31,20 @@ class RoutedWeights:
 
 
 class Prior(NamedTuple):
-    """Weights before anything is known of a text, for so many tokens; None: for all of a prompt."""
+    """Weights before anything is known of a text, for so many tokens; None: for all of a prompt.
+
+    window: of how many tokens, the latest, the means in questions are; None: of all.
+    """
 
     weights: tuple[float, ...]
     num_tokens: int | None = None
+    window: int | None = None
 
 
 class HiddenQuestion(NamedTuple):
     """mean [hidden]: of the states at the tap over a text's first `num_tokens`, but for the first.
 
-    None where there are none.
+    Of the latest of these only where the prior gave a window. None where there are none.
     """
 
     request_id: str

@@ -76,7 +76,7 @@ class Routing:
             return
         try:
             prior = self._hidden[routing.router].begin(request_id, request.adapters, routing)
-            scheduler.set_weights(request_id, 0, prior.weights, prior.num_tokens)
+            scheduler.set_weights(request_id, 0, *prior)
         except RouterError as error:
             fail(request_id, str(error))
 

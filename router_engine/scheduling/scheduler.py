@@ -88,14 +88,11 @@ class Scheduler:
     @property
     def gauges(self) -> SchedulerGauges:
         states = self._live.values()
-        return SchedulerGauges(
-            running=len(self._running),
-            waiting=len(self._queue),
-            waiting_for_adapters=sum(s.status is RequestStatus.WAITING_ADAPTERS for s in states),
-            waiting_for_weights=sum(
-                s.lacks_weights and s.status is not RequestStatus.WAITING_ADAPTERS for s in states
-            ),
+        loading = sum(state.status is RequestStatus.WAITING_ADAPTERS for state in states)
+        unsure = sum(
+            s.lacks_weights and s.status is not RequestStatus.WAITING_ADAPTERS for s in states
         )
+        return SchedulerGauges(len(self._running), len(self._queue), loading, unsure)
 
     # Coming and going
 
@@ -135,12 +132,12 @@ class Scheduler:
         num_tokens: int,
         weights: Sequence[float] | SparseWeights,
         at_most: int | None = None,
+        window: int | None = None,
     ) -> None:
         """The router's answer for the first `num_tokens` tokens. Unknown ids are ignored.
 
-        A tapped request's prior, for 0 tokens, may be held to `at_most` so many of its prompt.
-
-        Raises RouterError if it is no answer to what was asked, or its weights are of no use.
+        `at_most` and `window` go with a tapped request's prior, for 0 tokens: see `Prior`. Raises
+        RouterError if it is no answer to what was asked, or its weights are of no use.
         """
         state = self._live.get(request_id)
         if state is None:
@@ -148,6 +145,8 @@ class Scheduler:
         if not isinstance(weights, SparseWeights):
             weights = SparseWeights.of(weights)
         until = self.questions.accept(state, num_tokens, weights, at_most)
+        if state.running_mean is not None and window is not None:
+            state.running_mean.window = window
         self._apply_weights(state, weights, until)
         if state.status is RequestStatus.WAITING_WEIGHTS:
             self._park(state)

@@ -72,21 +72,38 @@ class RunningMeans:
         known = [running for running in those if running.until > 1]
         if not known:
             return [None] * len(those)
-        counts = np.array([[running.until - 1] for running in known])
-        rows = iter((self.totals[[running.slot for running in known]] / counts).astype(np.float32))
+        sums = self.totals[[running.slot for running in known]]
+        counts = [running.until - 1 for running in known]
+        for row, running in enumerate(known):
+            if blocks := running.blocks_before_window:
+                sums[row] -= running.block_sums[blocks - 1]
+                counts[row] = running.until - blocks * self.block_size
+        rows = iter((sums / np.array(counts)[:, None]).astype(np.float32))
         return [next(rows) if running.until > 1 else None for running in those]
 
 
 class RunningMean:
-    """One request's sum over positions [0, until), and what it was at each block's end."""
+    """One request's sum over positions [0, until), and what it was at each block's end.
 
-    __slots__ = ("_all", "block_sums", "slot", "until")
+    window: of how many tokens, the latest, and those before them in their block, the mean is; None:
+    of all.
+    """
+
+    __slots__ = ("_all", "block_sums", "slot", "until", "window")
 
     def __init__(self, running: RunningMeans, slot: int) -> None:
         self._all = running
         self.slot = slot
         self.until = 0
+        self.window: int | None = None
         self.block_sums: list[Sum] = []
+
+    @property
+    def blocks_before_window(self) -> int:
+        """How many whole blocks the mean leaves out."""
+        if self.window is None:
+            return 0
+        return max(0, self.until - self.window) // self._all.block_size
 
     def add(self, start: int, states: States) -> None:
         """States at positions from `start` on; those known already change nothing."""

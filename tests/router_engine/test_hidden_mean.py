@@ -24,6 +24,7 @@ from tests.support.oracle import assert_agrees, set_mixture
 TAP = 1  # of two layers
 CONFIG = EngineConfig(model=ModelConfig(tap_layer=TAP), cache=CacheConfig(num_blocks=256))
 PROMPT = list(range(5, 30))
+BLOCK = 4
 TEMPERATURE = 0.2
 PARAMS = {"temperature": TEMPERATURE, "prior": "uniform", "warmup": 0}
 FAST = path_params(REFERENCE, CPU)
@@ -65,10 +66,14 @@ def _publish(engine: PathEngine, folders: Sequence[Path]) -> list[str]:
 
 
 @torch.no_grad()
-def _mean(base: Any, ids: Sequence[int]) -> Vector:
-    """Of what enters the tap layer, at RMS 1 each, over all tokens but the first."""
+def _mean(base: Any, ids: Sequence[int], window: int | None = None) -> Vector:
+    """Of what enters the tap layer, at RMS 1 each, over all tokens but the first.
+
+    Under a window whole blocks are left out that lie before it.
+    """
     out = base(input_ids=torch.tensor([list(ids)]), output_hidden_states=True)
-    states = out.hidden_states[TAP][0, 1:].double().numpy()
+    before = 0 if window is None else max(0, len(ids) - window) // BLOCK * BLOCK
+    states = out.hidden_states[TAP][0, max(1, before) :].double().numpy()
     scaled = states / np.sqrt((states**2).mean(axis=1, keepdims=True))
     return np.asarray(scaled.mean(axis=0))
 
@@ -98,7 +103,13 @@ def _set_above_tap(model: Any, weights: Sequence[float]) -> None:
 
 @torch.no_grad()
 def _oracle(
-    base: Any, model: Any, prompt: list[int], count: int, every: int, members: int
+    base: Any,
+    model: Any,
+    prompt: list[int],
+    count: int,
+    every: int,
+    members: int,
+    window: int | None,
 ) -> tuple[list[int], list[torch.Tensor], list[Vector]]:
     """The prompt but its last token under the prior, then each token under the newest weights."""
     ids, outputs, used = list(prompt), [], []
@@ -106,7 +117,7 @@ def _oracle(
     past = model(input_ids=torch.tensor([ids[:-1]]), use_cache=True).past_key_values
     for index in range(count):
         if index % every == 0:
-            weights = _weights(_mean(base, ids[:-1]), members)
+            weights = _weights(_mean(base, ids[:-1], window), members)
             _set_above_tap(model, weights.tolist())
         out = model(input_ids=torch.tensor([ids[-1:]]), past_key_values=past, use_cache=True)
         past = out.past_key_values
@@ -116,20 +127,26 @@ def _oracle(
     return ids[len(prompt) :], outputs, used
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(("every", "window"), [(1, None), (3, None), (1, 6)])
 def test_against_transformers_and_peft(
-    every: int, path: EnginePath, make_engine: MakeEngine, folders: list[Path]
+    every: int,
+    window: int | None,
+    path: EnginePath,
+    make_engine: MakeEngine,
+    folders: list[Path],
 ) -> None:
     prompt = path.short(PROMPT)
-    engine = make_engine(config=CONFIG)
+    engine = make_engine(
+        config=replace(CONFIG, cache=CacheConfig(block_size=BLOCK, num_blocks=256))
+    )
     digests = _publish(engine, folders[:3])
     uniform = dict.fromkeys(digests, 1 / 3)
     routed, fixed = engine.run(
-        _routed("routed", digests, count=path.tokens, prompt=prompt, every=every),
+        _routed("routed", digests, count=path.tokens, prompt=prompt, every=every, window=window),
         request("fixed", prompt, uniform, max_new_tokens=path.tokens),
     )
     model, base = path.peft("llama", folders[:3]), path.base("llama")
-    ids, outputs, used = _oracle(base, model, prompt, path.tokens, every, 3)
+    ids, outputs, used = _oracle(base, model, prompt, path.tokens, every, 3, window)
     assert_agrees(routed, ids, outputs, path.tolerance)
     for token, expected in zip(routed.tokens, used, strict=True):
         assert token.weights == pytest.approx(expected, abs=20 * path.tolerance)
@@ -146,10 +163,11 @@ def _same(one: Answer, other: Answer) -> None:
 
 
 @pytest.mark.parametrize("path", FAST, indirect=True)
+@pytest.mark.parametrize("window", [None, 6])
 def test_cached_prompts_are_routed_as_fresh_ones(
-    make_engine: MakeEngine, folders: list[Path]
+    window: int | None, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    config = replace(CONFIG, cache=CacheConfig(block_size=4, num_blocks=64))
+    config = replace(CONFIG, cache=CacheConfig(block_size=BLOCK, num_blocks=64))
     engine = make_engine(config=config)
     digests = _publish(engine, folders[:3])
     lengths = (24, 25, 26)  # whole blocks before the last token, one past them, two
@@ -158,9 +176,9 @@ def test_cached_prompts_are_routed_as_fresh_ones(
         fresh, base, again = (
             engine.run(each)[0]
             for each in (
-                _routed(f"fresh {length}", digests, count=8, prompt=prompt),
+                _routed(f"fresh {length}", digests, count=8, prompt=prompt, window=window),
                 request(f"base {length}", prompt, max_new_tokens=1),
-                _routed(f"again {length}", digests, count=8, prompt=prompt),
+                _routed(f"again {length}", digests, count=8, prompt=prompt, window=window),
             )
         )
         assert again.end.num_cached_tokens == (length - 1) // 4 * 4

@@ -1,10 +1,11 @@
 """The token router `hidden_mean`: the base's own hidden states are the embedding.
 
-e is the mean of the base's hidden states at the tap layer over the text so far, each scaled to a
-root mean square of 1, as some are a hundred times as large as others. An adapter is known by two
-vectors, c and q: the means of e and of e^2 over its sample texts, each read in quarters, as the
-router reads texts that have only begun. No second model runs and nothing waits: the states are
-there when the pass is over.
+e is the mean of the base's hidden states at the tap layer over the latest tokens of the text so
+far, each scaled to a root mean square of 1, as some are a hundred times as large as others. The
+window goes with the text, so that an answer can change from one skill to another. An adapter is
+known by two vectors, c and q: the means of e and of e^2 over its sample texts, each read in
+quarters, as the router reads texts that have only begun. No second model runs and nothing waits:
+the states are there when the pass is over.
 
 Hidden states of all texts share one large direction, and a few of their dimensions vary more than
 all others together. So both are standardised: with m the mean of the candidates' c and
@@ -56,6 +57,12 @@ class HiddenMeanParams(CosineParams):
         ge=0,
         description="Tokens of the prompt under the prior, after which the rest of it runs under "
         "the weights that they give; 0: all of the prompt runs under the prior.",
+    )
+    window: int | None = Field(
+        default=32,
+        ge=1,
+        description="How many tokens are read, the latest, up to whole blocks of the KV cache; "
+        "none: all of the text.",
     )
 
 
@@ -119,7 +126,7 @@ class HiddenMeanRouter:
             raise RouterError(f"the engine has no centroid of {', '.join(unknown)}")
         group = _Group(tuple(candidates), params)
         self._sessions[request_id] = self._groups.setdefault((group.candidates, params), group)
-        return Prior(_prior(params, len(candidates)), params.warmup or None)
+        return Prior(_prior(params, len(candidates)), params.warmup or None, params.window)
 
     def weigh(self, questions: Sequence[HiddenQuestion]) -> list[HiddenAnswer]:
         """See `HiddenRouter.weigh`."""

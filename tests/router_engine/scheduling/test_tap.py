@@ -81,3 +81,20 @@ def test_what_is_not_tapped_is_passed_over() -> None:
     running = together.open()
     together.read([(running, 0, slice(0, 3)), (None, 7, slice(3, 5))], STATES)
     assert running.mean() == pytest.approx(_mean(3), abs=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 4, 6, 99])
+def test_a_window_leaves_whole_blocks_out(window: int) -> None:
+    """Blocks hold four; the first token counts in none."""
+    together = RunningMeans(4)
+    running, whole = together.open(), together.open()
+    running.window = window
+    for stop in range(1, 24):
+        for each in (running, whole):
+            each.add(stop - 1, STATES[stop - 1 : stop])
+        first = max(1, 4 * (max(0, stop - window) // 4))
+        if stop > 1:
+            expected = STATES[first:stop].astype(np.float64).mean(axis=0)
+            mean, mean_of_all = together.means([running, whole])
+            assert mean == pytest.approx(expected, abs=1e-5)
+            assert mean_of_all == pytest.approx(_mean(stop), abs=1e-6)
