@@ -23,7 +23,7 @@ from benchmarks.evaluation.series import (
     mean_of,
 )
 from benchmarks.evaluation.settings import EvaluationSettings
-from benchmarks.evaluation.suite import Routing, Suite
+from benchmarks.evaluation.suite import Routing, Suite, Tuning
 from training.data import Row
 from training.evaluation.scores import parses_as_python
 from training.evaluation.tasks import task_named
@@ -212,6 +212,36 @@ def test_questions_are_answered_by_pairs() -> None:
         ("cadence", "every 2", "every 4", -1.5),
         ("context", "paper", "every 1", -0.5),
         ("level", "every 1", "once", -1.0),
+    ]
+
+
+def test_a_router_of_tokens_alone_is_compared_with_all_that_choose_once() -> None:
+    """And a cadence with those of its own family only."""
+
+    def routed(label: str, family: str | None = None, **router: Any) -> Routing:
+        return Routing(name=label, family=family, mixture={"router": router})
+
+    suite = Suite(
+        tasks=["math"],
+        routing=[
+            BASE,
+            routed("once", name="similarity", level="request"),
+            routed("near", name="retrieval", level="request"),
+            routed("every 1", "a", name="hidden_mean", level="token", every=1),
+            routed("every 2", "a", name="hidden_mean", level="token", every=2),
+            routed("whole", "b", name="hidden_mean", level="token", every=1),
+        ],
+        tuning=[Tuning(family=f, grid={"top_k": [2]}, mixture={"router": {}}) for f in "ab"],
+    )
+    values = {"base": 4.0, "once": 3.0, "near": 2.0, "every 1": 1.0, "every 2": 1.5, "whole": 5.0}
+    columns = {(AVERAGE, NLL): {name: [Series((v,), (1.0,))] for name, v in values.items()}}
+    told = [(gap["kind"], gap["ours"], gap["theirs"]) for gap in comparisons_of(columns, suite)]
+    assert told == [
+        ("cadence", "every 2", "every 1"),
+        ("level", "every 1", "once"),
+        ("level", "every 1", "near"),
+        ("level", "whole", "once"),
+        ("level", "whole", "near"),
     ]
 
 
