@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import threading
@@ -34,6 +35,7 @@ from router_engine.config import (
 )
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
+from router_engine.heap import keep_loaded
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 
 _BLOCK = 16  # tokens
@@ -335,8 +337,10 @@ def offline(
             records = {
                 path.name: shelf.publish(path.name, path, base=engine.base) for path in folders
             }
+            keep_loaded()  # as the engine's process does
             yield Offline(engine, subject, records, news)
         finally:
+            gc.unfreeze()  # another engine may follow, and this one must go
             engine.close()
     finally:
         shelf.close()

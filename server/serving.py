@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from adapters_store.errors import StoreError
 from router_engine.errors import EngineError
+from router_engine.heap import keep_loaded
 from server import logging as server_logging
 from server.app import create_app
 from server.container import Container
@@ -42,6 +43,7 @@ class _Server(uvicorn.Server):
             raise SystemExit(1) from error
         await super().startup(sockets=sockets)
         if self.started:
+            keep_loaded()
             port = self.servers[0].sockets[0].getsockname()[1]
             line = ready_line(self._container, port)
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)

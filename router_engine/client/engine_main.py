@@ -28,6 +28,7 @@ from router_engine.client.messages import (
     decode_launch,
     encode,
 )
+from router_engine.heap import keep_loaded
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _STDIN = 0
@@ -63,7 +64,9 @@ def _build(config: EngineProcessConfig, wake: Callable[[], None]) -> SteppedEngi
     # Here, not above: torch takes seconds, and its failure to load must be reported like others.
     from router_engine.client.build import build_engine
 
-    return build_engine(config, wake)
+    engine = build_engine(config, wake)
+    keep_loaded()
+    return engine
 
 
 def _end_with_parent(parent_pid: int) -> None:

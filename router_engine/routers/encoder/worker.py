@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from router_engine.heap import keep_loaded
 from router_engine.routers.encoder.config import Started, StartOrder
 from router_engine.routers.encoder.messages import encode
 from router_engine.routers.encoder.service import Answer, EncoderService
@@ -102,6 +103,7 @@ def main() -> None:
     try:
         socket = listen(context, order.endpoint)
         service, started = build_service(order)
+        keep_loaded()
     except Exception as error:
         started = Started(error=f"{type(error).__name__}: {error}")
         to_parent.write(msgspec.json.encode(started) + b"\n")
