@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,7 +53,8 @@ def run_experiment(
     console = Console(stderr=True)
     jobs = jobs_of(experiment, settings, sizes, base_name)
     failed = 0
-    with Journal(settings.journal) as journal, _Processes(settings, base) as processes:
+    processes = _Processes(settings, base)
+    with Journal(settings.journal) as journal:
         missing = []
         for job in jobs:
             there = journal.get(job.key)
@@ -81,7 +81,7 @@ def _chosen(
 
 
 class _Processes:
-    """At most `jobs` runs beside each other; all are ended with the block."""
+    """At most `jobs` runs beside each other; all end where one of them, or we, can't go on."""
 
     def __init__(self, settings: ExperimentSettings, base: str) -> None:
         self._settings = settings
@@ -89,13 +89,6 @@ class _Processes:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = Lock()
         self._ended = False
-
-    def __enter__(self) -> _Processes:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
         """(job, result) as runs end."""

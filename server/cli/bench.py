@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,16 @@ def _threads(count: int | None) -> None:
     use_process_environment(load_settings().child_environment(count))
 
 
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Told to end (SIGTERM), a command ends what it has started, as it does on ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
     """The command with expected errors told in one line and exit code 1."""
 
@@ -176,7 +188,8 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
                 raise BenchmarkError(
                     f"{', '.join(gone)} is missing: run `pip install 'adaptermix[bench]'`"
                 )
-            command(**values)
+            with _ending_in_order():
+                command(**values)
         except (BenchmarkError, TrainingError, EngineError, SettingsError, OSError) as error:
             print_error(error)
             raise typer.Exit(1) from error
