@@ -58,11 +58,17 @@ def _cadence(result: Result) -> Iterator[str]:
 
 
 def _level(result: Result) -> Iterator[str]:
-    for gap in _of_kind(result, "level"):
-        what = "the average" if gap["task"] == AVERAGE else f"*{gap['task']}*, {gap['measure']}"
+    found = _of_kind(result, "level")
+    for pair in dict.fromkeys((gap["ours"], gap["theirs"]) for gap in found):
+        told = []
+        for gap in found:
+            if (gap["ours"], gap["theirs"]) == pair:
+                what = "the average" if gap["task"] == AVERAGE else f"*{gap['task']}*"
+                measure = "" if gap["measure"] == NLL else f", {gap['measure']}"
+                told.append(f"on {what}{measure} {_told(gap)}, {_says(gap)}")
         yield (
-            f"* **Weights for every token against weights for the request, on {what}.** "
-            f"*{gap['ours']}* to *{gap['theirs']}*: {_told(gap)}, {_says(gap)}."
+            f"* **Weights for every token against weights for the request.** *{pair[0]}* to "
+            f"*{pair[1]}*: {'; '.join(told)}."
         )
 
 
