@@ -106,6 +106,11 @@ def test_kv_bookkeeping_loads_without_torch() -> None:
     assert heavy_modules_after_importing(names) == ""
 
 
+def test_the_http_process_loads_without_torch() -> None:
+    """It answers for an engine in another process, which alone pays for torch: 1.5 s, 250 MB."""
+    assert heavy_modules_after_importing(["server.serving"]) == "fastapi starlette"
+
+
 def heavy_modules_after_importing(names: list[str]) -> str:
     """The heavy libraries that a fresh interpreter holds once it has imported `names`."""
     program = (

@@ -1,33 +1,17 @@
 """Experts that were trained as several copies of each side (AdaMix), brought to one as they load.
 
-Which weights the copies get is a `Variant`; the one by default is the manifest's average.
+Which weights the copies get is a variant's affair: see `variants`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import BottleneckExpertSpec, Copies, LoraExpertSpec
-
-Side = Literal["down", "up"]  # A and D, or B and U; a bias goes with its side
-CopiedExpert = LoraExpertSpec | BottleneckExpertSpec
-
-Variant = Callable[[CopiedExpert, Side], Sequence[float]]
-"""(an expert that has copies, a side of it) -> the weight of each copy of that side.
-
-It is asked once for each tensor, so it must answer alike for the same expert and side.
-"""
-
-
-def average(expert: CopiedExpert, side: Side) -> Sequence[float]:
-    """The weights in the manifest: what AdaMix serves (Wang et al. 2022, section 3.4)."""
-    copies = expert.copies
-    assert isinstance(copies, Copies)
-    return copies.down if side == "down" else copies.up
+from router_engine.experts.variants import CopiedExpert, Side, Variant
 
 
 def choose_copies(copies: Tensor, weights: Sequence[float]) -> Tensor:

@@ -9,12 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from router_engine.experts.copies import CopiedExpert, Side, Variant, average
+from adapters_store.expert_types import BottleneckExpertSpec, Copies, LoraExpertSpec
 
 _MARK = "~"
+
+Side = Literal["down", "up"]  # A and D, or B and U; a bias goes with its side
+CopiedExpert = LoraExpertSpec | BottleneckExpertSpec
+
+Variant = Callable[[CopiedExpert, Side], Sequence[float]]
+"""(an expert that has copies, a side of it) -> the weight of each copy of that side.
+
+It is asked once for each tensor, so it must answer alike for the same expert and side.
+"""
+
+
+def average(expert: CopiedExpert, side: Side) -> Sequence[float]:
+    """The weights in the manifest: what AdaMix serves (Wang et al. 2022, section 3.4)."""
+    copies = expert.copies
+    assert isinstance(copies, Copies)
+    return copies.down if side == "down" else copies.up
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +45,7 @@ class Soup:
     up: tuple[float, ...] = ()
 
     def weights(self, expert: CopiedExpert, side: Side) -> Sequence[float]:
-        """One weight a copy: see `experts.copies.Variant`."""
+        """One weight a copy: see `Variant`."""
         return (self.down if side == "down" else self.up) or average(expert, side)
 
     def __str__(self) -> str:
@@ -47,7 +64,7 @@ class Stochastic:
     seed: int
 
     def weights(self, expert: CopiedExpert, side: Side) -> Sequence[float]:
-        """One weight a copy: see `experts.copies.Variant`."""
+        """One weight a copy: see `Variant`."""
         count = len(average(expert, side))
         place = f"{self.seed} {expert.site} {expert.gate} {side}"
         digest = hashlib.blake2b(place.encode(), digest_size=8).digest()

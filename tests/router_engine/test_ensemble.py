@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from adapters_store.expert_types import LoraExpertSpec
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason, Uncertainty
-from router_engine.experts.copies import Side
-from router_engine.experts.variants import Stochastic, variant_digest
+from router_engine.experts.variants import Side, Stochastic, variant_digest
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine import paths

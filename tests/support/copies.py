@@ -16,7 +16,7 @@ from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest
-from router_engine.experts.copies import Side
+from router_engine.experts.variants import Side
 from router_engine.model.tiny import tiny_model
 
 DOWN = (0.5, 0.3, 0.2)  # the average's weights of three copies of A
