@@ -139,7 +139,12 @@ class AdapterStore:
 
         Raises InvalidReferenceError, or AdapterNotFoundError with near names.
         """
-        return self._versions.resolve(AdapterRef.parse(ref) if isinstance(ref, str) else ref)
+        return self.resolve_all([ref])[0]
+
+    def resolve_all(self, refs: Sequence[AdapterRef | str]) -> list[AdapterRecord]:
+        """The versions that references mean, all at one moment. Raises as `resolve`."""
+        parsed = [AdapterRef.parse(ref) if isinstance(ref, str) else ref for ref in refs]
+        return self._versions.resolve(parsed)
 
     def list(self, *, name: str | None = None, tag: str | None = None) -> list[AdapterRecord]:
         """All versions by name and number, of one name or with one tag if asked."""

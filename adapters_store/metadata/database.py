@@ -1,4 +1,4 @@
-"""The connection: dialects, transactions and migrations. Knows no table."""
+"""The connection: dialects, transactions, their count, and migrations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,27 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    make_url,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from adapters_store.errors import StoreError
+from adapters_store.metadata.schema import CHANGES
 
 _BUSY_SECONDS = 60
 _WRITE = "adaptermix_write"
 _WRITER_LOCK = 0x61646D78  # any number: names our advisory lock in a shared PostgreSQL
+_COUNT = select(CHANGES.c.count)
+_COUNT_ONE_MORE = update(CHANGES).values(count=CHANGES.c.count + 1)
 
 
 class Database:
@@ -30,7 +43,7 @@ class Database:
         parsed = _parse(url)
         try:
             self._engine = _create(parsed)
-            with self.write() as connection:
+            with self._alone() as connection:
                 _migrate(connection)
         except (SQLAlchemyError, ImportError) as error:
             raise StoreError(
@@ -52,6 +65,17 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """The one write transaction: committed at the end, rolled back on an error."""
+        with self._alone() as connection:
+            connection.execute(_COUNT_ONE_MORE)
+            yield connection
+
+    @staticmethod
+    def changes(connection: Connection) -> int:
+        """How many write transactions there were. What is read after it is as new, or newer."""
+        return int(connection.execute(_COUNT).scalar_one())
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
         with (
             self._engine.connect().execution_options(**{_WRITE: True}) as connection,
             connection.begin(),

@@ -104,3 +104,12 @@ API_KEYS = Table(
     Column("created_at", Double, nullable=False),
     Column("revoked_at", Double),
 )
+
+# One row: how many write transactions there have been. What was read at a count holds until the
+# next, in whichever process.
+CHANGES = Table(
+    "changes",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+)

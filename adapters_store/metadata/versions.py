@@ -14,6 +14,7 @@ from adapters_store.errors import AdapterNotFoundError
 from adapters_store.manifest import manifest_to_json
 from adapters_store.metadata.database import Database
 from adapters_store.metadata.manifests import ManifestCache
+from adapters_store.metadata.records import RecordCache
 from adapters_store.metadata.schema import ADAPTERS, ALIASES, BLOBS, TAGS, TEXTS, VERSIONS
 from adapters_store.metadata.texts import drop_later_texts
 from adapters_store.types import AdapterManifest, AdapterRecord, AdapterRef
@@ -39,6 +40,7 @@ class Versions:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._manifests = ManifestCache()
+        self._records = RecordCache()
 
     def add(self, new: NewVersion, before_commit: Callable[[], None]) -> AdapterRecord:
         """Record the next version of a name.
@@ -62,13 +64,25 @@ class Versions:
             before_commit()
             return self._one(connection, _by_version(new.name, version))
 
-    def resolve(self, ref: AdapterRef) -> AdapterRecord:
-        """The record that a reference means now. Raises AdapterNotFoundError with near names."""
+    def resolve(self, refs: Sequence[AdapterRef]) -> list[AdapterRecord]:
+        """The records that references mean now. Raises AdapterNotFoundError with near names.
+
+        Every request asks, so what they meant is remembered until something is written.
+        """
         with self._database.read() as connection:
-            row = connection.execute(_query(ref)).first()
-            if row is None:
-                raise AdapterNotFoundError(str(ref), _near(connection, ref))
-            return self._read(connection, [row])[0]
+            changes = self._database.changes(connection)
+            return [self._resolve(connection, changes, ref) for ref in refs]
+
+    def _resolve(self, connection: Connection, changes: int, ref: AdapterRef) -> AdapterRecord:
+        known = self._records.get(ref, changes)
+        if known is not None:
+            return known
+        row = connection.execute(_query(ref)).first()
+        if row is None:
+            raise AdapterNotFoundError(str(ref), _near(connection, ref))
+        record = self._read(connection, [row])[0]
+        self._records.put(ref, changes, record)
+        return record
 
     def records(self, *, name: str | None = None, tag: str | None = None) -> list[AdapterRecord]:
         """Records by name and version, of one name or with one tag if asked."""

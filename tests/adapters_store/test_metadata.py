@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from adapters_store.metadata import Database, Texts
-from adapters_store.metadata.migrations.versions import v0001_initial, v0002_texts
+from adapters_store.metadata.migrations.versions import v0001_initial, v0002_texts, v0003_changes
 from adapters_store.metadata.schema import METADATA
 from tests.adapters_store.servers import make_schema
 
@@ -92,7 +92,7 @@ def test_every_folder_with_code_is_part_of_the_wheel() -> None:
 def test_migrations_are_one_line_of_steps() -> None:
     script = ScriptDirectory(str(files("adapters_store.metadata.migrations")))
     found = [step.revision for step in script.walk_revisions()]
-    assert found == [v0002_texts.revision, v0001_initial.revision]
+    assert found == [v0003_changes.revision, v0002_texts.revision, v0001_initial.revision]
 
 
 def test_a_store_of_the_first_version_keeps_its_centroids(tmp_path: Path) -> None:

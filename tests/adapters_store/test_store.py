@@ -197,6 +197,34 @@ def test_a_moving_alias_is_always_there(store: AdapterStore) -> None:
     assert seen <= digests
 
 
+def test_what_another_process_writes_is_seen_at_once(
+    tmp_path: Path, store: AdapterStore, database_url: str | None
+) -> None:
+    """References are remembered, but only until something is written, by whomever."""
+    other = AdapterStore.open(tmp_path / "store", database_url=database_url)
+    first, second = publish(store, seed=1), publish(store, seed=2)
+    other.set_alias("math", "prod", 1)
+
+    def meant() -> list[str]:
+        names = ["math@prod", "math", first.digest]
+        assert (found := store.resolve_all(names)) == store.resolve_all(names)
+        return [record.digest for record in found]
+
+    assert meant() == [first.digest, second.digest, first.digest]
+    other.set_alias("math", "prod", 2)
+    third = publish(other, seed=3)
+    assert meant() == [second.digest, third.digest, first.digest]
+    assert store.resolve(first.digest).num_texts == 0
+    other.set_texts("math@1", ["a text"])
+    assert store.resolve(first.digest).num_texts == 1
+    other.delete("math", 3)
+    assert meant() == [second.digest, second.digest, first.digest]
+    other.delete("math")
+    with pytest.raises(AdapterNotFoundError):
+        store.resolve("math@prod")
+    other.close()
+
+
 def test_many_threads_publish_under_one_name(store: AdapterStore) -> None:
     with ThreadPoolExecutor(6) as pool:
         records = list(pool.map(lambda seed: publish(store, seed=seed % 3), range(12)))
