@@ -145,7 +145,10 @@ class LayerRouterSpec:
     swiglu: z = W2 (silu(W1 v + b1) * (W3 v + b3)) + b2, W1 and W3 [hidden, features], W2
     [outputs, hidden] under `.w1.weight`, `.w1.bias` and so on.
     sigmoid: g = sigmoid(z). softmax: g = softmax(z) over the `top_k` highest, 0 elsewhere.
-    Sources: MoA (2025), soft and sparse; softmax and top_k as in homogeneous mixtures of LoRA.
+    scope prompt: v is the mean over the tokens of the request's prompt, and g that of all its
+    tokens, those of the answer too.
+    Sources: MoA (2025), soft, sparse and instance-level; softmax and top_k as in homogeneous
+    mixtures of LoRA.
     """
 
     layer: str  # the layer's module, e.g. "model.layers.0"
@@ -158,3 +161,4 @@ class LayerRouterSpec:
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     top_k: int | None = None  # of softmax; None: all
     threshold: ThresholdSpec | None = None  # of sigmoid
+    scope: Literal["token", "prompt"] = "token"

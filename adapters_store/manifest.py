@@ -34,11 +34,12 @@ def _fields(manifest: dict[str, Any]) -> dict[str, Any]:
         {key: value for key, value in expert.items() if key not in _LATER or value is not None}
         for expert in manifest["experts"]
     ]
-    return {
-        key: value
-        for key, value in (manifest | {"experts": experts}).items()
-        if key != "routers" or value
-    }
+    routers = [
+        {key: value for key, value in router.items() if key != "scope" or value != "token"}
+        for router in manifest["routers"]
+    ]
+    fields = manifest | {"experts": experts, "routers": routers}
+    return {key: value for key, value in fields.items() if key != "routers" or value}
 
 
 def manifest_from_json(data: bytes) -> AdapterManifest:

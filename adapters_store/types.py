@@ -120,6 +120,11 @@ class AdapterManifest:
         return None
 
     @property
+    def reads_whole_prompts(self) -> bool:
+        """Whether gates come of all tokens of a prompt at once (instance-level MoA)."""
+        return any(router.scope == "prompt" for router in self.routers)
+
+    @property
     def max_rank(self) -> int:
         """The highest rank of a LoRA; a bottleneck's size and a prompt's length count as ranks."""
         return max((expert.rows for expert in self.experts), default=0)

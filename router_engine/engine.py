@@ -30,7 +30,12 @@ from router_engine.kernels.dispatch import choose_kernels
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
-from router_engine.mixture.rules import DIRECTIONS_ONLY, check_mixture, refuse_special
+from router_engine.mixture.rules import (
+    DIRECTIONS_ONLY,
+    NOT_BEFORE_THE_PROMPT,
+    check_mixture,
+    refuse_special,
+)
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
@@ -269,17 +274,20 @@ class Engine:
     def _admit(self, request: EngineRequest) -> None:
         """Its adapters are on the device, so what they hold is known: check the mixture, go on."""
         weights = request.weights or (1.0,) * len(request.adapters)
+        manifests = {digest: self._residency.manifest(digest) for digest in request.adapters}
+        whole = [digest for digest, each in manifests.items() if each.reads_whole_prompts]
         try:
             self._check(ResolvedMixture(request.adapters, weights, request.combination))
             if request.layer_routing is not None:
-                for digest in request.adapters:
-                    manifest = self._residency.manifest(digest)
+                for digest, manifest in manifests.items():
                     refuse_special(digest, manifest, DIRECTIONS_ONLY)
+            if request.is_tapped and whole:
+                raise MixtureError(f"{whole[0]}: {NOT_BEFORE_THE_PROMPT}")
         except MixtureError as error:
             final = self._scheduler.fail(request.request_id, FinishReason.REFUSED, str(error))
             self._emit(final)
         else:
-            self._scheduler.adapters_ready(request.request_id)
+            self._scheduler.adapters_ready(request.request_id, reads_whole_prompt=bool(whole))
 
     def _check(self, mixture: ResolvedMixture) -> None:
         check_mixture(mixture, [self._residency.manifest(digest) for digest in mixture.digests])

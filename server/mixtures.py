@@ -18,7 +18,12 @@ from adapters_store.types import (
 )
 from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
-from router_engine.mixture.rules import DIRECTIONS_ONLY, FACTORS_ONLY, WEIGHTS_ONLY
+from router_engine.mixture.rules import (
+    DIRECTIONS_ONLY,
+    FACTORS_ONLY,
+    NOT_BEFORE_THE_PROMPT,
+    WEIGHTS_ONLY,
+)
 from router_engine.request import LayerRouting, TokenRouting
 from server.copies import member_digests, refuse_copies
 from server.errors import InputError
@@ -36,6 +41,8 @@ class Shelf(Protocol):
     """What is needed of the store. Its methods block."""
 
     def resolve(self, reference: str | AdapterRef) -> AdapterRecord: ...
+
+    def resolve_all(self, references: Sequence[str | AdapterRef]) -> list[AdapterRecord]: ...
 
     def list(
         self, *, name: str | None = None, tag: str | None = None
@@ -127,10 +134,13 @@ class Mixtures:
         if spec.combination == "linear":
             refuse_unequal_ranks(records, path)
         if spec.level == "token":
+            is_tapped = self._routing.is_tapped(spec)
+            if is_tapped:
+                _refuse_whole_prompts(records, path)
             await self._routing.prepare(spec, records)
             routing = TokenRouting(spec.name, spec.params, spec.every, spec.context, spec.lag)
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
-            return replace(plan, is_tapped=self._routing.is_tapped(spec))
+            return replace(plan, is_tapped=is_tapped)
         if spec.level == "layer":
             _refuse_special(records, path, DIRECTIONS_ONLY)
             layers = LayerRouting(spec.name, spec.params)
@@ -174,14 +184,11 @@ class Mixtures:
         return records
 
     def _resolve_all(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
-        records = []
-        for reference in references:
-            try:
-                records.append(self._store.resolve(reference))
-            except AdapterNotFoundError as error:
-                error.add_note(path)
-                raise
-        return records
+        try:
+            return self._store.resolve_all(references)
+        except AdapterNotFoundError as error:
+            error.add_note(path)
+            raise
 
     def fits(self, record: AdapterRecord) -> bool:
         """Whether an adapter fits the base model."""
@@ -213,6 +220,13 @@ def _refuse_special(records: Sequence[AdapterRecord], path: str, reason: str) ->
         held = record.manifest.not_plain
         if held is not None:
             raise InputError(path, f"{record.label}, which holds {held}", reason)
+
+
+def _refuse_whole_prompts(records: Sequence[AdapterRecord], path: str) -> None:
+    """Raises InputError for an adapter whose gates come of a whole prompt."""
+    for record in records:
+        if record.manifest.reads_whole_prompts:
+            raise InputError(path, record.label, NOT_BEFORE_THE_PROMPT)
 
 
 def refuse_unequal_ranks(records: Sequence[AdapterRecord], path: str) -> None:

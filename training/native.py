@@ -43,10 +43,9 @@ def write_folder(
     manifest: AdapterManifest,
     tensors: Mapping[str, Tensor],
     dtype: DTypeName,
-    manifest_file: str = MANIFEST_FILE,
 ) -> None:
     """Write manifest and tensors into the folder `out`, the tensors in `dtype`."""
-    (out / manifest_file).write_bytes(manifest_to_json(manifest))
+    (out / MANIFEST_FILE).write_bytes(manifest_to_json(manifest))
     stored = {
         name: tensor.detach().to(getattr(torch, dtype)).cpu().contiguous()
         for name, tensor in tensors.items()

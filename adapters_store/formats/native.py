@@ -36,18 +36,12 @@ from adapters_store.validation import shortened, tensor_shapes
 
 FORMAT: Literal["adaptermix"] = "adaptermix"
 MANIFEST_FILE = "adaptermix.json"
-# Manifest of what only trains: gates that come from the mean over a whole prompt.
-INSTANCE_FILE = "moa_instance.json"
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # in models, in dataclasses
 _PEFT_CONFIG = "adapter_config.json"
 _SPECS = (
     *(LoraExpertSpec, BottleneckExpertSpec, PromptExpertSpec),
     *(Copies, LayerRouterSpec, ThresholdSpec, AdapterManifest),
-)
-_INSTANCE = (
-    "gates of whole prompts (instance-level MoA) are not served: a layer could not begin before "
-    "all of a prompt is there; the variants soft and sparse, with gates for each token, are"
 )
 _KINDS = "kinds are lora, bottleneck and prompt"
 _KEYS = sorted({field.name for spec in _SPECS for field in fields(spec)})
@@ -79,14 +73,12 @@ class NativeFormat:
     """Every kind of expert, with routers inside layers."""
 
     name = FORMAT
-    files = frozenset({MANIFEST_FILE, INSTANCE_FILE, TENSOR_FILE})
+    files = frozenset({MANIFEST_FILE, TENSOR_FILE})
 
     def recognises(self, given: FormatInput) -> bool:
-        return MANIFEST_FILE in given.files or INSTANCE_FILE in given.files
+        return MANIFEST_FILE in given.files
 
     def read(self, given: FormatInput) -> Reading:
-        if INSTANCE_FILE in given.files:
-            return Reading(problems=(Problem(INSTANCE_FILE, _INSTANCE),))
         problems: list[Problem] = []
         if _PEFT_CONFIG in given.files:
             problems.append(

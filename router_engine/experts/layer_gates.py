@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from router_engine.experts.base import HostRouter
 from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.reference.layer_router import layer_gates
-from router_engine.scheduling.gates import GateColumns
+from router_engine.mixture.weights import PromptTokens, StepWeights
+from router_engine.scheduling.gates import GateColumns, Gates, PromptGates
 
 
 class StepGateValues:
@@ -20,11 +22,13 @@ class StepGateValues:
     """
 
     def __init__(
-        self, pool: RowPool, digests: tuple[str, ...], columns: GateColumns, layers: int
+        self, pool: RowPool, weights: StepWeights, columns: GateColumns, layers: int
     ) -> None:
+        digests = weights.digests
         self._pool = pool
         self._digests = digests
         self._columns = columns
+        self._prompts = weights.prompts
         self._layers = layers
         self._values: Tensor | None = None
         firsts = {digest: 1 + first for digest, first, _ in columns}
@@ -37,9 +41,15 @@ class StepGateValues:
             router = self._pool.routers(digest).get(path)
             if router is not None:
                 v = x_pre if router.spec.input == "pre_norm" else x_post
-                found = 1 + first
-                gates = layer_gates(router, v)
-                values[layer, :, found : found + router.spec.outputs] = gates
+                found = values[layer, :, 1 + first : 1 + first + router.spec.outputs]
+                if router.spec.scope == "token":
+                    found[:] = layer_gates(router, v)
+                    continue
+                found[:] = 0.0  # of tokens that do not use the adapter: their weights are 0
+                for prompt in self._prompts:
+                    if digest in prompt.adapters:
+                        kept = None if prompt.kept is None else prompt.kept[digest][layer]
+                        found[prompt.tokens] = _of_prompt(router, v, prompt, kept)
 
     def per_row(self, layer: int, rows: ActiveRows, gate: Tensor) -> Tensor:
         """[tokens, rows]: what multiplies each row at a site of a layer; `gate` is `rows.gate`."""
@@ -48,16 +58,18 @@ class StepGateValues:
         index = torch.where(gate < 0, 0, starts[rows.owner] + gate)
         return self._values[layer].index_select(1, index)
 
-    def readings(self, used: Sequence[Tensor]) -> GateReadings:
-        """What was said; used[layer] [tokens, adapters] bool: which adapters acted there."""
+    def readings(self, used: Sequence[Tensor | None]) -> GateReadings:
+        """What was said; used[layer] [tokens, adapters] bool: which acted there; None: none."""
         assert self._values is not None, "no layer has been routed"
-        values = self._values[:, :, 1:].clone()
+        values = self._values[:, :, 1:].to("cpu", copy=True)
+        of_prompts = found_in_prompts(self._pool, self._prompts, self._columns, values)
         column_of = {digest: index for index, digest in enumerate(self._digests)}
         for digest, first, count in self._columns:
             for layer, uses in enumerate(used):
                 part = values[layer, :, first : first + count]
-                part[~uses[:, column_of[digest]]] = torch.nan
-        return GateReadings(values.cpu(), self._columns)
+                idle = slice(None) if uses is None else ~uses[:, column_of[digest]].cpu()
+                part[idle] = torch.nan
+        return GateReadings(values, self._columns, of_prompts)
 
     def _storage(self, like: Tensor) -> Tensor:
         if self._values is None:
@@ -66,3 +78,29 @@ class StepGateValues:
             self._values = torch.full(shape, torch.nan, device=like.device)
             self._values[:, :, 0] = 1.0
         return self._values
+
+
+def _of_prompt(router: HostRouter, v: Tensor, prompt: PromptTokens, kept: Gates | None) -> Tensor:
+    """The gates of a prompt [outputs]: kept ones, or those of the mean of v [tokens, features]."""
+    if kept is not None:
+        return torch.from_numpy(kept[: router.spec.outputs]).to(v.device)
+    read = v[prompt.first : prompt.first + prompt.prompt]
+    return layer_gates(router, read.float().mean(0, keepdim=True).to(v.dtype))[0]
+
+
+def found_in_prompts(
+    pool: RowPool, prompts: Sequence[PromptTokens], columns: GateColumns, values: Tensor
+) -> dict[str, PromptGates]:
+    """What a step has found and later ones need: see `GateReadings.of_prompts`.
+
+    values [layers, tokens, width]: gates of all tokens, on the host.
+    """
+    found: dict[str, PromptGates] = {}
+    for prompt in prompts:
+        if prompt.kept is None:
+            found[prompt.request_id] = {
+                digest: values[:, prompt.first, first : first + count].numpy().copy()
+                for digest, first, count in columns
+                if digest in prompt.adapters and pool.reads_whole_prompts(digest)
+            }
+    return found

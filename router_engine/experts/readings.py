@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from router_engine.scheduling.gates import GateColumns, StepReadings
+from router_engine.scheduling.gates import GateColumns, PromptGates, StepReadings
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +16,14 @@ class GateReadings:
 
     NaN where a token does not use the adapter at that layer, and where the layer has no such gate.
     columns: whose gates stand where, (digest, first column, how many), in the routers' own order.
+    of_prompts: by request, the gates of the prompts that were computed in this step and hold for
+    all that follows.
     """
 
     values: Tensor
     columns: GateColumns
+    of_prompts: Mapping[str, PromptGates] = field(default_factory=dict)
 
     def as_numpy(self) -> StepReadings:
         """The same without torch."""
-        return StepReadings(self.values.numpy(), self.columns)
+        return StepReadings(self.values.numpy(), self.columns, self.of_prompts)

@@ -186,6 +186,10 @@ class RowPool:
         """A resident adapter's routers by layer, on the device; empty where it has none."""
         return self._routers[digest]
 
+    def reads_whole_prompts(self, digest: str) -> bool:
+        """Whether a resident adapter has routers of whole prompts."""
+        return any(router.spec.scope == "prompt" for router in self._routers[digest].values())
+
     def only_lora(self, digests: tuple[str, ...]) -> bool:
         """Whether all of these residents are LoRA at linear layers alone, without gates."""
         return self._beyond_lora.isdisjoint(digests)

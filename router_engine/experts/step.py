@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from adapters_store.types import BlockSpec
@@ -55,7 +54,7 @@ class StepExperts:
             columns = self.pool.gate_columns(weights.digests)
             if columns:
                 layers = len(self.blocks)
-                self._gates = StepGateValues(self.pool, weights.digests, columns, layers)
+                self._gates = StepGateValues(self.pool, weights, columns, layers)
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
@@ -136,13 +135,12 @@ class StepExperts:
     def readings(self) -> GateReadings | None:
         """What the routers inside layers said in this pass; None where no adapter has any."""
         weights = self._weights
-        if self._gates is None or weights is None or weights.total is None:
+        if self._gates is None or weights is None:
             return None
-        above = weights.total != 0
-        lower = weights.lower
-        below = above
-        if lower is not None:
-            below = torch.zeros_like(above) if lower.total is None else lower.total != 0
+        above, below = (
+            None if each.total is None else each.total != 0
+            for each in (weights, weights.lower or weights)
+        )
         layers = range(len(self.blocks))
         return self._gates.readings([below if i < self._tap_layer else above for i in layers])
 

@@ -19,6 +19,12 @@ DIRECTIONS_ONLY = (
     "layer router 'arrow' scores the directions of LoRA without gates; give the mixture's weights "
     "yourself, or choose a router of level 'request' or 'token'"
 )
+# Why a router that reads hidden states cannot weigh adapters with gates of whole prompts.
+NOT_BEFORE_THE_PROMPT = (
+    "gates of whole prompts are computed with all of a prompt in one step, and a router that reads "
+    "hidden states weighs its last token by those before; choose one that reads text, or a router "
+    "of level 'request'"
+)
 
 
 def refuse_special(adapter: str, manifest: AdapterManifest, reason: str) -> None:

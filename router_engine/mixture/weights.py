@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
 from router_engine.routers.base import Gate
+from router_engine.scheduling.gates import PromptGates
 from router_engine.scheduling.plan import PlannedRow
 from router_engine.sparse import SparseWeights
 
@@ -40,6 +41,26 @@ class StepGates:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The tokens of a request whose adapters may have routers of whole prompts.
+
+    first, count: where they lie in the step. prompt: how many of them, from the first on, are the
+    prompt. kept: the gates that were found in an earlier step; None: they are found in this one.
+    """
+
+    request_id: str
+    adapters: tuple[str, ...]
+    first: int
+    count: int
+    prompt: int
+    kept: PromptGates | None
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True, slots=True)
 class StepWeights:
     """Weights of one step over its active adapters.
 
@@ -49,7 +70,7 @@ class StepWeights:
     not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
     known without asking the device. gates: of tokens under a layer router, or None. lower: the
     weights of the layers below the tap, on steps with tokens whose experts act only from the tap
-    on; None: they are the same.
+    on; None: they are the same. prompts: of requests whose gates are those of their prompts.
     """
 
     digests: tuple[str, ...]
@@ -59,6 +80,7 @@ class StepWeights:
     fill: float = 1.0
     gates: StepGates | None = None
     lower: StepWeights | None = None
+    prompts: tuple[PromptTokens, ...] = ()
 
     def rows(self, index: Tensor) -> StepWeights:
         """The same step seen by some of its tokens only."""
@@ -98,8 +120,8 @@ def step_weights(
 
 
 def _used(row: PlannedRow) -> Iterable[str]:
-    """The adapters that may act on a row."""
-    if row.gate is not None:
+    """The adapters that may act on a row, or whose gates are found in it."""
+    if row.gate is not None or row.finds_prompt_gates:
         return row.adapters
     return (row.adapters[column] for _, weights in row.weight_runs for column in weights.columns)
 
@@ -114,12 +136,15 @@ class _Parts:
         self._root: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._merged: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._gates: _GateParts | None = None
+        self._prompts: list[PromptTokens] = []
 
     def fill(self, rows: Sequence[PlannedRow]) -> list[slice]:
         """Write the weights of all rows; where the tapped ones lie."""
         position, tapped = 0, []
         for row in rows:
             tokens = slice(position, position + len(row.token_ids))
+            if row.reads_whole_prompt:
+                self._prompts.append(_prompt_tokens(row, position))
             if row.gate is not None:
                 self._gate(tokens, [self._columns[each] for each in row.adapters], row.gate)
                 position = tokens.stop
@@ -172,6 +197,9 @@ class _Parts:
         """Which columns [adapters] some token gives a weight to."""
         parts = (self._total, self._root, self._merged)
         used = np.asarray(np.logical_or.reduce([(part != 0).any(0) for part in parts]))
+        for prompt in self._prompts:
+            if prompt.kept is None:
+                used[[self._columns[digest] for digest in prompt.adapters]] = True
         return used if self._gates is None else used | self._gates.candidates.any(0)
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepWeights:
@@ -183,7 +211,20 @@ class _Parts:
         )
         fill = float(np.count_nonzero(self._total)) / (len(self._total) * len(digests))
         gates = None if self._gates is None else self._gates.tensors(used, device)
-        return StepWeights(digests, total, root, merged, fill, gates)
+        prompts = tuple(self._prompts)
+        return StepWeights(digests, total, root, merged, fill, gates, prompts=prompts)
+
+
+def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
+    count = len(row.token_ids)
+    return PromptTokens(
+        row.request_id,
+        row.adapters,
+        first,
+        count,
+        prompt=len(row.prompt_token_ids),
+        kept=row.prompt_gates,
+    )
 
 
 class _GateParts:

@@ -16,8 +16,15 @@ class StepDraft:
         self._chunks: dict[str, tuple[RequestState, int]] = {}  # (request, stop position)
 
     def chunk_stop(self, state: RequestState) -> int:
-        """How far `state` may be computed within what is left of the budget."""
-        return min(state.num_computed + self.tokens_left, state.computable_until)
+        """How far `state` may be computed within what is left of the budget.
+
+        A prompt that is read as a whole takes what it needs: it would wait for ever for a budget
+        that is smaller.
+        """
+        within = state.num_computed + self.tokens_left
+        if state.lacks_prompt_gates:
+            within = max(within, state.num_prompt)
+        return min(within, state.computable_until)
 
     def add(self, state: RequestState, stop: int) -> None:
         self._chunks[state.request_id] = (state, stop)

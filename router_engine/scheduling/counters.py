@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from router_engine.scheduling.state import RequestState, RequestStatus
 
 
 @dataclass(slots=True)
@@ -24,3 +27,14 @@ class SchedulerGauges:
     waiting: int
     waiting_for_adapters: int
     waiting_for_weights: int  # running ones that sit out included
+
+    @classmethod
+    def of(cls, live: Iterable[RequestState], running: int, waiting: int) -> SchedulerGauges:
+        """Counts what the states of the live sequences tell."""
+        loading = unsure = 0
+        for state in live:
+            if state.status is RequestStatus.WAITING_ADAPTERS:
+                loading += 1
+            elif state.lacks_weights:
+                unsure += 1
+        return cls(running, waiting, loading, unsure)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from router_engine.stats import GATE_BOUNDS
 Gates = NDArray[np.float32]
 _BOUNDS = np.array(GATE_BOUNDS, dtype=np.float32)  # as the gates: 0.1 lies on its bound
 GateColumns = tuple[tuple[str, int, int], ...]  # (digest, first, count)
+PromptGates = Mapping[str, Gates]
+"""Of one request whose adapters have routers of whole prompts: [layers, outputs] by digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class StepReadings:
 
     values: Gates  # [layers, tokens, width]
     columns: GateColumns
+    of_prompts: Mapping[str, PromptGates] = field(default_factory=dict)  # by request
 
 
 class GateSums:

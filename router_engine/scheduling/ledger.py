@@ -79,7 +79,7 @@ class BlockLedger:
     def publish(self, state: RequestState, computed_before: int) -> None:
         """Make the blocks findable that were filled since `computed_before`."""
         full = state.num_computed // self.block_size
-        if not self.prefix_cache or full == computed_before // self.block_size:
+        if not self._shares(state) or full == computed_before // self.block_size:
             return
         keys = state.block_keys.first(full, state.tokens, state.weights_history)
         for index in range(computed_before // self.block_size, full):
@@ -93,8 +93,12 @@ class BlockLedger:
         self.pool.release(state.block_table.clear())
         state.num_computed = 0
 
+    def _shares(self, state: RequestState) -> bool:
+        """Whether others find its blocks: not where their KV depends on the tokens behind them."""
+        return self.prefix_cache and not state.reads_whole_prompt
+
     def _searches(self, state: RequestState) -> bool:
-        return self.prefix_cache and state.gate_sums is None
+        return self._shares(state) and state.gate_sums is None
 
     def _match(self, state: RequestState) -> list[int]:
         """Blocks that hold the first tokens' KV; at least one token is left to compute."""

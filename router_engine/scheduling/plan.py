@@ -14,7 +14,7 @@ from adapters_store.types import Combination
 from router_engine.events import Uncertainty
 from router_engine.request import SamplingParams
 from router_engine.routers.base import Gate
-from router_engine.scheduling.gates import StepReadings
+from router_engine.scheduling.gates import PromptGates, StepReadings
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.weights import WeightRun
 
@@ -54,6 +54,13 @@ class PlannedRow(msgspec.Struct, frozen=True):
     arrival: int  # tells the request from a later one of the same id
     gate: Gate | None = None  # instead of the weights of `weight_runs`
     seat: Seat | None = None  # of an ensemble's member whose logits are wanted
+    reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
+    prompt_gates: PromptGates | None = None  # theirs; None: this chunk holds the prompt
+
+    @property
+    def finds_prompt_gates(self) -> bool:
+        """Whether the whole prompt is in this chunk, for the routers that read it so."""
+        return self.reads_whole_prompt and self.prompt_gates is None
 
     @property
     def draws(self) -> bool:
@@ -90,6 +97,8 @@ class PlannedRow(msgspec.Struct, frozen=True):
             arrival=state.arrival,
             gate=state.gate,
             seat=seat,
+            reads_whole_prompt=state.reads_whole_prompt,
+            prompt_gates=state.prompt_gates,
         )
 
 

@@ -87,12 +87,7 @@ class Scheduler:
 
     @property
     def gauges(self) -> SchedulerGauges:
-        states = self._live.values()
-        loading = sum(state.status is RequestStatus.WAITING_ADAPTERS for state in states)
-        unsure = sum(
-            s.lacks_weights and s.status is not RequestStatus.WAITING_ADAPTERS for s in states
-        )
-        return SchedulerGauges(len(self._running), len(self._queue), loading, unsure)
+        return SchedulerGauges.of(self._live.values(), len(self._running), len(self._queue))
 
     # Coming and going
 
@@ -120,10 +115,15 @@ class Scheduler:
             self._park(state)
         return None
 
-    def adapters_ready(self, request_id: str) -> None:
-        """All adapters of the request are on the device. Unknown ids are ignored."""
+    def adapters_ready(self, request_id: str, *, reads_whole_prompt: bool = False) -> None:
+        """All adapters of the request are on the device. Unknown ids are ignored.
+
+        reads_whole_prompt: some of them have routers of whole prompts.
+        """
         state = self._live.get(request_id)
         if state is not None and state.status is RequestStatus.WAITING_ADAPTERS:
+            for member in state.head.members:
+                member.reads_whole_prompt = reads_whole_prompt
             self._park(state.head)
 
     def set_weights(
@@ -201,8 +201,8 @@ class Scheduler:
             sample = next(samples) if row.draws else None
             if state is None:
                 continue
-            if state.gate_sums is not None and out.gates is not None:
-                state.gate_sums.add(row.start, out.gates, tokens)
+            if out.gates is not None:
+                state.read_gates(row.start, out.gates, tokens)
             self._computed(state, row)
             if sample is not None:
                 events.extend(self._sampled(state.head, sample))
@@ -214,7 +214,7 @@ class Scheduler:
         return state if state is not None and state.arrival == row.arrival else None
 
     def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
-        if state.status is not RequestStatus.RUNNING or draft.tokens_left == 0:
+        if state.status is not RequestStatus.RUNNING or draft.tokens_left <= 0:
             return  # preempted in this very step, or no budget left
         if not state.block_table.block_ids:  # all of it is to be computed again
             self.ledger.attach(state)
@@ -338,6 +338,7 @@ class Scheduler:
             history.extend(weights, until)
             return
         history.replace(weights, until)
+        state.prompt_gates = None
         state.block_keys.reset()
         self.ledger.release(state)
         self.service.charge_prompt(state.group, len(state.tokens))

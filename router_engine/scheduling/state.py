@@ -11,7 +11,7 @@ from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
 from router_engine.routers.base import Gate
-from router_engine.scheduling.gates import GateSums
+from router_engine.scheduling.gates import GateSums, PromptGates, StepReadings
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
 
@@ -47,6 +47,8 @@ class RequestState:
     first_scheduled_time: float | None = None
     group: str = ""  # whose service it counts as
     gate: Gate | None = None  # where weights arise inside the layers
+    reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
+    prompt_gates: PromptGates | None = None  # theirs, once the prompt is computed
     # An ensemble's members share `tokens` and status; its first is the request to all others.
     lead: RequestState | None = None  # of a follower
     followers: tuple[RequestState, ...] = ()  # of a lead
@@ -84,6 +86,11 @@ class RequestState:
         return self.weights_history.known_until < len(self.tokens)
 
     @property
+    def lacks_prompt_gates(self) -> bool:
+        """The prompt has to be computed in one step: its gates are of all its tokens."""
+        return self.reads_whole_prompt and self.prompt_gates is None
+
+    @property
     def computable_until(self) -> int:
         """How many tokens can have KV after the next step, were it unbounded.
 
@@ -91,7 +98,10 @@ class RequestState:
         """
         if self.lacks_weights and self.recomputes:
             return self.num_computed
-        return min(len(self.tokens), self.weights_history.known_until)
+        until = min(len(self.tokens), self.weights_history.known_until)
+        if self.lacks_prompt_gates and until < self.num_prompt:
+            return self.num_computed
+        return until
 
     @property
     def num_runnable(self) -> int:
@@ -101,6 +111,13 @@ class RequestState:
     @property
     def is_runnable(self) -> bool:
         return self.num_runnable > 0
+
+    def read_gates(self, start: int, gates: StepReadings, tokens: slice) -> None:
+        """Take in what the routers said of the step's `tokens`, at positions from `start` on."""
+        if self.lacks_prompt_gates:
+            self.prompt_gates = gates.of_prompts[self.request_id]
+        if self.gate_sums is not None:
+            self.gate_sums.add(start, gates, tokens)
 
     def weights_at_yield(self, index: int) -> tuple[float, ...]:
         """Weights of the pass that yielded generated token `index`; () where layers chose them."""

@@ -52,7 +52,6 @@ def test_the_first_that_recognises_reads() -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
         "adaptermix.json",
-        "moa_instance.json",
         "other.json",
     ]
 

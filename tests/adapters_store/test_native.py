@@ -47,13 +47,17 @@ def test_every_kind_is_read_as_it_was_written(store: AdapterStore) -> None:
     assert held.config.read_bytes() == folder()["adaptermix.json"]
 
 
-def test_gates_of_whole_prompts_are_refused_by_name(store: AdapterStore) -> None:
-    """What `train moa --variant instance` writes."""
-    files = folder()
-    files["moa_instance.json"] = files.pop("adaptermix.json")
-    (problem,) = problems(store, files)
-    assert problem.startswith("moa_instance.json: gates of whole prompts")
-    assert "variants soft and sparse" in problem
+def test_a_scope_is_kept_and_changes_no_manifest_that_does_not_state_it(
+    store: AdapterStore,
+) -> None:
+    """Gates of whole prompts, as `train moa --variant instance` writes them."""
+    assert b"scope" not in manifest_to_json(MANIFEST)
+    made = document()
+    made["routers"][0]["scope"] = "prompt"
+    record = store.publish("x", folder(text=made), base=BASE)
+    assert record.manifest.reads_whole_prompts
+    assert store.resolve("x").manifest.routers[0].scope == "prompt"
+    assert not MANIFEST.reads_whole_prompts
 
 
 def test_gates_are_named_where_they_weigh_one_expert_of_a_layer() -> None:

@@ -207,7 +207,8 @@ def test_what_another_process_writes_is_seen_at_once(
 
     def meant() -> list[str]:
         names = ["math@prod", "math", first.digest]
-        assert (found := store.resolve_all(names)) == store.resolve_all(names)
+        found = store.resolve_all(names)
+        assert found == store.resolve_all(names)
         return [record.digest for record in found]
 
     assert meant() == [first.digest, second.digest, first.digest]

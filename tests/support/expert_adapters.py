@@ -56,11 +56,13 @@ class Layers:
     copies: int = 1  # of LoRA and bottlenecks: those of the way down, the way up is shared
     scale: float = 1.5
     first_layer: int = 0  # the layers before hold nothing
+    scope: Literal["token", "prompt"] = "token"  # what a gate is of
 
 
 SOFT = Layers(MOA_TARGETS, parallel=8, router="linear")
 SPARSE = Layers(MOA_TARGETS, parallel=8, router="swiglu", threshold=0.9)
 NATIVE = Layers(MOA_TARGETS, parallel=8, prompt=5, router="swiglu", router_input="pre_norm")
+INSTANCE = Layers(MOA_TARGETS, parallel=8, prompt=3, router="swiglu", scope="prompt")
 MOE_LORA = Layers(
     ("q_proj", "v_proj"), per_target=4, router="linear", router_activation="softmax", top_k=2
 )
@@ -199,6 +201,7 @@ class _Maker:
             activation=layers.router_activation,
             top_k=layers.top_k,
             threshold=threshold,
+            scope=layers.scope,
         )
 
     def _affine(self, prefix: str, outputs: int, inputs: int) -> None:

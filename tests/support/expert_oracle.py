@@ -73,15 +73,19 @@ def prompt_attention(query: Tensor, keys: Tensor, values: Tensor, head_gates: Te
 
 
 class OracleAdapter:
-    """One adapter in a model: its gates as they are found, layer by layer."""
+    """One adapter in a model: its gates as they are found, layer by layer.
 
-    def __init__(self, folder: Path, weight: float) -> None:
+    prompt_length: of how many tokens the gates of a whole prompt are.
+    """
+
+    def __init__(self, folder: Path, weight: float, prompt_length: int) -> None:
         files = FolderFiles.of(folder)
         self.manifest = files.manifest
         self.tensors: dict[str, Tensor] = {
             key: each.float() for key, each in load_file(files.tensors).items()
         }
         self.weight = weight
+        self.prompt_length = prompt_length
         self.gates: dict[str, Tensor] = {}  # by layer
 
     def side(self, expert: LoraExpertSpec | BottleneckExpertSpec, key: str, side: str) -> Tensor:
@@ -147,19 +151,24 @@ def _attention(
     return output.transpose(1, 2), None
 
 
-def with_experts(model: PreTrainedModel, mixture: Sequence[tuple[Path, float]]) -> PreTrainedModel:
-    """`model`, which is changed, under native folders with these weights."""
-    put_experts(model, mixture)
+def with_experts(
+    model: PreTrainedModel, mixture: Sequence[tuple[Path, float]], prompt_length: int = 0
+) -> PreTrainedModel:
+    """`model`, which is changed, under native folders with these weights.
+
+    prompt_length: in tokens, for routers of whole prompts.
+    """
+    put_experts(model, mixture, prompt_length)
     return model
 
 
 def put_experts(
-    model: PreTrainedModel, mixture: Sequence[tuple[Path, float]]
+    model: PreTrainedModel, mixture: Sequence[tuple[Path, float]], prompt_length: int = 0
 ) -> list[OracleAdapter]:
     """As `with_experts`; returns the adapters, which hold the gates of the last pass."""
     AttentionInterface.register(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)
-    adapters = [OracleAdapter(folder, weight) for folder, weight in mixture]
+    adapters = [OracleAdapter(folder, weight, prompt_length) for folder, weight in mixture]
     for adapter in adapters:
         for router in adapter.manifest.routers:
             _hook_router(model, adapter, router)
@@ -179,7 +188,10 @@ def _hook_router(model: nn.Module, adapter: OracleAdapter, spec: LayerRouterSpec
 
     def find(_: nn.Module, args: tuple[Tensor, ...], normed: Tensor) -> None:
         v = args[0] if spec.input == "pre_norm" else normed
-        adapter.gates[spec.layer] = router_gates(spec, adapter.tensors, v[0])
+        v = v[0]
+        if spec.scope == "prompt":
+            v = v[: adapter.prompt_length].mean(0).expand(len(v), -1)
+        adapter.gates[spec.layer] = router_gates(spec, adapter.tensors, v)
 
     norm.register_forward_hook(find)
 

@@ -18,10 +18,11 @@ from adapters_store.expert_types import (
     LoraExpertSpec,
     PromptExpertSpec,
 )
+from adapters_store.formats.native import MANIFEST_FILE
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
 from router_engine.model.tap import layers_of
-from training.moa.folder import TENSORS
 
 
 class Written:
@@ -140,8 +141,8 @@ class Written:
         return y
 
 
-def written(base: Any, folder: Path, manifest_file: str) -> Written:
+def written(base: Any, folder: Path) -> Written:
     """The oracle on a folder's own files, which hold just the tensors that the manifest names."""
-    manifest = manifest_from_json((folder / manifest_file).read_bytes())
+    manifest = manifest_from_json((folder / MANIFEST_FILE).read_bytes())
     assert len(manifest.routers) == len(layers_of(base)[1])
-    return Written(base, manifest, load_file(folder / TENSORS))
+    return Written(base, manifest, load_file(folder / TENSOR_FILE))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json
 from tests.support.tiny import family_model
 from tests.training.conftest import MakeRun
@@ -25,7 +26,7 @@ from training.moa.budget import (
     shape_of_base,
 )
 from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import TENSORS, load_moa
+from training.moa.folder import load_moa
 from training.moa.gates import GateStatistics, mean_and_spread
 from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
 from training.recipes.moa import train_moa, train_moe_lora
@@ -49,7 +50,7 @@ def train(request: pytest.FixtureRequest) -> Train:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(folder / TENSORS))
+    return dict(load_file(folder / TENSOR_FILE))
 
 
 def test_training_lowers_the_loss(train: Train, make_run: MakeRun, tmp_path: Path) -> None:
@@ -133,11 +134,8 @@ def test_tensors_are_stored_in_the_bases_dtype(make_run: MakeRun, tmp_path: Path
     assert model(torch.arange(20, 40)[None]).logits.dtype == torch.bfloat16
 
 
-def test_what_is_not_served_says_so(make_run: MakeRun, tmp_path: Path) -> None:
-    outcome = RECIPES["instance"](make_run(**SHORT), tmp_path)
-    assert "the server has no gates of whole prompts" in outcome.notes["serving"]
-    assert outcome.notes["serving"] in (tmp_path / "README.md").read_text()
-    with pytest.raises(TrainingError, match=r"holds neither adaptermix\.json nor"):
+def test_a_folder_without_a_manifest_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"holds no adaptermix\.json"):
         load_moa(tmp_path / "absent", make_run())
 
 

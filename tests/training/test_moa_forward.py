@@ -16,7 +16,7 @@ from training.data import Example
 from training.errors import TrainingError
 from training.loss import collate, completion_logits
 from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import NOT_SERVED, SERVED, load_moa, save_moa
+from training.moa.folder import load_moa, save_moa
 from training.moa.model import MoaModel
 from training.settings import (
     GatedLoraSettings,
@@ -73,7 +73,7 @@ def test_what_trains_is_what_the_exported_tensors_say(
     model = stir(moa_model(make_run(base=str(base), lora=LORA), moa))
     save_moa(model, tmp_path, "float32")
     ours = logits_of(model)
-    oracle = written(family_model(family), tmp_path, SERVED)
+    oracle = written(family_model(family), tmp_path)
     theirs = oracle.logits(TOKENS)
     assert_near(ours, theirs)
     torch.testing.assert_close(model.gates, torch.stack(oracle.gates), rtol=0, atol=1e-4)
@@ -92,7 +92,7 @@ def test_a_mixture_of_lora_is_what_its_exported_tensors_say(
 ) -> None:
     model = stir(moe_lora_model(make_run(lora=LORA), MoeLoraSettings(experts=4, top_k=2)))
     save_moa(model, tmp_path, "float32")
-    oracle = written(family_model("llama"), tmp_path, SERVED)
+    oracle = written(family_model("llama"), tmp_path)
     assert_near(logits_of(model), oracle.logits(TOKENS))
     gates = model.gates
     assert torch.equal((gates > 0).sum(dim=-1), torch.full((2, len(TOKENS)), 2))
@@ -102,11 +102,10 @@ def test_a_mixture_of_lora_is_what_its_exported_tensors_say(
 def test_gates_of_whole_prompts_are_those_of_each_rows_own_prompt(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    """In a padded batch; the folder is not of the kind that a store takes."""
+    """In a padded batch."""
     model = stir(moa_model(make_run(lora=LORA), MoaSettings(variant="instance"))).eval()
     save_moa(model, tmp_path, "float32")
-    assert not (tmp_path / SERVED).exists()
-    oracle = written(family_model("llama"), tmp_path, NOT_SERVED)
+    oracle = written(family_model("llama"), tmp_path)
     examples = [
         Example(tuple(range(10, 30)), prompt_length=15),
         Example(tuple(range(40, 47)), prompt_length=2),
@@ -238,9 +237,7 @@ def test_generation_goes_on_under_the_gates_that_the_equations_give(
     """Rows of two lengths in one batch, with a cache, against everything computed anew."""
     model = stir(moa_model(make_run(lora=LORA), MoaSettings(variant=variant))).eval()
     save_moa(model, tmp_path, "float32")
-    oracle = written(
-        family_model("llama"), tmp_path, NOT_SERVED if variant == "instance" else SERVED
-    )
+    oracle = written(family_model("llama"), tmp_path)
     prompts = [[*range(50, 62)], [7]]
     tokens = torch.tensor([prompts[0], [0] * 11 + prompts[1]])
     out = model.generate(

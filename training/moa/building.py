@@ -30,7 +30,6 @@ def moa_model(settings: RunSettings, moa: MoaSettings) -> MoaModel:
     training = RouterTraining(
         threshold="straight_through" if moa.threshold == "straight_through" else "frozen",
         temperature=moa.temperature,
-        pooled=moa.variant == "instance",
     )
     return MoaModel(base, manifest, training, settings.lora.dropout)
 

@@ -23,7 +23,7 @@ _ATTENTION = "adaptermix_prompt"
 class MoaModel(nn.Module):
     """What trains: the experts and routers, fp32; `base` runs its own code and stays as it is.
 
-    dropout: before the A of each LoRA, while training. With pooled routers a call needs
+    dropout: before the A of each LoRA, while training. With routers of whole prompts a call needs
     `prompt_mask`, which says where each row's prompt is.
     """
 
@@ -52,7 +52,7 @@ class MoaModel(nn.Module):
     @property
     def takes_prompt_mask(self) -> bool:
         """Whether the gates depend on where the prompts are."""
-        return self.training_of_routers.pooled
+        return self.manifest.reads_whole_prompts
 
     def forward(
         self,

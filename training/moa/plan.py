@@ -60,7 +60,8 @@ def moa_manifest(base: BaseModelSpec, lora: LoraSettings, moa: MoaSettings) -> A
         router = _router(base, block, len(here), moa.router_input)
         kind: Literal["linear", "swiglu"] = "swiglu" if hidden else "linear"
         threshold = _threshold(block, moa) if moa.variant == "sparse" else None
-        routers.append(replace(router, kind=kind, hidden=hidden, threshold=threshold))
+        scope: Literal["token", "prompt"] = "prompt" if moa.variant == "instance" else "token"
+        routers.append(replace(router, kind=kind, hidden=hidden, threshold=threshold, scope=scope))
     return AdapterManifest(FORMAT, tuple(experts), base.name, tuple(routers))
 
 

@@ -19,13 +19,10 @@ class RouterTraining:
     threshold: `frozen`, as in the published code: it stands in a comparison only, so no gradient
     reaches its net, which stays as it was drawn. `straight_through` is ours: forward the same hard
     mask, backward that of sigmoid((g - theta) / temperature).
-    pooled: the gates of a row come from the mean of what the layer reads over the row's prompt
-    (instance-level MoA).
     """
 
     threshold: Literal["frozen", "straight_through"] = "frozen"
     temperature: float = 0.1
-    pooled: bool = False
 
 
 class Router(nn.Module):
@@ -34,7 +31,7 @@ class Router(nn.Module):
     def __init__(self, spec: LayerRouterSpec, training: RouterTraining) -> None:
         super().__init__()
         self.spec = spec
-        self.pooled = training.pooled
+        self.pooled = spec.scope == "prompt"
         self._how = training
         outputs, features, hidden = spec.outputs, spec.features, spec.hidden
         shapes = (
@@ -58,7 +55,7 @@ class Router(nn.Module):
     def forward(self, v: Tensor, prompt_mask: Tensor | None) -> Tensor:
         """v [rows, tokens, features] of any dtype to gates [rows, tokens or 1, outputs] in fp32.
 
-        prompt_mask [rows, tokens], 1 where the prompt is, of pooled routers only.
+        prompt_mask [rows, tokens], 1 where the prompt is, of routers of whole prompts only.
         """
         v = v.float()
         if self.pooled:

@@ -17,7 +17,7 @@ from training.loop import Losses, StepReport
 from training.loss import Batch, completion_nll, mean_over_targets
 from training.moa.budget import parameters
 from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import WHY_NOT, save_moa
+from training.moa.folder import save_moa
 from training.moa.gates import mean_and_spread, recorded
 from training.moa.model import MoaModel
 from training.plot import GATE_CURVES, plot_gates
@@ -121,8 +121,6 @@ class MoaPupil:
                 f"{statistics.spread:.3f}, {statistics.closed:.1%} are 0 "
                 f"({statistics.tokens} tokens of the dev rows; gates.png)"
             )
-        if self.model.takes_prompt_mask:
-            notes["serving"] = WHY_NOT
         return notes
 
     def save(self, out: Path) -> None:

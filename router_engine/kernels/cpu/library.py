@@ -100,6 +100,7 @@ class Router(Structure):
         ("top_k", c_int32),
         ("threshold", c_int32),
         ("maximum", c_float),
+        ("of_prompts", c_int32),
     )
 
 
@@ -114,11 +115,22 @@ class Gates(Structure):
     )
 
 
+class Prompt(Structure):
+    _fields_ = (
+        ("column", c_int32),
+        ("first", c_int32),
+        ("count", c_int32),
+        ("prompt", c_int32),
+    )
+
+
 class Routing(Structure):
     _fields_ = (
         ("routers", c_void_p),  # [columns] addresses of arrays of Router
         ("first", c_void_p),
         ("gates", c_void_p),
+        ("prompts", c_void_p),  # [num_prompts] of Prompt
+        ("num_prompts", c_int32),
         ("width", c_int32),
     )
 

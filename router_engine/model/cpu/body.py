@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.experts.layer_gates import found_in_prompts
 from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.library import Gates, Routing, Step, Weights
+from router_engine.kernels.cpu.library import Gates, Prompt, Routing, Step, Weights
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.body import BodyOutput
 from router_engine.model.cpu.decoder import Decoder
@@ -69,6 +70,8 @@ class CpuBody:
         self._decoder.library.run_model(self._decoder.handle, step)
         if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
+        if weights is not None and readings is not None and weights.prompts:
+            readings = self._of_prompts(weights, readings)
         return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings)
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
@@ -80,7 +83,25 @@ class CpuBody:
             return None
         width = sum(count for _, _, count in columns)
         values = torch.full((len(self._decoder.layers), tokens, width), torch.nan)
+        for prompt in weights.prompts:
+            for digest, first, count in columns:
+                if prompt.kept is not None and digest in prompt.kept:
+                    kept = torch.from_numpy(prompt.kept[digest])
+                    values[:, prompt.tokens, first : first + count] = kept[:, None]
         return GateReadings(values, columns)
+
+    def _of_prompts(self, weights: StepWeights, readings: GateReadings) -> GateReadings:
+        """With what was found of prompts, and without what was written for all their tokens."""
+        values, columns = readings.values, readings.columns
+        found = found_in_prompts(self._pool, weights.prompts, columns, values)
+        layers = torch.arange(len(values))[:, None]
+        for digest, first, count in columns:
+            index, tokens = weights.digests.index(digest), values.shape[1]
+            above = _used(weights, index, tokens)
+            below = _used(weights.lower or weights, index, tokens)
+            acts = torch.where(layers < self._tap_layer, below, above)
+            values[:, :, first : first + count][~acts] = torch.nan
+        return GateReadings(values, columns, found)
 
     def _room(self, samples: int) -> Tensor:
         """[samples, stride], in memory that is kept: fresh pages are megabytes of faults a step."""
@@ -89,6 +110,13 @@ class CpuBody:
             self._buffer = torch.empty(size)
             self._decoder.library.large_pages(self._buffer)
         return self._buffer[:size].view(samples, self._stride)
+
+
+def _used(weights: StepWeights, column: int, tokens: int) -> Tensor:
+    """[tokens] bool: which tokens an adapter acts on. Those with gates are under `sum`."""
+    if weights.total is None:
+        return torch.zeros(tokens, dtype=torch.bool)
+    return weights.total[:, column] != 0
 
 
 class _Mixture:
@@ -119,17 +147,30 @@ class _Mixture:
             self._gates = (gates.top_k, gates.temperature, gates.candidates.contiguous())
             self.weights.gates = Gates(*(part.data_ptr() for part in self._gates))
         if readings is not None:
-            self._route(weights.digests, lists, readings)
+            self._route(weights, pool, lists, readings)
 
-    def _route(self, digests: tuple[str, ...], lists: AdapterLists, readings: GateReadings) -> None:
+    def _route(
+        self, weights: StepWeights, pool: RowPool, lists: AdapterLists, readings: GateReadings
+    ) -> None:
+        digests = weights.digests
         first = {digest: first for digest, first, _ in readings.columns}
         self._routers = [lists.routers(digest) if digest in first else None for digest in digests]
         self._router_pointers = _addresses(self._routers)
         self._first = (ctypes.c_int32 * len(digests))(*(first.get(each, 0) for each in digests))
+        prompts = [
+            Prompt(digests.index(digest), each.first, each.count, each.prompt)
+            for each in weights.prompts
+            if each.kept is None
+            for digest in each.adapters
+            if digest in first and pool.reads_whole_prompts(digest)
+        ]
+        self._prompts = (Prompt * len(prompts))(*prompts)
         self.weights.routing = Routing(
             routers=ctypes.addressof(self._router_pointers),
             first=ctypes.addressof(self._first),
             gates=readings.values.data_ptr(),
+            prompts=ctypes.addressof(self._prompts),
+            num_prompts=len(prompts),
             width=readings.values.shape[-1],
         )
 

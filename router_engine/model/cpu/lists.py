@@ -93,4 +93,5 @@ def _router(router: HostRouter) -> Router:
         top_k=(spec.top_k or spec.outputs) if spec.activation == "softmax" else 0,
         threshold=kind,
         maximum=0.0 if threshold is None else threshold.maximum,
+        of_prompts=spec.scope == "prompt",
     )

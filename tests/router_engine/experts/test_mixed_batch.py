@@ -13,6 +13,7 @@ from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.experts.conftest import PATHS
 from tests.router_engine.paths import EnginePath, path_params
 from tests.support.expert_adapters import (
+    INSTANCE,
     LORA,
     MOE_LORA,
     NATIVE,
@@ -36,6 +37,7 @@ KINDS = {
     "prompt": PROMPT,
     "native": NATIVE,
     "moe-lora": MOE_LORA,
+    "instance": INSTANCE,
 }
 # What a request runs under, by the names above.
 MIXTURES: list[dict[str, float]] = [
@@ -44,6 +46,7 @@ MIXTURES: list[dict[str, float]] = [
     {"lora": 0.6, "parallel": 0.5},
     {"soft": 0.5, "sparse": -0.4, "serial": 0.8},
     {"native": 0.7, "prompt": 0.6, "moe-lora": 0.5},
+    {"instance": 0.6, "sparse": 0.5, "lora": -0.3},
 ]
 TEXT = list(range(5, 25))
 MERGING = [path for path in PATHS if path.quantization == "none"]  # a base in int8 takes nothing in
@@ -82,8 +85,9 @@ def test_a_row_in_a_mixed_batch_is_the_row_alone(
         assert alone.ids == together[index].ids
         assert alone.logprobs == pytest.approx(together[index].logprobs, abs=path.tolerance)
         mixture = [(folders[kind], weight) for kind, weight in MIXTURES[index].items()]
-        model = with_experts(path.base("llama"), mixture)
-        ids, rows = greedy(model, _prompt(path, index), path.tokens)
+        prompt = _prompt(path, index)
+        model = with_experts(path.base("llama"), mixture, len(prompt))
+        ids, rows = greedy(model, prompt, path.tokens)
         assert_agrees(together[index], ids, rows, path.tolerance)
 
 
@@ -92,7 +96,7 @@ def test_weights_change_from_token_to_token(
 ) -> None:
     """Under weights that a router gives; equal ones all the time are those of a fixed mixture."""
     engine = make_engine(config=CONFIG)
-    kinds = ("soft", "serial", "prompt")
+    kinds = ("soft", "serial", "instance")
     digests = tuple(engine.publish(kind, folders[kind]) for kind in kinds)
     prompt = path.short(TEXT)
 

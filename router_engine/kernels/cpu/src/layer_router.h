@@ -25,6 +25,7 @@ struct Router {
   int32_t top_k;      // of softmax; 0: sigmoid
   int32_t threshold;  // a Threshold
   float maximum;      // of the threshold
+  int32_t of_prompts; // whether one gate is of the mean over a whole prompt
 };
 
 constexpr int ROUTED = 8;  // tokens of one task
@@ -32,7 +33,8 @@ constexpr int ROUTED = 8;  // tokens of one task
 struct RouterTask {
   const Router* router;
   int32_t column;
-  int32_t first;  // among the members of the column
+  int32_t first;         // among the members of the column
+  const Prompt* prompt;  // or that of one request
 };
 
 // The routers of one layer and the tokens that they concern.
@@ -50,9 +52,15 @@ struct LayerRouting {
     gates = {&routing, routing.gates + size_t(layer) * tokens * routing.width};
     for (int column = 0; column < weights.columns; column++) {
       const Router* router = routing.routers[column];
-      if (!router || router[layer].outputs == 0) continue;
+      if (!router || router[layer].outputs == 0 || router[layer].of_prompts) continue;
       for (int first = 0; first < int(heard.members[column].size()); first += ROUTED)
-        tasks.push_back({router + layer, column, first});
+        tasks.push_back({router + layer, column, first, nullptr});
+    }
+    for (int i = 0; i < routing.num_prompts; i++) {
+      const Prompt& prompt = routing.prompts[i];
+      const Router* router = routing.routers[prompt.column] + layer;
+      if (router->outputs > 0 && router->of_prompts)
+        tasks.push_back({router, prompt.column, 0, &prompt});
     }
   }
 

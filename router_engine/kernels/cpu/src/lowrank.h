@@ -41,11 +41,22 @@ struct Gates {
 
 struct Router;
 
+// Tokens [first, first + count) of a request, of which `prompt` from the first on are its prompt,
+// whose gates an adapter's routers find. See router_engine.mixture.weights.PromptTokens.
+struct Prompt {
+  int32_t column;
+  int32_t first;
+  int32_t count;
+  int32_t prompt;
+};
+
 // The routers inside layers, and the gates that they give to the tokens that use their adapter.
 struct Routing {
   const Router* const* routers;  // [columns]: an adapter's, by layer; null where it has none
   const int32_t* first;          // [columns]: where an adapter's gates begin among a token's
-  float* gates;                  // [layers, tokens, width]
+  float* gates;                  // [layers, tokens, width]; those known before are there already
+  const Prompt* prompts;         // [num_prompts], of routers of whole prompts
+  int32_t num_prompts;
   int32_t width;                 // 0: no adapter has a router
 };
 

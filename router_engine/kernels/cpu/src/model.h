@@ -184,21 +184,43 @@ class Model : public Decoder {
     });
   }
 
+  // What a router reads of a token.
+  void read_token(const Layer& layer, const Router& router, int token, T* x) {
+    const float* residual = &residual_[size_t(token) * m_.hidden];
+    if (!router.pre_norm) return rms_norm(residual, layer.attention_norm, m_.hidden, m_.epsilon, x);
+    for (int d = 0; d < m_.hidden; d += LANES) store(x + d, load(residual + d));
+  }
+
+  // One gate for all tokens of a request: that of the mean over its prompt.
+  void route_prompt(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
+    static thread_local std::vector<T> read;
+    static thread_local std::vector<float> mean;
+    const Prompt& prompt = *task.prompt;
+    read.resize(m_.hidden);
+    mean.assign(m_.hidden, 0.0f);
+    for (int token = prompt.first; token < prompt.first + prompt.prompt; token++) {
+      read_token(layer, *task.router, token, read.data());
+      for (int d = 0; d < m_.hidden; d += LANES) store(&mean[d], load(&mean[d]) + load(&read[d]));
+    }
+    const F16 share = splat(1.0f / prompt.prompt);
+    for (int d = 0; d < m_.hidden; d += LANES) store(&read[d], load(&mean[d]) * share);
+    float* gates = routing.of(prompt.first, task.column);
+    route(*task.router, read.data(), m_.hidden, 1, &gates);
+    for (int i = 1; i < prompt.count; i++)
+      std::copy_n(gates, task.router->outputs, routing.of(prompt.first + i, task.column));
+  }
+
   void route_some(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
     static thread_local std::vector<T> read;
+    if (task.prompt) return route_prompt(layer, routing, task);
     const std::vector<int>& members = routing.audience->members[task.column];
     const int count = std::min(ROUTED, int(members.size()) - task.first);
     float* gates[ROUTED];
     read.resize(size_t(ROUTED) * m_.hidden);
     for (int i = 0; i < count; i++) {
       const int token = members[task.first + i];
-      const float* residual = &residual_[size_t(token) * m_.hidden];
-      T* x = &read[size_t(i) * m_.hidden];
       gates[i] = routing.of(token, task.column);
-      if (!task.router->pre_norm)
-        rms_norm(residual, layer.attention_norm, m_.hidden, m_.epsilon, x);
-      else
-        for (int d = 0; d < m_.hidden; d += LANES) store(x + d, load(residual + d));
+      read_token(layer, *task.router, token, &read[size_t(i) * m_.hidden]);
     }
     route(*task.router, read.data(), m_.hidden, count, gates);
   }
