@@ -12,7 +12,7 @@ from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.reference.layer_router import layer_gates
 from router_engine.mixture.weights import PromptTokens, StepWeights
-from router_engine.scheduling.gates import GateColumns, Gates, PromptGates
+from router_engine.scheduling.gates import GateColumns, PromptGates
 
 
 class StepGateValues:
@@ -45,11 +45,10 @@ class StepGateValues:
                 if router.spec.scope == "token":
                     found[:] = layer_gates(router, v)
                     continue
-                found[:] = 0.0  # of tokens that do not use the adapter: their weights are 0
+                found.nan_to_num_(0.0)  # tokens of others, whose weights are 0
                 for prompt in self._prompts:
-                    if digest in prompt.adapters:
-                        kept = None if prompt.kept is None else prompt.kept[digest][layer]
-                        found[prompt.tokens] = _of_prompt(router, v, prompt, kept)
+                    if prompt.kept is None and digest in prompt.adapters:
+                        found[prompt.tokens] = _of_prompt(router, v, prompt)
 
     def per_row(self, layer: int, rows: ActiveRows, gate: Tensor) -> Tensor:
         """[tokens, rows]: what multiplies each row at a site of a layer; `gate` is `rows.gate`."""
@@ -73,17 +72,27 @@ class StepGateValues:
 
     def _storage(self, like: Tensor) -> Tensor:
         if self._values is None:
-            width = sum(count for _, _, count in self._columns)
-            shape = (self._layers, len(like), 1 + width)
-            self._values = torch.full(shape, torch.nan, device=like.device)
-            self._values[:, :, 0] = 1.0
+            known = known_gates(self._layers, len(like), self._columns, self._prompts)
+            ones = torch.ones(*known.shape[:2], 1)
+            self._values = torch.cat((ones, known), dim=-1).to(like.device)
         return self._values
 
 
-def _of_prompt(router: HostRouter, v: Tensor, prompt: PromptTokens, kept: Gates | None) -> Tensor:
-    """The gates of a prompt [outputs]: kept ones, or those of the mean of v [tokens, features]."""
-    if kept is not None:
-        return torch.from_numpy(kept[: router.spec.outputs]).to(v.device)
+def known_gates(
+    layers: int, tokens: int, columns: GateColumns, prompts: Sequence[PromptTokens]
+) -> Tensor:
+    """[layers, tokens, width] on the host: what earlier steps found of prompts, NaN elsewhere."""
+    values = torch.full((layers, tokens, sum(count for _, _, count in columns)), torch.nan)
+    for prompt in prompts:
+        for digest, first, count in columns:
+            if prompt.kept is not None and digest in prompt.kept:
+                kept = torch.from_numpy(prompt.kept[digest])
+                values[:, prompt.tokens, first : first + count] = kept[:, None]
+    return values
+
+
+def _of_prompt(router: HostRouter, v: Tensor, prompt: PromptTokens) -> Tensor:
+    """The gates of a prompt [outputs]: those of the mean of v [tokens, features]."""
     read = v[prompt.first : prompt.first + prompt.prompt]
     return layer_gates(router, read.float().mean(0, keepdim=True).to(v.dtype))[0]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.server.live import Live
-from tests.support.expert_adapters import NATIVE, make_expert_folder
+from tests.support.expert_adapters import INSTANCE, NATIVE, make_expert_folder
 from tests.support.tiny import make_lora_folder
 
 ASKED = {"max_new_tokens": 4, "ignore_eos_token": True, "details": True}
@@ -57,3 +58,22 @@ def test_the_base_does_not_hold_it(published: Live) -> None:
     assert HELD in response.text
     assert "send the mixture with each request instead" in response.text
     assert published.client.get("/admin/merged").json()["mode"] == "unmerged"
+
+
+def test_gates_of_whole_prompts(published: Live, tmp_path: Path) -> None:
+    """One set for a request; a router that reads the states of a prompt cannot weigh them."""
+    folder = make_expert_folder(tmp_path / "whole", INSTANCE)
+    assert published.publish(folder, "whole").status_code == 201
+    asked = {**ASKED, "gates": True}
+    details = published.answer(parameters=asked, mixture={"adapters": [{"name": "whole"}]})[
+        "details"
+    ]
+    (said,) = details["gates"]
+    assert said["tokens"] == details["prompt_tokens"] + 3  # the last of the answer is read by none
+    assert max(max(row) for row in said["std"]) < 1e-6
+    assert 0 < said["spread"] < 0.5
+    router = {"name": "hidden_mean", "level": "token", "candidates": ["plain", "whole"]}
+    response = published.generate(mixture={"router": router})
+    assert response.status_code == 422
+    assert "mixture.router.candidates" in response.text
+    assert "gates of whole prompts are computed with all of a prompt in one step" in response.text

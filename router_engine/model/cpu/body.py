@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router_engine.experts.layer_gates import found_in_prompts
+from router_engine.experts.layer_gates import found_in_prompts, known_gates
 from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.library import Gates, Prompt, Routing, Step, Weights
@@ -81,14 +81,8 @@ class CpuBody:
         columns = self._pool.gate_columns(weights.digests)
         if not columns:
             return None
-        width = sum(count for _, _, count in columns)
-        values = torch.full((len(self._decoder.layers), tokens, width), torch.nan)
-        for prompt in weights.prompts:
-            for digest, first, count in columns:
-                if prompt.kept is not None and digest in prompt.kept:
-                    kept = torch.from_numpy(prompt.kept[digest])
-                    values[:, prompt.tokens, first : first + count] = kept[:, None]
-        return GateReadings(values, columns)
+        layers = len(self._decoder.layers)
+        return GateReadings(known_gates(layers, tokens, columns, weights.prompts), columns)
 
     def _of_prompts(self, weights: StepWeights, readings: GateReadings) -> GateReadings:
         """With what was found of prompts, and without what was written for all their tokens."""
