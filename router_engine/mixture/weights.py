@@ -100,6 +100,8 @@ def step_weights(
     With a merged base W' = W + merged, a token under another mixture runs under
     - merged + its own (design section 4, merged mode).
     """
+    if merged is not None and _all_under(rows, merged):
+        return None
     names = {digest for row in rows for digest in _used(row)}
     if merged is not None:
         names.update(merged.digests)
@@ -117,6 +119,22 @@ def step_weights(
         return None
     whole, *below = (each.tensors(used, device) for each in sets)
     return replace(whole, lower=below[0]) if below else whole
+
+
+def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
+    """Whether nothing is left to do in any row: as on the bare base, no matrix is made."""
+    held = {d: w for d, w in zip(merged.digests, merged.weights, strict=True) if w != 0}
+    return all(
+        row.gate is None
+        and not row.is_tapped
+        and not row.reads_whole_prompt
+        and row.combination == merged.combination
+        and all(
+            {row.adapters[column]: w for column, w in weights.items()} == held
+            for _, weights in row.weight_runs
+        )
+        for row in rows
+    )
 
 
 def _used(row: PlannedRow) -> Iterable[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Protocol
 
 from router_engine.config import Policy
@@ -51,12 +53,15 @@ def in_turn(
     Decodes go before chunks, so that a long prompt never holds up a stream, and chunks of a later
     level than the head's after it.
     """
-    turn = sorted(
-        (state for state in running if state.is_runnable),
-        key=lambda state: (state.num_runnable > 1, *seniority(policy, state)),
-    )
-    if head is None:
-        return turn, []
-    level = policy.level(head)
-    late = {id(s) for s in turn if s.num_runnable > 1 and policy.level(s) > level}
-    return [s for s in turn if id(s) not in late], [s for s in turn if id(s) in late]
+    due = [
+        (num_runnable > 1, *seniority(policy, state), state)
+        for state in running
+        if (num_runnable := state.num_runnable) > 0
+    ]
+    due.sort(key=itemgetter(0, 1, 2))
+    level = math.inf if head is None else policy.level(head)
+    before: list[RequestState] = []
+    after: list[RequestState] = []
+    for is_chunk, own_level, _, state in due:
+        (after if is_chunk and own_level > level else before).append(state)
+    return before, after

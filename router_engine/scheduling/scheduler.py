@@ -226,10 +226,9 @@ class Scheduler:
                 draft.stalled.append(state)
                 return
             self._preempt(victim, draft)
-        self._advance(state, draft)
+        self._advance(state, stop, draft)
 
-    def _advance(self, state: RequestState, draft: StepDraft) -> None:
-        stop = draft.chunk_stop(state)
+    def _advance(self, state: RequestState, stop: int, draft: StepDraft) -> None:
         if stop > state.num_computed:
             self.ledger.grow(state, stop)
             draft.add(state, stop)
@@ -244,7 +243,7 @@ class Scheduler:
             self._queue.remove(state)
             for member in state.members:
                 self._start(member)
-                self._advance(member, draft)
+                self._advance(member, draft.chunk_stop(member), draft)
 
     def _start(self, state: RequestState) -> None:
         state.status = RequestStatus.RUNNING

@@ -52,6 +52,10 @@ class RequestState:
     # An ensemble's members share `tokens` and status; its first is the request to all others.
     lead: RequestState | None = None  # of a follower
     followers: tuple[RequestState, ...] = ()  # of a lead
+    num_prompt: int = field(init=False)  # tokens; asked for several times a step
+
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.request.prompt_token_ids)
 
     @property
     def request_id(self) -> str:
@@ -66,10 +70,6 @@ class RequestState:
     def members(self) -> tuple[RequestState, ...]:
         """All sequences of a head's request."""
         return (self, *self.followers)
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_generated(self) -> int:
