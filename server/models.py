@@ -11,6 +11,7 @@ from typing import Any
 
 from router_engine.config import TINY_RANDOM
 from server.settings import Settings, SettingsError
+from server.torchless import torch_hidden
 
 DEFAULT = "default"
 NONE = "none"
@@ -40,12 +41,15 @@ def load_tokenizer(files: BaseFiles) -> Any:
         from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
         return tiny_tokenizer()
-    from transformers import AutoTokenizer
-
     path = Path(files.load)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf":  # transformers reads it with torch
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    return AutoTokenizer.from_pretrained(files.load)
+    with torch_hidden():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(files.load)
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:

@@ -22,10 +22,8 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
@@ -72,7 +70,7 @@ class _Candidates:
 
     mean: Matrix
     spread: Matrix
-    units: Tensor
+    units: Matrix
 
     @classmethod
     def of(cls, vectors: Matrix) -> _Candidates:
@@ -81,16 +79,18 @@ class _Candidates:
         mean = centroids.mean(axis=0)
         spread = np.sqrt(np.maximum(squares.mean(axis=0) - mean**2, _LEAST))
         units = _units((centroids - mean) / spread)
-        as_float32 = [part.astype(np.float32) for part in (mean, spread, units)]
-        return cls(as_float32[0], as_float32[1], torch.from_numpy(as_float32[2]))
+        return cls(*(part.astype(np.float32) for part in (mean, spread, units)))
 
     def scores(self, means: Matrix) -> Matrix:
         """means [n, hidden] -> cosines [n, k].
 
-        By torch, on the threads of the step: numpy's own would wait for work beside them.
+        By torch, on the threads of the step: numpy's own would wait for work beside them. It is
+        imported here as the HTTP process, which has no torch, reads the parameters above.
         """
-        standard = _units((means - self.mean) / self.spread)
-        product: Matrix = (torch.from_numpy(standard) @ self.units.T).numpy()
+        import torch
+
+        standard, units = _units((means - self.mean) / self.spread), torch.from_numpy(self.units)
+        product: Matrix = (torch.from_numpy(standard) @ units.T).numpy()
         return product
 
 
