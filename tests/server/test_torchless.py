@@ -13,10 +13,14 @@ from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
 LOADING = """
 import sys
+from router_engine.routers.registry import RouterRegistry
 from server.models import BaseFiles, load_tokenizer
 tokenizer = load_tokenizer(BaseFiles("tiny", sys.argv[1]))
 assert tokenizer.decode(tokenizer.encode("one two")) == "one two"
 print("torch" in sys.modules)
+if "torch" not in sys.modules:
+    assert "hidden_mean" in RouterRegistry.discover().hidden_names  # every router is read for it
+    assert "torch" not in sys.modules
 import torch
 print(torch.ones(2).sum().item())
 """
