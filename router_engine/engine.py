@@ -277,7 +277,8 @@ class Engine:
         manifests = {digest: self._residency.manifest(digest) for digest in request.adapters}
         whole = [digest for digest, each in manifests.items() if each.reads_whole_prompts]
         try:
-            self._check(ResolvedMixture(request.adapters, weights, request.combination))
+            mixture = ResolvedMixture(request.adapters, weights, request.combination)
+            check_mixture(mixture, tuple(manifests.values()))
             if request.layer_routing is not None:
                 for digest, manifest in manifests.items():
                     refuse_special(digest, manifest, DIRECTIONS_ONLY)
@@ -288,9 +289,6 @@ class Engine:
             self._emit(final)
         else:
             self._scheduler.adapters_ready(request.request_id, reads_whole_prompt=bool(whole))
-
-    def _check(self, mixture: ResolvedMixture) -> None:
-        check_mixture(mixture, [self._residency.manifest(digest) for digest in mixture.digests])
 
     def _fail(self, request_id: str, error: str) -> None:
         self._emit(self._scheduler.fail(request_id, FinishReason.FAILED, error))

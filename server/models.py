@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,12 @@ def load_tokenizer(files: BaseFiles) -> Any:
 
         return tiny_tokenizer()
     path = Path(files.load)
-    if path.suffix == ".gguf":  # transformers reads it with torch
+    is_gguf = path.suffix == ".gguf"
+    with nullcontext() if is_gguf else torch_hidden():  # transformers reads GGUF with torch
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    with torch_hidden():
-        from transformers import AutoTokenizer
-
+        if is_gguf:
+            return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         return AutoTokenizer.from_pretrained(files.load)
 
 

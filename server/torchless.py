@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
+from types import ModuleType
+from typing import cast
 
 from router_engine.routers.registry import GROUP
 
@@ -27,11 +29,12 @@ def torch_hidden() -> Iterator[None]:
         return
     logger = logging.getLogger("transformers")
     logger.addFilter(_is_other_news)
-    sys.modules["torch"] = None  # type: ignore[assignment] # as Python marks what is not there
+    modules = cast("dict[str, ModuleType | None]", sys.modules)
+    modules["torch"] = None  # as Python marks what is not there
     try:
         yield
     finally:
-        del sys.modules["torch"]
+        del modules["torch"]
         logger.removeFilter(_is_other_news)
 
 

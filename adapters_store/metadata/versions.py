@@ -14,7 +14,7 @@ from adapters_store.errors import AdapterNotFoundError
 from adapters_store.manifest import manifest_to_json
 from adapters_store.metadata.database import Database
 from adapters_store.metadata.manifests import ManifestCache
-from adapters_store.metadata.records import RecordCache
+from adapters_store.metadata.recent import Recent
 from adapters_store.metadata.schema import ADAPTERS, ALIASES, BLOBS, TAGS, TEXTS, VERSIONS
 from adapters_store.metadata.texts import drop_later_texts
 from adapters_store.types import AdapterManifest, AdapterRecord, AdapterRef
@@ -40,7 +40,8 @@ class Versions:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._manifests = ManifestCache()
-        self._records = RecordCache()
+        # With the count of changes that they were read at: they hold until it moves.
+        self._records: Recent[AdapterRef, tuple[int, AdapterRecord]] = Recent()
 
     def add(self, new: NewVersion, before_commit: Callable[[], None]) -> AdapterRecord:
         """Record the next version of a name.
@@ -74,14 +75,14 @@ class Versions:
             return [self._resolve(connection, changes, ref) for ref in refs]
 
     def _resolve(self, connection: Connection, changes: int, ref: AdapterRef) -> AdapterRecord:
-        known = self._records.get(ref, changes)
-        if known is not None:
-            return known
+        known = self._records.get(ref)
+        if known is not None and known[0] == changes:
+            return known[1]
         row = connection.execute(_query(ref)).first()
         if row is None:
             raise AdapterNotFoundError(str(ref), _near(connection, ref))
         record = self._read(connection, [row])[0]
-        self._records.put(ref, changes, record)
+        self._records.put(ref, (changes, record))
         return record
 
     def records(self, *, name: str | None = None, tag: str | None = None) -> list[AdapterRecord]:

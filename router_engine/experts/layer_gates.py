@@ -24,15 +24,13 @@ class StepGateValues:
     def __init__(
         self, pool: RowPool, weights: StepWeights, columns: GateColumns, layers: int
     ) -> None:
-        digests = weights.digests
         self._pool = pool
-        self._digests = digests
         self._columns = columns
         self._prompts = weights.prompts
         self._layers = layers
         self._values: Tensor | None = None
         firsts = {digest: 1 + first for digest, first, _ in columns}
-        self._starts = torch.tensor([firsts.get(digest, 0) for digest in digests])
+        self._starts = torch.tensor([firsts.get(digest, 0) for digest in weights.digests])
 
     def route(self, layer: int, path: str, x_pre: Tensor, x_post: Tensor) -> None:
         """Find the gates of one layer. x_pre, x_post [tokens, hidden]."""
@@ -57,18 +55,11 @@ class StepGateValues:
         index = torch.where(gate < 0, 0, starts[rows.owner] + gate)
         return self._values[layer].index_select(1, index)
 
-    def readings(self, used: Sequence[Tensor | None]) -> GateReadings:
-        """What was said; used[layer] [tokens, adapters] bool: which acted there; None: none."""
+    def readings(self, weights: StepWeights, tap_layer: int) -> GateReadings:
+        """What was said, under the step's weights; below the tap they may have their own."""
         assert self._values is not None, "no layer has been routed"
         values = self._values[:, :, 1:].to("cpu", copy=True)
-        of_prompts = found_in_prompts(self._pool, self._prompts, self._columns, values)
-        column_of = {digest: index for index, digest in enumerate(self._digests)}
-        for digest, first, count in self._columns:
-            for layer, uses in enumerate(used):
-                part = values[layer, :, first : first + count]
-                idle = slice(None) if uses is None else ~uses[:, column_of[digest]].cpu()
-                part[idle] = torch.nan
-        return GateReadings(values, self._columns, of_prompts)
+        return gate_readings(self._pool, weights, self._columns, values, tap_layer)
 
     def _storage(self, like: Tensor) -> Tensor:
         if self._values is None:
@@ -97,7 +88,25 @@ def _of_prompt(router: HostRouter, v: Tensor, prompt: PromptTokens) -> Tensor:
     return layer_gates(router, read.float().mean(0, keepdim=True).to(v.dtype))[0]
 
 
-def found_in_prompts(
+def gate_readings(
+    pool: RowPool, weights: StepWeights, columns: GateColumns, values: Tensor, tap_layer: int
+) -> GateReadings:
+    """Readings of the gates that a step has found, which are kept of its prompts.
+
+    values [layers, tokens, width], on the host: of all tokens; those of tokens that do not use an
+    adapter are changed to NaN.
+    """
+    found = _found_in_prompts(pool, weights.prompts, columns, values)
+    below, above = slice(tap_layer), slice(tap_layer, None)
+    for layers, part in ((below, weights.lower or weights), (above, weights)):
+        for digest, first, count in columns:
+            column = part.digests.index(digest)
+            idle = slice(None) if part.total is None else (part.total[:, column] == 0).cpu()
+            values[layers, idle, first : first + count] = torch.nan
+    return GateReadings(values, columns, found)
+
+
+def _found_in_prompts(
     pool: RowPool, prompts: Sequence[PromptTokens], columns: GateColumns, values: Tensor
 ) -> dict[str, PromptGates]:
     """What a step has found and later ones need: see `GateReadings.of_prompts`.

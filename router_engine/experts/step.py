@@ -137,12 +137,7 @@ class StepExperts:
         weights = self._weights
         if self._gates is None or weights is None:
             return None
-        above, below = (
-            None if each.total is None else each.total != 0
-            for each in (weights, weights.lower or weights)
-        )
-        layers = range(len(self.blocks))
-        return self._gates.readings([below if i < self._tap_layer else above for i in layers])
+        return self._gates.readings(weights, self._tap_layer)
 
     def _see(self, weights: StepWeights | None) -> None:
         self._weights = weights

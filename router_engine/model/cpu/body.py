@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router_engine.experts.layer_gates import found_in_prompts, known_gates
+from router_engine.experts.layer_gates import gate_readings, known_gates
 from router_engine.experts.readings import GateReadings
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.library import Gates, Prompt, Routing, Step, Weights
@@ -71,7 +71,8 @@ class CpuBody:
         if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
         if weights is not None and readings is not None and weights.prompts:
-            readings = self._of_prompts(weights, readings)
+            values, columns = readings.values, readings.columns
+            readings = gate_readings(self._pool, weights, columns, values, self._tap_layer)
         return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings)
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
@@ -84,19 +85,6 @@ class CpuBody:
         layers = len(self._decoder.layers)
         return GateReadings(known_gates(layers, tokens, columns, weights.prompts), columns)
 
-    def _of_prompts(self, weights: StepWeights, readings: GateReadings) -> GateReadings:
-        """With what was found of prompts, and without what was written for all their tokens."""
-        values, columns = readings.values, readings.columns
-        found = found_in_prompts(self._pool, weights.prompts, columns, values)
-        layers = torch.arange(len(values))[:, None]
-        for digest, first, count in columns:
-            index, tokens = weights.digests.index(digest), values.shape[1]
-            above = _used(weights, index, tokens)
-            below = _used(weights.lower or weights, index, tokens)
-            acts = torch.where(layers < self._tap_layer, below, above)
-            values[:, :, first : first + count][~acts] = torch.nan
-        return GateReadings(values, columns, found)
-
     def _room(self, samples: int) -> Tensor:
         """[samples, stride], in memory that is kept: fresh pages are megabytes of faults a step."""
         size = samples * self._stride
@@ -104,13 +92,6 @@ class CpuBody:
             self._buffer = torch.empty(size)
             self._decoder.library.large_pages(self._buffer)
         return self._buffer[:size].view(samples, self._stride)
-
-
-def _used(weights: StepWeights, column: int, tokens: int) -> Tensor:
-    """[tokens] bool: which tokens an adapter acts on. Those with gates are under `sum`."""
-    if weights.total is None:
-        return torch.zeros(tokens, dtype=torch.bool)
-    return weights.total[:, column] != 0
 
 
 class _Mixture:

@@ -10,7 +10,7 @@ import pytest
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
 from tests.router_engine import paths
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath, path_params
@@ -22,6 +22,15 @@ from tests.support.oracle import assert_agrees, greedy
 TEXT = list(range(5, 25))
 SMALL = EngineConfig(cache=CacheConfig(num_blocks=64), scheduler=SchedulerConfig(max_step_tokens=4))
 PRE_NORM = replace(INSTANCE, router="linear", router_input="pre_norm", threshold=0.9)
+
+
+def routed(digest: str, prompt: list[int], weights: list[float], context: Context) -> EngineRequest:
+    """Given weights of one adapter, a token each; its gates are reported."""
+    routing = TokenRouting("given", {"weights": [[weight] for weight in weights]}, 1, context)
+    sampling = SamplingParams(max_new_tokens=len(weights))
+    return EngineRequest(
+        "routed", tuple(prompt), sampling, (digest,), routing=routing, report_gates=True
+    )
 
 
 @pytest.mark.parametrize("layers", [INSTANCE, PRE_NORM], ids=["post_norm", "pre_norm"])
@@ -77,12 +86,8 @@ def test_gates_are_found_though_the_prompt_does_not_use_them(
     engine = make_engine(config=SMALL)
     digest = engine.publish("instance", folder)
     prompt = path.short(TEXT)
-    routing = TokenRouting("given", {"weights": [[0.0], *[[1.0]] * (path.tokens - 1)]})
-    sampling = SamplingParams(max_new_tokens=path.tokens)
-    routed = EngineRequest(
-        "routed", tuple(prompt), sampling, (digest,), routing=routing, report_gates=True
-    )
-    (answer,) = engine.run(routed)
+    weights = [0.0, *[1.0] * (path.tokens - 1)]
+    (answer,) = engine.run(routed(digest, prompt, weights, "keep"))
     model = path.base("llama")
     (adapter,) = put_experts(model, [(folder, 0.0)], len(prompt))
     ids, rows = greedy(model, prompt, 1)
@@ -107,15 +112,10 @@ def test_a_context_that_is_computed_anew_is_read_anew(
     engine = make_engine(config=SMALL)
     digest = engine.publish("instance", folder)
     prompt = path.short(TEXT)
-    tokens = min(path.tokens, 4)
-    weights = [[0.3], [1.0], [0.5], [0.8]][:tokens]
-    routing = TokenRouting("given", {"weights": weights}, 1, "recompute")
-    routed = EngineRequest(
-        "routed", tuple(prompt), SamplingParams(max_new_tokens=tokens), (digest,), routing=routing
-    )
-    (answer,) = engine.run(routed)
+    weights = [0.3, 1.0, 0.5, 0.8][: path.tokens]
+    (answer,) = engine.run(routed(digest, prompt, weights, "recompute"))
     ids = list(prompt)
-    for index, (weight,) in enumerate(weights):
+    for index, weight in enumerate(weights):
         model = with_experts(path.base("llama"), [(folder, weight)], len(prompt))
         (token,), (row,) = greedy(model, ids, 1)
         assert answer.ids[index] == token
