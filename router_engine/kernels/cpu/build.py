@@ -1,7 +1,8 @@
-"""Compiles the C++ kernels once a machine, into a cache directory.
+"""The C++ kernels as one library for all instruction sets of an architecture, and who compiles it.
 
-The library's name holds a digest of the sources, the compiler's options and the processor's
-abilities: a cache that several machines share holds one library for each kind of processor.
+A wheel or an image carries it, compiled ahead (`compile_shipped`). Where none was shipped it is
+compiled on first use into a cache directory, for the sets that this machine has.
+The library's name holds a digest of its sources and options and names what it was made for.
 """
 
 from __future__ import annotations
@@ -12,26 +13,48 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache as once
 from pathlib import Path
 
 from router_engine.errors import EngineError
 
 SOURCES = Path(__file__).parent / "src"
-_MAIN = "api.cpp"
+SHIPPED = Path(__file__).parent / "lib"
+# By architecture, from narrow to wide: the order in which they are thought to be faster.
+ISAS_OF = {
+    "x86_64": ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"),
+    "aarch64": ("neon", "neon_bf16"),
+}
+_ANY = ("generic",)
+_AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
+_BF16 = _AVX512 | {"avx512_vnni", "avx512_bf16"}
+_NEEDS = {
+    "avx2": _AVX2,
+    "avx2_vnni": _AVX2 | {"avx_vnni"},
+    "avx512": _AVX512,
+    "avx512_vnni": _AVX512 | {"avx512_vnni"},
+    "avx512_bf16": _BF16,
+    "amx": _BF16 | {"amx_tile", "amx_bf16", "amx_int8"},
+    "neon_bf16": frozenset({"asimddp", "bf16"}),
+}
+_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 _COMPILERS = ("g++", "c++")
 _OPTIONS = (
     "-O3",
-    "-march=native",
-    "-std=c++17",
-    "-fopenmp",
+    "-std=c++20",
+    "-pthread",
     "-fPIC",
-    "-shared",
+    "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
-    # Vectors wider than the processor's are split by the compiler; it warns of their ABI.
+    # Vectors are never passed across the library's border, which is what this would warn of.
     "-Wno-psabi",
 )
-_TIMEOUT_S = 300.0
+_TIMEOUT_S = 1800.0
 _TAIL = 2000  # characters of a compiler's complaint that are passed on
 
 
@@ -39,48 +62,106 @@ class KernelBuildError(EngineError):
     """The kernels could not be compiled; the message holds what the compiler said."""
 
 
-def library_path(cache: Path) -> Path:
-    """Where the library for this machine is kept, be it there or not."""
-    digest = hashlib.sha256()
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    digest.update("\0".join((*_OPTIONS, platform.machine(), _abilities())).encode())
-    return cache.expanduser() / f"kernels-{digest.hexdigest()[:16]}.so"
+def architecture() -> str:
+    """The machine's architecture, by the name that Linux gives it."""
+    machine = platform.machine().lower()
+    return _ALIASES.get(machine, machine)
 
 
-def build(cache: Path) -> Path:
-    """The library's path; compiles it first if it is not there, which takes some seconds.
+def known_isas() -> tuple[str, ...]:
+    """The instruction sets that there are kernels for on this architecture, narrow to wide."""
+    return ISAS_OF.get(architecture(), _ANY)
+
+
+def library_path(cache: Path, isas: Sequence[str] | None = None) -> Path:
+    """Where the library is, be it there or not: shipped with the package, or else in the cache.
+
+    isas: what it must hold; None: what this machine runs.
+    """
+    shipped = SHIPPED / _name(known_isas())
+    if shipped.exists():
+        return shipped
+    return cache.expanduser() / _name(_here() if isas is None else isas)
+
+
+def build(cache: Path, isas: Sequence[str] | None = None) -> Path:
+    """The library's path; compiles it first if it is not there, which takes half a minute.
 
     Raises KernelBuildError. Two processes may build at once: the last one's file stays.
     """
-    path = library_path(cache)
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        target = Path(folder) / path.name
-        _compile(target)
-        target.replace(path)
+    path = library_path(cache, isas)
+    if not path.exists():
+        _compile(path, _here() if isas is None else isas)
     return path
 
 
-def _compile(target: Path) -> None:
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise KernelBuildError(f"no C++ compiler: install one of {', '.join(_COMPILERS)}")
-    command = [compiler, *_OPTIONS, str(SOURCES / _MAIN), "-o", str(target)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelBuildError(f"{compiler}: {error}") from error
-    if done.returncode != 0:
-        raise KernelBuildError(f"{compiler} failed: {done.stderr[-_TAIL:]}")
+def compile_shipped() -> Path:
+    """The library with every set, beside this module: what a wheel or an image carries."""
+    isas = known_isas()
+    path = SHIPPED / _name(isas)
+    if not path.exists():
+        _compile(path, isas)
+    return path
 
 
-def _abilities() -> str:
-    """What the processor can do, as the system says it; one of several equal processors."""
+def _name(isas: Sequence[str]) -> str:
+    return f"kernels-{_digest()}-{architecture()}-{'+'.join(isas)}.so"
+
+
+@once
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update("\0".join(_OPTIONS).encode())
+    return digest.hexdigest()[:16]
+
+
+def isas_of(abilities: AbstractSet[str]) -> tuple[str, ...]:
+    """The known sets whose instructions are among a processor's abilities, as Linux names them."""
+    return tuple(isa for isa in known_isas() if _NEEDS.get(isa, frozenset()) <= abilities)
+
+
+def _here() -> tuple[str, ...]:
+    """The sets of this machine. The library itself has the last word on what runs."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return f"{platform.processor()} {os.uname().version}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return known_isas()
+    return isas_of({word for line in lines if _lists(line) for word in line.split()})
+
+
+def _lists(line: str) -> bool:
+    return line.startswith(("flags", "Features"))
+
+
+def _compile(target: Path, isas: Sequence[str]) -> None:
+    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise KernelBuildError(f"no C++ compiler: install one of {', '.join(_COMPILERS)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        folder = Path(temporary)
+        jobs: list[tuple[str, tuple[str, ...]]] = [("library.cpp", ()), ("pool.cpp", ())]
+        jobs += [("kernels.cpp", (f"-DMIX_{isa.upper()}",)) for isa in isas]
+        objects = [folder / f"{number}.o" for number in range(len(jobs))]
+        commands = [
+            [compiler, *_OPTIONS, *defined, "-c", str(SOURCES / source), "-o", str(made)]
+            for (source, defined), made in zip(jobs, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        linked = folder / target.name
+        _run([compiler, *_OPTIONS, "-shared", *map(str, objects), "-o", str(linked)])
+        linked.replace(target)
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelBuildError(f"{command[0]}: {error}") from error
+    if done.returncode != 0:
+        raise KernelBuildError(f"{command[0]} failed: {done.stderr[-_TAIL:]}")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapters_store.expert_types import Activation
+from router_engine.errors import EngineError
+from router_engine.kernels.cpu.build import known_isas
 
 DTYPES = (torch.bfloat16, torch.float32)  # of activations, cache and adapters
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights
@@ -170,41 +173,53 @@ class Step(Structure):
     )
 
 
-class Library:
-    """The functions of `src/api.cpp`. Calls let go of the interpreter's lock."""
+def supported_isas(path: Path) -> tuple[str, ...]:
+    """The instruction sets of a library that this machine runs, narrow to wide.
 
-    def __init__(self, path: Path) -> None:
+    Those past the one that ADAPTERMIX_CPU_ISA names are left out.
+    """
+    handle = ctypes.CDLL(str(path))
+    compiled = (isa for isa in known_isas() if hasattr(handle, f"mix_{isa}_pack"))
+    return tuple(isa for isa in compiled if handle.mix_runs(isa.encode()))
+
+
+class Library:
+    """The functions of `src/kernels.cpp` for one instruction set. Calls let go of the GIL."""
+
+    def __init__(self, path: Path, isa: str | None = None) -> None:
+        """isa: one of `supported_isas`; None: the widest of them. Raises EngineError."""
         handle = ctypes.CDLL(str(path))
-        self._packed_bytes = handle.mix_packed_bytes
-        self._packed_bytes.restype = c_int64
-        self._packed_bytes.argtypes = (c_int32, c_int32, c_int32)
-        self._pack = handle.mix_pack
-        self._pack.restype = None
-        self._pack.argtypes = (c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p)
-        self._unpack = handle.mix_unpack
-        self._unpack.restype = None
-        self._unpack.argtypes = (c_int32, c_void_p, c_int32, c_int32, c_void_p)
-        self._model_new = handle.mix_model_new
-        self._model_new.restype = c_void_p
-        self._model_new.argtypes = (c_int32, POINTER(ModelSpec))
-        self._model_run = handle.mix_model_run
-        self._model_run.restype = None
-        self._model_run.argtypes = (c_void_p, POINTER(Step))
-        self._model_free = handle.mix_model_free
-        self._model_free.restype = None
-        self._model_free.argtypes = (c_void_p,)
-        self._large_pages = handle.mix_large_pages
-        self._large_pages.restype = None
-        self._large_pages.argtypes = (c_void_p, c_int64)
-        self._trim = handle.mix_trim
-        self._trim.restype = None
-        self._trim.argtypes = ()
-        self._linears = handle.mix_linears
-        self._linears.restype = None
-        self._linears.argtypes = (
-            *(c_int32, c_void_p, POINTER(Linear), c_int32),
+        isas = supported_isas(path)
+        if not isas or (isa is not None and isa not in isas):
+            raise EngineError(
+                f"instruction set {isa or 'auto'!r} does not run here: {', '.join(isas) or 'none'} "
+                "of the compiled ones do"
+            )
+        self.isa = isa or isas[-1]
+
+        def function(name: str, result: Any, *arguments: Any, shared: bool = False) -> Any:
+            found = getattr(handle, f"mix_{name}" if shared else f"mix_{self.isa}_{name}")
+            found.restype, found.argtypes = result, arguments
+            return found
+
+        form_and_shape = (c_int32, c_int32, c_int32)
+        self._packed_bytes = function("packed_bytes", c_int64, *form_and_shape)
+        self._pack = function(
+            *("pack", None, c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_int32)
+        )
+        self._unpack = function(
+            *("unpack", None, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32)
+        )
+        self._model_new = function("model_new", c_void_p, c_int32, POINTER(ModelSpec))
+        self._model_run = function("model_run", None, c_void_p, POINTER(Step))
+        self._model_free = function("model_free", None, c_void_p)
+        self._linears = function(
+            *("linears", None, c_int32, c_void_p, POINTER(Linear), c_int32),
             *(c_int32, c_void_p, c_int32, c_int32),
         )
+        self._peak = function("peak", c_double, c_int32)
+        self._large_pages = function("large_pages", None, c_void_p, c_int64, shared=True)
+        self._trim = function("trim", None, shared=True)
 
     def packed_size(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Elements of the packed form of a weight [outputs, inputs]."""
@@ -219,14 +234,16 @@ class Library:
         outputs, inputs = weight.shape
         scales = None if scale is None else scale.data_ptr()
         form = _FORMATS[weight.dtype]
-        self._pack(form, weight.data_ptr(), scales, outputs, inputs, packed.data_ptr())
+        threads = torch.get_num_threads()
+        self._pack(form, weight.data_ptr(), scales, outputs, inputs, packed.data_ptr(), threads)
 
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
         """The weight [outputs, inputs], in bf16 or fp32, that was packed."""
         weight = torch.empty(*shape, dtype=packed.dtype)
         outputs, inputs = shape
         form = _FORMATS[packed.dtype]
-        self._unpack(form, packed.data_ptr(), outputs, inputs, weight.data_ptr())
+        threads = torch.get_num_threads()
+        self._unpack(form, packed.data_ptr(), outputs, inputs, weight.data_ptr(), threads)
         return weight
 
     def large_pages(self, tensor: Tensor) -> None:
@@ -260,6 +277,10 @@ class Library:
             torch.get_num_threads(),
         )
         return y[:, :outputs]
+
+    def peak(self) -> float:
+        """Operations a second in fp32 that all threads reach in registers alone."""
+        return float(self._peak(torch.get_num_threads()))
 
     def new_model(self, dtype: torch.dtype, spec: ModelSpec) -> int:
         """A decoder; what `spec` points at must outlive it. Freed by `free_model`."""

@@ -3,7 +3,7 @@
 
 #include "vec.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 enum Activation { LINEAR = 0, SILU = 1, GELU = 2, GELU_TANH = 3, RELU = 4 };  // as in library.py
 
@@ -19,4 +19,4 @@ inline float activate(float x, int32_t activation) {
   }
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

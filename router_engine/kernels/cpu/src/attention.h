@@ -4,12 +4,9 @@
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 #pragma once
 
-#include <limits>
-#include <vector>
-
 #include "products.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // Consecutive tokens of one request: flat tokens [first, first + length) at positions from start.
 struct Row {
@@ -48,6 +45,8 @@ struct Stretch {
 constexpr int CHUNK = 16;    // positions of one softmax block when rows attend one by one
 constexpr int SPLIT = 512;   // positions after which another task goes on, whatever the batch
 constexpr int MANY = 96;     // query rows of one task of a longer chunk
+constexpr int SEEN = 48;     // positions of one softmax block when many rows attend
+static_assert(SEEN % PANEL == 0 && CHUNK % LANES == 0, "blocks are whole panels and vectors");
 constexpr int MAX_HEADS = 64;    // query heads that share one kv head
 
 // Softmax over what was seen so far: weights are relative to e^top.
@@ -60,16 +59,16 @@ struct Partial {
 inline float soften(float* scores, int count, Partial& seen) {
   for (int i = count; i < ceil_div(count, LANES) * LANES; i++)
     scores[i] = -std::numeric_limits<float>::infinity();
-  F16 top = splat(seen.top);
+  Floats top = splat(seen.top);
   for (int i = 0; i < count; i += LANES) top = larger(top, load(scores + i));
   const float new_top = largest(top);
   if (new_top == -std::numeric_limits<float>::infinity()) {
-    for (int i = 0; i < count; i += LANES) store(scores + i, F16{});
+    for (int i = 0; i < count; i += LANES) store(scores + i, Floats{});
     return 1.0f;
   }
-  F16 norm = {};
+  Floats norm = {};
   for (int i = 0; i < count; i += LANES) {
-    const F16 p = exponential(load(scores + i) - new_top);
+    const Floats p = exponential(load(scores + i) - new_top);
     store(scores + i, p);
     norm += p;
   }
@@ -87,7 +86,7 @@ class Single {
   // Each chunk is brought near while the one before it is computed, the last one's follower being
   // the first of `next`, which this thread will probably be given next.
   static void attend(const HeadCache<T>& cache, const Paging& paging, Stretch stretch, Stretch next,
-                     const T* q, int group, Partial* seen, float* out) {
+                     const Read<T>* q, int group, Partial* seen, float* out) {
     size_t here[CHUNK], there[CHUNK];
     const int dim = cache.head_dim, width = group * dim;
     std::fill(out, out + cache.heads * width, 0.0f);
@@ -123,10 +122,10 @@ class Single {
           paging.slot(*stretch.row, std::min(stretch.begin + i, stretch.end - 1)) * cache.stride;
   }
 
-  static void attend_chunk(const Listed& keys, const Listed& values, int count, const T* q,
+  static void attend_chunk(const Listed& keys, const Listed& values, int count, const Read<T>* q,
                            int heads, int dim, Partial* seen, float* out) {
     alignas(64) float scores[CHUNK];
-    alignas(64) T weights[MAX_HEADS * CHUNK];
+    alignas(64) Read<T> weights[MAX_HEADS * CHUNK];
     for (int h = 0; h < heads; h++) {
       if (h == 0)
         score<true>(q, keys, count, dim, scores);
@@ -142,14 +141,18 @@ class Single {
   }
 
   template <bool AHEAD>
-  static void score(const T* q, const Listed& keys, int count, int dim, float* scores) {
+  static void score(const Read<T>* q, const Listed& keys, int count, int dim, float* scores) {
     const int parts = dim / Inner<T>::WIDTH, rest = dim % Inner<T>::WIDTH;
+#if MIX_LANES == 16  // a query stays in registers
     if (rest == 0 && parts == 1) return score_parts<1, AHEAD>(q, keys, count, scores);
     if (rest == 0 && parts == 2) return score_parts<2, AHEAD>(q, keys, count, scores);
     if (rest == 0 && parts == 4) return score_parts<4, AHEAD>(q, keys, count, scores);
     if (rest == 0 && parts == 8) return score_parts<8, AHEAD>(q, keys, count, scores);
+#else
+    if (rest == 0) return score_keys<AHEAD>(q, keys, count, parts, scores);
+#endif
     for (int i = 0; i < count; i++) {
-      F16 dot = {};
+      Floats dot = {};
       for (int d = 0; d < dim; d += Inner<T>::WIDTH)
         dot = Inner<T>::add(dot, Inner<T>::read_some(q + d, dim - d),
                             Inner<T>::read_some(keys.first + keys.here[i] + d, dim - d));
@@ -158,12 +161,12 @@ class Single {
   }
 
   template <int PARTS, bool AHEAD>
-  static void score_parts(const T* q, const Listed& keys, int count, float* scores) {
+  static void score_parts(const Read<T>* q, const Listed& keys, int count, float* scores) {
     typename Inner<T>::Vector in[PARTS];
 #pragma GCC unroll 8
     for (int p = 0; p < PARTS; p++) in[p] = Inner<T>::read(q + p * Inner<T>::WIDTH);
     for (int i = 0; i < count; i += LANES) {
-      F16 dots[LANES] = {};
+      Floats dots[LANES] = {};
 #pragma GCC unroll 16
       for (int j = 0; j < LANES; j++)
 #pragma GCC unroll 8
@@ -176,46 +179,73 @@ class Single {
     }
   }
 
+  // As many keys as a vector has lanes, each part of the query over all of them.
+  template <bool AHEAD>
+  static void score_keys(const Read<T>* q, const Listed& keys, int count, int parts,
+                         float* scores) {
+    for (int i = 0; i < count; i += LANES) {
+      Floats dots[LANES] = {};
+      for (int p = 0; p < parts; p++) {
+        const T* key = keys.first + p * Inner<T>::WIDTH;
+        const typename Inner<T>::Vector in = Inner<T>::read(q + p * Inner<T>::WIDTH);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) {
+          if (AHEAD) __builtin_prefetch(key + keys.there[i + j], 0, 3);
+          dots[j] = Inner<T>::add(dots[j], in, Inner<T>::read(key + keys.here[i + j]));
+        }
+      }
+      store(scores + i, sum_each(dots));
+    }
+  }
+
   // out[h] += weights[h] values
-  static void weigh(const Listed& values, int count, const T* weights, int heads, int dim,
+  static void weigh(const Listed& values, int count, const Read<T>* weights, int heads, int dim,
                     float* out) {
     for (int h = 0; h < heads; h += EXPAND_TOKENS) {
       const int some = std::min(EXPAND_TOKENS, heads - h);
       for (int d = 0; d < dim; d += 2 * LANES) {
-        const T* w[EXPAND_TOKENS];
+        const Read<T>* w[EXPAND_TOKENS];
         float* target[EXPAND_TOKENS];
         for (int i = 0; i < some; i++) {
           w[i] = weights + (h + i) * CHUNK;
           target[i] = out + (h + i) * dim + d;
         }
         const Listed rows = {values.first + d, values.here, values.there};
-        expand_tokens(some, w, rows, count, std::min(2 * LANES, dim - d), target);
+        expand_tokens<T>(some, w, rows, count, std::min(2 * LANES, dim - d), target);
       }
     }
   }
 };
 
-// Many query rows over one kv head: products by the packed kernel, `PANEL` positions at a time.
+inline void put(float* target, float value) { *target = value; }
+inline void put(float* target, bf16 value) { *target = to_float(value); }
+inline void put(bf16* target, bf16 value) { *target = value; }
+
+// Many query rows over one kv head: products by the packed kernel, `SEEN` positions at a time, in
+// the format X that products read.
 template <class T>
 class Many {
  public:
-  // q [rows, head_dim] in T, scaled; own[i] the position of row i. Result in `out`.
+  typedef Read<T> X;
+
+  // q [rows, head_dim], scaled; own[i] the position of row i. Result in `out`.
   void attend(const HeadCache<T>& cache, const Paging& paging, const Row& row, int window,
-              const T* q, const int* own, int rows) {
+              const X* q, const int* own, int rows) {
     const int dim = cache.head_dim;
     reserve(dim);
     std::fill(out.begin(), out.begin() + size_t(rows) * dim, 0.0f);
     for (int r = 0; r < rows; r++) seen[r] = Partial{};
     const int end = own[rows - 1] + 1;
-    for (int block = window ? std::max(0, own[0] + 1 - window) : 0; block < end; block += PANEL) {
-      const int count = std::min(PANEL, end - block);
+    for (int block = window ? std::max(0, own[0] + 1 - window) : 0; block < end; block += SEEN) {
+      const int count = std::min(SEEN, end - block);
       pack(cache, paging, row, block, count);
-      multiply_panel(rows, Rows<T>{q, size_t(dim)}, keys_.data(), PANEL_BLOCKS, dim,
-                     scores_.data(), PANEL, false);
+      for (int i = 0; i < SEEN; i += PANEL)
+        multiply_panel(rows, Rows<X>{q, size_t(dim)}, keys_.data() + size_t(i) * dim, PANEL_BLOCKS,
+                       dim, scores_.data() + i, SEEN, false);
       weigh(rows, block, count, window, own, dim);
       for (int d = 0; d < dim; d += PANEL)
-        multiply_panel(rows, Rows<T>{weights_.data(), PANEL}, values_.data() + size_t(d) * PANEL,
-                       std::min(PANEL_BLOCKS, (dim - d) / LANES), PANEL, out.data() + d, dim, true);
+        multiply_panel(rows, Rows<X>{weights_.data(), SEEN}, values_.data() + size_t(d) * SEEN,
+                       std::min(PANEL_BLOCKS, (dim - d) / LANES), SEEN, out.data() + d, dim, true);
     }
   }
 
@@ -224,44 +254,45 @@ class Many {
 
  private:
   void reserve(int dim) {
-    keys_.resize(size_t(PANEL) * dim);
-    values_.resize(size_t(PANEL) * dim);
-    scores_.resize(size_t(MANY) * PANEL);
-    weights_.resize(size_t(MANY) * PANEL);
+    keys_.resize(size_t(SEEN) * dim);
+    values_.resize(size_t(SEEN) * dim);
+    scores_.resize(size_t(MANY) * SEEN);
+    weights_.resize(size_t(MANY) * SEEN);
     out.resize(size_t(MANY) * dim);
   }
 
   void pack(const HeadCache<T>& cache, const Paging& paging, const Row& row, int block, int count) {
-    constexpr int G = Dot<T>::GROUP;
+    constexpr int G = Dot<X>::GROUP;
     const int dim = cache.head_dim;
-    std::fill(keys_.begin(), keys_.end(), T{});
-    std::fill(values_.begin(), values_.end(), T{});
+    std::fill(keys_.begin(), keys_.end(), X{});
+    std::fill(values_.begin(), values_.end(), X{});
     for (int i = 0; i < count; i++) {
       const size_t offset = paging.slot(row, block + i) * cache.stride;
       const T* key = cache.keys + offset;
+      X* keys = &keys_[size_t(i / PANEL) * PANEL * dim + i % PANEL * G];
       for (int d = 0; d < dim; d += G)
-        std::memcpy(&keys_[size_t(d) * PANEL + i * G], key + d, G * sizeof(T));
+        for (int j = 0; j < G; j++) put(keys + size_t(d) * PANEL + j, key[d + j]);
       const T* value = cache.values + offset;
       for (int d = 0; d < dim; d += PANEL) {
         const int wide = std::min(PANEL, dim - d);
-        T* panel = &values_[size_t(d) * PANEL + size_t(i / G) * wide * G + i % G];
-        for (int j = 0; j < wide; j++) panel[j * G] = value[d + j];
+        X* panel = &values_[size_t(d) * SEEN + size_t(i / G) * wide * G + i % G];
+        for (int j = 0; j < wide; j++) put(panel + j * G, value[d + j]);
       }
     }
   }
 
-  // Scores -> weights in T; sums of earlier blocks shrink to the new top.
+  // Scores -> weights; sums of earlier blocks shrink to the new top.
   void weigh(int rows, int block, int count, int window, const int* own, int dim) {
     const float hidden = -std::numeric_limits<float>::infinity();
     for (int r = 0; r < rows; r++) {
-      float* scores = &scores_[size_t(r) * PANEL];
+      float* scores = &scores_[size_t(r) * SEEN];
       const int last = std::min(count, own[r] + 1 - block);
       const int first = window ? std::max(0, own[r] + 1 - window - block) : 0;
-      for (int i = std::max(0, last); i < PANEL; i++) scores[i] = hidden;
-      for (int i = 0; i < std::min(first, PANEL); i++) scores[i] = hidden;
-      const float shrink = soften(scores, PANEL, seen[r]);
-      for (int i = 0; i < PANEL; i += LANES)
-        store(&weights_[size_t(r) * PANEL + i], load(scores + i));
+      for (int i = std::max(0, last); i < SEEN; i++) scores[i] = hidden;
+      for (int i = 0; i < std::min(first, SEEN); i++) scores[i] = hidden;
+      const float shrink = soften(scores, SEEN, seen[r]);
+      for (int i = 0; i < SEEN; i += LANES)
+        store(&weights_[size_t(r) * SEEN + i], load(scores + i));
       if (shrink != 1.0f)
         for (int d = 0; d < dim; d += LANES) {
           float* o = &out[size_t(r) * dim + d];
@@ -270,8 +301,8 @@ class Many {
     }
   }
 
-  std::vector<T> keys_, values_, weights_;
+  std::vector<X> keys_, values_, weights_;
   std::vector<float> scores_;
 };
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -2,12 +2,9 @@
 // chooses among its candidates by what the layer reads, and its weights are added to the given ones.
 #pragma once
 
-#include <cmath>
-#include <utility>
-
 #include "lowrank.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // A token's weights by span of a phase, from its raw inner products: x . v = z . prototype.
 inline void choose(const Weights& weights, const MixPhase& phase, int row, const float* raw,
@@ -41,4 +38,4 @@ inline void choose(const Weights& weights, const MixPhase& phase, int row, const
   }
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

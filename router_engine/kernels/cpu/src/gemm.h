@@ -1,24 +1,22 @@
 // y[m, n] = x[m, k] w[n, k]^T over packed weights.
 //
-// Packed: panels of up to 48 outputs; within a panel what belongs to each output (HEAD elements,
-// its scale if it has one), then group after group of GROUP inputs, and for each group one vector a
-// block of 16 outputs. A panel is one stream of memory, read once.
+// Packed: panels of some blocks of outputs, as many as a tile of the instruction set takes; within
+// a panel what belongs to each output (HEAD elements, its scale if it has one), then group after
+// group of GROUP inputs, and for each group one vector a block. A panel is one stream of memory,
+// read once.
 // The order of summation of an output depends on k alone: a row's result is the same, bit for bit,
 // whatever rows are computed beside it.
 #pragma once
 
-#include <algorithm>
-#include <climits>
-
 #include "vec.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
-constexpr int PANEL_BLOCKS = 3;
+constexpr int PANEL_BLOCKS = MIX_TILE_BLOCKS;
 constexpr int PANEL = PANEL_BLOCKS * LANES;  // outputs
-constexpr int CACHE_LINE = 64;                // bytes: one vector
-constexpr int AHEAD = 8192;                   // bytes, within a panel: past the latency of memory
-constexpr int MAX_ROWS = 8;                  // x 3 blocks = 24 of 32 vector registers
+constexpr int CACHE_LINE = 64;               // bytes
+constexpr int AHEAD = 8192;                  // bytes, within a panel: past the latency of memory
+constexpr int MAX_ROWS = MIX_TILE_ROWS;
 
 // Starts to bring [from, from + bytes) near: into the second cache, which holds what is to come.
 inline void prefetch(const void* from, size_t bytes) {
@@ -28,18 +26,19 @@ inline void prefetch(const void* from, size_t bytes) {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// The rows that are multiplied: row r at first + r * stride.
+// The rows that are multiplied by weights in T: row r at first + r * stride.
 template <class T>
 struct Rows {
-  const T* first;
+  const Read<T>* first;
   size_t stride;
 
-  const T* operator[](int r) const { return first + r * stride; }
+  const Read<T>* operator[](int r) const { return first + r * stride; }
   Rows from(int r) const { return {first + r * stride, stride}; }
 };
 
-// GROUP consecutive inputs are multiplied by one instruction. STRETCH groups are summed as what
-// `add` makes of them, before `finish` turns that into a part of the result.
+// GROUP consecutive inputs lie together; one instruction multiplies one of the PARTS of such a
+// group. STRETCH groups are summed as what `add` makes of them, before `finish` turns that into a
+// part of the result.
 template <class T>
 struct Dot;
 
@@ -47,13 +46,13 @@ struct Dot;
 struct PlainSums {
   static constexpr int HEAD = 0;
   static constexpr int STRETCH = INT_MAX;
-  typedef F16 Sum;
+  typedef Floats Sum;
   template <class T>
   static Sum start(const Rows<T>&, int, int) {
-    return F16{};
+    return Floats{};
   }
   template <class T>
-  static F16 finish(F16 base, Sum sum, const Rows<T>&, int, int, const T*) {
+  static Floats finish(Floats base, Sum sum, const Rows<T>&, int, int, const T*) {
     return base + sum;
   }
 };
@@ -61,46 +60,53 @@ struct PlainSums {
 template <>
 struct Dot<float> : PlainSums {
   static constexpr int GROUP = 1;
-  typedef F16 Weights;
-  typedef F16 Inputs;
-  static Weights weights(const float* w) { return load(w); }
-  static Inputs inputs(const float* x) { return splat(*x); }
-  static F16 add(F16 sum, Inputs x, Weights w) { return sum + x * w; }
+  static constexpr int PARTS = 1;
+  typedef Floats Weights;
+  typedef Floats Inputs;
+  static Weights weights(const float* w, int) { return load(w); }
+  static Inputs inputs(const float* x, int) { return splat(*x); }
+  static Floats add(Floats sum, Inputs x, Weights w) { return sum + x * w; }
 };
 
-#ifdef MIX_BF16_DOT
 template <>
 struct Dot<bf16> : PlainSums {
   static constexpr int GROUP = 2;
+#if defined(MIX_BF16_DOT) && MIX_LANES == 16
+  static constexpr int PARTS = 1;
   typedef __m512bh Weights;
   typedef __m512bh Inputs;
-  static Weights weights(const bf16* w) { return (__m512bh)_mm512_loadu_si512(w); }
-  static Inputs inputs(const bf16* x) {
+  static Weights weights(const bf16* w, int) { return (__m512bh)_mm512_loadu_si512(w); }
+  static Inputs inputs(const bf16* x, int) {
     return (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x));
   }
-  static F16 add(F16 sum, Inputs x, Weights w) {
-    return (F16)_mm512_dpbf16_ps((__m512)sum, x, w);
+  static Floats add(Floats sum, Inputs x, Weights w) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, x, w);
   }
-};
+#elif defined(MIX_BF16_DOT)
+  static constexpr int PARTS = 1;
+  typedef bfloat16x8_t Weights;
+  typedef bfloat16x8_t Inputs;
+  static Weights weights(const bf16* w, int) { return load_as<bfloat16x8_t>(w); }
+  static Inputs inputs(const bf16* x, int) {
+    return vreinterpretq_bf16_s32(vdupq_n_s32(load_as<int32_t>(x)));
+  }
+  static Floats add(Floats sum, Inputs x, Weights w) {
+    return (Floats)vbfdotq_f32((float32x4_t)sum, w, x);
+  }
 #else
-template <>
-struct Dot<bf16> : PlainSums {
-  static constexpr int GROUP = 2;
-  struct Weights {
-    F16 even, odd;
-  };
-  struct Inputs {
-    F16 even, odd;
-  };
-  static Weights weights(const bf16* w) {
-    const U16 pairs = load_as<U16>(w);
-    const U16 even = pairs << 16, odd = pairs & 0xffff0000u;
-    return {load_as<F16>(&even), load_as<F16>(&odd)};
+  // Pairs widen by a shift, or by clearing what the other is: each half is a vector in fp32.
+  static constexpr int PARTS = 2;
+  typedef Floats Weights;
+  typedef Floats Inputs;
+  static Weights weights(const bf16* w, int part) {
+    const Words pairs = load_as<Words>(w);
+    const Words wide = part ? pairs & 0xffff0000u : pairs << 16;
+    return (Floats)wide;
   }
-  static Inputs inputs(const bf16* x) { return {splat(to_float(x[0])), splat(to_float(x[1]))}; }
-  static F16 add(F16 sum, Inputs x, Weights w) { return sum + x.even * w.even + x.odd * w.odd; }
-};
+  static Inputs inputs(const float* x, int part) { return splat(x[part]); }
+  static Floats add(Floats sum, Inputs x, Weights w) { return sum + x * w; }
 #endif
+};
 
 // Elements of the packed form that each output takes.
 template <class T>
@@ -133,20 +139,51 @@ void each_packed(T* panel, int n, int k, const Visit& visit) {
 // What a tile fetches meanwhile, for a later one: memory streams while products are computed.
 struct Ahead {
   const char* from;
-  int lines;  // a group of inputs
+  size_t step;  // bytes a group of inputs, of three lines at most; 0: nothing new
 
   void fetch(int group) const {
-    for (int i = 0; i < lines; i++)
-      __builtin_prefetch(from + (size_t(group) * lines + i) * CACHE_LINE, 0, 2);
+    const char* at = from + group * step;
+    __builtin_prefetch(at, 0, 2);
+    if (step > CACHE_LINE) __builtin_prefetch(at + CACHE_LINE, 0, 2);
+    if (step > 2 * CACHE_LINE) __builtin_prefetch(at + 2 * CACHE_LINE, 0, 2);
+  }
+
+  // After a tile of so many groups; nothing is fetched past `end`.
+  void pass(int groups, const char* end) {
+    from += groups * step;
+    if (from >= end) from = end, step = 0;
   }
 };
 
-// Rows of y [ROWS, 16 BLOCKS] at stride `ldy`, set or added to.
+// Rows of x as a tile walks through them: a pointer for three rows, since an instruction reaches
+// those one or two strides further without arithmetic.
+template <class X, int ROWS>
+struct Walk {
+  static constexpr int EACH = 3;
+  const X* at[(ROWS + EACH - 1) / EACH];
+  size_t stride;
+
+  template <class T>
+  explicit Walk(const Rows<T>& x) : stride(x.stride) {
+    for (int i = 0; i * EACH < ROWS; i++) {
+      at[i] = x[i * EACH];
+      asm("" : "+r"(at[i]));  // else the compiler finds them all from the first, by adding
+    }
+  }
+  const X* operator[](int r) const { return at[r / EACH] + r % EACH * stride; }
+  void advance(int inputs) {
+#pragma GCC unroll 3
+    for (int i = 0; i * EACH < ROWS; i++) at[i] += inputs;
+  }
+};
+
+// Rows of y [ROWS, LANES BLOCKS] at stride `ldy`, set or added to.
 template <class T, int ROWS, int BLOCKS>
 void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_t ldy, bool add,
                    Ahead ahead) {
   typedef Dot<T> D;
   const T* heads = panel;
+  Walk<std::remove_const_t<std::remove_pointer_t<decltype(x.first)>>, ROWS> in(x);
   panel += BLOCKS * LANES * D::HEAD;
   for (int g = 0, stretch = 0; g < groups; stretch++, add = true) {
     const int end = groups - g > D::STRETCH ? g + D::STRETCH : groups;
@@ -154,70 +191,73 @@ void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_
     typename D::Sum sums[ROWS][BLOCKS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::start(x, r, stretch);
     for (; g < end; g++) {
-      typename D::Weights w[BLOCKS];
-#pragma GCC unroll 3
-      for (int b = 0; b < BLOCKS; b++) w[b] = D::weights(panel + b * LANES * D::GROUP);
       ahead.fetch(g);
-      panel += BLOCKS * LANES * D::GROUP;
+#pragma GCC unroll 2
+      for (int part = 0; part < D::PARTS; part++) {
+        typename D::Weights w[BLOCKS];
+#pragma GCC unroll 4
+        for (int b = 0; b < BLOCKS; b++)
+          w[b] = D::weights(panel + b * LANES * D::GROUP, part);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        const typename D::Inputs in = D::inputs(x[r] + g * D::GROUP);
-#pragma GCC unroll 3
-        for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], in, w[b]);
+        for (int r = 0; r < ROWS; r++) {
+          const typename D::Inputs one = D::inputs(in[r], part);
+#pragma GCC unroll 4
+          for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], one, w[b]);
+        }
       }
+      panel += BLOCKS * LANES * D::GROUP;
+      in.advance(D::GROUP);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int b = 0; b < BLOCKS; b++) {
         float* target = y + r * ldy + b * LANES;
-        const F16 base = add ? load(target) : F16{};
+        const Floats base = add ? load(target) : Floats{};
         store(target, D::finish(base, sums[r][b], x, r, stretch, heads + b * LANES * D::HEAD));
       }
   }
 }
 
-template <class T, int BLOCKS>
-void multiply_rows(int rows, const Rows<T>& x, const T* panel, int groups, float* y, size_t ldy,
-                   bool add, Ahead ahead) {
-  switch (rows) {
-    case 1: return multiply_tile<T, 1, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    case 2: return multiply_tile<T, 2, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    case 3: return multiply_tile<T, 3, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    case 4: return multiply_tile<T, 4, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    case 5: return multiply_tile<T, 5, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    case 6: return multiply_tile<T, 6, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    case 7: return multiply_tile<T, 7, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-    default: return multiply_tile<T, 8, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
-  }
+// A tile of the height and width that are asked for.
+template <class T, int ROWS = MAX_ROWS, int BLOCKS = PANEL_BLOCKS>
+void multiply_rows(int rows, int blocks, const Rows<T>& x, const T* panel, int groups, float* y,
+                   size_t ldy, bool add, Ahead ahead) {
+  if constexpr (BLOCKS > 1)
+    if (blocks < BLOCKS)
+      return multiply_rows<T, ROWS, BLOCKS - 1>(rows, blocks, x, panel, groups, y, ldy, add, ahead);
+  if constexpr (ROWS > 1)
+    if (rows < ROWS)
+      return multiply_rows<T, ROWS - 1, BLOCKS>(rows, blocks, x, panel, groups, y, ldy, add, ahead);
+  multiply_tile<T, ROWS, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
 }
 
+// y [rows, LANES blocks] = or += x [rows, k] panel^T. Rows of x hold a whole number of groups.
 // Few rows fetch their own panel ahead; many fetch the next one while they are at it.
-// y [rows, 16 blocks] = or += x [rows, k] panel^T. Rows of x hold a whole number of groups.
 template <class T>
-void multiply_panel(int rows, const Rows<T>& x, const T* panel, int blocks, int k, float* y,
+void multiply_vectors(int rows, const Rows<T>& x, const T* panel, int blocks, int k, float* y,
                     size_t ldy, bool add) {
   const int groups = ceil_div(k, Dot<T>::GROUP), passes = ceil_div(rows, MAX_ROWS);
   const size_t bytes = blocks * LANES * packed_depth<T>(k) * sizeof(T);
-  Ahead ahead = {reinterpret_cast<const char*>(panel) + (passes == 1 ? AHEAD : bytes),
-                 ceil_div(blocks, passes)};
+  const int group_bytes = int(blocks * LANES * Dot<T>::GROUP * sizeof(T));
+  const char* begin = reinterpret_cast<const char*>(panel);
+  Ahead ahead = {begin + (passes == 1 ? AHEAD : bytes), size_t(ceil_div(group_bytes, passes))};
   for (int tiles = passes, first = 0; tiles > 0; tiles--) {
     const int count = ceil_div(rows - first, tiles);  // tiles of nearly equal height
-    const Rows<T> in = x.from(first);
-    float* out = y + first * ldy;
-    if (blocks == 3)
-      multiply_rows<T, 3>(count, in, panel, groups, out, ldy, add, ahead);
-    else if (blocks == 2)
-      multiply_rows<T, 2>(count, in, panel, groups, out, ldy, add, ahead);
-    else
-      multiply_rows<T, 1>(count, in, panel, groups, out, ldy, add, ahead);
+    multiply_rows<T>(count, blocks, x.from(first), panel, groups, y + first * ldy, ldy, add, ahead);
     first += count;
-    ahead.from += size_t(groups) * ahead.lines * CACHE_LINE;
-    if (ahead.from >= reinterpret_cast<const char*>(panel) + 2 * bytes) ahead.lines = 0;
+    ahead.pass(groups, begin + 2 * bytes);
   }
 }
 
-}  // namespace mix
+// The same by whatever the set multiplies panels with; see amx.h.
+template <class T>
+void multiply_panel(int rows, const Rows<T>& x, const T* panel, int blocks, int k, float* y,
+                    size_t ldy, bool add) {
+  multiply_vectors(rows, x, panel, blocks, k, y, ldy, add);
+}
+
+}  // namespace mix::MIX_ISA

@@ -3,12 +3,9 @@
 // Equations: adapters_store.expert_types.LayerRouterSpec.
 #pragma once
 
-#include <algorithm>
-#include <numeric>
-
 #include "lowrank.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 enum Threshold { NONE = 0, CONSTANT = 1, NET = 2 };
 
@@ -74,7 +71,7 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 // x . y for rows of any length.
 inline float dot(const float* x, const float* y, int count) {
-  F16 total = {};
+  Floats total = {};
   for (int i = 0; i < count; i += LANES)
     total += load_some(x + i, count - i) * load_some(y + i, count - i);
   return sum(total);
@@ -118,7 +115,7 @@ inline void finish(const Router& router, float* z, float* gates) {
 
 // Gates of `count` tokens, at most ROUTED, whose x [count, inputs] lie one after another.
 template <class T>
-void route(const Router& router, const T* x, int inputs, int count, float* const* gates) {
+void route(const Router& router, const Read<T>* x, int inputs, int count, float* const* gates) {
   static thread_local std::vector<float> wide;
   static thread_local std::vector<int> tokens;
   tokens.resize(count);
@@ -127,10 +124,10 @@ void route(const Router& router, const T* x, int inputs, int count, float* const
   Expert expert = {};
   expert.a = router.wide;
   expert.rank = router.rows;
-  shrink(expert, 0, router.rows, x, inputs, inputs, tokens,
+  shrink<T>(expert, 0, router.rows, x, inputs, inputs, tokens,
          [&](int token, int row, float value) { wide[token * router.rows + row] = value; });
   for (int token = 0; token < count; token++)
     finish(router, &wide[token * router.rows], gates[token]);
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

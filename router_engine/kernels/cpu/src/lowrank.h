@@ -5,12 +5,10 @@
 // cost, and reads each active adapter once.
 #pragma once
 
-#include <vector>
-
 #include "activation.h"
 #include "products.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // One adapter at one linear layer, or at one of the sites beside them; rank 0 where it does not
 // touch it. See router_engine.experts.base.ExpertRows.
@@ -110,7 +108,8 @@ struct LayerGates {
   }
 };
 
-constexpr int SHRINK_ROWS = 8;  // rank rows of one task
+constexpr int SHRINK_ROWS = 8;                     // rank rows of one task
+constexpr int SHRINK_TOKENS = LANES == 8 ? 2 : 4;  // four times as many sums stay in registers
 struct ShrinkTask {
   int32_t span;
   int32_t row;
@@ -164,9 +163,9 @@ struct MixPhase {
 
 // z[t][r] = x_t . a_r for TOKENS tokens and four rows of a.
 template <class T, int TOKENS>
-void inner_products(const T* const* x, const T* const* a, int inputs, float (*z)[4]) {
+void inner_products(const Read<T>* const* x, const T* const* a, int inputs, float (*z)[4]) {
   typedef Inner<T> I;
-  F16 sums[TOKENS][4] = {};
+  Floats sums[TOKENS][4] = {};
   int i = 0;
   for (; i + I::WIDTH <= inputs; i += I::WIDTH) {
     typename I::Vector rows[4];
@@ -195,24 +194,25 @@ void inner_products(const T* const* x, const T* const* a, int inputs, float (*z)
 
 // Calls done(token, row, x_t . a_row) for `tokens` and rows [row, end) of an expert.
 template <class T, class Done>
-void shrink(const Expert& expert, int row, int end, const T* x, size_t ldx, int inputs,
+void shrink(const Expert& expert, int row, int end, const Read<T>* x, size_t ldx, int inputs,
             const std::vector<int>& tokens, const Done& done) {
   const T* a = static_cast<const T*>(expert.a);
   const int count = int(tokens.size());
   for (; row < end; row += 4) {
     const T* rows[4];
     for (int r = 0; r < 4; r++) rows[r] = a + size_t(std::min(row + r, end - 1)) * inputs;
-    for (int t = 0; t < count; t += 4) {
-      const T* in[4];
-      for (int i = 0; i < 4; i++) in[i] = x + size_t(tokens[std::min(t + i, count - 1)]) * ldx;
-      float z[4][4];
+    for (int t = 0; t < count; t += SHRINK_TOKENS) {
+      const Read<T>* in[SHRINK_TOKENS];
+      for (int i = 0; i < SHRINK_TOKENS; i++)
+        in[i] = x + size_t(tokens[std::min(t + i, count - 1)]) * ldx;
+      float z[SHRINK_TOKENS][4];
       if (count - t == 1)
         inner_products<T, 1>(in, rows, inputs, z);
       else if (count - t == 2)
         inner_products<T, 2>(in, rows, inputs, z);
       else
-        inner_products<T, 4>(in, rows, inputs, z);
-      for (int i = 0; i < std::min(4, count - t); i++)
+        inner_products<T, SHRINK_TOKENS>(in, rows, inputs, z);
+      for (int i = 0; i < std::min(SHRINK_TOKENS, count - t); i++)
         for (int r = 0; r < std::min(4, end - row); r++) done(tokens[t + i], row + r, z[i][r]);
     }
   }
@@ -229,21 +229,21 @@ void prefetch_expand(const Expert& expert, int outputs, int begin, int end) {
 // Adds one expert's part to outputs [begin, end) of a layer: y points at output 0 of token 0.
 // Meanwhile `next`, which will be expanded after it, is brought near.
 template <class T>
-void expand(const Span& span, const Expert& next, const T* z, size_t ldz,
+void expand(const Span& span, const Expert& next, const Read<T>* z, size_t ldz,
             const std::vector<int>& tokens, int outputs, int begin, int end, float* y, size_t ldy) {
   const T* b = static_cast<const T*>(span.expert.b);
   const T* later = static_cast<const T*>(next.b);
   for (int t = 0; t < int(tokens.size()); t += EXPAND_TOKENS) {
     const int count = std::min(EXPAND_TOKENS, int(tokens.size()) - t);
     for (int output = begin; output < end; output += 2 * LANES) {
-      const T* in[EXPAND_TOKENS];
+      const Read<T>* in[EXPAND_TOKENS];
       float* out[EXPAND_TOKENS];
       for (int i = 0; i < count; i++) {
         in[i] = z + tokens[t + i] * ldz + span.offset;
         out[i] = y + tokens[t + i] * ldy + output;
       }
       const Strided<T> rows = {b + output, later + output, size_t(outputs)};
-      expand_tokens(count, in, rows, span.expert.rank, std::min(2 * LANES, end - output), out);
+      expand_tokens<T>(count, in, rows, span.expert.rank, std::min(2 * LANES, end - output), out);
     }
   }
 }
@@ -251,10 +251,10 @@ void expand(const Span& span, const Expert& next, const T* z, size_t ldz,
 // One token's z from its raw inner products, for any combination (design section 4):
 // sum: w z; linear: the ranks of all adapters are added before they are expanded, as in PEFT.
 // chosen [spans]: what its gate adds to the weights; null without one. Bottlenecks take no part:
-// their z is not linear.
-template <class T>
+// their z is not linear. Z: what z is kept in.
+template <class Z>
 void combine(const Weights& weights, const LayerGates& gates, const MixPhase& phase, int row,
-             const float* chosen, const float* raw, T* z, std::vector<float>& folded) {
+             const float* chosen, const float* raw, Z* z, std::vector<float>& folded) {
   const float* parts[2] = {weights.root, weights.merged_root};
   for (size_t layer = 0; layer + 1 < phase.first.size(); layer++) {
     const Span* begin = phase.spans.data() + phase.first[layer];
@@ -286,4 +286,4 @@ void combine(const Weights& weights, const LayerGates& gates, const MixPhase& ph
   }
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -5,7 +5,7 @@
 #include "spec.h"
 #include "team.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // One of the layers that a phase computes from the same x.
 struct Job {
@@ -42,6 +42,8 @@ struct Mixing {
 template <class T>
 class MixtureLinear {
  public:
+  typedef Read<T> X;  // of x and z
+
   // `sets`: the weights of all layers, some of which may have their own.
   void reserve(int rows, int width, std::initializer_list<const Weights*> sets) {
     z_.resize(size_t(rows) * width);
@@ -55,11 +57,11 @@ class MixtureLinear {
   void reserve_quantized(int rows, int widest) { quantized_.reserve(rows, widest); }
 
   // A row of x as such layers read it.
-  void quantize(int row, const T* x, int inputs) { quantized_.set(row, x, inputs); }
+  void quantize(int row, const X* x, int inputs) { quantized_.set(row, x, inputs); }
 
   // What layers read beside x: z of all tokens, and where asked for x in 8 bits.
   // Every thread calls it.
-  void prepare(Team& team, const Mixing& mixing, bool quantized, int rows, const T* x, size_t ldx,
+  void prepare(Team& team, const Mixing& mixing, bool quantized, int rows, const X* x, size_t ldx,
                int inputs) {
     const int first = quantized ? rows : 0;
     const auto quantize_row = [&](int row) { quantize(row, x + row * ldx, inputs); };
@@ -76,7 +78,7 @@ class MixtureLinear {
       const Span& span = phase.spans[task.span];
       const int end = std::min(task.row + SHRINK_ROWS, span.expert.shrunk());
       const bool is_bottleneck = span.expert.is_bottleneck();
-      shrink(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
+      shrink<T>(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
              [&](int token, int row, float value) {
                if (!is_bottleneck && weights.combines(audience.rows[token]))
                  raw_[size_t(token) * phase.width + span.offset + row] = value;
@@ -94,7 +96,7 @@ class MixtureLinear {
   }
 
   // Outputs of panels [first, last) of a job's layer: base, bias, mixture.
-  void compute(const Job& job, int layer, const Mixing& mixing, int rows, const T* x, size_t ldx,
+  void compute(const Job& job, int layer, const Mixing& mixing, int rows, const X* x, size_t ldx,
                int first, int last) {
     const Linear& linear = *job.linear;
     const int begin = first * PANEL, end = std::min(last * PANEL, linear.outputs);
@@ -124,20 +126,20 @@ class MixtureLinear {
     const int last = phase.first[layer + 1];
     for (int s = phase.first[layer]; s < last; s++) {
       const Span& next = phase.spans[std::min(s + 1, last - 1)];
-      expand(phase.spans[s], next.expert, z_.data(), phase.width, members(mixing, s), outputs,
+      expand<T>(phase.spans[s], next.expert, z_.data(), phase.width, members(mixing, s), outputs,
              begin, end, y, ldy);
     }
   }
 
   // All jobs, panels shared by the team.
-  void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const T* x,
+  void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const X* x,
            size_t ldx) {
     run(team, jobs, count, mixing, rows, x, ldx, [](int, int) {});
   }
 
   // The same; `beside` is called with outputs [begin, end) once they are computed.
   template <class Beside>
-  void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const T* x,
+  void run(Team& team, const Job* jobs, int count, const Mixing& mixing, int rows, const X* x,
            size_t ldx, const Beside& beside) {
     int total = 0;
     for (int j = 0; j < count; j++) total += ceil_div(jobs[j].linear->outputs, PANEL);
@@ -168,14 +170,14 @@ class MixtureLinear {
   // z of one rank row from its inner product, under given weights.
   void put(const Mixing& mixing, const Span& span, int token, int row, float value) {
     const Expert& expert = span.expert;
-    T* z = &z_[size_t(token) * mixing.phase.width + span.offset];
+    X* z = &z_[size_t(token) * mixing.phase.width + span.offset];
     if (expert.is_bottleneck())
       value = activate(expert.bias ? value + expert.bias[row] : value, expert.activation);
     store_some(z + row, splat(value * mixing.factor(token, span, row)), 1);
     if (row + 1 < expert.shrunk()) return;
     if (expert.has_up_bias)
       store_some(z + row + 1, splat(mixing.factor(token, span, row + 1)), 1);
-    if (expert.rank % 2) z[expert.rank] = T{};
+    if (expert.rank % 2) z[expert.rank] = X{};
   }
 
   // z of a token whose weights are more than given ones.
@@ -219,9 +221,9 @@ class MixtureLinear {
                      job.y + output, job.ldy, job.add);
   }
 
-  std::vector<T> z_;
+  std::vector<X> z_;
   std::vector<float> raw_, chosen_;
   QuantizedRows quantized_;
 };
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -1,10 +1,9 @@
 // The decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) over a flat batch of tokens.
 //
 // The residual stream, norms, rotations and softmax are in fp32; what a product reads is in the
-// model's own format T. One call runs all layers: threads meet at some ten points a layer.
+// format that products with weights in the model's own format T read. One call runs all layers:
+// threads meet at some ten points a layer.
 #pragma once
-
-#include <omp.h>
 
 #include "layer_router.h"
 #include "mixture_linear.h"
@@ -12,14 +11,14 @@
 #include "step_attention.h"
 #include "summary.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // target = x / rms(x) * weight. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization".
 template <class T>
 inline void rms_norm(const float* x, const float* weight, int size, float epsilon, T* target) {
-  F16 squares = {};
+  Floats squares = {};
   for (int i = 0; i < size; i += LANES) {
-    const F16 v = load(x + i);
+    const Floats v = load(x + i);
     squares += v * v;
   }
   const float inverse = 1.0f / std::sqrt(sum(squares) / size + epsilon);
@@ -36,6 +35,8 @@ class Decoder {
 template <class T>
 class Model : public Decoder {
  public:
+  typedef Read<T> X;
+
   explicit Model(const ModelSpec& spec)
       : m_(spec),
         layers_(spec.layers, spec.layers + spec.num_layers),
@@ -51,10 +52,7 @@ class Model : public Decoder {
     reserve();
     prepare_mixture();
     attention_.set(step, qkv_.data(), attended_.data());
-    Team team;
-#pragma omp parallel num_threads(step.threads)
-    {
-      team.enter(omp_get_num_threads());
+    with_team(step.threads, [&](Team& team) {
       embed(team);
       for (int layer = 0; layer < m_.num_layers; layer++) {
         if (step_.tap && layer == step_.tap_layer) tap(team);
@@ -62,7 +60,7 @@ class Model : public Decoder {
         mlp(team, layers_[layer], mixing_[layer]);
       }
       if (step_.samples > 0) head(team);
-    }
+    });
   }
 
  private:
@@ -167,7 +165,7 @@ class Model : public Decoder {
 
   // x of a token and `row`, which layers like `reader` read.
   void norm(int token, int row, const float* weight, const Linear& reader) {
-    T* x = &x_[size_t(row) * m_.hidden];
+    X* x = &x_[size_t(row) * m_.hidden];
     rms_norm(&residual_[size_t(token) * m_.hidden], weight, m_.hidden, m_.epsilon, x);
     if (reader.is_int8) linears_.quantize(row, x, m_.hidden);
   }
@@ -185,7 +183,7 @@ class Model : public Decoder {
   }
 
   // What a router reads of a token.
-  void read_token(const Layer& layer, const Router& router, int token, T* x) {
+  void read_token(const Layer& layer, const Router& router, int token, X* x) {
     const float* residual = &residual_[size_t(token) * m_.hidden];
     if (!router.pre_norm) return rms_norm(residual, layer.attention_norm, m_.hidden, m_.epsilon, x);
     for (int d = 0; d < m_.hidden; d += LANES) store(x + d, load(residual + d));
@@ -193,7 +191,7 @@ class Model : public Decoder {
 
   // One gate for all tokens of a request: that of the mean over its prompt.
   void route_prompt(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
-    static thread_local std::vector<T> read;
+    static thread_local std::vector<X> read;
     static thread_local std::vector<float> mean;
     const Prompt& prompt = *task.prompt;
     read.resize(m_.hidden);
@@ -202,16 +200,16 @@ class Model : public Decoder {
       read_token(layer, *task.router, token, read.data());
       for (int d = 0; d < m_.hidden; d += LANES) store(&mean[d], load(&mean[d]) + load(&read[d]));
     }
-    const F16 share = splat(1.0f / prompt.prompt);
+    const Floats share = splat(1.0f / prompt.prompt);
     for (int d = 0; d < m_.hidden; d += LANES) store(&read[d], load(&mean[d]) * share);
     float* gates = routing.of(prompt.first, task.column);
-    route(*task.router, read.data(), m_.hidden, 1, &gates);
+    route<T>(*task.router, read.data(), m_.hidden, 1, &gates);
     for (int i = 1; i < prompt.count; i++)
       std::copy_n(gates, task.router->outputs, routing.of(prompt.first + i, task.column));
   }
 
   void route_some(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
-    static thread_local std::vector<T> read;
+    static thread_local std::vector<X> read;
     if (task.prompt) return route_prompt(layer, routing, task);
     const std::vector<int>& members = routing.audience->members[task.column];
     const int count = std::min(ROUTED, int(members.size()) - task.first);
@@ -222,7 +220,7 @@ class Model : public Decoder {
       gates[i] = routing.of(token, task.column);
       read_token(layer, *task.router, token, &read[size_t(i) * m_.hidden]);
     }
-    route(*task.router, read.data(), m_.hidden, count, gates);
+    route<T>(*task.router, read.data(), m_.hidden, count, gates);
   }
 
   void attention(Team& team, const Layer& layer, const LayerMixing& mixing) {
@@ -247,7 +245,7 @@ class Model : public Decoder {
       for (const Span& span : mixing.phase.spans) {
         const float factor = mixing.factor(token, span, 0);
         if (factor != 0)
-          attend_prompt(span.expert, factor, &qkv_[size_t(token) * qkv_width_], m_.heads,
+          attend_prompt<T>(span.expert, factor, &qkv_[size_t(token) * qkv_width_], m_.heads,
                         m_.kv_heads, m_.head_dim, &attended_[size_t(token) * q_width_]);
       }
     });
@@ -386,7 +384,7 @@ class Model : public Decoder {
   const Mixing base_;  // no experts
   std::vector<float> residual_, qkv_, angles_;
   std::vector<float> module_;  // down_proj alone, where a serial bottleneck reads it
-  std::vector<T> x_, attended_, active_;
+  std::vector<X> x_, attended_, active_;
 };
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -3,19 +3,25 @@
 
 #include "gemm.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
-// Inner products of rows of equal format; WIDTH elements at a time.
+// Inner products of a row of x and one in T; WIDTH elements at a time.
 template <class T>
 struct Inner {
   static constexpr int WIDTH = LANES;
-  typedef F16 Vector;
-  static Vector read(const T* p) { return load(p); }
-  static Vector read_some(const T* p, int count) { return load_some(p, count); }
-  static F16 add(F16 sum, Vector a, Vector b) { return sum + a * b; }
+  typedef Floats Vector;
+  template <class P>
+  static Vector read(const P* p) {
+    return load(p);
+  }
+  template <class P>
+  static Vector read_some(const P* p, int count) {
+    return load_some(p, count);
+  }
+  static Floats add(Floats sum, Vector a, Vector b) { return sum + a * b; }
 };
 
-#ifdef MIX_BF16_DOT
+#if defined(MIX_BF16_DOT) && MIX_LANES == 16
 inline __mmask32 first_lanes(int count) {
   return count >= 32 ? 0xffffffffu : (1u << count) - 1u;
 }
@@ -28,11 +34,28 @@ struct Inner<bf16> {
   static Vector read_some(const bf16* p, int count) {
     return (__m512bh)_mm512_maskz_loadu_epi16(first_lanes(count), p);
   }
-  static F16 add(F16 sum, Vector a, Vector b) { return (F16)_mm512_dpbf16_ps((__m512)sum, a, b); }
+  static Floats add(Floats sum, Vector a, Vector b) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b);
+  }
+};
+#elif defined(MIX_BF16_DOT)
+template <>
+struct Inner<bf16> {
+  static constexpr int WIDTH = 2 * LANES;
+  typedef bfloat16x8_t Vector;
+  static Vector read(const bf16* p) { return load_as<bfloat16x8_t>(p); }
+  static Vector read_some(const bf16* p, int count) {
+    bf16 padded[WIDTH] = {};
+    std::memcpy(padded, p, std::min(count, WIDTH) * sizeof(bf16));
+    return read(padded);
+  }
+  static Floats add(Floats sum, Vector a, Vector b) {
+    return (Floats)vbfdotq_f32((float32x4_t)sum, a, b);
+  }
 };
 #endif
 
-constexpr int EXPAND_TOKENS = 8;
+constexpr int EXPAND_TOKENS = LANES == 8 ? 4 : 8;  // twice as many sums stay in registers
 
 // Rows at equal distances, as in the adapter pool. Reading a row fetches what is read later.
 template <class T>
@@ -46,19 +69,19 @@ struct Strided {
   }
 };
 
-// y_t[0, count) += z_t b[:, 0, count) for TOKENS tokens, count <= 32; b(r) is where row r lies.
+// y_t[0, count) += z_t b[:, 0, count) for TOKENS tokens, count <= 2 LANES; b(r) is where row r lies.
 // Rows of z are even in length, 0 past an odd rank.
 template <class T, int TOKENS>
 struct Expand {
   template <class Rows>
-  static void run(const T* const* z, const Rows& b, int rank, int count, float* const* y) {
-    F16 sums[TOKENS][2] = {};
+  static void run(const Read<T>* const* z, const Rows& b, int rank, int count, float* const* y) {
+    Floats sums[TOKENS][2] = {};
     for (int r = 0; r < rank; r++) {
-      const F16 low = load_some(b(r), count);
-      const F16 high = count > LANES ? load_some(b(r) + LANES, count - LANES) : F16{};
+      const Floats low = load_some(b(r), count);
+      const Floats high = count > LANES ? load_some(b(r) + LANES, count - LANES) : Floats{};
 #pragma GCC unroll 8
       for (int t = 0; t < TOKENS; t++) {
-        const F16 in = splat(to_float(z[t][r]));
+        const Floats in = splat(to_float(z[t][r]));
         sums[t][0] += in * low;
         sums[t][1] += in * high;
       }
@@ -72,7 +95,7 @@ struct Expand {
   }
 };
 
-#ifdef MIX_BF16_DOT
+#if defined(MIX_BF16_DOT) && MIX_LANES == 16
 template <int TOKENS>
 struct Expand<bf16, TOKENS> {
   template <class Rows>
@@ -113,19 +136,12 @@ struct Expand<bf16, TOKENS> {
 };
 #endif
 
-template <class T, class Rows>
-void expand_tokens(int tokens, const T* const* z, const Rows& b, int rank, int count,
+template <class T, int TOKENS = EXPAND_TOKENS, class Rows>
+void expand_tokens(int tokens, const Read<T>* const* z, const Rows& b, int rank, int count,
                    float* const* y) {
-  switch (tokens) {
-    case 1: return Expand<T, 1>::run(z, b, rank, count, y);
-    case 2: return Expand<T, 2>::run(z, b, rank, count, y);
-    case 3: return Expand<T, 3>::run(z, b, rank, count, y);
-    case 4: return Expand<T, 4>::run(z, b, rank, count, y);
-    case 5: return Expand<T, 5>::run(z, b, rank, count, y);
-    case 6: return Expand<T, 6>::run(z, b, rank, count, y);
-    case 7: return Expand<T, 7>::run(z, b, rank, count, y);
-    default: return Expand<T, 8>::run(z, b, rank, count, y);
-  }
+  if constexpr (TOKENS > 1)
+    if (tokens < TOKENS) return expand_tokens<T, TOKENS - 1>(tokens, z, b, rank, count, y);
+  Expand<T, TOKENS>::run(z, b, rank, count, y);
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

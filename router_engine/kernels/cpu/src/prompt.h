@@ -6,12 +6,12 @@
 #include "attention.h"
 #include "lowrank.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // attended [heads, dim] += factor softmax(q K^T) V, head by head; q is rotated and scaled.
 template <class T>
 void attend_prompt(const Expert& prompt, float factor, const float* q, int heads, int kv_heads,
-                   int dim, T* attended) {
+                   int dim, Read<T>* attended) {
   static thread_local std::vector<float> weights;
   const int length = prompt.rank, group = heads / kv_heads;
   const T* keys = static_cast<const T*>(prompt.a);
@@ -20,20 +20,20 @@ void attend_prompt(const Expert& prompt, float factor, const float* q, int heads
   for (int h = 0; h < heads; h++) {
     for (int i = 0; i < length; i++) {
       const T* key = keys + (size_t(i) * kv_heads + h / group) * dim;
-      F16 score = {};
+      Floats score = {};
       for (int d = 0; d < dim; d += LANES) score += load(q + h * dim + d) * load(key + d);
       weights[i] = sum(score);
     }
     Partial seen;
     soften(weights.data(), length, seen);
     for (int d = 0; d < dim; d += LANES) {
-      F16 total = {};
+      Floats total = {};
       for (int i = 0; i < length; i++)
         total += load(values + (size_t(i) * heads + h) * dim + d) * weights[i];
-      T* target = attended + h * dim + d;
+      Read<T>* target = attended + h * dim + d;
       store(target, load(target) + total * (factor / seen.norm));
     }
   }
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

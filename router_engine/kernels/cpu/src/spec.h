@@ -5,7 +5,7 @@
 #include "int8.h"
 #include "lowrank.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 struct Linear {
   const void* packed;  // see gemm.h and int8.h
@@ -68,4 +68,4 @@ struct Step {
   int32_t tap_layer;  // 0: all layers run under `weights`
 };
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -4,16 +4,18 @@
 #include "spec.h"
 #include "team.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 template <class T>
 class StepAttention {
  public:
+  typedef Read<T> X;
+
   explicit StepAttention(const ModelSpec& spec)
       : m_(spec), q_width_(spec.heads * spec.head_dim), kv_width_(spec.kv_heads * spec.head_dim) {}
 
   // For a step: qkv [tokens, width of q, k and v], attended [tokens, width of q].
-  void set(const Step& step, const float* qkv, T* attended) {
+  void set(const Step& step, const float* qkv, X* attended) {
     step_ = step;
     paging_ = {step.blocks, m_.block_size};
     qkv_ = qkv;
@@ -96,7 +98,7 @@ class StepAttention {
   void attend_one(const HeadCache<T>& cache, const Piece& piece, const Piece& next, int head,
                   int window) {
     static thread_local std::vector<float> local;
-    static thread_local std::vector<T> query;
+    static thread_local std::vector<X> query;
     const Row& row = step_.rows[piece.row];
     const int group = m_.heads / m_.kv_heads, count = cache.heads * group;
     const int width = count * m_.head_dim, at = head * group * m_.head_dim;
@@ -113,7 +115,7 @@ class StepAttention {
       std::copy_n(seen.data(), count, &partial_[size_t(piece.partial) * m_.heads + head * group]);
       return;
     }
-    T* target = &attended_[size_t(row.first) * q_width_ + at];
+    X* target = &attended_[size_t(row.first) * q_width_ + at];
     for (int h = 0; h < count; h++)
       for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES)
         store(target + d, load(out + d) / seen[h].norm);
@@ -121,7 +123,7 @@ class StepAttention {
 
   // The parts of a token's context put together.
   void join(const Piece& piece) {
-    T* target = &attended_[size_t(step_.rows[piece.row].first) * q_width_];
+    X* target = &attended_[size_t(step_.rows[piece.row].first) * q_width_];
     for (int h = 0; h < m_.heads; h++) {
       const Partial* parts = &partial_[size_t(piece.partial) * m_.heads + h];
       float top = parts[0].top, norm = 0;
@@ -129,7 +131,7 @@ class StepAttention {
       for (int s = 0; s < piece.splits; s++)
         norm += parts[s * m_.heads].norm * std::exp(parts[s * m_.heads].top - top);
       for (int d = h * m_.head_dim; d < (h + 1) * m_.head_dim; d += LANES) {
-        F16 total = {};
+        Floats total = {};
         for (int s = 0; s < piece.splits; s++)
           total += load(&partial_out_[size_t(piece.partial + s) * q_width_ + d]) *
                    std::exp(parts[s * m_.heads].top - top);
@@ -149,7 +151,7 @@ class StepAttention {
   // Several tokens of a row and the query heads of one kv head.
   void attend_block(const HeadCache<T>& cache, const Piece& piece, int head, int window) {
     static thread_local Many<T> many;
-    static thread_local std::vector<T> queries;
+    static thread_local std::vector<X> queries;
     static thread_local std::vector<int> own;
     const Row& row = step_.rows[piece.row];
     const int dim = m_.head_dim, group = m_.heads / m_.kv_heads, rows = piece.tokens * group;
@@ -163,7 +165,7 @@ class StepAttention {
     }
     many.attend(cache, paging_, row, window, queries.data(), own.data(), rows);
     for (int r = 0; r < rows; r++) {
-      T* target = &attended_[(first + r / group) * q_width_ + (head * group + r % group) * dim];
+      X* target = &attended_[(first + r / group) * q_width_ + (head * group + r % group) * dim];
       for (int d = 0; d < dim; d += LANES)
         store(target + d, load(&many.out[size_t(r) * dim + d]) / many.seen[r].norm);
     }
@@ -176,7 +178,7 @@ class StepAttention {
   Step step_;
   Paging paging_;
   const float* qkv_ = nullptr;
-  T* attended_ = nullptr;
+  X* attended_ = nullptr;
   std::vector<Piece> pieces_;
   std::vector<int> row_of_;  // by token
   std::vector<Partial> partial_;
@@ -184,4 +186,4 @@ class StepAttention {
   int splits_ = 0;
 };
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -1,24 +1,21 @@
 // What sampling asks of every row of logits.
 #pragma once
 
-#include <algorithm>
-#include <limits>
-
 #include "vec.h"
 
-namespace mix {
+namespace mix::MIX_ISA {
 
 // The first index of the highest of `count` logits, and log sum e^logit. NaN spreads to the sum.
 inline void summarise(const float* logits, int count, int64_t* best, float* normaliser) {
   constexpr float lowest = -std::numeric_limits<float>::infinity();
-  F16 top = splat(lowest);
+  Floats top = splat(lowest);
   const int whole = count / LANES * LANES;
   for (int i = 0; i < whole; i += LANES) top = larger(load(logits + i), top);
   float highest = largest(top);
   for (int i = whole; i < count; i++) highest = std::max(highest, logits[i]);
   int64_t index = 0;
   for (int i = 0; i < whole; i += LANES) {
-    const I16 equal = load(logits + i) == splat(highest);
+    const Ints equal = load(logits + i) == splat(highest);
     int64_t words[LANES / 2], any = 0;
     std::memcpy(words, &equal, sizeof(words));
     for (int64_t word : words) any |= word;
@@ -27,7 +24,7 @@ inline void summarise(const float* logits, int count, int64_t* best, float* norm
     index = whole;
   }
   while (index < count - 1 && logits[index] != highest) index++;
-  F16 total = {};
+  Floats total = {};
   for (int i = 0; i < whole; i += LANES) total += exponential(load(logits + i) - highest);
   float rest = sum(total);
   for (int i = whole; i < count; i++) rest += std::exp(logits[i] - highest);
@@ -35,4 +32,4 @@ inline void summarise(const float* logits, int count, int64_t* best, float* norm
   *normaliser = highest + std::log(rest);
 }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA

@@ -1,31 +1,19 @@
-// Vectors of 16 floats, and the number formats that are kept in memory.
+// Vectors of floats as wide as the machine's, and the number formats that are kept in memory.
 //
-// Everything is written over GCC's vector extensions, so that it runs on any machine; where
-// AVX-512 BF16 or VNNI are there, products of bf16 pairs or of int8 fours use their instruction.
+// Everything is written over the compiler's vector extensions; what has an instruction of its own
+// in some sets (products of bf16 pairs, of int8 fours) uses it there.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "isa.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
-#include <immintrin.h>
-#define MIX_BF16_DOT 1
-#endif
+namespace mix::MIX_ISA {
 
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
-#include <immintrin.h>
-#define MIX_INT8_DOT 1
-#endif
+constexpr int LANES = MIX_LANES;
 
-namespace mix {
-
-constexpr int LANES = 16;
-
-typedef float F16 __attribute__((vector_size(64)));
-typedef int32_t I16 __attribute__((vector_size(64)));
-typedef uint32_t U16 __attribute__((vector_size(64)));
-typedef uint16_t H16 __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct bf16 {
   uint16_t bits;
@@ -38,35 +26,44 @@ inline V load_as(const void* source) {
   return value;
 }
 
-inline F16 splat(float value) { return F16{} + value; }
-
-inline F16 load(const float* source) { return load_as<F16>(source); }
-
-inline F16 load(const bf16* source) {
-  const U16 wide = __builtin_convertvector(load_as<H16>(source), U16) << 16;
-  return load_as<F16>(&wide);
+// In so many words: a sum with zeros would be computed, for it turns -0 into 0.
+inline Floats splat(float v) {
+#if MIX_LANES == 16
+  return Floats{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v};
+#elif MIX_LANES == 8
+  return Floats{v, v, v, v, v, v, v, v};
+#else
+  return Floats{v, v, v, v};
+#endif
 }
 
-inline void store(float* target, F16 value) { std::memcpy(target, &value, sizeof(value)); }
+inline Floats load(const float* source) { return load_as<Floats>(source); }
+
+inline Floats load(const bf16* source) {
+  const Words wide = __builtin_convertvector(load_as<Halves>(source), Words) << 16;
+  return load_as<Floats>(&wide);
+}
+
+inline void store(float* target, Floats value) { std::memcpy(target, &value, sizeof(value)); }
 
 // Rounds to nearest, ties to even; a NaN stays one.
-inline void store(bf16* target, F16 value) {
-#ifdef MIX_BF16_DOT
+inline void store(bf16* target, Floats value) {
+#if defined(MIX_BF16_DOT) && MIX_LANES == 16
   const __m256bh rounded = _mm512_cvtneps_pbh((__m512)value);
   std::memcpy(target, &rounded, sizeof(rounded));
 #else
-  const U16 bits = load_as<U16>(&value);
-  const U16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const U16 quiet = (bits >> 16) | 0x40;
-  const I16 is_nan = value != value;
-  const H16 half = __builtin_convertvector(is_nan ? quiet : rounded, H16);
+  const Words bits = load_as<Words>(&value);
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words quiet = (bits >> 16) | 0x40;
+  const Ints is_nan = value != value;
+  const Halves half = __builtin_convertvector(is_nan ? quiet : rounded, Halves);
   std::memcpy(target, &half, sizeof(half));
 #endif
 }
 
-// The first `count` of 16 lanes; the others read as 0 and are not written.
+// The first `count` lanes; the others read as 0 and are not written.
 template <class T>
-inline F16 load_some(const T* source, int count) {
+inline Floats load_some(const T* source, int count) {
   if (count >= LANES) return load(source);
   T padded[LANES] = {};
   std::memcpy(padded, source, count * sizeof(T));
@@ -74,12 +71,26 @@ inline F16 load_some(const T* source, int count) {
 }
 
 template <class T>
-inline void store_some(T* target, F16 value, int count) {
+inline void store_some(T* target, Floats value, int count) {
   if (count >= LANES) return store(target, value);
   T padded[LANES];
   store(padded, value);
   std::memcpy(target, padded, count * sizeof(T));
 }
+
+// What a product with weights in T reads: T where the machine multiplies such pairs, else fp32.
+template <class T>
+struct ReadBy {
+  typedef T Type;
+};
+#ifndef MIX_BF16_DOT
+template <>
+struct ReadBy<bf16> {
+  typedef float Type;
+};
+#endif
+template <class T>
+using Read = typename ReadBy<T>::Type;
 
 inline float to_float(float value) { return value; }
 
@@ -90,24 +101,43 @@ inline float to_float(bf16 value) {
   return result;
 }
 
-inline float sum(F16 v) {
-#ifdef __AVX512F__
-  return _mm512_reduce_add_ps((__m512)v);
+#define MIX_SHUFFLE __builtin_shufflevector
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// Lanes that lie half a vector, then a quarter, ... apart are put together.
+template <class Join>
+inline float fold(Floats v, const Join& join) {
+#if MIX_LANES == 16
+  v = join(v, MIX_SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = join(v, MIX_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  v = join(v, MIX_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  v = join(v, MIX_SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+#elif MIX_LANES == 8
+  v = join(v, MIX_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = join(v, MIX_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+  v = join(v, MIX_SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
 #else
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
+  v = join(v, MIX_SHUFFLE(v, v, 2, 3, 0, 1));
+  v = join(v, MIX_SHUFFLE(v, v, 1, 0, 3, 2));
 #endif
+  return v[0];
 }
 
-// The sums of 16 vectors, in their order.
-inline F16 sum_each(const F16* v) {
-#define MIX_SHUFFLE __builtin_shufflevector
-  F16 fours[4];  // in each 128 bits: partial sums of four vectors
+inline float sum(Floats v) {
+  return fold(v, [](Floats a, Floats b) { return a + b; });
+}
+
+inline float largest(Floats v) { return fold(v, larger); }
+
+// The sums of as many vectors as there are lanes, in their order.
+inline Floats sum_each(const Floats* v) {
+#if MIX_LANES == 16
+  Floats fours[4];  // in each 128 bits: partial sums of four vectors
   for (int i = 0; i < 4; i++, v += 4) {
-    F16 pairs[2];
+    Floats pairs[2];
     for (int j = 0; j < 2; j++) {
-      const F16 a = v[2 * j], b = v[2 * j + 1];
+      const Floats a = v[2 * j], b = v[2 * j + 1];
       pairs[j] =
           MIX_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
           MIX_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
@@ -117,9 +147,9 @@ inline F16 sum_each(const F16* v) {
                MIX_SHUFFLE(pairs[0], pairs[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15,
                            30, 31);
   }
-  F16 eights[2];
+  Floats eights[2];
   for (int i = 0; i < 2; i++) {
-    const F16 a = fours[2 * i], b = fours[2 * i + 1];
+    const Floats a = fours[2 * i], b = fours[2 * i + 1];
     eights[i] = MIX_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
                 MIX_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
   }
@@ -127,38 +157,47 @@ inline F16 sum_each(const F16* v) {
                      27) +
          MIX_SHUFFLE(eights[0], eights[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30,
                      31);
+#elif MIX_LANES == 8
+  Floats fours[2];
+  for (int i = 0; i < 2; i++, v += 4) {
+    const Floats a = MIX_SHUFFLE(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                     MIX_SHUFFLE(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Floats b = MIX_SHUFFLE(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                     MIX_SHUFFLE(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    fours[i] = MIX_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+               MIX_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  return MIX_SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         MIX_SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+#else
+  const Floats a = MIX_SHUFFLE(v[0], v[1], 0, 4, 1, 5) + MIX_SHUFFLE(v[0], v[1], 2, 6, 3, 7);
+  const Floats b = MIX_SHUFFLE(v[2], v[3], 0, 4, 1, 5) + MIX_SHUFFLE(v[2], v[3], 2, 6, 3, 7);
+  return MIX_SHUFFLE(a, b, 0, 1, 4, 5) + MIX_SHUFFLE(a, b, 2, 3, 6, 7);
+#endif
+}
 #undef MIX_SHUFFLE
-}
-
-inline F16 larger(F16 a, F16 b) { return a > b ? a : b; }
-
-inline float largest(F16 v) {
-  float result = v[0];
-  for (int i = 1; i < LANES; i++) result = v[i] > result ? v[i] : result;
-  return result;
-}
 
 // e^x to 2 units in the last place; 0 below -87. Source: the Cephes library's expf.
-inline F16 exponential(F16 x) {
-  const F16 low = splat(-87.3f), high = splat(88.3f);
-  const I16 vanishes = x < low;
+inline Floats exponential(Floats x) {
+  const Floats low = splat(-87.3f), high = splat(88.3f);
+  const Ints vanishes = x < low;
   x = x < low ? low : x;
   x = x > high ? high : x;
-  const F16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const F16 n = (x * 1.44269504088896341f + magic) - magic;
-  const F16 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  F16 p = splat(1.9875691500e-4f);
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats n = (x * 1.44269504088896341f + magic) - magic;
+  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Floats p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const I16 exponent = (__builtin_convertvector(n, I16) + 127) << 23;
-  return vanishes ? F16{} : p * load_as<F16>(&exponent);
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return vanishes ? Floats{} : p * load_as<Floats>(&exponent);
 }
 
 // x * sigmoid(x)
-inline F16 silu(F16 x) { return x / (1.0f + exponential(-x)); }
+inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
 
-}  // namespace mix
+}  // namespace mix::MIX_ISA
