@@ -10,13 +10,13 @@ PEERS_ARGS ?=
 CURVES := requests context adapters mixture rank
 BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
-# Without a GPU the tests that need one are left out.
+# Without a GPU the tests that need one are left out. "not arm" leaves out those of ARM code, too.
 MARKERS ?= $(if $(shell command -v nvidia-smi),,not gpu)
 # Several processes of torch share few cores: one thread each, and idle ones must sleep, not spin.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 # Each worker begins with a part of the tests of its own, so that few fixtures are made twice.
 PYTEST := $(THREADS) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
-SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-postgres.sh scripts/pin.sh
+SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-arm.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help install pull run demo test quick lint format bench bench-figures bench-peers docs constraints clean
@@ -47,8 +47,9 @@ demo: pull ## fixed, request-routed and token-routed mixtures at the same time, 
 quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded model
 	$(PYTEST) $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-dev ## every test, with the real model and a real PostgreSQL
+test: $(VENV)/.installed-dev ## every test, with the real model, a real PostgreSQL and ARM code
 	scripts/ensure-postgres.sh
+	$(if $(findstring not arm,$(MARKERS)),,scripts/ensure-arm.sh)
 	$(BIN)/adaptermix pull
 	$(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from router_engine.processors import usable_cores
+
 LIBRARIES = (
     "adaptermix",
     "torch",
@@ -27,10 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, GPU and operating system."""
+    """Processor, cores that may be used, memory, GPU and operating system."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",

@@ -11,6 +11,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.lengths import FORMS, parse_lengths
 from benchmarks.load import Load
 from benchmarks.prompts import TokenCount
+from router_engine.processors import check_threads
 from router_engine.routers.encoder.config import EncoderDType
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -47,11 +48,11 @@ class ModelSettings:
         ),
     )
     threads: int | None = field(
-        default=None, metadata=about("Threads of the engine; all cores when left out.")
+        default=None, metadata=about("Threads of the engine; all usable cores when left out.")
     )
 
     def __post_init__(self) -> None:
-        _at_least("threads", self.threads, 1)
+        check_threads("threads", self.threads)
         if self.kernels == "auto":
             raise BenchmarkError("kernels is auto, which would change in mid-run: name one")
 
@@ -333,8 +334,9 @@ class RoutingSettings:
         for name in ("requests", "candidates"):
             for value in getattr(self, name):
                 _at_least(name, value, 1)
-        for name in ("steps", "rounds", "rows", "encoder_threads"):
+        for name in ("steps", "rounds", "rows"):
             _at_least(name, getattr(self, name), 1)
+        check_threads("encoder_threads", self.encoder_threads)
         _at_least("minutes", self.minutes, 0.1)
         if self.data is None and (self.rows, self.adapters) != (_ROWS, _EXAMPLES):
             raise BenchmarkError("rows and adapters say what to do with data: give that folder too")
@@ -364,7 +366,7 @@ class PeerSettings:
     )
     new_tokens: int = field(default=64, metadata=about("Tokens of every answer."))
     threads: int | None = field(
-        default=None, metadata=about("Threads of each system; all cores when left out.")
+        default=None, metadata=about("Threads of each system; all usable cores when left out.")
     )
     kernels: str = field(default="cpu", metadata=about("What computes a step of AdapterMix."))
     int8: bool = field(
@@ -385,6 +387,7 @@ class PeerSettings:
             raise BenchmarkError(
                 f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}, and none"
             )
+        check_threads("threads", self.threads)
         for clients in self.concurrency:
             _at_least("concurrency", clients, 1)
         for name, least in (("rounds", 1), ("starts", 1), ("new_tokens", 2)):

@@ -28,6 +28,7 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
+from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.config import EncoderDType
 
 PREFIX = "ADAPTERMIX_"
@@ -161,14 +162,21 @@ class Settings(BaseSettings):
     )
 
     engine_threads: int | None = Field(
-        default=None, ge=1, description="Threads of the engine process; all cores when left out."
+        default=None,
+        ge=1,
+        description="Threads of the engine process, at most the cores that the server may use; "
+        "all of these when left out.",
     )
     encoder_dtype: EncoderDType = Field(
         default="auto",
         description="Number format of the sentence encoder; auto: bfloat16 where the processor "
         "multiplies it in hardware, float32 elsewhere.",
     )
-    encoder_threads: int = Field(default=1, ge=1, description="Threads of the encoder process.")
+    encoder_threads: int = Field(
+        default=1,
+        ge=1,
+        description="Threads of the encoder process, at most the cores that the server may use.",
+    )
     omp_wait_policy: Literal["PASSIVE", "ACTIVE"] = Field(
         "PASSIVE", description="OMP_WAIT_POLICY of every process; ACTIVE spins while it waits."
     )
@@ -193,6 +201,12 @@ class Settings(BaseSettings):
                 "use merge 'manual', or quantization 'none'"
             )
         return merge
+
+    @field_validator("engine_threads", "encoder_threads")
+    @classmethod
+    def _has_cores(cls, threads: int | None, info: ValidationInfo) -> int | None:
+        check_threads(info.field_name or "threads", threads)
+        return threads
 
     @property
     def cache_dir(self) -> Path:
@@ -232,12 +246,12 @@ class Settings(BaseSettings):
         )
 
     def child_environment(self, threads: int | None) -> dict[str, str]:
-        """Environment of a launched process that computes with `threads` (None: all cores).
+        """Environment of a launched process that computes with `threads` (None: all usable).
 
         It must be in place before torch is imported, since OpenMP reads it once. The admin key
         stays behind: a child has no use for it.
         """
-        count = str(threads or len(os.sched_getaffinity(0)))
+        count = str(threads or usable_cores())
         environment = {k: v for k, v in os.environ.items() if k.upper() != f"{PREFIX}ADMIN_KEY"}
         return environment | {
             "OMP_NUM_THREADS": count,

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from router_engine.processors import usable_cores
+
 REPOSITORY = Path(__file__).parents[1]
 WORKER_BYTES = 4 << 30  # the real model in a test, and a server's three processes
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: a worker a core, each with WORKER_BYTES of the machine's memory."""
+    """What `-n auto` means: a worker a usable core, each with WORKER_BYTES of memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(os.cpu_count() or 1, memory // WORKER_BYTES))
+    return max(1, min(usable_cores(), memory // WORKER_BYTES))
 
 
 def _model(name: str) -> Path:

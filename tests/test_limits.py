@@ -28,6 +28,7 @@ PACKAGES_WITHOUT_TORCH = (
     "router_engine.config",
     "router_engine.errors",
     "router_engine.events",
+    "router_engine.processors",
     "router_engine.request",
     "router_engine.stats",
 )

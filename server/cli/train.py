@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
 from router_engine.model.assets import DEFAULT, DEFAULT_MODEL, resolve_model
+from router_engine.processors import check_threads, limit_torch
 from server.cli.fields import command_of
 from server.settings import SettingsError, load_settings
 from training.errors import TrainingError
@@ -68,7 +69,8 @@ class Base:
     dtype: DTypeName = field(default="bfloat16", metadata=about("Number format of the base."))
     device: str = field(default="cpu", metadata=about("Where to compute: cpu or cuda."))
     threads: int | None = field(
-        default=None, metadata=about("Threads; what torch takes when left out.")
+        default=None,
+        metadata=about("Threads; when left out torch's count, within the cores that may be used."),
     )
     cache: Path | None = field(
         default=None, metadata=about("Cache directory; the setting `cache` when left out.")
@@ -80,9 +82,10 @@ class Base:
 
         if self.base == TINY_RANDOM:
             raise TrainingError(f"base {TINY_RANDOM!r} is made anew each time; use a directory")
-        if self.threads is not None:
-            if self.threads < 1:
-                raise TrainingError(f"threads is {self.threads}; it must be at least 1")
+        check_threads("threads", self.threads)
+        if self.threads is None:
+            limit_torch()
+        else:
             torch.set_num_threads(self.threads)
         found = resolve_model(self.base, load_settings(cache=self.cache).cache_dir)
         named = _DEFAULT_MODEL_NAME if self.base in (DEFAULT, DEFAULT_MODEL) else str(found)

@@ -31,9 +31,10 @@ from benchmarks.peers.plan import (
 from benchmarks.peers.run import gpu_scalars
 from benchmarks.peers.systems import Worker
 from benchmarks.peers.vllm_cpu import command
-from benchmarks.settings import PEERS, PeerSettings
+from benchmarks.settings import PEERS, ModelSettings, PeerSettings
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
+from router_engine.processors import ThreadsError
 from server.cli.main import app
 
 ECHO = """
@@ -155,6 +156,15 @@ def test_vllm_is_told_of_every_adapter_or_of_none(tmp_path: Path) -> None:
 def test_an_unknown_peer_is_refused() -> None:
     with pytest.raises(BenchmarkError, match=f"there are {', '.join(PEERS)}, and none"):
         PeerSettings(peer=("tgi",))
+
+
+@pytest.mark.parametrize("settings", [ModelSettings, PeerSettings])
+@pytest.mark.parametrize("threads", [0, 4096])
+def test_threads_without_a_core_are_refused(
+    settings: type[ModelSettings | PeerSettings], threads: int
+) -> None:
+    with pytest.raises(ThreadsError, match=f"threads is {threads}; it must be at"):
+        settings(threads=threads)
 
 
 @pytest.fixture(scope="module")

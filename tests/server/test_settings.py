@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from router_engine.processors import usable_cores
 from server.settings import Settings, SettingsError, load_settings, variable_of
 
 
@@ -72,6 +73,19 @@ def test_a_child_gets_its_threads_and_not_the_admin_key(monkeypatch: pytest.Monk
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "ADAPTERMIX_ADMIN_KEY" not in environment
+
+
+def test_a_child_gets_the_usable_cores_where_nothing_is_chosen() -> None:
+    environment = load_settings().child_environment(None)
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == str(usable_cores())
+
+
+@pytest.mark.parametrize("name", ["engine_threads", "encoder_threads"])
+def test_more_threads_than_usable_cores_are_refused(name: str) -> None:
+    cores = usable_cores()
+    assert getattr(load_settings(**{name: cores}), name) == cores
+    with pytest.raises(SettingsError, match=rf"{name} is {cores + 1}; it must be at most {cores}"):
+        load_settings(**{name: cores + 1})
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_a_choice_that_there_is_not_is_refused_with_those_that_are(
     [
         (["--rank", "0"], "rank is 0; it must be at least 1"),
         (["--threads", "0"], "threads is 0"),
+        (["--threads", "4096"], "threads is 4096; it must be at most"),
         (["--base", "tiny-random"], "is made anew each time"),
         (["--base", "./absent"], "is no directory or file"),
         (["--targets", "c_attn"], "'c_attn' is no linear layer"),

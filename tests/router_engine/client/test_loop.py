@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from router_engine.client.build import build_engine
 from router_engine.client.loop import EngineLoop
 from router_engine.client.messages import (
@@ -15,6 +17,7 @@ from router_engine.client.messages import (
     Submit,
 )
 from router_engine.engine import Engine
+from router_engine.processors import usable_cores
 from tests.router_engine.client.support import PROMPT
 from tests.support.harness import request
 
@@ -60,3 +63,14 @@ def test_a_wake_up_is_no_idle_time_to_check_in(config: EngineProcessConfig) -> N
     EngineLoop(engine, _WokenChannel()).run()
     engine.close()
     assert _CountsChecks.checks == 1  # that of the shutdown
+
+
+def test_an_engine_is_built_within_the_cores_that_may_be_used(config: EngineProcessConfig) -> None:
+    """Beside a program of its own, where nothing has told torch of a quota."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(usable_cores() + 1)
+        build_engine(config, lambda: None).close()
+        assert torch.get_num_threads() == usable_cores()
+    finally:
+        torch.set_num_threads(threads)
