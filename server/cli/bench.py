@@ -13,14 +13,15 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from benchmarks import forced
 from benchmarks.errors import BenchmarkError
+from benchmarks.peers.settings import PeerSettings
 from benchmarks.settings import (
     AdapterSettings,
     EngineSettings,
     ExpertSettings,
     KernelSettings,
     ModelSettings,
-    PeerSettings,
     QuantizationSettings,
     RoutingSettings,
     ServeSettings,
@@ -135,12 +136,15 @@ def experts(experts: ExpertSettings, model: ModelSettings) -> None:
 
 def peers(peers: PeerSettings) -> None:
     """AdapterMix beside its peers, each in its own environment: the table of targets."""
+    use_process_environment(forced.environment(peers.isa))  # which all that it starts inherits
     from benchmarks.peers.report import markdown
     from benchmarks.peers.run import run_peers
     from benchmarks.plots import plot_peers
 
     result = run_peers(peers)
-    write(peers.out, result, markdown, plot_peers)
+    write(peers.out, result, markdown, plot_peers if result["cells"] else None)
+    if result["failed"]:
+        raise BenchmarkError(f"not measured: {', '.join(result['failed'])}; the page says why")
 
 
 def write(
