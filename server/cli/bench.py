@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 
 from benchmarks import forced
+from benchmarks.contention.settings import ContentionSettings
 from benchmarks.errors import BenchmarkError
+from benchmarks.isa.settings import IsaSettings
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.settings import (
     AdapterSettings,
@@ -49,6 +51,8 @@ def register(app: typer.Typer) -> None:
     group.command("uncertainty")(reporting(command_of(uncertainty)))
     group.command("experts")(reporting(command_of(experts)))
     group.command("peers")(reporting(command_of(peers)))
+    group.command("contention")(reporting(command_of(contention)))
+    group.command("isa")(reporting(command_of(isa)))
     experiments.register(group, reporting)
     app.add_typer(group, name="bench")
 
@@ -145,6 +149,23 @@ def peers(peers: PeerSettings) -> None:
     write(peers.out, result, markdown, plot_peers if result["cells"] else None)
     if result["failed"]:
         raise BenchmarkError(f"not measured: {', '.join(result['failed'])}; the page says why")
+
+
+def contention(contention: ContentionSettings) -> None:
+    """Tokens a second beside busy loops, as a share of those alone: ours and the peers."""
+    use_process_environment(forced.environment(contention.isa))
+    from benchmarks.contention.report import markdown
+    from benchmarks.contention.run import run_contention
+
+    write(contention.out, run_contention(contention), markdown)
+
+
+def isa(isa: IsaSettings) -> None:
+    """Products and steps under each instruction set that this machine runs."""
+    from benchmarks.isa.report import markdown
+    from benchmarks.isa.run import run_isa
+
+    write(isa.out, run_isa(isa), markdown)
 
 
 def write(

@@ -42,8 +42,13 @@ class Ours:
         self._system = system
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A round as any peer, `decode` steps of the base, or the `products` of a step."""
-        operations = {"round": self._round, "decode": self._decode, "products": self._products}
+        """A round as any peer, `decode` steps of the base, its `products`, or the `peak`."""
+        operations = {
+            "round": self._round,
+            "decode": self._decode,
+            "products": self._products,
+            "peak": self._peak,
+        }
         return operations[message["op"]](message)
 
     def _round(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +73,11 @@ class Ours:
         contenders = message.get("contenders", CONTENDERS)
         lines = products(library, found, message["rows"], rounds, read_bandwidth(1), contenders)
         return {"seconds": best_seconds(lines), "lines": lines, "missing": left_out(lines)}
+
+    def _peak(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The instruction set that is used, and the operations a second it reaches in fp32."""
+        library = Library(build(KernelConfig().cache))
+        return {"isa": library.isa, "flops": library.peak()}
 
 
 def _job(job: dict[str, Any], subject: Subject) -> Job:
