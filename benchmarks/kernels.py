@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,16 @@ from rich.table import Table
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_software
-from benchmarks.products import CONTENDERS, CPU, INDUCTOR, INT8, measure, products, shapes
+from benchmarks.products import (
+    CONTENDERS,
+    CPU,
+    INDUCTOR,
+    INT8,
+    left_out,
+    measure,
+    products,
+    shapes,
+)
 from benchmarks.report import provenance, row
 from benchmarks.settings import KernelSettings, ModelSettings
 from benchmarks.subject import Subject, resolve
@@ -36,6 +45,11 @@ def run_kernels(kernels: KernelSettings, model: ModelSettings) -> dict[str, Any]
     speed = read_bandwidth(rounds=5)
     contenders = (*CONTENDERS, INT8, *([INDUCTOR] if kernels.inductor else []))
     found = shapes(subject)
+    lines = [
+        line
+        for rows in kernels.rows
+        for line in products(library, found, rows, kernels.rounds, speed, contenders)
+    ]
     return {
         "kind": "kernels",
         "model": subject.name,
@@ -48,11 +62,8 @@ def run_kernels(kernels: KernelSettings, model: ModelSettings) -> dict[str, Any]
         },
         "settings": asdict(kernels),
         "bytes_per_second": speed,
-        "products": [
-            line
-            for rows in kernels.rows
-            for line in products(library, found, rows, kernels.rounds, speed, contenders)
-        ],
+        "products": lines,
+        "missing": left_out(lines),
         "others": [line for rows in kernels.rows for line in others(subject, rows, kernels.rounds)],
     }
 
@@ -78,22 +89,30 @@ def others(subject: Subject, rows: int, rounds: int) -> list[dict[str, Any]]:
 
 def heads(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Of the table of products."""
-    contenders = result["products"][0]["us"]
-    return ("product", "rows", "floor us", *(f"{one} us" for one in contenders), "cpu / floor")
+    names = (f"{one} us" for one in measured(result))
+    return ("product", "rows", "floor us", *names, "cpu / floor")
 
 
-def cells(line: Mapping[str, Any]) -> list[str]:
-    """A product's row under `heads`."""
-    times = [line["floor_us"], *line["us"].values()]
-    ratio = f"{line['us'][CPU] / line['floor_us']:.2f}"
-    return [line["product"], str(line["rows"]), *(f"{us:.0f}" for us in times), ratio]
+def measured(result: Mapping[str, Any]) -> list[str]:
+    """Contenders that have computed some product."""
+    return list(dict.fromkeys(one for line in result["products"] for one in line["us"]))
+
+
+def cells(line: Mapping[str, Any], contenders: Sequence[str]) -> list[str]:
+    """A product's row under `heads`; a dash where a contender is left out."""
+    us, floor = line["us"], line["floor_us"]
+    times = [f"{us[one]:.0f}" if one in us else "-" for one in contenders]
+    ratio = f"{us[CPU] / floor:.2f}" if CPU in us else "-"
+    return [line["product"], str(line["rows"]), f"{floor:.0f}", *times, ratio]
 
 
 def product_table(result: Mapping[str, Any]) -> list[str]:
     """The products in Markdown."""
     titles = heads(result)
     lines = [row(titles), row(["---", *["--:"] * (len(titles) - 1)])]
-    return lines + [row(cells(line)) for line in result["products"]]
+    lines += [row(cells(line, measured(result))) for line in result["products"]]
+    reasons = result.get("missing", {}).items()
+    return lines + [line for one, why in reasons for line in ("", f"{one} is left out: {why}")]
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -101,7 +120,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     speed = result["bytes_per_second"] / 1e9
     table = Table(*heads(result), title=f"memory reads at {speed:.1f} GB/s")
     for line in result["products"]:
-        table.add_row(*cells(line))
+        table.add_row(*cells(line, measured(result)))
     return table
 
 

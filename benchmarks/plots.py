@@ -73,10 +73,10 @@ def plot_kernels(path: Path, result: Mapping[str, Any]) -> None:
     for panel, height in zip(panels, heights, strict=True):
         lines = [line for line in result["products"] if line["rows"] == height]
         places = range(len(lines))
-        contenders = list(lines[0]["us"])
+        contenders = list(dict.fromkeys(who for line in lines for who in line["us"]))
         width = (1 - _GAP) / len(contenders)
         for number, who in enumerate(contenders):
-            values = [line["us"][who] for line in lines]
+            values = [line["us"].get(who, 0.0) for line in lines]
             panel.barh([place + width * number for place in places], values, width, label=who)
         middle = width * (len(contenders) - 1) / 2
         panel.set_yticks([place + middle for place in places], [line["product"] for line in lines])

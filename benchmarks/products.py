@@ -13,6 +13,7 @@ from torch._inductor import config as inductor
 from torch.nn import functional
 
 from benchmarks.subject import Subject
+from router_engine.errors import EngineError
 from router_engine.kernels.cpu.library import Library
 from router_engine.model.quantized import Int8Linear
 
@@ -22,9 +23,12 @@ Jobs = Mapping[str, Callable[[], object]]
 CPU = "cpu"  # ours
 REFERENCE = "reference"  # F.linear
 ONEDNN = "onednn"  # weights packed by oneDNN for the number of rows
+FP32 = "reference fp32"  # F.linear in fp32, which every processor has products for
 INT8 = "int8"  # ours, with weights in 8 bits; rounding x is a part of it
 INDUCTOR = "inductor"  # frozen, the best of its C++ templates and of what ATen has
 CONTENDERS = (CPU, REFERENCE, ONEDNN)  # in bf16, and without a compiler's minutes
+_OTHER_FORMATS = (INT8, FP32)
+_CANNOT = (RuntimeError, AttributeError, EngineError)  # the second: an operation torch lacks here
 
 
 def shapes(subject: Subject) -> dict[str, tuple[Shape, int]]:
@@ -67,12 +71,13 @@ def products(
     """Each product, over as many distinct weights as the model has: none stays in a cache.
 
     `us` are microseconds of one product by contender; `speed` is what memory reads, in bytes/s.
+    Who cannot compute it on this machine is in `missing`, with the reason.
     """
     lines = []
     for name, ((outputs, inputs), count) in found.items():
         weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
         x = torch.randn(rows, inputs).bfloat16()
-        jobs = {one: _MAKE[one](library, x, weights) for one in contenders}
+        jobs, missing = _able(library, x, weights, contenders)
         seconds = measure(jobs, rounds)
         lines.append(
             {
@@ -80,6 +85,7 @@ def products(
                 "rows": rows,
                 "count": count,
                 "us": {one: 1e6 * taken / count for one, taken in seconds.items()},
+                "missing": missing,
                 "flops": 2 * rows * outputs * inputs,
                 "floor_us": 1e6 * outputs * inputs * 2 / speed,
             }
@@ -87,9 +93,38 @@ def products(
     return lines
 
 
+def _able(
+    library: Library, x: Tensor, weights: list[Tensor], contenders: Sequence[str]
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Those contenders that compute the product here, and why the others do not.
+
+    oneDNN, for one, packs bf16 for AVX-512 alone. Some tell only once they are run.
+    """
+    jobs: dict[str, Callable[[], object]] = {}
+    missing: dict[str, str] = {}
+    for one in contenders:
+        try:
+            job = _MAKE[one](library, x, weights)
+            job()
+        except _CANNOT as error:
+            missing[one] = " ".join(str(error).split())
+        else:
+            jobs[one] = job
+    return jobs, missing
+
+
+def left_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Contenders that are missing from some product, each with its first reason."""
+    found: dict[str, str] = {}
+    for line in lines:
+        for one, reason in line.get("missing", {}).items():
+            found.setdefault(one, reason)
+    return found
+
+
 def best_us(line: Mapping[str, Any]) -> float:
     """Microseconds of a product in bf16, by what computes it fastest."""
-    return float(min(us for one, us in line["us"].items() if one != INT8))
+    return float(min(us for one, us in line["us"].items() if one not in _OTHER_FORMATS))
 
 
 def best_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
@@ -129,6 +164,10 @@ def _reference(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[
     return run
 
 
+def _fp32(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    return _reference(library, x.float(), [weight.float() for weight in weights])
+
+
 def _onednn(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
     operations = torch.ops.mkldnn
     packed = [operations._reorder_linear_weight(weight, x.shape[0]) for weight in weights]
@@ -162,6 +201,7 @@ def _inductor(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[]
 _MAKE: Mapping[str, Callable[[Library, Tensor, list[Tensor]], Callable[[], object]]] = {
     CPU: _ours,
     REFERENCE: _reference,
+    FP32: _fp32,
     ONEDNN: _onednn,
     INT8: _int8,
     INDUCTOR: _inductor,

@@ -148,6 +148,7 @@ def provenance(result: Mapping[str, Any]) -> str:
         f"{serving.get('dtype') or 'dtype unknown'}",
         f"kernels {serving.get('kernels') or 'unknown'}",
         f"{serving.get('threads') or 'unknown'} threads",
+        *([f"held down to {serving['isa']}"] if serving.get("isa") else []),
         f"commit {software['commit'][:10]}{' changed' if 'local' in software['commit'] else ''}",
         software["date"][:10],
     ]

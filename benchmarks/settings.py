@@ -26,7 +26,8 @@ def about(text: str) -> dict[str, str]:
     return {"help": text}
 
 
-def _at_least(name: str, value: float | None, least: float) -> None:
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Raises BenchmarkError for a value below `least`."""
     if value is not None and value < least:
         raise BenchmarkError(f"{name} is {value}; it must be at least {least}")
 
@@ -78,10 +79,10 @@ class AdapterSettings:
 
     def __post_init__(self) -> None:
         for name in ("adapters", "mixtures", "mixture_size", "every"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for rank in self.rank:
-            _at_least("rank", rank, 1)
-        _at_least("zipf", self.zipf, 0)
+            at_least("rank", rank, 1)
+        at_least("zipf", self.zipf, 0)
         if self.mixture_size > self.adapters:
             raise BenchmarkError(
                 f"mixture_size is {self.mixture_size}; there are {self.adapters} adapters"
@@ -117,9 +118,9 @@ class WorkSettings:
 
     def __post_init__(self) -> None:
         for clients in self.concurrency:
-            _at_least("concurrency", clients, 1)
-        _at_least("per_client", self.per_client, 1)
-        _at_least("rounds", self.rounds, 1)
+            at_least("concurrency", clients, 1)
+        at_least("per_client", self.per_client, 1)
+        at_least("rounds", self.rounds, 1)
         parse_lengths(self.prompt)
         if parse_lengths(self.output).quantile(1e-9) < 2:
             raise BenchmarkError(f"output {self.output!r}: an answer needs two tokens for a gap")
@@ -172,7 +173,7 @@ class ServeSettings:
         for rate in self.rate:
             if rate <= 0:
                 raise BenchmarkError(f"rate is {rate}; it must be above 0")
-        _at_least("duration", self.duration, 0.1)
+        at_least("duration", self.duration, 0.1)
         if self.url is None and (self.adapter or self.served):
             raise BenchmarkError("adapter and served describe a running server: give its url too")
         if self.url is not None and self.target == "openai" and self.served is None:
@@ -216,7 +217,7 @@ class EngineSettings:
             raise BenchmarkError(
                 f"no such curve: {', '.join(unknown)}; there are {', '.join(CURVES)}"
             )
-        _at_least("steps", self.steps, 1)
+        at_least("steps", self.steps, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +238,8 @@ class KernelSettings:
 
     def __post_init__(self) -> None:
         for rows in self.rows:
-            _at_least("rows", rows, 1)
-        _at_least("rounds", self.rounds, 1)
+            at_least("rows", rows, 1)
+        at_least("rounds", self.rounds, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +263,9 @@ class QuantizationSettings:
 
     def __post_init__(self) -> None:
         for requests in self.requests:
-            _at_least("requests", requests, 1)
+            at_least("requests", requests, 1)
         for name in ("rows", "rounds"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +284,7 @@ class ExpertSettings:
 
     def __post_init__(self) -> None:
         for name in ("requests", "adapters", "context", "steps", "rounds"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
 
 
 _ROWS = 8
@@ -333,67 +334,10 @@ class RoutingSettings:
     def __post_init__(self) -> None:
         for name in ("requests", "candidates"):
             for value in getattr(self, name):
-                _at_least(name, value, 1)
+                at_least(name, value, 1)
         for name in ("steps", "rounds", "rows"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         check_threads("encoder_threads", self.encoder_threads)
-        _at_least("minutes", self.minutes, 0.1)
+        at_least("minutes", self.minutes, 0.1)
         if self.data is None and (self.rows, self.adapters) != (_ROWS, _EXAMPLES):
             raise BenchmarkError("rows and adapters say what to do with data: give that folder too")
-
-
-PEERS = ("transformers", "vllm", "llama")
-
-
-@dataclass(frozen=True, slots=True)
-class PeerSettings:
-    """Which peers are measured, and where they are installed."""
-
-    peer: tuple[str, ...] = field(
-        default=PEERS, metadata=about(f"Of {', '.join(PEERS)}, or none; repeatable.")
-    )
-    model: str = field(default="default", metadata=about("default, or a checkpoint directory."))
-    concurrency: tuple[int, ...] = field(
-        default=(1, 8, 32), metadata=about("Clients with one request in flight each; repeatable.")
-    )
-    rounds: int = field(default=5, metadata=about("Times that every cell is measured."))
-    cell_seconds: float = field(
-        default=4.0,
-        metadata=about("Seconds that a fast cell repeats its requests for; a slow one runs once."),
-    )
-    minutes: float = field(
-        default=50.0, metadata=about("The most that all rounds may take: else there are fewer.")
-    )
-    new_tokens: int = field(default=64, metadata=about("Tokens of every answer."))
-    threads: int | None = field(
-        default=None, metadata=about("Threads of each system; all usable cores when left out.")
-    )
-    kernels: str = field(default="cpu", metadata=about("What computes a step of AdapterMix."))
-    int8: bool = field(
-        default=True, metadata=about("Measure AdapterMix with its base in 8 bits, too.")
-    )
-    starts: int = field(default=5, metadata=about("Starts of the server that are timed."))
-    cache: Path = field(
-        default=Path("~/.cache/adaptermix/peers"),
-        metadata=about("Where the peers are installed and their models kept."),
-    )
-    out: Path = field(
-        default=OUT / "peers", metadata=about("The results, without .json, .md and .png.")
-    )
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.peer if name not in (*PEERS, "none")]
-        if unknown:
-            raise BenchmarkError(
-                f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}, and none"
-            )
-        check_threads("threads", self.threads)
-        for clients in self.concurrency:
-            _at_least("concurrency", clients, 1)
-        for name, least in (("rounds", 1), ("starts", 1), ("new_tokens", 2)):
-            _at_least(name, getattr(self, name), least)
-        _at_least("minutes", self.minutes, 0.1)
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        return tuple(name for name in PEERS if name in self.peer)

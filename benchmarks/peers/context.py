@@ -25,6 +25,7 @@ class Context:
     cache: Path  # of environments and converted models
     scratch: Path  # for this run
     tokenize: Tokenize
+    isa: str | None  # that all are held down to; None: the machine as found
     stack: ExitStack = field(repr=False)  # ends what was started
 
 

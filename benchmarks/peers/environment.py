@@ -30,6 +30,7 @@ class PeerEnvironment:
         self.name = name
         self.folder = cache.expanduser().absolute() / name
         self.log = self.folder / "install.log"
+        self._stamp = self.folder / "installed"
 
     @property
     def python(self) -> str:
@@ -40,15 +41,17 @@ class PeerEnvironment:
 
         Raises BenchmarkError with the end of the log when something fails.
         """
-        stamp = self.folder / "installed"
-        digest = hashlib.sha256(recipe.encode()).hexdigest()
-        if stamp.exists() and stamp.read_text() == digest:
+        if self.has(recipe):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.unlink(missing_ok=True)
         self.run(sys.executable, "-m", "venv", "--clear", str(self.folder / "venv"))
         install(self)
-        stamp.write_text(digest)
+        self._stamp.write_text(_digest(recipe))
+
+    def has(self, recipe: str) -> bool:
+        """Whether it is installed by this recipe."""
+        return self._stamp.exists() and self._stamp.read_text() == _digest(recipe)
 
     def pip(self, *arguments: str, environment: Sequence[str] = ()) -> None:
         """`pip` in the environment; `environment` holds NAME=value pairs for what it builds."""
@@ -91,6 +94,10 @@ class PeerEnvironment:
 def ours(package: str) -> str:
     """A requirement for the version that runs here: the peer gets the same."""
     return f"{package}=={version(package)}"
+
+
+def _digest(recipe: str) -> str:
+    return hashlib.sha256(recipe.encode()).hexdigest()
 
 
 def tail(log: Path) -> str:

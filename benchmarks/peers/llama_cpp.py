@@ -5,15 +5,16 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+from benchmarks import forced
 from benchmarks.peers.context import Context, Opened
 from benchmarks.peers.environment import FREE, TORCH, PeerEnvironment, ours
-from benchmarks.peers.systems import Worker
+from benchmarks.peers.systems import Tokenize, Worker
 
 NAME = "llama.cpp"
 QUANTISED = "llama.cpp Q4_1"
+HALF = "llama.cpp f16"  # faster than bf16 where the processor has no products of bf16
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
-BUILD = ("CMAKE_ARGS=-DGGML_NATIVE=ON",)
 LORA_TYPE = "f16"  # half as fast again as bf16 in llama.cpp's small products
 # Of llama.cpp's converters, which lie in the source.
 CONVERTERS = ("numpy", "sentencepiece", "protobuf", "pyyaml", "tqdm", "requests")
@@ -33,8 +34,23 @@ def source(environment: PeerEnvironment) -> Path:
     return environment.folder / f"llama_cpp_python-{VERSION}"
 
 
-def install(environment: PeerEnvironment) -> None:
-    """The converters' needs, the source, and a build for this very processor (a quarter hour)."""
+def home(cache: Path, isa: str | None) -> PeerEnvironment:
+    """The environment of the build for this very processor, or of the one for `isa` alone."""
+    return PeerEnvironment("llama" if isa is None else f"llama-{isa}", cache)
+
+
+def recipe(isa: str | None) -> str:
+    """What an installation is made of."""
+    return " ".join([TORCH, VERSION, build(isa), *CONVERTERS, ours("transformers")])
+
+
+def build(isa: str | None) -> str:
+    """The variable that says how llama.cpp is compiled."""
+    return f"CMAKE_ARGS={' '.join(forced.cmake_options(isa))}"
+
+
+def install(environment: PeerEnvironment, isa: str | None) -> None:
+    """The converters' needs, the source, and a build (a quarter hour)."""
     environment.install_torch()
     constraint = str(environment.constraint())
     needs = [*CONVERTERS, ours("transformers"), ours("safetensors")]
@@ -44,16 +60,16 @@ def install(environment: PeerEnvironment) -> None:
     archive = environment.folder / f"llama_cpp_python-{VERSION}.tar.gz"
     with tarfile.open(archive) as opened:
         opened.extractall(environment.folder, filter="data")
-    environment.pip("install", "-q", str(source(environment)), environment=BUILD)
+    environment.pip("install", "-q", str(source(environment)), environment=[build(isa)])
 
 
-def model_file(environment: PeerEnvironment, model: str) -> Path:
-    """The model as GGUF in bf16, converted once."""
-    path = environment.folder / f"{Path(model).name}-bf16.gguf"
+def model_file(environment: PeerEnvironment, model: str, form: str = "bf16") -> Path:
+    """The model as GGUF in bf16 or f16, converted once."""
+    path = environment.folder / f"{Path(model).name}-{form}.gguf"
     if not path.exists():
         converter = source(environment) / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
         unfinished = path.with_suffix(".part")
-        options = ("--outtype", "bf16", "--outfile", str(unfinished))
+        options = ("--outtype", form, "--outfile", str(unfinished))
         environment.run(environment.python, str(converter), model, *options)
         unfinished.rename(path)
     return path
@@ -83,27 +99,33 @@ def convert_adapters(environment: PeerEnvironment, context: Context) -> Path:
 
 def open_peer(context: Context) -> Opened:
     """See `OpenPeer`."""
-    environment = PeerEnvironment("llama", context.cache)
-    recipe = " ".join([TORCH, VERSION, *BUILD, *CONVERTERS, ours("transformers")])
-    environment.ensure(recipe, install)
+    environment = home(context.cache, context.isa)
+    environment.ensure(recipe(context.isa), lambda one: install(one, context.isa))
     plain = model_file(environment, context.model)
     nothing = context.scratch / "no-adapters"
     nothing.mkdir()
     files = {
         NAME: (plain, convert_adapters(environment, context)),
+        HALF: (model_file(environment, context.model, "f16"), nothing),
         QUANTISED: (quantised_file(environment, plain), nothing),
     }
-    numbers = [str(n) for n in (context.threads, context.clients, context.tokens)]
+    sizes = context.threads, context.clients, context.tokens
     systems = {}
     for name, (model, adapters) in files.items():
-        worker = Worker(
-            [
-                *(*FREE, environment.python, "-m", "benchmarks.peers.workers.llama_cpp"),
-                *(str(model), str(adapters), *numbers),
-            ],
-            environment.folder / "run.log",
-            context.tokenize,
-        )
+        worker = start(environment, model, adapters, sizes, context.tokenize)
         context.stack.callback(worker.close)
         systems[name] = worker
     return Opened(systems, {PACKAGE: VERSION})
+
+
+def start(
+    environment: PeerEnvironment,
+    model: Path,
+    adapters: Path,
+    sizes: tuple[int, int, int],
+    tokenize: Tokenize,
+) -> Worker:
+    """A worker with one model file; `sizes` are threads, clients and tokens of a sequence."""
+    program = (*FREE, environment.python, "-m", "benchmarks.peers.workers.llama_cpp")
+    command = [*program, str(model), str(adapters), *map(str, sizes)]
+    return Worker(command, environment.folder / "run.log", tokenize)

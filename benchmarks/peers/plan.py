@@ -11,6 +11,7 @@ from benchmarks.cases import Job, Population, Traffic
 from benchmarks.goals import (
     INT8,
     LLAMA,
+    LLAMA_F16,
     LLAMA_Q4,
     MIXED,
     OFFLINE,
@@ -24,7 +25,7 @@ from benchmarks.goals import (
 from benchmarks.lengths import parse_lengths
 from benchmarks.load import Load
 from benchmarks.matrix import Cell
-from benchmarks.settings import PeerSettings
+from benchmarks.peers.settings import PeerSettings
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 
 PROMPT = "uniform:48:80"
@@ -66,7 +67,7 @@ _CELLS: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
     (OURS, PEERS, "base", (1, 8, 32)),
     (OURS, PEERS, "one", (8, 32)),
     (OURS, PEERS, "many", (8, 32)),
-    *((peer, PEERS, "base", (1, 8, 32)) for peer in (PEFT, VLLM, LLAMA)),
+    *((peer, PEERS, "base", (1, 8, 32)) for peer in (PEFT, VLLM, LLAMA, LLAMA_F16)),
     *((peer, PEERS, "one", (8,)) for peer in (PEFT, VLLM, LLAMA)),
     *((peer, PEERS, "many", (8, 32)) for peer in (PEFT, VLLM)),
     (LLAMA, PEERS, "many", (8,)),

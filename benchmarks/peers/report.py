@@ -31,7 +31,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Targets first, then every cell."""
     lines = ["# AdapterMix beside its peers", "", provenance(result), ""]
     lines += goal_table(result["goals"])
-    settings, rounds = result["settings"], result["timing"]["round_seconds"]
+    settings, rounds = result["settings"], result["timing"]["round_seconds"] or [0.0]
     lines += [
         "",
         f"Ratios are those of the medians of {len(rounds)} rounds, all systems in turn; a peer "

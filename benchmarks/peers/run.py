@@ -1,34 +1,30 @@
-"""`adaptermix bench peers`: ours and every peer in one run, round by round, and the targets."""
+"""`adaptermix bench peers`: ours and every peer in one run, round by round, and the targets.
+
+What a machine can't do, and what fails, is left out by name, and the rest is written all the same.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 from rich.console import Console
 
 from benchmarks.cases import Job
-from benchmarks.clients import GenerateClient
-from benchmarks.errors import BenchmarkError
-from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS, OWN, PEERS, judge
+from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS, PEERS, judge
 from benchmarks.load import Load
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
-from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
-from benchmarks.peers.context import Context, OpenPeer
 from benchmarks.peers.measure import Measured, Measurement, Pace, turn
 from benchmarks.peers.memory import above_import
 from benchmarks.peers.plan import (
-    LONGEST_PROMPT,
     SUITES,
-    Suite,
     cells,
     jobs,
     mixed_bytes_over_one,
@@ -37,54 +33,27 @@ from benchmarks.peers.plan import (
     wave,
     write_suites,
 )
-from benchmarks.peers.systems import HttpSystem, Worker
-from benchmarks.process import Running, info, publish, started
+from benchmarks.peers.settings import PeerSettings
+from benchmarks.peers.site import KV_BYTES, Site, offline, open_peers, over_http, serve
+from benchmarks.peers.systems import Worker
+from benchmarks.process import info, started
 from benchmarks.report import cell_of
-from benchmarks.serve import server_options
-from benchmarks.settings import RESULTS, PeerSettings
-from benchmarks.subject import Subject, resolve
+from benchmarks.settings import RESULTS
+from benchmarks.subject import resolve
 
-KV_BYTES = 256 << 20
 _MEMORY_WAVES = 3  # they fill the cache, so that all of it is resident
 GPU_RESULTS = RESULTS / "gpu.json"
-_MARGIN = 16  # tokens that a prompt may be longer in another tokenizer's eyes
-_OPEN: Mapping[str, OpenPeer] = {
-    "transformers": transformers_peft.open_peer,
-    "vllm": vllm_cpu.open_peer,
-    "llama": llama_cpp.open_peer,
-}
+_OWN_SYSTEMS = (OURS, OFFLINE, INT8)
 
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What the parts of a run share."""
-
-    settings: PeerSettings
-    subject: Subject
-    folder: Path
-    folders: Mapping[str, Sequence[Path]]
-    threads: int
-    stack: ExitStack
-    console: Console
-
-    @property
-    def tokens(self) -> int:
-        """The most of a prompt and its answer."""
-        return LONGEST_PROMPT + self.settings.new_tokens + _MARGIN
-
-    def options(self, store: str, suites: Sequence[Suite] = SUITES) -> list[str]:
-        """Of `adaptermix serve`, with room for the adapters of `suites`."""
-        options = server_options(self.subject, "auto", self.settings.kernels, self.settings.threads)
-        rows = sum(suite.rank_rows for suite in suites)
-        options += ["--store", str(self.folder / store), "--max-rank-rows", str(rows)]
-        return [*options, "--kv-memory", str(KV_BYTES), "--encoder", "none"]
+Scalars = dict[str, Sequence[float]]
+T = TypeVar("T")
 
 
 def run_peers(settings: PeerSettings) -> dict[str, Any]:
     """Install, start, measure in turn, judge; the result as written to JSON.
 
-    What a peer cannot do is left out, with the reason in the result: all of it where it cannot be
-    installed or started, else the cell that failed.
+    What can't be installed, started or measured is left out, with the reason in `missing`; what of
+    that is ours is in `failed`, too. Raises BenchmarkError where our server doesn't start at all.
     """
     console = Console(stderr=True)
     subject = resolve(settings.model)
@@ -93,30 +62,21 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         folder = Path(temporary)
         folders = write_suites(subject, folder / "adapters")
         threads = settings.threads or machine["cores"]
-        run = _Run(settings, subject, folder, folders, threads, stack, console)
-        scalars: dict[str, Sequence[float]] = {"start_seconds": _starts(run)}
-        opened, versions, missing = _open_peers(run)
-        running = _serve(run, run.options("store"), "server.log", folders)
-        worker = _offline(run)
-        systems: dict[str, System] = {OURS: _http(running), OFFLINE: worker, **opened}
-        if settings.int8:
-            quantized = [*run.options("int8"), "--quantization", "int8"]
-            systems[INT8] = _http(_serve(run, quantized, "int8.log", {}))
-        measured = _measure(run, systems, forgiven=opened)
-        missing |= measured.missing
-        scalars |= _steps(worker, settings)
-        scalars |= _bytes_read(run, measured)
-        scalars |= _memory(run)
-        scalars |= gpu_scalars(GPU_RESULTS)
+        site = Site(settings, subject, folder, folders, threads, stack, console)
+        scalars: Scalars = {"start_seconds": _starts(site)}
+        opened, versions = open_peers(site)
+        running = serve(site, site.options("store"), "server.log", folders)
         serving = {
             "dtype": info(running.url)["dtype"],
             "kernels": settings.kernels,
             "threads": threads,
+            "isa": settings.isa,
         }
-    rounds_of = measured.rounds.items()
-    by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
-    made = traffics(settings.new_tokens, subject.count_tokens)
-    return {
+        systems: dict[str, System] = {OURS: over_http(running), **_others(site), **opened}
+        measured = _measure(site, systems)
+        site.missing.update(measured.missing)
+        scalars |= _scalars(site, measured, systems)
+    result = {
         "kind": "peers",
         "model": subject.name,
         "machine": machine,
@@ -124,143 +84,147 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         "serving": serving,
         "settings": asdict(settings),
         "versions": versions,
-        "missing": missing,
+        "missing": site.missing,
         "timing": dict(measured.timing),
         "scalars": scalars,
-        "cells": [
-            cell_of(made[cell.suite].population.title(cell.case), cell, rounds)
-            for cell, rounds in rounds_of
-        ],
-        "goals": [asdict(judge(goal, rates(by_cell), scalars)) for goal in GOALS],
+        "cells": _cells(site, measured),
     }
+    nothing: list[dict[str, Any]] = []
+    goals = part(site, "goals", lambda: _judged(measured, scalars), nothing)
+    return result | {"goals": goals, "failed": failed(site.missing)}
 
 
-def gpu_scalars(path: Path) -> dict[str, Sequence[float]]:
+def failed(missing: Mapping[str, str]) -> list[str]:
+    """What is ours of what is missing: parts of the run, and cells of our own systems."""
+    own = tuple(f"{system}," for system in _OWN_SYSTEMS)
+    return [name for name in missing if name in (*_OWN_SYSTEMS, *PARTS) or name.startswith(own)]
+
+
+PARTS = ("steps", "bytes", "memory", "gpu", "goals")  # that come after the rounds
+
+
+def part(site: Site, name: str, make: Callable[[], T], otherwise: T) -> T:
+    """What `make` gives. Where it fails, whatever the reason, the result still has all the rest."""
+    try:
+        return make()
+    except Exception as error:
+        site.leave_out(name, error)
+        return otherwise
+
+
+def _others(site: Site) -> dict[str, System]:
+    """Our systems beside the server, as far as they start."""
+
+    def int8() -> System:
+        quantized = [*site.options("int8"), "--quantization", "int8"]
+        return over_http(serve(site, quantized, "int8.log", {}))
+
+    def alone() -> System:
+        return offline(site)
+
+    makers = {OFFLINE: alone} | ({INT8: int8} if site.settings.int8 else {})
+    found = {name: part(site, name, make, None) for name, make in makers.items()}
+    return {name: system for name, system in found.items() if system is not None}
+
+
+def _scalars(site: Site, measured: Measured, systems: Mapping[str, System]) -> Scalars:
+    """All that isn't a rate, as far as it can be measured."""
+    worker = systems.get(OFFLINE)
+    found: Scalars = {}
+    makers: dict[str, Callable[[], Scalars]] = {
+        "bytes": lambda: _bytes_read(site, measured),
+        "memory": lambda: _memory(site),
+        "gpu": lambda: gpu_scalars(GPU_RESULTS),
+    }
+    if isinstance(worker, Worker):
+        makers = {"steps": lambda: _steps(site, worker)} | makers
+    for name, make in makers.items():
+        nothing: Scalars = {}
+        found |= part(site, name, make, nothing)
+    return found
+
+
+def _cells(site: Site, measured: Measured) -> list[dict[str, Any]]:
+    made = traffics(site.settings.new_tokens, site.subject.count_tokens)
+    return [
+        cell_of(made[cell.suite].population.title(cell.case), cell, rounds)
+        for cell, rounds in measured.rounds.items()
+    ]
+
+
+def _judged(measured: Measured, scalars: Scalars) -> list[dict[str, Any]]:
+    rounds_of = measured.rounds.items()
+    by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
+    return [asdict(judge(goal, rates(by_cell), scalars)) for goal in GOALS]
+
+
+def gpu_scalars(path: Path) -> Scalars:
     """The `scalars` of the file that benchmarks/gpu leaves, where it did run on a GPU."""
     if not path.exists():
         return {}
     result = json.loads(path.read_text(encoding="utf-8"))
-    found: dict[str, Sequence[float]] = result["scalars"] if result["machine"]["gpu"] else {}
+    found: Scalars = result["scalars"] if result["machine"]["gpu"] else {}
     return found
 
 
-def _starts(run: _Run) -> list[float]:
+def _starts(site: Site) -> list[float]:
     """Seconds from launch to ready. The first start fills caches and is not counted."""
     seconds = []
-    for number in range(run.settings.starts + 1):
-        run.console.print(f"start {number} of {run.settings.starts}")
-        with started(run.options("empty"), run.folder / "start.log") as running:
+    for number in range(site.settings.starts + 1):
+        site.console.print(f"start {number} of {site.settings.starts}")
+        with started(site.options("empty"), site.folder / "start.log") as running:
             seconds.append(running.start_seconds)
     return seconds[1:]
 
 
-def _serve(
-    run: _Run, options: Sequence[str], log: str, folders: Mapping[str, Sequence[Path]]
-) -> Running:
-    running = run.stack.enter_context(started(options, run.folder / log))
-    for paths in folders.values():
-        publish(running.url, paths, ["a text"])
-    return running
-
-
-def _http(running: Running) -> HttpSystem:
-    return HttpSystem(running, GenerateClient, stops=False)
-
-
-def _offline(run: _Run) -> Worker:
-    settings = run.settings
-    threads = str(run.threads)
-    command = [
-        *("env", f"OMP_NUM_THREADS={threads}", "OMP_WAIT_POLICY=PASSIVE"),
-        *(sys.executable, "-m", "benchmarks.peers.workers.engine", run.subject.model),
-        *(str(run.folders[OWN][0].parent), str(max(settings.concurrency)), str(run.tokens)),
-        settings.kernels,
-    ]
-    worker = Worker(command, run.folder / "offline.log", run.subject.tokenizer.encode)
-    run.stack.callback(worker.close)
-    return worker
-
-
-def _open_peers(run: _Run) -> tuple[dict[str, System], dict[str, Any], dict[str, str]]:
-    systems: dict[str, System] = {}
-    versions: dict[str, Any] = {}
-    missing: dict[str, str] = {}
-    suite = next(suite for suite in SUITES if suite.name == PEERS)
-    for name in run.settings.chosen:
-        run.console.print(f"installing and starting {name}")
-        scratch = run.folder / name
-        scratch.mkdir()
-        context = Context(
-            model=str(Path(run.subject.model).absolute()),
-            adapters=tuple(run.folders[PEERS]),
-            rank=max(suite.ranks),
-            clients=max(run.settings.concurrency),
-            tokens=run.tokens,
-            threads=run.threads,
-            cache=run.settings.cache,
-            scratch=scratch,
-            tokenize=run.subject.tokenizer.encode,
-            stack=run.stack,
-        )
-        try:
-            opened = _OPEN[name](context)
-        except (BenchmarkError, OSError) as error:
-            missing[name] = str(error)
-            run.console.print(f"{name} is left out: {error}", style="yellow", markup=False)
-        else:
-            systems |= opened.systems
-            versions[name] = dict(opened.versions)
-    return systems, versions, missing
-
-
-def _measure(
-    run: _Run, systems: Mapping[str, System], *, forgiven: Mapping[str, System]
-) -> Measured:
-    settings = run.settings
-    made = traffics(settings.new_tokens, run.subject.count_tokens)
+def _measure(site: Site, systems: Mapping[str, System]) -> Measured:
+    settings = site.settings
+    made = traffics(settings.new_tokens, site.subject.count_tokens)
 
     def jobs_of(cell: Cell, turn: str) -> list[Job]:
         return jobs(cell, turn, made[cell.suite])
 
-    measurement = Measurement(systems, jobs_of, forgiven, run.console)
+    measurement = Measurement(systems, jobs_of, systems, site.console)
     pace = Pace(settings.rounds, settings.cell_seconds, settings.minutes)
     return uvloop.run(measurement.run(cells(settings, list(systems)), pace))
 
 
-def _steps(worker: Worker, settings: PeerSettings) -> dict[str, Sequence[float]]:
+def _steps(site: Site, worker: Worker) -> Scalars:
     """Time of a decode step over that of its best products, in turn; the first is not counted."""
-    found: dict[str, Sequence[float]] = {}
+    found: Scalars = {}
+    settings = site.settings
     for rows in (8, 32):
         if rows not in settings.concurrency or settings.kernels != "cpu":
             continue
         ratios = []
         for _ in range(settings.rounds + 1):
             steps = worker.call({"op": "decode", "rows": rows})["seconds"]
-            products = worker.call({"op": "products", "rows": rows})["seconds"]
-            ratios.append(sorted(steps)[len(steps) // 2] / products)
+            products = worker.call({"op": "products", "rows": rows})
+            ratios.append(sorted(steps)[len(steps) // 2] / products["seconds"])
+        site.missing.update({f"product: {n}": why for n, why in products["missing"].items()})
         found[f"step_over_products_{rows}"] = ratios[1:]
     return found
 
 
-def _bytes_read(run: _Run, measured: Measured) -> dict[str, Sequence[float]]:
-    weights = 2 * run.subject.num_parameters()  # in bf16, whatever the server holds them in
-    traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)[MIXED]
+def _bytes_read(site: Site, measured: Measured) -> Scalars:
+    weights = 2 * site.subject.num_parameters()  # in bf16, whatever the server holds them in
+    traffic = traffics(site.settings.new_tokens, site.subject.count_tokens)[MIXED]
     for cell, rounds in measured.rounds.items():
         if cell.suite == MIXED:
             turns = [turn(number) for number in range(len(rounds))]
-            ratio = mixed_bytes_over_one(run.subject, traffic, weights, turns, cell)
+            ratio = mixed_bytes_over_one(site.subject, traffic, weights, turns, cell)
             return {"mixed_bytes_over_one": [ratio]}
     return {}
 
 
-def _memory(run: _Run) -> dict[str, Sequence[float]]:
+def _memory(site: Site) -> Scalars:
     """Of both processes of a server with room for eight adapters, once its cache has filled."""
     suite = next(suite for suite in SUITES if suite.name == PEERS)
-    load = Load(clients=max(run.settings.concurrency))
+    load = Load(clients=max(site.settings.concurrency))
     cell = Cell(OURS, "base", load, _MEMORY_WAVES * wave(load.clients or 1), PEERS)
-    traffic = traffics(run.settings.new_tokens, run.subject.count_tokens)[PEERS]
-    with started(run.options("memory", [suite]), run.folder / "memory.log") as running:
+    traffic = traffics(site.settings.new_tokens, site.subject.count_tokens)[PEERS]
+    with started(site.options("memory", [suite]), site.folder / "memory.log") as running:
         work = jobs(cell, "memory", traffic)
-        uvloop.run(_http(running).round(cell.case, load, work, lambda: None))
+        uvloop.run(over_http(running).round(cell.case, load, work, lambda: None))
         above = above_import(running.pid) - KV_BYTES
-    return {"memory_over_weights": [above / (2 * run.subject.num_parameters())]}
+    return {"memory_over_weights": [above / (2 * site.subject.num_parameters())]}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from benchmarks.cases import Job
 from benchmarks.clients import OpenAIClient
+from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round
 from benchmarks.matrix import System
 from benchmarks.peers.context import Context, Opened
@@ -96,6 +97,10 @@ class TwoServers:
 
 def open_peer(context: Context) -> Opened:
     """See `OpenPeer`."""
+    if context.isa is not None:
+        raise BenchmarkError(
+            f"vLLM chooses its kernels by the processor and can't be held down to {context.isa}"
+        )
     environment = PeerEnvironment("vllm", context.cache)
     environment.ensure(f"{TORCH} {NAME}=={VERSION} {UNWANTED}", install)
     plain, lora = (_start(environment, context, lora=lora) for lora in (False, True))

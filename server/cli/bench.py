@@ -13,14 +13,17 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from benchmarks import forced
+from benchmarks.contention.settings import ContentionSettings
 from benchmarks.errors import BenchmarkError
+from benchmarks.isa.settings import IsaSettings
+from benchmarks.peers.settings import PeerSettings
 from benchmarks.settings import (
     AdapterSettings,
     EngineSettings,
     ExpertSettings,
     KernelSettings,
     ModelSettings,
-    PeerSettings,
     QuantizationSettings,
     RoutingSettings,
     ServeSettings,
@@ -48,6 +51,8 @@ def register(app: typer.Typer) -> None:
     group.command("uncertainty")(reporting(command_of(uncertainty)))
     group.command("experts")(reporting(command_of(experts)))
     group.command("peers")(reporting(command_of(peers)))
+    group.command("contention")(reporting(command_of(contention)))
+    group.command("isa")(reporting(command_of(isa)))
     experiments.register(group, reporting)
     app.add_typer(group, name="bench")
 
@@ -135,12 +140,32 @@ def experts(experts: ExpertSettings, model: ModelSettings) -> None:
 
 def peers(peers: PeerSettings) -> None:
     """AdapterMix beside its peers, each in its own environment: the table of targets."""
+    use_process_environment(forced.environment(peers.isa))  # which all that it starts inherits
     from benchmarks.peers.report import markdown
     from benchmarks.peers.run import run_peers
     from benchmarks.plots import plot_peers
 
     result = run_peers(peers)
-    write(peers.out, result, markdown, plot_peers)
+    write(peers.out, result, markdown, plot_peers if result["cells"] else None)
+    if result["failed"]:
+        raise BenchmarkError(f"not measured: {', '.join(result['failed'])}; the page says why")
+
+
+def contention(contention: ContentionSettings) -> None:
+    """Tokens a second beside busy loops, as a share of those alone: ours and the peers."""
+    use_process_environment(forced.environment(contention.isa))
+    from benchmarks.contention.report import markdown
+    from benchmarks.contention.run import run_contention
+
+    write(contention.out, run_contention(contention), markdown)
+
+
+def isa(isa: IsaSettings) -> None:
+    """Products and steps under each instruction set that this machine runs."""
+    from benchmarks.isa.report import markdown
+    from benchmarks.isa.run import run_isa
+
+    write(isa.out, run_isa(isa), markdown)
 
 
 def write(

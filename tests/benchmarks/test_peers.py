@@ -28,10 +28,11 @@ from benchmarks.peers.plan import (
     mixed_bytes_over_one,
     traffics,
 )
-from benchmarks.peers.run import gpu_scalars
+from benchmarks.peers.run import failed, gpu_scalars
+from benchmarks.peers.settings import PEERS, PeerSettings
 from benchmarks.peers.systems import Worker
 from benchmarks.peers.vllm_cpu import command
-from benchmarks.settings import PEERS, ModelSettings, PeerSettings
+from benchmarks.settings import ModelSettings
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
 from router_engine.processors import ThreadsError
@@ -146,7 +147,9 @@ def test_results_of_a_gpu_are_taken_in_where_there_are_some(tmp_path: Path) -> N
 def test_vllm_is_told_of_every_adapter_or_of_none(tmp_path: Path) -> None:
     adapters = (tmp_path / "a0", tmp_path / "a1")
     with ExitStack() as stack:
-        context = Context(*("model", adapters, 16, 8, 160, 2, tmp_path, tmp_path, encode, stack))
+        context = Context(
+            *("model", adapters, 16, 8, 160, 2, tmp_path, tmp_path, encode, None, stack)
+        )
         tuned = command("python", context, 1, lora=True)
         assert f"a1={adapters[1]}" in tuned
         assert tuned[tuned.index("--max-lora-rank") + 1] == "16"
@@ -227,3 +230,37 @@ def test_ours_alone_makes_the_whole_table(tiny: tuple[Path, Path], tmp_path: Pat
     assert "| start to ready" in (tmp_path / "peers.md").read_text()
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     assert import_bytes() > 1 << 24
+
+
+BREAKS = """
+from benchmarks.peers import run
+from server.cli.main import run as main
+def breaks(*_):
+    raise KeyError("nothing there")
+run.above_import = breaks
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_late_failure_loses_nothing_that_was_measured(
+    tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1", "--no-int8"]
+    small = ["--concurrency", "1", "--rounds", "1", "--starts", "1", "--cell-seconds", "0"]
+    work = ["--new-tokens", "4", "--peer", "none", "--out", str(tmp_path / "peers")]
+    command = [sys.executable, "-c", BREAKS, "bench", "peers", *model, *small, *work]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not measured: memory" in done.stderr
+    result = json.loads((tmp_path / "peers.json").read_text())
+    assert result["failed"] == ["memory"]
+    assert "nothing there" in result["missing"]["memory"]
+    assert result["cells"]
+    assert len(result["goals"]) == len(GOALS)
+    assert "- memory is missing: 'nothing there'" in (tmp_path / "peers.md").read_text()
+
+
+def test_what_failed_of_ours_is_told_from_what_peers_cannot_do() -> None:
+    missing = dict.fromkeys(["vllm", "llama.cpp, base, c = 1", f"{OURS}, many, c = 8", "steps"], "")
+    assert failed(missing) == [f"{OURS}, many, c = 8", "steps"]

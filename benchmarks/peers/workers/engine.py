@@ -22,7 +22,7 @@ from benchmarks.cases import Job, Mixture
 from benchmarks.load import Load
 from benchmarks.offline import Offline, Sizes, offline
 from benchmarks.peers.workers.wire import Handle, serve
-from benchmarks.products import best_seconds, products, shapes
+from benchmarks.products import CONTENDERS, best_seconds, left_out, products, shapes
 from benchmarks.prompts import make_prompts
 from benchmarks.subject import Subject
 from router_engine.config import KernelConfig
@@ -42,8 +42,13 @@ class Ours:
         self._system = system
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A round as any peer, `decode` steps of the base, or the `products` of a step."""
-        operations = {"round": self._round, "decode": self._decode, "products": self._products}
+        """A round as any peer, `decode` steps of the base, its `products`, or the `peak`."""
+        operations = {
+            "round": self._round,
+            "decode": self._decode,
+            "products": self._products,
+            "peak": self._peak,
+        }
         return operations[message["op"]](message)
 
     def _round(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +66,18 @@ class Ours:
         return {"seconds": [step.seconds for step in steps]}
 
     def _products(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of all products of a step, each by what computes it fastest."""
+        """The products of a step, and the seconds of all, each by what computes it fastest."""
         library = Library(build(KernelConfig().cache))
         found = shapes(self._subject)
-        lines = products(library, found, message["rows"], _ROUNDS, read_bandwidth(1))
-        return {"seconds": best_seconds(lines)}
+        rounds = message.get("rounds", _ROUNDS)
+        contenders = message.get("contenders", CONTENDERS)
+        lines = products(library, found, message["rows"], rounds, read_bandwidth(1), contenders)
+        return {"seconds": best_seconds(lines), "lines": lines, "missing": left_out(lines)}
+
+    def _peak(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The instruction set that is used, and the operations a second it reaches in fp32."""
+        library = Library(build(KernelConfig().cache))
+        return {"isa": library.isa, "flops": library.peak()}
 
 
 def _job(job: dict[str, Any], subject: Subject) -> Job:

@@ -57,7 +57,7 @@ class Peer:
         params = llama_cpp.llama_model_default_params()
         # They hold weights in the order that a processor likes best; that of AMX ends in a
         # segmentation fault on short prompts.
-        params.use_extra_bufts = "amx_tile" not in Path("/proc/cpuinfo").read_text()
+        params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), params)
         if not self._model:
             raise RuntimeError(f"{model} cannot be loaded")

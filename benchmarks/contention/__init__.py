@@ -1,0 +1,1 @@
+"""What other processes on the machine cost each system."""

@@ -1,0 +1,137 @@
+"""`adaptermix bench contention`: each system beside busy loops, as a share of itself alone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import uvloop
+from rich.console import Console
+
+from benchmarks.contention.loops import busy
+from benchmarks.contention.settings import ContentionSettings
+from benchmarks.errors import BenchmarkError
+from benchmarks.goals import LLAMA, OURS, PEERS, PEFT, Goal, judge
+from benchmarks.load import Load
+from benchmarks.machine import describe_machine, describe_software
+from benchmarks.matrix import Cell, System
+from benchmarks.peers.measure import PRACTICE, turn
+from benchmarks.peers.plan import SUITES, jobs, traffics, wave, write_suites
+from benchmarks.peers.site import Site, open_peers, over_http, serve
+from benchmarks.process import info
+from benchmarks.subject import resolve
+
+Rates = dict[str, dict[int, list[float]]]  # {system: {busy loops: tokens/s, one a round}}
+MOST = 8
+GOAL = Goal(
+    f"slowdown beside {MOST} busy loops over that of the best peer",
+    1.3,
+    at_least=False,
+    scalar="slowdown_over_best_peer",
+)
+_SYSTEMS = (OURS, PEFT, LLAMA)
+
+
+def run_contention(settings: ContentionSettings) -> dict[str, Any]:
+    """Start everything, measure in turn; the result as written to JSON."""
+    console = Console(stderr=True)
+    subject = resolve(settings.model)
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        folders = write_suites(subject, folder / "adapters")
+        threads = settings.threads or machine["cores"]
+        site = Site(settings.as_peers(), subject, folder, folders, threads, stack, console)
+        opened, versions = open_peers(site)
+        suites = [suite for suite in SUITES if suite.name == PEERS]
+        running = serve(site, site.options("store", suites), "server.log", {})
+        systems = {OURS: over_http(running)} | {n: opened[n] for n in _SYSTEMS if n in opened}
+        serving = {
+            "dtype": info(running.url)["dtype"],
+            "kernels": settings.kernels,
+            "threads": threads,
+            "isa": settings.isa,
+        }
+        rates = uvloop.run(_measure(site, systems, settings))
+    scalars = over_best_peer(rates)
+    return {
+        "kind": "contention",
+        "model": subject.name,
+        "machine": machine,
+        "software": describe_software(),
+        "serving": serving,
+        "settings": asdict(settings),
+        "versions": versions,
+        "missing": site.missing,
+        "cells": [line for name, found in rates.items() for line in lines(name, found)],
+        "scalars": scalars,
+        "goals": [asdict(judge(GOAL, {}, scalars))],
+    }
+
+
+async def _measure(
+    site: Site, systems: Mapping[str, System], settings: ContentionSettings
+) -> Rates:
+    """All systems in turn beside each number of loops, round after round; a practice first.
+
+    Who fails has no further turns, and keeps what it has.
+    """
+    traffic = traffics(settings.new_tokens, site.subject.count_tokens)[PEERS]
+    load = Load(clients=settings.clients)
+    left = dict(systems)
+    rates: Rates = {name: {} for name in systems}
+
+    async def once(name: str, loops: int, part: str) -> None:
+        cell = Cell(name, "base", load, wave(settings.clients), PEERS)
+        work = jobs(cell, f"{part} {loops} loops", traffic)
+        try:
+            one = await left[name].round(cell.case, load, work, lambda: None)
+        except BenchmarkError as error:
+            del left[name]
+            site.leave_out(f"{name}, {loops} busy loops, {part}", error)
+        else:
+            if part != PRACTICE:
+                rates[name].setdefault(loops, []).append(one.tokens_per_second)
+
+    for name in list(left):
+        await once(name, 0, PRACTICE)
+    for number in range(settings.rounds):
+        for loops in (0, *settings.loops):
+            site.console.print(f"{turn(number)}: {loops} busy loops", highlight=False)
+            with busy(loops):
+                for name in list(left):
+                    await once(name, loops, turn(number))
+    return rates
+
+
+def lines(name: str, found: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
+    """A system beside each number of loops."""
+    alone = median(found[0]) if 0 in found else None
+    return [
+        {
+            "system": name,
+            "loops": loops,
+            "tokens_per_second": median(values),
+            "tokens_per_second_rounds": list(values),
+            "share_of_alone": None if alone is None else median(values) / alone,
+        }
+        for loops, values in found.items()
+    ]
+
+
+def over_best_peer(rates: Rates) -> dict[str, Sequence[float]]:
+    """Our slowdown beside the most loops over the least of a peer's, one a round."""
+    slow = {
+        name: [a / b for a, b in zip(found[0], found[MOST], strict=False)]
+        for name, found in rates.items()
+        if found.get(0) and found.get(MOST)
+    }
+    peers = [median(values) for name, values in slow.items() if name != OURS]
+    if OURS not in slow or not peers:
+        return {}
+    return {"slowdown_over_best_peer": [one / min(peers) for one in slow[OURS]]}

@@ -1,0 +1,1 @@
+"""Each instruction set by itself, on one machine."""

@@ -1,0 +1,56 @@
+"""The page of a run under each instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.products import CPU, FP32
+from benchmarks.report import provenance, row
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Steps and prefill first, then every product."""
+    settings = result["settings"]
+    lines = ["# Each instruction set", "", provenance(result), ""]
+    lines += [
+        f"Medians of {settings['rounds']} rounds. Every instruction set has processes of its own, "
+        "held down to it by the environment (ours, ATen, oneDNN, MKL); llama.cpp is compiled for "
+        "it. The peak is what fused multiply-adds in fp32 reach in registers, on all threads: "
+        "products of bf16 or int8 may be above it where the processor has instructions for them.",
+        "",
+        *_steps(result),
+        "",
+        *_products(result),
+        "",
+    ]
+    reasons = result["missing"].items()
+    lines += [f"- {name} is missing: {' '.join(why.split())}" for name, why in reasons]
+    return "\n".join([*lines, ""])
+
+
+def _steps(result: Mapping[str, Any]) -> list[str]:
+    heads = ("instruction set", "what", "requests", "system", "ms", "over rounds")
+    found = [row(heads), row(["---", "---", "--:", "---", "--:", "--:"])]
+    for one in result["isas"]:
+        for step in one["steps"]:
+            spread = f"{min(step['ms_rounds']):.1f}-{max(step['ms_rounds']):.1f}"
+            names = [one["isa"], step["kind"], str(step["requests"]), step["system"]]
+            found.append(row([*names, f"{step['ms']:.2f}", spread]))
+    return found
+
+
+def _products(result: Mapping[str, Any]) -> list[str]:
+    lines = [(one, line) for one in result["isas"] for line in one["products"]]
+    names = list(dict.fromkeys(name for _, line in lines for name in line["us"]))
+    heads = ["instruction set", "product", "rows", *(f"{name} us" for name in names)]
+    heads += ["cpu GFLOP/s", "of peak", "best fp32 GFLOP/s"]
+    found = [row(heads), row(["---", "---", *["--:"] * (len(heads) - 2)])]
+    for one, line in lines:
+        us = line["us"]
+        shown = [f"{us[name]:.0f}" if name in us else "-" for name in names]
+        speed = line["flops"] / us[CPU] / 1e3 if CPU in us else None
+        rates = [f"{speed:.0f}", f"{1e9 * speed / one['flops']:.2f}"] if speed else ["-", "-"]
+        best = f"{line['flops'] / us[FP32] / 1e3:.0f}" if FP32 in us else "-"
+        found.append(row([one["isa"], line["product"], str(line["rows"]), *shown, *rates, best]))
+    return found
