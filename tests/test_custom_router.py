@@ -13,6 +13,7 @@ from benchmarks.process import publish, server
 from router_engine.routers.registry import RouterRegistry
 from scripts.docs import ROOT
 from tests.support.tiny import make_lora_folder
+from tests.support.waiting import HANG_SECONDS
 
 EXAMPLE = ROOT / "examples" / "custom_router"
 PROMPT = "How many are in the sum?"
@@ -29,7 +30,10 @@ def client(
     options = ["--model", "tiny-random", "--store", str(root / "store"), *quick]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", custom_router_path)
-        with server(options, root / "log") as url, httpx.Client(base_url=url, timeout=60) as client:
+        with (
+            server(options, root / "log") as url,
+            httpx.Client(base_url=url, timeout=HANG_SECONDS) as client,
+        ):
             folders = [
                 make_lora_folder(root / name, seed=seed)
                 for seed, name in enumerate(("math", "code"))

@@ -29,6 +29,7 @@ from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from adapters_store.types import AdapterManifest
 from tests.adapters_store.servers import make_bucket
+from tests.support.waiting import HANG_SECONDS
 
 UNKNOWN = "sha256:" + "0" * 64
 Damage = Callable[[str], None]
@@ -216,7 +217,7 @@ def test_one_download_for_many_readers(tmp_path: Path) -> None:
 
     def download(folder: Path) -> None:
         downloads.append(folder)
-        started.wait(10)
+        assert started.wait(HANG_SECONDS)
         for path in origin.folder(digest).iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
 

@@ -26,10 +26,10 @@ from router_engine.request import EngineRequest
 from router_engine.routers.base import TokenRouter
 from router_engine.routers.token.given import GivenTokenRouter
 from router_engine.stats import EngineStats
-from tests.router_engine.kernels.triton_process import TIMEOUT_S
 from tests.support.harness import Answer, EngineHarness
 from tests.support.oracle import LOGIT_TOLERANCE, peft_model
 from tests.support.tiny import family_model
+from tests.support.waiting import HANG_SECONDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -200,7 +200,7 @@ class InterpretedEngine:
     ) -> None:
         self._pool = pool
         self._root = root
-        pool.submit(_open, root, path, **options).result(TIMEOUT_S)
+        pool.submit(_open, root, path, **options).result(HANG_SECONDS)
 
     def publish(self, name: str, folder: Path) -> str:
         return self._call(PathHarness.publish, name, folder)
@@ -227,7 +227,7 @@ class InterpretedEngine:
         self, method: Callable[Concatenate[PathHarness, P], T], *args: P.args, **options: P.kwargs
     ) -> T:
         call: Callable[..., T] = _call
-        return self._pool.submit(call, self._root, method, *args, **options).result(TIMEOUT_S)
+        return self._pool.submit(call, self._root, method, *args, **options).result(HANG_SECONDS)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from router_engine.model.assets import (
     bring,
     resolve_model,
 )
+from tests.support.waiting import HANG_SECONDS
 
 CONTENT = b"the weights"
 
@@ -180,7 +181,7 @@ def test_the_second_of_two_pulls_waits_and_fetches_nothing(
     def convert(source: Path, target: Path) -> None:
         conversions.append(target)
         converting.set()
-        assert proceed.wait(60)
+        assert proceed.wait(HANG_SECONDS)
 
     slow = dataclasses.replace(asset, convert=convert)
     waiting = threading.Event()
@@ -197,12 +198,12 @@ def test_the_second_of_two_pulls_waits_and_fetches_nothing(
 
     pulls = [threading.Thread(target=pull, args=(on_progress,)) for on_progress in (first, second)]
     pulls[0].start()
-    assert converting.wait(60)
+    assert converting.wait(HANG_SECONDS)
     pulls[1].start()
-    assert waiting.wait(60)
+    assert waiting.wait(HANG_SECONDS)
     proceed.set()
     for thread in pulls:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     assert paths == [tmp_path / "models" / "tiny"] * 2
     assert len(conversions) == 1
 

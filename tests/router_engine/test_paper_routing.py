@@ -29,8 +29,9 @@ from router_engine.routers.encoder.process import EncoderProcess
 from router_engine.routers.token.similarity import SimilarityTokenRouter
 from tests.router_engine.paths import CPU, REFERENCE, EnginePath, PathHarness, path_params
 from tests.support.oracle import assert_agrees, peft_model, set_mixture
+from tests.support.waiting import HANG_SECONDS
 
-pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.real_model
 
 COUNT = 12
 PROMPTS = [
@@ -146,7 +147,7 @@ def expected(real_base: Path, real_encoder: Path, example_adapters: list[Path]) 
 
 
 async def _put_centroids(endpoint: str, folders: dict[str, Path]) -> None:
-    async with EncoderClient(endpoint) as client:
+    async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
         for digest, folder in folders.items():
             embeddings = await client.embed(sample_texts(folder), window="head")
             await client.put_centroids({digest: centroid(embeddings)})

@@ -15,6 +15,7 @@ from router_engine.experts.allocator import RowAllocator, Span
 from router_engine.experts.base import AdapterFiles, AdapterSource
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
+from tests.support.waiting import HANG_SECONDS
 
 PROMPT = list(range(5, 20))
 SMALL = EngineConfig(adapters=AdapterPoolConfig(max_rank_rows=14))
@@ -93,7 +94,7 @@ class _SlowSource:
         self.go_on = threading.Event()
 
     def fetch(self, digest: str) -> AdapterFiles:
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(HANG_SECONDS)
         return self._source.fetch(digest)
 
 

@@ -22,6 +22,7 @@ from router_engine.client.messages import EngineProcessConfig
 from server.app import create_app
 from server.container import Container, EngineFactory
 from server.settings import Settings, load_settings
+from tests.support.waiting import HANG_SECONDS
 
 T = TypeVar("T")
 
@@ -52,12 +53,12 @@ class Live:
         self.container = container
         self.port = server.port
         self.url = f"http://127.0.0.1:{server.port}"
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=HANG_SECONDS)
         self._loop = server.loop
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(HANG_SECONDS)
 
     def generate(self, inputs: str = "hello", **body: Any) -> httpx.Response:
         """POST /generate."""

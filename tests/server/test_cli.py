@@ -15,6 +15,7 @@ from server.cli.generate import weights_table
 from server.cli.main import app
 from server.settings import Settings, variable_of
 from tests.server.live import Live, serving, tiny_settings
+from tests.support.waiting import HANG_SECONDS
 
 Folders = dict[str, Path]
 
@@ -195,7 +196,7 @@ def test_serve_says_when_it_is_ready_and_stops_at_a_signal(tmp_path: Path) -> No
         line = next(line for line in process.stderr if line.startswith("ready: "))
         url = line.split(" on ")[1].split(",")[0]
         body = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
-        assert httpx.post(f"{url}/generate", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/generate", json=body, timeout=HANG_SECONDS).status_code == 200
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(HANG_SECONDS) == 0

@@ -19,6 +19,7 @@ from router_engine.routers.errors import RouterUnavailableError
 from server.encoder import EncoderSupervisor
 from server.models import make_encoder
 from tests.server.live import tiny_settings
+from tests.support.waiting import HANG_SECONDS
 
 
 @asynccontextmanager
@@ -32,7 +33,7 @@ async def supervised(root: Path) -> AsyncIterator[tuple[EncoderSupervisor, Encod
     supervisor = EncoderSupervisor(config, prepare)
     supervisor.start()
     try:
-        async with EncoderClient(endpoint, connect_seconds=120) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             yield supervisor, client
     finally:
         await supervisor.close()

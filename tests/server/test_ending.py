@@ -10,8 +10,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.waiting import HANG_SECONDS
+
 _PROGRAM = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
 from benchmarks.process import free_port, http_process
 from server.cli.bench import reporting
@@ -24,7 +26,7 @@ def measure():
     with http_process(command, url, "/", log, own_group=True) as running:
         os.killpg(running.pid, signal.SIGSTOP)  # as who has no turn
         print(running.pid, flush=True)
-        time.sleep(60)
+        signal.pause()
 
 measure()
 """
@@ -37,7 +39,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         server = os.pidfd_open(int(bench.stdout.readline()))
         try:
             bench.send_signal(signal.SIGTERM)
-            assert bench.wait(30) != 0
+            assert bench.wait(HANG_SECONDS) != 0
             ended, _, _ = select.select([server], [], [], 0)
             assert ended == [server]
         finally:

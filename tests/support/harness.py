@@ -20,9 +20,9 @@ from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.base import TokenRouter
 from router_engine.routers.layer.arrow import SPEC as ARROW
 from router_engine.routers.token.hidden_mean import HiddenMeanRouter
+from tests.support.waiting import HANG_SECONDS
 
 T = TypeVar("T")
-STEP_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class EngineHarness:
     def step(self) -> list[EngineEvent]:
         """One step; waits for news first where there is nothing to do."""
         if not self.engine.has_work:
-            assert self.news.wait(STEP_TIMEOUT_S), "nothing happened"
+            assert self.news.wait(HANG_SECONDS), "nothing happened"
         self.news.clear()
         events = self.engine.step()
         for event in events:

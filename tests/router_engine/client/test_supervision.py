@@ -29,11 +29,11 @@ from router_engine.model.tiny import save_tiny
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
+from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.anyio
 
 LONG = SamplingParams(max_new_tokens=900)
-PROCESS_END_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +101,19 @@ async def test_a_process_that_hangs_is_killed(
     limits = ProcessLimits(answer=1.0)
     client = ProcessEngineClient(config, environment=environment, limits=limits)
     await client.start()
-    [live] = await started(client, [EngineRequest("live", PROMPT, LONG)])
-    os.kill(client.pid, signal.SIGSTOP)
-    assert (await live).end.reason is FinishReason.ENGINE_DIED
+    os.kill(client.pid, signal.SIGSTOP)  # at once: a slow engine, too, would be taken for hung
+    live = await answer_to(client, EngineRequest("live", PROMPT, LONG))
+    assert live.end.reason is FinishReason.ENGINE_DIED
     await client.close()
 
 
 async def test_a_start_that_is_given_up_leaves_no_process_behind(
-    config: EngineProcessConfig, environment: Mapping[str, str]
+    tmp_path: Path, config: EngineProcessConfig, environment: Mapping[str, str]
 ) -> None:
+    os.mkfifo(tmp_path / "config.json")  # nobody writes into it: who reads it is never ready
+    config = msgspec.structs.replace(
+        config, engine=replace(config.engine, model=ModelConfig(str(tmp_path)))
+    )
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     before = children.read_text()
     impatient = ProcessEngineClient(
@@ -142,7 +146,7 @@ async def test_the_engine_ends_when_its_parent_is_killed(
             ended, _, _ = select.select([engine], [], [], 0)
             assert not ended, "the engine must live before its parent is killed"
             parent.kill()
-            ended, _, _ = select.select([engine], [], [], PROCESS_END_SECONDS)
+            ended, _, _ = select.select([engine], [], [], HANG_SECONDS)
             assert ended
         finally:
             os.close(engine)

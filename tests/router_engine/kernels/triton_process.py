@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 import torch
 
-TIMEOUT_S = 240.0
+from tests.support.waiting import HANG_SECONDS
 
 
 class Run(Protocol):
@@ -46,6 +46,6 @@ def run(request: pytest.FixtureRequest) -> Run:
     pool: ProcessPoolExecutor = request.getfixturevalue("interpreter")
 
     def interpret(check: Callable[..., None], *arguments: object, **options: object) -> None:
-        pool.submit(check, "cpu", *arguments, **options).result(TIMEOUT_S)
+        pool.submit(check, "cpu", *arguments, **options).result(HANG_SECONDS)
 
     return interpret

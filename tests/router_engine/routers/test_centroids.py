@@ -19,6 +19,7 @@ from router_engine.routers.encoder.tiny import save_tiny_encoder
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.neighbours import MAX_EXAMPLES
 from tests.router_engine.routers.shelf import MemoryShelf
+from tests.support.waiting import HANG_SECONDS
 
 MATH, CODE, BARE = "sha256:math", "sha256:code", "sha256:bare"
 TEXTS = {
@@ -36,7 +37,7 @@ def routables(shelf: MemoryShelf, digests: Sequence[str] = (MATH, CODE)) -> list
 
 def play(endpoint: str, shelf: MemoryShelf, scenario: Scenario) -> None:
     async def talk() -> None:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             await scenario(CentroidService(shelf, client, client), client)
 
     asyncio.run(talk())

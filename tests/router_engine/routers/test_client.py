@@ -19,6 +19,7 @@ from router_engine.routers.errors import RouterInputError, RouterUnavailableErro
 from router_engine.routers.request.similarity import SimilarityRequestRouter
 from router_engine.routers.scoring import SimilarityParams, cosine_scores, weights_from_scores
 from tests.router_engine.routers.conftest import Centroids
+from tests.support.waiting import HANG_SECONDS
 
 TEXTS = [f"text number {i}" for i in range(20)]
 CANDIDATES = ("a", "b", "c")
@@ -26,7 +27,7 @@ CANDIDATES = ("a", "b", "c")
 
 def test_info_and_embeddings_are_those_of_the_encoder(endpoint: str, encoder_dir: Path) -> None:
     async def talk() -> None:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             info = await client.info()
             assert (info.digest, info.dimension) == (encoder.digest, 32)
             embeddings = await client.embed(TEXTS)
@@ -44,7 +45,7 @@ def test_a_request_is_routed_by_its_prompt(
     endpoint: str, encoder_dir: Path, centroids: Centroids
 ) -> None:
     async def talk() -> tuple[float, ...]:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             await client.put_centroids(centroids)
             router = SimilarityRequestRouter(client)
             with pytest.raises(RouterInputError, match="'ev'"):
@@ -59,9 +60,18 @@ def test_a_request_is_routed_by_its_prompt(
     assert asyncio.run(talk()) == pytest.approx(weights_from_scores(scores, params), abs=1e-6)
 
 
+async def _until_connected(client: EncoderClient) -> None:
+    """However long it takes: the client itself would give up."""
+    while not client.is_connected:
+        await asyncio.sleep(0)
+
+
 def test_two_clients_ask_at_once(endpoint: str, centroids: Centroids) -> None:
     async def talk() -> None:
-        async with EncoderClient(endpoint) as one, EncoderClient(endpoint) as two:
+        async with (
+            EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as one,
+            EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as two,
+        ):
             await one.put_centroids(centroids)
             routed = [c.route(text, CANDIDATES, {}) for text in TEXTS for c in (one, two)]
             embedded = [one.embed(TEXTS), two.embed(TEXTS[:9])]
@@ -77,7 +87,7 @@ def test_a_killed_worker_fails_what_it_held_and_comes_back(
     worker: EncoderProcess, endpoint: str, centroids: Centroids
 ) -> None:
     async def talk() -> None:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             await client.put_centroids(centroids)
             pid = worker.pid
             assert pid is not None
@@ -88,7 +98,7 @@ def test_a_killed_worker_fails_what_it_held_and_comes_back(
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(RouterUnavailableError, match="died"):
                 await held
-            assert await asyncio.to_thread(worker.wait, 20) == -signal.SIGKILL
+            assert await asyncio.to_thread(worker.wait, HANG_SECONDS) == -signal.SIGKILL
             assert client.connections == 1
             await asyncio.to_thread(worker.restart)
             assert await client.connected() == 2
@@ -112,7 +122,7 @@ def test_a_worker_that_is_away_is_waited_for_and_then_given_up(tmp_path: Path) -
 def test_a_silent_worker_is_given_up(worker: EncoderProcess, endpoint: str) -> None:
     async def talk() -> None:
         async with EncoderClient(endpoint, answer_seconds=0.05) as client:
-            await client.connected()
+            await _until_connected(client)
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGSTOP)
             try:
@@ -127,7 +137,7 @@ def test_a_silent_worker_is_given_up(worker: EncoderProcess, endpoint: str) -> N
 def test_too_many_asks_are_refused(endpoint: str) -> None:
     async def talk() -> None:
         async with EncoderClient(endpoint, max_waiting=1) as client:
-            await client.connected()
+            await _until_connected(client)
             results = await asyncio.gather(client.info(), client.info(), return_exceptions=True)
             assert [type(result) for result in results][1] is RouterUnavailableError
 
@@ -138,6 +148,7 @@ def test_a_closed_client_refuses(endpoint: str) -> None:
     async def talk() -> None:
         client = EncoderClient(endpoint, connect_seconds=0.05)
         await client.start()
+        await _until_connected(client)
         await client.info()
         await client.close()
         with pytest.raises(RouterUnavailableError):

@@ -16,6 +16,7 @@ from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.encoder.process import EncoderProcess
 from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.errors import RouterUnavailableError
+from tests.support.waiting import HANG_SECONDS
 
 _PARENT = """
 import os, sys
@@ -71,8 +72,9 @@ def test_an_endpoint_that_cannot_be_bound_is_reported(config: EncoderConfig) -> 
         process.start()
 
 
-def test_a_worker_that_is_too_slow_is_stopped(config: EncoderConfig) -> None:
-    process = EncoderProcess(dataclasses.replace(config, start_seconds=0.01))
+def test_a_worker_that_is_too_slow_is_stopped(config: EncoderConfig, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")  # nobody writes into it: who reads it is never ready
+    process = EncoderProcess(dataclasses.replace(config, encoder_dir=tmp_path, start_seconds=0.01))
     with pytest.raises(RouterUnavailableError, match=r"not ready after 0\.01 s"):
         process.start()
     assert not process.alive
@@ -90,7 +92,7 @@ def test_the_worker_ends_when_its_parent_is_killed(config: EncoderConfig) -> Non
         worker = os.pidfd_open(int(parent.stdout.readline()))
         try:
             parent.send_signal(signal.SIGKILL)
-            ended, _, _ = select.select([worker], [], [], 20)
+            ended, _, _ = select.select([worker], [], [], HANG_SECONDS)
             assert ended == [worker]
         finally:
             os.close(worker)

@@ -21,6 +21,7 @@ from router_engine.routers.errors import RouterInputError, RouterUnavailableErro
 from router_engine.routers.request.retrieval import RetrievalRequestRouter
 from router_engine.routers.scoring import softmax
 from tests.router_engine.routers.shelf import MemoryShelf
+from tests.support.waiting import HANG_SECONDS
 
 TEXTS = {
     "sha256:math": ["3 + 4 = 7", "what is 9 * 9?", "0123456789"],
@@ -33,7 +34,7 @@ Desk = tuple[RetrievalRequestRouter, CentroidService, EncoderClient]
 
 def play(endpoint: str, shelf: MemoryShelf, scenario: Callable[[Desk], Awaitable[None]]) -> None:
     async def talk() -> None:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             service = CentroidService(shelf, client, client)
             await scenario((RetrievalRequestRouter(client, service), service, client))
 

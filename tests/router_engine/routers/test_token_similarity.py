@@ -20,7 +20,9 @@ from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.scoring import SimilarityParams, cosine_scores, weights_from_scores
 from router_engine.routers.token.similarity import SimilarityTokenRouter, TokenRouterTimeouts
 from tests.router_engine.routers.conftest import Centroids
+from tests.support.waiting import HANG_SECONDS
 
+PATIENT = TokenRouterTimeouts(HANG_SECONDS, HANG_SECONDS)
 CANDIDATES = ("a", "b", "c")
 ROUTING = TokenRouting("similarity")
 
@@ -28,7 +30,7 @@ ROUTING = TokenRouting("similarity")
 class Desk:
     """A router with its wake-up call, used as the engine uses it."""
 
-    def __init__(self, endpoint: str, timeouts: TokenRouterTimeouts | None = None) -> None:
+    def __init__(self, endpoint: str, timeouts: TokenRouterTimeouts = PATIENT) -> None:
         self._came = threading.Event()
         self.router = SimilarityTokenRouter(endpoint, wake=self._came.set, timeouts=timeouts)
 
@@ -36,7 +38,7 @@ class Desk:
         """The next `count` answers, in the order in which they came."""
         found: list[RoutedWeights] = []
         while len(found) < count:
-            assert self._came.wait(20), f"{len(found)} of {count} answers came"
+            assert self._came.wait(HANG_SECONDS), f"{len(found)} of {count} answers came"
             self._came.clear()
             found += self.router.poll()
         assert len(found) == count
@@ -45,7 +47,7 @@ class Desk:
 
 def put_centroids(endpoint: str, centroids: Centroids) -> None:
     async def put() -> None:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             await client.put_centroids(centroids)
 
     asyncio.run(put())
@@ -67,7 +69,7 @@ def encoder(encoder_dir: Path) -> SentenceEncoder:
 def kill(worker: EncoderProcess) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
-    assert worker.wait(20) == -signal.SIGKILL
+    assert worker.wait(HANG_SECONDS) == -signal.SIGKILL
 
 
 def test_weights_are_of_the_decoded_text_so_far(
@@ -111,7 +113,7 @@ def test_sessions_interleave_and_each_is_answered_in_order(desk: Desk) -> None:
 
 def test_two_routers_and_a_client_share_the_worker(desk: Desk, endpoint: str) -> None:
     async def embed() -> None:
-        async with EncoderClient(endpoint) as client:
+        async with EncoderClient(endpoint, connect_seconds=HANG_SECONDS) as client:
             assert (await client.embed(["x"] * 20)).shape == (20, 32)
 
     other = Desk(endpoint)
@@ -181,7 +183,7 @@ def test_a_request_waits_for_a_worker_that_comes(
     worker: EncoderProcess, endpoint: str, centroids: Centroids
 ) -> None:
     kill(worker)
-    desk = Desk(endpoint, TokenRouterTimeouts(connect=60))
+    desk = Desk(endpoint, TokenRouterTimeouts(connect=HANG_SECONDS))
     desk.router.begin("gone", [70], CANDIDATES, ROUTING)
     desk.router.begin("r", [70], CANDIDATES, ROUTING)
     desk.router.end("gone")
@@ -202,7 +204,7 @@ def test_a_request_does_not_wait_for_ever(tmp_path: Path) -> None:
 
 def test_a_silent_worker_fails_the_request(worker: EncoderProcess, endpoint: str) -> None:
     put_centroids(endpoint, {})
-    desk = Desk(endpoint, TokenRouterTimeouts(answer=0.2))
+    desk = Desk(endpoint, TokenRouterTimeouts(HANG_SECONDS, answer=0.2))
     desk.router.begin("first", [70], ("nobody",), ROUTING)
     desk.answers(1)  # the connection stands
     assert worker.pid is not None
