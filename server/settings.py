@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
+    CpuIsa,
     Device,
     DType,
     EngineConfig,
@@ -71,6 +72,11 @@ class Settings(BaseSettings):
         description="What computes a step: plain torch (reference), the C++ decoder (cpu), Triton "
         "kernels on a GPU (triton), a package's own by name, or (auto) triton on a GPU, and on a "
         "CPU the C++ decoder as soon as it is compiled, where it can run the model.",
+    )
+    cpu_isa: CpuIsa | None = Field(
+        default=None,
+        description="The widest instruction set that the C++ decoder may use. All that the "
+        "processor and the system run when left out.",
     )
     cache: Path = Field(
         default=Path("~/.cache/adaptermix"),
@@ -253,6 +259,8 @@ class Settings(BaseSettings):
         """
         count = str(threads or usable_cores())
         environment = {k: v for k, v in os.environ.items() if k.upper() != f"{PREFIX}ADMIN_KEY"}
+        if self.cpu_isa is not None:  # the kernels' library reads it itself
+            environment[variable_of("cpu_isa")] = self.cpu_isa
         return environment | {
             "OMP_NUM_THREADS": count,
             "MKL_NUM_THREADS": count,
