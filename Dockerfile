@@ -12,11 +12,11 @@ FROM ${BASE_IMAGE} AS build
 # ours would break the build as soon as a security fix is published.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3-venv \
+    && apt-get install -y --no-install-recommends g++ python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
 COPY deploy deploy
 COPY adapters_store adapters_store
 COPY router_engine router_engine
@@ -27,8 +27,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     INSTALL_MODE=copy deploy/install.sh /opt/adaptermix gpu,postgres
 
 FROM ${BASE_IMAGE}
-# The CPU kernels are compiled on the machine that they run on, and Triton, which torch's CUDA build uses,
-# compiles a launcher for each of its kernels: hence the compiler and Python's headers.
+# Triton, which torch's CUDA build uses, compiles a launcher for each of its kernels: hence the compiler and
+# Python's headers. The CPU kernels were compiled above, for every processor.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates g++ python3 python3-dev \

@@ -66,3 +66,6 @@ echo "Installing torch"
 pip_install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$constraints")"
 echo "Installing AdapterMix and its libraries"
 pip_install $source_option "$root$extras"
+# Compiled ahead, so that the first start has them; in an image for every processor that it may meet.
+echo "Compiling the CPU kernels"
+"$venv/bin/python" -P -m router_engine.kernels.cpu.build $(if [ -z "$source_option" ]; then echo --all; fi)

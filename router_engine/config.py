@@ -29,7 +29,7 @@ class ModelConfig:
     """Which base model, and how it is held."""
 
     model: str = "tiny-random"  # that word, a directory, a hub id or a .gguf file
-    dtype: DType = "auto"  # auto: what the checkpoint says
+    dtype: DType = "auto"  # auto: as the checkpoint, unless slow on the device (model.dtypes)
     device: Device = "auto"  # auto: cuda where there is one
     quantization: Quantization = "none"  # of the linear layers' weights (model.quantized)
     tap_layer: int | None = None  # at which routers read hidden states; None: see model.tap
@@ -86,7 +86,8 @@ class KernelConfig:
     """
 
     kernels: Kernels = "reference"
-    cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries
+    cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries, and of choices
+    isa: CpuIsa | None = None  # of the C++ decoder; None: the fastest, by measurement
 
 
 @dataclass(frozen=True, slots=True)

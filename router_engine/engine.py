@@ -241,6 +241,7 @@ class Engine:
             gate_counts=self._gates.counts,
             gate_total=self._gates.total,
             load_seconds_recent=recent,
+            kernels=self._runner.kernels,
         )
 
     def check_integrity(self) -> None:

@@ -36,3 +36,5 @@ class EngineStats:
     gate_counts: tuple[int, ...] = (0,) * (len(GATE_BOUNDS) + 1)
     gate_total: float = 0.0  # their sum
     load_seconds_recent: tuple[float, ...] = field(default=())
+    # What computes steps: an instruction set of the C++ decoder, torch, or triton.
+    kernels: str = ""

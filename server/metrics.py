@@ -10,6 +10,7 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     Metric,
     SummaryMetricFamily,
 )
@@ -138,6 +139,11 @@ class EngineMetrics:
         """The families, in the order of the page."""
         yield from self._gauges()
         yield from self._counters()
+        yield InfoMetricFamily(
+            "adaptermix_kernels",
+            "What computes steps: an instruction set of the C++ decoder, torch, or triton.",
+            value={"name": self._stats.kernels},
+        )
         yield self._gate_family()
         yield self._residency_family()
         yield SummaryMetricFamily(

@@ -51,7 +51,11 @@ class Settings(BaseSettings):
         description="Base model: 'default' (SmolLM2 from the cache), 'tiny-random', a directory, "
         "a hub id or a .gguf file.",
     )
-    dtype: DType = Field(default="auto", description="Number format of the base and the adapters.")
+    dtype: DType = Field(
+        default="auto",
+        description="Number format of the base and the adapters; auto: the checkpoint's, or on a "
+        "CPU float32 where that is faster.",
+    )
     device: Device = Field(
         default="auto", description="Where the engine runs; auto takes cuda if present."
     )

@@ -12,6 +12,7 @@ from router_engine.kernels.base import KernelSpec, Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.body import Body
 from router_engine.model.cpu.fast import FastPath
+from router_engine.model.cpu.trial import TORCH
 from router_engine.model.loader import LoadedModel
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
@@ -23,11 +24,15 @@ class Fast(BaseWeights, Protocol):
     Whoever computes holds the weights, so they are read and written through it.
     """
 
+    name: str  # of what computes: an instruction set of the decoder in C++, torch, or triton
+
     def body(self) -> Body | None: ...
 
 
 class Plain(ParameterWeights):
     """Nothing faster than transformers' code."""
+
+    name = TORCH
 
     def body(self) -> None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
 from router_engine.model.attention import ATTENTION, register
+from router_engine.model.dtypes import auto_dtype
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tap import layers_of, tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
@@ -34,6 +35,9 @@ SUPPORTED = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
+
+# Of these the ones that the decoders of our own, in C++ and CUDA, lay out.
+DECODER_FAMILIES = tuple(name for name in SUPPORTED if name != "GPT2LMHeadModel")
 
 # Rotary embeddings that depend on a token's own position alone. `dynamic` and `longrope` change
 # with the longest sequence of the batch: a request's text would depend on its neighbours.
@@ -68,10 +72,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
             model = model.to(dtype=getattr(torch, config.dtype))
     else:
         location = _Location.of(config.model)
-        check_supported(AutoConfig.from_pretrained(location.name, **location.options))
+        described = AutoConfig.from_pretrained(location.name, **location.options)
+        check_supported(described)
         model = AutoModelForCausalLM.from_pretrained(
             location.name,
-            dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+            dtype=_dtype(config, described, device),
             **location.options,
             **location.weights_options,
         )
@@ -172,6 +177,16 @@ class _Location:
                 {"quantization_config": GgufConfig(dequantize=True)},
             )
         return cls(str(path) if path.exists() else model, {}, {})
+
+
+def _dtype(
+    config: ModelConfig, described: PreTrainedConfig, device: torch.device
+) -> torch.dtype | Literal["auto"]:
+    if config.dtype != "auto":
+        found: torch.dtype = getattr(torch, config.dtype)
+        return found
+    has_decoder = (described.architectures or [""])[0] in DECODER_FAMILIES
+    return auto_dtype(described, device, has_decoder=has_decoder)
 
 
 def _device(config: ModelConfig) -> torch.device:

@@ -51,6 +51,11 @@ class ModelRunner:
         """What runs steps instead of transformers' code, if anything does."""
         return self._fast.body()
 
+    @property
+    def kernels(self) -> str:
+        """The name of what computes steps now."""
+        return self._fast.name
+
     @torch.inference_mode()
     def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:
         """One forward pass under the plan's weights; samples for its `drawn_rows`, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from server.cli import adapters, bench, evaluate, generate, keys, pull, serve, train
+from server.cli import adapters, bench, doctor, evaluate, generate, keys, pull, serve, train
 
 app = typer.Typer(
     name="adaptermix",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (serve, pull, train, bench, evaluate, adapters, generate, keys):
+for part in (serve, pull, doctor, train, bench, evaluate, adapters, generate, keys):
     part.register(app)
 
 

@@ -15,7 +15,10 @@ from server.cli.client import errors, print_error
 from server.settings import Settings, SettingsError, load_settings, variable_of
 
 _GROUPS = {
-    "Model": ("model", "dtype", "device", "kernels", "cache", "encoder", "encoder_dtype"),
+    "Model": (
+        *("model", "dtype", "device", "kernels", "cpu_isa", "cache"),
+        *("encoder", "encoder_dtype"),
+    ),
     "Store": ("store", "database_url", "blobs_url", "adapters"),
     "HTTP": ("host", "port", "admin_key", "max_body", "max_upload", "max_waiting"),
     "Logs and metrics": ("log_level", "log_format", "metrics_adapters"),

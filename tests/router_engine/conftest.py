@@ -105,7 +105,7 @@ def path(request: pytest.FixtureRequest) -> EnginePath:
 @pytest.fixture
 def path_cache(path: EnginePath, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Where the path finds compiled kernels; nothing is compiled for those that need none."""
-    if path not in (paths.CPU, paths.INT8):
+    if not path.is_compiled:
         return tmp_path / "kernels"
     cache: Path = request.getfixturevalue("kernel_cache")
     return cache

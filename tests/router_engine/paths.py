@@ -19,7 +19,14 @@ from transformers import PreTrainedModel
 
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import MergedState
-from router_engine.config import CacheConfig, Device, EngineConfig, KernelConfig, Quantization
+from router_engine.config import (
+    CacheConfig,
+    CpuIsa,
+    Device,
+    EngineConfig,
+    KernelConfig,
+    Quantization,
+)
 from router_engine.events import EngineEvent
 from router_engine.model.quantized import quantize_linears
 from router_engine.request import EngineRequest
@@ -27,6 +34,7 @@ from router_engine.routers.base import TokenRouter
 from router_engine.routers.token.given import GivenTokenRouter
 from router_engine.stats import EngineStats
 from tests.support.harness import Answer, EngineHarness
+from tests.support.isas import here
 from tests.support.oracle import LOGIT_TOLERANCE, peft_model
 from tests.support.tiny import family_model
 from tests.support.waiting import HANG_SECONDS
@@ -64,6 +72,12 @@ class EnginePath:
     tokens: int = 12  # that a request generates
     prompt: int = 80  # tokens of the longest prompt
     every: int = 1  # one request in so many runs alone too, where batches and single ones compare
+    isa: CpuIsa | None = None  # of the C++ decoder
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it needs the C++ library."""
+        return self.decoder.body == "CpuBody"
 
     def kernels(self, *, decoder: bool) -> Kernels:
         return self.decoder if decoder else self.plain
@@ -110,11 +124,19 @@ _MARKS = {"reference": (), "cuda": (pytest.mark.gpu,)}  # the others are slow
 
 
 def path_params(*paths: EnginePath) -> list[ParameterSet]:
-    """For a fixture or `parametrize("path", ..., indirect=True)`, marked for their suites."""
+    """For a fixture or `parametrize("path", ..., indirect=True)`, marked for their suites.
+
+    Those of the C++ decoder come once for each instruction set of the machine.
+    """
     return [
-        pytest.param(path, id=path.name, marks=_MARKS.get(path.name, (pytest.mark.slow,)))
+        pytest.param(each, id=each.name, marks=_MARKS.get(path.name, (pytest.mark.slow,)))
         for path in paths
+        for each in (_by_isa(path) if path.is_compiled else (path,))
     ]
+
+
+def _by_isa(path: EnginePath) -> list[EnginePath]:
+    return [replace(path, name=f"{path.name}-{isa}", isa=isa) for isa in here()]
 
 
 class PathEngine(Protocol):
@@ -157,7 +179,7 @@ class PathHarness(EngineHarness):
             replace(
                 config,
                 model=replace(config.model, device=path.device, quantization=path.quantization),
-                kernels=KernelConfig(self._kernels.setting, kernel_cache),
+                kernels=KernelConfig(self._kernels.setting, kernel_cache, path.isa),
             ),
             {"given": given, **(routers or {})},
         )

@@ -286,7 +286,7 @@ def test_the_real_model_matches_the_equation(
     config = EngineConfig(
         model=ModelConfig(dtype="float32"),
         cache=CacheConfig(num_blocks=16),
-        kernels=KernelConfig(path.decoder.setting, path_cache),
+        kernels=KernelConfig(path.decoder.setting, path_cache, path.isa),
     )
     harness = make_harness(real_base, config=config)
     digests = [harness.publish(folder.name, folder) for folder in example_adapters]

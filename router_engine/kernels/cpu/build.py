@@ -1,7 +1,7 @@
 """The C++ kernels as one library for all instruction sets of an architecture, and who compiles it.
 
-A wheel or an image carries it, compiled ahead (`compile_shipped`). Where none was shipped it is
-compiled on first use into a cache directory, for the sets that this machine has.
+A wheel, an image or an installation carries it, compiled ahead (`compile_shipped`). Where none was
+shipped it is compiled on first use into a cache directory, for the sets that this machine has.
 The library's name holds a digest of its sources and options and names what it was made for.
 """
 
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -78,10 +79,10 @@ def library_path(cache: Path, isas: Sequence[str] | None = None) -> Path:
 
     isas: what it must hold; None: what this machine runs.
     """
-    shipped = SHIPPED / _name(known_isas())
-    if shipped.exists():
-        return shipped
-    return cache.expanduser() / _name(_here() if isas is None else isas)
+    for held in (known_isas(), machine_isas()):
+        if isas is None and (shipped := SHIPPED / _name(held)).exists():
+            return shipped
+    return cache.expanduser() / _name(machine_isas() if isas is None else isas)
 
 
 def build(cache: Path, isas: Sequence[str] | None = None) -> Path:
@@ -91,15 +92,22 @@ def build(cache: Path, isas: Sequence[str] | None = None) -> Path:
     """
     path = library_path(cache, isas)
     if not path.exists():
-        _compile(path, _here() if isas is None else isas)
+        _compile(path, machine_isas() if isas is None else isas)
     return path
 
 
-def compile_shipped() -> Path:
-    """The library with every set, beside this module: what a wheel or an image carries."""
-    isas = known_isas()
-    path = SHIPPED / _name(isas)
-    if not path.exists():
+def compile_shipped(folder: Path = SHIPPED, isas: Sequence[str] | None = None) -> Path:
+    """The library, compiled ahead into what is installed.
+
+    isas: what it holds; None: every set of the architecture, as for a wheel or an image. Raises
+    KernelBuildError.
+    """
+    isas = known_isas() if isas is None else isas
+    path, here = folder / _name(isas), SHIPPED / _name(isas)
+    if not path.exists() and here.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(here, path)
+    elif not path.exists():
         _compile(path, isas)
     return path
 
@@ -122,17 +130,35 @@ def isas_of(abilities: AbstractSet[str]) -> tuple[str, ...]:
     return tuple(isa for isa in known_isas() if _NEEDS.get(isa, frozenset()) <= abilities)
 
 
-def _here() -> tuple[str, ...]:
+def processor() -> str:
+    """The processor's name and abilities, as the system gives them."""
+    return "\n".join(line for line in _cpuinfo() if _names(line) or _lists(line))
+
+
+def machine_isas() -> tuple[str, ...]:
     """The sets of this machine. The library itself has the last word on what runs."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    lines = _cpuinfo()
+    if not lines:
         return known_isas()
     return isas_of({word for line in lines if _lists(line) for word in line.split()})
 
 
+@once
+def _cpuinfo() -> tuple[str, ...]:
+    """What Linux says of one of several equal processors; nothing elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return ()
+    return tuple(first.splitlines())
+
+
 def _lists(line: str) -> bool:
     return line.startswith(("flags", "Features"))
+
+
+def _names(line: str) -> bool:
+    return line.startswith(("model name", "CPU part"))
 
 
 def _compile(target: Path, isas: Sequence[str]) -> None:
@@ -165,3 +191,18 @@ def _run(command: Sequence[str]) -> None:
         raise KernelBuildError(f"{command[0]}: {error}") from error
     if done.returncode != 0:
         raise KernelBuildError(f"{command[0]} failed: {done.stderr[-_TAIL:]}")
+
+
+def main() -> None:
+    """`python -m router_engine.kernels.cpu.build [--all]`: compile ahead for this machine, or all.
+
+    Where nothing compiles, the reference serves: that is said, and is no failure.
+    """
+    try:
+        compile_shipped(isas=None if "--all" in sys.argv[1:] else machine_isas())
+    except KernelBuildError as error:
+        print(f"The CPU kernels are not compiled, and torch computes: {error}", file=sys.stderr)  # noqa: T201 - a command
+
+
+if __name__ == "__main__":
+    main()

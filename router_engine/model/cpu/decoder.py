@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.attention import sliding_window
-from router_engine.model.loader import LoadedModel, leave_checkpoint
+from router_engine.model.loader import DECODER_FAMILIES, LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
-
-FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 _LANES = 16  # floats of a vector: widths are whole vectors
 _MAX_HEAD_DIM = 256
@@ -36,8 +34,8 @@ def unsupported(loaded: LoadedModel) -> str | None:
         return f"device {loaded.device} is not the CPU"
     if loaded.dtype not in DTYPES:
         return f"dtype {loaded.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    if name not in FAMILIES:
-        return f"architecture {name} is not one of {', '.join(FAMILIES)}"
+    if name not in DECODER_FAMILIES:
+        return f"architecture {name} is not one of {', '.join(DECODER_FAMILIES)}"
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act} is not silu"
     head_dim = loaded.kv_shape.head_dim

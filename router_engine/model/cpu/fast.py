@@ -14,14 +14,16 @@ from concurrent.futures import Future
 from torch import Tensor
 
 from router_engine.config import KernelConfig
-from router_engine.errors import UnsupportedModelError
+from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.experts.merged import BaseWeights
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.build import KernelBuildError, build, library_path
+from router_engine.kernels.cpu.build import build, library_path
 from router_engine.kernels.cpu.library import Library
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.cpu.body import CpuBody
+from router_engine.model.cpu.choice import choose, layer_shape
 from router_engine.model.cpu.decoder import Decoder, unsupported
+from router_engine.model.cpu.trial import TORCH
 from router_engine.model.loader import LoadedModel
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
@@ -43,15 +45,16 @@ class FastPath:
         pool: RowPool,
         cache: PagedCache,
     ) -> None:
-        """Raises UnsupportedModelError or KernelBuildError under `cpu`, which has no fallback."""
+        """Raises EngineError, which has its reasons, under `cpu`, which has no fallback."""
         self._loaded = loaded
         self._linears = linears
         self._pool = pool
         self._cache = cache
         self._weights: BaseWeights = ParameterWeights(loaded, linears)
         self._body: CpuBody | None = None
+        self.name = TORCH  # of what computes
         self._moving = threading.Lock()  # held while the weights move into the body
-        self._coming: Future[Library] | None = None
+        self._coming: Future[Library | None] | None = None
         if config.kernels == "reference":
             return
         reason = unsupported(loaded)
@@ -60,9 +63,9 @@ class FastPath:
                 raise UnsupportedModelError(f"kernels 'cpu' cannot run this model: {reason}")
             return
         if config.kernels == "cpu" or library_path(config.cache).exists():
-            self._body = self._make(Library(build(config.cache)))
+            self._body = self._make(_library(config, loaded))
         else:
-            self._coming = _in_background(config)
+            self._coming = _in_background(config, loaded)
 
     def body(self) -> CpuBody | None:
         """The fast body, or None while the reference has to run."""
@@ -82,7 +85,10 @@ class FastPath:
     def write(self, module: str, weight: Tensor) -> None:
         self._weights.write(module, weight)
 
-    def _make(self, library: Library) -> CpuBody:
+    def _make(self, library: Library | None) -> CpuBody | None:
+        if library is None:
+            return None
+        self.name = library.isa
         with self._moving:
             decoder = Decoder(library, self._loaded, self._linears, self._cache)
             self._weights = decoder
@@ -90,13 +96,28 @@ class FastPath:
         return CpuBody(decoder, self._pool, vocab_size, self._loaded.tap_layer)
 
 
-def _in_background(config: KernelConfig) -> Future[Library]:
-    coming: Future[Library] = Future()
+def _library(config: KernelConfig, loaded: LoadedModel) -> Library | None:
+    """The library on the set that is asked for, or on the fastest; None where torch is faster.
+
+    `cpu` asks for the decoder whatever torch could do. Raises EngineError.
+    """
+    path = build(config.cache)
+    if config.isa is not None:
+        return Library(path, config.isa)
+    shape, int8 = layer_shape(loaded.model.config), loaded.quantization == "int8"
+    choice = choose(path, config.cache, shape, loaded.dtype, int8=int8)
+    if config.kernels == "auto" and choice.chosen == TORCH:
+        return None
+    return Library(path, choice.isa)
+
+
+def _in_background(config: KernelConfig, loaded: LoadedModel) -> Future[Library | None]:
+    coming: Future[Library | None] = Future()
 
     def work() -> None:
         try:
-            coming.set_result(Library(build(config.cache)))
-        except (KernelBuildError, OSError) as error:
+            coming.set_result(_library(config, loaded))
+        except (EngineError, OSError) as error:
             coming.set_exception(error)
 
     # A daemon: an engine that ends does not wait for a compiler.

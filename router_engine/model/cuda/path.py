@@ -26,6 +26,8 @@ class CudaPath(ParameterWeights):
     Then mixtures and attention still run on the Triton kernels, but without graphs.
     """
 
+    name = "triton"
+
     def __init__(
         self,
         loaded: LoadedModel,

@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 
 from router_engine.config import EngineConfig, KernelConfig
-from router_engine.errors import UnsupportedModelError
-from router_engine.kernels.cpu.build import KernelBuildError, build, library_path
+from router_engine.errors import EngineError, UnsupportedModelError
+from router_engine.kernels.cpu.build import (
+    KernelBuildError,
+    architecture,
+    build,
+    isas_of,
+    known_isas,
+    library_path,
+)
+from router_engine.kernels.cpu.library import Library, supported_isas
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import request
+from tests.support.isas import here
 from tests.support.tiny import save_family
 
 PROMPT = list(range(5, 30))
@@ -23,10 +32,35 @@ def test_the_path_depends_on_the_cache_alone(tmp_path: Path) -> None:
     assert not first.exists()
 
 
+def test_sets_are_found_by_all_that_they_need() -> None:
+    """The table against the library's own questions to the processor."""
+    if architecture() != "x86_64":
+        return
+    haswell = frozenset({"avx2", "fma", "bmi2", "f16c", "sse2"})
+    assert isas_of(haswell) == ("avx2",)
+    assert isas_of(haswell - {"fma"}) == ()
+    icelake = haswell | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_vnni"}
+    assert isas_of(icelake) == ("avx2", "avx512", "avx512_vnni")
+    assert isas_of(icelake | {"avx512_bf16", "amx_tile"})[-1] == "avx512_bf16"
+
+
+@pytest.mark.slow
+def test_the_library_runs_the_sets_of_the_machine_down_to_the_limit(
+    kernel_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build(kernel_cache)
+    assert supported_isas(path) == here()
+    assert Library(path).isa == here()[-1]
+    monkeypatch.setenv("ADAPTERMIX_CPU_ISA", here()[0])
+    assert supported_isas(path) == here()[:1]
+    with pytest.raises(EngineError, match="instruction set 'sse9' does not run here"):
+        Library(path, "sse9")
+
+
 def test_no_compiler_is_said_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelBuildError, match=r"no C\+\+ compiler: install one of g\+\+"):
-        build(tmp_path / "cache")
+        build(tmp_path / "cache", known_isas()[:1])
 
 
 def test_what_the_compiler_said_is_passed_on(
@@ -37,7 +71,7 @@ def test_what_the_compiler_said_is_passed_on(
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelBuildError, match="it is broken"):
-        build(tmp_path / "cache")
+        build(tmp_path / "cache", known_isas()[:1])
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -1,0 +1,128 @@
+"""Which instruction set of the C++ decoder computes a model, or plain torch: by measurement.
+
+One set computes all steps: each packs weights its own way, and a request's tokens must not depend
+on how many others happen to run. It is the one that is, over all numbers of rows, the least behind
+what is fastest at each. Torch is chosen where even that one is behind it by more than a fiftieth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from router_engine.errors import EngineError
+from router_engine.kernels.cpu.build import processor
+from router_engine.kernels.cpu.library import Library, supported_isas
+from router_engine.model.cpu.trial import TORCH, LayerShape, times
+
+_MARGIN = 1.02
+_MOST = 3  # sets that are tried, the widest that run
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """chosen: an instruction set or TORCH. seconds: of one layer, by candidate and rows."""
+
+    chosen: str
+    seconds: Mapping[str, Mapping[int, float]]
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that is the fastest of the library's, chosen or not."""
+        return _least({name: behind for name, behind in self.behind.items() if name != TORCH})
+
+    @property
+    def behind(self) -> dict[str, float]:
+        """By candidate, how many times as long as the fastest it takes: a mean over the rows."""
+        common = set.intersection(*(set(rows) for rows in self.seconds.values()))
+        best = {n: min(rows[n] for rows in self.seconds.values()) for n in common}
+        return {
+            name: math.exp(sum(math.log(rows[n] / best[n]) for n in common) / len(common))
+            for name, rows in self.seconds.items()
+        }
+
+
+def layer_shape(config: Any) -> LayerShape:
+    """That of a model by its configuration in transformers."""
+    heads = config.num_attention_heads
+    return LayerShape(
+        hidden=config.hidden_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        intermediate=config.intermediate_size,
+    )
+
+
+def choose(path: Path, cache: Path, shape: LayerShape, dtype: torch.dtype, *, int8: bool) -> Choice:
+    """The choice for a library and a model's shape: measured once, kept in `cache`.
+
+    Raises EngineError where no set of the library runs here.
+    """
+    isas = supported_isas(path)
+    if not isas:
+        raise EngineError(f"no instruction set of {path.name} runs on this processor")
+    kept = cache.expanduser() / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
+    if not kept.exists():
+        found = _measure(path, isas[-_MOST:], shape, dtype, int8=int8)
+        _keep(kept, found)
+        behind = ", ".join(f"{name} {factor:.2f}" for name, factor in found.behind.items())
+        _log.info("CPU kernels: %s, by measurement (times the fastest: %s)", found.chosen, behind)
+    return _read(kept)
+
+
+def _measure(
+    path: Path, isas: tuple[str, ...], shape: LayerShape, dtype: torch.dtype, *, int8: bool
+) -> Choice:
+    libraries = {isa: Library(path, isa) for isa in isas}
+    seconds = times(libraries, shape, dtype, int8=int8)
+    choice = Choice(TORCH, seconds)
+    behind = choice.behind
+    ours = choice.isa
+    is_behind = TORCH in behind and behind[ours] > _MARGIN * behind[TORCH]
+    return Choice(TORCH if is_behind else ours, seconds)
+
+
+def _least(behind: Mapping[str, float]) -> str:
+    return min(behind, key=behind.__getitem__)
+
+
+def _key(
+    path: Path, isas: tuple[str, ...], shape: LayerShape, dtype: torch.dtype, *, int8: bool
+) -> str:
+    # Not the number of threads: how many there are may not change what is computed.
+    parts = (path.name, isas, asdict(shape), str(dtype), int8, torch.__version__, processor())
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _keep(path: Path, choice: Choice) -> None:
+    """Write it, unless another process was first: then that one's counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        json.dump(asdict(choice), file)
+    try:
+        os.link(file.name, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(file.name)
+
+
+def _read(path: Path) -> Choice:
+    stored = json.loads(path.read_text())
+    seconds = {
+        name: {int(rows): taken for rows, taken in of.items()}
+        for name, of in stored["seconds"].items()
+    }
+    return Choice(stored["chosen"], seconds)
