@@ -20,7 +20,7 @@ import httpx
 from benchmarks.errors import BenchmarkError
 from router_engine.model.assets import DEFAULT_MODEL, AssetName
 
-READY_SECONDS = 300.0
+READY_SECONDS = 1800.0  # a guard against a start that hangs: a slow one may take its time
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.2
 
@@ -97,7 +97,7 @@ def http_process(
 
 def info(url: str) -> dict[str, Any]:
     """What an AdapterMix server says that it serves."""
-    answer = httpx.get(f"{url}/info", timeout=60)
+    answer = httpx.get(f"{url}/info", timeout=600)
     if answer.status_code != httpx.codes.OK:
         raise BenchmarkError(f"{url}/info answered {answer.status_code}: {answer.text}")
     known: dict[str, Any] = answer.json()
@@ -107,7 +107,7 @@ def info(url: str) -> dict[str, Any]:
 def publish(url: str, folders: Sequence[Path], texts: Sequence[str] = ()) -> None:
     """Upload adapter folders under their own names, each with sample texts, if there are any."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=600) as client:
         for folder in folders:
             files = [("files", (path.name, path.read_bytes())) for path in folder.iterdir()]
             if texts:

@@ -7,9 +7,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks.forced import environment as forced_environment
 from scripts.demo import app, bar, weights_table
 from tests.support.copies import make_copies
 from tests.support.expert_adapters import SOFT, make_expert_folder
+from tests.support.isas import here
 from tests.support.tiny import make_lora_folder
 
 NAMES = ("math", "code", "science", "reading")
@@ -69,7 +71,10 @@ def test_without_adapters_it_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_it_runs_as_a_newcomer_runs_it() -> None:
-    completed = CliRunner().invoke(app, [])
+@pytest.mark.parametrize("isa", [None, here()[0]])
+def test_it_runs_as_a_newcomer_runs_it(isa: str | None) -> None:
+    """As the machine is, and as one with its narrowest instruction set alone."""
+    forced = {} if isa is None else forced_environment(isa)
+    completed = CliRunner().invoke(app, [], env=forced)
     assert completed.exit_code == 0, completed.output
     assert all(f"{name}@1" in completed.output for name in NAMES)

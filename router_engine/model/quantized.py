@@ -46,8 +46,10 @@ class Int8Linear(nn.Module):
         parts = (torch.split(part, _STRETCH, dim=1) for part in (rows, self.values))
         for inputs, weights in zip(*parts, strict=True):
             top = inputs.abs().amax(dim=1, keepdim=True).clamp_min(_LEAST)
-            values = torch.round(inputs * (top.reciprocal() * _TOP)).to(torch.int8)
-            y += torch._int_mm(values, weights.T).float() * (top / _TOP * self.scale)
+            values = torch.round(inputs * (top.reciprocal() * _TOP))
+            # Exact: sums of 64 products of whole numbers stay below 2^24. Products of bytes would
+            # saturate on processors without VNNI.
+            y += values @ weights.T.float() * (top / _TOP * self.scale)
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])

@@ -100,12 +100,13 @@ def test_the_decoder_takes_over_while_a_mixture_is_merged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A compiler that ends when it is told to: the body appears between two steps."""
+    """A compiler that links when it is told to: the body appears between two steps."""
     go = tmp_path / "go"
     os.mkfifo(go)
     compiler = tmp_path / "g++"
     compiler.write_text(
-        f'#!/bin/sh\ncat {go}\nfor target; do :; done\ncp {build(kernel_cache)} "$target"\n'
+        "#!/bin/sh\nfor target; do :; done\n"
+        f'case "$*" in *-shared*) cat {go}; cp {build(kernel_cache)} "$target";; esac\n'
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
