@@ -15,7 +15,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from router_engine.kernels.cpu.build import known_isas
+from router_engine.kernels.cpu.library import supported_isas
 from server.settings import Settings
+from tests.support.isas import here
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -175,19 +178,25 @@ class TestCompose:
         assert all((COMPOSE_FOLDER / mount).exists() for mount in local)
 
 
-def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
-    """The container installs a wheel: a file left out of it is missed only there."""
-    source = tmp_path / "source"
+def _wheel(root: Path, *files: str, without: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """A copy of the sources, with some files of the top folder, and the wheel that pip makes."""
+    source = root / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", *files):
         shutil.copy(ROOT / name, source)
-    skipped = shutil.ignore_patterns(".*", "__pycache__", "results", "docker")
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "results", "docker", *without)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=skipped)
-    options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path))
+    options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(root))
     completed = run(sys.executable, "-m", "pip", "wheel", *options, str(source))
     assert completed.returncode == 0, completed.stderr
-    (wheel,) = tmp_path.glob("adaptermix-*.whl")
+    (wheel,) = root.glob("adaptermix-*.whl")
+    return source, wheel
+
+
+def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+    """The container installs a wheel: a file left out of it is missed only there."""
+    source, wheel = _wheel(tmp_path, without=("lib",))
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     missing = [
@@ -198,3 +207,14 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
         if path.is_file() and str(path.relative_to(source)) not in packed
     ]
     assert not missing, "add them to [tool.setuptools.package-data]"
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_kernels_for_every_set_of_its_platform(tmp_path: Path) -> None:
+    _, wheel = _wheel(tmp_path, "setup.py")
+    assert not wheel.name.endswith("-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if "+".join(known_isas()) in name]
+        assert [Path(name).parent.name for name in names] == ["lib"]
+        library = Path(archive.extract(names[0], tmp_path))
+    assert supported_isas(library) == here()

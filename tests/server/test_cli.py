@@ -36,7 +36,7 @@ def printable(text: str) -> str:
     return "".join(character for character in text if character.isprintable())
 
 
-COMMANDS = ("serve", "pull", "train", "adapters", "generate", "keys")
+COMMANDS = ("serve", "pull", "doctor", "train", "adapters", "generate", "keys")
 
 
 def test_help_names_every_command_and_every_setting() -> None:

@@ -120,6 +120,11 @@ def test_residency_and_prefix_hits_come_from_the_engine(live: Live) -> None:
     assert increase(live, "adaptermix_prefix_cache_hits_total", before) > 0
 
 
+def test_what_computes_is_said(live: Live) -> None:
+    """The server of these tests runs on the reference."""
+    assert 'adaptermix_kernels_info{name="torch"} 1.0' in live.client.get("/metrics").text
+
+
 def test_adapter_labels_are_bounded() -> None:
     metrics = Metrics(max_adapter_labels=2)
     for number in range(10):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.waiting import HANG_SECONDS
+
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 # Static: the emulator then needs no ARM libraries on this machine.
@@ -16,8 +18,6 @@ BF16 = "-march=armv8.2-a+dotprod+bf16"
 DOTPROD = "-march=armv8.2-a+dotprod"
 NEWEST = "max"  # all that QEMU can emulate
 WITHOUT_BF16 = "neoverse-n1"
-_COMPILE_SECONDS = 240.0
-_RUN_SECONDS = 240.0
 _TAIL = 4000  # characters of what a failing program said
 
 
@@ -43,10 +43,14 @@ class Arm:
         program = self.folder / name
         command = [self.compiler, *OPTIONS, *options, *map(str, sources), "-o", str(program)]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_COMPILE_SECONDS
+            command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
         )
         assert done.returncode == 0, done.stderr[-_TAIL:]
         return program
+
+    def part(self, name: str, source: Path, *options: str) -> Path:
+        """An object file, to be one of a program's `sources`."""
+        return self.compile(name, [source], "-c", *options)
 
     def run(self, program: Path, *arguments: str, cpu: str = NEWEST) -> str:
         """What the program prints on a processor of that kind; fails unless its exit code is 0."""
@@ -66,5 +70,5 @@ class Arm:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_RUN_SECONDS,
+            timeout=HANG_SECONDS,
         )

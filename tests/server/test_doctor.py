@@ -1,0 +1,44 @@
+"""`adaptermix doctor`, on a tiny model's shape and where nothing can be compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from server.cli.main import app
+from tests.support.isas import here
+from tests.support.tiny import save_family
+
+
+def _doctor(cache: Path, model: Path, **environment: str) -> str:
+    variables = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", **environment}
+    variables["ADAPTERMIX_CACHE"] = str(cache)
+    result = CliRunner().invoke(app, ["doctor", "--model", str(model)], env=variables)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.slow
+def test_it_says_what_runs_and_what_to_expect(tmp_path: Path) -> None:
+    text = _doctor(tmp_path / "cache", save_family(tmp_path / "model", "llama"))
+    assert f"kernels       {', '.join(here())}" in text
+    assert "chosen" in text
+    assert text.count("tokens/s") == 3
+    assert "reading prompts" in text
+    assert "faster        more cores" in text
+
+
+@pytest.mark.slow
+def test_a_limit_is_said(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "llama")
+    text = _doctor(tmp_path / "cache", model, ADAPTERMIX_CPU_ISA=here()[0])
+    assert f"kernels       {here()[0]} (" in text
+    assert f"without ADAPTERMIX_CPU_ISA={here()[0]}" in text
+
+
+def test_an_unknown_set_is_refused_by_name(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor"], env={"ADAPTERMIX_CPU_ISA": "sse9"})
+    assert result.exit_code == 2
+    assert "cpu_isa (ADAPTERMIX_CPU_ISA) = 'sse9'" in result.output
