@@ -8,6 +8,7 @@ import pytest
 
 from router_engine.config import EngineConfig, KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
+from router_engine.kernels.cpu import build as kernel_build
 from router_engine.kernels.cpu.build import (
     KernelBuildError,
     architecture,
@@ -81,9 +82,11 @@ def test_auto_serves_by_the_reference_where_nothing_can_be_built(
     plain = make_harness()
     (expected,) = plain.run(request("r", PROMPT))
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel_build, "SHIPPED", tmp_path)  # nothing is
     harness = make_harness(config=EngineConfig(kernels=KernelConfig("auto", tmp_path / "cache")))
     (answer,) = harness.run(request("r", PROMPT))
     assert answer.ids == expected.ids
+    assert harness.engine.body is None
 
 
 def test_cpu_refuses_a_model_that_it_cannot_run(make_harness: MakeHarness, tmp_path: Path) -> None:

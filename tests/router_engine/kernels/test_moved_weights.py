@@ -12,6 +12,7 @@ import pytest
 
 from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, DType, EngineConfig, KernelConfig, ModelConfig
+from router_engine.kernels.cpu import build as kernel_build
 from router_engine.kernels.cpu.build import build
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
@@ -110,6 +111,7 @@ def test_the_decoder_takes_over_while_a_mixture_is_merged(
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(kernel_build, "SHIPPED", tmp_path)  # nothing is
     config = _config(tmp_path / "cache")
     harness = make_harness(config=replace(config, kernels=KernelConfig("auto", tmp_path / "cache")))
     digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
