@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from router_engine.config import CacheConfig, EngineConfig, KernelConfig
+from router_engine.config import CacheConfig, CpuIsa, EngineConfig, KernelConfig
 from router_engine.kernels.cpu.build import build
 from router_engine.model.cpu.choice import Choice, choose
 from router_engine.model.cpu.trial import ROWS, TORCH, LayerShape, TorchTrial, measure
@@ -57,10 +57,10 @@ def test_it_is_measured_once_and_kept(
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", here())
 def test_the_set_that_is_asked_for_computes(
-    isa: str, make_harness: MakeHarness, kernel_cache: Path
+    isa: CpuIsa, make_harness: MakeHarness, kernel_cache: Path
 ) -> None:
     config = EngineConfig(cache=CacheConfig(num_blocks=64))
-    kernels = KernelConfig("cpu", kernel_cache, isa)  # type: ignore[arg-type]
+    kernels = KernelConfig("cpu", kernel_cache, isa)
     harness = make_harness(config=EngineConfig(cache=config.cache, kernels=kernels))
     harness.run(request("r", [5, 6, 7], max_new_tokens=2))
     assert harness.engine.stats().kernels == isa

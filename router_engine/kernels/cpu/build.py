@@ -8,7 +8,6 @@ The library's name holds a digest of its sources and options and names what it w
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from functools import cache as once
 from pathlib import Path
 
 from router_engine.errors import EngineError
+from router_engine.processors import usable_cores
 
 SOURCES = Path(__file__).parent / "src"
 SHIPPED = Path(__file__).parent / "lib"
@@ -175,7 +175,7 @@ def _compile(target: Path, isas: Sequence[str]) -> None:
             [compiler, *_OPTIONS, *defined, "-c", str(SOURCES / source), "-o", str(made)]
             for (source, defined), made in zip(jobs, objects, strict=True)
         ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(_run, commands))
         linked = folder / target.name
         _run([compiler, *_OPTIONS, "-shared", *map(str, objects), "-o", str(linked)])
@@ -201,7 +201,7 @@ def main() -> None:
     try:
         compile_shipped(isas=None if "--all" in sys.argv[1:] else machine_isas())
     except KernelBuildError as error:
-        print(f"The CPU kernels are not compiled, and torch computes: {error}", file=sys.stderr)  # noqa: T201 - a command
+        sys.stderr.write(f"The CPU kernels are not compiled, and torch computes: {error}\n")
 
 
 if __name__ == "__main__":

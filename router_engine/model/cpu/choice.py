@@ -24,6 +24,7 @@ from router_engine.errors import EngineError
 from router_engine.kernels.cpu.build import processor
 from router_engine.kernels.cpu.library import Library, supported_isas
 from router_engine.model.cpu.trial import TORCH, LayerShape, times
+from router_engine.model.loader import kv_shape
 
 _MARGIN = 1.02
 _MOST = 3  # sets that are tried, the widest that run
@@ -40,7 +41,8 @@ class Choice:
     @property
     def isa(self) -> str:
         """The instruction set that is the fastest of the library's, chosen or not."""
-        return _least({name: behind for name, behind in self.behind.items() if name != TORCH})
+        behind = self.behind
+        return min((name for name in behind if name != TORCH), key=behind.__getitem__)
 
     @property
     def behind(self) -> dict[str, float]:
@@ -55,12 +57,12 @@ class Choice:
 
 def layer_shape(config: Any) -> LayerShape:
     """That of a model by its configuration in transformers."""
-    heads = config.num_attention_heads
+    kv = kv_shape(config)
     return LayerShape(
         hidden=config.hidden_size,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        heads=config.num_attention_heads,
+        kv_heads=kv.num_kv_heads,
+        head_dim=kv.head_dim,
         intermediate=config.intermediate_size,
     )
 
@@ -92,10 +94,6 @@ def _measure(
     ours = choice.isa
     is_behind = TORCH in behind and behind[ours] > _MARGIN * behind[TORCH]
     return Choice(TORCH if is_behind else ours, seconds)
-
-
-def _least(behind: Mapping[str, float]) -> str:
-    return min(behind, key=behind.__getitem__)
 
 
 def _key(

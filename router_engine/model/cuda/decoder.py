@@ -21,10 +21,8 @@ from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store,
 from router_engine.kernels.triton.grouped import Group
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.attention import sliding_window
-from router_engine.model.loader import LoadedModel
+from router_engine.model.loader import DECODER_FAMILIES, LoadedModel
 from router_engine.model.wrap import MixtureLinear
-
-FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 Mix = Callable[[Group, Tensor, Tensor], None]  # (group, x, y): adds the step's mixture to y
 
@@ -35,8 +33,8 @@ def unsupported(loaded: LoadedModel) -> str | None:
     name = type(loaded.model).__name__
     if loaded.quantization != "none":
         return f"its weights are in {loaded.quantization}"
-    if name not in FAMILIES:
-        return f"architecture {name} is not one of {', '.join(FAMILIES)}"
+    if name not in DECODER_FAMILIES:
+        return f"architecture {name} is not one of {', '.join(DECODER_FAMILIES)}"
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act} is not silu"
     if 2 * len(loaded.model.base_model.rotary_emb.inv_freq) != loaded.kv_shape.head_dim:
