@@ -22,8 +22,7 @@ from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
 from benchmarks.peers.measure import PRACTICE, turn
 from benchmarks.peers.plan import SUITES, jobs, traffics, wave, write_suites
-from benchmarks.peers.site import Site, open_peers, over_http, serve
-from benchmarks.process import info
+from benchmarks.peers.site import Site, open_peers, over_http, serve, serving_of
 from benchmarks.subject import resolve
 
 Rates = dict[str, dict[int, list[float]]]  # {system: {busy loops: tokens/s, one a round}}
@@ -51,12 +50,7 @@ def run_contention(settings: ContentionSettings) -> dict[str, Any]:
         suites = [suite for suite in SUITES if suite.name == PEERS]
         running = serve(site, site.options("store", suites), "server.log", {})
         systems = {OURS: over_http(running)} | {n: opened[n] for n in _SYSTEMS if n in opened}
-        serving = {
-            "dtype": info(running.url)["dtype"],
-            "kernels": settings.kernels,
-            "threads": threads,
-            "isa": settings.isa,
-        }
+        serving = serving_of(site, running)
         rates = uvloop.run(_measure(site, systems, settings))
     scalars = over_best_peer(rates)
     return {

@@ -34,9 +34,9 @@ from benchmarks.peers.plan import (
     write_suites,
 )
 from benchmarks.peers.settings import PeerSettings
-from benchmarks.peers.site import KV_BYTES, Site, offline, open_peers, over_http, serve
+from benchmarks.peers.site import KV_BYTES, Site, offline, open_peers, over_http, serve, serving_of
 from benchmarks.peers.systems import Worker
-from benchmarks.process import info, started
+from benchmarks.process import started
 from benchmarks.report import cell_of
 from benchmarks.settings import RESULTS
 from benchmarks.subject import resolve
@@ -66,12 +66,7 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         scalars: Scalars = {"start_seconds": _starts(site)}
         opened, versions = open_peers(site)
         running = serve(site, site.options("store"), "server.log", folders)
-        serving = {
-            "dtype": info(running.url)["dtype"],
-            "kernels": settings.kernels,
-            "threads": threads,
-            "isa": settings.isa,
-        }
+        serving = serving_of(site, running)
         systems: dict[str, System] = {OURS: over_http(running), **_others(site), **opened}
         measured = _measure(site, systems)
         site.missing.update(measured.missing)

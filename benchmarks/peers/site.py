@@ -20,7 +20,7 @@ from benchmarks.peers.context import Context, OpenPeer
 from benchmarks.peers.plan import LONGEST_PROMPT, SUITES, Suite
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.systems import HttpSystem, Worker
-from benchmarks.process import Running, publish, started
+from benchmarks.process import Running, info, publish, started
 from benchmarks.serve import server_options
 from benchmarks.subject import Subject
 
@@ -73,6 +73,16 @@ def serve(
     for paths in folders.values():
         publish(running.url, paths, ["a text"])
     return running
+
+
+def serving_of(site: Site, running: Running) -> dict[str, Any]:
+    """What a result says of how ours served."""
+    return {
+        "dtype": info(running.url)["dtype"],
+        "kernels": site.settings.kernels,
+        "threads": site.threads,
+        "isa": site.settings.isa,
+    }
 
 
 def over_http(running: Running) -> HttpSystem:

@@ -76,7 +76,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         check_supported(described)
         model = AutoModelForCausalLM.from_pretrained(
             location.name,
-            dtype=_dtype(config, described, device),
+            dtype=dtype_of(config, described, device),
             **location.options,
             **location.weights_options,
         )
@@ -179,9 +179,10 @@ class _Location:
         return cls(str(path) if path.exists() else model, {}, {})
 
 
-def _dtype(
+def dtype_of(
     config: ModelConfig, described: PreTrainedConfig, device: torch.device
 ) -> torch.dtype | Literal["auto"]:
+    """The format that a model is loaded in; "auto": as its checkpoint is stored."""
     if config.dtype != "auto":
         found: torch.dtype = getattr(torch, config.dtype)
         return found

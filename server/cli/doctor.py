@@ -79,6 +79,7 @@ def _expectations(console: Console, settings: Settings, path: Path) -> None:
 
     from router_engine.model.assets import AssetError, resolve_model
     from router_engine.model.cpu.choice import choose, layer_shape
+    from router_engine.model.loader import dtype_of
 
     try:
         config: Any = AutoConfig.from_pretrained(resolve_model(settings.model, settings.cache_dir))
@@ -87,8 +88,9 @@ def _expectations(console: Console, settings: Settings, path: Path) -> None:
         console.print("expected      unknown: the model's shape could not be read")
         print_error(error)
         return
-    stored = getattr(config, "dtype", None) or torch.float32
-    dtype = stored if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    asked = settings.engine_config(settings.model).model
+    found = dtype_of(asked, config, torch.device("cpu"))
+    dtype = (getattr(config, "dtype", None) or torch.float32) if found == "auto" else found
     cache, is_int8 = settings.cache_dir / "kernels", settings.quantization == "int8"
     choice = choose(path, cache, shape, dtype, int8=is_int8)
     weights = config.num_hidden_layers * shape.layer_weights + config.vocab_size * shape.hidden
