@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ INT8 = "int8"  # ours, with weights in 8 bits; rounding x is a part of it
 INDUCTOR = "inductor"  # frozen, the best of its C++ templates and of what ATen has
 CONTENDERS = (CPU, REFERENCE, ONEDNN)  # in bf16, and without a compiler's minutes
 _OTHER_FORMATS = (INT8, FP32)
+_PEAK = "peak"
 _CANNOT = (RuntimeError, AttributeError, EngineError)  # the second: an operation torch lacks here
 
 
@@ -70,7 +72,9 @@ def products(
 ) -> list[dict[str, Any]]:
     """Each product, over as many distinct weights as the model has: none stays in a cache.
 
-    `us` are microseconds of one product by contender; `speed` is what memory reads, in bytes/s.
+    `us` are microseconds of one product by contender; `speed` is what memory reads, in bytes/s;
+    `peak` is what fused multiply-adds in fp32 reach in registers, in operations a second, measured
+    in turn with the products: others on the machine slow both.
     Who cannot compute it on this machine is in `missing`, with the reason.
     """
     lines = []
@@ -78,7 +82,10 @@ def products(
         weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
         x = torch.randn(rows, inputs).bfloat16()
         jobs, missing = _able(library, x, weights, contenders)
+        peaks: list[float] = []
+        jobs[_PEAK] = partial(_note_peak, library, peaks)
         seconds = measure(jobs, rounds)
+        del seconds[_PEAK]
         lines.append(
             {
                 "product": name,
@@ -87,10 +94,15 @@ def products(
                 "us": {one: 1e6 * taken / count for one, taken in seconds.items()},
                 "missing": missing,
                 "flops": 2 * rows * outputs * inputs,
+                "peak": statistics.median(peaks),
                 "floor_us": 1e6 * outputs * inputs * 2 / speed,
             }
         )
     return lines
+
+
+def _note_peak(library: Library, peaks: list[float]) -> None:
+    peaks.append(library.peak())
 
 
 def _able(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.peers.report import goal_table
 from benchmarks.products import CPU, FP32
 from benchmarks.report import provenance, row
 
@@ -14,10 +15,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     settings = result["settings"]
     lines = ["# Each instruction set", "", provenance(result), ""]
     lines += [
+        *goal_table(result["goals"]),
+        "",
         f"Medians of {settings['rounds']} rounds. Every instruction set has processes of its own, "
         "held down to it by the environment (ours, ATen, oneDNN, MKL); llama.cpp is compiled for "
-        "it. The peak is what fused multiply-adds in fp32 reach in registers, on all threads: "
-        "products of bf16 or int8 may be above it where the processor has instructions for them.",
+        "it. The peak is what fused multiply-adds in fp32 reach in registers, on all threads, in "
+        "turn with the products, for other tenants of a machine slow both: products of bf16 or "
+        "int8 may be above it where the processor has instructions for them. Decode: one token of "
+        "so many requests. Prefill: one prompt of so many tokens, to the first token.",
         "",
         *_steps(result),
         "",
@@ -30,12 +35,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _steps(result: Mapping[str, Any]) -> list[str]:
-    heads = ("instruction set", "what", "requests", "system", "ms", "over rounds")
+    heads = ("instruction set", "what", "size", "system", "ms", "over rounds")
     found = [row(heads), row(["---", "---", "--:", "---", "--:", "--:"])]
     for one in result["isas"]:
         for step in one["steps"]:
             spread = f"{min(step['ms_rounds']):.1f}-{max(step['ms_rounds']):.1f}"
-            names = [one["isa"], step["kind"], str(step["requests"]), step["system"]]
+            names = [one["isa"], step["kind"], str(step["size"]), step["system"]]
             found.append(row([*names, f"{step['ms']:.2f}", spread]))
     return found
 
@@ -50,7 +55,7 @@ def _products(result: Mapping[str, Any]) -> list[str]:
         us = line["us"]
         shown = [f"{us[name]:.0f}" if name in us else "-" for name in names]
         speed = line["flops"] / us[CPU] / 1e3 if CPU in us else None
-        rates = [f"{speed:.0f}", f"{1e9 * speed / one['flops']:.2f}"] if speed else ["-", "-"]
+        rates = [f"{speed:.0f}", f"{1e9 * speed / line['peak']:.2f}"] if speed else ["-", "-"]
         best = f"{line['flops'] / us[FP32] / 1e3:.0f}" if FP32 in us else "-"
         found.append(row([one["isa"], line["product"], str(line["rows"]), *shown, *rates, best]))
     return found

@@ -7,7 +7,7 @@ under one is left out by name; the others are measured all the same.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from rich.console import Console
 from benchmarks import forced
 from benchmarks.cases import Job
 from benchmarks.errors import BenchmarkError
-from benchmarks.goals import LLAMA, OURS
+from benchmarks.goals import LLAMA, OURS, judge
+from benchmarks.isa.goals import BEFORE, TORCH, goals, scalars_of
 from benchmarks.isa.settings import IsaSettings
 from benchmarks.load import Load, Round
-from benchmarks.machine import describe_machine, describe_software
+from benchmarks.machine import ROOT, describe_machine, describe_software
 from benchmarks.peers import llama_cpp
 from benchmarks.peers.site import engine_worker
 from benchmarks.peers.systems import Worker
@@ -52,8 +53,15 @@ class _Run:
     missing: dict[str, str]
 
     @property
+    def nothing(self) -> Path:
+        """A folder without adapters."""
+        found = self.folder / "no-adapters"
+        found.mkdir(exist_ok=True)
+        return found
+
+    @property
     def tokens(self) -> int:
-        return max(self.settings.prompt, CONTEXT) + self.settings.new_tokens + _MARGIN
+        return max(*self.settings.prompt, CONTEXT) + self.settings.new_tokens + _MARGIN
 
     def leave_out(self, name: str, reason: str) -> None:
         self.missing[name] = reason
@@ -78,6 +86,7 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
                 run.leave_out(isa, "this machine, or the library, does not have it")
                 continue
             found.append(_one(run, isa, widest=isa == runnable[-1]))
+    scalars = scalars_of(found)
     return {
         "kind": "isa",
         "model": subject.name,
@@ -87,65 +96,77 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
         "settings": asdict(settings),
         "isas": found,
         "missing": missing,
+        "scalars": scalars,
+        "goals": [asdict(judge(goal, {}, scalars)) for goal in goals(scalars)],
     }
 
 
 def _one(run: _Run, isa: str, *, widest: bool) -> dict[str, Any]:
-    """Products, then steps beside llama.cpp, of one instruction set."""
+    """Products, then steps beside the others, of one instruction set."""
     found: dict[str, Any] = {"isa": isa, "products": [], "steps": []}
     with ExitStack() as stack:
-        try:
-            ours = _ours(run, isa, stack)
-            systems = {OURS: ours}
-            found |= ours.call({"op": "peak"})
-        except (BenchmarkError, OSError) as error:
-            run.leave_out(isa, str(error))
+        systems = _systems(run, isa, stack, widest=widest)
+        if OURS not in systems:
             return found
-        _beside(run, isa, systems, stack, widest=widest)
         for rows in run.settings.rows:
             try:
-                found["products"] += _products(run, isa, ours, rows)
+                found["products"] += _products(run, isa, systems[OURS], rows)
             except BenchmarkError as error:
                 run.leave_out(f"{isa}, products of {rows} rows", str(error))
         found["steps"] = uvloop.run(_steps(run, isa, systems))
     return found
 
 
-def _ours(run: _Run, isa: str, stack: ExitStack) -> Worker:
-    """Our engine without adapters, under the instruction set."""
-    nothing = run.folder / "no-adapters"
-    nothing.mkdir(exist_ok=True)
-    worker = engine_worker(
+def _systems(run: _Run, isa: str, stack: ExitStack, *, widest: bool) -> dict[str, Worker]:
+    """Ours, plain torch, llama.cpp where it is built, and ours of another commit if asked for."""
+    starts: dict[str, Callable[[], Worker]] = {
+        OURS: lambda: _engine(run, isa, OURS),
+        TORCH: lambda: _engine(run, isa, TORCH, "reference", "float32"),
+        LLAMA: lambda: _llama(run, None if widest else isa),
+    }
+    if run.settings.before is not None:
+        checkout = run.settings.before.absolute()
+        starts[BEFORE] = lambda: _engine(run, isa, BEFORE, checkout=checkout)
+    systems: dict[str, Worker] = {}
+    for name, start in starts.items():
+        try:
+            systems[name] = start()
+        except (BenchmarkError, OSError) as error:
+            run.leave_out(f"{name}, {isa}", str(error))
+        else:
+            stack.callback(systems[name].close)
+    return systems
+
+
+def _engine(
+    run: _Run,
+    isa: str,
+    name: str,
+    kernels: str = "cpu",
+    dtype: str | None = None,
+    checkout: Path = ROOT,
+) -> Worker:
+    """An engine of ours without adapters, under the instruction set."""
+    return engine_worker(
         run.subject,
-        nothing,
+        run.nothing,
         (max(run.settings.requests), run.tokens),
-        "cpu",
+        kernels,
         variables=[f"OMP_NUM_THREADS={run.threads}", *forced.pairs(isa)],
-        log=run.folder / f"{isa}.log",
+        log=run.folder / f"{isa}-{name.replace(' ', '-')}.log",
+        dtype=dtype,
+        checkout=checkout,
     )
-    stack.callback(worker.close)
-    return worker
 
 
-def _beside(
-    run: _Run, isa: str, systems: dict[str, Worker], stack: ExitStack, *, widest: bool
-) -> None:
-    """llama.cpp, where its build for the instruction set is there: nothing is installed here."""
-    of = None if widest else isa
-    home = llama_cpp.home(run.settings.cache, of)
-    if not home.has(llama_cpp.recipe(of)):
-        run.leave_out(f"{LLAMA}, {isa}", "no build of it: `bench peers --isa` makes one")
-        return
-    nothing = run.folder / "no-adapters"
+def _llama(run: _Run, isa: str | None) -> Worker:
+    """llama.cpp as it was built for the instruction set; None: for this machine."""
+    home = llama_cpp.home(run.settings.cache, isa)
+    if not home.has(llama_cpp.recipe(isa)):
+        raise BenchmarkError("no build of it: `bench peers --isa` makes one")
     sizes = run.threads, max(run.settings.requests), run.tokens
-    try:
-        model = llama_cpp.model_file(home, str(Path(run.subject.model).absolute()))
-        worker = llama_cpp.start(home, model, nothing, sizes, run.subject.tokenizer.encode)
-    except (BenchmarkError, OSError) as error:
-        run.leave_out(f"{LLAMA}, {isa}", str(error))
-        return
-    stack.callback(worker.close)
-    systems[LLAMA] = worker
+    model = llama_cpp.model_file(home, str(Path(run.subject.model).absolute()))
+    return llama_cpp.start(home, model, run.nothing, sizes, run.subject.tokenizer.encode)
 
 
 def _products(run: _Run, isa: str, ours: Worker, rows: int) -> list[dict[str, Any]]:
@@ -158,44 +179,43 @@ def _products(run: _Run, isa: str, ours: Worker, rows: int) -> list[dict[str, An
 
 
 async def _steps(run: _Run, isa: str, systems: dict[str, Worker]) -> list[dict[str, Any]]:
-    """Median milliseconds of a decode step and of a prefill, all in turn; a practice first.
+    """Median milliseconds of decode steps and of prefills, all in turn; a practice first.
 
     Who fails has no further turns of that kind, and keeps what it has.
     """
     settings = run.settings
-    kinds = [("decode", n) for n in settings.requests] + [("prefill", 1)]
-    seconds: dict[tuple[str, int, str], list[float]] = {}
+    kinds = [("decode", n) for n in settings.requests] + [("prefill", n) for n in settings.prompt]
+    seconds: dict[tuple[str, int, str], list[float]] = {}  # {(kind, size, system): one a round}
     turns = [(*kind, name) for kind in kinds for name in systems]
     for number in range(settings.rounds + 1):
         for one in list(turns):
-            kind, requests, name = one
-            work = _jobs(run, kind, requests, f"{isa} {kind} {requests} {number}")
+            kind, size, name = one
+            work = _jobs(run, kind, size, f"{isa} {kind} {size} {number}")
             try:
-                load = Load(clients=requests)
+                load = Load(clients=len(work))
                 done = await systems[name].round("base", load, work, lambda: None)
             except BenchmarkError as error:
                 turns.remove(one)
-                run.leave_out(f"{name}, {isa}, {kind}, {requests} requests", str(error))
+                run.leave_out(f"{name}, {isa}, {kind} of {size}", str(error))
                 continue
             if number > 0:
                 seconds.setdefault(one, []).append(_seconds(kind, done))
     return [
         {
             "kind": kind,
-            "requests": requests,
+            "size": size,
             "system": name,
             "ms": 1e3 * median(values),
             "ms_rounds": [1e3 * value for value in values],
         }
-        for (kind, requests, name), values in seconds.items()
+        for (kind, size, name), values in seconds.items()
     ]
 
 
-def _jobs(run: _Run, kind: str, requests: int, seed: str) -> list[Job]:
-    """New prompts each time: none is found in the prefix cache."""
-    length = run.settings.prompt if kind == "prefill" else CONTEXT
-    texts = make_prompts([length] * requests, seed, run.subject.count_tokens)
-    return [Job(text, 2 if kind == "prefill" else run.settings.new_tokens) for text in texts]
+def _jobs(run: _Run, kind: str, size: int, seed: str) -> list[Job]:
+    """New prompts each time: none is found in the prefix cache. `size`: requests, or tokens."""
+    lengths, new = ([size], 2) if kind == "prefill" else ([CONTEXT] * size, run.settings.new_tokens)
+    return [Job(text, new) for text in make_prompts(lengths, seed, run.subject.count_tokens)]
 
 
 def _seconds(kind: str, done: Round) -> float:

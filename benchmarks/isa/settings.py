@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import forced
+from benchmarks.errors import BenchmarkError
 from benchmarks.settings import OUT, about, at_least
 
 
@@ -23,11 +24,20 @@ class IsaSettings:
     requests: tuple[int, ...] = field(
         default=(1, 8, 32), metadata=about("Requests of a decode step; repeatable.")
     )
-    prompt: int = field(default=512, metadata=about("Tokens of the prompt of a prefill."))
+    prompt: tuple[int, ...] = field(
+        default=(64, 256), metadata=about("Tokens of the prompt of a prefill; repeatable.")
+    )
     new_tokens: int = field(default=24, metadata=about("Tokens that are decoded."))
     rounds: int = field(default=5, metadata=about("Times that everything is measured."))
     threads: int | None = field(
         default=None, metadata=about("Threads of each system; all cores when left out.")
+    )
+    before: Path | None = field(
+        default=None,
+        metadata=about(
+            "A checkout of another commit, whose engine runs beside this one. One that knows no "
+            "instruction sets is compiled for the machine as it is."
+        ),
     )
     cache: Path = field(
         default=Path("~/.cache/adaptermix/peers"), metadata=about("Where llama.cpp is, if it is.")
@@ -37,8 +47,11 @@ class IsaSettings:
     def __post_init__(self) -> None:
         for isa in self.isa:
             forced.check(isa)
-        for name in ("rows", "requests"):
+        for name, least in (("rows", 1), ("requests", 1), ("prompt", 8)):
             for value in getattr(self, name):
-                at_least(name, value, 1)
-        for name, least in (("prompt", 8), ("new_tokens", 4), ("rounds", 1)):
+                at_least(name, value, least)
+        for name, least in (("new_tokens", 4), ("rounds", 1)):
             at_least(name, getattr(self, name), least)
+        worker = "benchmarks/peers/workers/engine.py"
+        if self.before is not None and not (self.before / worker).is_file():
+            raise BenchmarkError(f"before: no checkout of AdapterMix in {self.before}: no {worker}")

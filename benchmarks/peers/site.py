@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks.clients import GenerateClient
 from benchmarks.errors import BenchmarkError
 from benchmarks.goals import OWN, PEERS
+from benchmarks.machine import ROOT
 from benchmarks.matrix import System
 from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
 from benchmarks.peers.context import Context, OpenPeer
@@ -114,12 +115,18 @@ def engine_worker(
     *,
     variables: Sequence[str],
     log: Path,
+    dtype: str | None = None,
+    checkout: Path = ROOT,
 ) -> Worker:
-    """Our engine in a process with `variables`; `sizes` are requests at once and their tokens."""
+    """Our engine in a process with `variables`; `sizes` are requests at once and their tokens.
+
+    `checkout` may hold another commit of this repository, which is run in place of this one.
+    """
     command = [
-        *("env", "OMP_WAIT_POLICY=PASSIVE", *variables),
+        *("env", "-C", str(checkout), f"PYTHONPATH={checkout}"),
+        *("OMP_WAIT_POLICY=PASSIVE", *variables),
         *(sys.executable, "-m", "benchmarks.peers.workers.engine", subject.model),
-        *(str(adapters), *map(str, sizes), kernels),
+        *(str(adapters), *map(str, sizes), kernels, *([dtype] if dtype else [])),
     ]
     return Worker(command, log, subject.tokenizer.encode)
 

@@ -1,6 +1,6 @@
 """Our own engine without HTTP, as a worker among the peers; also single steps and products.
 
-    python -m benchmarks.peers.workers.engine MODEL ADAPTERS CLIENTS TOKENS KERNELS
+    python -m benchmarks.peers.workers.engine MODEL ADAPTERS CLIENTS TOKENS KERNELS [DTYPE]
 
 ADAPTERS is a folder of PEFT folders; CLIENTS requests of at most TOKENS tokens run at once.
 """
@@ -42,13 +42,8 @@ class Ours:
         self._system = system
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A round as any peer, `decode` steps of the base, its `products`, or the `peak`."""
-        operations = {
-            "round": self._round,
-            "decode": self._decode,
-            "products": self._products,
-            "peak": self._peak,
-        }
+        """A round as any peer, `decode` steps of the base, or the `products` of a step."""
+        operations = {"round": self._round, "decode": self._decode, "products": self._products}
         return operations[message["op"]](message)
 
     def _round(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +69,6 @@ class Ours:
         lines = products(library, found, message["rows"], rounds, read_bandwidth(1), contenders)
         return {"seconds": best_seconds(lines), "lines": lines, "missing": left_out(lines)}
 
-    def _peak(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The instruction set that is used, and the operations a second it reaches in fp32."""
-        library = Library(build(KernelConfig().cache))
-        return {"isa": library.isa, "flops": library.peak()}
-
 
 def _job(job: dict[str, Any], subject: Subject) -> Job:
     adapter = job["adapter"]
@@ -91,7 +81,8 @@ def _rank(folder: Path) -> int:
 
 
 def main() -> None:
-    model, adapters, clients, tokens, kind = sys.argv[1:]
+    model, adapters, clients, tokens, kind, *rest = sys.argv[1:]
+    (dtype,) = rest or ["auto"]
     with ExitStack() as stack:
 
         def make() -> tuple[dict[str, Any], Handle]:
@@ -100,7 +91,8 @@ def main() -> None:
             rows = sum(_rank(folder) for folder in folders)
             store = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             sizes = Sizes(int(clients), 2 * int(clients) * int(tokens), rows)
-            system = stack.enter_context(offline(subject, folders, sizes, store, kernels=kind))
+            made = offline(subject, folders, sizes, store, dtype=dtype, kernels=kind)
+            system = stack.enter_context(made)
             return {"threads": torch.get_num_threads()}, Ours(subject, system).handle
 
         serve(make)

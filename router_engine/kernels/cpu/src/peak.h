@@ -17,16 +17,16 @@ inline double peak_flops(int threads) {
     with_team(threads, [&](Team& team) {
       team.share(threads, [](int) {
         Floats sums[CHAINS] = {};
-        Floats x = splat(1.0f), w = splat(1e-9f);
+        Floats x = splat(0.5f), w = splat(1.0f);
         for (int turn = 0; turn < TURNS; turn++) {
-          // Opaque, so that no product is taken out of the loop.
+          // Opaque, and each product of its own: else they are computed once, and only added.
 #if defined(__x86_64__)
           asm volatile("" : "+v"(x), "+v"(w));
 #else
           asm volatile("" : "+w"(x), "+w"(w));
 #endif
 #pragma GCC unroll 12
-          for (int i = 0; i < CHAINS; i++) sums[i] += x * w;
+          for (int i = 0; i < CHAINS; i++) sums[i] = sums[i] * x + w;
         }
         for (int i = 1; i < CHAINS; i++) sums[0] += sums[i];
         volatile float kept = sum(sums[0]);
