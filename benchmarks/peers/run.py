@@ -6,18 +6,15 @@ What a machine can't do, and what fails, is left out by name, and the rest is wr
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
-from rich.console import Console
 
 from benchmarks.cases import Job
-from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS, PEERS, judge
+from benchmarks.goals import INT8, MIXED, OFFLINE, OURS, PEERS, goals_of, judge
 from benchmarks.load import Load
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
@@ -31,15 +28,26 @@ from benchmarks.peers.plan import (
     rates,
     traffics,
     wave,
-    write_suites,
 )
 from benchmarks.peers.settings import PeerSettings
-from benchmarks.peers.site import KV_BYTES, Site, offline, open_peers, over_http, serve, serving_of
+from benchmarks.peers.site import (
+    KV_BYTES,
+    Site,
+    offline,
+    open_peers,
+    over_http,
+    prepared,
+    serve,
+    serving_of,
+)
 from benchmarks.peers.systems import Worker
 from benchmarks.process import started
 from benchmarks.report import cell_of
 from benchmarks.settings import RESULTS
-from benchmarks.subject import resolve
+from router_engine.config import KernelConfig
+from router_engine.errors import EngineError
+from router_engine.kernels.cpu.build import build
+from router_engine.kernels.cpu.library import supported_isas
 
 _MEMORY_WAVES = 3  # they fill the cache, so that all of it is resident
 GPU_RESULTS = RESULTS / "gpu.json"
@@ -55,17 +63,11 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
     What can't be installed, started or measured is left out, with the reason in `missing`; what of
     that is ours is in `failed`, too. Raises BenchmarkError where our server doesn't start at all.
     """
-    console = Console(stderr=True)
-    subject = resolve(settings.model)
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        folders = write_suites(subject, folder / "adapters")
-        threads = settings.threads or machine["cores"]
-        site = Site(settings, subject, folder, folders, threads, stack, console)
+    with prepared(settings) as site:
         scalars: Scalars = {"start_seconds": _starts(site)}
         opened, versions = open_peers(site)
-        running = serve(site, site.options("store"), "server.log", folders)
+        running = serve(site, site.options("store"), "server.log", site.folders)
         serving = serving_of(site, running)
         systems: dict[str, System] = {OURS: over_http(running), **_others(site), **opened}
         measured = _measure(site, systems)
@@ -73,7 +75,7 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         scalars |= _scalars(site, measured, systems)
     result = {
         "kind": "peers",
-        "model": subject.name,
+        "model": site.subject.name,
         "machine": machine,
         "software": describe_software(),
         "serving": serving,
@@ -85,7 +87,7 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         "cells": _cells(site, measured),
     }
     nothing: list[dict[str, Any]] = []
-    goals = part(site, "goals", lambda: _judged(measured, scalars), nothing)
+    goals = part(site, "goals", lambda: _judged(site, measured, scalars), nothing)
     return result | {"goals": goals, "failed": failed(site.missing)}
 
 
@@ -147,10 +149,19 @@ def _cells(site: Site, measured: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def _judged(measured: Measured, scalars: Scalars) -> list[dict[str, Any]]:
+def _judged(site: Site, measured: Measured, scalars: Scalars) -> list[dict[str, Any]]:
+    found = goals_of(site.settings.isa or _widest())
     rounds_of = measured.rounds.items()
     by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
-    return [asdict(judge(goal, rates(by_cell), scalars)) for goal in GOALS]
+    return [asdict(judge(goal, rates(by_cell), scalars)) for goal in found]
+
+
+def _widest() -> str | None:
+    """The widest instruction set of ours that runs here."""
+    try:
+        return supported_isas(build(KernelConfig().cache))[-1]
+    except (EngineError, IndexError):
+        return None
 
 
 def gpu_scalars(path: Path) -> Scalars:

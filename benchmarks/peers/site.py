@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from benchmarks.machine import ROOT
 from benchmarks.matrix import System
 from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
 from benchmarks.peers.context import Context, OpenPeer
-from benchmarks.peers.plan import LONGEST_PROMPT, SUITES, Suite
+from benchmarks.peers.plan import LONGEST_PROMPT, SUITES, Suite, write_suites
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.systems import HttpSystem, Worker
 from benchmarks.process import Running, info, publish, started
 from benchmarks.serve import server_options
-from benchmarks.subject import Subject
+from benchmarks.subject import Subject, resolve
+from router_engine.processors import usable_cores
 
 KV_BYTES = 256 << 20
 _MARGIN = 16  # tokens that a prompt may be longer in another tokenizer's eyes
@@ -64,6 +66,17 @@ class Site:
         reason = str(error) or type(error).__name__
         self.missing[name] = reason
         self.console.print(f"{name} is left out: {reason}", style="yellow", markup=False)
+
+
+@contextmanager
+def prepared(settings: PeerSettings) -> Iterator[Site]:
+    """A site without systems; what is started on it ends with the block."""
+    subject = resolve(settings.model)
+    with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        folders = write_suites(subject, folder / "adapters")
+        threads = settings.threads or usable_cores()
+        yield Site(settings, subject, folder, folders, threads, stack, Console(stderr=True))
 
 
 def serve(

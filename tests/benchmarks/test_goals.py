@@ -4,7 +4,20 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.goals import GOALS, INT8, LLAMA, OURS, PEERS, PEFT, VLLM, Goal, Key, judge
+from benchmarks.goals import (
+    AVX2_GOALS,
+    GOALS,
+    INT8,
+    LLAMA,
+    OURS,
+    PEERS,
+    PEFT,
+    VLLM,
+    Goal,
+    Key,
+    goals_of,
+    judge,
+)
 from benchmarks.peers.report import goal_table
 
 OVER = Key(OURS, PEERS, "base", 8)
@@ -69,6 +82,17 @@ def test_every_target_has_a_row_that_says_what_came_out() -> None:
     assert sum("not run on a GPU" in row for row in rows) == 3
     assert all(INT8 in row for row in rows if "int8 against" in row)
     assert all(row.endswith("|") and row.count("|") == 6 for row in rows)
+
+
+def test_a_processor_without_bf16_has_targets_of_its_own_beside_the_peers() -> None:
+    assert goals_of("avx512_bf16") == goals_of(None) == GOALS
+    found = goals_of("avx2")
+    assert found == AVX2_GOALS
+    bounds = {goal.what: goal.bound for goal in found if goal.over and goal.over.suite == PEERS}
+    assert bounds["base model, bf16 against llama.cpp in 16 bits, c = 1"] == 1.1
+    assert bounds["eight LoRAs against PEFT `adapter_names`, c = 32"] == 5
+    own = [goal.what for goal in GOALS if goal.what in {goal.what for goal in found}]
+    assert "merged mixture against the bare base, c = 1" in own
 
 
 def test_a_row_shows_value_spread_and_verdict() -> None:

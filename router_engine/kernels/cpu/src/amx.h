@@ -125,14 +125,6 @@ void tile_panel(int rows, const Rows<bf16>& x, const bf16* panel, int k, float* 
   }
 }
 
-template <>
-inline void multiply_panel<bf16>(int rows, const Rows<bf16>& x, const bf16* panel, int blocks,
-                                 int k, float* y, size_t ldy, bool add) {
-  if (blocks == 3) return tile_panel<3>(rows, x, panel, k, y, ldy, add);
-  if (blocks == 2) return tile_panel<2>(rows, x, panel, k, y, ldy, add);
-  tile_panel<1>(rows, x, panel, k, y, ldy, add);
-}
-
 // A stretch of inputs is a tile's depth: its sums leave the tiles before they are scaled.
 template <int BLOCKS>
 void tile_stretch(const Rows<int8>& x, const int8* heads, const char* w, int stretch, int groups,
@@ -172,13 +164,26 @@ void tile_panel(int rows, const Rows<int8>& x, const int8* panel, int k, float* 
   }
 }
 
+// A panel of the width that is asked for.
+template <class T>
+void tile_blocks(int rows, const Rows<T>& x, const T* panel, int blocks, int k, float* y,
+                 size_t ldy, bool add) {
+  if (blocks == 3) return tile_panel<3>(rows, x, panel, k, y, ldy, add);
+  if (blocks == 2) return tile_panel<2>(rows, x, panel, k, y, ldy, add);
+  tile_panel<1>(rows, x, panel, k, y, ldy, add);
+}
+
+template <>
+inline void multiply_panel<bf16>(int rows, const Rows<bf16>& x, const bf16* panel, int blocks,
+                                 int k, float* y, size_t ldy, bool add) {
+  tile_blocks(rows, x, panel, blocks, k, y, ldy, add);
+}
+
 template <>
 inline void multiply_panel<int8>(int rows, const Rows<int8>& x, const int8* panel, int blocks,
                                  int k, float* y, size_t ldy, bool add) {
   if (rows < TILE_ROWS / 2) return multiply_vectors(rows, x, panel, blocks, k, y, ldy, add);
-  if (blocks == 3) return tile_panel<3>(rows, x, panel, k, y, ldy, add);
-  if (blocks == 2) return tile_panel<2>(rows, x, panel, k, y, ldy, add);
-  tile_panel<1>(rows, x, panel, k, y, ldy, add);
+  tile_blocks(rows, x, panel, blocks, k, y, ldy, add);
 }
 
 }  // namespace mix::MIX_ISA

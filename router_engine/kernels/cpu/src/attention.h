@@ -217,10 +217,6 @@ class Single {
   }
 };
 
-inline void put(float* target, float value) { *target = value; }
-inline void put(float* target, bf16 value) { *target = to_float(value); }
-inline void put(bf16* target, bf16 value) { *target = value; }
-
 // Many query rows over one kv head: products by the packed kernel, `SEEN` positions at a time, in
 // the format X that products read.
 template <class T>

@@ -101,6 +101,11 @@ inline float to_float(bf16 value) {
   return result;
 }
 
+// One number, in the format that products read.
+inline void put(float* target, float value) { *target = value; }
+inline void put(float* target, bf16 value) { *target = to_float(value); }
+inline void put(bf16* target, bf16 value) { *target = value; }
+
 #define MIX_SHUFFLE __builtin_shufflevector
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
