@@ -47,12 +47,11 @@ def run_engine(
             subject, folders, sizes, folder / "store", dtype=model.dtype, kernels=kernels
         ) as system:
             console = Console(stderr=True)
+            points, cells, missing = list[Any](), list[Any](), dict[str, str]()
             if chosen:
                 points = measure_curves(system, subject, chosen, engine, work.rounds, console)
-                cells = []
             else:
-                points = []
-                cells = _cases(system, subject, work, adapters, console)
+                cells, missing = _cases(system, subject, work, adapters, console)
             dtype = system.engine.info.dtype
     return {
         "kind": "engine",
@@ -63,6 +62,7 @@ def run_engine(
         "settings": {**asdict(work), **asdict(adapters), **asdict(engine)},
         "cells": cells,
         "points": points,
+        "missing": missing,
     }
 
 
@@ -85,7 +85,8 @@ def _cases(
     work: WorkSettings,
     adapters: AdapterSettings,
     console: Console,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The cells as written to JSON, and which are missing, and why."""
     names = tuple(_ranks(adapters))
     population = Population(
         names, adapters.mixtures, adapters.mixture_size, adapters.zipf, adapters.every
@@ -102,13 +103,14 @@ def _cases(
 
     recording = _Recording(system)
     measured = asyncio.run(measure({NAME: recording}, cells, work.rounds, jobs_of, console))
-    return [
+    written = [
         {
             **cell_of(population.title(cell.case), cell, rounds, work.slo_ttft, work.slo_itl),
             "decode_step": split(recording.steps[cell.case, cell.load]),
         }
-        for cell, rounds in measured.items()
+        for cell, rounds in measured.rounds.items()
     ]
+    return written, dict(measured.missing)
 
 
 def _ranks(adapters: AdapterSettings) -> dict[str, int]:

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.cases import Job
+from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round, Send, drive
 
 WARMUP_JOBS = 2
+WARM_UP = "warm-up"
 
 
 class System(Protocol):
@@ -54,35 +56,60 @@ class Driven:
             return await drive(self._send, load, jobs, len(jobs), on_done)
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came out. A cell that failed has no rounds: `missing` says which, and why."""
+
+    rounds: Mapping[Cell, list[Round]]
+    missing: Mapping[str, str]
+
+
 async def measure(
     systems: Mapping[str, System],
     cells: Sequence[Cell],
     rounds: int,
     jobs_of: JobsOf,
     console: Console,
-) -> dict[Cell, list[Round]]:
+) -> Measured:
     """All cells in turn, then again: a slow minute of the machine then falls on all alike.
 
     Before, every case of every system runs once, uncounted: it loads adapters and fills caches of
-    code.
+    code. A cell that fails has no further turns, and the others go on.
+    Raises BenchmarkError, with the first reason, where all failed.
     """
     measured: dict[Cell, list[Round]] = {cell: [] for cell in cells}
+    missing: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        total = rounds * sum(cell.requests for cell in cells)
-        task = progress.add_task("warming up", total=total)
-        firsts = {(cell.system, cell.suite, cell.case): cell for cell in cells}
-        for cell in firsts.values():
-            jobs = jobs_of(cell, WARMUP_JOBS, "warm-up")
-            warm = Load(clients=WARMUP_JOBS)
-            await systems[cell.system].round(cell.case, warm, jobs, lambda: None)
-        for number in range(rounds):
-            for cell in cells:
-                label = f"round {number + 1}: {cell.system}, {cell.case}, {cell.load.title}"
-                progress.update(task, description=label)
-                jobs = jobs_of(cell, cell.requests, f"round {number}")
-                one = await systems[cell.system].round(
-                    cell.case, cell.load, jobs, lambda: progress.advance(task)
+        task = progress.add_task("", total=rounds * sum(cell.requests for cell in cells))
+
+        async def once(cell: Cell, load: Load, count: int, part: str) -> Round | None:
+            label = f"{cell.system}, {cell.case}, {load.title}"
+            progress.update(task, description=f"{part}: {label}")
+            jobs, counted = jobs_of(cell, count, part), 0 if part == WARM_UP else 1
+            try:
+                return await systems[cell.system].round(
+                    cell.case, load, jobs, lambda: progress.advance(task, counted)
                 )
-                measured[cell].append(one)
-    return measured
+            except BenchmarkError as error:
+                missing[label] = str(error)
+                console.print(f"{label} is left out: {error}", style="yellow", markup=False)
+                return None
+
+        for case, cell in {_case(cell): cell for cell in cells}.items():
+            if await once(cell, Load(clients=WARMUP_JOBS), WARMUP_JOBS, WARM_UP) is None:
+                measured = {one: [] for one in measured if _case(one) != case}
+        for number in range(rounds):
+            for cell in list(measured):
+                one = await once(cell, cell.load, cell.requests, f"round {number}")
+                if one is None:
+                    del measured[cell]
+                else:
+                    measured[cell].append(one)
+    if not measured:
+        raise BenchmarkError(next(iter(missing.values()), "there is nothing to measure"))
+    return Measured(measured, missing)
+
+
+def _case(cell: Cell) -> tuple[str, str, str]:
+    return cell.system, cell.suite, cell.case

@@ -17,9 +17,8 @@ from rich.console import Console
 from benchmarks.cases import PEER_CASES, Job, Population, Traffic
 from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
 from benchmarks.errors import BenchmarkError
-from benchmarks.load import Round
 from benchmarks.machine import default_kernels, describe_machine, describe_software
-from benchmarks.matrix import Cell, Driven, measure
+from benchmarks.matrix import Cell, Driven, Measured, measure
 from benchmarks.process import info, publish, started
 from benchmarks.prompts import make_prompts
 from benchmarks.report import cell_of
@@ -49,7 +48,7 @@ class Site:
 def run_serve(
     serve: ServeSettings, work: WorkSettings, adapters: AdapterSettings, model: ModelSettings
 ) -> dict[str, Any]:
-    """Measure all cells and return the result as written to JSON.
+    """Measure all cells and return the result as written to JSON; `missing` are those that failed.
 
     Raises BenchmarkError when the server does not start or refuses what is asked of it.
     """
@@ -75,8 +74,9 @@ def run_serve(
         "settings": {**asdict(work), **asdict(adapters), "target": serve.target, "out": None},
         "cells": [
             cell_of(population.title(cell.case), cell, rounds, work.slo_ttft, work.slo_itl)
-            for cell, rounds in measured.items()
+            for cell, rounds in measured.rounds.items()
         ],
+        "missing": dict(measured.missing),
     }
 
 
@@ -142,7 +142,7 @@ def server_options(subject: Subject, dtype: str, kernels: str, threads: int | No
 
 async def _measure(
     site: Site, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
-) -> dict[Cell, list[Round]]:
+) -> Measured:
     cells = [
         Cell(NAME, case, load, requests)
         for case in work.cases

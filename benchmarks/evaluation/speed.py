@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks.cases import Job, Mixture
 from benchmarks.clients import GenerateClient
+from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.suite import Routing
 from benchmarks.load import Load, Round
 from benchmarks.matrix import Cell, Driven, measure
@@ -56,7 +57,9 @@ async def measure_speed(
     cells = [Cell(_SYSTEM, name, Load(clients=CLIENTS), REQUESTS) for name in mixtures]
     system = Driven(GenerateClient(http).send)
     measured = await measure({_SYSTEM: system}, cells, rounds, jobs_of, console)
-    return {cell.case: _rates(done) for cell, done in measured.items()}
+    if measured.missing:  # a ratio to what is missing says nothing
+        raise BenchmarkError("; ".join(f"{one}: {why}" for one, why in measured.missing.items()))
+    return {cell.case: _rates(done) for cell, done in measured.rounds.items()}
 
 
 def _rates(rounds: Sequence[Round]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def serve(
     result = run_serve(serve, work, adapters, model)
     Console().print(result_table(result))
     write(serve.out, result, markdown, plot)
+    _require_all(result["missing"])
 
 
 def engine(
@@ -83,6 +84,7 @@ def engine(
     if result["cells"]:
         Console().print(result_table(result))
     write(engine.out, result, markdown, plot_curves if result["points"] else plot)
+    _require_all(result["missing"])
 
 
 def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
@@ -147,8 +149,7 @@ def peers(peers: PeerSettings) -> None:
 
     result = run_peers(peers)
     write(peers.out, result, markdown, plot_peers if result["cells"] else None)
-    if result["failed"]:
-        raise BenchmarkError(f"not measured: {', '.join(result['failed'])}; the page says why")
+    _require_all(result["failed"])
 
 
 def contention(contention: ContentionSettings) -> None:
@@ -166,6 +167,12 @@ def isa(isa: IsaSettings) -> None:
     from benchmarks.isa.run import run_isa
 
     write(isa.out, run_isa(isa), markdown)
+
+
+def _require_all(missing: Collection[str]) -> None:
+    """Raises BenchmarkError where something of ours failed; what was measured is written."""
+    if missing:
+        raise BenchmarkError(f"not measured: {', '.join(missing)}; the page says why")
 
 
 def write(
