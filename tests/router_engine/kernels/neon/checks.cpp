@@ -1,44 +1,12 @@
 // The kernels' products for both ARM sets against plain loops, and which sets a processor runs.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <string>
-#include <vector>
-
-#include "spec.h"
-
-extern "C" int32_t mix_runs(const char*);
-
-#define DECLARE(isa)                                                                           \
-  extern "C" int64_t mix_##isa##_packed_bytes(int32_t, int32_t, int32_t);                      \
-  extern "C" void mix_##isa##_pack(int32_t, const void*, const float*, int32_t, int32_t, void*, \
-                                   int32_t);                                                   \
-  extern "C" void mix_##isa##_unpack(int32_t, void*, int32_t, int32_t, void*, int32_t);        \
-  extern "C" void mix_##isa##_linears(int32_t, const void*, const mix::MIX_ISA::Linear*,       \
-                                      int32_t, int32_t, float*, int32_t, int32_t);
-DECLARE(neon)
-DECLARE(neon_bf16)
+// With the argument `spoil` one weight of the plain loops is another: every product must differ.
+#include "support.h"
 
 namespace {
 
-using Linear = mix::MIX_ISA::Linear;  // laid out alike for every set
-enum Format { FP32, BF16, INT8 };
-constexpr int STRETCH = 64;
+using namespace arm;
 
-struct Set {
-  const char* name;
-  decltype(&mix_neon_packed_bytes) packed_bytes;
-  decltype(&mix_neon_pack) pack;
-  decltype(&mix_neon_unpack) unpack;
-  decltype(&mix_neon_linears) linears;
-};
-
-#define SET(isa) \
-  {#isa, mix_##isa##_packed_bytes, mix_##isa##_pack, mix_##isa##_unpack, mix_##isa##_linears}
-const Set SETS[] = {SET(neon), SET(neon_bf16)};
-
+bool spoils = false;  // the first weight of the plain loops, to show that the checks see it
 int failures = 0;
 
 void expect(bool holds, const Set& set, const char* what, int outputs, int inputs, int rows) {
@@ -47,35 +15,11 @@ void expect(bool holds, const Set& set, const char* what, int outputs, int input
   std::printf("%s: %s, outputs %d inputs %d rows %d\n", set.name, what, outputs, inputs, rows);
 }
 
-uint32_t state = 1;
-
-// In [-1, 1), with as few bits as bf16 holds.
-float any() {
-  state = state * 1664525u + 1013904223u;
-  const float value = float(int32_t(state)) * 0x1p-31f;
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  bits &= 0xffff0000u;
-  float kept;
-  std::memcpy(&kept, &bits, 4);
-  return kept;
-}
-
-std::vector<uint16_t> halves(const std::vector<float>& values) {
-  std::vector<uint16_t> result;
-  for (float value : values) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    result.push_back(uint16_t(bits >> 16));
-  }
-  return result;
-}
-
 std::vector<float> multiply(const Set& set, bool half, const void* x, void* packed, bool is_int8,
                             int outputs, int inputs, int rows, int threads) {
   const int stride = (outputs + 15) / 16 * 16;
   std::vector<float> y(size_t(rows) * stride);
-  Linear linear{};
+  kernels::Linear linear{};
   linear.packed = packed;
   linear.inputs = inputs;
   linear.outputs = outputs;
@@ -108,6 +52,7 @@ void check_floats(const Set& set, bool half, int outputs, int inputs, int rows) 
   const auto last = run(in + size_t(rows - 1) * inputs * width, 1, 1);
   expect(std::equal(last.begin(), last.end(), y.end() - outputs), set, "row alone", outputs,
          inputs, rows);
+  if (spoils) w[0] += 1;
   double worst = 0, top = 0;
   for (int r = 0; r < rows; r++)
     for (int o = 0; o < outputs; o++) {
@@ -117,11 +62,11 @@ void check_floats(const Set& set, bool half, int outputs, int inputs, int rows) 
       worst = std::max(worst, std::fabs(exact - y[size_t(r) * outputs + o]));
       top = std::max(top, std::fabs(exact));
     }
-  expect(worst <= 1e-5 * top, set, half ? "bf16" : "fp32", outputs, inputs, rows);
+  expect(worst <= 1e-5 * top, set, FORMATS[format], outputs, inputs, rows);
 }
 
-// The equation of router_engine/model/quantized.py: a scale an output, one for each 64 inputs of a row. Volatile: each
-// product is rounded before it is added, as there.
+// The equation of router_engine/model/quantized.py: a scale an output, one for each 64 inputs of a
+// row. Volatile: each product is rounded before it is added, as there.
 void check_int8(const Set& set, int outputs, int inputs, int rows) {
   std::vector<int8_t> w(size_t(outputs) * inputs);
   std::vector<float> scales(outputs), x(size_t(rows) * inputs);
@@ -131,6 +76,7 @@ void check_int8(const Set& set, int outputs, int inputs, int rows) {
   std::vector<char> packed(set.packed_bytes(INT8, outputs, inputs));
   set.pack(INT8, w.data(), scales.data(), outputs, inputs, packed.data(), 1);
   const auto y = multiply(set, false, x.data(), packed.data(), true, outputs, inputs, rows, 1);
+  if (spoils) w[0] ^= 64;
   bool same = true;
   for (int r = 0; r < rows; r++)
     for (int o = 0; o < outputs; o++) {
@@ -149,7 +95,7 @@ void check_int8(const Set& set, int outputs, int inputs, int rows) {
       }
       same &= total == y[size_t(r) * outputs + o];
     }
-  expect(same, set, "int8", outputs, inputs, rows);
+  expect(same, set, FORMATS[INT8], outputs, inputs, rows);
 }
 
 void check(const Set& set, int outputs, int inputs, int rows) {
@@ -160,7 +106,8 @@ void check(const Set& set, int outputs, int inputs, int rows) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  spoils = count > 1 && std::string(arguments[1]) == "spoil";
   for (const Set& set : SETS) {
     if (!mix_runs(set.name)) continue;
     std::printf("%s\n", set.name);

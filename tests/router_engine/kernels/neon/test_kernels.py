@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,24 +12,39 @@ from router_engine.kernels.cpu.build import ISAS_OF, SOURCES
 from tests.router_engine.kernels.neon.emulator import WITHOUT_BF16, Arm
 
 pytestmark = pytest.mark.arm
-INCLUDE = f"-I{SOURCES}"
+OPTIONS = (f"-I{SOURCES}", "-Wno-psabi")
+ISAS = ISAS_OF["aarch64"]
+FORMATS = ("fp32", "bf16", "int8")
+SHAPES = 47  # of the products in checks.cpp
 
 
 @pytest.fixture(scope="module")
-def checks(arm: Arm) -> Path:
-    """The program of checks.cpp with the kernels of both sets, each its own object file."""
-    kernels = [
+def kernels(arm: Arm) -> list[Path]:
+    """The kernels of both sets, each its own object file, and what they share."""
+    own = [
         arm.part(f"{isa}.o", SOURCES / "kernels.cpp", "-Wno-psabi", f"-DMIX_{isa.upper()}")
-        for isa in ISAS_OF["aarch64"]
+        for isa in ISAS
     ]
-    source = Path(__file__).with_name("checks.cpp")
-    others = [SOURCES / "library.cpp", SOURCES / "pool.cpp"]
-    return arm.compile("checks", [source, *others, *kernels], INCLUDE, "-Wno-psabi")
+    return [SOURCES / "library.cpp", SOURCES / "pool.cpp", *own]
+
+
+@pytest.fixture(scope="module")
+def checks(arm: Arm, kernels: list[Path]) -> Path:
+    return arm.compile("checks", [Path(__file__).with_name("checks.cpp"), *kernels], *OPTIONS)
 
 
 def test_products_are_those_of_plain_loops(arm: Arm, checks: Path) -> None:
-    assert arm.run(checks).split() == ["neon", "neon_bf16"]
+    assert arm.run(checks).split() == list(ISAS)
 
 
 def test_a_processor_without_bf16_runs_the_other(arm: Arm, checks: Path) -> None:
     assert arm.run(checks, cpu=WITHOUT_BF16).split() == ["neon"]
+
+
+def test_one_wrong_weight_fails_every_product_and_nothing_else(arm: Arm, checks: Path) -> None:
+    done = arm.attempt(checks, "spoil")
+    assert done.returncode == 1
+    failed = re.findall(r"^(\w+): (.+), (outputs .+)$", done.stdout, re.M)
+    shapes = {shape for _, _, shape in failed}
+    assert len(shapes) == SHAPES
+    assert set(failed) == set(product(ISAS, FORMATS, shapes))
