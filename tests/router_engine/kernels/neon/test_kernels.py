@@ -1,8 +1,9 @@
-"""The kernels' products on ARM: NEON alone, and with its instructions for bf16 and int8."""
+"""The kernels on ARM: NEON alone, and with its instructions for bf16 and int8."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +17,7 @@ OPTIONS = (f"-I{SOURCES}", "-Wno-psabi")
 ISAS = ISAS_OF["aarch64"]
 FORMATS = ("fp32", "bf16", "int8")
 SHAPES = 47  # of the products in checks.cpp
+CASES = ("prompt", "batch", "mixture")  # in steps.cpp
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,11 @@ def checks(arm: Arm, kernels: list[Path]) -> Path:
     return arm.compile("checks", [Path(__file__).with_name("checks.cpp"), *kernels], *OPTIONS)
 
 
+@pytest.fixture(scope="module")
+def steps(arm: Arm, kernels: list[Path]) -> Path:
+    return arm.compile("steps", [Path(__file__).with_name("steps.cpp"), *kernels], *OPTIONS)
+
+
 def test_products_are_those_of_plain_loops(arm: Arm, checks: Path) -> None:
     assert arm.run(checks).split() == list(ISAS)
 
@@ -48,3 +55,19 @@ def test_one_wrong_weight_fails_every_product_and_nothing_else(arm: Arm, checks:
     shapes = {shape for _, _, shape in failed}
     assert len(shapes) == SHAPES
     assert set(failed) == set(product(ISAS, FORMATS, shapes))
+
+
+def test_steps_of_a_decoder_are_those_of_plain_loops(arm: Arm, steps: Path) -> None:
+    assert arm.run(steps).split() == list(ISAS)
+
+
+@pytest.mark.parametrize(
+    ("altered", "cases"), [("weight", CASES), ("position", CASES), ("adapter", ["mixture"])]
+)
+def test_one_wrong_number_fails_every_step_that_has_it(
+    arm: Arm, steps: Path, altered: str, cases: Sequence[str]
+) -> None:
+    done = arm.attempt(steps, altered)
+    assert done.returncode == 1
+    failed = re.findall(r"^(\w+) (\w+) (\w+): (.+)$", done.stdout, re.M)
+    assert failed == list(product(ISAS, FORMATS, cases, ["logits"]))
