@@ -1,6 +1,6 @@
 // What the kernels need of an ARM processor and its C++ library, once each: products of bf16 and of
-// int8 pairs, and threads that wait on an atomic. The numbers come from outside, so that the program
-// computes them and not the compiler.
+// int8 pairs, and threads that wait on an atomic. The numbers come from outside, so that the
+// program computes them and not the compiler.
 #include <arm_neon.h>
 
 #include <atomic>

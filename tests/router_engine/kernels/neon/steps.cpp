@@ -228,11 +228,12 @@ Logits run(const Set& set, const Weights& weights, const Case& one, int threads,
   return logits;
 }
 
-// Of the largest logit. In fp32 sums of some hundred numbers may be in another order. Elsewhere that
-// decides what becomes of a number halfway between two of its format: a bf16 moves by 2^-8 of
+// Of the largest logit. In fp32 sums of some hundred numbers may be in another order. Elsewhere
+// that decides what becomes of a number halfway between two of its format: a bf16 moves by 2^-8 of
 // itself, an int8 by 1/127 of the largest of its stretch, and the logits by thousandths, seldom by
 // a hundredth in int8. Sets that multiply bf16 meet it often: they round the weights of softmax
-// relative to the largest score so far, where the reference knows the largest of all.
+// relative to the largest score so far, where the reference knows the largest of all. A wrong
+// number moves the logits by more: main alters one for each kind.
 double tolerance(Format format) { return format == FP32 ? 1e-5 : format == BF16 ? 1e-2 : 2e-2; }
 
 void check(const Set& set, const Weights& weights, const Reference& reference, const Case& one) {

@@ -46,10 +46,9 @@ struct Set {
   decltype(&mix_neon_model_free) model_free;
 };
 
-#define SET(isa, multiplies_bf16)                                                             \
-  {#isa,                  multiplies_bf16,       mix_##isa##_packed_bytes, mix_##isa##_pack,  \
-   mix_##isa##_unpack,    mix_##isa##_linears,   mix_##isa##_model_new, mix_##isa##_model_run, \
-   mix_##isa##_model_free}
+#define SET(isa, multiplies_bf16)                                                        \
+  {#isa, multiplies_bf16, mix_##isa##_packed_bytes, mix_##isa##_pack, mix_##isa##_unpack, \
+   mix_##isa##_linears, mix_##isa##_model_new, mix_##isa##_model_run, mix_##isa##_model_free}
 const Set SETS[] = {SET(neon, false), SET(neon_bf16, true)};
 
 inline uint16_t upper_half(float value) {
