@@ -40,9 +40,11 @@ struct Matrix {
     for (float& v : w) v = std::nearbyint(v * 4 * 127);
     scales = numbers(outputs, 0x1p-10f, 0x1p-9f);
   }
-  double at(int output, int input) const {
-    const double value = w[size_t(output) * inputs + input];
-    return scales.empty() ? value : value * scales[output];
+  double times(const Vector& x, int output) const {
+    const float* row = &w[size_t(output) * inputs];
+    double sum = 0;
+    for (int i = 0; i < inputs; i++) sum += x[i] * row[i];
+    return scales.empty() ? sum : sum * scales[output];
   }
 };
 
@@ -146,8 +148,7 @@ class Reference {
     const Matrix& matrix = w_.linears[site];
     const Vector in = w_.format == INT8 ? quantized(x) : x;
     Vector y(matrix.outputs);
-    for (int o = 0; o < matrix.outputs; o++)
-      for (int i = 0; i < matrix.inputs; i++) y[o] += in[i] * matrix.at(o, i);
+    for (int o = 0; o < matrix.outputs; o++) y[o] = matrix.times(in, o);
     if (request.mixture.empty()) return y;
     for (size_t i = 0; i < w_.adapters.size(); i++) {
       const Adapter& adapter = w_.adapters[i];

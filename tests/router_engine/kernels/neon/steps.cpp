@@ -3,7 +3,6 @@
 // With an argument one thing in the plain loops is another, and every case that has it must differ:
 // `weight`, `position` or `adapter`.
 #include <limits>
-#include <memory>
 
 #include "reference.h"
 
