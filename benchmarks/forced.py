@@ -25,11 +25,11 @@ _AVX512_BF16 = _AVX512_VNNI | {"AVX512_BF16"}
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """What the libraries call an instruction set."""
+    """What the libraries call an instruction set; None: they know no limit of that kind."""
 
-    onednn: str
-    aten: str
-    mkl: str | None  # None: no limit
+    onednn: str | None
+    aten: str | None
+    mkl: str | None
     ggml: frozenset[str]
 
 
@@ -44,6 +44,9 @@ _LIMITS: Mapping[str, _Limit] = {
         *("AVX512_CORE_AMX", "avx512", None),
         _AVX512_BF16 | {"AMX_TILE", "AMX_INT8", "AMX_BF16"},
     ),
+    # On ARM ours alone can be held down.
+    "neon": _Limit(None, None, None, frozenset()),
+    "neon_bf16": _Limit(None, None, None, frozenset()),
 }
 ISAS = tuple(_LIMITS)
 
@@ -56,12 +59,13 @@ def environment(isa: str | None) -> dict[str, str]:
     if isa is None:
         return {}
     limit = _limit(isa)
-    found = {
+    variables = {
         "ADAPTERMIX_CPU_ISA": isa,
         "ATEN_CPU_CAPABILITY": limit.aten,
         "ONEDNN_MAX_CPU_ISA": limit.onednn,
+        "MKL_ENABLE_INSTRUCTIONS": limit.mkl,
     }
-    return found if limit.mkl is None else found | {"MKL_ENABLE_INSTRUCTIONS": limit.mkl}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def pairs(isa: str | None) -> list[str]:

@@ -54,6 +54,10 @@ class SchedulerConfig:
     max_model_len: int | None = None  # None: the model's own limit
     policy: Policy = "fifo"
     fairness: Fairness = "adapter"
+    # Of background requests, where there are no others, and beside those: who arrives or streams
+    # waits for the rest of such a step.
+    background_tokens: int = 64
+    background_tokens_beside: int = 16
 
 
 @dataclass(frozen=True, slots=True)

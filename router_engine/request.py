@@ -91,6 +91,7 @@ class EngineRequest:
     combination: Combination = "sum"
     routing: TokenRouting | None = None
     priority: int = 0  # lower runs first
+    is_background: bool = False  # nobody waits for it: behind all others, a little in each step
     report_weights: bool = False
     # The experts act only from the engine's tap layer on, so that the hidden states there are the
     # base's whatever the weights: what a router that reads them needs.

@@ -179,8 +179,8 @@ class Settings(BaseSettings):
     )
     encoder_dtype: EncoderDType = Field(
         default="auto",
-        description="Number format of the sentence encoder; auto: bfloat16 where the processor "
-        "multiplies it in hardware, float32 elsewhere.",
+        description="Number format of the sentence encoder; auto: bfloat16 where products in it "
+        "are measured to be faster as it starts, float32 elsewhere.",
     )
     encoder_threads: int = Field(
         default=1,

@@ -22,7 +22,6 @@ _AT_ONCE = 8  # texts in the engine
 _PARTS = 4
 _FEWEST = 2  # tokens: the first has no say
 _FORM = "mean and mean square over quarters"
-_PRIORITY = 100  # behind every live request, under the policy `priority`
 
 
 class TapEncoder:
@@ -89,7 +88,7 @@ class TapEncoder:
             uuid.uuid4().hex,
             ids,
             SamplingParams(max_new_tokens=1),
-            priority=_PRIORITY,
+            is_background=True,
             is_tapped=True,
             report_hidden=True,
         )

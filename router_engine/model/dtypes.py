@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
 _ROWS = (1, 8, 64)
-_RUNS = 3
+_FEWEST = 3  # runs
+_SECONDS = 0.1  # of runs, more than a time slice of another process
 _WIDEST = 2048  # of a product that is timed
 
 
@@ -33,26 +35,32 @@ def auto_dtype(
         return "auto"
     if stored == torch.float16:
         return torch.float32
-    if has_decoder or _behind(torch.bfloat16, int(config.hidden_size)) <= 1.0:
+    if has_decoder or behind(torch.bfloat16, int(config.hidden_size)) <= 1.0:
         return "auto"
     return torch.float32
 
 
-def _behind(dtype: torch.dtype, hidden: int) -> float:
+def behind(dtype: torch.dtype, hidden: int, rows: Sequence[int] = _ROWS) -> float:
     """How many times as long as in fp32 products take in a format, over some numbers of rows."""
     width = min(hidden, _WIDEST)
-    ratios = [_seconds(dtype, rows, width) / _seconds(torch.float32, rows, width) for rows in _ROWS]
-    return math.prod(ratios) ** (1 / len(ratios))
+    return math.prod(_ratio(dtype, count, width) for count in rows) ** (1 / len(rows))
 
 
 @torch.inference_mode()
-def _seconds(dtype: torch.dtype, rows: int, width: int) -> float:
-    """The least that a product takes: what else runs only ever adds."""
-    weight, x = torch.ones(4 * width, width, dtype=dtype), torch.ones(rows, width, dtype=dtype)
-    functional.linear(x, weight)
-    times = []
-    for _ in range(_RUNS):
-        started = time.perf_counter()
+def _ratio(dtype: torch.dtype, rows: int, width: int) -> float:
+    """Of the least times, since what else runs only ever adds; in turn, as it may come and go."""
+    formats = (dtype, torch.float32)
+    pairs = [
+        (torch.ones(rows, width, dtype=one), torch.ones(4 * width, width, dtype=one))
+        for one in formats
+    ]
+    for x, weight in pairs:
         functional.linear(x, weight)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(times[0]) < _FEWEST or time.perf_counter() - begin < _SECONDS:
+        for (x, weight), taken in zip(pairs, times, strict=True):
+            started = time.perf_counter()
+            functional.linear(x, weight)
+            taken.append(time.perf_counter() - started)
+    return min(times[0]) / min(times[1])

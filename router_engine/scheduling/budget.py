@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router_engine.config import SchedulerConfig
 from router_engine.scheduling.ensembles import seats_of
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from router_engine.scheduling.state import RequestState
@@ -10,10 +11,21 @@ from router_engine.scheduling.state import RequestState
 class StepDraft:
     """Chunks by request; a request that is preempted meanwhile gives its tokens back."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, background_tokens: int) -> None:
         self.tokens_left = max_tokens
+        self._background_left = background_tokens
         self.stalled: list[RequestState] = []  # found no blocks; their seniors hold them
         self._chunks: dict[str, tuple[RequestState, int]] = {}  # (request, stop position)
+
+    @classmethod
+    def of(cls, config: SchedulerConfig, *, is_idle: bool) -> StepDraft:
+        """is_idle: all that goes on is in the background."""
+        beside, most = config.background_tokens_beside, config.background_tokens
+        return cls(config.max_step_tokens, most if is_idle else beside)
+
+    def has_room(self, state: RequestState) -> bool:
+        """Whether the budget has a token left for a request."""
+        return self._left(state) > 0
 
     def chunk_stop(self, state: RequestState) -> int:
         """How far `state` may be computed within what is left of the budget.
@@ -21,20 +33,20 @@ class StepDraft:
         A prompt that is read as a whole takes what it needs: it would wait for ever for a budget
         that is smaller.
         """
-        within = state.num_computed + self.tokens_left
+        within = state.num_computed + self._left(state)
         if state.lacks_prompt_gates:
             within = max(within, state.num_prompt)
         return min(within, state.computable_until)
 
     def add(self, state: RequestState, stop: int) -> None:
         self._chunks[state.request_id] = (state, stop)
-        self.tokens_left -= stop - state.num_computed
+        self._take(state, stop - state.num_computed)
 
     def discard(self, state: RequestState) -> None:
         """Take a chunk out again; call it before `num_computed` changes."""
         chunk = self._chunks.pop(state.request_id, None)
         if chunk is not None:
-            self.tokens_left += chunk[1] - state.num_computed
+            self._take(state, state.num_computed - chunk[1])
 
     def plan(self) -> StepPlan | None:
         seats = seats_of(self._chunks)
@@ -43,3 +55,12 @@ class StepDraft:
             for name, (state, stop) in self._chunks.items()
         )
         return StepPlan(rows) if rows else None
+
+    def _left(self, state: RequestState) -> int:
+        is_background = state.request.is_background
+        return min(self.tokens_left, self._background_left) if is_background else self.tokens_left
+
+    def _take(self, state: RequestState, tokens: int) -> None:
+        self.tokens_left -= tokens
+        if state.request.is_background:
+            self._background_left -= tokens

@@ -9,11 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from router_engine.config import Fairness
+from router_engine.request import EngineRequest
+
 Group = str
+
+_BACKGROUND: Group = "background"  # no digest of an adapter
 
 PROMPT_TOKEN_COST = 1  # w_p of the paper
 GENERATED_TOKEN_COST = 2  # w_q of the paper
 _PRUNE_ABOVE = 1024  # groups remembered before those that earn no difference are forgotten
+
+
+def group_of(request: EngineRequest, fairness: Fairness) -> Group:
+    """Whose service a request is: one string, whose hash is kept, unlike that of a tuple."""
+    if request.is_background:
+        return _BACKGROUND
+    return " ".join(sorted(request.adapters)) if fairness == "adapter" else ""
 
 
 class ServiceCounters:

@@ -10,6 +10,8 @@ from typing import Protocol
 from router_engine.config import Policy
 from router_engine.scheduling.state import RequestState
 
+_LAST = 1 << 40  # the level of background requests: behind any priority
+
 
 class OrderingPolicy(Protocol):
     """Levels are strict, lower first; within a level fairness and arrival decide."""
@@ -18,17 +20,17 @@ class OrderingPolicy(Protocol):
 
 
 class FifoPolicy:
-    """One level: by arrival."""
+    """By arrival; background requests behind all others."""
 
     def level(self, state: RequestState) -> int:
-        return 0
+        return _LAST if state.request.is_background else 0
 
 
 class PriorityPolicy:
     """A level per priority. A waiting request may displace running ones of a later level."""
 
     def level(self, state: RequestState) -> int:
-        return state.request.priority
+        return _LAST if state.request.is_background else state.request.priority
 
 
 def make_policy(name: Policy) -> OrderingPolicy:

@@ -20,7 +20,7 @@ from router_engine.routers.base import Gate
 from router_engine.scheduling.budget import StepDraft
 from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
 from router_engine.scheduling.ensembles import follower_requests
-from router_engine.scheduling.fairness import Group, ServiceCounters
+from router_engine.scheduling.fairness import ServiceCounters, group_of
 from router_engine.scheduling.gates import GateSums
 from router_engine.scheduling.ledger import BlockLedger
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
@@ -60,6 +60,7 @@ class Scheduler:
         self._clock = clock
         self._policy = make_policy(config.policy)
         self._live: dict[str, RequestState] = {}
+        self._num_background = 0  # of them
         self._running: dict[str, RequestState] = {}
         self._queue = WaitingQueue(self._policy, self.service)
         self._finished: list[EngineRequest] = []
@@ -171,7 +172,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step: running requests, decodes first, then waiting ones; None if nobody can."""
-        draft = StepDraft(self.config.max_step_tokens)
+        draft = StepDraft.of(self.config, is_idle=self._num_background == len(self._live))
         before, after = in_turn(self._policy, self._running.values(), self._queue.head())
         for state in before:
             self._plan_running(state, draft)
@@ -214,7 +215,7 @@ class Scheduler:
         return state if state is not None and state.arrival == row.arrival else None
 
     def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
-        if state.status is not RequestStatus.RUNNING or draft.tokens_left <= 0:
+        if state.status is not RequestStatus.RUNNING or not draft.has_room(state):
             return  # preempted in this very step, or no budget left
         if not state.block_table.block_ids:  # all of it is to be computed again
             self.ledger.attach(state)
@@ -238,7 +239,7 @@ class Scheduler:
     def _admit(self, draft: StepDraft) -> None:
         while draft.tokens_left > 0:
             state = self._queue.head()
-            if state is None or not self._make_room(state, draft):
+            if state is None or not draft.has_room(state) or not self._make_room(state, draft):
                 return
             self._queue.remove(state)
             for member in state.members:
@@ -293,6 +294,7 @@ class Scheduler:
         if lead is not None:
             state.lead, state.tokens, state.group = lead, lead.tokens, lead.group
         self._live[request.request_id] = state
+        self._num_background += request.is_background
         self.counters.submitted += 1
         return state
 
@@ -300,10 +302,7 @@ class Scheduler:
         fixed = request.routing is None
         # Under a gate these say which adapters may act, in the keys of blocks too.
         weights = request.weights if gate is None else (1.0,) * len(request.adapters)
-        by_adapter = self.config.fairness == "adapter"
         history = WeightsHistory.fixed(SparseWeights.of(weights)) if fixed else WeightsHistory()
-        # One string: its hash is kept, and that of a tuple made anew at each charge.
-        group: Group = " ".join(sorted(request.adapters)) if by_adapter else ""
         return RequestState(
             request=request,
             arrival=self.counters.submitted,
@@ -317,7 +316,7 @@ class Scheduler:
             asked=self.questions.first(request),
             running_mean=self._means.open() if request.is_tapped else None,
             gate_sums=GateSums(request.adapters) if request.report_gates else None,
-            group=group,
+            group=group_of(request, self.config.fairness),
             gate=gate,
         )
 
@@ -392,6 +391,7 @@ class Scheduler:
             self.ledger.release(member)
             member.status = RequestStatus.FINISHED
             del self._live[member.request_id]
+            self._num_background -= member.request.is_background
             self._means.close(member.running_mean)
             self.counters.ended += 1
         self._finished.append(state.request)

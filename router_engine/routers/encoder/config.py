@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-# auto: bfloat16 on processors that multiply it in hardware, float32 on others.
+# auto: bfloat16 where products in it are measured to be faster, else float32.
 EncoderDType = Literal["auto", "float32", "bfloat16"]
 
 _REQUIRED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
+from benchmarks.forced import environment
 from router_engine.routers.encoder.folder import EncoderFolder
-from router_engine.routers.encoder.sentence import SentenceEncoder
+from router_engine.routers.encoder.sentence import SentenceEncoder, dtype_here
 from router_engine.routers.encoder.tiny import save_tiny_encoder
 from router_engine.routers.errors import RouterInputError
+from tests.support.isas import here
 
 TEXTS = ["ab", "what is 3 + 4?", "", "def f(x): return x", "a" * 20]
 MAX_PIECES = 64
@@ -185,3 +190,21 @@ def test_the_real_encoder_tells_tasks_apart(real_encoder: Path) -> None:
         ["How much are 12 apples at $2?", "Write a Python function.", "What do 3 pens at $5 cost?"]
     )
     assert sums @ more_sums > sums @ code + 0.1
+
+
+def test_a_format_that_is_asked_for_is_taken() -> None:
+    assert dtype_here("float32", 64) == torch.float32
+    assert dtype_here("bfloat16", 64) == torch.bfloat16
+
+
+@pytest.mark.parametrize("isa", [isa for isa in here() if isa in ("avx2", "avx512")])
+def test_where_bf16_has_no_instructions_that_are_used_texts_are_read_in_fp32(isa: str) -> None:
+    program = (
+        "import sys\n"
+        "from router_engine.routers.encoder.sentence import dtype_here\n"
+        "sys.stdout.write(str(dtype_here('auto', 384)))\n"
+    )
+    forced = {**os.environ, **environment(isa)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=forced, capture_output=True, text=True, check=True)
+    assert done.stdout == "torch.float32"

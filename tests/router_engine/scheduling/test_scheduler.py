@@ -185,7 +185,7 @@ def test_a_chunk_taken_out_of_a_step_gives_its_tokens_back() -> None:
     drive = Drive(SchedulerConfig())
     drive.scheduler.add(fixed("a", [1, 2, 3], 4))
     state = drive.scheduler.live["a"]
-    draft = StepDraft(8)
+    draft = StepDraft(8, 0)
     draft.add(state, draft.chunk_stop(state))
     assert draft.tokens_left == 5
     draft.discard(state)
