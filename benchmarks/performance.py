@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.contention.report import share_table
 from benchmarks.engine import points_table
 from benchmarks.experts import expert_lines
-from benchmarks.isa.report import peak_table, step_table
+from benchmarks.isa.report import expectations, peak_table, step_table
 from benchmarks.kernels import product_table
 from benchmarks.peers.report import goal_table
 from benchmarks.products import best_us
@@ -30,6 +30,11 @@ Figures = Mapping[str, tuple[str, str, Write]]  # {mark: (result, command that m
 def filled(page: str, results: Path, pictures: str) -> str:
     """The page on performance with its figures: see `fill`."""
     return fill(page, results, pictures, FIGURES, _PICTURED)
+
+
+def filled_readme(page: str, results: Path, pictures: str) -> str:
+    """The project's first page with what to expect of a processor."""
+    return fill(page, results, pictures, _README, {})
 
 
 def fill(
@@ -119,6 +124,11 @@ def _isas(result: Result) -> list[str]:
     return [*lines, "", *peak_table(result)]
 
 
+def _expected(result: Result) -> list[str]:
+    return [provenance(result), "", *expectations(result)]
+
+
+_README: Figures = {"expected": ("isa", "adaptermix bench isa", _expected)}
 FIGURES: Figures = {
     "machine": ("kernels", "adaptermix bench kernels", _machine),
     "products": ("kernels", "adaptermix bench kernels", _products),

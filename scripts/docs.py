@@ -15,7 +15,7 @@ from pydantic import ByteSize
 from rich.console import Console
 
 from benchmarks.evaluation import page as evaluation
-from benchmarks.performance import filled
+from benchmarks.performance import filled, filled_readme
 from benchmarks.settings import RESULTS
 from benchmarks.uncertainty import report as uncertainty
 from server.app import create_app
@@ -25,6 +25,7 @@ from server.settings import Settings, load_settings, variable_of
 ROOT = Path(__file__).resolve().parent.parent
 OPENAPI = ROOT / "docs" / "openapi.json"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 UNCERTAINTY = ROOT / "docs" / "experiments" / "uncertainty.md"
@@ -78,6 +79,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
     for path, fill in ((PERFORMANCE, filled), (EVALUATION, evaluation.filled)):
         yield path, fill(path.read_text(encoding="utf-8"), RESULTS, "../benchmarks/results")
+    page = README.read_text(encoding="utf-8")
+    yield README, filled_readme(page, RESULTS, "benchmarks/results")
     page = UNCERTAINTY.read_text(encoding="utf-8")
     yield UNCERTAINTY, uncertainty.filled(page, RESULTS, "../../benchmarks/results")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.goals import OURS
 from benchmarks.isa.goals import of_peak
 from benchmarks.peers.report import goal_table
 from benchmarks.products import CPU, FP32
@@ -46,6 +47,23 @@ def step_table(result: Mapping[str, Any]) -> list[str]:
             steps = [step for step in one["steps"] if step["system"] == system]
             ms = {(step["kind"], step["size"]): f"{step['ms']:.1f}" for step in steps}
             lines.append(row([one["isa"], system, *(ms.get(size, "-") for size in sizes)]))
+    return lines
+
+
+def expectations(result: Mapping[str, Any]) -> list[str]:
+    """What ours does on a processor with each instruction set, in a user's words."""
+    steps = [step for one in result["isas"] for step in one["steps"] if step["system"] == OURS]
+    clients = sorted({step["size"] for step in steps if step["kind"] == "decode"})
+    prompts = sorted({step["size"] for step in steps if step["kind"] == "prefill"})
+    heads = ["instruction set", *(f"tokens/s, {n} at once" for n in clients)]
+    heads += [f"first token of {n}, ms" for n in prompts]
+    lines = [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+    for one in result["isas"]:
+        own = {(s["kind"], s["size"]): s["ms"] for s in one["steps"] if s["system"] == OURS}
+        rates = [1e3 * n / own["decode", n] if ("decode", n) in own else None for n in clients]
+        waits = [own.get(("prefill", n)) for n in prompts]
+        cells = [f"{value:.0f}" if value is not None else "-" for value in (*rates, *waits)]
+        lines.append(row([one["isa"], *cells]))
     return lines
 
 

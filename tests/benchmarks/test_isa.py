@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.goals import LLAMA, OURS, judge
-from benchmarks.isa.goals import BEFORE, TORCH, goals, scalars_of
-from benchmarks.isa.report import markdown
+from benchmarks.isa.goals import BEFORE, TORCH, goals, of_peak, scalars_of
+from benchmarks.isa.report import expectations, markdown, peak_table, step_table
 from benchmarks.isa.settings import IsaSettings
 from benchmarks.machine import ROOT
 from router_engine.model.tiny import save_tiny
@@ -36,7 +36,7 @@ def test_what_is_missing_is_told_and_the_rest_is_shown() -> None:
         "model": "m",
         "machine": {"processor": "p", "cores": 1},
         "software": {"commit": "c", "date": "2026-01-01"},
-        "settings": {"rounds": 5},
+        "settings": {"rounds": 5, "rows": [1]},
         "isas": [{"isa": "avx2", "products": [line], "steps": [step]}, broken],
         "goals": [],
         "missing": {"amx": "a worker died:\nfor a reason"},
@@ -45,6 +45,12 @@ def test_what_is_missing_is_told_and_the_rest_is_shown() -> None:
     assert f"| avx2 | decode | 8 | {OURS} | 2.50 | 2.0-3.0 |" in page
     assert "| avx2 | o 8 -> 8 | 1 | 2 | 4 | 2000 | 0.50 | 1000 |" in page
     assert "- amx is missing: a worker died: for a reason" in page
+    assert expectations(result)[2:] == ["| avx2 | 3200 |", "| amx | - |"]
+    assert step_table(result)[2:] == [f"| avx2 | {OURS} | 2.5 |"]
+    assert peak_table(result | {"scalars": {of_peak("avx2", 1): [0.5]}})[2:] == [
+        "| avx2 | 0.50 |",
+        "| amx | - |",
+    ]
 
 
 def _step(kind: str, size: int, system: str, *ms: float) -> dict[str, Any]:

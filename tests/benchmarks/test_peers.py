@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from benchmarks.cases import Job, Population, Traffic
 from benchmarks.errors import BenchmarkError
@@ -36,7 +35,6 @@ from benchmarks.settings import ModelSettings
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
 from router_engine.processors import ThreadsError
-from server.cli.main import app
 
 ECHO = """
 from benchmarks.peers.workers.wire import serve
@@ -212,53 +210,44 @@ def test_an_environment_is_made_once(tmp_path: Path) -> None:
         environment.ensure("bad", lambda one: one.run(one.python, "-c", "no-such-package-here"))
 
 
-@pytest.mark.slow
-def test_ours_alone_makes_the_whole_table(tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1"]
-    small = ["--concurrency", "1", "--concurrency", "32", "--rounds", "1", "--starts", "1"]
-    small += ["--cell-seconds", "0"]  # every cell once
-    work = ["--new-tokens", "4", "--peer", "none", "--out", str(tmp_path / "peers")]
-    done = CliRunner().invoke(app, ["bench", "peers", *model, *small, *work])
-    assert done.exit_code == 0, done.output
-    result = json.loads((tmp_path / "peers.json").read_text())
-    assert len(result["goals"]) == len(GOALS)
-    status = {goal["goal"]["what"]: goal["status"] for goal in result["goals"]}
-    assert status["start to ready, warm cache"] in ("met", "missed")
-    assert status["eight LoRAs against PEFT `adapter_names`, c = 32"] == "open"
-    judged = [what for what, found in status.items() if found != "open"]
-    assert len(judged) >= 9
-    assert "| start to ready" in (tmp_path / "peers.md").read_text()
-    assert (tmp_path / "peers.png").stat().st_size > 10_000
-    assert import_bytes() > 1 << 24
-
-
 BREAKS = """
 from benchmarks.peers import run
 from server.cli.main import run as main
 def breaks(*_):
     raise KeyError("nothing there")
-run.above_import = breaks
+run.gpu_scalars = breaks
 main()
 """
 
 
 @pytest.mark.slow
-def test_a_late_failure_loses_nothing_that_was_measured(
+def test_ours_alone_makes_the_whole_table_and_a_late_failure_loses_nothing_else(
     tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1", "--no-int8"]
-    small = ["--concurrency", "1", "--rounds", "1", "--starts", "1", "--cell-seconds", "0"]
+    model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1"]
+    small = ["--concurrency", "1", "--concurrency", "32", "--rounds", "1", "--starts", "1"]
+    small += ["--cell-seconds", "0"]  # every cell once
     work = ["--new-tokens", "4", "--peer", "none", "--out", str(tmp_path / "peers")]
     command = [sys.executable, "-c", BREAKS, "bench", "peers", *model, *small, *work]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "not measured: memory" in done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "not measured: gpu" in done.stderr
     result = json.loads((tmp_path / "peers.json").read_text())
-    assert result["failed"] == ["memory"]
-    assert "nothing there" in result["missing"]["memory"]
-    assert result["cells"]
-    assert len(result["goals"]) == len(GOALS)
-    assert "- memory is missing: 'nothing there'" in (tmp_path / "peers.md").read_text()
+    assert result["failed"] == ["gpu"]
+    assert "nothing there" in result["missing"]["gpu"]
+    status = {goal["goal"]["what"]: goal["status"] for goal in result["goals"]}
+    assert status["start to ready, warm cache"] in ("met", "missed")
+    assert status["eight LoRAs against PEFT `adapter_names`, c = 32"] == "open"
+    judged = [what for what, found in status.items() if found != "open"]
+    assert len(judged) >= 9
+    page = (tmp_path / "peers.md").read_text()
+    assert "| start to ready" in page
+    assert "- gpu is missing: 'nothing there'" in page
+    assert (tmp_path / "peers.png").stat().st_size > 10_000
+
+
+def test_an_import_of_the_libraries_is_counted() -> None:
+    assert import_bytes() > 1 << 24
 
 
 def test_what_failed_of_ours_is_told_from_what_peers_cannot_do() -> None:

@@ -141,8 +141,9 @@ struct Ahead {
   const char* from;
   size_t step;  // bytes a group of inputs, of three lines at most; 0: nothing new
 
-  void fetch(int group) const {
-    const char* at = from + group * step;
+  // `further`: bytes to another stream that goes on beside this one.
+  void fetch(int group, size_t further = 0) const {
+    const char* at = from + further + group * step;
     __builtin_prefetch(at, 0, 2);
     if (step > CACHE_LINE) __builtin_prefetch(at + CACHE_LINE, 0, 2);
     if (step > 2 * CACHE_LINE) __builtin_prefetch(at + 2 * CACHE_LINE, 0, 2);
@@ -177,35 +178,40 @@ struct Walk {
   }
 };
 
-// Rows of y [ROWS, LANES BLOCKS] at stride `ldy`, set or added to.
-template <class T, int ROWS, int BLOCKS>
-void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_t ldy, bool add,
-                   Ahead ahead) {
+// Rows of y [ROWS, LANES BLOCKS SIDE] at stride `ldy`, set or added to, by SIDE panels that lie
+// `apart` elements from each other.
+template <class T, int ROWS, int BLOCKS, int SIDE = 1>
+void multiply_tile(const Rows<T>& x, const T* panel, size_t apart, int groups, float* y, size_t ldy,
+                   bool add, Ahead ahead) {
   typedef Dot<T> D;
+  constexpr int WIDE = SIDE * BLOCKS;
+  const auto block = [apart](const T* from, int b, int elements) {
+    return from + b / BLOCKS * apart + b % BLOCKS * LANES * elements;
+  };
   const T* heads = panel;
   Walk<std::remove_const_t<std::remove_pointer_t<decltype(x.first)>>, ROWS> in(x);
   panel += BLOCKS * LANES * D::HEAD;
   for (int g = 0, stretch = 0; g < groups; stretch++, add = true) {
     const int end = groups - g > D::STRETCH ? g + D::STRETCH : groups;
     // The sums stay in registers only if every loop over them is unrolled.
-    typename D::Sum sums[ROWS][BLOCKS];
+    typename D::Sum sums[ROWS][WIDE];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-      for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::start(x, r, stretch);
+#pragma GCC unroll 16
+      for (int b = 0; b < WIDE; b++) sums[r][b] = D::start(x, r, stretch);
     for (; g < end; g++) {
-      ahead.fetch(g);
+#pragma GCC unroll 4
+      for (int side = 0; side < SIDE; side++) ahead.fetch(g, side * apart * sizeof(T));
 #pragma GCC unroll 2
       for (int part = 0; part < D::PARTS; part++) {
-        typename D::Weights w[BLOCKS];
-#pragma GCC unroll 4
-        for (int b = 0; b < BLOCKS; b++)
-          w[b] = D::weights(panel + b * LANES * D::GROUP, part);
+        typename D::Weights w[WIDE];
+#pragma GCC unroll 16
+        for (int b = 0; b < WIDE; b++) w[b] = D::weights(block(panel, b, D::GROUP), part);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
           const typename D::Inputs one = D::inputs(in[r], part);
-#pragma GCC unroll 4
-          for (int b = 0; b < BLOCKS; b++) sums[r][b] = D::add(sums[r][b], one, w[b]);
+#pragma GCC unroll 16
+          for (int b = 0; b < WIDE; b++) sums[r][b] = D::add(sums[r][b], one, w[b]);
         }
       }
       panel += BLOCKS * LANES * D::GROUP;
@@ -213,11 +219,11 @@ void multiply_tile(const Rows<T>& x, const T* panel, int groups, float* y, size_
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-      for (int b = 0; b < BLOCKS; b++) {
+#pragma GCC unroll 16
+      for (int b = 0; b < WIDE; b++) {
         float* target = y + r * ldy + b * LANES;
         const Floats base = add ? load(target) : Floats{};
-        store(target, D::finish(base, sums[r][b], x, r, stretch, heads + b * LANES * D::HEAD));
+        store(target, D::finish(base, sums[r][b], x, r, stretch, block(heads, b, D::HEAD)));
       }
   }
 }
@@ -232,7 +238,7 @@ void multiply_rows(int rows, int blocks, const Rows<T>& x, const T* panel, int g
   if constexpr (ROWS > 1)
     if (rows < ROWS)
       return multiply_rows<T, ROWS - 1, BLOCKS>(rows, blocks, x, panel, groups, y, ldy, add, ahead);
-  multiply_tile<T, ROWS, BLOCKS>(x, panel, groups, y, ldy, add, ahead);
+  multiply_tile<T, ROWS, BLOCKS>(x, panel, 0, groups, y, ldy, add, ahead);
 }
 
 // y [rows, LANES blocks] = or += x [rows, k] panel^T. Rows of x hold a whole number of groups.
@@ -258,6 +264,58 @@ template <class T>
 void multiply_panel(int rows, const Rows<T>& x, const T* panel, int blocks, int k, float* y,
                     size_t ldy, bool add) {
   multiply_vectors(rows, x, panel, blocks, k, y, ldy, add);
+}
+
+// Whether the set multiplies few rows by vectors, too.
+template <class T>
+constexpr bool BY_VECTORS = true;
+
+// Panels that so many rows are multiplied by at once. A sum waits for the one before it: only as
+// many sums as there are registers keep the units busy, and one row of a panel has a few.
+constexpr int side_by_side(int rows, int panels) {
+  constexpr int SUMS = MIX_TILE_ROWS * MIX_TILE_BLOCKS;
+  int side = 4;
+  while (side > 1 && (side > panels || rows * side * PANEL_BLOCKS > SUMS)) side /= 2;
+  return side;
+}
+
+// The first outputs of y by SIDE panels or fewer, for few rows; returns how many panels it were.
+template <class T, int ROWS = MAX_ROWS / 2, int SIDE = 4>
+int multiply_beside(int rows, int side, const Rows<T>& x, const T* packed, int k, float* y,
+                    size_t ldy, bool add) {
+  if constexpr (side_by_side(ROWS, SIDE) == SIDE) {
+    if (rows == ROWS && side == SIDE) {
+      const size_t apart = PANEL * packed_depth<T>(k), bytes = SIDE * apart * sizeof(T);
+      const Ahead ahead = {reinterpret_cast<const char*>(packed) + bytes,
+                           PANEL * Dot<T>::GROUP * sizeof(T)};
+      const int groups = ceil_div(k, Dot<T>::GROUP);
+      multiply_tile<T, ROWS, PANEL_BLOCKS, SIDE>(x, packed, apart, groups, y, ldy, add, ahead);
+      return SIDE;
+    }
+  }
+  if constexpr (SIDE > 2)
+    return multiply_beside<T, ROWS, SIDE / 2>(rows, side, x, packed, k, y, ldy, add);
+  else if constexpr (ROWS > 1)
+    return multiply_beside<T, ROWS - 1>(rows, side, x, packed, k, y, ldy, add);
+  return 0;
+}
+
+// y [rows, outputs] = or += x packed^T, by all its panels.
+template <class T>
+void multiply_panels(int rows, const Rows<T>& x, const T* packed, int outputs, int k, float* y,
+                     size_t ldy, bool add) {
+  const size_t depth = packed_depth<T>(k);
+  for (int output = 0; output < outputs;) {
+    const int side = BY_VECTORS<T> ? side_by_side(rows, (outputs - output) / PANEL) : 1;
+    const T* panel = packed + output * depth;
+    int done = side > 1 ? multiply_beside<T>(rows, side, x, panel, k, y + output, ldy, add) : 0;
+    if (done == 0) {
+      const int blocks = ceil_div(std::min(PANEL, outputs - output), LANES);
+      multiply_panel(rows, x, panel, blocks, k, y + output, ldy, add);
+      done = 1;
+    }
+    output += done * PANEL;
+  }
 }
 
 }  // namespace mix::MIX_ISA

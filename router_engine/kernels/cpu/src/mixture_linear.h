@@ -143,7 +143,7 @@ class MixtureLinear {
            size_t ldx, const Beside& beside) {
     int total = 0;
     for (int j = 0; j < count; j++) total += ceil_div(jobs[j].linear->outputs, PANEL);
-    const int chunk = panels_a_task(total, team.threads());
+    const int chunk = panels_a_task(total, team.threads(), rows);
     int tasks = 0;
     for (int j = 0; j < count; j++)
       tasks += ceil_div(ceil_div(jobs[j].linear->outputs, PANEL), chunk);
@@ -159,9 +159,12 @@ class MixtureLinear {
     });
   }
 
-  // Several tasks a thread even out what other processes take away.
-  static int panels_a_task(int panels, int threads) {
-    return std::min(8, std::max(1, panels / (threads * 4)));
+  // Several tasks a thread even out what other processes take away. Few rows take whole groups of
+  // panels, if that leaves each thread two tasks.
+  static int panels_a_task(int panels, int threads, int rows) {
+    const int chunk = std::min(8, std::max(1, panels / (threads * 4)));
+    const int side = side_by_side(rows, panels / (threads * 2));
+    return std::max(1, (chunk + side / 2) / side) * side;
   }
 
  private:
@@ -213,12 +216,9 @@ class MixtureLinear {
   // Outputs [begin, end) of the base; W is the format of the layer's weights.
   template <class W>
   static void multiply(const Job& job, int rows, const Rows<W>& x, int begin, int end) {
-    const W* packed = static_cast<const W*>(job.linear->packed);
-    const size_t depth = packed_depth<W>(job.linear->inputs);
-    for (int output = begin; output < end; output += PANEL)
-      multiply_panel(rows, x, packed + output * depth,
-                     ceil_div(std::min(PANEL, end - output), LANES), job.linear->inputs,
-                     job.y + output, job.ldy, job.add);
+    const int inputs = job.linear->inputs;
+    const W* packed = static_cast<const W*>(job.linear->packed) + begin * packed_depth<W>(inputs);
+    multiply_panels(rows, x, packed, end - begin, inputs, job.y + begin, job.ldy, job.add);
   }
 
   std::vector<X> z_;

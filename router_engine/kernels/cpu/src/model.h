@@ -286,7 +286,7 @@ class Model : public Decoder {
     linears_.prepare(team, mixing.gate_up, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const int panels = ceil_div(m_.intermediate, PANEL);
     const int chunk =
-        step_.tokens > 64 ? 1 : MixtureLinear<T>::panels_a_task(2 * panels, team.threads());
+        step_.tokens > 64 ? 1 : MixtureLinear<T>::panels_a_task(2 * panels, team.threads(), step_.tokens);
     team.share(ceil_div(panels, chunk), [&](int task) {
       gate(layer, mixing.gate_up, task * chunk, std::min(panels, (task + 1) * chunk));
     });
