@@ -279,42 +279,40 @@ constexpr int side_by_side(int rows, int panels) {
   return side;
 }
 
-// The first outputs of y by SIDE panels or fewer, for few rows; returns how many panels it were.
+// The same for few rows by as many panels at once as `side_by_side` says.
 template <class T, int ROWS = MAX_ROWS / 2, int SIDE = 4>
-int multiply_beside(int rows, int side, const Rows<T>& x, const T* packed, int k, float* y,
-                    size_t ldy, bool add) {
-  if constexpr (side_by_side(ROWS, SIDE) == SIDE) {
-    if (rows == ROWS && side == SIDE) {
-      const size_t apart = PANEL * packed_depth<T>(k), bytes = SIDE * apart * sizeof(T);
-      const Ahead ahead = {reinterpret_cast<const char*>(packed) + bytes,
-                           PANEL * Dot<T>::GROUP * sizeof(T)};
-      const int groups = ceil_div(k, Dot<T>::GROUP);
-      multiply_tile<T, ROWS, PANEL_BLOCKS, SIDE>(x, packed, apart, groups, y, ldy, add, ahead);
-      return SIDE;
-    }
-  }
+void multiply_beside(int rows, int side, const Rows<T>& x, const T* packed, int k, float* y,
+                     size_t ldy, bool add) {
+  if constexpr (ROWS > 1)
+    if (rows < ROWS)
+      return multiply_beside<T, ROWS - 1, SIDE>(rows, side, x, packed, k, y, ldy, add);
   if constexpr (SIDE > 2)
-    return multiply_beside<T, ROWS, SIDE / 2>(rows, side, x, packed, k, y, ldy, add);
-  else if constexpr (ROWS > 1)
-    return multiply_beside<T, ROWS - 1>(rows, side, x, packed, k, y, ldy, add);
-  return 0;
+    if (side < SIDE)
+      return multiply_beside<T, ROWS, SIDE / 2>(rows, side, x, packed, k, y, ldy, add);
+  if constexpr (side_by_side(ROWS, SIDE) == SIDE) {
+    const size_t apart = PANEL * packed_depth<T>(k);
+    // Fetched is the same place of the panels after these.
+    const Ahead ahead = {reinterpret_cast<const char*>(packed + SIDE * apart),
+                         PANEL * Dot<T>::GROUP * sizeof(T)};
+    multiply_tile<T, ROWS, PANEL_BLOCKS, SIDE>(x, packed, apart, ceil_div(k, Dot<T>::GROUP), y, ldy,
+                                               add, ahead);
+  }
 }
 
 // y [rows, outputs] = or += x packed^T, by all its panels.
 template <class T>
 void multiply_panels(int rows, const Rows<T>& x, const T* packed, int outputs, int k, float* y,
                      size_t ldy, bool add) {
+  if (rows == 0) return;  // of a step that samples nothing
   const size_t depth = packed_depth<T>(k);
-  for (int output = 0; output < outputs;) {
-    const int side = BY_VECTORS<T> ? side_by_side(rows, (outputs - output) / PANEL) : 1;
+  for (int output = 0, side; output < outputs; output += side * PANEL) {
     const T* panel = packed + output * depth;
-    int done = side > 1 ? multiply_beside<T>(rows, side, x, panel, k, y + output, ldy, add) : 0;
-    if (done == 0) {
-      const int blocks = ceil_div(std::min(PANEL, outputs - output), LANES);
-      multiply_panel(rows, x, panel, blocks, k, y + output, ldy, add);
-      done = 1;
-    }
-    output += done * PANEL;
+    side = BY_VECTORS<T> ? side_by_side(rows, (outputs - output) / PANEL) : 1;
+    if (side > 1)
+      multiply_beside(rows, side, x, panel, k, y + output, ldy, add);
+    else
+      multiply_panel(rows, x, panel, ceil_div(std::min(PANEL, outputs - output), LANES), k,
+                     y + output, ldy, add);
   }
 }
 
