@@ -31,4 +31,4 @@ def open_peer(context: Context) -> Opened:
     )
     context.stack.callback(worker.close)
     versions = {name: environment.version_of(name) for name in ("torch", *PACKAGES[:2])}
-    return Opened({NAME: worker}, versions)
+    return Opened({NAME: worker}, versions | {"dtype": worker.about["dtype"]})

@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers.workers.transformers_peft MODEL ADAPTERS THREADS
 
-ADAPTERS is a folder of PEFT folders. Runs in the peer's environment.
+ADAPTERS is a folder of PEFT folders. Runs in the peer's environment, in bf16 or, where products in
+that are slower, in fp32.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.peers.workers.wire import Handle, serve
+from router_engine.model.dtypes import behind
 
 Job = dict[str, Any]
 
@@ -79,6 +81,10 @@ class Peer:
         )
         return [{"sent": sent, "arrivals": clock.moments} for _ in jobs]
 
+    @property
+    def dtype(self) -> str:
+        return str(self._base.dtype).removeprefix("torch.")
+
     def _model(self, names: list[str | None]) -> tuple[Any, dict[str, Any]]:
         """Mixed batches cost PEFT most: they are asked for only where they are needed."""
         if not any(names):
@@ -89,7 +95,9 @@ class Peer:
         return self._tuned, {"adapter_names": [name or "__base__" for name in names]}
 
     def _load(self, model: str) -> Any:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+        width = int(AutoConfig.from_pretrained(model).hidden_size)
+        dtype = torch.bfloat16 if behind(torch.bfloat16, width) <= 1 else torch.float32
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         loaded.generation_config.eos_token_id = None  # cheaper than to forbid it at each token
         return loaded
 
@@ -97,7 +105,8 @@ class Peer:
 def make() -> tuple[dict[str, Any], Handle]:
     model, adapters, threads = sys.argv[1:]
     peer = Peer(model, Path(adapters), int(threads))
-    return {"threads": torch.get_num_threads()}, peer.round
+    about = {"threads": torch.get_num_threads(), "dtype": peer.dtype}
+    return about, peer.round
 
 
 if __name__ == "__main__":
