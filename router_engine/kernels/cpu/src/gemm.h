@@ -271,10 +271,11 @@ template <class T>
 constexpr bool BY_VECTORS = true;
 
 // Panels that so many rows are multiplied by at once. A sum waits for the one before it: only as
-// many sums as there are registers keep the units busy, and one row of a panel has a few.
+// many sums as there are registers keep the units busy, and one row of a panel has a few. With 16
+// lanes these few take all that memory gives, and further streams of it are slower.
 constexpr int side_by_side(int rows, int panels) {
   constexpr int SUMS = MIX_TILE_ROWS * MIX_TILE_BLOCKS;
-  int side = 4;
+  int side = LANES == 16 ? 1 : 4;
   while (side > 1 && (side > panels || rows * side * PANEL_BLOCKS > SUMS)) side /= 2;
   return side;
 }
