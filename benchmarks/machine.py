@@ -43,7 +43,7 @@ def describe_machine() -> dict[str, Any]:
 def describe_software() -> dict[str, Any]:
     """Commit (marked when the tree differs from it), date in UTC, library versions."""
     return {
-        "commit": _commit(),
+        "commit": commit_of(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
@@ -60,10 +60,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str:
+def commit_of(checkout: Path = ROOT) -> str:
+    """The commit that is checked out, and whether files differ from it."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=checkout, capture_output=True, text=True, check=False
         ).stdout.strip()
 
     if shutil.which("git") is None:

@@ -24,7 +24,7 @@ from benchmarks.goals import LLAMA, OURS, judge
 from benchmarks.isa.goals import BEFORE, TORCH, goals, scalars_of
 from benchmarks.isa.settings import IsaSettings
 from benchmarks.load import Load, Round
-from benchmarks.machine import ROOT, describe_machine, describe_software
+from benchmarks.machine import ROOT, commit_of, describe_machine, describe_software
 from benchmarks.peers import llama_cpp
 from benchmarks.peers.site import engine_worker
 from benchmarks.peers.systems import Worker
@@ -86,14 +86,14 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
                 run.leave_out(isa, "this machine, or the library, does not have it")
                 continue
             found.append(_one(run, isa, widest=isa == runnable[-1]))
-    scalars = scalars_of(found)
+    scalars, before = scalars_of(found), settings.before
     return {
         "kind": "isa",
         "model": subject.name,
         "machine": machine,
         "software": describe_software(),
         "serving": {"dtype": "bfloat16", "kernels": "cpu", "threads": threads},
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"before": before and commit_of(before), "out": None},
         "isas": found,
         "missing": missing,
         "scalars": scalars,
