@@ -170,15 +170,20 @@ def markdown(result: Mapping[str, Any]) -> str:
             good = cell["goodput"]
             values += [f"{good['requests_per_second']:.2f}", f"{100 * good['share']:.0f} %"]
         lines.append(row([cell["title"], cell["load"], *values]))
-    first, missing = result["cells"][0], result.get("missing", {})
+    first = result["cells"][0]
     lines += [
         "",
         f"Medians of {first['rounds']} rounds; the range is that of the rounds' throughputs. "
         "A load of `n` is n clients with one request in flight each, `n/s` a Poisson process.",
         "",
-        *(f"- {name} is missing: {' '.join(why.split())}" for name, why in missing.items()),
+        *missing_lines(result.get("missing", {})),
     ]
     return "\n".join(lines)
+
+
+def missing_lines(missing: Mapping[str, str]) -> list[str]:
+    """What a run left out, each with its reason."""
+    return [f"- {name} is missing: {' '.join(why.split())}" for name, why in missing.items()]
 
 
 def row(values: Sequence[str]) -> str:

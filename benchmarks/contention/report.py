@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.peers.report import goal_table
-from benchmarks.report import provenance, row
+from benchmarks.report import missing_lines, provenance, row
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The target, then a row for each system and number of loops."""
     settings = result["settings"]
-    missing = result["missing"].items()
     heads = ("system", "busy loops", "tokens/s", "over rounds", "of alone")
     lines = ["# Beside busy loops", "", provenance(result), "", *goal_table(result["goals"]), ""]
     lines += [
@@ -20,7 +19,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"medians of {settings['rounds']} rounds, systems in turn. A busy loop is a process that "
         "spins. Who has no turn is stopped, or sleeps.",
         "",
-        *(f"- {name} is missing: {' '.join(why.split())}" for name, why in missing),
+        *missing_lines(result["missing"]),
         "",
         row(heads),
         row(["---", *["--:"] * 4]),

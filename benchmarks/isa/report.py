@@ -9,7 +9,7 @@ from benchmarks.goals import OURS
 from benchmarks.isa.goals import of_peak
 from benchmarks.peers.report import goal_table
 from benchmarks.products import CPU, FP32
-from benchmarks.report import provenance, row
+from benchmarks.report import missing_lines, provenance, row
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -31,8 +31,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         *_products(result),
         "",
     ]
-    reasons = result["missing"].items()
-    lines += [f"- {name} is missing: {' '.join(why.split())}" for name, why in reasons]
+    lines += missing_lines(result["missing"])
     return "\n".join([*lines, ""])
 
 

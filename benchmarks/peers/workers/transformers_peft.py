@@ -39,6 +39,8 @@ class Peer:
 
     def __init__(self, model: str, adapters: Path, threads: int) -> None:
         torch.set_num_threads(threads)
+        width = int(AutoConfig.from_pretrained(model).hidden_size)
+        self._dtype = torch.bfloat16 if behind(torch.bfloat16, width) <= 1 else torch.float32
         self._base = self._load(model)
         folders = sorted(folder for folder in adapters.iterdir() if folder.is_dir())
         first, *others = folders
@@ -83,7 +85,7 @@ class Peer:
 
     @property
     def dtype(self) -> str:
-        return str(self._base.dtype).removeprefix("torch.")
+        return str(self._dtype).removeprefix("torch.")
 
     def _model(self, names: list[str | None]) -> tuple[Any, dict[str, Any]]:
         """Mixed batches cost PEFT most: they are asked for only where they are needed."""
@@ -95,9 +97,7 @@ class Peer:
         return self._tuned, {"adapter_names": [name or "__base__" for name in names]}
 
     def _load(self, model: str) -> Any:
-        width = int(AutoConfig.from_pretrained(model).hidden_size)
-        dtype = torch.bfloat16 if behind(torch.bfloat16, width) <= 1 else torch.float32
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=self._dtype).eval()
         loaded.generation_config.eos_token_id = None  # cheaper than to forbid it at each token
         return loaded
 
