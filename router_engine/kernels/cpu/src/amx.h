@@ -174,9 +174,6 @@ void tile_blocks(int rows, const Rows<T>& x, const T* panel, int blocks, int k, 
 }
 
 template <>
-inline constexpr bool BY_VECTORS<bf16> = false;
-
-template <>
 inline void multiply_panel<bf16>(int rows, const Rows<bf16>& x, const bf16* panel, int blocks,
                                  int k, float* y, size_t ldy, bool add) {
   tile_blocks(rows, x, panel, blocks, k, y, ldy, add);

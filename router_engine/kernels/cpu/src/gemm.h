@@ -266,10 +266,6 @@ void multiply_panel(int rows, const Rows<T>& x, const T* panel, int blocks, int 
   multiply_vectors(rows, x, panel, blocks, k, y, ldy, add);
 }
 
-// Whether the set multiplies few rows by vectors, too.
-template <class T>
-constexpr bool BY_VECTORS = true;
-
 // Panels that so many rows are multiplied by at once. A sum waits for the one before it: only as
 // many sums as there are registers keep the units busy, and one row of a panel has a few. With 16
 // lanes these few take all that memory gives, and further streams of it are slower.
@@ -308,7 +304,7 @@ void multiply_panels(int rows, const Rows<T>& x, const T* packed, int outputs, i
   const size_t depth = packed_depth<T>(k);
   for (int output = 0, side; output < outputs; output += side * PANEL) {
     const T* panel = packed + output * depth;
-    side = BY_VECTORS<T> ? side_by_side(rows, (outputs - output) / PANEL) : 1;
+    side = side_by_side(rows, (outputs - output) / PANEL);
     if (side > 1)
       multiply_beside(rows, side, x, panel, k, y + output, ldy, add);
     else
