@@ -82,11 +82,13 @@ inline float soften(float* scores, int count, Partial& seen) {
 template <class T>
 class Single {
  public:
-  // q [kv heads, group, head_dim] scaled, over `seen_by`: sums of weighted values in `out`, as q.
+  typedef Read<T> X;
+
+  // q [kv heads, group, head_dim] scaled, over a stretch: sums of weighted values in `out`, as q.
   // Each chunk is brought near while the one before it is computed, the last one's follower being
   // the first of `next`, which this thread will probably be given next.
   static void attend(const HeadCache<T>& cache, const Paging& paging, Stretch stretch, Stretch next,
-                     const Read<T>* q, int group, Partial* seen, float* out) {
+                     const X* q, int group, Partial* seen, float* out) {
     size_t here[CHUNK], there[CHUNK];
     const int dim = cache.head_dim, width = group * dim;
     std::fill(out, out + cache.heads * width, 0.0f);
@@ -104,6 +106,7 @@ class Single {
   }
 
  private:
+  // Vectors of the cache; whoever reads one also fetches its follower.
   struct Listed {
     const T* first;
     const size_t* here;
@@ -112,6 +115,23 @@ class Single {
       __builtin_prefetch(first + there[row], 0, 3);
       return first + here[row];
     }
+    Listed from(int element) const { return {first + element, here, there}; }
+  };
+
+  // The same when their followers are on their way.
+  struct Near {
+    const T* first;
+    const size_t* here;
+    const T* operator()(int row) const { return first + here[row]; }
+    Near from(int element) const { return {first + element, here}; }
+  };
+
+  // Vectors in the format that products read, widened once for all heads.
+  struct Widened {
+    const X* first;
+    int dim;
+    const X* operator()(int row) const { return first + row * dim; }
+    Widened from(int element) const { return {first + element, dim}; }
   };
 
   // Where the first positions of a stretch lie; past its end, where its last one does.
@@ -122,17 +142,15 @@ class Single {
           paging.slot(*stretch.row, std::min(stretch.begin + i, stretch.end - 1)) * cache.stride;
   }
 
-  static void attend_chunk(const Listed& keys, const Listed& values, int count, const Read<T>* q,
+  static void attend_chunk(const Listed& keys, const Listed& values, int count, const X* q,
                            int heads, int dim, Partial* seen, float* out) {
-    alignas(64) float scores[CHUNK];
-    alignas(64) Read<T> weights[MAX_HEADS * CHUNK];
+    alignas(64) float scores[MAX_HEADS * CHUNK];
+    alignas(64) X weights[MAX_HEADS * CHUNK];
+    score_heads(q, keys, count, heads, dim, scores);
     for (int h = 0; h < heads; h++) {
-      if (h == 0)
-        score<true>(q, keys, count, dim, scores);
-      else
-        score<false>(q + h * dim, keys, count, dim, scores);
-      const float shrink = soften(scores, count, seen[h]);
-      for (int i = 0; i < count; i += LANES) store(weights + h * CHUNK + i, load(scores + i));
+      float* own = scores + h * CHUNK;
+      const float shrink = soften(own, count, seen[h]);
+      for (int i = 0; i < count; i += LANES) store(weights + h * CHUNK + i, load(own + i));
       if (shrink != 1.0f)
         for (int d = 0; d < dim; d += LANES)
           store(out + h * dim + d, load(out + h * dim + d) * shrink);
@@ -140,78 +158,90 @@ class Single {
     weigh(values, count, weights, heads, dim, out);
   }
 
-  template <bool AHEAD>
-  static void score(const Read<T>* q, const Listed& keys, int count, int dim, float* scores) {
-    const int parts = dim / Inner<T>::WIDTH, rest = dim % Inner<T>::WIDTH;
+  // scores[h] = q[h] keys, CHUNK apart; keys past `count` are read and mean nothing.
+  static void score_heads(const X* q, const Listed& keys, int count, int heads, int dim,
+                          float* scores) {
+    if constexpr (std::is_same_v<T, X>) {
+      score(q, keys, count, dim, scores);
+      for (int h = 1; h < heads; h++)
+        score(q + h * dim, Near{keys.first, keys.here}, count, dim, scores + h * CHUNK);
+    } else {
+      static thread_local std::vector<X> wide;
+      wide.resize(size_t(CHUNK) * dim);
+      for (int i = 0; i < ceil_div(count, LANES) * LANES; i++)
+        for (int d = 0; d < dim; d += LANES)
+          store(&wide[size_t(i) * dim + d], load(keys.from(d)(i)));
+      for (int h = 0; h < heads; h++)
+        score(q + h * dim, Widened{wide.data(), dim}, count, dim, scores + h * CHUNK);
+    }
+  }
+
+  template <class Keys>
+  static void score(const X* q, const Keys& keys, int count, int dim, float* scores) {
+    const int parts = dim / Inner<X>::WIDTH, rest = dim % Inner<X>::WIDTH;
 #if MIX_LANES == 16  // a query stays in registers
-    if (rest == 0 && parts == 1) return score_parts<1, AHEAD>(q, keys, count, scores);
-    if (rest == 0 && parts == 2) return score_parts<2, AHEAD>(q, keys, count, scores);
-    if (rest == 0 && parts == 4) return score_parts<4, AHEAD>(q, keys, count, scores);
-    if (rest == 0 && parts == 8) return score_parts<8, AHEAD>(q, keys, count, scores);
+    if (rest == 0 && parts == 1) return score_parts<1>(q, keys, count, scores);
+    if (rest == 0 && parts == 2) return score_parts<2>(q, keys, count, scores);
+    if (rest == 0 && parts == 4) return score_parts<4>(q, keys, count, scores);
+    if (rest == 0 && parts == 8) return score_parts<8>(q, keys, count, scores);
 #else
-    if (rest == 0) return score_keys<AHEAD>(q, keys, count, parts, scores);
+    if (rest == 0) return score_keys(q, keys, count, parts, scores);
 #endif
     for (int i = 0; i < count; i++) {
       Floats dot = {};
-      for (int d = 0; d < dim; d += Inner<T>::WIDTH)
-        dot = Inner<T>::add(dot, Inner<T>::read_some(q + d, dim - d),
-                            Inner<T>::read_some(keys.first + keys.here[i] + d, dim - d));
+      for (int d = 0; d < dim; d += Inner<X>::WIDTH)
+        dot = Inner<X>::add(dot, Inner<X>::read_some(q + d, dim - d),
+                            Inner<X>::read_some(keys(i) + d, dim - d));
       scores[i] = sum(dot);
     }
   }
 
-  template <int PARTS, bool AHEAD>
-  static void score_parts(const Read<T>* q, const Listed& keys, int count, float* scores) {
-    typename Inner<T>::Vector in[PARTS];
+  template <int PARTS, class Keys>
+  static void score_parts(const X* q, const Keys& keys, int count, float* scores) {
+    typename Inner<X>::Vector in[PARTS];
 #pragma GCC unroll 8
-    for (int p = 0; p < PARTS; p++) in[p] = Inner<T>::read(q + p * Inner<T>::WIDTH);
+    for (int p = 0; p < PARTS; p++) in[p] = Inner<X>::read(q + p * Inner<X>::WIDTH);
     for (int i = 0; i < count; i += LANES) {
       Floats dots[LANES] = {};
 #pragma GCC unroll 16
       for (int j = 0; j < LANES; j++)
 #pragma GCC unroll 8
-        for (int p = 0; p < PARTS; p++) {
-          const T* key = keys.first + p * Inner<T>::WIDTH;
-          if (AHEAD) __builtin_prefetch(key + keys.there[i + j], 0, 3);
-          dots[j] = Inner<T>::add(dots[j], in[p], Inner<T>::read(key + keys.here[i + j]));
-        }
+        for (int p = 0; p < PARTS; p++)
+          dots[j] = Inner<X>::add(dots[j], in[p],
+                                  Inner<X>::read(keys.from(p * Inner<X>::WIDTH)(i + j)));
       store(scores + i, sum_each(dots));
     }
   }
 
   // As many keys as a vector has lanes, each part of the query over all of them.
-  template <bool AHEAD>
-  static void score_keys(const Read<T>* q, const Listed& keys, int count, int parts,
-                         float* scores) {
+  template <class Keys>
+  static void score_keys(const X* q, const Keys& keys, int count, int parts, float* scores) {
     for (int i = 0; i < count; i += LANES) {
       Floats dots[LANES] = {};
       for (int p = 0; p < parts; p++) {
-        const T* key = keys.first + p * Inner<T>::WIDTH;
-        const typename Inner<T>::Vector in = Inner<T>::read(q + p * Inner<T>::WIDTH);
+        const typename Inner<X>::Vector in = Inner<X>::read(q + p * Inner<X>::WIDTH);
 #pragma GCC unroll 16
-        for (int j = 0; j < LANES; j++) {
-          if (AHEAD) __builtin_prefetch(key + keys.there[i + j], 0, 3);
-          dots[j] = Inner<T>::add(dots[j], in, Inner<T>::read(key + keys.here[i + j]));
-        }
+        for (int j = 0; j < LANES; j++)
+          dots[j] = Inner<X>::add(dots[j], in,
+                                  Inner<X>::read(keys.from(p * Inner<X>::WIDTH)(i + j)));
       }
       store(scores + i, sum_each(dots));
     }
   }
 
   // out[h] += weights[h] values
-  static void weigh(const Listed& values, int count, const Read<T>* weights, int heads, int dim,
+  static void weigh(const Listed& values, int count, const X* weights, int heads, int dim,
                     float* out) {
     for (int h = 0; h < heads; h += EXPAND_TOKENS) {
-      const int some = std::min(EXPAND_TOKENS, heads - h);
-      for (int d = 0; d < dim; d += 2 * LANES) {
-        const Read<T>* w[EXPAND_TOKENS];
+      const int some = std::min(EXPAND_TOKENS, heads - h), wide = expand_width(some);
+      for (int d = 0; d < dim; d += wide) {
+        const X* w[EXPAND_TOKENS];
         float* target[EXPAND_TOKENS];
         for (int i = 0; i < some; i++) {
           w[i] = weights + (h + i) * CHUNK;
           target[i] = out + (h + i) * dim + d;
         }
-        const Listed rows = {values.first + d, values.here, values.there};
-        expand_tokens<T>(some, w, rows, count, std::min(2 * LANES, dim - d), target);
+        expand_tokens<T>(some, w, values.from(d), count, std::min(wide, dim - d), target);
       }
     }
   }

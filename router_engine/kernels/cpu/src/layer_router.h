@@ -124,8 +124,13 @@ void route(const Router& router, const Read<T>* x, int inputs, int count, float*
   Expert expert = {};
   expert.a = router.wide;
   expert.rank = router.rows;
-  shrink<T>(expert, 0, router.rows, x, inputs, inputs, tokens,
-         [&](int token, int row, float value) { wide[token * router.rows + row] = value; });
+  for (int row = 0; row < router.rows; row += SHRINK_ROWS) {
+    const int end = std::min(row + SHRINK_ROWS, router.rows);
+    const T* later = static_cast<const T*>(router.wide) + size_t(end) * inputs;
+    shrink<T>(expert, row, end, x, inputs, inputs, tokens, later, [&](int token, int r, float z) {
+      wide[token * router.rows + r] = z;
+    });
+  }
   for (int token = 0; token < count; token++)
     finish(router, &wide[token * router.rows], gates[token]);
 }

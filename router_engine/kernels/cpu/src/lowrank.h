@@ -161,60 +161,72 @@ struct MixPhase {
   }
 };
 
-// z[t][r] = x_t . a_r for TOKENS tokens and four rows of a.
+// Rows of a that so many tokens meet at once: their sums fill half of the registers.
+constexpr int rows_beside(int tokens) { return tokens == 1 ? SHRINK_ROWS : 4; }
+
+// z[t][r] = x_t . a_r for TOKENS tokens and rows_beside(TOKENS) rows of a. Meanwhile as much is
+// brought near from `later`.
 template <class T, int TOKENS>
-void inner_products(const Read<T>* const* x, const T* const* a, int inputs, float (*z)[4]) {
+void inner_products(const Read<T>* const* x, const T* const* a, const T* later, int inputs,
+                    float (*z)[SHRINK_ROWS]) {
   typedef Inner<T> I;
-  Floats sums[TOKENS][4] = {};
+  constexpr int ROWS = rows_beside(TOKENS), LINE = CACHE_LINE / sizeof(T);
+  Floats sums[TOKENS * ROWS] = {};
+  const auto add = [&](const auto& read, int i) __attribute__((always_inline)) {
+    typename I::Vector in[TOKENS];
+#pragma GCC unroll 4
+    for (int t = 0; t < TOKENS; t++) in[t] = read(x[t] + i);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      const typename I::Vector row = read(a[r] + i);
+#pragma GCC unroll 4
+      for (int t = 0; t < TOKENS; t++)
+        sums[t * ROWS + r] = I::add(sums[t * ROWS + r], in[t], row);
+    }
+  };
+  const auto whole = [](const auto* from) { return I::read(from); };
   int i = 0;
-  for (; i + I::WIDTH <= inputs; i += I::WIDTH) {
-    typename I::Vector rows[4];
+  for (; i + LINE <= inputs; i += LINE) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) __builtin_prefetch(later + r * inputs + i, 0, 3);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-      rows[r] = I::read(a[r] + i);
-      __builtin_prefetch(a[r] + 4 * inputs + i, 0, 3);  // the next four rows
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < TOKENS; t++) {
-      const typename I::Vector in = I::read(x[t] + i);
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; r++) sums[t][r] = I::add(sums[t][r], in, rows[r]);
-    }
+    for (int part = 0; part < LINE; part += I::WIDTH) add(whole, i + part);
   }
-  if (i < inputs)
-    for (int t = 0; t < TOKENS; t++)
-      for (int r = 0; r < 4; r++)
-        sums[t][r] = I::add(sums[t][r], I::read_some(x[t] + i, inputs - i),
-                            I::read_some(a[r] + i, inputs - i));
-#pragma GCC unroll 4
-  for (int t = 0; t < TOKENS; t++)
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) z[t][r] = sum(sums[t][r]);
+  for (; i + I::WIDTH <= inputs; i += I::WIDTH) add(whole, i);
+  if (i < inputs) add([&](const auto* from) { return I::read_some(from, inputs - i); }, i);
+  float totals[ceil_div(TOKENS * ROWS, LANES) * LANES];
+  sum_all<TOKENS * ROWS>(sums, totals);
+  for (int t = 0; t < TOKENS; t++) std::copy_n(totals + t * ROWS, ROWS, z[t]);
 }
 
-// Calls done(token, row, x_t . a_row) for `tokens` and rows [row, end) of an expert.
+// Calls done(token, row, x_t . a_row) for `tokens` and rows [row, end) of an expert, at most
+// SHRINK_ROWS. Meanwhile `later`, which are read after them, are brought near.
 template <class T, class Done>
 void shrink(const Expert& expert, int row, int end, const Read<T>* x, size_t ldx, int inputs,
-            const std::vector<int>& tokens, const Done& done) {
-  const T* a = static_cast<const T*>(expert.a);
+            const std::vector<int>& tokens, const T* later, const Done& done) {
   const int count = int(tokens.size());
-  for (; row < end; row += 4) {
-    const T* rows[4];
-    for (int r = 0; r < 4; r++) rows[r] = a + size_t(std::min(row + r, end - 1)) * inputs;
-    for (int t = 0; t < count; t += SHRINK_TOKENS) {
-      const Read<T>* in[SHRINK_TOKENS];
-      for (int i = 0; i < SHRINK_TOKENS; i++)
-        in[i] = x + size_t(tokens[std::min(t + i, count - 1)]) * ldx;
-      float z[SHRINK_TOKENS][4];
-      if (count - t == 1)
-        inner_products<T, 1>(in, rows, inputs, z);
-      else if (count - t == 2)
-        inner_products<T, 2>(in, rows, inputs, z);
-      else
-        inner_products<T, SHRINK_TOKENS>(in, rows, inputs, z);
-      for (int i = 0; i < std::min(SHRINK_TOKENS, count - t); i++)
-        for (int r = 0; r < std::min(4, end - row); r++) done(tokens[t + i], row + r, z[i][r]);
+  const auto meet = [&]<int TOKENS>(std::integral_constant<int, TOKENS>, int t) {
+    constexpr int ROWS = rows_beside(TOKENS);
+    const Read<T>* in[TOKENS];
+    for (int i = 0; i < TOKENS; i++) in[i] = x + size_t(tokens[std::min(t + i, count - 1)]) * ldx;
+    for (int first = row; first < end; first += ROWS) {
+      const T* rows[ROWS];
+      for (int r = 0; r < ROWS; r++)
+        rows[r] = static_cast<const T*>(expert.a) + size_t(std::min(first + r, end - 1)) * inputs;
+      float z[TOKENS][SHRINK_ROWS];
+      inner_products<T, TOKENS>(in, rows, later + size_t(first - row) * inputs, inputs, z);
+      for (int i = 0; i < std::min(TOKENS, count - t); i++)
+        for (int r = 0; r < std::min(ROWS, end - first); r++)
+          done(tokens[t + i], first + r, z[i][r]);
     }
+  };
+  for (int t = 0; t < count; t += SHRINK_TOKENS) {
+    if (count - t == 1)
+      meet(std::integral_constant<int, 1>(), t);
+    else if (count - t == 2)
+      meet(std::integral_constant<int, 2>(), t);
+    else
+      meet(std::integral_constant<int, SHRINK_TOKENS>(), t);
   }
 }
 
@@ -235,7 +247,8 @@ void expand(const Span& span, const Expert& next, const Read<T>* z, size_t ldz,
   const T* later = static_cast<const T*>(next.b);
   for (int t = 0; t < int(tokens.size()); t += EXPAND_TOKENS) {
     const int count = std::min(EXPAND_TOKENS, int(tokens.size()) - t);
-    for (int output = begin; output < end; output += 2 * LANES) {
+    const int wide = expand_width(count);
+    for (int output = begin; output < end; output += wide) {
       const Read<T>* in[EXPAND_TOKENS];
       float* out[EXPAND_TOKENS];
       for (int i = 0; i < count; i++) {
@@ -243,7 +256,7 @@ void expand(const Span& span, const Expert& next, const Read<T>* z, size_t ldz,
         out[i] = y + tokens[t + i] * ldy + output;
       }
       const Strided<T> rows = {b + output, later + output, size_t(outputs)};
-      expand_tokens<T>(count, in, rows, span.expert.rank, std::min(2 * LANES, end - output), out);
+      expand_tokens<T>(count, in, rows, span.expert.rank, std::min(wide, end - output), out);
     }
   }
 }

@@ -78,8 +78,11 @@ class MixtureLinear {
       const Span& span = phase.spans[task.span];
       const int end = std::min(task.row + SHRINK_ROWS, span.expert.shrunk());
       const bool is_bottleneck = span.expert.is_bottleneck();
+      const int last = int(phase.tasks.size()) - 1;
+      const ShrinkTask& next = phase.tasks[std::min(last, index - first + team.threads())];
+      const T* later = static_cast<const T*>(phase.spans[next.span].expert.a);
       shrink<T>(span.expert, task.row, end, x, ldx, inputs, audience.members[span.column],
-             [&](int token, int row, float value) {
+             later + size_t(next.row) * inputs, [&](int token, int row, float value) {
                if (!is_bottleneck && weights.combines(audience.rows[token]))
                  raw_[size_t(token) * phase.width + span.offset + row] = value;
                else

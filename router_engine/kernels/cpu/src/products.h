@@ -57,6 +57,11 @@ struct Inner<bf16> {
 
 constexpr int EXPAND_TOKENS = LANES == 8 ? 4 : 8;  // twice as many sums stay in registers
 
+// Vectors of outputs for so many tokens: the sums of few would wait for each other, and rows of
+// short vectors are read in pieces of a line.
+constexpr int expand_blocks(int tokens) { return LANES < 16 && tokens <= 2 ? 4 : 2; }
+constexpr int expand_width(int tokens) { return expand_blocks(tokens) * LANES; }
+
 // Rows at equal distances, as in the adapter pool. Reading a row fetches what is read later.
 template <class T>
 struct Strided {
@@ -69,29 +74,53 @@ struct Strided {
   }
 };
 
-// y_t[0, count) += z_t b[:, 0, count) for TOKENS tokens, count <= 2 LANES; b(r) is where row r lies.
-// Rows of z are even in length, 0 past an odd rank.
+// y_t[0, count) += z_t b[:, 0, count) for TOKENS tokens, count <= expand_width(TOKENS); b(r) is
+// where row r lies. Rows of z are even in length, 0 past an odd rank.
 template <class T, int TOKENS>
 struct Expand {
+  static constexpr int BLOCKS = expand_blocks(TOKENS);
+
   template <class Rows>
   static void run(const Read<T>* const* z, const Rows& b, int rank, int count, float* const* y) {
-    Floats sums[TOKENS][2] = {};
+    if (count == BLOCKS * LANES)
+      run_blocks(z, b, rank, y, [](const auto* from, int) { return load(from); },
+                 [](float* to, Floats value, int) { store(to, value); });
+    else
+      run_blocks(
+          z, b, rank, y,
+          [count](const auto* from, int begin) {
+            return count > begin ? load_some(from, count - begin) : Floats{};
+          },
+          [count](float* to, Floats value, int begin) {
+            if (count > begin) store_some(to, value, count - begin);
+          });
+  }
+
+ private:
+  // read, write: lanes of a block, of which some may lie past the last output.
+  template <class Rows, class Reads, class Writes>
+  static void run_blocks(const Read<T>* const* z, const Rows& b, int rank, float* const* y,
+                         const Reads& read, const Writes& write) {
+    Floats sums[TOKENS][BLOCKS] = {};
     for (int r = 0; r < rank; r++) {
-      const Floats low = load_some(b(r), count);
-      const Floats high = count > LANES ? load_some(b(r) + LANES, count - LANES) : Floats{};
+      const T* row = b(r);
+      Floats weights[BLOCKS];
+#pragma GCC unroll 4
+      for (int i = 0; i < BLOCKS; i++) weights[i] = read(row + i * LANES, i * LANES);
 #pragma GCC unroll 8
       for (int t = 0; t < TOKENS; t++) {
         const Floats in = splat(to_float(z[t][r]));
-        sums[t][0] += in * low;
-        sums[t][1] += in * high;
+#pragma GCC unroll 4
+        for (int i = 0; i < BLOCKS; i++) sums[t][i] += in * weights[i];
       }
     }
-    for (int t = 0; t < TOKENS; t++) {
-      store_some(y[t], load_some(y[t], count) + sums[t][0], count);
-      if (count > LANES)
-        store_some(y[t] + LANES, load_some(y[t] + LANES, count - LANES) + sums[t][1],
-                   count - LANES);
-    }
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 4
+      for (int i = 0; i < BLOCKS; i++) {
+        float* out = y[t] + i * LANES;
+        write(out, read(out, i * LANES) + sums[t][i], i * LANES);
+      }
   }
 };
 
