@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.cases import Job, Mixture
@@ -16,6 +15,7 @@ from benchmarks.offline import Offline, Sizes, Step
 from benchmarks.prompts import make_prompts
 from benchmarks.settings import EngineSettings
 from benchmarks.subject import Subject
+from benchmarks.turns import Turns
 
 CONTEXT = 128
 RANK = 8
@@ -43,6 +43,10 @@ class Point:
             name_of(self.rank, (request + i) % self.adapters)
             for i in range(self.size if self.adapters else 0)
         )
+
+    @property
+    def title(self) -> str:
+        return f"{self.curve} {self.x}, {self.case}"
 
     @property
     def active(self) -> set[str]:
@@ -123,17 +127,24 @@ def measure_curves(
     settings: EngineSettings,
     rounds: int,
     console: Console,
-) -> list[dict[str, Any]]:
-    """All points in turn, round after round; the first round is not counted."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """All points in turn, round after round, and which are missing, and why.
+
+    The first round is not counted. Raises BenchmarkError where all points fail.
+    """
     speed = read_bandwidth(rounds=5)
-    steps: dict[Point, list[list[Step]]] = {point: [] for point in points}
     jobs = {point: _jobs(point, subject) for point in points}
-    turns = [(number, point) for number in range(rounds + 1) for point in points]
-    for number, point in track(turns, "curves", console=console):
-        measured = system.decode_steps(jobs[point], settings.steps)
-        if number > 0:
-            steps[point].append(measured)
-    return [_written(system, point, steps[point], speed) for point in points]
+    turns = Turns[Point, list[Step]](points, lambda point: point.title, console)
+    for number, point in turns.rounds(rounds + 1, "curves"):
+        with turns.turn(point) as steps:
+            measured = system.decode_steps(jobs[point], settings.steps)
+            if number > 0:
+                steps.append(measured)
+    turns.require_some()
+    points_written = [
+        _written(system, point, steps, speed) for point, steps in turns.values.items()
+    ]
+    return points_written, turns.missing
 
 
 def _jobs(point: Point, subject: Subject) -> list[Job]:

@@ -19,7 +19,7 @@ from benchmarks.load import Load, OnDone, Round
 from benchmarks.machine import default_kernels, describe_machine, describe_software
 from benchmarks.matrix import Cell, measure
 from benchmarks.offline import Offline, Sizes, Step, offline, split
-from benchmarks.report import cell_of, provenance, row
+from benchmarks.report import cell_of, missing_lines, provenance, row
 from benchmarks.report import markdown as cells_page
 from benchmarks.settings import AdapterSettings, EngineSettings, ModelSettings, WorkSettings
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, resolve, write_adapters
@@ -49,7 +49,9 @@ def run_engine(
             console = Console(stderr=True)
             points, cells, missing = list[Any](), list[Any](), dict[str, str]()
             if chosen:
-                points = measure_curves(system, subject, chosen, engine, work.rounds, console)
+                points, missing = measure_curves(
+                    system, subject, chosen, engine, work.rounds, console
+                )
             else:
                 cells, missing = _cases(system, subject, work, adapters, console)
             dtype = system.engine.info.dtype
@@ -137,7 +139,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines.append(row([cell["title"], cell["load"], *times]))
         return page + "\n".join(lines) + "\n"
     lines = ["# `adaptermix bench engine`: curves", "", provenance(result), ""]
-    return "\n".join([*lines, *points_table(result["points"]), ""])
+    lines += points_table(result["points"])
+    return "\n".join([*lines, "", *missing_lines(result.get("missing", {})), ""])
 
 
 _SPLIT = ("step_ms", "model_ms", "around_ms")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import Job, Mixture
@@ -28,9 +28,10 @@ from benchmarks.expert_adapters import (
 from benchmarks.machine import default_kernels, describe_machine, describe_software
 from benchmarks.offline import Offline, Sizes, offline
 from benchmarks.prompts import make_prompts
-from benchmarks.report import provenance, row
+from benchmarks.report import missing_lines, provenance, row
 from benchmarks.settings import ExpertSettings, ModelSettings
 from benchmarks.subject import Subject, resolve
+from benchmarks.turns import Turns
 
 KINDS: tuple[Kind, ...] = ("lora", "soft", "sparse", "adamix", "serial")
 BASE = "base"
@@ -50,6 +51,8 @@ class Target:
 
     def judge(self, seconds: Seconds) -> dict[str, Any]:
         ratio = _ratio(seconds, self.case, self.beside)
+        if ratio is None:
+            return {**asdict(self), "ratio": None, "ratio_range": None, "status": "open"}
         status = "met" if ratio[0] >= self.at_least else "missed"
         return {**asdict(self), "ratio": ratio[0], "ratio_range": ratio[1:], "status": status}
 
@@ -81,7 +84,7 @@ def run_experts(settings: ExpertSettings, model: ModelSettings) -> dict[str, Any
         store = Path(temporary, "store")
         with offline(subject, folders, sizes, store, dtype=model.dtype, kernels=kernels) as system:
             system.load()
-            seconds = _measure(system, subject, settings)
+            seconds, missing = _measure(system, subject, settings)
             dtype = system.engine.info.dtype
     return {
         "kind": "experts",
@@ -99,26 +102,31 @@ def run_experts(settings: ExpertSettings, model: ModelSettings) -> dict[str, Any
                 "step_ms": 1e3 * statistics.median(seconds[case]),
                 "step_ms_range": [1e3 * min(seconds[case]), 1e3 * max(seconds[case])],
                 "tokens_per_second": settings.requests / statistics.median(seconds[case]),
-                "beside_lora": list(_ratio(seconds, case, "lora")),
+                "beside_lora": _ratio(seconds, case, "lora"),
             }
-            for case in CASES
+            for case in seconds
         ],
         "targets": [target.judge(seconds) for target in TARGETS],
+        "missing": missing,
     }
 
 
-def _measure(system: Offline, subject: Subject, settings: ExpertSettings) -> Seconds:
-    """All cases in turn, round after round; the first round is not counted."""
+def _measure(
+    system: Offline, subject: Subject, settings: ExpertSettings
+) -> tuple[Seconds, dict[str, str]]:
+    """All cases in turn, round after round, and which are missing, and why.
+
+    The first round is not counted. Raises BenchmarkError where all cases fail.
+    """
     jobs = {case: _jobs(case, subject, settings) for case in CASES}
-    seconds: dict[str, list[float]] = {case: [] for case in CASES}
-    for turn in track(range(settings.rounds + 1), description="decode steps"):
-        # Whoever goes first finds the caches cold, so each does in turn.
-        first = turn % len(CASES)
-        for case in (*CASES[first:], *CASES[:first]):
+    turns = Turns[str, float](CASES, str, Console(stderr=True))
+    for number, case in turns.rounds(settings.rounds + 1, "decode steps"):
+        with turns.turn(case) as seconds:
             steps = system.decode_steps(jobs[case], settings.steps)
-            if turn > 0:
-                seconds[case].append(statistics.median(step.seconds for step in steps))
-    return seconds
+            if number > 0:
+                seconds.append(statistics.median(step.seconds for step in steps))
+    turns.require_some()
+    return turns.values, turns.missing
 
 
 def _jobs(case: str, subject: Subject, settings: ExpertSettings) -> list[Job]:
@@ -130,8 +138,13 @@ def _jobs(case: str, subject: Subject, settings: ExpertSettings) -> list[Job]:
     return [Job(text, 0, mixtures[i % len(mixtures)]) for i, text in enumerate(prompts)]
 
 
-def _ratio(seconds: Seconds, case: str, beside: str) -> tuple[float, float, float]:
-    """Tokens a second of a case over those of another, round by round: median, least, most."""
+def _ratio(seconds: Seconds, case: str, beside: str) -> tuple[float, float, float] | None:
+    """Tokens a second of a case over those of another, round by round: median, least, most.
+
+    None where one of them is missing.
+    """
+    if case not in seconds or beside not in seconds:
+        return None
     ratios = [b / a for a, b in zip(seconds[case], seconds[beside], strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
@@ -153,16 +166,20 @@ _HEADS = ("requests over", "parameters", "step ms", "range", "tokens/s", "beside
 
 def _cells(cell: Mapping[str, Any]) -> list[str]:
     low, high = cell["step_ms_range"]
-    ratio, least, most = cell["beside_lora"]
     return [
         cell["title"],
         f"{cell['parameters'] / 1e6:.2f} M",
         f"{cell['step_ms']:.2f}",
         f"{low:.2f}-{high:.2f}",
         f"{cell['tokens_per_second']:.0f}",
-        f"{ratio:.3f}",
-        f"{least:.3f}-{most:.3f}",
+        *_ratio_cells(cell["beside_lora"]),
     ]
+
+
+def _ratio_cells(ratio: Sequence[float] | None) -> tuple[str, str]:
+    if ratio is None:
+        return "-", "-"
+    return f"{ratio[0]:.3f}", f"{ratio[1]:.3f}-{ratio[2]:.3f}"
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -180,10 +197,11 @@ def expert_lines(result: Mapping[str, Any]) -> list[str]:
     heads = ("target", "at least", "measured", "range", "")
     lines += ["", row(heads), row(["---", "--:", "--:", "--:", "---"])]
     for target in result["targets"]:
-        low, high = target["ratio_range"]
-        measured = (f"{target['at_least']:.2f}", f"{target['ratio']:.3f}", f"{low:.3f}-{high:.3f}")
-        lines.append(row([target["what"], *measured, target["status"]]))
-    return lines
+        ratio = target["ratio"]
+        measured = _ratio_cells(ratio if ratio is None else (ratio, *target["ratio_range"]))
+        least = f"{target['at_least']:.2f}"
+        lines.append(row([target["what"], least, *measured, target["status"]]))
+    return [*lines, "", *missing_lines(result.get("missing", {}))]
 
 
 def markdown(result: Mapping[str, Any]) -> str:

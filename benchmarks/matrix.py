@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.cases import Job
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round, Send, drive
+from benchmarks.turns import FAILURES
 
 WARMUP_JOBS = 2
 WARM_UP = "warm-up"
@@ -91,7 +92,7 @@ async def measure(
                 return await systems[cell.system].round(
                     cell.case, load, jobs, lambda: progress.advance(task, counted)
                 )
-            except BenchmarkError as error:
+            except FAILURES as error:
                 missing[label] = str(error)
                 console.print(f"{label} is left out: {error}", style="yellow", markup=False)
                 return None

@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -157,11 +157,10 @@ class Offline:
         """
         length = count + _UNCOUNTED + len(jobs) + 16  # none ends before the last is timed
         requests = [self._request(job, length) for job in jobs]
-        self._until_decoding(requests)
         steps: list[Step] = []
-        for _ in range(count):
-            self._step(steps)
-        self._abandon(requests)
+        with self._for_now(requests):
+            for _ in range(count):
+                self._step(steps)
         return steps
 
     def window(
@@ -177,18 +176,16 @@ class Offline:
         steps. Prompts and the first tokens are not. Past `most_seconds` two of each are enough.
         Requests must be long enough not to end meanwhile. The counted part runs `within`.
         """
-        self._until_decoding(requests)
         weights: dict[str, tuple[float, ...]] = {}
-        model = self.engine.stats().step_seconds
-        with within or nullcontext():
+        with self._for_now(requests), within or nullcontext():
+            model = self.engine.stats().step_seconds
             tokens, seconds, started = 0, 0.0, time.perf_counter()
             while tokens < len(requests) * (steps if seconds < most_seconds else min(2, steps)):
                 for event in _tokens(self._events()):
                     tokens += 1
                     weights[event.request_id] = event.weights
                 seconds = time.perf_counter() - started
-        model = self.engine.stats().step_seconds - model
-        self._abandon(requests)
+            model = self.engine.stats().step_seconds - model
         passed = tokens / len(requests)
         return Window(seconds / passed, model / passed, passed, weights)
 
@@ -196,15 +193,18 @@ class Offline:
         """All requests to their full length, by id."""
         tokens: dict[str, list[TokenEvent]] = {request.request_id: [] for request in requests}
         answers: dict[str, Answer] = {}
-        for request in requests:
-            self.engine.add_request(request)
-        while len(answers) < len(requests):
-            for event in self._events():
-                if isinstance(event, TokenEvent):
-                    tokens[event.request_id].append(event)
-                else:
-                    _require_length(event)
-                    answers[event.request_id] = Answer(tuple(tokens[event.request_id]), event)
+        try:
+            for request in requests:
+                self.engine.add_request(request)
+            while len(answers) < len(requests):
+                for event in self._events():
+                    if isinstance(event, TokenEvent):
+                        tokens[event.request_id].append(event)
+                    else:
+                        _require_length(event)
+                        answers[event.request_id] = Answer(tuple(tokens[event.request_id]), event)
+        finally:
+            self._abandon(tokens.keys() - answers.keys())
         return answers
 
     def load(self) -> None:
@@ -212,18 +212,23 @@ class Offline:
         for digest in self.digests:
             self._wait(self.engine.load(digest))
 
-    def _until_decoding(self, requests: Sequence[EngineRequest]) -> None:
-        """Until each request has its first tokens."""
+    @contextmanager
+    def _for_now(self, requests: Sequence[EngineRequest]) -> Iterator[None]:
+        """With all requests in the batch, each with its first tokens; they are abandoned after."""
         counts = {request.request_id: 0 for request in requests}
-        for request in requests:
-            self.engine.add_request(request)
-        while min(counts.values()) <= _UNCOUNTED:
-            for event in _tokens(self._events()):
-                counts[event.request_id] += 1
+        try:
+            for request in requests:
+                self.engine.add_request(request)
+            while min(counts.values()) <= _UNCOUNTED:
+                for event in _tokens(self._events()):
+                    counts[event.request_id] += 1
+            yield
+        finally:
+            self._abandon(counts)
 
-    def _abandon(self, requests: Sequence[EngineRequest]) -> None:
-        for request in requests:
-            self.engine.cancel(request.request_id)
+    def _abandon(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self.engine.cancel(request_id)
         while self.engine.has_work:
             self.engine.step()
 
@@ -234,20 +239,23 @@ class Offline:
         samples: list[Sample] = []
         self.steps = []
         started = time.perf_counter()
-        while waiting or live:
-            while waiting and len(live) < clients:
-                job, request = waiting.popleft()
-                length = len(request.prompt_token_ids)
-                live[request.request_id] = _Live(job, length, time.perf_counter())
-                self.engine.add_request(request)
-            events = self._step(self.steps)
-            now = time.perf_counter()
-            for event in events:
-                if isinstance(event, TokenEvent):
-                    live[event.request_id].arrivals.append(now)
-                else:
-                    samples.append(_sample(live.pop(event.request_id), event, now))
-                    on_done()
+        try:
+            while waiting or live:
+                while waiting and len(live) < clients:
+                    job, request = waiting.popleft()
+                    length = len(request.prompt_token_ids)
+                    live[request.request_id] = _Live(job, length, time.perf_counter())
+                    self.engine.add_request(request)
+                events = self._step(self.steps)
+                now = time.perf_counter()
+                for event in events:
+                    if isinstance(event, TokenEvent):
+                        live[event.request_id].arrivals.append(now)
+                    else:
+                        samples.append(_sample(live.pop(event.request_id), event, now))
+                        on_done()
+        finally:
+            self._abandon(live)  # of a round that failed: the next begins without them
         return Round(tuple(samples), time.perf_counter() - started)
 
     def _events(self) -> list[EngineEvent]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -20,9 +20,10 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.offline import Sizes, offline
 from benchmarks.prompts import make_prompts
-from benchmarks.report import provenance, row
+from benchmarks.report import missing_lines, provenance, row
 from benchmarks.settings import ModelSettings, QuantizationSettings
 from benchmarks.subject import Subject, resolve, write_adapters
+from benchmarks.turns import Turns, attempt
 from router_engine.config import TINY_RANDOM, Quantization
 from router_engine.model.quantized import quantize_linears
 from training.errors import TrainingError
@@ -38,11 +39,15 @@ _NUM_ADAPTERS = 8  # of rank 8, on q, k, v, o
 _CONTEXT = 128  # tokens of every prompt
 _STEPS = 16  # timed steps of one turn
 
+_Part = tuple[str, int, Quantization]  # case, requests, its weights
 Scores = Mapping[tuple[str, str], tuple[list[float], list[int]]]  # (task, system) -> of each row
 
 
 def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> dict[str, Any]:
-    """Measure; the result as written to JSON. Raises BenchmarkError for what cannot be."""
+    """Measure; the result as written to JSON, `missing` being what failed.
+
+    Raises BenchmarkError for what cannot be measured, and where all fails.
+    """
     subject = resolve(model.model)
     if subject.model == TINY_RANDOM:
         raise BenchmarkError(f"model {TINY_RANDOM!r} has learnt nothing to lose: name a checkpoint")
@@ -50,10 +55,15 @@ def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> di
         raise BenchmarkError(f"dtype is {model.dtype!r}; this command measures {_DTYPE}")
     kernels = model.kernels or "cpu"
     adapters = _adapters(settings.adapters)
-    try:
-        scores = {q: _scores(q, subject.model, adapters, settings) for q in QUANTIZATIONS}
-    except TrainingError as error:
-        raise BenchmarkError(str(error)) from error
+    console, missing = Console(stderr=True), dict[str, str]()
+    nll, steps = list[dict[str, Any]](), list[dict[str, Any]]()
+    with attempt(missing, "NLL", console):
+        nll = _nll(subject, adapters, settings)
+    with attempt(missing, "decode steps", console):
+        steps, left_out = _steps(subject, kernels, settings, console)
+        missing |= left_out
+    if not (nll or steps):
+        raise BenchmarkError(next(iter(missing.values())))
     return {
         "kind": "quantization",
         "model": subject.name,
@@ -61,8 +71,9 @@ def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> di
         "software": describe_software(),
         "serving": {"dtype": _DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
         "settings": asdict(settings) | {"data": None},
-        "nll": _compared(scores["none"], scores["int8"]),
-        "steps": _steps(subject, kernels, settings),
+        "nll": nll,
+        "steps": steps,
+        "missing": missing,
     }
 
 
@@ -103,6 +114,16 @@ def _scores(
     return found
 
 
+def _nll(
+    subject: Subject, adapters: Mapping[str, Path], settings: QuantizationSettings
+) -> list[dict[str, Any]]:
+    try:
+        scores = {q: _scores(q, subject.model, adapters, settings) for q in QUANTIZATIONS}
+    except TrainingError as error:
+        raise BenchmarkError(str(error)) from error
+    return _compared(scores["none"], scores["int8"])
+
+
 def _compared(plain: Scores, quantized: Scores) -> list[dict[str, Any]]:
     """Nats per completion token of each task and system, and the paired difference."""
     lines = []
@@ -123,15 +144,21 @@ def _compared(plain: Scores, quantized: Scores) -> list[dict[str, Any]]:
     return lines
 
 
-def _steps(subject: Subject, kernels: str, settings: QuantizationSettings) -> list[dict[str, Any]]:
-    """Median milliseconds of a decode step, both in turn, round after round."""
+def _steps(
+    subject: Subject, kernels: str, settings: QuantizationSettings, console: Console
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Median milliseconds of a decode step, both in turn, round after round; and what is missing.
+
+    Raises BenchmarkError where all fails.
+    """
     cells = [(case, requests) for case in _CASES for requests in settings.requests]
     names = [f"a{index}" for index in range(_NUM_ADAPTERS)]
     most = max(settings.requests)
     # Every cell's prompts stay in the prefix cache, so that only the first round computes them.
     sizes = Sizes(most, 2 * len(cells) * most * (_CONTEXT + _STEPS + most), 8 * _NUM_ADAPTERS)
     jobs = {(case, n): _jobs(case, n, subject, names) for case, n in cells}
-    seconds: dict[tuple[str, int, str], list[float]] = {}
+    parts = [(case, n, quantization) for case, n in cells for quantization in QUANTIZATIONS]
+    turns = Turns[_Part, float](parts, lambda part: f"{part[0]}, {part[1]}, {part[2]}", console)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         folders = write_adapters(subject, Path(folder, "adapters"), names)
         engines = {
@@ -148,13 +175,14 @@ def _steps(subject: Subject, kernels: str, settings: QuantizationSettings) -> li
             )
             for quantization in QUANTIZATIONS
         }
-        for turn in track(range(settings.rounds + 1), description="decode steps"):
-            for (case, requests), quantization in itertools.product(cells, QUANTIZATIONS):
+        for number, part in turns.rounds(settings.rounds + 1, "decode steps"):
+            case, requests, quantization = part
+            with turns.turn(part) as seconds:
                 steps = engines[quantization].decode_steps(jobs[case, requests], _STEPS)
-                if turn > 0:
-                    times = seconds.setdefault((case, requests, quantization), [])
-                    times.extend(step.seconds for step in steps)
-    return _medians(cells, seconds)
+                if number > 0:
+                    seconds.extend(step.seconds for step in steps)
+    turns.require_some()
+    return _medians(cells, turns.values), turns.missing
 
 
 def _jobs(case: str, requests: int, subject: Subject, names: Sequence[str]) -> list[Job]:
@@ -164,10 +192,12 @@ def _jobs(case: str, requests: int, subject: Subject, names: Sequence[str]) -> l
 
 
 def _medians(
-    cells: Sequence[tuple[str, int]], seconds: Mapping[tuple[str, int, str], Sequence[float]]
+    cells: Sequence[tuple[str, int]], seconds: Mapping[_Part, Sequence[float]]
 ) -> list[dict[str, Any]]:
     lines = []
     for case, requests in cells:
+        if not all((case, requests, q) in seconds for q in QUANTIZATIONS):
+            continue  # one without the other compares nothing
         medians = {q: statistics.median(seconds[case, requests, q]) for q in QUANTIZATIONS}
         lines.append(
             {
@@ -226,4 +256,5 @@ def result_tables(result: Mapping[str, Any]) -> list[Table]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The result as a page."""
     head = ["# `adaptermix bench quantization`", "", provenance(result), ""]
-    return "\n".join([*head, *step_lines(result), "", *nll_lines(result), ""])
+    lines = [*head, *step_lines(result), "", *nll_lines(result), ""]
+    return "\n".join([*lines, *missing_lines(result.get("missing", {}))])

@@ -96,6 +96,10 @@ class Size:
     requests: int
     candidates: int
 
+    @property
+    def title(self) -> str:
+        return f"{self.requests} requests, {self.candidates} candidates"
+
 
 def line_of(
     case: Case, size: Size, routed: Sequence[Window], fixed: Sequence[Window], active: int

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.peers.report import goal_table
 from benchmarks.plots import save
-from benchmarks.report import provenance, row
+from benchmarks.report import missing_lines, provenance, row
 
 Result = Mapping[str, Any]
 _STEP_HEADS = (
@@ -61,7 +61,7 @@ def ratio_lines(result: Result) -> list[str]:
     heads = ["weights by", "requests", *(f"{count} candidates" for count in counts)]
     lines = [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
     for (case, requests), by_count in cells.items():
-        lines.append(row([case, str(requests), *(by_count[count] for count in counts)]))
+        lines.append(row([case, str(requests), *(by_count.get(count, "-") for count in counts)]))
     return lines
 
 
@@ -160,7 +160,7 @@ def markdown(result: Result) -> str:
     page += [*profile_lines(result), "", "## Once a request", "", *route_lines(result)]
     if result.get("contexts") is not None:
         page += ["", "## `keep` beside `recompute`", *context_lines(result)]
-    return "\n".join([*page, ""])
+    return "\n".join([*page, "", *missing_lines(result.get("missing", {}))])
 
 
 def result_tables(result: Result) -> list[Table]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.offline import Offline, Window
 from benchmarks.prompts import make_prompts
 from benchmarks.routing.cases import Case, Size, around, even_mixture
@@ -106,11 +107,16 @@ class Rig:
                 is_told = report and "routing" in case.fields
                 request = replace(request, adapters=candidates, report_weights=is_told)
             else:
-                digests, weights = self._fixed[case.router, size][index]
+                digests, weights = self._weights(case.router, size)[index]
                 request = replace(request, adapters=digests, weights=weights)
             fields: Mapping[str, Any] = case.fields
             requests.append(replace(request, **fields))
         return requests
+
+    def _weights(self, router: str, size: Size) -> list[Fixed]:
+        if (router, size) not in self._fixed:
+            raise BenchmarkError(f"no case of {router} gave the weights to compare with")
+        return self._fixed[router, size]
 
     def _mixture(self, weights: Sequence[float], index: int, size: Size) -> Fixed:
         """The weights that are not 0."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import default_kernels, describe_machine, describe_software
@@ -28,6 +27,7 @@ from benchmarks.routing.rig import CONTEXT, Rig, cache_tokens
 from benchmarks.routing.texts import centroid_service
 from benchmarks.settings import ModelSettings, RoutingSettings
 from benchmarks.subject import Subject, resolve, write_adapters
+from benchmarks.turns import FAILURES, Turns, attempt
 from router_engine.errors import RouterError
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.registry import RequestServices, RouterRegistry
@@ -43,10 +43,12 @@ Group = tuple[Case, Sequence[Case]]  # fixed weights, and what is compared with 
 def run_routing(
     settings: RoutingSettings, model: ModelSettings, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Measure; the result as written to JSON. `environment` is that of the encoder's process.
+    """Measure; the result as written to JSON, `missing` being what failed.
 
-    Raises BenchmarkError, or EngineError, for what cannot be measured.
+    environment: that of the encoder's process. Raises BenchmarkError, or EngineError, for what
+    cannot be measured, and where all steps fail.
     """
+    console, missing = Console(stderr=True), dict[str, str]()
     subject = resolve(model.model)
     if settings.data is not None:
         task_folders(settings.adapters)  # refused now and not after minutes of measuring
@@ -55,10 +57,13 @@ def run_routing(
         own = folder / "worker"
         own.mkdir()
         with encoder_worker(subject, settings, own, environment) as endpoint:
-            measured = asyncio.run(_measure(subject, settings, model, endpoint, folder))
+            measured = asyncio.run(
+                _measure(subject, settings, model, endpoint, folder, missing, console)
+            )
             if settings.data is not None:
-                contexts = compare_contexts(subject, settings, model, endpoint, folder)
-                measured["contexts"] = asyncio.run(contexts)
+                with attempt(missing, "contexts", console):
+                    contexts = compare_contexts(subject, settings, model, endpoint, folder)
+                    measured["contexts"] = asyncio.run(contexts)
     return {
         "kind": "routing",
         "model": subject.name,
@@ -66,6 +71,7 @@ def run_routing(
         "software": describe_software(),
         "settings": asdict(settings) | {"data": None},
         **measured,
+        "missing": missing,
     }
 
 
@@ -75,9 +81,11 @@ async def _measure(
     model: ModelSettings,
     endpoint: str,
     folder: Path,
+    missing: dict[str, str],
+    console: Console,
 ) -> dict[str, Any]:
     """Steps, requests, and a profile where one is called for."""
-    console, kernels = Console(stderr=True), model.kernels or default_kernels()
+    kernels, profile = model.kernels or default_kernels(), None
     chosen = groups(RouterRegistry.discover().names)
     names = [f"a{index}" for index in range(max(settings.candidates))]
     num_cases = sum(1 + len(cases) for _, cases in chosen)
@@ -98,10 +106,11 @@ async def _measure(
             rig = Rig(system, subject, client, settings)
             with console.status(f"loading {len(names)} adapters"):
                 await rig.prepare()
-            rounds, windows = await _rounds(rig, settings, chosen, console)
+            rounds, windows = await _rounds(rig, settings, chosen, missing, console)
             lines = _lines(rig, chosen, windows)
             routes, left_out = await _routes(rig, subject, settings)
-            profile = _profile(rig, chosen, lines)
+            with attempt(missing, "profile", console):
+                profile = _profile(rig, chosen, lines)
         dtype = system.engine.info.dtype
     return {
         "serving": {"dtype": dtype, "kernels": kernels, "threads": torch.get_num_threads()},
@@ -117,27 +126,37 @@ async def _measure(
 
 
 async def _rounds(
-    rig: Rig, settings: RoutingSettings, chosen: Sequence[Group], console: Console
+    rig: Rig,
+    settings: RoutingSettings,
+    chosen: Sequence[Group],
+    missing: dict[str, str],
+    console: Console,
 ) -> tuple[int, Windows]:
     """All cases in turn, round after round; a first one is not counted, and foretells the time."""
     sizes = [Size(n, k) for k in settings.candidates for n in settings.requests]
     # The fixed weights are known once the first case has run.
-    turns = [
+    parts = [
         (case, size)
         for size in sizes
         for fixed, (first, *others) in chosen
         for case in (first, fixed, *others)
     ]
+    turns = Turns[tuple[Case, Size], Window](
+        parts, lambda part: f"{part[0].name}, {part[1].title}", console
+    )
     started = time.perf_counter()
-    for case, size in track(turns, "practice", console=console):
-        rig.practise(case, size)
-        await rig.settle()
+    for _, part in turns.rounds(1, "practice"):
+        with turns.turn(part):
+            rig.practise(*part)
+            await rig.settle()
     rounds = fitting_rounds(settings, time.perf_counter() - started)
-    windows: dict[tuple[Case, Size], list[Window]] = {turn: [] for turn in turns}
-    for case, size in track(turns * rounds, f"{rounds} rounds", console=console):
-        windows[case, size].append(rig.window(case, size))
-        await rig.settle()
-    return rounds, windows
+    for _, part in turns.rounds(rounds, f"{rounds} rounds"):
+        with turns.turn(part) as windows:
+            windows.append(rig.window(*part))
+            await rig.settle()
+    turns.require_some()
+    missing |= turns.missing
+    return rounds, turns.values
 
 
 def fitting_rounds(settings: RoutingSettings, seconds: float) -> int:
@@ -159,6 +178,7 @@ def _lines(rig: Rig, chosen: Sequence[Group], windows: Windows) -> list[dict[str
             )
             for case in cases
             for size in sizes
+            if (case, size) in windows
         ]
     return lines
 
@@ -208,7 +228,7 @@ async def _routes(
                 lines.append(
                     {"router": name, "candidates": candidates, "ms": ms, "ms_range": spread}
                 )
-        except RouterError as error:
+        except (RouterError, *FAILURES) as error:
             left_out[name] = str(error)
     if not lines and not left_out:
         raise BenchmarkError("there is no router that works at level request")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.performance import Figures, fill
 from benchmarks.plots import save
-from benchmarks.report import provenance, row
+from benchmarks.report import missing_lines, provenance, row
 
 Result = Mapping[str, Any]
 Lines = list[str]
@@ -24,7 +24,7 @@ def markdown(result: Result) -> str:
     lines = ["# `adaptermix bench uncertainty`", "", *origin(result)]
     for title, write in _SECTIONS.items():
         lines += ["", f"## {title}", "", *write(result)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *missing_lines(result.get("missing", {}))])
 
 
 def origin(result: Result) -> Lines:

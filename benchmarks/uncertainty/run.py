@@ -13,6 +13,7 @@ import uvloop
 from rich.console import Console
 
 from benchmarks.clients import http_client
+from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.rows import Rows
 from benchmarks.evaluation.speed import measure_speed, relative
 from benchmarks.evaluation.suite import Routing
@@ -21,6 +22,7 @@ from benchmarks.process import info, publish, started
 from benchmarks.serve import server_options
 from benchmarks.settings import ModelSettings
 from benchmarks.subject import Subject, resolve
+from benchmarks.turns import attempt
 from benchmarks.uncertainty.asking import Question, ask_all
 from benchmarks.uncertainty.results import AVERAGE, ENSEMBLE, measures_of
 from benchmarks.uncertainty.settings import UncertaintySettings
@@ -32,18 +34,24 @@ _RUNNING = 64
 
 
 def run_uncertainty(settings: UncertaintySettings, model: ModelSettings) -> dict[str, Any]:
-    """Measure every adapter and return the result as written to JSON. Raises BenchmarkError."""
-    console = Console(stderr=True)
+    """Measure every adapter; the result as written to JSON, `missing` being what failed.
+
+    Raises BenchmarkError for what cannot be measured, and where all adapters fail.
+    """
+    console, missing = Console(stderr=True), dict[str, str]()
     subject = resolve(model.model)
     rows = Rows(settings.data, "test")
     questions = questions_of(settings, rows)
     kernels = model.kernels or default_kernels()
     with _site(subject, settings, model, kernels) as url:
         known = info(url)
-        adapters = [
-            uvloop.run(_measure(url, folder.name, questions, settings, subject, console))
-            for folder in settings.adapter
-        ]
+        adapters = []
+        for folder in settings.adapter:
+            with attempt(missing, folder.name, console):
+                measuring = _measure(url, folder.name, questions, settings, subject, console)
+                adapters.append(uvloop.run(measuring))
+    if not adapters:
+        raise BenchmarkError(next(iter(missing.values()), "there is no adapter to measure"))
     machine = describe_machine()
     threads = model.threads or machine["cores"]
     return {
@@ -56,6 +64,7 @@ def run_uncertainty(settings: UncertaintySettings, model: ModelSettings) -> dict
         | {"data": None, "adapter": [folder.name for folder in settings.adapter]},
         "files": rows.files,
         "adapters": adapters,
+        "missing": missing,
     }
 
 

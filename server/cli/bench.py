@@ -107,6 +107,7 @@ def quantization(quantization: QuantizationSettings, model: ModelSettings) -> No
     for table in result_tables(result):
         Console().print(table)
     write(quantization.out, result, markdown)
+    _require_all(result["missing"])
 
 
 def routing(routing: RoutingSettings, model: ModelSettings) -> None:
@@ -120,6 +121,7 @@ def routing(routing: RoutingSettings, model: ModelSettings) -> None:
     for table in result_tables(result):
         Console().print(table)
     write(routing.out, result, markdown, plot)
+    _require_all(result["missing"])
 
 
 def uncertainty(uncertainty: UncertaintySettings, model: ModelSettings) -> None:
@@ -127,7 +129,9 @@ def uncertainty(uncertainty: UncertaintySettings, model: ModelSettings) -> None:
     from benchmarks.uncertainty.report import markdown, plot
     from benchmarks.uncertainty.run import run_uncertainty
 
-    write(uncertainty.out, run_uncertainty(uncertainty, model), markdown, plot)
+    result = run_uncertainty(uncertainty, model)
+    write(uncertainty.out, result, markdown, plot)
+    _require_all(result["missing"])
 
 
 def experts(experts: ExpertSettings, model: ModelSettings) -> None:
@@ -138,6 +142,7 @@ def experts(experts: ExpertSettings, model: ModelSettings) -> None:
     result = run_experts(experts, model)
     Console().print(result_table(result))
     write(experts.out, result, markdown)
+    _require_all(result["missing"])
 
 
 def peers(peers: PeerSettings) -> None:

@@ -61,7 +61,7 @@ def test_every_case_is_measured() -> None:
     assert [cell["case"] for cell in result["cells"]] == list(CASES)
     assert all(cell["step_ms"] > 0 for cell in result["cells"])
     (lora,) = (cell for cell in result["cells"] if cell["case"] == "lora")
-    assert lora["beside_lora"] == [1.0, 1.0, 1.0]
+    assert lora["beside_lora"] == (1.0, 1.0, 1.0)
     assert [target["status"] in ("met", "missed") for target in result["targets"]] == [True] * 3
     assert result_table(result).row_count == len(CASES)
     page = markdown(result)
