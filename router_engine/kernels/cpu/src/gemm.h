@@ -266,13 +266,16 @@ void multiply_panel(int rows, const Rows<T>& x, const T* panel, int blocks, int 
   multiply_vectors(rows, x, panel, blocks, k, y, ldy, add);
 }
 
-// Panels that so many rows are multiplied by at once. A sum waits for the one before it: only as
-// many sums as there are registers keep the units busy, and one row of a panel has a few. With 16
-// lanes these few take all that memory gives, and further streams of it are slower.
+// Panels that the rows beyond whole tiles are multiplied by at once. A sum waits for the one before
+// it: only as many sums as there are registers keep the units busy, and one row of a panel has a
+// few. With 16 lanes these few take all that memory gives, and further streams of it are slower.
+// Beyond three rows or more tiles of nearly equal height do as well.
 constexpr int side_by_side(int rows, int panels) {
   constexpr int SUMS = MIX_TILE_ROWS * MIX_TILE_BLOCKS;
-  int side = LANES == 16 ? 1 : 4;
-  while (side > 1 && (side > panels || rows * side * PANEL_BLOCKS > SUMS)) side /= 2;
+  const int rest = rows % MAX_ROWS;
+  const bool is_even = rest == 0 || (rows > MAX_ROWS && rest > 2);
+  int side = LANES == 16 || is_even ? 1 : 4;
+  while (side > 1 && (side > panels || rest * side * PANEL_BLOCKS > SUMS)) side /= 2;
   return side;
 }
 
@@ -304,12 +307,20 @@ void multiply_panels(int rows, const Rows<T>& x, const T* packed, int outputs, i
   const size_t depth = packed_depth<T>(k);
   for (int output = 0, side; output < outputs; output += side * PANEL) {
     const T* panel = packed + output * depth;
+    const auto multiply_one = [&](int count, int beside, int blocks) {
+      multiply_panel(count, x, panel + beside * PANEL * depth, blocks, k,
+                     y + output + beside * PANEL, ldy, add);
+    };
     side = side_by_side(rows, (outputs - output) / PANEL);
-    if (side > 1)
-      multiply_beside(rows, side, x, panel, k, y + output, ldy, add);
-    else
-      multiply_panel(rows, x, panel, ceil_div(std::min(PANEL, outputs - output), LANES), k,
-                     y + output, ldy, add);
+    if (side == 1) {
+      multiply_one(rows, 0, ceil_div(std::min(PANEL, outputs - output), LANES));
+      continue;
+    }
+    const int whole = rows - rows % MAX_ROWS;
+    for (int beside = 0; whole > 0 && beside < side; beside++)
+      multiply_one(whole, beside, PANEL_BLOCKS);
+    multiply_beside(rows - whole, side, x.from(whole), panel, k, y + whole * ldy + output, ldy,
+                    add);
   }
 }
 

@@ -70,8 +70,12 @@ struct Weights {
   Floats embedding, frequencies, final_norm;
   Floats attention_norm[LAYERS], mlp_norm[LAYERS];
   std::vector<Adapter> adapters;
+  std::vector<Floats> biases;  // by site, or none
+  Floats q_norm, k_norm;       // [HEAD_DIM], or none
+  int window[LAYERS] = {};     // positions that a token sees; 0: all
 
-  explicit Weights(Format format) : format(format) {
+  // extended: with what Qwen2, Qwen3 and Mistral add to Llama.
+  Weights(Format format, bool extended) : format(format) {
     for (int site = 0; site < HEAD; site++)
       linears.emplace_back(format, SHAPES[site % MODULES][0], SHAPES[site % MODULES][1]);
     linears.emplace_back(format, VOCABULARY, HIDDEN);
@@ -81,6 +85,10 @@ struct Weights {
     for (Floats* norm : {&final_norm, attention_norm, attention_norm + 1, mlp_norm, mlp_norm + 1})
       *norm = numbers(HIDDEN, 0.5f, 1);
     adapters = {{3, 0.5f}, {8, 2}};
+    if (!extended) return;
+    for (const Matrix& matrix : linears) biases.push_back(numbers(matrix.outputs, 1));
+    for (Floats* norm : {&q_norm, &k_norm}) *norm = numbers(HEAD_DIM, 0.5f, 1);
+    window[1] = 20;
   }
 };
 
@@ -123,12 +131,20 @@ class Reference {
   double kept(double value) const { return rounds_ ? rounded(value) : value; }
   double cached(double value) const { return w_.format == BF16 ? rounded(value) : value; }
 
+  // Each stretch of x that is as long as the weight.
+  static Vector normed(Vector x, const Floats& weight) {
+    for (size_t first = 0; first < x.size(); first += weight.size()) {
+      double squares = 0;
+      for (size_t i = 0; i < weight.size(); i++) squares += x[first + i] * x[first + i];
+      const double inverse = 1 / std::sqrt(squares / weight.size() + EPSILON);
+      for (size_t i = 0; i < weight.size(); i++) x[first + i] *= inverse * weight[i];
+    }
+    return x;
+  }
+
   Vector norm(const Vector& x, const Floats& weight) const {
-    double squares = 0;
-    for (double v : x) squares += v * v;
-    const double inverse = 1 / std::sqrt(squares / x.size() + EPSILON);
-    Vector y(x.size());
-    for (size_t i = 0; i < x.size(); i++) y[i] = kept(x[i] * inverse * weight[i]);
+    Vector y = normed(x, weight);
+    for (double& v : y) v = kept(v);
     return y;
   }
 
@@ -148,7 +164,8 @@ class Reference {
     const Matrix& matrix = w_.linears[site];
     const Vector in = w_.format == INT8 ? quantized(x) : x;
     Vector y(matrix.outputs);
-    for (int o = 0; o < matrix.outputs; o++) y[o] = matrix.times(in, o);
+    for (int o = 0; o < matrix.outputs; o++)
+      y[o] = matrix.times(in, o) + (w_.biases.empty() ? 0 : w_.biases[site][o]);
     if (request.mixture.empty()) return y;
     for (size_t i = 0; i < w_.adapters.size(); i++) {
       const Adapter& adapter = w_.adapters[i];
@@ -184,25 +201,28 @@ class Reference {
       Vector q = linear(site + Q, x, request, t);
       keys.push_back(linear(site + K, x, request, t));
       values.push_back(linear(site + V, x, request, t));
+      if (!w_.q_norm.empty()) q = normed(q, w_.q_norm);
+      if (!w_.k_norm.empty()) keys[t] = normed(keys[t], w_.k_norm);
       rotate(q, t);
       rotate(keys[t], t);
       for (double& v : q) v = kept(v / std::sqrt(double(HEAD_DIM)));
       for (double& v : keys[t]) v = cached(v);
       for (double& v : values[t]) v = cached(v);
-      const Vector added = linear(site + O, attended(q, keys, values), request, t);
+      const Vector added = linear(site + O, attended(q, keys, values, w_.window[layer]), request, t);
       for (int d = 0; d < HIDDEN; d++) residual[t][d] += added[d];
     }
   }
 
-  // softmax(q K^T) V over the positions up to a token's own.
+  // softmax(q K^T) V over the positions up to a token's own, the last `window` of them.
   Vector attended(const Vector& q, const std::vector<Vector>& keys,
-                  const std::vector<Vector>& values) const {
+                  const std::vector<Vector>& values, int window) const {
+    const size_t begin = window && keys.size() > size_t(window) ? keys.size() - window : 0;
     Vector result(Q_WIDTH);
     for (int head = 0; head < HEADS; head++) {
       const int own = head * HEAD_DIM, shared = head / (HEADS / KV_HEADS) * HEAD_DIM;
-      Vector scores(keys.size());
-      for (size_t t = 0; t < keys.size(); t++)
-        for (int d = 0; d < HEAD_DIM; d++) scores[t] += q[own + d] * keys[t][shared + d];
+      Vector scores(keys.size() - begin);
+      for (size_t t = 0; t < scores.size(); t++)
+        for (int d = 0; d < HEAD_DIM; d++) scores[t] += q[own + d] * keys[begin + t][shared + d];
       const double top = *std::max_element(scores.begin(), scores.end());
       double total = 0;
       for (double& score : scores) {
@@ -211,7 +231,7 @@ class Reference {
       }
       for (int d = 0; d < HEAD_DIM; d++) {
         double sum = 0;
-        for (size_t t = 0; t < keys.size(); t++) sum += scores[t] * values[t][shared + d];
+        for (size_t t = 0; t < scores.size(); t++) sum += scores[t] * values[begin + t][shared + d];
         result[own + d] = kept(sum / total);
       }
     }

@@ -1,7 +1,7 @@
 // The decoder's steps for both ARM sets against plain loops: chunks of prompts and single tokens,
 // over blocks that lie in no order, with and without a mixture, on one thread and on several.
 // With an argument one thing in the plain loops is another, and every case that has it must differ:
-// `weight`, `position` or `adapter`.
+// `weight`, `position`, `adapter`, `bias`, `norm` or `window`.
 #include <limits>
 
 #include "reference.h"
@@ -130,6 +130,10 @@ class Decoder {
     return best == top - logits && std::fabs(*top + std::log(total) - normaliser) < 1e-5 * *top;
   }
 
+  static const float* present(const Floats& values) {
+    return values.empty() ? nullptr : values.data();
+  }
+
   kernels::Linear pack(int site) {
     const Matrix& matrix = w_.linears[site];
     const auto bytes = stored(w_.format, matrix.w);
@@ -137,7 +141,8 @@ class Decoder {
         packed_.emplace_back(set_.packed_bytes(w_.format, matrix.outputs, matrix.inputs));
     set_.pack(w_.format, bytes.data(), matrix.scales.data(), matrix.outputs, matrix.inputs,
               packed.data(), 1);
-    return {packed.data(), nullptr, matrix.inputs, matrix.outputs, site, w_.format == INT8};
+    const float* bias = w_.biases.empty() ? nullptr : w_.biases[site].data();
+    return {packed.data(), bias, matrix.inputs, matrix.outputs, site, w_.format == INT8};
   }
 
   void add_layer(int layer, int requests) {
@@ -148,8 +153,8 @@ class Decoder {
     for (int i = 0; i < 2; i++) caches_.push_back(stored(dtype_, unwritten));
     layers_.push_back({linear[Q], linear[K], linear[V], linear[O], linear[GATE], linear[UP],
                        linear[DOWN], w_.attention_norm[layer].data(), w_.mlp_norm[layer].data(),
-                       nullptr, nullptr, caches_[2 * layer].data(), caches_[2 * layer + 1].data(),
-                       0, 0, 0, 0});
+                       present(w_.q_norm), present(w_.k_norm), caches_[2 * layer].data(),
+                       caches_[2 * layer + 1].data(), w_.window[layer], 0, 0, 0});
   }
 
   void add_adapter(const Adapter& adapter) {
@@ -262,17 +267,24 @@ int main(int count, char** arguments) {
       {"prompt", {request(10, false)}, {{{0, 7}}, {{0, 1}}, {{0, 1}}, {{0, 1}}}},
       batch("batch", false),
       batch("mixture", true)};
+  const std::vector<Case> extended_cases = {batch("extended", true)};
   for (const Set& set : SETS) {
     if (!mix_runs(set.name)) continue;
     std::printf("%s\n", set.name);
     for (Format format : {FP32, BF16, INT8}) {
-      const Weights weights(format);
-      Weights other = weights;
-      if (spoilt == "weight") other.linears[DOWN].w[0] += format == INT8 ? 4 * 127 : 1;
-      if (spoilt == "adapter") other.adapters[0].a[Q][0] += 1;
-      Reference reference(other, format == BF16 && set.multiplies_bf16);
-      if (spoilt == "position") reference.shifted = 2;
-      for (const Case& one : cases) check(set, weights, reference, one);
+      for (bool extended : {false, true}) {
+        const Weights weights(format, extended);
+        Weights other = weights;
+        if (spoilt == "weight") other.linears[DOWN].w[0] += format == INT8 ? 4 * 127 : 1;
+        if (spoilt == "adapter") other.adapters[0].a[Q][0] += 1;
+        if (extended && spoilt == "bias") other.biases[V][0] += 1;
+        if (extended && spoilt == "norm") other.k_norm[0] += 1;
+        if (extended && spoilt == "window") other.window[1]++;
+        Reference reference(other, format == BF16 && set.multiplies_bf16);
+        if (spoilt == "position") reference.shifted = 2;
+        for (const Case& one : extended ? extended_cases : cases)
+          check(set, weights, reference, one);
+      }
     }
   }
   return failures != 0;

@@ -17,7 +17,7 @@ OPTIONS = (f"-I{SOURCES}", "-Wno-psabi")
 ISAS = ISAS_OF["aarch64"]
 FORMATS = ("fp32", "bf16", "int8")
 SHAPES = 47  # of the products in checks.cpp
-CASES = ("prompt", "batch", "mixture")  # in steps.cpp
+CASES = ("prompt", "batch", "mixture", "extended")  # in steps.cpp
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,15 @@ def test_steps_of_a_decoder_are_those_of_plain_loops(arm: Arm, steps: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("altered", "cases"), [("weight", CASES), ("position", CASES), ("adapter", ["mixture"])]
+    ("altered", "cases"),
+    [
+        ("weight", CASES),
+        ("position", CASES),
+        ("adapter", ["mixture", "extended"]),
+        ("bias", ["extended"]),
+        ("norm", ["extended"]),
+        ("window", ["extended"]),
+    ],
 )
 def test_one_wrong_number_fails_every_step_that_has_it(
     arm: Arm, steps: Path, altered: str, cases: Sequence[str]
