@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from adapters_store.types import Problem
 
+_MOST_ECHOED = 160  # characters of what was sent, in a message
+
 
 class StoreError(Exception):
     """Base of every error that the store raises on purpose."""
@@ -18,8 +20,9 @@ class InvalidReferenceError(StoreError):
 
     def __init__(self, text: str) -> None:
         super().__init__(
-            f"{text!r} is not an adapter reference: use name, name@version, name@alias or "
-            "sha256:<64 hex digits> (names: letters, digits, '.', '_', '-', at most 128)"
+            f"{text[:_MOST_ECHOED]!r} is not an adapter reference: use name, name@version, "
+            "name@alias or sha256:<64 hex digits> (names: letters, digits, '.', '_', '-', at most "
+            "128; versions: up to 2147483647)"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from adapters_store.blobs.base import CONFIG, MANIFEST, TENSORS, TEXTS, BlobStore
 from adapters_store.digest import adapter_digest
-from adapters_store.errors import InvalidAdapterError
+from adapters_store.errors import InvalidAdapterError, StoreError
 from adapters_store.formats import FormatInput, FormatRegistry, Reading
 from adapters_store.limits import StoreLimits
 from adapters_store.manifest import manifest_to_json
@@ -120,11 +120,18 @@ def name_problems(where: str, names: Sequence[str]) -> list[Problem]:
     """Why these are no names of adapters, aliases or tags."""
     return [
         Problem(
-            where, f"{name!r}: use letters, digits, '.', '_' and '-', at most 128, no '.' first"
+            where, f"{name[:160]!r}: use letters, digits, '.', '_' and '-', at most 128, no '.' first"
         )
         for name in names
         if not NAME_PATTERN.fullmatch(name)
     ]
+
+
+def require_names(**given: str | None) -> None:
+    """Raises StoreError for what could be no name of its kind: databases differ in what they take."""
+    for kind, name in given.items():
+        if name is not None and (problems := name_problems(kind, [name])):
+            raise StoreError(str(problems[0]))
 
 
 def _base_notes(reading: Reading, wish: Publication) -> tuple[str, ...]:

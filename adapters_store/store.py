@@ -21,7 +21,7 @@ from adapters_store.preparing import (
     Preparer,
     Progress,
     Publication,
-    name_problems,
+    require_names,
     no_progress,
 )
 from adapters_store.texts import text_problems, texts_from_jsonl, texts_to_jsonl
@@ -147,7 +147,11 @@ class AdapterStore:
         return self._versions.resolve(parsed)
 
     def list(self, *, name: str | None = None, tag: str | None = None) -> list[AdapterRecord]:
-        """All versions by name and number, of one name or with one tag if asked."""
+        """All versions by name and number, of one name or with one tag if asked.
+
+        Raises StoreError for what is no name and no tag.
+        """
+        require_names(name=name, tag=tag)
         return self._versions.records(name=name, tag=tag)
 
     def get(self, digest: str) -> AdapterRecord:
@@ -159,15 +163,14 @@ class AdapterStore:
 
         Raises AdapterNotFoundError, or StoreError when the alias is no name or is a number.
         """
-        problems = name_problems("alias", [alias])
-        if problems:
-            raise StoreError(str(problems[0]))
+        require_names(name=name, alias=alias)
         if alias.isdecimal():
             raise StoreError(f"alias: {alias!r} is a number, so it would read as a version")
         return self._versions.set_alias(name, alias, version)
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Raises AdapterNotFoundError when there is no such alias."""
+        """Raises AdapterNotFoundError when there is no such alias, StoreError for what is no name."""
+        require_names(name=name, alias=alias)
         self._versions.delete_alias(name, alias)
 
     def delete(

@@ -10,10 +10,14 @@ from adapters_store.limits import StoreLimits
 from adapters_store.types import Problem
 
 TEXTS_FILE = "texts.jsonl"
+_MOST_PROBLEMS = 8
 
 
 def parse_texts(data: bytes) -> tuple[list[str], list[Problem]]:
-    """Read JSONL, a JSON string or `{"text": "..."}` a line; empty lines are left out."""
+    """Read JSONL, a JSON string or `{"text": "..."}` a line; empty lines are left out.
+
+    Nothing is read after a few problems.
+    """
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -25,11 +29,13 @@ def parse_texts(data: bytes) -> tuple[list[str], list[Problem]]:
             continue
         text = _parse_line(line)
         if text is None:
-            where = f"texts, line {number}"
-            problems.append(Problem(where, 'must be a JSON string or {"text": "..."}'))
+            told = 'must be a JSON string or {"text": "..."}, in characters that UTF-8 has'
+            problems.append(Problem(f"texts, line {number}", told))
+            if len(problems) == _MOST_PROBLEMS:
+                break
         else:
             texts.append(text)
-    return texts, problems[:8]
+    return texts, problems
 
 
 def text_problems(texts: Sequence[str], limits: StoreLimits) -> list[Problem]:
@@ -73,4 +79,13 @@ def _parse_line(line: str) -> str | None:
         return None
     if isinstance(value, dict) and set(value) == {"text"}:
         value = value["text"]
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and is_utf8(value) else None
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can say it: JSON escapes can name half of a surrogate pair, which it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -16,6 +16,7 @@ from adapters_store.expert_types import ExpertSpec, LayerRouterSpec, LoraExpertS
 Combination = Literal["sum", "linear"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_VERSION = 2**31 - 1  # what every database's integer column holds
 _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -44,6 +45,8 @@ class AdapterRef:
         if not separator:
             return cls(name=name)
         if suffix.isdecimal() and suffix.isascii():
+            if len(suffix) > len(str(MAX_VERSION)) or int(suffix) > MAX_VERSION:
+                raise InvalidReferenceError(text)
             return cls(name=name, version=int(suffix))
         if not NAME_PATTERN.fullmatch(suffix):
             raise InvalidReferenceError(text)

@@ -8,11 +8,12 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 
 from server import errors
 from server.container import Container
+from server.door import Door
 from server.endpoints import adapters, generate, merged, openai, score, system
-from server.limits import BodyLimitMiddleware
 from server.logging import RequestLogMiddleware
 from server.streaming import ClientGoneError
 
@@ -21,6 +22,7 @@ request, and if it likes every token, runs under its own mixture of them, all in
 
 Errors are `{"error", "error_type"}`; under `/v1` they have OpenAI's shape."""
 
+DOCS = "/docs"
 _CLIENT_GONE = 499
 
 
@@ -36,11 +38,15 @@ def create_app(container: Container) -> FastAPI:
         finally:
             await container.close()
 
-    app = FastAPI(
+    # Its pages bring all that they load.
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url=f"{DOCS}/assets",
         title="AdapterMix",
         version=version("adaptermix"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.container = container
     for module in (generate, score, openai, adapters, merged, system):
@@ -49,7 +55,10 @@ def create_app(container: Container) -> FastAPI:
     app.add_exception_handler(ClientGoneError, _client_gone)
     settings = container.settings
     app.add_middleware(
-        BodyLimitMiddleware, max_body=int(settings.max_body), max_upload=int(settings.max_upload)
+        Door,
+        auth=container.auth,
+        max_body=int(settings.max_body),
+        max_upload=int(settings.max_upload),
     )
     app.add_middleware(RequestLogMiddleware)
     return app

@@ -88,6 +88,7 @@ class Container:
         self._store = open_store(settings)
         self._stack.callback(self._store.close)
         self.auth = Auth(settings, self._store)
+        self._stack.callback(self.auth.close)
 
     @property
     def is_started(self) -> bool:

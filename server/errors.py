@@ -11,12 +11,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from adapters_store import errors as store_errors
 from router_engine import errors as engine_errors
 from router_engine.routers import errors as router_errors
 
 log = structlog.get_logger(__name__)
+
+_MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
+_MOST_PROBLEMS = 8
+_MOST_ECHOED = 80  # characters of one thing that was sent
 
 
 class ServerError(Exception):
@@ -63,11 +68,47 @@ class ForbiddenError(ServerError):
     """The key does not reach this far."""
 
 
+class UnknownRouteError(ServerError):
+    """There is no such path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is no {path[:_MOST_ECHOED]!r}; /docs lists the routes")
+
+
+class MethodNotAllowedError(ServerError):
+    """The path is there, for other methods."""
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        self.allowed = allowed
+        super().__init__(f"no {method[:_MOST_ECHOED]} here: use {' or '.join(allowed)}")
+
+
+class ContentTypeError(ServerError):
+    """The body is of another kind than the route reads."""
+
+    def __init__(self, given: str, allowed: Sequence[str]) -> None:
+        told = f"Content-Type {given[:_MOST_ECHOED]!r}" if given else "no Content-Type"
+        super().__init__(f"{told}: send {' or '.join(allowed)}")
+
+
+class BadRequestError(ServerError):
+    """What is no proper HTTP request."""
+
+
 class BodyTooLargeError(HTTPException):
     """More bytes than a limit allows. An HTTPException, so that body parsers let it through."""
 
     def __init__(self, limit: int, setting: str) -> None:
-        super().__init__(413, f"the body is larger than {limit} bytes ({setting})")
+        bound = f"larger than {limit} bytes" + (f" ({setting})" if setting else "")
+        told = f"the body is {bound}" if limit else "this route takes no body"
+        super().__init__(413, told)
+
+
+class UnreadableBodyError(HTTPException):
+    """A body that is no JSON, or says what no field can hold. As BodyTooLargeError."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(422, f"Input validation error: the body is not usable JSON: {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +122,22 @@ class Failure:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def native(self) -> dict[str, str]:
-        return {"error": self.message, "error_type": self.error_type}
+        return {"error": _bounded(self.message), "error_type": self.error_type}
 
     def openai(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 429 else self.error_type
-        code = self.error_type if self.param is None else f"invalid_{self.param.split('.')[0]}"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+        param = self.param and _bounded(self.param, _MOST_ECHOED)
+        code = self.error_type if param is None else f"invalid_{param.split('.')[0]}"
+        message = _bounded(self.message)
+        return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _bounded(text: str, most: int = _MOST_TOLD) -> str:
+    """A message that anybody's input may be part of, as UTF-8 can say it."""
+    told = text.encode(errors="backslashreplace")
+    if len(told) <= most:
+        return told.decode()
+    return f"{told[: most - 3].decode(errors='ignore')}..."
 
 
 # Most special first: the first class that fits decides.
@@ -115,8 +166,17 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (OverloadedError, 429, "overloaded"),
     (UnauthorizedError, 401, "unauthorized"),
     (ForbiddenError, 403, "forbidden"),
+    (BadRequestError, 400, "bad_request"),
+    (UnknownRouteError, 404, "not_found"),
+    (MethodNotAllowedError, 405, "method_not_allowed"),
+    (ContentTypeError, 415, "content_type"),
 )
-_HTTP_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_HTTP_TYPES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    422: "validation",
+}
 _PREFIXED = ("validation",)
 
 
@@ -144,10 +204,7 @@ def install(app: FastAPI) -> None:
     """Make every error leave as one of the two bodies."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        failure = describe(error)
-        is_openai = request.url.path.startswith("/v1/")
-        body = failure.openai() if is_openai else failure.native()
-        return JSONResponse(body, failure.status, dict(failure.headers))
+        return error_response(request.scope, error)
 
     for kind in (RequestValidationError, HTTPException, ServerError, Exception):
         app.add_exception_handler(kind, handle)
@@ -155,7 +212,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(engine_errors.EngineError, handle)
 
 
+def error_response(scope: Scope, error: Exception) -> JSONResponse:
+    """The answer that tells of an error, in the shape of the API that was asked."""
+    failure = describe(error)
+    # Of the scope: a URL is made of the Host header, which may be none.
+    is_openai = scope["path"].startswith("/v1/")
+    body = failure.openai() if is_openai else failure.native()
+    return JSONResponse(body, failure.status, dict(failure.headers))
+
+
 def _headers(error: Exception) -> dict[str, str]:
+    if isinstance(error, MethodNotAllowedError):
+        return {"Allow": ", ".join(error.allowed)}
     if isinstance(error, OverloadedError):
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, engine_errors.EngineNotReadyError | engine_errors.EngineDiedError):
@@ -167,7 +235,9 @@ def _headers(error: Exception) -> dict[str, str]:
 
 def _describe_validation(error: RequestValidationError) -> Failure:
     problems = error.errors()
-    message = "; ".join(_describe_problem(problem) for problem in problems)
+    message = "; ".join(_describe_problem(problem) for problem in problems[:_MOST_PROBLEMS])
+    if len(problems) > _MOST_PROBLEMS:
+        message += f"; and {len(problems) - _MOST_PROBLEMS} more"
     first = _path(problems[0]) if problems else None
     return Failure(422, "validation", f"Input validation error: {message}", first)
 
@@ -200,4 +270,4 @@ def _is_branch(part: Any) -> bool:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= _MOST_ECHOED else f"{text[: _MOST_ECHOED - 3]}..."

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adapters_store.errors import InvalidAdapterError
+from adapters_store.texts import is_utf8
 from adapters_store.types import Problem
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -35,6 +36,8 @@ def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
         raise ConfigError(f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError("must be a JSON object")
+    if not is_utf8(json.dumps(value, ensure_ascii=False)):
+        raise ConfigError("holds a lone surrogate, which UTF-8 cannot say")
     return value
 
 

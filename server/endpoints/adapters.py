@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, UploadFile
 
-from server.auth import require_admin
+from server.auth import documented_key
 from server.container import ContainerDep
+from server.reading import StrictRoute
 from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
     CHECK_EXAMPLE,
@@ -28,7 +29,8 @@ from server.schemas.errors import native_errors
 from server.uploads import received, texts_of
 
 router = APIRouter(
-    prefix="/admin/adapters", tags=["adapters"], dependencies=[Depends(require_admin)]
+    route_class=StrictRoute,
+    prefix="/admin/adapters", tags=["adapters"], dependencies=[Depends(documented_key)],
 )
 
 NameForm = Annotated[

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from router_engine.request import SamplingParams
-from server.auth import require_use
+from server.auth import documented_key
 from server.container import ContainerDep
 from server.generation import Ask, Generation, Update, fresh_seed
 from server.rendering import Renderer
+from server.reading import StrictRoute
 from server.schemas.errors import native_errors
 from server.schemas.generate import (
     GENERATE_EXAMPLES,
@@ -25,7 +26,10 @@ from server.schemas.generate import (
 )
 from server.streaming import chain_first, event_response, unless_disconnected
 
-router = APIRouter(tags=["generate"], dependencies=[Depends(require_use)])
+router = APIRouter(
+    route_class=StrictRoute,
+    tags=["generate"], dependencies=[Depends(documented_key)],
+)
 
 _STREAM_TEXT = {
     "schema": {"type": "string"},

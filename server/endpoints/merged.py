@@ -6,13 +6,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
 
-from server.auth import require_admin
+from server.auth import documented_key
 from server.container import ContainerDep
+from server.reading import StrictRoute
 from server.schemas.adapters import MERGED_EXAMPLE, MergedReply
 from server.schemas.errors import native_errors
 from server.schemas.mixture import FIXED_EXAMPLE, FixedMixture
 
-router = APIRouter(prefix="/admin/merged", tags=["merged"], dependencies=[Depends(require_admin)])
+router = APIRouter(
+    route_class=StrictRoute,
+    prefix="/admin/merged", tags=["merged"], dependencies=[Depends(documented_key)],
+)
 
 _UNMERGED: dict[str, Any] = {
     "mode": "unmerged",

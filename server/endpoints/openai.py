@@ -13,12 +13,13 @@ from fastapi.responses import JSONResponse, Response
 
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
-from server.auth import require_use
+from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.errors import InputError, UnknownModelError
 from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
 from server.openai_wire import asks_of, prompts_of, sampling_of
+from server.reading import StrictRoute
 from server.schemas.errors import openai_errors
 from server.schemas.openai import (
     CHAT_EXAMPLES,
@@ -34,7 +35,10 @@ from server.schemas.openai import (
 from server.streaming import chain_first, event_response, merge, unless_disconnected
 
 log = structlog.get_logger(__name__)
-router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(require_use)])
+router = APIRouter(
+    route_class=StrictRoute,
+    prefix="/v1", tags=["openai"], dependencies=[Depends(documented_key)],
+)
 
 _ERRORS = openai_errors(401, 404, 413, 422, 424, 429, 503)
 _EVENTS: dict[str, Any] = {

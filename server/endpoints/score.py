@@ -9,11 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Request
 
 from router_engine.request import SamplingParams
-from server.auth import require_use
+from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
 from server.generation import Ask, Completion, Generation, Job
 from server.rendering import gates_of, routing_of, uncertainty_of
+from server.reading import StrictRoute
 from server.schemas.errors import native_errors
 from server.schemas.score import (
     SCORE_EXAMPLES,
@@ -25,7 +26,10 @@ from server.schemas.score import (
 )
 from server.streaming import unless_disconnected
 
-router = APIRouter(tags=["generate"], dependencies=[Depends(require_use)])
+router = APIRouter(
+    route_class=StrictRoute,
+    tags=["generate"], dependencies=[Depends(documented_key)],
+)
 
 
 @router.post(

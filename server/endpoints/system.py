@@ -13,14 +13,18 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from adapters_store.errors import StoreError
 from router_engine.client.base import EngineState
 from router_engine.errors import EngineError
-from server.auth import require_admin, require_use
+from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.metrics import EngineMetrics
+from server.reading import StrictRoute
 from server.schemas.adapters import RouterList, RouterReply
 from server.schemas.errors import native_errors
 from server.schemas.health import HealthReply, InfoReply, LiveReply
 
-router = APIRouter(tags=["system"])
+router = APIRouter(
+    route_class=StrictRoute,
+    tags=["system"],
+)
 
 _INFO = {
     "version": "0.1.0",
@@ -124,7 +128,7 @@ async def _engine_metrics(container: Container) -> EngineMetrics:
 @router.get(
     "/info",
     summary="What this server serves",
-    dependencies=[Depends(require_use)],
+    dependencies=[Depends(documented_key)],
     responses={200: _answer(_INFO), **native_errors(401, 403, 503)},
 )
 async def info(container: ContainerDep) -> InfoReply:
@@ -149,7 +153,7 @@ async def info(container: ContainerDep) -> InfoReply:
 @router.get(
     "/admin/routers",
     summary="List routers and their parameters",
-    dependencies=[Depends(require_admin)],
+    dependencies=[Depends(documented_key)],
     responses={200: _answer(_ROUTERS), **native_errors(401, 403, 503)},
 )
 async def routers(container: ContainerDep) -> RouterList:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from adapters_store.types import AdapterManifest, AdapterRecord
+from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
 from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 from server.text_states import TextState
@@ -132,7 +132,9 @@ class CheckReply(Reply):
 
 
 class AliasBody(Body):
-    version: int = Field(ge=1, description="The version that the alias means from now on.")
+    version: int = Field(
+        ge=1, le=MAX_VERSION, description="The version that the alias means from now on."
+    )
 
 
 class PinBody(Body):
@@ -140,6 +142,8 @@ class PinBody(Body):
 
 
 class DeleteQuery(Body):
+    model_config = ConfigDict(strict=False)  # a URL holds text alone
+
     force: bool = Field(default=False, description="Also while it is pinned or in use.")
 
 

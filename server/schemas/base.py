@@ -1,4 +1,4 @@
-"""What all bodies share: unknown fields, unsupported fields and non-finite numbers are refused."""
+"""What all bodies share: unknown and unsupported fields, other types and infinities are refused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 
+_MOST_ECHOED = 80  # characters
+
+
 class Body(BaseModel):
     """A request body.
 
     `unsupported` maps a field of a foreign API that has no meaning here to the values at which it
-    asks for nothing; any other value is refused by name.
+    asks for nothing; any other value is refused by name. Numbers are no text, and flags no numbers.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -51,11 +54,12 @@ def _refuse_unless_default(name: str, value: Any, defaults: tuple[Any, ...]) -> 
     raise PydanticCustomError(
         "unsupported_field",
         "{field} is not supported: leave it out (or {default})",
-        {"field": name, "value": repr(value)[:80], "default": repr(defaults[-1])},
+        {"field": name, "value": repr(value)[:_MOST_ECHOED], "default": repr(defaults[-1])},
     )
 
 
 def _unknown_field(name: str, known: set[str]) -> PydanticCustomError:
+    name = name[:_MOST_ECHOED]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"near: {', '.join(near)}" if near else f"fields: {', '.join(sorted(known))}"
     return PydanticCustomError(

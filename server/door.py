@@ -1,0 +1,180 @@
+"""The door: who may send what, decided from method, path and headers, before any of the body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.datastructures import Headers
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.auth import Auth
+from server.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    ContentTypeError,
+    ForbiddenError,
+    MethodNotAllowedError,
+    ServerError,
+    UnknownRouteError,
+    error_response,
+)
+
+Access = Literal["anyone", "page", "use", "admin"]
+Body = Literal["none", "small", "json", "upload"]
+SMALL_BODY = 64 << 10  # bytes of what only names things
+
+_FORM = ("multipart/form-data",)
+_JSON = ("application/json",)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One route: who may use it, and what its body may be.
+
+    access: page is anyone, but without keys only programs and pages of this machine.
+    body: small and json are JSON, of at most SMALL_BODY and ADAPTERMIX_MAX_BODY bytes; upload is a
+    multipart form of at most ADAPTERMIX_MAX_UPLOAD.
+    """
+
+    method: str
+    path: str  # {name} is one segment, {name:path} several
+    access: Access
+    body: Body = "none"
+
+
+_ADAPTER = "/admin/adapters/{name}"
+# A route that is not here does not exist.
+ENTRIES = (
+    Entry("GET", "/health", "anyone"),
+    Entry("GET", "/health/live", "anyone"),
+    Entry("GET", "/health/ready", "anyone"),
+    Entry("GET", "/metrics", "page"),
+    Entry("GET", "/docs", "page"),
+    Entry("GET", "/docs/{file:path}", "page"),
+    Entry("GET", "/openapi.json", "page"),
+    Entry("GET", "/info", "use"),
+    Entry("POST", "/", "use", "json"),
+    Entry("POST", "/generate", "use", "json"),
+    Entry("POST", "/generate_stream", "use", "json"),
+    Entry("POST", "/score", "use", "json"),
+    Entry("GET", "/v1/models", "use"),
+    Entry("GET", "/v1/models/{model:path}", "use"),
+    Entry("POST", "/v1/completions", "use", "json"),
+    Entry("POST", "/v1/chat/completions", "use", "json"),
+    Entry("GET", "/admin/routers", "admin"),
+    Entry("GET", "/admin/merged", "admin"),
+    Entry("PUT", "/admin/merged", "admin", "json"),
+    Entry("DELETE", "/admin/merged", "admin"),
+    Entry("GET", "/admin/adapters", "admin"),
+    Entry("POST", "/admin/adapters", "admin", "upload"),
+    Entry("POST", "/admin/adapters/check", "admin", "upload"),
+    Entry("GET", _ADAPTER, "admin"),
+    Entry("DELETE", _ADAPTER, "admin"),
+    Entry("GET", f"{_ADAPTER}/texts", "admin"),
+    Entry("PUT", f"{_ADAPTER}/texts", "admin", "upload"),
+    Entry("PUT", f"{_ADAPTER}/aliases/{{alias}}", "admin", "small"),
+    Entry("DELETE", f"{_ADAPTER}/aliases/{{alias}}", "admin"),
+    Entry("POST", f"{_ADAPTER}/load", "admin"),
+    Entry("POST", f"{_ADAPTER}/pin", "admin", "small"),
+    Entry("POST", f"{_ADAPTER}/unload", "admin"),
+)
+
+
+class Door:
+    """ASGI middleware. What it refuses is answered before one byte of the body is read."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        auth: Auth,
+        max_body: int,
+        max_upload: int,
+        entries: Sequence[Entry] = ENTRIES,
+    ) -> None:
+        self._app = app
+        self._auth = auth
+        self._entries = [(compile_path(entry.path)[0], entry) for entry in entries]
+        self._limits: Mapping[Body, tuple[int, str]] = {
+            "none": (0, ""),
+            "small": (SMALL_BODY, ""),
+            "json": (max_body, "ADAPTERMIX_MAX_BODY"),
+            "upload": (max_upload, "ADAPTERMIX_MAX_UPLOAD"),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] != "http":
+            await self._app(scope, receive, send)
+        else:
+            try:
+                bounded = await self._admit(scope, receive)
+            except (ServerError, BodyTooLargeError) as error:
+                await error_response(scope, error)(scope, receive, send)
+                return
+            await self._app(scope, bounded, send)
+
+    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+        """What the route may read. Raises ServerError and BodyTooLargeError."""
+        entry = self._entry(scope["method"], scope["path"])
+        headers = Headers(scope=scope)
+        if entry.access != "anyone":
+            _require_one_host(headers)
+            await self._require_access(entry, headers)
+        limit, setting = self._limits[entry.body]
+        too_large = BodyTooLargeError(limit, setting)
+        declared = headers.get("content-length", "0")
+        has_body = declared != "0" or "transfer-encoding" in headers
+        if declared.isdecimal() and int(declared[:20]) > limit:
+            raise too_large
+        if has_body and entry.body != "none":
+            _require_type(headers, _FORM if entry.body == "upload" else _JSON)
+        received = 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise too_large
+            return message
+
+        return bounded
+
+    def _entry(self, method: str, path: str) -> Entry:
+        allowed = []
+        for pattern, entry in self._entries:
+            if pattern.match(path):
+                if entry.method == method:
+                    return entry
+                allowed.append(entry.method)
+        if allowed:
+            raise MethodNotAllowedError(method, allowed)
+        raise UnknownRouteError(path)
+
+    async def _require_access(self, entry: Entry, headers: Headers) -> None:
+        if self._auth.is_open:
+            self._auth.require_own_page(headers)
+        elif entry.access != "page":
+            role = await self._auth.role(headers)
+            if entry.access == "admin" and role != "admin":
+                raise ForbiddenError(
+                    "this route needs an admin key; the one you sent is for use only"
+                )
+
+
+def _require_one_host(headers: Headers) -> None:
+    hosts = headers.getlist("host")
+    if len(hosts) > 1:
+        raise BadRequestError(f"{len(hosts)} Host headers: send one")
+
+
+def _require_type(headers: Headers, allowed: Sequence[str]) -> None:
+    """JSON may be of a kind of its own, such as application/problem+json."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = allowed is _JSON and kind.startswith("application/") and kind.endswith("+json")
+    if kind not in allowed and not is_json:
+        raise ContentTypeError(kind, allowed)

@@ -1,0 +1,277 @@
+"""The door: who may send what is decided before the body, for every route that there is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Message, Scope
+
+from server.app import create_app
+from server.auth import Auth
+from server.container import Container
+from server.door import ENTRIES, SMALL_BODY, Door, Entry
+from tests.server.live import Live, serving, tiny_settings
+
+ADMIN = "an-admin-key-from-the-environment"
+HUGE = 100 << 20
+CLOSED = [entry for entry in ENTRIES if entry.access in ("use", "admin")]
+WITH_BODY = [entry for entry in CLOSED if entry.body != "none"]
+TYPES = {"json": "application/json", "small": "application/json", "upload": "multipart/form-data"}
+
+
+def named(entry: Entry) -> str:
+    return f"{entry.method} {entry.path}"
+
+
+def path_of(entry: Entry) -> str:
+    """A path that the entry stands for."""
+    return re.sub(r"\{\w+(:path)?\}", "x", entry.path)
+
+
+@dataclass(frozen=True)
+class Keyed:
+    live: Live
+    use: str
+    admin: str
+
+    def attempt(
+        self, entry: Entry, key: str | None, body: int = 0, **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of an answer that comes though the body never does."""
+        lines = [f"{entry.method} {path_of(entry)} HTTP/1.1", f"Host: 127.0.0.1:{self.live.port}"]
+        if key is not None:
+            lines.append(f"Authorization: Bearer {key}")
+        if body:
+            lines.append(f"Content-Length: {body}")
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        return exchange(self.live.port, "\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+
+def exchange(port: int, request: bytes) -> tuple[int, dict[str, Any]]:
+    """What a raw request is answered with."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(65536)
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
+        while len(rest) < length:
+            rest += connection.recv(65536)
+    is_json = b"application/json" in head
+    return int(head.split()[1]), json.loads(rest) if is_json and rest else {}
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    settings = tiny_settings(tmp_path_factory.mktemp("door"), admin_key=ADMIN)
+    with serving(settings) as live:
+        _, use = live.container.store.create_key("someone", "use")
+        _, admin = live.container.store.create_key("boss", "admin")
+        yield Keyed(live, use, admin)
+
+
+def test_every_operation_is_in_the_table_and_nothing_else(keyed: Keyed) -> None:
+    paths = keyed.live.client.get("/openapi.json").json()["paths"]
+    told = {
+        (method.upper(), re.sub(r":path\}", "}", path))
+        for path, methods in paths.items()
+        for method in methods
+    }
+    pages = {("GET", "/docs"), ("GET", "/docs/{file}"), ("GET", "/openapi.json")}
+    known = {(entry.method, re.sub(r":path\}", "}", entry.path)) for entry in ENTRIES}
+    assert known - pages == told
+
+
+@pytest.mark.parametrize("entry", CLOSED, ids=named)
+@pytest.mark.parametrize("key", [None, "wrong", "amx_0_0", "caf\xe9", "x" * 10_000])
+def test_without_a_key_nothing_is_read(keyed: Keyed, entry: Entry, key: str | None) -> None:
+    for size in (0, HUGE):
+        status, body = keyed.attempt(entry, key, size)
+        assert status == 401
+        assert len(json.dumps(body)) < 1024
+
+
+@pytest.mark.parametrize("entry", CLOSED, ids=named)
+def test_a_use_key_opens_what_is_for_use(keyed: Keyed, entry: Entry) -> None:
+    status, _ = keyed.attempt(entry, keyed.use, HUGE if entry.access == "admin" else 0)
+    assert (status == 403) == (entry.access == "admin")
+    assert status != 401
+
+
+@pytest.mark.parametrize("entry", CLOSED, ids=named)
+def test_a_body_that_is_too_large_is_refused_by_its_length(keyed: Keyed, entry: Entry) -> None:
+    kind = TYPES.get(entry.body, "application/json")
+    status, body = keyed.attempt(entry, keyed.admin, 2 << 30, content_type=kind)
+    assert status == 413
+    told = str(body)
+    if entry.body == "none":
+        assert "takes no body" in told
+    elif entry.body == "small":
+        assert str(SMALL_BODY) in told
+    else:
+        assert "ADAPTERMIX_MAX" in told
+
+
+@pytest.mark.parametrize("entry", WITH_BODY, ids=named)
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "x" * 999])
+def test_a_body_of_another_kind_is_refused(keyed: Keyed, entry: Entry, kind: str | None) -> None:
+    headers = {} if kind is None else {"content_type": kind}
+    status, body = keyed.attempt(entry, keyed.admin, 1000, **headers)
+    assert status == 415
+    assert TYPES[entry.body] in str(body)
+    assert len(str(body)) < 1024
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/generate/", "/admin", "/v1", "/docs2", "/%2e%2e", "//"])
+def test_what_is_not_in_the_table_does_not_exist(keyed: Keyed, path: str) -> None:
+    for key in (None, keyed.admin):
+        entry = Entry("POST", path, "admin")
+        assert keyed.attempt(entry, key, HUGE)[0] == 404
+
+
+def test_another_method_is_named_with_those_that_work(keyed: Keyed) -> None:
+    answer = keyed.live.client.request("PATCH", "/generate")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"
+    assert "POST" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /info HTTP/1.1\r\nHost: [bad\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: [bad\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://[::1\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: null\r\n\r\n",
+        b"GET /admin/adapters/%00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /admin/adapters/%ff%fe HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /admin/adapters?tag=%00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /admin/adapters/a0@999999999999999999999 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /admin/adapters/a0@" + b"9" * 5000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"DELETE /admin/adapters/a%00b/aliases/%00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    ],
+)
+def test_odd_requests_are_refused_and_no_failure(keyed: Keyed, bare: Live, head: bytes) -> None:
+    for port in (keyed.live.port, bare.port):
+        status, body = exchange(port, head)
+        assert 400 <= status < 500
+        assert len(str(body)) < 1200
+
+
+def test_revoking_the_last_key_opens_nothing(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    first = Container(settings)
+    key, secret = first.store.create_key("boss", "admin")
+    first.store.close()
+    with serving(settings) as live:
+        mine = {"Authorization": f"Bearer {secret}"}
+        assert live.client.get("/info", headers=mine).status_code == 200
+        live.container.store.revoke_key(key.id)
+        for headers in (mine, {}, {"Host": "localhost"}):
+            assert live.client.get("/info", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_who_listens_to_others_asks_for_keys_whatever_becomes_of_them(
+    tmp_path: Path, host: str
+) -> None:
+    container = Container(tiny_settings(tmp_path, host=host))
+    key, _ = container.store.create_key("boss", "admin")
+    auth = Auth(container.settings, container.store)
+    container.store.revoke_key(key.id)
+    auth.require_safe_host()
+    assert not auth.is_open
+    assert not Auth(container.settings, container.store).is_open
+    container.store.close()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"])
+def test_pages_follow_the_rule_of_the_host(bare: Live, keyed: Keyed, path: str) -> None:
+    assert bare.client.get(path).status_code == 200
+    assert bare.client.get(path, headers={"Host": "evil.example"}).status_code == 403
+    assert bare.client.get(path, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert keyed.live.client.get(path, headers={"Host": "our.example"}).status_code == 200
+
+
+def test_the_page_of_the_api_loads_from_this_server_alone(bare: Live) -> None:
+    page = bare.client.get("/docs").text
+    loaded = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert loaded
+    for url in loaded:
+        assert url.startswith("/docs/assets/")
+        assert bare.client.get(url).status_code == 200
+    assert "://" not in page.replace(bare.url, "").replace("http://www.w3.org", "")
+
+
+async def _read_nothing() -> Message:
+    raise AssertionError("the body was read")
+
+
+@pytest.mark.parametrize("entry", CLOSED, ids=named)
+def test_the_door_never_asks_for_the_body(keyed: Keyed, entry: Entry) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "method": entry.method,
+        "path": path_of(entry),
+        "headers": [(b"host", b"127.0.0.1"), (b"transfer-encoding", b"chunked")],
+        "query_string": b"",
+        "extensions": {},
+    }
+    container = keyed.live.container
+    door = Door(create_app(container), container.auth, 1024, 1024)
+    asyncio.run(door(scope, _read_nothing, send))
+    assert sent[0]["status"] == 401
+
+
+def test_a_stream_of_bytes_ends_at_the_limit(tmp_path: Path) -> None:
+    with serving(tiny_settings(tmp_path, max_body=2000)) as live:
+
+        def chunks() -> Iterator[bytes]:
+            for _ in range(10):
+                yield b" " * 1000
+
+        headers = {"Content-Type": "application/json"}
+        answer = live.client.post("/generate", content=chunks(), headers=headers)
+        assert answer.status_code == 413
+        assert "ADAPTERMIX_MAX_BODY" in answer.json()["error"]
+
+
+def kinds() -> Sequence[str]:
+    return ["application/json", "application/json; charset=utf-8", "application/vnd.api+json"]
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_json_may_be_of_a_kind_of_its_own(bare: Live, kind: str) -> None:
+    body = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 1}}).encode()
+    answer = bare.client.post("/generate", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 200, answer.text
+
+
+def test_websockets_are_closed(bare: Live) -> None:
+    answer = httpx.get(
+        f"{bare.url}/generate",
+        headers={
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Key": "x3JJHMbDL1EzLkh9GBhXDw==",
+            "Sec-WebSocket-Version": "13",
+        },
+    )
+    assert 400 <= answer.status_code < 500
