@@ -120,7 +120,8 @@ def name_problems(where: str, names: Sequence[str]) -> list[Problem]:
     """Why these are no names of adapters, aliases or tags."""
     return [
         Problem(
-            where, f"{name[:160]!r}: use letters, digits, '.', '_' and '-', at most 128, no '.' first"
+            where,
+            f"{name[:160]!r}: use letters, digits, '.', '_' and '-', at most 128, no '.' first",
         )
         for name in names
         if not NAME_PATTERN.fullmatch(name)
@@ -128,7 +129,7 @@ def name_problems(where: str, names: Sequence[str]) -> list[Problem]:
 
 
 def require_names(**given: str | None) -> None:
-    """Raises StoreError for what could be no name of its kind: databases differ in what they take."""
+    """Raises StoreError for what is no name: databases differ in what text they take."""
     for kind, name in given.items():
         if name is not None and (problems := name_problems(kind, [name])):
             raise StoreError(str(problems[0]))

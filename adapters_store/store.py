@@ -21,8 +21,8 @@ from adapters_store.preparing import (
     Preparer,
     Progress,
     Publication,
-    require_names,
     no_progress,
+    require_names,
 )
 from adapters_store.texts import text_problems, texts_from_jsonl, texts_to_jsonl
 from adapters_store.types import (
@@ -78,7 +78,10 @@ class AdapterStore:
         Without URLs it is `root/adapters.db` (SQLite) and `root/blobs`; a remote blob store is
         read through `root/cache`. Raises StoreError when one of them cannot be opened.
         """
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # such as a file of that name
+            raise StoreError(f"store {root}: {error.strerror or error}") from error
         blobs = open_blobs(
             blobs_url or root / "blobs", cache_dir=root / "cache", options=blobs_options
         )
@@ -169,7 +172,7 @@ class AdapterStore:
         return self._versions.set_alias(name, alias, version)
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Raises AdapterNotFoundError when there is no such alias, StoreError for what is no name."""
+        """Raises AdapterNotFoundError without such an alias, StoreError for what is no name."""
         require_names(name=name, alias=alias)
         self._versions.delete_alias(name, alias)
 

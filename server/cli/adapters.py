@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from server.cli import importing
-from server.cli.client import KeyOption, UrlOption, body_of, connect, console, size
+from server.cli.client import (
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    adapter_path,
+    body_of,
+    connect,
+    console,
+    size,
+    write_json,
+    write_text,
+)
 from server.cli.uploading import opened, print_warnings, publish_adapter, upload
-
-_PIPED = 400  # columns: what reads a pipe wants whole cells
 
 app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
 app.add_typer(importing.app, name="import")
@@ -92,6 +100,7 @@ def check(
 @app.command("ls")
 def list_adapters(
     tag: Annotated[str | None, typer.Option(help="Only those that carry this tag.")] = None,
+    as_json: JsonOption = False,
     url: UrlOption = None,
     key: KeyOption = None,
 ) -> None:
@@ -99,16 +108,26 @@ def list_adapters(
     with connect(url, key) as client:
         params = {} if tag is None else {"tag": tag}
         found = body_of(client.get("/admin/adapters", params=params))["adapters"]
-    shown = console if console.is_terminal else Console(width=_PIPED)
-    shown.print(_table(found))
+    if as_json:
+        write_json(found)
+        return
+    console.print(_table(found))
     print_warnings(found)
 
 
 @app.command()
-def show(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
+def show(
+    name: ReferenceArgument,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
     """Show every version of a name, or the one that is meant."""
     with connect(url, key) as client:
-        found = body_of(client.get(f"/admin/adapters/{name}"))["adapters"]
+        found = body_of(client.get(adapter_path(name)))["adapters"]
+    if as_json:
+        write_json(found)
+        return
     for adapter in found:
         table = Table("", "", show_header=False, box=None)
         for field, value in adapter.items():
@@ -126,7 +145,7 @@ def remove(
     """Delete one version, or all versions of a bare name."""
     with connect(url, key) as client:
         params = {"force": str(force).lower()}
-        gone = body_of(client.delete(f"/admin/adapters/{name}", params=params))["deleted"]
+        gone = body_of(client.delete(adapter_path(name), params=params))["deleted"]
     console.print(f"[green]deleted[/] {', '.join(gone)}")
 
 
@@ -141,11 +160,11 @@ def texts(
     key: KeyOption = None,
 ) -> None:
     """Show an adapter's sample texts as JSONL, or put those of a file in their place."""
-    path = f"/admin/adapters/{name}/texts"
+    path = adapter_path(name, "texts")
     with connect(url, key) as client:
         if file is None:
             for text in body_of(client.get(path))["texts"]:
-                console.print(json.dumps(text), markup=False, highlight=False, soft_wrap=True)
+                write_text(json.dumps(text) + "\n")
             return
         with opened([("texts", file)]) as parts:
             made = body_of(client.put(path, files=parts))
@@ -166,9 +185,92 @@ def alias(
 ) -> None:
     """Point an alias at a version."""
     with connect(url, key) as client:
-        path = f"/admin/adapters/{name}/aliases/{alias}"
+        path = adapter_path(name, "aliases", alias)
         made = body_of(client.put(path, json={"version": version}))
-    console.print(f"[green]{name}@{alias}[/] is {made['name']}@{made['version']}")
+    console.print(f"[green]{escape(name)}@{escape(alias)}[/] is {made['name']}@{made['version']}")
+
+
+@app.command()
+def unalias(
+    name: Annotated[str, typer.Argument(help="The adapter's name.")],
+    alias: Annotated[str, typer.Argument(help="The alias; the version that it means stays.")],
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Remove an alias."""
+    with connect(url, key) as client:
+        gone = body_of(client.delete(adapter_path(name, "aliases", alias)))["deleted"]
+    console.print(f"[green]removed[/] {', '.join(gone)}")
+
+
+@app.command()
+def load(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
+    """Bring an adapter to the device, so that its first request does not wait."""
+    _move(name, "load", None, url, key)
+
+
+@app.command()
+def pin(
+    name: ReferenceArgument,
+    off: Annotated[bool, typer.Option("--off", help="Let it go again.")] = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Load an adapter and keep it on the device."""
+    _move(name, "pin", {"pinned": not off}, url, key)
+
+
+@app.command()
+def unload(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
+    """Drop an adapter from device and host; it stays in the store."""
+    with connect(url, key) as client:
+        freed = body_of(client.post(adapter_path(name, "unload")))
+    console.print(f"[green]unloaded[/] {freed['name']}, {size(freed['freed_bytes'])} are free")
+
+
+@app.command()
+def merge(
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME or NAME=WEIGHT, one or several.", metavar="[ADAPTER]..."),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Restore the base.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Fold a mixture into the base; without one show what is folded in."""
+    if off and adapters:
+        raise typer.BadParameter("--off names no adapters")
+    with connect(url, key) as client:
+        if adapters:
+            body = {"adapters": [weighted(text) for text in adapters]}
+            state = body_of(client.put("/admin/merged", json=body))
+        else:
+            state = body_of(client.request("DELETE" if off else "GET", "/admin/merged"))
+    if as_json:
+        write_json(state)
+        return
+    pairs = zip(state["adapters"], state["weights"], strict=True)
+    told = " + ".join(f"{weight:g} {escape(name)}" for name, weight in pairs)
+    console.print(f"[green]merged[/]: {told or 'nothing, the base is as it was'}")
+
+
+def weighted(text: str) -> dict[str, Any]:
+    """An adapter of a mixture, from NAME or NAME=WEIGHT. Raises typer.BadParameter."""
+    name, separator, weight = text.partition("=")
+    try:
+        return {"name": name, "weight": float(weight) if separator else 1.0}
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: use NAME=0.7") from error
+
+
+def _move(
+    name: str, action: str, body: Mapping[str, Any] | None, url: str | None, key: str | None
+) -> None:
+    with connect(url, key) as client:
+        where = body_of(client.post(adapter_path(name, action), json=body))
+    console.print(f"[green]{escape(name)}[/] is on {_where(where)}")
 
 
 def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import print_error
+from server.cli.client import JsonOption, console, print_error, write_json
 from server.settings import Settings, SettingsError, load_settings, use_process_environment
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from router_engine.model.cpu.choice import Choice
 
+_EXPECTED = {1: "1 client", 8: "8 clients", 256: "reading prompts"}  # by rows of a step
 _NO_BF16 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "neon")  # products in fp32
 
 
@@ -29,81 +30,130 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="As for `adaptermix serve`: whose shape is measured.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what this machine has, which kernels run, what to expect, and what would be faster."""
     try:
         settings = load_settings(model=model)
         use_process_environment(settings.child_environment(settings.engine_threads))
-        _report(Console(), settings)
+        report = Report(settings)
     except SettingsError as error:
         print_error(error)
         raise typer.Exit(2) from error
+    for problem in report.problems:
+        print_error(problem)
+    if as_json:
+        write_json(report.as_json())
+    else:
+        report.print(console)
 
 
-def _report(console: Console, settings: Settings) -> None:
-    from benchmarks.machine import describe_machine
-    from router_engine.processors import allowed_cores, cpu_quota
+class Report:
+    """What was found out; what could not be is in `problems`."""
 
-    machine = describe_machine()
-    quota = cpu_quota()
-    limit = "" if quota is None else f" (of {allowed_cores()}; a quota of {quota:g} cores)"
-    console.print(f"processor     {machine['processor']}", highlight=False)
-    console.print(f"cores         {machine['cores']}{limit}", highlight=False)
-    console.print(f"memory        {machine['memory_gib']} GiB", highlight=False)
-    console.print(f"GPU           {machine['gpu'] or 'none'}", highlight=False)
-    path = _library(console, settings)
-    if path is not None:
-        _expectations(console, settings, path)
+    def __init__(self, settings: Settings) -> None:
+        from benchmarks.machine import describe_machine
+        from router_engine.processors import allowed_cores, cpu_quota
 
+        self.problems: list[str] = []
+        self.isas: tuple[str, ...] = ()
+        self.origin = "cannot be compiled"
+        self.choice: Choice | None = None
+        self.dtype = ""
+        self.expected: dict[int, float] = {}  # tokens a second by rows of a step
+        self.faster: list[str] = []
+        self._settings = settings
+        self._machine = describe_machine()
+        self._allowed, self._quota = allowed_cores(), cpu_quota()
+        library = self._library()
+        if library is not None:
+            self._expect(library)
 
-def _library(console: Console, settings: Settings) -> Path | None:
-    """Print which sets the library holds and the machine runs; compiles it if need be."""
-    from router_engine.kernels.cpu.build import SHIPPED, KernelBuildError, build
-    from router_engine.kernels.cpu.library import supported_isas
+    def _library(self) -> Path | None:
+        """The kernels, if one of their sets runs here; compiles them if need be."""
+        from router_engine.kernels.cpu.build import SHIPPED, KernelBuildError, build
+        from router_engine.kernels.cpu.library import supported_isas
 
-    try:
-        path = build(settings.cache_dir / "kernels")
-    except KernelBuildError as error:
-        console.print("kernels       torch: the C++ kernels are not shipped and cannot be compiled")
-        print_error(error)
-        return None
-    origin = "shipped" if path.parent == SHIPPED else "compiled here"
-    isas = supported_isas(path)
-    console.print(f"kernels       {', '.join(isas) or 'none that runs here'} ({origin})")
-    return path if isas else None
+        try:
+            path = build(self._settings.cache_dir / "kernels")
+        except KernelBuildError as error:
+            self.problems.append(str(error))
+            return None
+        self.origin = "shipped" if path.parent == SHIPPED else "compiled here"
+        self.isas = tuple(supported_isas(path))
+        return path if self.isas else None
 
+    def _expect(self, path: Path) -> None:
+        import torch
+        from transformers import AutoConfig
 
-def _expectations(console: Console, settings: Settings, path: Path) -> None:
-    import torch
-    from transformers import AutoConfig
+        from router_engine.model.assets import AssetError, resolve_model
+        from router_engine.model.cpu.choice import choose, layer_shape
+        from router_engine.model.loader import dtype_of
 
-    from router_engine.model.assets import AssetError, resolve_model
-    from router_engine.model.cpu.choice import choose, layer_shape
-    from router_engine.model.loader import dtype_of
+        settings = self._settings
+        try:
+            config: Any = AutoConfig.from_pretrained(
+                resolve_model(settings.model, settings.cache_dir)
+            )
+            shape = layer_shape(config)
+        except (AssetError, OSError, AttributeError) as error:
+            self.problems.append(f"the model's shape could not be read: {error}")
+            return
+        asked = settings.engine_config(settings.model).model
+        found = dtype_of(asked, config, torch.device("cpu"))
+        dtype = (getattr(config, "dtype", None) or torch.float32) if found == "auto" else found
+        cache, is_int8 = settings.cache_dir / "kernels", settings.quantization == "int8"
+        choice = choose(path, cache, shape, dtype, int8=is_int8)
+        weights = config.num_hidden_layers * shape.layer_weights + config.vocab_size * shape.hidden
+        scale = weights / shape.weights
+        self.choice, self.dtype = choice, str(dtype).removeprefix("torch.")
+        measured = choice.seconds[choice.chosen]
+        self.expected = {n: n / measured[n] / scale for n in _EXPECTED if n in measured}
+        other = choose(path, cache, shape, dtype, int8=True) if not is_int8 else None
+        self.faster = _advice(settings, choice, dtype, other)
 
-    try:
-        config: Any = AutoConfig.from_pretrained(resolve_model(settings.model, settings.cache_dir))
-        shape = layer_shape(config)
-    except (AssetError, OSError, AttributeError) as error:
-        console.print("expected      unknown: the model's shape could not be read")
-        print_error(error)
-        return
-    asked = settings.engine_config(settings.model).model
-    found = dtype_of(asked, config, torch.device("cpu"))
-    dtype = (getattr(config, "dtype", None) or torch.float32) if found == "auto" else found
-    cache, is_int8 = settings.cache_dir / "kernels", settings.quantization == "int8"
-    choice = choose(path, cache, shape, dtype, int8=is_int8)
-    weights = config.num_hidden_layers * shape.layer_weights + config.vocab_size * shape.hidden
-    scale = weights / shape.weights
-    console.print(f"chosen        {choice.chosen}, for {settings.model} in {_name(dtype)}")
-    console.print(_table(choice))
-    for rows, what in ((1, "1 client"), (8, "8 clients"), (256, "reading prompts")):
-        seconds = choice.seconds[choice.chosen].get(rows)
-        if seconds is not None:
-            console.print(f"expected      {rows / seconds / scale:8.0f} tokens/s, {what}")
-    other = choose(path, cache, shape, dtype, int8=True) if not is_int8 else None
-    for line in _advice(settings, choice, dtype, other):
-        console.print(f"faster        {line}", soft_wrap=True)
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs; tokens a second by requests in a step."""
+        choice = self.choice
+        return {
+            "machine": self._machine,
+            "cpu_quota": self._quota,
+            "kernels": {"isas": self.isas, "origin": self.origin},
+            "model": self._settings.model,
+            "dtype": self.dtype or None,
+            "chosen": choice and choice.chosen,
+            "layer_seconds": choice and choice.seconds,
+            "expected_tokens_per_second": self.expected,
+            "faster": self.faster,
+            "problems": self.problems,
+        }
+
+    def print(self, console: Console) -> None:
+        """For people."""
+        machine, quota = self._machine, self._quota
+        limit = "" if quota is None else f" (of {self._allowed}; a quota of {quota:g} cores)"
+        runs = ", ".join(self.isas) or "none that runs here"
+        lines = [
+            f"processor     {machine['processor']}",
+            f"cores         {machine['cores']}{limit}",
+            f"memory        {machine['memory_gib']} GiB",
+            f"GPU           {machine['gpu'] or 'none'}",
+            f"kernels       {runs} ({self.origin})",
+        ]
+        choice = self.choice
+        told = f"{self._settings.model} in {self.dtype}"
+        lines.append(
+            f"chosen        {choice.chosen}, for {told}" if choice else "chosen        torch"
+        )
+        for line in lines:
+            console.print(line, highlight=False)
+        if choice is not None:
+            console.print(_table(choice))
+        for rows, speed in self.expected.items():
+            console.print(f"expected      {speed:8.0f} tokens/s, {_EXPECTED[rows]}")
+        for line in self.faster:
+            console.print(f"faster        {line}", soft_wrap=True)
 
 
 def _table(choice: Choice) -> Table:
@@ -133,7 +183,3 @@ def _advice(
             found.append(f"--quantization int8: {ratio:.1f} times at one client, for some accuracy")
     found.append("more cores: nearly in proportion, until memory is read as fast as it can be")
     return found
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

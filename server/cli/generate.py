@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import httpx
 import typer
 from rich.table import Table
 
+from server.cli.adapters import weighted
 from server.cli.client import (
     CommandError,
     KeyOption,
@@ -23,6 +25,8 @@ from server.cli.client import (
     connect,
     console,
     errors,
+    events,
+    write_text,
 )
 from server.cli.explain import legend, painted, silence
 from server.cli.options import command_with
@@ -127,15 +131,24 @@ def body_of(options: Options) -> dict[str, Any]:
         "gates": True if options.gates is not None else None,
     }
     body: dict[str, Any] = {
-        "inputs": sys.stdin.read() if options.prompt == "-" else options.prompt,
+        "inputs": _prompt(options.prompt),
         "parameters": _given(parameters),
     }
     if options.adapter:
-        items = [_weighted(text) for text in options.adapter]
+        items = [weighted(text) for text in options.adapter]
         body["mixture"] = {"adapters": items} | _given({"combination": options.combination})
     elif options.router:
         body["mixture"] = {"router": _router(options.router, options)}
     return body
+
+
+def _prompt(given: str) -> str:
+    # Bytes that the locale cannot read come as halves of surrogate pairs, in an argument.
+    read = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
+    try:
+        return read.decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"the prompt is not UTF-8: {error}") from error
 
 
 def weights_table(routing: Mapping[str, Any]) -> Table:
@@ -146,14 +159,6 @@ def weights_table(routing: Mapping[str, Any]) -> Table:
     for index in sorted({*range(0, len(weights), step), *range(len(weights))[-1:]}):
         table.add_row(str(index), *(f"{weight:.3f}" for weight in weights[index]))
     return table
-
-
-def _weighted(text: str) -> dict[str, Any]:
-    name, separator, weight = text.partition("=")
-    try:
-        return {"name": name, "weight": float(weight) if separator else 1.0}
-    except ValueError as error:
-        raise typer.BadParameter(f"--adapter {text!r}: use NAME=0.7") from error
 
 
 def _router(name: str, options: Options) -> dict[str, Any]:
@@ -190,18 +195,17 @@ def _stream(client: httpx.Client, body: Mapping[str, Any], *, in_colour: bool) -
     """Print tokens as they come."""
     streamed = Streamed()
     with client.stream("POST", "/generate_stream", json=body) as response:
-        for line in check(response).iter_lines():
-            if not line.startswith("data:"):
-                continue
-            frame = json.loads(line.removeprefix("data:"))
+        for frame in events(check(response)):
             if "error" in frame:
                 raise CommandError(frame["error"])
             text = frame["token"]["text"]
-            shown = painted(frame) if in_colour else text
-            console.print(shown, end="", markup=False, highlight=False)
+            if in_colour:
+                console.print(painted(frame), end="", markup=False, highlight=False)
+            else:
+                write_text(text)
             streamed.texts.append(text)
             streamed.details = frame["details"] or streamed.details
-    console.print()
+    write_text("\n")
     return streamed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from server.cli.client import console, errors, fail
+from server.cli.client import JsonOption, console, errors, fail, write_json, write_text
 from server.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -52,20 +53,27 @@ def create(
     errors.print(
         f"[green]made[/] {key.kind} key {key.id} for {escape(key.label)}; keep the secret:"
     )
-    console.print(secret, soft_wrap=True, highlight=False, markup=False)
+    write_text(f"{secret}\n")
 
 
 @app.command("ls")
 def list_keys(
-    cache: CacheOption = None, store: StoreOption = None, database_url: UrlOption = None
+    as_json: JsonOption = False,
+    cache: CacheOption = None,
+    store: StoreOption = None,
+    database_url: UrlOption = None,
 ) -> None:
     """List keys; secrets are not kept."""
-    table = Table("id", "label", "kind", "made", "revoked")
     with _opened(cache, store, database_url) as opened:
-        for key in opened.list_keys():
-            table.add_row(
-                key.id, escape(key.label), key.kind, _day(key.created_at), _day(key.revoked_at)
-            )
+        keys = opened.list_keys()
+    if as_json:
+        write_json([asdict(key) for key in keys])
+        return
+    table = Table("id", "label", "kind", "made", "revoked")
+    for key in keys:
+        table.add_row(
+            key.id, escape(key.label), key.kind, _day(key.created_at), _day(key.revoked_at)
+        )
     console.print(table)
 
 

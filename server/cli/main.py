@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated
+
 import typer
 
 from server.cli import adapters, bench, doctor, evaluate, generate, keys, pull, serve, train
@@ -15,12 +20,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"adaptermix {version('adaptermix')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
+    ] = False,
+) -> None:
+    """What all commands have in common."""
+
+
 for part in (serve, pull, doctor, train, bench, evaluate, adapters, generate, keys):
     part.register(app)
 
 
 def run() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale that lacks a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

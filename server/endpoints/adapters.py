@@ -30,7 +30,9 @@ from server.uploads import received, texts_of
 
 router = APIRouter(
     route_class=StrictRoute,
-    prefix="/admin/adapters", tags=["adapters"], dependencies=[Depends(documented_key)],
+    prefix="/admin/adapters",
+    tags=["adapters"],
+    dependencies=[Depends(documented_key)],
 )
 
 NameForm = Annotated[

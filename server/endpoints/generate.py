@@ -13,8 +13,8 @@ from router_engine.request import SamplingParams
 from server.auth import documented_key
 from server.container import ContainerDep
 from server.generation import Ask, Generation, Update, fresh_seed
-from server.rendering import Renderer
 from server.reading import StrictRoute
+from server.rendering import Renderer
 from server.schemas.errors import native_errors
 from server.schemas.generate import (
     GENERATE_EXAMPLES,
@@ -28,7 +28,8 @@ from server.streaming import chain_first, event_response, unless_disconnected
 
 router = APIRouter(
     route_class=StrictRoute,
-    tags=["generate"], dependencies=[Depends(documented_key)],
+    tags=["generate"],
+    dependencies=[Depends(documented_key)],
 )
 
 _STREAM_TEXT = {

@@ -15,7 +15,9 @@ from server.schemas.mixture import FIXED_EXAMPLE, FixedMixture
 
 router = APIRouter(
     route_class=StrictRoute,
-    prefix="/admin/merged", tags=["merged"], dependencies=[Depends(documented_key)],
+    prefix="/admin/merged",
+    tags=["merged"],
+    dependencies=[Depends(documented_key)],
 )
 
 _UNMERGED: dict[str, Any] = {

@@ -37,7 +37,9 @@ from server.streaming import chain_first, event_response, merge, unless_disconne
 log = structlog.get_logger(__name__)
 router = APIRouter(
     route_class=StrictRoute,
-    prefix="/v1", tags=["openai"], dependencies=[Depends(documented_key)],
+    prefix="/v1",
+    tags=["openai"],
+    dependencies=[Depends(documented_key)],
 )
 
 _ERRORS = openai_errors(401, 404, 413, 422, 424, 429, 503)

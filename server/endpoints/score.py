@@ -13,8 +13,8 @@ from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
 from server.generation import Ask, Completion, Generation, Job
-from server.rendering import gates_of, routing_of, uncertainty_of
 from server.reading import StrictRoute
+from server.rendering import gates_of, routing_of, uncertainty_of
 from server.schemas.errors import native_errors
 from server.schemas.score import (
     SCORE_EXAMPLES,
@@ -28,7 +28,8 @@ from server.streaming import unless_disconnected
 
 router = APIRouter(
     route_class=StrictRoute,
-    tags=["generate"], dependencies=[Depends(documented_key)],
+    tags=["generate"],
+    dependencies=[Depends(documented_key)],
 )
 
 

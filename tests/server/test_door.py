@@ -123,7 +123,9 @@ def test_a_body_that_is_too_large_is_refused_by_its_length(keyed: Keyed, entry: 
 
 
 @pytest.mark.parametrize("entry", WITH_BODY, ids=named)
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "x" * 999])
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "x" * 999]
+)
 def test_a_body_of_another_kind_is_refused(keyed: Keyed, entry: Entry, kind: str | None) -> None:
     headers = {} if kind is None else {"content_type": kind}
     status, body = keyed.attempt(entry, keyed.admin, 1000, **headers)
@@ -132,7 +134,9 @@ def test_a_body_of_another_kind_is_refused(keyed: Keyed, entry: Entry, kind: str
     assert len(str(body)) < 1024
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/generate/", "/admin", "/v1", "/docs2", "/%2e%2e", "//"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/generate/", "/admin", "/v1", "/docs2", "/%2e%2e", "//"]
+)
 def test_what_is_not_in_the_table_does_not_exist(keyed: Keyed, path: str) -> None:
     for key in (None, keyed.admin):
         entry = Entry("POST", path, "admin")
@@ -197,7 +201,9 @@ def test_who_listens_to_others_asks_for_keys_whatever_becomes_of_them(
     container.store.close()
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"]
+)
 def test_pages_follow_the_rule_of_the_host(bare: Live, keyed: Keyed, path: str) -> None:
     assert bare.client.get(path).status_code == 200
     assert bare.client.get(path, headers={"Host": "evil.example"}).status_code == 403
