@@ -89,6 +89,7 @@ class Engine:
             self._blocks,
             block_size=config.cache.block_size,
             max_model_len=self.info.max_model_len,
+            vocab_size=self.info.vocab_size,
             prefix_cache=config.cache.prefix_cache,
         )
         size = config.cache.block_size
@@ -339,7 +340,7 @@ def _info(
     return EngineInfo(
         base=base,
         max_model_len=min(max_model_len or loaded.max_model_len, loaded.max_model_len),
-        vocab_size=int(loaded.model.config.vocab_size),
+        vocab_size=int(loaded.model.get_input_embeddings().weight.shape[0]),
         eos_token_ids=loaded.eos_token_ids,
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),

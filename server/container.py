@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Request
@@ -196,6 +196,7 @@ class Container:
     ) -> Services:
         settings, store = self.settings, self._store
         registry = RouterRegistry.discover()
+        _warn_of_unusable_tokens(tokenizer, info.vocab_size)
         tokenization = Tokenization(tokenizer, info.eos_token_ids)
         stored = StoredCentroids(store)
         tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
@@ -223,6 +224,19 @@ class Container:
         catalogue = Catalogue(store, engine, info, states, mixtures, base_name)
         self._stack.push_async_callback(catalogue.close)
         return Services(base_name, engine, info, generation, mixtures, routing, catalogue)
+
+
+def _warn_of_unusable_tokens(tokenizer: Any, vocab_size: int) -> None:
+    """Ids that the tokenizer gives and the model has no row for: requests with them are refused."""
+    unusable = sorted(i for i in tokenizer.get_vocab().values() if i >= vocab_size)
+    if unusable:
+        log.warning(
+            "the tokenizer has tokens that the model has not",
+            count=len(unusable),
+            first=unusable[0],
+            last=unusable[-1],
+            vocab_size=vocab_size,
+        )
 
 
 def open_store(settings: Settings) -> AdapterStore:

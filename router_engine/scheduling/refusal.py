@@ -24,12 +24,14 @@ class Limits:
     block_size: int
     num_blocks: int
     max_running: int  # sequences
+    vocab_size: int = 1 << 31  # rows of the embedding: ids of tokens are below it
 
 
 def refusal(request: EngineRequest, limits: Limits) -> str | None:
     """Every reason against `request`, each with field, value and what would work; None if none."""
     reasons = [
         *_size_reasons(request, limits),
+        *_token_reasons(request, limits.vocab_size),
         *_mixture_reasons(request),
         *_ensemble_reasons(request, limits),
         *_sampling_reasons(request.sampling),
@@ -57,6 +59,14 @@ def _size_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
             f"prompt_token_ids and max_new_tokens need KV for {prompt} + {new} - 1 tokens{each}: "
             f"the whole cache holds {room}"
         )
+
+
+def _token_reasons(request: EngineRequest, vocab_size: int) -> Iterator[str]:
+    given = request.sampling.given_token_ids
+    for name, ids in (("prompt_token_ids", request.prompt_token_ids), ("given_token_ids", given)):
+        wrong = next((one for one in ids if not 0 <= one < vocab_size), None)
+        if wrong is not None:
+            yield f"{name} holds {wrong}: the model knows the tokens 0 to {vocab_size - 1}"
 
 
 def _ensemble_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Scheduler:
         *,
         block_size: int,
         max_model_len: int,
+        vocab_size: int = 1 << 31,
         prefix_cache: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,7 +57,9 @@ class Scheduler:
         self._means = RunningMeans(block_size)
         self.questions = Questions(self._means)
         self.ledger = BlockLedger(pool, block_size, prefix_cache=prefix_cache)
-        self.limits = Limits(max_model_len, block_size, pool.num_blocks, config.max_running)
+        self.limits = Limits(
+            max_model_len, block_size, pool.num_blocks, config.max_running, vocab_size
+        )
         self._clock = clock
         self._policy = make_policy(config.policy)
         self._live: dict[str, RequestState] = {}

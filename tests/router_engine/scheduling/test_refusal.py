@@ -117,3 +117,16 @@ def test_sampling_out_of_range_is_refused_by_name(sampling: dict[str, Any]) -> N
 def test_all_reasons_come_at_once() -> None:
     bad = replace(GOOD, weights=(), sampling=SamplingParams(top_p=2.0, min_p=2.0))
     assert str(refusal(bad, LIMITS)).count(";") == 2
+
+
+@pytest.mark.parametrize("token_id", [-1, 50, 2**31 - 1, 2**63])
+def test_a_token_that_the_model_has_no_row_for_is_refused(token_id: int) -> None:
+    limits = replace(LIMITS, vocab_size=50)
+    assert refusal(GOOD, limits) is None
+    told = refusal(replace(GOOD, prompt_token_ids=(1, token_id)), limits)
+    assert told is not None
+    assert f"prompt_token_ids holds {token_id}: the model knows the tokens 0 to 49" in told
+    given = SamplingParams(given_token_ids=(1, token_id), max_new_tokens=2)
+    told = refusal(replace(GOOD, sampling=given), limits)
+    assert told is not None
+    assert f"given_token_ids holds {token_id}" in told
