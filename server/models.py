@@ -48,7 +48,9 @@ def load_tokenizer(files: BaseFiles) -> Any:
         from transformers import AutoTokenizer
 
         if is_gguf:
-            return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
+
+            return load_gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(files.load)
 
 

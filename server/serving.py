@@ -60,6 +60,11 @@ def run_server(settings: Settings, console: Console) -> int:
     except (StoreError, EngineError) as error:
         _print_error(console, error)
         return 1
+    try:
+        listening = bound_socket(settings.host, settings.port)
+    except OSError as error:
+        _print_error(console, error)
+        return 1
     config = uvicorn.Config(
         create_app(container),
         host=settings.host,
@@ -80,10 +85,31 @@ def run_server(settings: Settings, console: Console) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     try:
-        server.run()
+        server.run(sockets=[listening])
     except SystemExit:  # how uvicorn leaves when it cannot start
         return 1
     return 0
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """The address taken, though nobody is let in yet: found out before a model is loaded.
+
+    Raises OSError that names it.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind(address)
+        except OSError:
+            made.close()
+            raise
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    return made
 
 
 def _print_error(console: Console, error: Exception) -> None:

@@ -260,8 +260,9 @@ _CONTEXT = 8192  # llama.context_length of the GGUF file
 def _convert_smollm2(source: Path, target: Path) -> None:
     """Dequantise the GGUF file once and write bfloat16 safetensors with the tokenizer."""
     import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
 
     with redirect_stderr(io.StringIO()):  # progress bars of its own, with no switch
         model = AutoModelForCausalLM.from_pretrained(
@@ -272,15 +273,7 @@ def _convert_smollm2(source: Path, target: Path) -> None:
         )
         model.config._model_name_or_path = "SmolLM2-135M-Instruct"  # a checkpoint's own name
         model.save_pretrained(target)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
-    # The file says `tokenizer.ggml.pre = smollm`: each digit apart, then GPT-2's words. But
-    # transformers reads every "gpt2" vocabulary as plain GPT-2: other where a digit follows blanks.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    tokenizer = load_gguf_tokenizer(source / _GGUF)
     tokenizer.model_max_length = _CONTEXT
     tokenizer.save_pretrained(target)
 

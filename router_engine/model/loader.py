@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from adapters_store.types import BaseModelSpec, BlockSpec, LinearShape
 from router_engine.config import ModelConfig, Quantization
@@ -38,6 +39,8 @@ SUPPORTED = (
 
 # Of these the ones that the decoders of our own, in C++ and CUDA, lay out.
 DECODER_FAMILIES = tuple(name for name in SUPPORTED if name != "GPT2LMHeadModel")
+
+_NAMED = 8  # tensors, where many are wrong
 
 # Rotary embeddings that depend on a token's own position alone. `dynamic` and `longrope` change
 # with the longest sequence of the batch: a request's text would depend on its neighbours.
@@ -74,12 +77,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         location = _Location.of(config.model)
         described = AutoConfig.from_pretrained(location.name, **location.options)
         check_supported(described)
-        model = AutoModelForCausalLM.from_pretrained(
-            location.name,
-            dtype=dtype_of(config, described, device),
-            **location.options,
-            **location.weights_options,
-        )
+        model = _read(location, dtype_of(config, described, device))
     model.set_attn_implementation(ATTENTION)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     if config.quantization == "int8":
@@ -97,6 +95,29 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
 
 
+def _read(location: _Location, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            location.name,
+            dtype=dtype,
+            output_loading_info=True,
+            **location.options,
+            **location.weights_options,
+        )
+    except RuntimeError as error:  # of other shapes
+        raise UnsupportedModelError(f"{location.name}: {error}") from error
+    for what in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, found.get(f"{what}_keys", ())))
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            raise UnsupportedModelError(
+                f"{location.name}: {what} tensors: {', '.join(names[:_NAMED])}{more}: the "
+                "checkpoint is not whole, or not of this architecture"
+            )
+    return model
+
+
 def leave_checkpoint(model: nn.Module) -> None:
     """Copy what is left of the weights out of the mapped file, which its last view holds whole."""
     for parameter in model.parameters():
@@ -104,12 +125,22 @@ def leave_checkpoint(model: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
+def architecture_of(config: PreTrainedConfig) -> str:
+    """The class that a checkpoint is of: as it says, or else what its model type is as a decoder.
+
+    GGUF files name no class, and some configs leave it out.
+    """
+    if config.architectures:
+        return str(config.architectures[0])
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type))
+
+
 def check_supported(config: PreTrainedConfig) -> None:
     """Refuse by name what would not be served exactly."""
-    names = config.architectures or ["unknown"]
-    if names[0] not in SUPPORTED:
+    name = architecture_of(config)
+    if name not in SUPPORTED:
         raise UnsupportedModelError(
-            f"architecture {names[0]!r} is not supported; supported: {', '.join(SUPPORTED)}"
+            f"architecture {name!r} is not supported; supported: {', '.join(SUPPORTED)}"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     rope_type = rope.get("rope_type", "default")
@@ -186,7 +217,7 @@ def dtype_of(
     if config.dtype != "auto":
         found: torch.dtype = getattr(torch, config.dtype)
         return found
-    has_decoder = (described.architectures or [""])[0] in DECODER_FAMILIES
+    has_decoder = architecture_of(described) in DECODER_FAMILIES
     return auto_dtype(described, device, has_decoder=has_decoder)
 
 
