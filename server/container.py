@@ -19,7 +19,7 @@ from adapters_store.limits import StoreLimits
 from adapters_store.store import AdapterStore
 from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.client.messages import EngineProcessConfig
-from router_engine.client.process import ProcessEngineClient
+from router_engine.client.process import ProcessEngineClient, ProcessLimits
 from router_engine.errors import EngineNotReadyError
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.client import EncoderClient
@@ -30,6 +30,7 @@ from server.auth import Auth
 from server.catalogue import Catalogue
 from server.centroids import StoredCentroids
 from server.encoder import EncoderSupervisor
+from server.figures import EngineFigures, figures_of
 from server.generation import Generation
 from server.metrics import Metrics
 from server.mixtures import Mixtures
@@ -57,7 +58,9 @@ EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
 def process_engine(config: EngineProcessConfig, settings: Settings) -> EngineClient:
     """The engine in a process of its own."""
     return ProcessEngineClient(
-        config, environment=settings.child_environment(settings.engine_threads)
+        config,
+        environment=settings.child_environment(settings.engine_threads),
+        limits=ProcessLimits(answer=settings.engine_patience),
     )
 
 
@@ -72,6 +75,7 @@ class Services:
     mixtures: Mixtures
     routing: Routing
     catalogue: Catalogue
+    figures: EngineFigures
 
 
 class Container:
@@ -223,7 +227,9 @@ class Container:
         states = TextStates(centroids, hidden, encoder_name(settings))
         catalogue = Catalogue(store, engine, info, states, mixtures, base_name)
         self._stack.push_async_callback(catalogue.close)
-        return Services(base_name, engine, info, generation, mixtures, routing, catalogue)
+        figures = EngineFigures(partial(figures_of, engine))
+        self._stack.push_async_callback(figures.close)
+        return Services(base_name, engine, info, generation, mixtures, routing, catalogue, figures)
 
 
 def _warn_of_unusable_tokens(tokenizer: Any, vocab_size: int) -> None:

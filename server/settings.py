@@ -177,6 +177,12 @@ class Settings(BaseSettings):
         description="Threads of the engine process, at most the cores that the server may use; "
         "all of these when left out.",
     )
+    engine_patience: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds without an answer between two steps after which the engine process "
+        "is taken for hung, killed and started again.",
+    )
     encoder_dtype: EncoderDType = Field(
         default="auto",
         description="Number format of the sentence encoder; auto: bfloat16 where products in it "

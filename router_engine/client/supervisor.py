@@ -16,6 +16,9 @@ from router_engine.events import FinishReason
 _logger = logging.getLogger(__name__)
 
 
+_LOOKS = 8  # at a child's health, in the time after which it counts as hung
+
+
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
     """How fast an engine that dies is started again. Seconds."""
@@ -158,7 +161,7 @@ class Supervisor:
 
 async def _kill_when_hung(child: EngineChild, timeout: float) -> None:
     while True:
-        await asyncio.sleep(timeout)
+        await asyncio.sleep(timeout / _LOOKS)
         try:
             async with asyncio.timeout(timeout):
                 await child.session.merged()  # the cheapest question

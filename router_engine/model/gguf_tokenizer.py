@@ -28,7 +28,7 @@ _BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of vocabularies of bytes
 
 
 def load_gguf_tokenizer(file: Path) -> Any:
-    """The tokenizer of a GGUF file. Raises UnsupportedModelError where it cuts in an unknown way."""
+    """The tokenizer of a GGUF file. Raises UnsupportedModelError for an unknown way to cut."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)

@@ -22,7 +22,7 @@ _GROUPS = {
     "Store": ("store", "database_url", "blobs_url", "adapters"),
     "HTTP": ("host", "port", "admin_key", "max_body", "max_upload", "max_waiting"),
     "Logs and metrics": ("log_level", "log_format", "metrics_adapters"),
-    "Processes": ("engine_threads", "encoder_threads", "omp_wait_policy"),
+    "Processes": ("engine_threads", "engine_patience", "encoder_threads", "omp_wait_policy"),
 }
 _PANELS = {field: panel for panel, fields in _GROUPS.items() for field in fields}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -10,12 +9,9 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from adapters_store.errors import StoreError
 from router_engine.client.base import EngineState
-from router_engine.errors import EngineError
 from server.auth import documented_key
 from server.container import Container, ContainerDep
-from server.metrics import EngineMetrics
 from server.reading import StrictRoute
 from server.schemas.adapters import RouterList, RouterReply
 from server.schemas.errors import native_errors
@@ -85,10 +81,14 @@ async def health(container: ContainerDep, response: Response) -> HealthReply:
 
 
 def _health(container: Container, response: Response) -> HealthReply:
-    state = container.services.engine.state if container.is_started else EngineState.STARTING
+    state = _state(container)
     is_ready = state is EngineState.READY
     response.status_code = 200 if is_ready else 503
     return HealthReply(status="ready" if is_ready else "not_ready", engine=state.value)
+
+
+def _state(container: Container) -> EngineState:
+    return container.services.engine.state if container.is_started else EngineState.STARTING
 
 
 @router.get(
@@ -109,20 +109,14 @@ def _health(container: Container, response: Response) -> HealthReply:
     },
 )
 async def metrics(container: ContainerDep) -> Response:
-    """The server's own metrics, and the engine's where it answers."""
-    container.metrics.http_waiting.set(container.admission.waiting)
-    engine = None
-    container.metrics.engine_ready.set(0)
+    """The server's own metrics, and the engine's last: a busy engine is not waited for."""
+    own, engine = container.metrics, None
+    own.http_waiting.set(container.admission.waiting)
+    own.engine_ready.set(_state(container) is EngineState.READY)
     if container.is_started:
-        with suppress(EngineError, StoreError):
-            engine = await _engine_metrics(container)
-            container.metrics.engine_ready.set(1)
-    return Response(container.metrics.render(engine), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _engine_metrics(container: Container) -> EngineMetrics:
-    engine = container.services.engine
-    return EngineMetrics(await engine.stats(), await engine.residency(), await engine.merged())
+        engine, age = await container.services.figures.latest()
+        own.engine_figures_age.set(age)
+    return Response(own.render(engine), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get(
