@@ -57,6 +57,7 @@ def create_app(container: Container) -> FastAPI:
     app.add_middleware(
         Door,
         auth=container.auth,
+        draining=container.draining,
         max_body=int(settings.max_body),
         max_upload=int(settings.max_upload),
     )

@@ -29,6 +29,7 @@ from server.admission import Admission
 from server.auth import Auth
 from server.catalogue import Catalogue
 from server.centroids import StoredCentroids
+from server.draining import Draining
 from server.encoder import EncoderSupervisor
 from server.figures import EngineFigures, figures_of
 from server.generation import Generation
@@ -87,6 +88,7 @@ class Container:
         self.admission = Admission(settings.max_waiting, self.metrics.refused.inc)
         self._engine_factory = engine_factory
         self.started_at = time.time()
+        self.draining = Draining()
         self._stack = AsyncExitStack()
         self._services: Services | None = None
         self._store = open_store(settings)
@@ -131,6 +133,11 @@ class Container:
         except BaseException:
             await self.close()
             raise
+
+    async def end_requests(self) -> None:
+        """Give every request that is under way its end: there are no further steps."""
+        if self._services is not None:
+            await self._services.engine.close()
 
     async def close(self) -> None:
         """Stop everything that was started, last things first."""

@@ -11,6 +11,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import Auth
+from server.draining import Draining
 from server.errors import (
     BadRequestError,
     BodyTooLargeError,
@@ -18,6 +19,7 @@ from server.errors import (
     ForbiddenError,
     MethodNotAllowedError,
     ServerError,
+    StoppingError,
     UnknownRouteError,
     error_response,
 )
@@ -90,12 +92,14 @@ class Door:
         self,
         app: ASGIApp,
         auth: Auth,
+        draining: Draining,
         max_body: int,
         max_upload: int,
         entries: Sequence[Entry] = ENTRIES,
     ) -> None:
         self._app = app
         self._auth = auth
+        self._draining = draining
         self._entries = [(compile_path(entry.path)[0], entry) for entry in entries]
         self._limits: Mapping[Body, tuple[int, str]] = {
             "none": (0, ""),
@@ -115,7 +119,8 @@ class Door:
             except (ServerError, BodyTooLargeError) as error:
                 await error_response(scope, error)(scope, receive, send)
                 return
-            await self._app(scope, bounded, send)
+            with self._draining.under_way():
+                await self._app(scope, bounded, send)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         """What the route may read. Raises ServerError and BodyTooLargeError."""
@@ -124,6 +129,8 @@ class Door:
         if entry.access != "anyone":
             _require_one_host(headers)
             await self._require_access(entry, headers)
+        if self._draining.is_on and entry.access in ("use", "admin"):
+            raise StoppingError
         limit, setting = self._limits[entry.body]
         too_large = BodyTooLargeError(limit, setting)
         declared = headers.get("content-length", "0")

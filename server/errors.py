@@ -60,6 +60,13 @@ class OverloadedError(ServerError):
         super().__init__(f"{waiting} requests are waiting already; try again in {retry_after} s")
 
 
+class StoppingError(ServerError):
+    """The server is about to end."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping and takes no new requests")
+
+
 class UnauthorizedError(ServerError):
     """No key, or an unknown one."""
 
@@ -164,6 +171,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (GenerationFailedError, 424, "generation"),
     (RequestCancelledError, 503, "cancelled"),
     (OverloadedError, 429, "overloaded"),
+    (StoppingError, 503, "stopping"),
     (UnauthorizedError, 401, "unauthorized"),
     (ForbiddenError, 403, "forbidden"),
     (BadRequestError, 400, "bad_request"),
@@ -178,6 +186,10 @@ _HTTP_TYPES = {
     422: "validation",
 }
 _PREFIXED = ("validation",)
+_SOON_OVER = (
+    *(engine_errors.EngineNotReadyError, engine_errors.EngineDiedError),
+    *(RequestCancelledError, StoppingError),
+)
 
 
 def describe(error: Exception) -> Failure:
@@ -226,7 +238,7 @@ def _headers(error: Exception) -> dict[str, str]:
         return {"Allow": ", ".join(error.allowed)}
     if isinstance(error, OverloadedError):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, engine_errors.EngineNotReadyError | engine_errors.EngineDiedError):
+    if isinstance(error, _SOON_OVER):
         return {"Retry-After": "2"}
     if isinstance(error, UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}

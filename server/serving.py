@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
+from contextlib import suppress
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -20,21 +23,51 @@ from server.container import Container
 from server.errors import ServerError
 from server.settings import Settings, SettingsError
 
-SHUTDOWN_SECONDS = 30
-
+_LAST_WORDS_SECONDS = 5  # for what was cut off to say so
 
 _EXPECTED = (StoreError, EngineError, ServerError, SettingsError, OSError)
 
 
 class _Server(uvicorn.Server):
-    """Starts the container first, and says so once requests are taken."""
+    """Starts the container first, and says so once requests are taken.
+
+    The first signal lets running requests finish; a second one ends at once.
+    """
 
     def __init__(self, config: uvicorn.Config, container: Container, console: Console) -> None:
         super().__init__(config)
         self._container = container
         self._console = console
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn.Server."""
+        if self._loop is None or not self.started:
+            super().handle_exit(sig, frame)
+        elif not self._container.draining.is_on:
+            self._captured_signals.append(sig)
+            self._container.draining.begin()
+            self._loop.call_soon_threadsafe(self._begin_drain)
+        else:
+            self._captured_signals.append(sig)
+            self.should_exit = self.force_exit = True
+
+    def _begin_drain(self) -> None:
+        self._drain = asyncio.create_task(self._finish_requests(), name="drain")
+
+    async def _finish_requests(self) -> None:
+        idle = self._container.draining.idle
+        with suppress(TimeoutError):
+            await asyncio.wait_for(idle(), self._container.settings.drain_seconds)
+        ending = asyncio.create_task(self._container.end_requests())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(idle(), _LAST_WORDS_SECONDS)
+        self.should_exit = True
+        await ending
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         # Here and not in the lifespan: an error is told in one line, not in a traceback.
         try:
             await self._container.start()
@@ -71,7 +104,7 @@ def run_server(settings: Settings, console: Console) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
     )
     server = _Server(config, container, console)
     console.print(

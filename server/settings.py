@@ -171,6 +171,11 @@ class Settings(BaseSettings):
         "tiny random one beside the tiny random model), a directory, or 'none'.",
     )
 
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long requests may go on once the server is told to stop.",
+    )
     engine_threads: int | None = Field(
         default=None,
         ge=1,

@@ -20,7 +20,10 @@ _GROUPS = {
         *("encoder", "encoder_dtype"),
     ),
     "Store": ("store", "database_url", "blobs_url", "adapters"),
-    "HTTP": ("host", "port", "admin_key", "max_body", "max_upload", "max_waiting"),
+    "HTTP": (
+        *("host", "port", "admin_key", "max_body", "max_upload", "max_waiting"),
+        "drain_seconds",
+    ),
     "Logs and metrics": ("log_level", "log_format", "metrics_adapters"),
     "Processes": ("engine_threads", "engine_patience", "encoder_threads", "omp_wait_policy"),
 }

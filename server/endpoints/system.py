@@ -70,7 +70,7 @@ async def live() -> LiveReply:
 
 @router.get("/health/ready", summary="Whether requests are taken", responses=_HEALTH)
 async def ready(container: ContainerDep, response: Response) -> HealthReply:
-    """200 when the engine takes requests, 503 while it starts or restarts."""
+    """200 when requests are taken, 503 while the engine (re)starts or the server stops."""
     return _health(container, response)
 
 
@@ -82,7 +82,7 @@ async def health(container: ContainerDep, response: Response) -> HealthReply:
 
 def _health(container: Container, response: Response) -> HealthReply:
     state = _state(container)
-    is_ready = state is EngineState.READY
+    is_ready = state is EngineState.READY and not container.draining.is_on
     response.status_code = 200 if is_ready else 503
     return HealthReply(status="ready" if is_ready else "not_ready", engine=state.value)
 

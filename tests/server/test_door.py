@@ -241,7 +241,7 @@ def test_the_door_never_asks_for_the_body(keyed: Keyed, entry: Entry) -> None:
         "extensions": {},
     }
     container = keyed.live.container
-    door = Door(create_app(container), container.auth, 1024, 1024)
+    door = Door(create_app(container), container.auth, container.draining, 1024, 1024)
     asyncio.run(door(scope, _read_nothing, send))
     assert sent[0]["status"] == 401
 
