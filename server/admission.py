@@ -16,7 +16,7 @@ class Admission:
     """Counts sequences from submission to their first token. Used from one event loop."""
 
     def __init__(self, max_waiting: int, on_refusal: Callable[[], None]) -> None:
-        self._max_waiting = max_waiting
+        self.most = max_waiting
         self._on_refusal = on_refusal
         self._mean_wait = 1.0  # seconds to a first token, a running mean
         self.waiting = 0
@@ -29,8 +29,8 @@ class Admission:
         Raises OverloadedError when there are not as many places; one request always finds them
         where nobody waits.
         """
-        places = min(sequences, self._max_waiting)
-        if self.waiting + places > self._max_waiting:
+        places = min(sequences, self.most)
+        if self.waiting + places > self.most:
             self._on_refusal()
             raise OverloadedError(self.waiting, self.retry_after)
         self.waiting += places

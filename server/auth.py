@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from starlette.datastructures import Headers
 from adapters_store.types import ApiKey, KeyKind
 from server.errors import ForbiddenError, UnauthorizedError
 from server.settings import Settings, SettingsError
+from server.threads import Threads
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NEED = "an API key is needed: send Authorization: Bearer <key> or X-Api-Key: <key>"
@@ -46,7 +46,7 @@ class Auth:
         admin_key = settings.admin_key
         self._admin_key = admin_key.get_secret_value().encode() if admin_key else None
         self._has_keys = self._admin_key is not None or store.has_keys()
-        self._lookups = ThreadPoolExecutor(_THREADS, "auth")
+        self._lookups = Threads("auth", _THREADS)
 
     def require_safe_host(self) -> None:
         """Raises SettingsError where others are listened to and nobody could have a key."""
@@ -87,15 +87,14 @@ class Auth:
             raise UnauthorizedError(_NEED)
         if self._admin_key is not None and hmac.compare_digest(secret.encode(), self._admin_key):
             return "admin"
-        loop = asyncio.get_running_loop()
-        key = await loop.run_in_executor(self._lookups, self._store.verify_key, secret)
+        key = await self._lookups.run(partial(self._store.verify_key, secret))
         if key is None:
             raise UnauthorizedError("this API key is not known, or was revoked")
         return key.kind
 
     def close(self) -> None:
         """End the threads that look up keys."""
-        self._lookups.shutdown(wait=False)
+        self._lookups.close()
 
 
 async def documented_key(

@@ -211,8 +211,10 @@ class Catalogue:
     async def _publish_once(self, folder: Path) -> None:
         upload = Publishable(folder)
         report = await self._report(folder.name, upload)
-        stored = await asyncio.to_thread(self._store.list, name=folder.name)
-        if report.digest is None or report.digest not in {record.digest for record in stored}:
+        stored: Sequence[AdapterRecord] = ()
+        if not report.problems:
+            stored = await asyncio.to_thread(self._store.list, name=folder.name)
+        if report.digest not in {record.digest for record in stored}:
             # The encoder starts after the server: nobody waits for it here.
             await self._states.make(await self._publish(folder.name, upload))
 

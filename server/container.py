@@ -46,9 +46,12 @@ from server.routing import Routing
 from server.settings import Settings, SettingsError
 from server.tap import TapEncoder
 from server.text_states import TextStates
+from server.threads import Threads
 from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
+
+_REQUEST_THREADS = 4  # they look up names: each waits for the database
 
 # How long a request waits for an encoder that starts: it does so after the server is ready.
 ENCODER_SECONDS = 30.0
@@ -89,12 +92,14 @@ class Container:
         self._engine_factory = engine_factory
         self.started_at = time.time()
         self.draining = Draining()
+        self.threads = Threads("requests", _REQUEST_THREADS)
         self._stack = AsyncExitStack()
         self._services: Services | None = None
         self._store = open_store(settings)
         self._stack.callback(self._store.close)
         self.auth = Auth(settings, self._store)
         self._stack.callback(self.auth.close)
+        self._stack.callback(self.threads.close)
 
     @property
     def is_started(self) -> bool:
@@ -208,7 +213,7 @@ class Container:
         settings, store = self.settings, self._store
         registry = RouterRegistry.discover()
         _warn_of_unusable_tokens(tokenizer, info.vocab_size)
-        tokenization = Tokenization(tokenizer, info.eos_token_ids)
+        tokenization = Tokenization(tokenizer, info.eos_token_ids, info.max_model_len)
         stored = StoredCentroids(store)
         tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
         centroids = CentroidService(stored, encoder, encoder) if encoder else None
@@ -221,7 +226,7 @@ class Container:
             centroids,
             hidden,
         )
-        mixtures = Mixtures(store, info.base, routing, settings.max_candidates)
+        mixtures = Mixtures(store, info.base, routing, settings.max_candidates, self.threads)
         generation = Generation(
             engine,
             info,
@@ -230,6 +235,7 @@ class Container:
             self.admission,
             self.metrics,
             settings.default_max_new_tokens,
+            self.threads,
         )
         states = TextStates(centroids, hidden, encoder_name(settings))
         catalogue = Catalogue(store, engine, info, states, mixtures, base_name)

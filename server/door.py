@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from server.errors import (
     ContentTypeError,
     ForbiddenError,
     MethodNotAllowedError,
+    OverloadedError,
     ServerError,
     StoppingError,
     UnknownRouteError,
@@ -26,6 +28,7 @@ from server.errors import (
 
 Access = Literal["anyone", "page", "use", "admin"]
 Body = Literal["none", "small", "json", "upload"]
+_MOST_ADMINS = 64  # of admins' requests at a time
 SMALL_BODY = 64 << 10  # bytes of what only names things
 
 _FORM = ("multipart/form-data",)
@@ -100,6 +103,7 @@ class Door:
         self._app = app
         self._auth = auth
         self._draining = draining
+        self._admins = 0  # admins' requests under way
         self._entries = [(compile_path(entry.path)[0], entry) for entry in entries]
         self._limits: Mapping[Body, tuple[int, str]] = {
             "none": (0, ""),
@@ -115,20 +119,32 @@ class Door:
             await self._app(scope, receive, send)
         else:
             try:
-                bounded = await self._admit(scope, receive)
+                entry = self._entry(scope["method"], scope["path"])
+                bounded = await self._admit(entry, scope, receive)
             except (ServerError, BodyTooLargeError) as error:
                 await error_response(scope, error)(scope, receive, send)
                 return
-            with self._draining.under_way():
+            with self._draining.under_way(), self._admin(entry):
                 await self._app(scope, bounded, send)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+    @contextmanager
+    def _admin(self, entry: Entry) -> Iterator[None]:
+        """Around an answer: admins' work has a bound of its own."""
+        count = entry.access == "admin"
+        self._admins += count
+        try:
+            yield
+        finally:
+            self._admins -= count
+
+    async def _admit(self, entry: Entry, scope: Scope, receive: Receive) -> Receive:
         """What the route may read. Raises ServerError and BodyTooLargeError."""
-        entry = self._entry(scope["method"], scope["path"])
         headers = Headers(scope=scope)
         if entry.access != "anyone":
             _require_one_host(headers)
             await self._require_access(entry, headers)
+        if entry.access == "admin" and self._admins >= _MOST_ADMINS:
+            raise OverloadedError(self._admins, 1)
         if self._draining.is_on and entry.access in ("use", "admin"):
             raise StoppingError
         limit, setting = self._limits[entry.body]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.errors import EngineDiedError, RequestRefusedError
@@ -21,8 +21,11 @@ from server.metrics import Metrics
 from server.mixtures import Mixtures, Plan
 from server.recording import Recorder
 from server.schemas.mixture import Mixture
+from server.threads import Threads
 from server.tokenization import Tokenization
 
+_SHORT = 4096  # characters, which are read in less time than another thread takes to begin
+Value = TypeVar("Value")
 EndReason = Literal["length", "eos_token", "stop_sequence"]
 _ENDS: dict[FinishReason, EndReason] = {
     FinishReason.LENGTH: "length",
@@ -105,14 +108,30 @@ class Generation:
         admission: Admission,
         metrics: Metrics,
         default_max_new_tokens: int,
+        threads: Threads,
     ) -> None:
         self._engine = engine
         self._mixtures = mixtures
         self._admission = admission
         self._metrics = metrics
         self._default_max_new_tokens = default_max_new_tokens
+        self._threads = threads
         self.info = info
         self.tokenization = tokenization
+
+    async def read(self, work: Callable[[], Value], characters: int) -> Value:
+        """What `work` makes of a body, off the event loop where it has many characters to read."""
+        return work() if characters < _SHORT else await self._threads.run(work)
+
+    def require_places(self, sequences: int, field: str) -> None:
+        """Raises InputError where so many could never wait together."""
+        most = self._admission.most
+        if sequences > most:
+            raise InputError(
+                field,
+                f"{sequences} sequences",
+                f"at most {most} may wait at a time (ADAPTERMIX_MAX_WAITING); ask in parts",
+            )
 
     async def prepare(self, ask: Ask) -> Job:
         """Check, resolve and route: every error that can be known before submission comes here."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from adapters_store.errors import AdapterNotFoundError
@@ -35,6 +35,7 @@ from server.schemas.mixture import (
     TagCandidates,
     WeightedAdapter,
 )
+from server.threads import Threads
 
 
 class Shelf(Protocol):
@@ -79,12 +80,18 @@ class Mixtures:
     """Resolves mixtures against the store and the base model."""
 
     def __init__(
-        self, store: Shelf, base: BaseModelSpec, routing: Routing, max_candidates: int
+        self,
+        store: Shelf,
+        base: BaseModelSpec,
+        routing: Routing,
+        max_candidates: int,
+        threads: Threads,
     ) -> None:
         self._store = store
         self._base = base
         self._routing = routing
         self._max_candidates = max_candidates
+        self._threads = threads
         self._misfits: dict[str, str | None] = {}  # by digest
 
     async def plan(self, mixture: Mixture | None, adapter: str | None, prompt: str) -> Plan:
@@ -111,7 +118,7 @@ class Mixtures:
 
     async def record(self, reference: str, path: str = "name") -> AdapterRecord:
         """Resolve one reference that must fit the base model."""
-        record = await asyncio.to_thread(self._store.resolve, reference)
+        record = await self._threads.run(partial(self._store.resolve, reference))
         self._refuse_misfit(record, path)
         return record
 
@@ -151,7 +158,7 @@ class Mixtures:
     async def _candidates(self, spec: RouterSpec, path: str) -> list[str]:
         if isinstance(spec.candidates, TagCandidates):
             tag = spec.candidates.tag
-            tagged = await asyncio.to_thread(self._store.list, tag=tag)
+            tagged = await self._threads.run(partial(self._store.list, tag=tag))
             newest = {record.name: record for record in tagged}  # by version, ascending
             references = [record.label for record in newest.values() if self.fits(record)]
             if not references:
@@ -169,7 +176,7 @@ class Mixtures:
         return references
 
     async def _records(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
-        records = await asyncio.to_thread(self._resolve_all, references, path)
+        records = await self._threads.run(partial(self._resolve_all, references, path))
         seen: dict[str, str] = {}
         for reference, record in zip(references, records, strict=True):
             if record.digest in seen:

@@ -73,6 +73,19 @@ def asks_of(
     ]
 
 
+def count_of(prompt: str | Sequence[object]) -> int:
+    """How many prompts a completion has."""
+    is_one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
+    return 1 if is_one else len(prompt)
+
+
+def characters_of(prompt: str | Sequence[object]) -> int:
+    """How much text there is to read, roughly; an id is a few characters."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(item) if isinstance(item, str | list) else 4 for item in prompt)
+
+
 def prompts_of(
     body: CompletionBody, tokenization: Tokenization
 ) -> list[tuple[tuple[int, ...], str]]:

@@ -8,14 +8,20 @@ from typing import Any
 
 from server.errors import InputError
 
+_MARGIN = 1024  # characters: where text is cut the first tokens differ
 _KEPT = 1 << 16  # tokens whose spelling is kept
 
 
 class Tokenization:
     """Wraps a transformers tokenizer. `eos_ids` end an answer; they are no part of it."""
 
-    def __init__(self, tokenizer: Any, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, eos_ids: Sequence[int], max_tokens: int | None = None
+    ) -> None:
+        """max_tokens: of a prompt; texts that must have more are refused unread."""
         self._tokenizer = tokenizer
+        self._longest = max(len(piece) for piece in tokenizer.get_vocab())  # a character is a byte
+        self._max_tokens = max_tokens
         # The library's own, where there is one: transformers' wrapper takes longer than it does.
         self._fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self.eos_ids = tuple(eos_ids)
@@ -24,8 +30,21 @@ class Tokenization:
         self._decode_one = functools.lru_cache(maxsize=_KEPT)(self._decode)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids of a prompt."""
+        """Token ids of a prompt. Raises InputError for one that cannot be short enough."""
+        if self._max_tokens is not None:
+            most = self._max_tokens * self._longest
+            if len(text) > most:
+                raise InputError(
+                    "inputs",
+                    f"{len(text)} characters",
+                    f"too long: {self._max_tokens} tokens have at most {most}; shorten the prompt "
+                    "or set truncate",
+                )
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_last(self, text: str, count: int) -> tuple[int, ...]:
+        """The last `count` token ids of a prompt: what cannot be among them is not read."""
+        return self.encode(text[-(count * self._longest + _MARGIN) :])[-count:]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request
@@ -99,7 +100,7 @@ async def _answer(
     stream: bool,
     as_list: bool = False,
 ) -> Response:
-    ask, seed = to_ask(body, generation)
+    ask, seed = await generation.read(partial(to_ask, body, generation), len(body.inputs))
     job = await generation.prepare(ask)
     renderer = Renderer(generation.tokenization, body.parameters, job.plan, seed, body.inputs)
     if stream:
@@ -132,10 +133,11 @@ def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]
     tokenization = generation.tokenization
     if parameters.apply_chat_template:
         ids = tokenization.chat([{"role": "user", "content": body.inputs}])
+        ids = ids if parameters.truncate is None else ids[-parameters.truncate :]
+    elif parameters.truncate is not None:
+        ids = tokenization.encode_last(body.inputs, parameters.truncate)
     else:
         ids = tokenization.encode(body.inputs)
-    if parameters.truncate is not None:
-        ids = ids[-parameters.truncate :]
     sampling, seed = _sampling(parameters)
     ask = Ask(
         prompt_ids=ids,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 import structlog
@@ -18,7 +18,7 @@ from server.container import Container, ContainerDep
 from server.errors import InputError, UnknownModelError
 from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
-from server.openai_wire import asks_of, prompts_of, sampling_of
+from server.openai_wire import asks_of, characters_of, count_of, prompts_of, sampling_of
 from server.reading import StrictRoute
 from server.schemas.errors import openai_errors
 from server.schemas.openai import (
@@ -103,7 +103,10 @@ async def completions(
     """OpenAI's completions; `model` is the base or an adapter, `mixture` an extra field."""
     tokenization = container.generation.tokenization
     adapter = await _adapter_of(body, container)
-    prompts = prompts_of(body, tokenization)
+    container.generation.require_places(count_of(body.prompt) * (body.n or 1), "prompt")
+    prompts = await container.generation.read(
+        partial(prompts_of, body, tokenization), characters_of(body.prompt)
+    )
     asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
     writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
     return await _answer(request, body, asks, writer, container.generation)
@@ -124,7 +127,9 @@ async def chat_completions(
     tokenization = container.generation.tokenization
     adapter = await _adapter_of(body, container)
     messages = [message.plain() for message in body.messages]
-    prompts = [(tokenization.chat(messages), "\n".join(m["content"] for m in messages))]
+    text = "\n".join(message["content"] for message in messages)
+    ids = await container.generation.read(partial(tokenization.chat, messages), len(text))
+    prompts = [(ids, text)]
     asks = asks_of(body, prompts, sampling_of(body, body.top_logprobs or 0), adapter)
     return await _answer(request, body, asks, ChatWriter(body, tokenization), container.generation)
 
@@ -165,6 +170,7 @@ async def _answer(
     if body.user is not None:
         log.info("user", user=body.user)
     jobs = [await generation.prepare(ask) for ask in asks]
+    generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "prompt")
     if not body.stream:
         answers = await unless_disconnected(request, _gather(generation, jobs))
         return JSONResponse(writer.reply(answers).model_dump(mode="json"))
@@ -226,7 +232,7 @@ async def _record(name: str, container: Container) -> AdapterRecord:
 
 
 async def _cards(container: Container) -> list[ModelCard]:
-    records = await asyncio.to_thread(container.services.catalogue.newest)
+    records = await container.threads.run(container.services.catalogue.newest)
     return [
         _base_card(container),
         *(_card(record.name, record.digest, record.created_at, container) for record in records),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Request
@@ -61,14 +62,23 @@ async def score(
 
 
 async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
-    encode = generation.tokenization.encode
-    given = [encode(text, add_special_tokens=False) for text in body.completions]
+    generation.require_places(len(body.completions), "completions")
+    characters = len(body.inputs) + sum(map(len, body.completions))
+    ask, given = await generation.read(partial(_read, body, generation), characters)
     for index, ids in enumerate(given):
         if not ids:
             raise InputError(
                 f"completions.{index}", repr(body.completions[index]), "has no tokens to score"
             )
-    return await generation.prepare_scores(to_ask(body, generation), given)
+    jobs = await generation.prepare_scores(ask, given)
+    generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "completions")
+    return jobs
+
+
+def _read(body: ScoreBody, generation: Generation) -> tuple[Ask, list[tuple[int, ...]]]:
+    encode = generation.tokenization.encode
+    given = [encode(text, add_special_tokens=False) for text in body.completions]
+    return to_ask(body, generation), given
 
 
 def to_ask(body: ScoreBody, generation: Generation) -> Ask:

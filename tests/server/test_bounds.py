@@ -1,0 +1,119 @@
+"""Work is bounded before it is done, and never holds up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router_engine.model.tiny_tokenizer import tiny_tokenizer
+from server.tokenization import Tokenization
+from tests.server.live import Live, serving, tiny_settings
+
+BIG = "word " * 1_600_000  # 8 MB
+SMALL = {"max_new_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server where few may wait."""
+    with serving(tiny_settings(tmp_path_factory.mktemp("few"), max_waiting=8)) as live:
+        yield live
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"inputs": BIG, "parameters": SMALL}),
+        ("/score", {"inputs": BIG, "completions": ["a"]}),
+        ("/score", {"inputs": "a", "completions": [BIG]}),
+        ("/v1/completions", {"model": "tiny-random", "prompt": BIG}),
+        ("/v1/completions", {"model": "tiny-random", "prompt": [BIG[:4_000_000], "a"]}),
+    ],
+)
+def test_a_prompt_that_cannot_fit_is_refused_unread(
+    few: Live, path: str, body: dict[str, Any]
+) -> None:
+    answer = few.client.post(path, json=body)
+    assert answer.status_code in (413, 422)
+    assert "characters" in answer.text or "larger" in answer.text
+
+
+def test_the_end_of_a_long_prompt_is_the_same_prompt(few: Live) -> None:
+    text = "some text that goes on. " * 300_000
+    parameters = {"max_new_tokens": 8, "truncate": 50}
+    long = few.answer(text, parameters=parameters)
+    short = few.answer(
+        text[-50:], parameters={"max_new_tokens": 8, "details": True, "truncate": 50}
+    )
+    assert long["generated_text"] == short["generated_text"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 400])
+def test_the_last_tokens_are_those_of_the_whole_text(count: int) -> None:
+    tokenization = Tokenization(tiny_tokenizer(), (2,), 1024)
+    text = "".join(chr(97 + i * i % 26) for i in range(1000))
+    assert tokenization.encode_last(text, count) == tokenization.encode(text)[-count:]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": ["a"] * 9},
+        {"prompt": ["a"] * 20_000},
+        {"prompt": [[5]] * 300},
+        {"prompt": ["a"] * 3, "n": 3},
+    ],
+)
+def test_more_than_may_wait_is_refused_once_with_the_bound(few: Live, body: dict[str, Any]) -> None:
+    answer = few.client.post("/v1/completions", json={"model": "tiny-random", **body})
+    assert answer.status_code == 422
+    assert "at most 8" in answer.text
+    assert "ADAPTERMIX_MAX_WAITING" in answer.text
+
+
+def test_as_many_as_may_wait_are_answered(few: Live) -> None:
+    body = {"model": "tiny-random", "prompt": ["a"] * 8, "max_tokens": 2}
+    answer = few.client.post("/v1/completions", json=body)
+    assert answer.status_code == 200
+    assert len(answer.json()["choices"]) == 8
+
+
+def test_names_are_looked_up_while_the_admin_s_work_waits(few: Live, tmp_path: Path) -> None:
+    """All threads of other work stand still."""
+    gate = threading.Event()
+
+    async def occupy() -> list[asyncio.Task[bool]]:
+        return [asyncio.create_task(asyncio.to_thread(gate.wait)) for _ in range(64)]
+
+    held = few.run(occupy())
+    try:
+        answer = few.client.post(
+            "/generate", json={"inputs": "a", "parameters": SMALL | {"adapter_id": "no"}}
+        )
+        assert answer.status_code == 404
+        assert few.client.get("/v1/models").status_code == 200
+        long = few.client.post("/generate", json={"inputs": "a" * 900, "parameters": SMALL})
+        assert long.status_code == 200
+    finally:
+        gate.set()
+        few.run(_all(held))
+
+
+async def _all(tasks: list[asyncio.Task[bool]]) -> None:
+    await asyncio.gather(*tasks)
+
+
+def test_texts_that_are_wrong_are_told_after_a_few_lines(few: Live) -> None:
+    lines = b"not json\n" * 1_000_000
+    files = [("files", ("adapter_config.json", json.dumps({"peft_type": "LORA"}).encode()))]
+    answer = few.client.post(
+        "/admin/adapters", data={"name": "x"}, files=[*files, ("texts", ("texts.jsonl", lines))]
+    )
+    assert answer.status_code == 422
+    assert len(answer.content) < 1500
