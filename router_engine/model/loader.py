@@ -97,18 +97,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def _read(location: _Location, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            location.name,
-            dtype=dtype,
-            output_loading_info=True,
-            **location.options,
-            **location.weights_options,
-        )
-    except RuntimeError as error:  # of other shapes
-        raise UnsupportedModelError(f"{location.name}: {error}") from error
+    model, found = AutoModelForCausalLM.from_pretrained(
+        location.name,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # else the error does not name them
+        **location.options,
+        **location.weights_options,
+    )
     for what in ("missing", "unexpected", "mismatched"):
-        names = sorted(map(str, found.get(f"{what}_keys", ())))
+        keys = found.get(f"{what}_keys", ())
+        names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise UnsupportedModelError(

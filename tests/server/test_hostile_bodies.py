@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from server.door import SMALL_BODY
 from server.schemas.adapters import AliasBody, PinBody
 from server.schemas.generate import GenerateAnyBody
 from server.schemas.mixture import FixedMixture
@@ -100,7 +101,8 @@ def send(served: Live, route: tuple[str, str], body: str | bytes) -> tuple[int, 
     headers = {"Content-Type": "application/json"}
     content = body if isinstance(body, bytes) else body.encode()
     answer = served.client.request(method, path, content=content, headers=headers)
-    return answer.status_code, answer.json()
+    is_json = answer.headers["content-type"] == "application/json"  # and no stream of events
+    return answer.status_code, answer.json() if is_json else {}
 
 
 def require_answer(route: tuple[str, str], body: str | bytes, status: int, reply: Any) -> None:
@@ -115,9 +117,10 @@ def require_answer(route: tuple[str, str], body: str | bytes, status: int, reply
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of everything inside a body, the body itself included."""
     yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, one in inner if isinstance(value, dict | list) else ():
-        yield from places(one, (*path, key))
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, one in inner:
+            yield from places(one, (*path, key))
 
 
 def put(value: Any, path: tuple[Any, ...], mark: str) -> Any:
@@ -152,7 +155,7 @@ def test_the_bodies_work_and_have_every_field(served: Live, route: tuple[str, st
 
 @pytest.mark.parametrize(
     ("route", "index", "path"),
-    spoilt(),
+    list(spoilt()),
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
 def test_no_value_in_any_place_is_a_failure(
@@ -178,7 +181,8 @@ def test_no_value_in_any_place_is_a_failure(
 def test_what_is_no_body_is_refused(served: Live, route: tuple[str, str], body: bytes) -> None:
     status, reply = send(served, route, body)
     is_empty_pin = route[1].endswith("/pin") and body in (b"", b"null")
-    assert status == (200 if is_empty_pin else 422) or b'"inputs": "a"' in body
+    refused = (413, 422) if len(body) > SMALL_BODY else (422,)
+    assert status in ((200,) if is_empty_pin else refused) or b'"inputs": "a"' in body
     require_answer(route, body, status, reply)
 
 

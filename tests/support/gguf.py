@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _NAMES = {
     "input_layernorm": "attn_norm",
@@ -26,7 +26,7 @@ _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_hea
 
 
 def save_gguf(file: Path, model: LlamaForCausalLM, pre: str | None) -> Path:
-    """Weights in fp32. The vocabulary: 256 bytes, then special tokens; it merges nothing."""
+    """Weights in fp32. The vocabulary: 256 bytes, two pairs of them, then special tokens."""
     config = model.config
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -40,7 +40,7 @@ def save_gguf(file: Path, model: LlamaForCausalLM, pre: str | None) -> Path:
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     spelling = bytes_to_unicode()
-    tokens = [spelling[byte] for byte in range(256)]
+    tokens = [spelling[byte] for byte in range(256)] + ["12", "ĊĊ"]
     special = [f"<|special{i}|>" for i in range(config.vocab_size - len(tokens))]
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
@@ -48,9 +48,9 @@ def save_gguf(file: Path, model: LlamaForCausalLM, pre: str | None) -> Path:
         writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens + special)
     writer.add_token_types([normal] * len(tokens) + [control] * len(special))
-    writer.add_token_merges(["1 2", "Ċ Ċ", "ĊĊ Ġ"])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
+    writer.add_token_merges(["1 2", "Ċ Ċ"])
+    writer.add_bos_token_id(258)
+    writer.add_eos_token_id(258)
     for name, tensor in model.state_dict().items():
         writer.add_tensor(_name(name), _values(name, tensor, model))
     writer.write_header_to_file()
