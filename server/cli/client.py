@@ -31,6 +31,10 @@ class _Output(Console):
         size = super().size
         return size if self.is_terminal else ConsoleDimensions(_PIPED, size.height)
 
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
 
 console = _Output()
 errors = Console(stderr=True)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ ODD = "a\x85b\u2028c\td\r\ne\x0bf\x1cg \x00h"
 
 
 def adaptermix(
-    *arguments: str, stdin: bytes = b"", **environment: str
+    *arguments: str, environment: Mapping[str, str] | None = None, stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
     clean = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
     return subprocess.run(
         [sys.executable, "-m", "server.cli.main", *arguments],
         input=stdin,
         capture_output=True,
-        env=clean | environment,
+        env=clean | dict(environment or {}),
         check=False,
     )
 
@@ -60,7 +61,7 @@ def test_text_comes_out_byte_for_byte(bare: Live) -> None:
     answer: dict[str, Any] = bare.answer(ODD, parameters=body)
     arguments = ("-n", "40", "--temperature", "2", "--seed", "3", "--url", bare.url)
     for environment in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}):
-        done = adaptermix("generate", "-", *arguments, stdin=ODD.encode(), **environment)
+        done = adaptermix("generate", "-", *arguments, stdin=ODD.encode(), environment=environment)
         assert done.returncode == 0, done.stderr
         assert done.stdout == answer["generated_text"].encode() + b"\n"
 
@@ -70,14 +71,16 @@ def test_text_comes_out_byte_for_byte(bare: Live) -> None:
 def test_a_server_on_this_machine_is_reached_past_every_proxy(
     bare: Live, variable: str, proxy: str
 ) -> None:
-    done = adaptermix("adapters", "ls", "--json", "--url", bare.url, **{variable: proxy})
+    done = adaptermix("adapters", "ls", "--json", "--url", bare.url, environment={variable: proxy})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1"])
 def test_a_proxy_that_cannot_be_used_is_named(proxy: str) -> None:
-    done = adaptermix("adapters", "ls", "--url", "http://far.example", ALL_PROXY=proxy)
+    done = adaptermix(
+        "adapters", "ls", "--url", "http://far.example", environment={"ALL_PROXY": proxy}
+    )
     require_line(done, "proxy")
 
 
@@ -124,12 +127,12 @@ def test_the_version() -> None:
 def test_a_digest_is_whole_in_a_pipe(bare: Live, folders: dict[str, Path]) -> None:
     at = ("--url", bare.url)
     narrow = {"COLUMNS": "40"}
-    done = adaptermix("adapters", "publish", str(folders["math"]), *at, **narrow)
+    done = adaptermix("adapters", "publish", str(folders["math"]), *at, environment=narrow)
     assert done.returncode == 0, done.stderr
     (digest,) = [word for word in done.stdout.decode().split() if word.startswith("sha256:")]
     (listed,) = json.loads(adaptermix("adapters", "show", "math", "--json", *at).stdout)
     assert listed["digest"] == digest
-    assert digest in adaptermix("adapters", "show", "math", *at, **narrow).stdout.decode()
+    assert digest in adaptermix("adapters", "show", "math", *at, environment=narrow).stdout.decode()
 
 
 def test_load_pin_merge_unload_and_unalias(bare: Live, folders: dict[str, Path]) -> None:
