@@ -15,7 +15,13 @@ from adapters_store.formats import FormatInput, FormatRegistry, Reading
 from adapters_store.limits import StoreLimits
 from adapters_store.manifest import manifest_to_json
 from adapters_store.texts import TEXTS_FILE, parse_texts, text_problems, texts_to_jsonl
-from adapters_store.types import NAME_PATTERN, BaseModelSpec, CheckReport, Problem
+from adapters_store.types import (
+    NAME_PATTERN,
+    AdapterManifest,
+    BaseModelSpec,
+    CheckReport,
+    Problem,
+)
 from adapters_store.upload import Upload, unpack
 from adapters_store.validation import validate
 
@@ -74,6 +80,7 @@ class Preparer:
             problems += reading.problems
             if reading.manifest is not None and reading.tensors is not None:
                 problems += validate(reading.manifest, reading.tensors, wish.base, self.limits)
+                problems += self._room_problems(reading.manifest)
             progress("validated")
             report = CheckReport(
                 problems=tuple(problems),
@@ -88,6 +95,13 @@ class Preparer:
 
     def _wanted(self, name: str) -> bool:
         return name == TEXTS_FILE or self.formats.wanted(name)
+
+    def _room_problems(self, manifest: AdapterManifest) -> list[Problem]:
+        most, limit = max(manifest.rows_by_site.values(), default=0), self.limits.max_site_rows
+        if limit is None or most <= limit:
+            return []
+        told = f"needs {most} rank rows in one layer, more than the {limit} that this server holds"
+        return [Problem("rank", f"{told} (ADAPTERMIX_MAX_RANK_ROWS): it could never be loaded")]
 
     def _tag_problems(self, tags: Sequence[str]) -> list[Problem]:
         if len(tags) > self.limits.max_tags:

@@ -97,7 +97,7 @@ def http_process(
 
 def info(url: str) -> dict[str, Any]:
     """What an AdapterMix server says that it serves."""
-    answer = httpx.get(f"{url}/info", timeout=600)
+    answer = httpx.get(f"{url}/info", timeout=600, trust_env=False)
     if answer.status_code != httpx.codes.OK:
         raise BenchmarkError(f"{url}/info answered {answer.status_code}: {answer.text}")
     known: dict[str, Any] = answer.json()
@@ -107,7 +107,7 @@ def info(url: str) -> dict[str, Any]:
 def publish(url: str, folders: Sequence[Path], texts: Sequence[str] = ()) -> None:
     """Upload adapter folders under their own names, each with sample texts, if there are any."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    with httpx.Client(base_url=url, timeout=600) as client:
+    with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
         for folder in folders:
             files = [("files", (path.name, path.read_bytes())) for path in folder.iterdir()]
             if texts:
@@ -126,7 +126,7 @@ def free_port() -> int:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, ready: str, log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, trust_env=False) as client:
         while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
                 if client.get(ready).status_code == httpx.codes.OK:

@@ -264,7 +264,9 @@ def open_store(settings: Settings) -> AdapterStore:
         settings.store_dir,
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
-        limits=StoreLimits(max_upload_bytes=int(settings.max_upload)),
+        limits=StoreLimits(
+            max_upload_bytes=int(settings.max_upload), max_site_rows=settings.max_rank_rows
+        ),
     )
 
 

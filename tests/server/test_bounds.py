@@ -109,6 +109,19 @@ async def _all(tasks: list[asyncio.Task[bool]]) -> None:
     await asyncio.gather(*tasks)
 
 
+def test_an_adapter_that_could_never_be_loaded_is_refused(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    with serving(tiny_settings(tmp_path, max_rank_rows=3)) as live:
+        refused = live.publish(folders["math"], "math")
+        assert refused.status_code == 422
+        assert "4 rank rows in one layer, more than the 3" in refused.text
+        assert "ADAPTERMIX_MAX_RANK_ROWS" in refused.text
+        checked = live.upload("/admin/adapters/check", folders["math"], "math").json()
+        assert [problem["where"] for problem in checked["problems"]] == ["rank"]
+        assert not checked["loads"]
+
+
 def test_texts_that_are_wrong_are_told_after_a_few_lines(few: Live) -> None:
     lines = b"not json\n" * 1_000_000
     files = [("files", ("adapter_config.json", json.dumps({"peft_type": "LORA"}).encode()))]
