@@ -97,10 +97,7 @@ class Metrics:
             "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."
         )
         self.engine_ready = self._gauge("engine_ready", "1 while the engine takes requests.")
-        self.engine_figures_age = self._gauge(
-            "engine_figures_age_seconds",
-            "How old the engine's figures are: it gives new ones between two steps.",
-        )
+        self.figures_age = self._gauge("engine_figures_age_seconds", "Age of the engine's figures.")
 
     def add_weights(self, masses: Mapping[str, float]) -> None:
         """Count weight mass by adapter name; names past the bound go to one common label."""

@@ -107,12 +107,9 @@ class Scheduler:
                 raise RequestRefusedError(f"request_id {each.request_id!r} is live: use another")
         error = refusal(request, self.limits)
         if error is not None:
-            return FinalEvent(
-                request.request_id,
-                FinishReason.REFUSED,
-                error,
-                num_prompt_tokens=len(request.prompt_token_ids),
-            )
+            size = len(request.prompt_token_ids)
+            reason = FinishReason.REFUSED
+            return FinalEvent(request.request_id, reason, error, num_prompt_tokens=size)
         state = self._enter(request, gate)
         state.followers = tuple(self._enter(each, gate, state) for each in followers)
         if not request.adapters:

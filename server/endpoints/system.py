@@ -115,7 +115,7 @@ async def metrics(container: ContainerDep) -> Response:
     own.engine_ready.set(_state(container) is EngineState.READY)
     if container.is_started:
         engine, age = await container.services.figures.latest()
-        own.engine_figures_age.set(age)
+        own.figures_age.set(age)
     return Response(own.render(engine), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -93,9 +93,15 @@ def test_hostile_names_are_refused(bare: Live, folders: dict[str, Path], name: s
 
 
 def test_a_form_without_files_is_refused(bare: Live) -> None:
-    response = bare.client.post("/admin/adapters", data={"name": "x"})
+    response = bare.client.post("/admin/adapters", files={"name": (None, "x")})
     assert response.status_code == 422
     assert "files" in response.json()["error"]
+
+
+def test_a_form_of_another_kind_is_told_which_is_read(bare: Live) -> None:
+    response = bare.client.post("/admin/adapters", data={"name": "x"})
+    assert response.status_code == 415
+    assert "multipart/form-data" in response.json()["error"]
 
 
 def test_bodies_past_their_limit_are_413(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -108,7 +114,8 @@ def test_bodies_past_their_limit_are_413(folders: dict[str, Path], tmp_path: Pat
         assert declared.status_code == 413
         assert "2048" in declared.json()["error"]
         pieces = (b"x" * 1000 for _ in range(5))
-        chunked = server.client.post("/v1/completions", content=pieces)
+        kind = {"Content-Type": "application/json"}
+        chunked = server.client.post("/v1/completions", content=pieces, headers=kind)
         assert chunked.status_code == 413
         assert "2048" in chunked.json()["error"]["message"]
         assert server.generate().status_code == 200

@@ -57,9 +57,10 @@ def assert_agrees(
     """Tokens equal, log probabilities within tolerance; a tie closer than that ends the check."""
     assert len(answer.tokens) == len(ids)
     for index, (token, expected, row) in enumerate(zip(answer.tokens, ids, rows, strict=True)):
-        best = row.topk(2).values
+        best, allowed = row.topk(2).values, tolerance * float(row.abs().max())
         if token.token_id != expected:
-            assert best[0] - best[1] < tolerance, f"token {index} differs"
+            gap = float(best[0] - best[1])
+            assert gap < allowed, f"token {index} differs: {gap} of {allowed}"
             return
         difference = abs(token.logprob - float(row[expected]))
-        assert difference < tolerance * float(row.abs().max()), f"token {index}: {difference}"
+        assert difference < allowed, f"token {index}: {difference} of {allowed}"
