@@ -240,12 +240,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether `host` can be reached from this machine only."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def engine_config(self, model: str) -> EngineConfig:
         """The engine's configuration, with `model` already resolved to what the loader reads."""
@@ -283,6 +278,14 @@ class Settings(BaseSettings):
             "OMP_WAIT_POLICY": self.omp_wait_policy,
             "TOKENIZERS_PARALLELISM": "false",
         }
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine, and no other can mean it by that."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -7,9 +7,12 @@ GPT-2. The expressions are those that the models' own tokenizers have.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from router_engine.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = (
@@ -29,10 +32,12 @@ _BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of vocabularies of bytes
 
 def load_gguf_tokenizer(file: Path) -> Any:
     """The tokenizer of a GGUF file. Raises UnsupportedModelError for an unknown way to cut."""
+    from gguf import GGUFReader
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    kind, name = _field(file, "tokenizer.ggml.model"), _field(file, "tokenizer.ggml.pre")
+    reader = GGUFReader(str(file))  # reads all of the file's fields: once
+    kind, name = _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre")
     if kind == _BYTE_LEVEL:
         tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(name or "default")
     return tokenizer
@@ -57,8 +62,6 @@ def _pre_tokenizer(name: str) -> Any:
     )
 
 
-def _field(file: Path, name: str) -> str | None:
-    from gguf import GGUFReader
-
-    field = GGUFReader(str(file)).get_field(name)
+def _field(reader: GGUFReader, name: str) -> str | None:
+    field = reader.get_field(name)
     return None if field is None else str(field.contents())

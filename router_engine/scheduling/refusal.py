@@ -64,8 +64,9 @@ def _size_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
 def _token_reasons(request: EngineRequest, vocab_size: int) -> Iterator[str]:
     given = request.sampling.given_token_ids
     for name, ids in (("prompt_token_ids", request.prompt_token_ids), ("given_token_ids", given)):
-        wrong = next((one for one in ids if not 0 <= one < vocab_size), None)
-        if wrong is not None:
+        # Of all requests, which are right: not token by token.
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+            wrong = next(one for one in ids if not 0 <= one < vocab_size)
             yield f"{name} holds {wrong}: the model knows the tokens 0 to {vocab_size - 1}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import typer
 from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 
-from server.settings import CLIENT_KEY, CLIENT_URL, client_defaults
+from server.settings import CLIENT_KEY, CLIENT_URL, client_defaults, is_loopback
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 
@@ -77,20 +76,13 @@ def _client(address: str, key: str | None) -> httpx.Client:
     if key and not (key.isascii() and key.isprintable()):
         raise CommandError("the API key holds characters that no key has")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    is_near = _is_loopback(httpx.URL(address).host)
+    is_near = is_loopback(httpx.URL(address).host)
     try:
         return httpx.Client(
             base_url=address, headers=headers, timeout=TIMEOUT, trust_env=not is_near
         )
     except (ImportError, ValueError) as error:  # of a proxy's scheme
         raise CommandError(f"a proxy that the environment names cannot be used: {error}") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def adapter_path(reference: str, *parts: str) -> str:

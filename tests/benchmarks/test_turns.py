@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,16 @@ def test_routers_that_fail_leave_the_others(
 ) -> None:
     whole = Offline.window
 
-    def window(self: Offline, requests: Sequence[EngineRequest], *rest: object) -> Window:
+    def window(
+        self: Offline,
+        requests: Sequence[EngineRequest],
+        steps: int,
+        most_seconds: float,
+        within: AbstractContextManager[object] | None = None,
+    ) -> Window:
         if requests[0].layer_routing is not None:
             raise RuntimeError(REASON)
-        return whole(self, requests, *rest)  # type: ignore[arg-type]
+        return whole(self, requests, steps, most_seconds, within)
 
     monkeypatch.setattr(Offline, "window", window)
     out = tmp_path / "routing"
