@@ -21,7 +21,9 @@ from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.process import ProcessEngineClient, ProcessLimits
 from router_engine.errors import EngineNotReadyError
+from router_engine.processes.supervisor import Supervisor
 from router_engine.routers.centroids import CentroidService
+from router_engine.routers.encoder.child import EncoderChild
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.registry import RequestServices, RouterRegistry
@@ -30,7 +32,7 @@ from server.auth import Auth
 from server.catalogue import Catalogue
 from server.centroids import StoredCentroids
 from server.draining import Draining
-from server.encoder import EncoderSupervisor
+from server.encoder import encoder_supervisor
 from server.figures import EngineFigures, figures_of
 from server.generation import Generation
 from server.metrics import Metrics
@@ -56,6 +58,8 @@ _REQUEST_THREADS = 4  # they look up names: each waits for the database
 # How long a request waits for an encoder that starts: it does so after the server is ready.
 ENCODER_SECONDS = 30.0
 
+_ENCODER_STOP_SECONDS = 5.0  # for the batch under way
+
 EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
 
 
@@ -64,7 +68,7 @@ def process_engine(config: EngineProcessConfig, settings: Settings) -> EngineCli
     return ProcessEngineClient(
         config,
         environment=settings.child_environment(settings.engine_threads),
-        limits=ProcessLimits(answer=settings.engine_patience),
+        limits=ProcessLimits(patience=settings.engine_patience),
     )
 
 
@@ -95,6 +99,7 @@ class Container:
         self.threads = Threads("requests", _REQUEST_THREADS)
         self._stack = AsyncExitStack()
         self._services: Services | None = None
+        self._encoder: Supervisor[EncoderChild] | None = None
         self._store = open_store(settings)
         self._stack.callback(self._store.close)
         self.auth = Auth(settings, self._store)
@@ -104,6 +109,12 @@ class Container:
     @property
     def is_started(self) -> bool:
         return self._services is not None
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each child process came back after its end."""
+        engine = 0 if self._services is None else self._services.engine.restarts
+        return {"engine": engine, "encoder": 0 if self._encoder is None else self._encoder.restarts}
 
     @property
     def store(self) -> AdapterStore:
@@ -182,7 +193,7 @@ class Container:
     def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
         settings = self.settings
         environment = settings.child_environment(settings.encoder_threads)
-        supervisor = EncoderSupervisor(
+        self._encoder = encoder_supervisor(
             EncoderConfig(
                 encoder_dir=encoder,
                 tokenizer_dir=tokenizer,
@@ -192,9 +203,10 @@ class Container:
                 num_threads=settings.encoder_threads,
             ),
             prepare=partial(make_encoder, settings, encoder, environment),
+            patience=settings.engine_patience,
         )
-        self._stack.push_async_callback(supervisor.close)
-        supervisor.start()
+        self._stack.push_async_callback(self._encoder.close, _ENCODER_STOP_SECONDS)
+        self._encoder.start_soon()
 
     async def _connect_encoder(self, endpoint: str | None) -> EncoderClient | None:
         if endpoint is None:

@@ -97,6 +97,9 @@ class Metrics:
             "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."
         )
         self.engine_ready = self._gauge("engine_ready", "1 while the engine takes requests.")
+        self.restarts = self._gauge(
+            "process_restarts", "How often a process came back after its end.", "process"
+        )
         self.figures_age = self._gauge("engine_figures_age_seconds", "Age of the engine's figures.")
 
     def add_weights(self, masses: Mapping[str, float]) -> None:
@@ -114,8 +117,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"adaptermix_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"adaptermix_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"adaptermix_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(

@@ -185,8 +185,9 @@ class Settings(BaseSettings):
     engine_patience: float = Field(
         default=60.0,
         gt=0,
-        description="Seconds without an answer between two steps after which the engine process "
-        "is taken for hung, killed and started again.",
+        description="Seconds without a heartbeat after which the engine process, or the encoder's, "
+        "is taken for hung, killed and started again; ten times as long while the engine has "
+        "announced long work: a switch of the merged mixture, the capture of a CUDA graph.",
     )
     encoder_dtype: EncoderDType = Field(
         default="auto",

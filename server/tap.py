@@ -10,8 +10,9 @@ from contextlib import aclosing
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from router_engine.client.base import EngineClient, EngineInfo, EngineState
+from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.events import FinalEvent, FinishReason
+from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.encoder.messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
@@ -49,7 +50,7 @@ class TapEncoder:
     @property
     def is_connected(self) -> bool:
         """Whether the engine takes requests."""
-        return self._engine.state is EngineState.READY
+        return self._engine.state is RunState.READY
 
     async def connected(self) -> int:
         """Another number for each engine process, since a new one has no centroids."""

@@ -9,15 +9,9 @@ from typing import Protocol
 
 from adapters_store.types import BaseModelSpec, ResolvedMixture
 from router_engine.events import EngineEvent
+from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest
 from router_engine.stats import EngineStats
-
-
-class EngineState(StrEnum):
-    STARTING = "starting"
-    READY = "ready"
-    RESTARTING = "restarting"
-    STOPPED = "stopped"
 
 
 class Residency(StrEnum):
@@ -71,7 +65,7 @@ class EngineClient(Protocol):
     """One engine. All methods are called from one asyncio loop."""
 
     @property
-    def state(self) -> EngineState: ...
+    def state(self) -> RunState: ...
 
     async def start(self) -> None:
         """Return when the engine can take requests; raises EngineError if it cannot start."""

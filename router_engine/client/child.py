@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
-import signal
-import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import zmq
 import zmq.asyncio
@@ -29,14 +24,11 @@ from router_engine.client.messages import (
     encode_launch,
 )
 from router_engine.client.session import EngineSession
-from router_engine.errors import EngineDiedError
+from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
+from router_engine.processes.child_process import LAST_WORDS_SECONDS, ChildProcess
 
-_COMMAND = (sys.executable, "-m", "router_engine.client.engine_main")
-_STDOUT = 1
-_TAIL_LINES = 40
-_LINE_BYTES = 1 << 16
-_LAST_WORDS_SECONDS = 1.0  # how long a dead process' output and last report may take to arrive
+_MODULE = "router_engine.client.engine_main"
 
 _logger = logging.getLogger(__name__)
 _output_logger = logging.getLogger("router_engine.engine_process")
@@ -50,7 +42,7 @@ class EngineChild:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set_hwm(0)
-        self._process = _Process(self._died)
+        self._process = ChildProcess(_MODULE, _output_logger, self._died)
         self._reader: asyncio.Task[None] | None = None
         self.session = EngineSession(self._send)
 
@@ -91,11 +83,20 @@ class EngineChild:
     @property
     def alive(self) -> bool:
         """Whether the process still runs, as far as is known."""
-        return not self._process.exited.is_set()
+        return self._process.alive
+
+    @property
+    def long_work(self) -> str | None:
+        """What the engine has announced to be busy with for long."""
+        return self.session.long_work
 
     def tail(self) -> str:
         """The end of its output, as indented lines to put behind a message."""
         return self._process.tail()
+
+    async def heartbeat(self) -> None:
+        """Return when the engine has answered between two steps; raises EngineError at its end."""
+        await self.session.merged()  # the cheapest question
 
     async def wait(self) -> str:
         """How the process ended, when it has: `was killed by SIGKILL`, `exited with code 1`."""
@@ -103,7 +104,11 @@ class EngineChild:
         return self._process.how_it_ended
 
     async def stop(self, timeout: float) -> None:
-        """Ask it to end after its step, kill it after `timeout` seconds, free what it held."""
+        """Ask it to end after its step, kill it after `timeout` seconds, free what it held.
+
+        Live requests get their final event, CANCELLED, before.
+        """
+        self.session.end(FinishReason.CANCELLED, EngineNotReadyError("the engine was closed"))
         if self.alive:
             self._send(Shutdown())
             try:
@@ -130,7 +135,7 @@ class EngineChild:
         address = f"ipc://{Path(self._directory.name) / 'engine'}"
         self._socket.bind(address)
         launch = Launch(config, address, os.getpid())
-        await self._process.start(environment, encode_launch(launch) + b"\n")
+        await self._process.start(environment, encode_launch(launch))
         self._reader = asyncio.create_task(self._read(), name="engine-reports")
 
     async def _handshake(self) -> None:
@@ -141,7 +146,7 @@ class EngineChild:
         finally:
             exited.cancel()
         if not ready.done():  # it died, and its last words may still be on their way
-            await asyncio.wait({ready}, timeout=_LAST_WORDS_SECONDS)
+            await asyncio.wait({ready}, timeout=LAST_WORDS_SECONDS)
         if not ready.done():
             raise EngineDiedError(
                 f"the engine process {self._process.how_it_ended} before it was ready{self.tail()}"
@@ -164,71 +169,3 @@ class EngineChild:
             how = self._process.how_it_ended
             died = EngineDiedError(f"the engine process {how}; it is being restarted")
             self.session.end(FinishReason.ENGINE_DIED, died)
-
-
-class _Process(asyncio.SubprocessProtocol):
-    """The operating system's side of a child: its launch, its output, its exit."""
-
-    def __init__(self, on_exit: Callable[[], None]) -> None:
-        self.exited = asyncio.Event()
-        self._output_ended = asyncio.Event()
-        self._on_exit = on_exit
-        self._transport: asyncio.SubprocessTransport | None = None
-        self._unfinished = b""
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-
-    async def start(self, environment: Mapping[str, str], document: bytes) -> None:
-        """Launch it and write `document` to its stdin, which stays open while this side lives."""
-        self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
-            lambda: self, *_COMMAND, stderr=asyncio.subprocess.STDOUT, env=dict(environment)
-        )
-        # A cast: the transports of other event loops (uvloop) are not asyncio's own classes.
-        stdin = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
-        stdin.write(document)
-
-    @property
-    def pid(self) -> int:
-        assert self._transport is not None
-        return self._transport.get_pid()
-
-    @property
-    def how_it_ended(self) -> str:
-        code = None if self._transport is None else self._transport.get_returncode()
-        if code is not None and code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"exited with code {code}"
-
-    def tail(self) -> str:
-        return "".join(f"\n  {line}" for line in self._tail)
-
-    def signal_kill(self) -> None:
-        if self._transport is not None and not self.exited.is_set():
-            with suppress(ProcessLookupError):
-                self._transport.kill()
-
-    async def kill(self) -> None:
-        if self._transport is not None:
-            self.signal_kill()
-            await self.exited.wait()
-            # Not without a limit: a process that it has started may hold the pipe open.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    await self._output_ended.wait()
-            self._transport.close()
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        # Progress bars end their lines with \r alone.
-        *lines, rest = re.split(rb"[\r\n]+", self._unfinished + data)
-        self._unfinished = rest[-_LINE_BYTES:]
-        for line in filter(None, lines):
-            text = line.decode(errors="replace")
-            self._tail.append(text)
-            _output_logger.info("%s", text)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == _STDOUT:
-            self._output_ended.set()
-
-    def process_exited(self) -> None:
-        self.exited.set()
-        self._on_exit()

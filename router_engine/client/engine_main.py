@@ -6,7 +6,6 @@ It lives no longer than its parent: the kernel kills it with the parent's thread
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -29,8 +28,8 @@ from router_engine.client.messages import (
     encode,
 )
 from router_engine.heap import keep_loaded
+from router_engine.processes.parent import die_with_parent
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _STDIN = 0
 
 _logger = logging.getLogger(__name__)
@@ -70,10 +69,7 @@ def _build(config: EngineProcessConfig, wake: Callable[[], None]) -> SteppedEngi
 
 
 def _end_with_parent(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)  # it died before the call above
+    die_with_parent(parent_pid)
     threading.Thread(target=_exit_at_end_of_stdin, name="parent-watch", daemon=True).start()
 
 

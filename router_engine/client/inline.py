@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from router_engine.client.base import EngineInfo, EngineState
+from router_engine.client.base import EngineInfo
 from router_engine.client.loop import EngineFactory, run_engine
 from router_engine.client.messages import Command, Report, Shutdown
 from router_engine.client.session import EngineSession
 from router_engine.client.session_client import SessionClient
 from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
+from router_engine.processes.supervisor import RunState
 
 
 class InlineEngineClient(SessionClient):
@@ -28,12 +29,12 @@ class InlineEngineClient(SessionClient):
 
     def __init__(self, build: EngineFactory) -> None:
         self._build = build
-        self._state = EngineState.STARTING
+        self._state = RunState.STARTING
         self._thread: _EngineThread | None = None
         self._info: EngineInfo | None = None
 
     @property
-    def state(self) -> EngineState:
+    def state(self) -> RunState:
         """See `EngineClient.state`; never RESTARTING."""
         return self._state
 
@@ -53,7 +54,7 @@ class InlineEngineClient(SessionClient):
                 await thread.stop()
             raise
         self._thread = thread
-        self._state = EngineState.READY
+        self._state = RunState.READY
 
     async def close(self) -> None:
         """See `EngineClient.close`; raises EngineDiedError if a step or a check had failed."""
@@ -86,12 +87,12 @@ class InlineEngineClient(SessionClient):
             hold.released.set()
 
     def _session(self) -> EngineSession:
-        if self._thread is None or self._state is not EngineState.READY:
+        if self._thread is None or self._state is not RunState.READY:
             raise EngineNotReadyError(f"the engine is {self._state}")
         return self._thread.session
 
     def _stopped(self) -> None:
-        self._state = EngineState.STOPPED
+        self._state = RunState.STOPPED
 
 
 class _EngineThread:

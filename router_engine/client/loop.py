@@ -23,6 +23,7 @@ from router_engine.client.messages import (
     GetResidency,
     GetStats,
     Load,
+    LongWork,
     Merge,
     Pin,
     PutCentroids,
@@ -39,6 +40,7 @@ from router_engine.client.messages import (
 from router_engine.client.wire_errors import WireError
 from router_engine.errors import EngineError
 from router_engine.events import EngineEvent
+from router_engine.processes.long_work import announce_with
 from router_engine.request import EngineRequest
 from router_engine.stats import EngineStats
 
@@ -113,6 +115,7 @@ def run_engine(build: EngineFactory, channel: Channel) -> None:
         channel.send(StartFailed(WireError.of(error)))
         raise
     try:
+        announce_with(lambda what: channel.send(LongWork(what)))
         channel.send(Ready(engine.info))
         EngineLoop(engine, channel).run()
     finally:

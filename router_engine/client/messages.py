@@ -117,6 +117,12 @@ class StepEvents(msgspec.Struct, frozen=True, tag=True):
         )
 
 
+class LongWork(msgspec.Struct, frozen=True, tag=True):
+    """The engine begins what may take minutes; None: that has ended."""
+
+    what: str | None
+
+
 class Reply(msgspec.Struct, frozen=True, tag=True):
     """The answer to a call; the caller knows the type of `value`."""
 
@@ -131,7 +137,7 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     error: WireError
 
 
-Report = Ready | StartFailed | StepEvents | Reply | Failure
+Report = Ready | StartFailed | StepEvents | LongWork | Reply | Failure
 
 
 def _path_as_text(value: object) -> str:

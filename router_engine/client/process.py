@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import AdapterResidency, EngineInfo, EngineState, MergedState
+from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.client.child import EngineChild
 from router_engine.client.desired import DesiredState
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.session import EngineSession
 from router_engine.client.session_client import SessionClient
-from router_engine.client.supervisor import RestartPolicy, Supervisor
 from router_engine.errors import EngineNotReadyError
+from router_engine.processes.supervisor import RestartPolicy, RunState, Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ProcessLimits:
 
     start: float | None = 600.0
     stop: float = 10.0
-    answer: float | None = None  # between two steps; a process that takes longer is killed
+    patience: float | None = None  # between two heartbeats; a process that takes longer is killed
     restart: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -50,18 +50,22 @@ class ProcessEngineClient(SessionClient):
         self._desired = DesiredState()
         self._info: EngineInfo | None = None
         self._supervisor = Supervisor(
-            self._launch, self._desired.restore, self._limits.restart, self._limits.answer
+            "engine",
+            self._launch,
+            restore=self._restore,
+            policy=self._limits.restart,
+            patience=self._limits.patience,
         )
 
     @property
-    def state(self) -> EngineState:
+    def state(self) -> RunState:
         """See `EngineClient.state`."""
         return self._supervisor.state
 
     @property
     def pid(self) -> int:
         """The engine's process id; raises EngineNotReadyError while there is none."""
-        return self._supervisor.child.pid
+        return self._child().pid
 
     @property
     def restarts(self) -> int:
@@ -70,11 +74,13 @@ class ProcessEngineClient(SessionClient):
 
     async def start(self) -> None:
         """See `EngineClient.start`; a failed start is not tried again."""
-        await self._supervisor.start()
+        if not await self._supervisor.start():
+            raise EngineNotReadyError("the engine was closed while it started")
 
     async def wait_ready(self) -> None:
         """Return when the engine is READY (again); raises EngineNotReadyError once closed."""
-        await self._supervisor.wait_ready()
+        if not await self._supervisor.wait_ready():
+            raise EngineNotReadyError("the engine was closed")
 
     async def close(self) -> None:
         """See `EngineClient.close`; a process that does not end in time is killed."""
@@ -99,7 +105,16 @@ class ProcessEngineClient(SessionClient):
         return state
 
     def _session(self) -> EngineSession:
-        return self._supervisor.child.session
+        return self._child().session
+
+    def _child(self) -> EngineChild:
+        child = self._supervisor.child
+        if child is None:
+            raise EngineNotReadyError(f"the engine is {self.state}; try again when it is ready")
+        return child
+
+    async def _restore(self, child: EngineChild) -> None:
+        await self._desired.restore(child.session)
 
     async def _launch(self) -> EngineChild:
         child = await EngineChild.launch(self._config, self._environment, self._limits.start)

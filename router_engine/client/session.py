@@ -20,6 +20,7 @@ from router_engine.client.messages import (
     GetResidency,
     GetStats,
     Load,
+    LongWork,
     Merge,
     Pin,
     PutCentroids,
@@ -60,6 +61,7 @@ class EngineSession:
         self._calls: dict[int, asyncio.Future[msgspec.Raw]] = {}
         self._numbers = itertools.count()
         self._ended = False
+        self.long_work: str | None = None  # what the engine has announced
         self.ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
         # A start that was given up leaves nobody who asks for its failure.
         self.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
@@ -71,17 +73,22 @@ class EngineSession:
                 _resolve(self.ready, info)
             case StartFailed(error):
                 _fail(self.ready, error.exception())
-            case StepEvents(tokens, finals):
-                for token in tokens:
-                    if queue := self._live.get(token.request_id):
-                        queue.put_nowait(token)
-                for final in finals:
-                    if queue := self._live.pop(final.request_id, None):
-                        queue.put_nowait(final)
+            case StepEvents():
+                self._hand_out(report)
+            case LongWork(what):
+                self.long_work = what
             case Reply(call, value):
                 _resolve(self._calls.pop(call, None), value)
             case Failure(call, error):
                 _fail(self._calls.pop(call, None), error.exception())
+
+    def _hand_out(self, events: StepEvents) -> None:
+        for token in events.tokens:
+            if queue := self._live.get(token.request_id):
+                queue.put_nowait(token)
+        for final in events.finals:
+            if queue := self._live.pop(final.request_id, None):
+                queue.put_nowait(final)
 
     def end(self, reason: FinishReason, error: EngineError) -> None:
         """Give every live request its final event and every call `error`; nothing works after."""

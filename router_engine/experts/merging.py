@@ -13,6 +13,7 @@ from router_engine.experts.merge_policy import MergePolicy
 from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.mixture.rules import WEIGHTS_ONLY, check_mixture, refuse_special
+from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
 
 MERGED = f"{ADMIN}merged"  # owner of the merged mixture's adapters
@@ -47,6 +48,7 @@ class MergeControl:
     def state(self) -> MergedState:
         return MergedState(self._base.mixture, self._seconds)
 
+    @long_work("a switch of the merged mixture")
     def switch(self, mixture: ResolvedMixture | None, *, by_admin: bool) -> None:
         """Fold `mixture` in, or restore the base; its adapters are on the device.
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -165,6 +166,10 @@ class CudaCapture:
 
         That run stores the same keys and values as the replay that follows.
         """
+        with long_work("the capture of a CUDA graph"):
+            return self._captured(work)
+
+    def _captured(self, work: Callable[[], Tensor]) -> Replay:
         work()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

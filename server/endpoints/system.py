@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from router_engine.client.base import EngineState
+from router_engine.processes.supervisor import RunState
 from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.reading import StrictRoute
@@ -82,13 +82,13 @@ async def health(container: ContainerDep, response: Response) -> HealthReply:
 
 def _health(container: Container, response: Response) -> HealthReply:
     state = _state(container)
-    is_ready = state is EngineState.READY and not container.draining.is_on
+    is_ready = state is RunState.READY and not container.draining.is_on
     response.status_code = 200 if is_ready else 503
     return HealthReply(status="ready" if is_ready else "not_ready", engine=state.value)
 
 
-def _state(container: Container) -> EngineState:
-    return container.services.engine.state if container.is_started else EngineState.STARTING
+def _state(container: Container) -> RunState:
+    return container.services.engine.state if container.is_started else RunState.STARTING
 
 
 @router.get(
@@ -112,7 +112,9 @@ async def metrics(container: ContainerDep) -> Response:
     """The server's own metrics, and the engine's last: a busy engine is not waited for."""
     own, engine = container.metrics, None
     own.http_waiting.set(container.admission.waiting)
-    own.engine_ready.set(_state(container) is EngineState.READY)
+    own.engine_ready.set(_state(container) is RunState.READY)
+    for process, restarts in container.restarts.items():
+        own.restarts.labels(process).set(restarts)
     if container.is_started:
         engine, age = await container.services.figures.latest()
         own.figures_age.set(age)

@@ -51,11 +51,4 @@ class StartOrder(msgspec.Struct, frozen=True):
     dtype: EncoderDType
     num_threads: int
     max_batch: int
-
-
-class Started(msgspec.Struct, frozen=True):
-    """The first line on the worker's stdout, as JSON; `error` None means ready."""
-
-    digest: str = ""
-    dimension: int = 0
-    error: str | None = None
+    parent_pid: int

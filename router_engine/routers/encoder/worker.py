@@ -1,7 +1,7 @@
 """The encoder worker's process: one thread, one ROUTER socket.
 
-Started by `EncoderProcess`: its first line on stdin is the start order, its first line on stdout
-says that it is ready or why not, and it exits when stdin ends, which it does when the parent dies.
+Started by `EncoderChild`: its first line on stdin is the start order; that it answers on its socket
+says that it is ready. It exits when stdin ends, which it does when the parent dies.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from router_engine.heap import keep_loaded
-from router_engine.routers.encoder.config import Started, StartOrder
+from router_engine.processes.parent import die_with_parent
+from router_engine.routers.encoder.config import StartOrder
 from router_engine.routers.encoder.messages import encode
 from router_engine.routers.encoder.service import Answer, EncoderService
 from router_engine.routers.errors import RouterInputError
@@ -24,7 +26,7 @@ MAX_PENDING = 4096  # asks taken in; more wait in the sockets' own bounded queue
 MAX_MESSAGE_BYTES = 64 << 20
 
 
-def build_service(order: StartOrder) -> tuple[EncoderService, Started]:
+def build_service(order: StartOrder) -> EncoderService:
     """Load encoder and tokenizer.
 
     The heavy imports are in here: an endpoint that cannot be bound is known seconds before them.
@@ -47,8 +49,7 @@ def build_service(order: StartOrder) -> tuple[EncoderService, Started]:
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    service = EncoderService(encoder, decode, max_batch=order.max_batch)
-    return service, Started(encoder.digest, encoder.dimension)
+    return EncoderService(encoder, decode, max_batch=order.max_batch)
 
 
 def listen(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
@@ -95,22 +96,18 @@ def _send(service: EncoderService, socket: zmq.Socket[bytes], answer: Answer) ->
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends stdin
-    to_parent = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no message
+    # A terminal or a service manager signals the whole group; the parent decides when this ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=StartOrder)
+    die_with_parent(order.parent_pid)
     context = zmq.Context[zmq.Socket[bytes]]()
     try:
         socket = listen(context, order.endpoint)
-        service, started = build_service(order)
+        service = build_service(order)
         keep_loaded()
-    except Exception as error:
-        started = Started(error=f"{type(error).__name__}: {error}")
-        to_parent.write(msgspec.json.encode(started) + b"\n")
-        to_parent.close()
-        sys.exit(1)
-    to_parent.write(msgspec.json.encode(started) + b"\n")
-    to_parent.close()
+    except Exception as error:  # one line: the parent puts it into what it says
+        sys.exit("".join(traceback.format_exception_only(error)).strip())
     serve(service, socket, sys.stdin.fileno())
     context.destroy(linger=0)
     os._exit(0)  # nothing is left to write, and torch takes a second to fold up

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import EngineClient, EngineState, Residency
+from router_engine.client.base import EngineClient, Residency
 from router_engine.errors import AdapterBusyError, EngineError, MixtureError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
+from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from tests.router_engine.client.support import PROMPT, answer_to
 from tests.support.harness import request
@@ -28,7 +29,7 @@ async def test_a_request_gets_its_tokens_and_one_final_event(client: EngineClien
     assert answer.end.reason is FinishReason.LENGTH
     assert answer.end.num_prompt_tokens == len(PROMPT)
     assert answer.end.num_generated_tokens == 5
-    assert client.state is EngineState.READY
+    assert client.state is RunState.READY
 
 
 async def test_info_describes_what_runs(client: EngineClient) -> None:
@@ -115,7 +116,7 @@ async def test_cancel_ends_the_stream_with_its_final_event(client: EngineClient)
 
 async def test_cancel_ignores_unknown_ids(client: EngineClient) -> None:
     await client.cancel("never-seen")
-    assert client.state is EngineState.READY
+    assert client.state is RunState.READY
 
 
 async def test_whatever_readers_do_nothing_is_left_over(client: EngineClient) -> None:

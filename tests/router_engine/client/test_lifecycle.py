@@ -10,7 +10,6 @@ from functools import partial
 import msgspec
 import pytest
 
-from router_engine.client.base import EngineState
 from router_engine.client.build import build_engine
 from router_engine.client.inline import InlineEngineClient
 from router_engine.client.messages import EngineProcessConfig
@@ -19,6 +18,7 @@ from router_engine.config import ModelConfig
 from router_engine.engine import Engine
 from router_engine.errors import EngineDiedError, EngineError, EngineNotReadyError
 from router_engine.events import EngineEvent, FinishReason
+from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.conftest import make_client
 from tests.router_engine.client.support import PROMPT, answer_to, started
@@ -35,7 +35,7 @@ async def test_nothing_works_before_the_start(
     kind: str, config: EngineProcessConfig, environment: Mapping[str, str]
 ) -> None:
     client = make_client(kind, config, environment)
-    assert client.state is EngineState.STARTING
+    assert client.state is RunState.STARTING
     with pytest.raises(EngineNotReadyError, match="starting"):
         await answer_to(client, request("early", PROMPT))
     with pytest.raises(EngineNotReadyError):
@@ -54,7 +54,7 @@ async def test_closing_ends_live_requests_and_refuses_new_ones(
     for answer in await asyncio.gather(*live):
         assert answer.end.reason is FinishReason.CANCELLED
         assert "closed" in str(answer.end.error)
-    assert client.state is EngineState.STOPPED
+    assert client.state is RunState.STOPPED
     with pytest.raises(EngineNotReadyError):
         await answer_to(client, request("late", PROMPT))
     with pytest.raises(EngineNotReadyError):
@@ -71,7 +71,7 @@ async def test_a_model_that_does_not_exist_fails_the_start_by_name(
     client = make_client(kind, msgspec.structs.replace(config, engine=engine), environment)
     with pytest.raises(EngineError, match="/nowhere/to-be-found"):
         await client.start()
-    assert client.state is EngineState.STOPPED
+    assert client.state is RunState.STOPPED
     await client.close()
 
 
@@ -128,7 +128,7 @@ async def test_a_step_that_fails_ends_the_engine_and_its_requests(
     answer = await answer_to(client, request("unlucky", PROMPT))
     assert answer.end.reason is FinishReason.ENGINE_DIED
     assert "a kernel failed" in str(answer.end.error)
-    assert client.state is EngineState.STOPPED
+    assert client.state is RunState.STOPPED
     with pytest.raises(EngineDiedError, match="a kernel failed"):
         await client.close()
 

@@ -18,14 +18,13 @@ import pytest
 
 from adapters_store.store import AdapterStore
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import EngineState
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.process import ProcessEngineClient, ProcessLimits
-from router_engine.client.supervisor import RestartPolicy
 from router_engine.config import ModelConfig
 from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
 from router_engine.model.tiny import save_tiny
+from router_engine.processes.supervisor import RestartPolicy, RunState
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
@@ -80,7 +79,7 @@ async def test_kill_9_under_load(
         assert "SIGKILL" in str(answer.end.error)
     with pytest.raises(EngineDiedError, match="SIGKILL"):
         await call
-    assert process.state is EngineState.RESTARTING
+    assert process.state is RunState.RESTARTING
     with pytest.raises(EngineNotReadyError, match="restarting"):
         await answer_to(process, request("between", PROMPT))
     with pytest.raises(EngineNotReadyError, match="restarting"):
@@ -98,7 +97,7 @@ async def test_kill_9_under_load(
 async def test_a_process_that_hangs_is_killed(
     config: EngineProcessConfig, environment: Mapping[str, str]
 ) -> None:
-    limits = ProcessLimits(answer=1.0)
+    limits = ProcessLimits(patience=1.0)
     client = ProcessEngineClient(config, environment=environment, limits=limits)
     await client.start()
     os.kill(client.pid, signal.SIGSTOP)  # at once: a slow engine, too, would be taken for hung
@@ -125,7 +124,7 @@ async def test_a_start_that_is_given_up_leaves_no_process_behind(
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await cancelled.start()
-    assert cancelled.state is EngineState.STOPPED
+    assert cancelled.state is RunState.STOPPED
     assert children.read_text() == before
 
 
@@ -163,18 +162,18 @@ async def test_restarts_go_on_until_one_works(
     client = ProcessEngineClient(
         msgspec.structs.replace(config, engine=engine), environment=environment
     )
-    failed = _Heard("did not start again")
-    logging.getLogger("router_engine.client.supervisor").addHandler(failed)
+    failed = _Heard("the engine did not start")
+    logging.getLogger("router_engine.processes.supervisor").addHandler(failed)
     await client.start()
     (tmp_path / "model").rename(tmp_path / "away")
     os.kill(client.pid, signal.SIGKILL)
     await failed.event.wait()
-    assert client.state is EngineState.RESTARTING
+    assert client.state is RunState.RESTARTING
     (tmp_path / "away").rename(tmp_path / "model")
     await client.wait_ready()
     answer = await answer_to(client, request("at-last", PROMPT))
     assert answer.end.reason is FinishReason.LENGTH
-    logging.getLogger("router_engine.client.supervisor").removeHandler(failed)
+    logging.getLogger("router_engine.processes.supervisor").removeHandler(failed)
     await client.close()
 
 

@@ -98,7 +98,7 @@ def test_a_killed_worker_fails_what_it_held_and_comes_back(
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(RouterUnavailableError, match="died"):
                 await held
-            assert await asyncio.to_thread(worker.wait, HANG_SECONDS) == -signal.SIGKILL
+            assert await asyncio.to_thread(worker.wait) == -signal.SIGKILL
             assert client.connections == 1
             await asyncio.to_thread(worker.restart)
             assert await client.connected() == 2

@@ -14,7 +14,6 @@ import pytest
 
 from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.encoder.process import EncoderProcess
-from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.errors import RouterUnavailableError
 from tests.support.waiting import HANG_SECONDS
 
@@ -40,10 +39,9 @@ def config(encoder_config: EncoderConfig, tmp_path: Path) -> EncoderConfig:
 
 
 @pytest.mark.slow
-def test_start_says_who_is_there_and_stop_ends_it(config: EncoderConfig) -> None:
+def test_start_returns_when_it_runs_and_stop_ends_it(config: EncoderConfig) -> None:
     process = EncoderProcess(config)
-    started = process.start()
-    assert started.digest == SentenceEncoder(config.encoder_dir).digest
+    process.start()
     with pytest.raises(RouterUnavailableError, match="runs already"):
         process.start()
     process.stop()
