@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -35,6 +36,21 @@ ENTROPY = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 INFORMATION = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SWITCHES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 OTHER = "other"
+
+
+class CurrentState:
+    """What a scrape finds out when it comes."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge = partial(Gauge, namespace="adaptermix", registry=registry)
+        self.http_waiting = gauge(
+            "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."
+        )
+        self.engine_ready = gauge("engine_ready", "1 while the engine takes requests.")
+        self.restarts = gauge(
+            "process_restarts", "How often a process came back after its end.", ["process"]
+        )
+        self.figures_age = gauge("engine_figures_age_seconds", "Age of the engine's figures.")
 
 
 class Metrics:
@@ -93,14 +109,7 @@ class Metrics:
             "What the members of an ensemble disagreed on at a token.",
             INFORMATION,
         )
-        self.http_waiting = self._gauge(
-            "requests_without_token", "Requests that have no token yet (bounded by max_waiting)."
-        )
-        self.engine_ready = self._gauge("engine_ready", "1 while the engine takes requests.")
-        self.restarts = self._gauge(
-            "process_restarts", "How often a process came back after its end.", "process"
-        )
-        self.figures_age = self._gauge("engine_figures_age_seconds", "Age of the engine's figures.")
+        self.now = CurrentState(self.registry)
 
     def add_weights(self, masses: Mapping[str, float]) -> None:
         """Count weight mass by adapter name; names past the bound go to one common label."""
@@ -116,9 +125,6 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"adaptermix_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"adaptermix_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(

@@ -110,15 +110,15 @@ def _state(container: Container) -> RunState:
 )
 async def metrics(container: ContainerDep) -> Response:
     """The server's own metrics, and the engine's last: a busy engine is not waited for."""
-    own, engine = container.metrics, None
-    own.http_waiting.set(container.admission.waiting)
-    own.engine_ready.set(_state(container) is RunState.READY)
+    now, engine = container.metrics.now, None
+    now.http_waiting.set(container.admission.waiting)
+    now.engine_ready.set(_state(container) is RunState.READY)
     for process, restarts in container.restarts.items():
-        own.restarts.labels(process).set(restarts)
+        now.restarts.labels(process).set(restarts)
     if container.is_started:
         engine, age = await container.services.figures.latest()
-        own.figures_age.set(age)
-    return Response(own.render(engine), media_type=CONTENT_TYPE_LATEST)
+        now.figures_age.set(age)
+    return Response(container.metrics.render(engine), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get(
