@@ -54,6 +54,9 @@ class SchedulerConfig:
     max_model_len: int | None = None  # None: the model's own limit
     policy: Policy = "fifo"
     fairness: Fairness = "adapter"
+    # Later requests that may start before the one that waits longest, whatever speaks for them:
+    # priority, fairness, or adapters that are resident.
+    max_overtaken: int = 32
     # Of background requests, where there are no others, and beside those: who arrives or streams
     # waits for the rest of such a step.
     background_tokens: int = 64

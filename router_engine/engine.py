@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -18,9 +19,10 @@ from adapters_store.errors import StoreError
 from adapters_store.types import BaseModelSpec, ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.config import EngineConfig
-from router_engine.errors import EngineError, MixtureError
+from router_engine.errors import EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
+from router_engine.experts.merge_bound import MergeBound
 from router_engine.experts.merged import BaseWeights, MergedBase
 from router_engine.experts.merging import MERGED, MergeControl
 from router_engine.experts.residency import ADMIN, ResidencyManager
@@ -35,6 +37,7 @@ from router_engine.mixture.rules import (
     NOT_BEFORE_THE_PROMPT,
     check_mixture,
     refuse_special,
+    without_zeros,
 )
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
@@ -83,7 +86,8 @@ class Engine:
         self._num_sites = len(linears) + 3 * len(blocks)
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
         self._blocks = BlockPool(num_blocks)
-        self.info = _info(loaded, self.base, config.scheduler.max_model_len, self._routing)
+        info = _info(loaded, self.base, config.scheduler.max_model_len, self._routing)
+        self.info = replace(info, kv_blocks=num_blocks, kv_block_size=config.cache.block_size)
         self._scheduler = Scheduler(
             config.scheduler,
             self._blocks,
@@ -103,12 +107,19 @@ class Engine:
         base, quantization = MergedBase(fast), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool, adapters, config.adapters, loaded.dtype, projections, wake
+            pool,
+            adapters,
+            config.adapters,
+            loaded.dtype,
+            projections,
+            wake,
+            config.scheduler.max_overtaken,
         )
-        self._merge = MergeControl(base, self._residency, config.merge, quantization)
+        bound = MergeBound(base, loaded.dtype, len(blocks))
+        self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._events: list[EngineEvent] = []
-        self._tasks: dict[str, Callable[[str | None], None]] = {}  # admin owner -> what follows
+        self._tasks: dict[str, Callable[[EngineError | None], None]] = {}  # admin owner -> what follows
         self._task_ids = itertools.count()
         self._gates = GateCounts()
         self._steps = 0
@@ -193,8 +204,12 @@ class Engine:
         return self._residency.residency()
 
     def merge(self, mixture: ResolvedMixture | None) -> Future[MergedState]:
-        """Fold a mixture into the base once its adapters are there; None restores the base."""
+        """Fold a mixture into the base once its adapters are there; None restores the base.
+
+        A mixture without weights other than 0 is None: nothing is merged then.
+        """
         done: Future[MergedState] = Future()
+        mixture = None if mixture is None else without_zeros(mixture)
         if mixture is None:
             self._merge.switch(None, by_admin=True)
             done.set_result(self.merged())
@@ -256,20 +271,25 @@ class Engine:
 
     def _settle(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
+        self._merge.give_way()
         grants = self._residency.pump()
         for owner in grants.ready:
             self._granted(owner, None)
         for owner, reason in grants.failed:
-            self._granted(owner, reason)
+            self._granted(owner, EngineError(reason))
+        for owner, reason in grants.refused:
+            self._granted(owner, RequestRefusedError(reason))
         self._routing.take(self._scheduler, self._fail)
         self._let_go()
 
-    def _granted(self, owner: str, error: str | None) -> None:
+    def _granted(self, owner: str, error: EngineError | None) -> None:
         task = self._tasks.pop(owner, None)
         if task is not None:
             task(error)
+        elif isinstance(error, RequestRefusedError):
+            self._emit(self._scheduler.fail(owner, FinishReason.REFUSED, str(error)))
         elif error is not None:
-            self._fail(owner, error)
+            self._fail(owner, str(error))
         elif owner in self._scheduler.live:
             self._admit(self._scheduler.live[owner].request)
 
@@ -315,10 +335,10 @@ class Engine:
         """Once the adapters are on the device, now or in a later step: act, then tell `done`."""
         owner = f"{ADMIN}{next(self._task_ids)}"
 
-        def follow(error: str | None) -> None:
+        def follow(error: EngineError | None) -> None:
             try:
                 if error is not None:
-                    raise EngineError(error)
+                    raise error
                 act()
                 outcome = result()
             except (EngineError, StoreError) as failure:

@@ -16,7 +16,7 @@ from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
-from router_engine.errors import EngineError
+from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
 from server.errors import InputError
 from server.mixtures import Mixtures
@@ -191,7 +191,13 @@ class Catalogue:
     async def merge(self, body: FixedMixture) -> MergedReply:
         """Fold a mixture into the base."""
         mixture = await self._mixtures.resolve_fixed(body.adapters)
-        return await self._merged_reply(await self._engine.merge(mixture))
+        try:
+            return await self._merged_reply(await self._engine.merge(mixture))
+        except MixtureError as error:  # in the client's words
+            told = str(error)
+            for digest, item in zip(mixture.digests, body.adapters, strict=True):
+                told = told.replace(digest, item.name)
+            raise MixtureError(told) from error
 
     async def merged(self) -> MergedReply:
         """What the base weights hold."""

@@ -238,7 +238,14 @@ class Container:
             centroids,
             hidden,
         )
-        mixtures = Mixtures(store, info.base, routing, settings.max_candidates, self.threads)
+        mixtures = Mixtures(
+            store,
+            info.base,
+            routing,
+            settings.max_candidates,
+            self.threads,
+            settings.max_rank_rows,
+        )
         generation = Generation(
             engine,
             info,

@@ -37,7 +37,8 @@ _ENDS: dict[FinishReason, EndReason] = {
 class Ask:
     """What an API asks for, in nobody's wire format.
 
-    `max_new_tokens` None means the server's default, or the room that is left if that is less.
+    `max_new_tokens` None means the server's default, or the room that is left in model and KV cache
+    if that is less.
     """
 
     prompt_ids: tuple[int, ...]
@@ -135,11 +136,11 @@ class Generation:
 
     async def prepare(self, ask: Ask) -> Job:
         """Check, resolve and route: every error that can be known before submission comes here."""
-        max_new_tokens = self._room(ask)
+        self._room(ask)  # what is too long is not routed
         plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
         sampling = replace(
             ask.sampling,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=self._room(ask, 1 + len(plan.ensemble)),
             stop_token_ids=() if ask.ignore_eos else self.info.eos_token_ids,
         )
         return self._job(ask, plan, sampling)
@@ -232,37 +233,51 @@ class Generation:
                 return event
         return None
 
-    def _room(self, ask: Ask) -> int:
+    def _room(self, ask: Ask, sequences: int = 1) -> int:
         """How many tokens the answer may have. Raises InputError with both lengths."""
-        limit = self.info.max_model_len
-        prompt = len(ask.prompt_ids)
+        limit = self.info.longest(sequences)
+        why = self._why(limit, sequences)
+        prompt, least = len(ask.prompt_ids), ask.sampling.min_new_tokens
         if prompt == 0:
             raise InputError("inputs", "no tokens", "give at least one token of prompt")
         if prompt >= limit:
             raise InputError(
                 "inputs",
                 f"{prompt} tokens",
-                f"too long: prompt and answer together may have {limit} tokens; "
+                f"too long: prompt and answer together may have {limit} tokens{why}; "
                 "shorten the prompt or set truncate",
             )
+        room = limit - prompt
         if ask.max_new_tokens is None:
-            return max(
-                min(self._default_max_new_tokens, limit - prompt), ask.sampling.min_new_tokens
-            )
-        if ask.max_new_tokens < ask.sampling.min_new_tokens:
+            if least > room:
+                raise InputError(
+                    "min_new_tokens",
+                    str(least),
+                    f"too many: the prompt has {prompt} tokens, and prompt and answer together "
+                    f"may have {limit}{why}; use at most {room}",
+                )
+            return max(min(self._default_max_new_tokens, room), least)
+        if ask.max_new_tokens < least:
             raise InputError(
                 "min_new_tokens",
-                str(ask.sampling.min_new_tokens),
+                str(least),
                 f"must not be above max_new_tokens = {ask.max_new_tokens}",
             )
-        if prompt + ask.max_new_tokens > limit:
+        if ask.max_new_tokens > room:
             raise InputError(
                 "max_new_tokens",
                 str(ask.max_new_tokens),
                 f"too long: the prompt has {prompt} tokens, and prompt and answer together may "
-                f"have {limit}; use at most {limit - prompt}",
+                f"have {limit}{why}; use at most {room}",
             )
         return ask.max_new_tokens
+
+    def _why(self, limit: int, sequences: int) -> str:
+        """What makes the limit less than the model's, in words; "" where it is not."""
+        if limit == self.info.max_model_len:
+            return ""
+        each = f" for each of the {sequences} members of an ensemble" if sequences > 1 else ""
+        return f", as the KV cache holds no more{each} (ADAPTERMIX_KV_MEMORY)"
 
 
 class _Follower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -86,7 +87,10 @@ class Mixtures:
         routing: Routing,
         max_candidates: int,
         threads: Threads,
+        max_rank_rows: int | None = None,
     ) -> None:
+        """max_rank_rows: of one layer, for all adapters of a request; None: any number."""
+        self._max_rank_rows = max_rank_rows
         self._store = store
         self._base = base
         self._routing = routing
@@ -108,11 +112,33 @@ class Mixtures:
             return await self._routed(mixture.router, prompt)
         return await self._fixed(mixture.adapters or [], mixture.combination, "mixture.adapters")
 
+    def _refuse_many_rows(
+        self, records: Sequence[AdapterRecord], path: str, members: Sequence[Sequence[str]] = ()
+    ) -> None:
+        """Raises InputError where the adapters could never be on the device together.
+
+        members: the digests of an ensemble's, aligned with the records; each takes rows of its own.
+        """
+        rows: Counter[str] = Counter()
+        for index, record in enumerate(records):
+            variants = len({member[index] for member in members}) or 1
+            for site, count in record.manifest.rows_by_site.items():
+                rows[site] += variants * count
+        most, limit = max(rows.values(), default=0), self._max_rank_rows
+        if limit is not None and most > limit:
+            raise InputError(
+                path,
+                f"{len(records)} adapters",
+                f"need {most} rank rows in one layer, and all that are on the device at once have "
+                f"{limit} (ADAPTERMIX_MAX_RANK_ROWS): use fewer, or of lower rank",
+            )
+
     async def resolve_fixed(self, adapters: Sequence[WeightedAdapter]) -> ResolvedMixture:
         """A mixture that the base's weights can hold, for the admin routes."""
         refuse_copies(adapters, "adapters")
         records = await self._records([item.name for item in adapters], "adapters")
         _refuse_special(records, "adapters", WEIGHTS_ONLY)
+        self._refuse_many_rows(records, "adapters")
         digests = tuple(record.digest for record in records)
         return ResolvedMixture(digests, tuple(item.weight for item in adapters))
 
@@ -131,6 +157,7 @@ class Mixtures:
             _refuse_negative(weights, path)
             refuse_unequal_ranks(records, path)
         members = member_digests(adapters, records, path)
+        self._refuse_many_rows(records, path, members)
         plan = _plan(records, weights=weights, combination=combination)
         return replace(plan, digests=members[0], ensemble=members[1:])
 
@@ -138,6 +165,7 @@ class Mixtures:
         self._routing.check(spec)
         path = "mixture.router.candidates"
         records = await self._records(await self._candidates(spec, path), path)
+        self._refuse_many_rows(records, path)
         if spec.combination == "linear":
             refuse_unequal_ranks(records, path)
         if spec.level == "token":

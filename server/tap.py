@@ -74,7 +74,7 @@ class TapEncoder:
             await self._engine.put_centroids(router, vectors)
 
     async def _embedding(self, text: str, window: Window) -> NDArray[np.float32]:
-        room = self._info.max_model_len - 1
+        room = self._info.longest() - 1
         ids = self._tokenization.encode(text)
         ids = ids[:room] if window == "head" else ids[-room:]
         if len(ids) < _FEWEST:

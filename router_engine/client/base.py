@@ -36,6 +36,17 @@ class EngineInfo:
     layer_routers: tuple[str, ...] = ()  # names that `LayerRouting.router` may hold
     hidden_size: int = 0
     tap: str = ""  # digest of what hidden states at the tap depend on: model and layer
+    kv_blocks: int = 1 << 31  # of the whole cache
+    kv_block_size: int = 1  # tokens
+
+    def longest(self, sequences: int = 1) -> int:
+        """Tokens, prompt and answer, that each sequence of one request may have.
+
+        What the model takes, or less: what the KV cache holds where nobody else is there. The last
+        token is never fed back, so it needs no KV.
+        """
+        held = self.kv_blocks // sequences * self.kv_block_size
+        return min(self.max_model_len, held + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from adapters_store.types import ResolvedMixture
 from router_engine.config import MergeConfig
+from router_engine.mixture.rules import without_zeros
 from router_engine.scheduling.plan import PlannedRow
 
 _FORGET = 1e-3  # a share below this is not worth remembering
@@ -56,8 +57,7 @@ def _fixed_mixture(row: PlannedRow) -> ResolvedMixture | None:
         return None
     weights = row.weight_runs[0][1]
     pairs = sorted((row.adapters[column], weight) for column, weight in weights.items())
-    if not pairs:
-        return None
-    return ResolvedMixture(
+    mixture = ResolvedMixture(
         tuple(digest for digest, _ in pairs), tuple(w for _, w in pairs), row.combination
     )
+    return without_zeros(mixture)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
+from router_engine.errors import MixtureError
 from router_engine.experts.base import HostAdapter
 
 
@@ -45,15 +46,25 @@ class MergedBase:
         self.mixture: ResolvedMixture | None = None
 
     def merge(self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]) -> None:
-        """Fold `mixture` in, after undoing any other; `adapters` are its own, in its order."""
+        """Fold `mixture` in, after undoing any other; `adapters` are its own, in its order.
+
+        Raises MixtureError, the base restored, where a weight would be no finite number.
+        """
         self.restore()
         modules = {module for adapter in adapters for module in adapter.pairs}
         for module in sorted(modules):
             weight = self._weights.read(module)
             delta = low_rank_delta(module, mixture, adapters).to(weight.device)
+            merged = (weight.float() + delta).to(weight.dtype)
+            if not bool(merged.isfinite().all()):
+                self.restore()
+                raise MixtureError(
+                    f"merged, {module} would hold values that are not finite in "
+                    f"{str(weight.dtype).removeprefix('torch.')}; send the mixture with each request"
+                )
             with self._changing:
                 self._kept[module] = weight.to("cpu", copy=True)
-                self._weights.write(module, (weight.float() + delta).to(weight.dtype))
+                self._weights.write(module, merged)
         self.mixture = mixture
 
     def restore(self) -> None:
@@ -62,6 +73,11 @@ class MergedBase:
             with self._changing:
                 self._weights.write(module, self._kept.pop(module))
         self.mixture = None
+
+    def norm(self, module: str) -> float:
+        """The Frobenius norm of a layer's weight as no mixture has changed it."""
+        weight = self._kept.get(module)
+        return float((self._weights.read(module) if weight is None else weight).float().norm())
 
     def untouched(self, module: str) -> Tensor:
         """A copy of a layer's weight [out, in] as no mixture has changed it, in fp32 on the host.

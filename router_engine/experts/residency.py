@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -21,26 +22,9 @@ from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapt
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
-
-# A waiter that others overtook this often closes the door behind it, so that it cannot starve.
-_MAX_OVERTAKEN = 256
+from router_engine.experts.waiting import Grants, Waiter, fewest, misfit
 
 ADMIN = "admin:"  # owner prefix of loads and pins that no request made
-
-
-@dataclass(slots=True)
-class _Waiter:
-    owner: str
-    digests: tuple[str, ...]
-    overtaken: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Grants:
-    """What one `pump` settled: owners whose adapters are all on the device, and failures."""
-
-    ready: tuple[str, ...] = ()
-    failed: tuple[tuple[str, str], ...] = ()  # (owner, reason)
 
 
 @dataclass(slots=True)
@@ -52,7 +36,12 @@ class ResidencyCounters:
 
 
 class ResidencyManager:
-    """Owns the row pool's contents and the host copies."""
+    """Owns the row pool's contents and the host copies.
+
+    Rows go to waiters in the order of their coming. An owner whose adapters are resident passes by
+    them, so that what is loaded is used, but no waiter is overtaken more than `max_overtaken` times
+    by owners of the residents that could make room for it: from then on such owners wait behind it.
+    """
 
     def __init__(
         self,
@@ -62,8 +51,10 @@ class ResidencyManager:
         dtype: torch.dtype,
         base: BaseProjections,
         wake: Callable[[], None],
+        max_overtaken: int = 32,
     ) -> None:
         self._pool = pool
+        self._max_overtaken = max_overtaken
         self._source = source
         self._config = config
         self._dtype = dtype
@@ -75,19 +66,23 @@ class ResidencyManager:
         self._device: OrderedDict[str, float] = OrderedDict()  # digest -> load seconds; LRU first
         self._users: dict[str, set[str]] = {}
         self._pins: set[str] = set()
+        self._held: dict[str, tuple[str, ...]] = {}  # by owners that are no request
+        self._for_good: set[str] = set()  # of them, those that end at an admin's word alone
         self._manifests: dict[str, AdapterManifest] = {}  # of all on host or device
-        self._waiters: list[_Waiter] = []
-        self._arriving: list[_Waiter] = []  # their rows are being copied
+        self._waiters: list[Waiter] = []
+        self._arriving: list[Waiter] = []  # their rows are being copied
         self._changed = False  # something that `pump` has not seen
+        self._draining: frozenset[str] = frozenset()  # of the waiter whose turn it is
         self.counters = ResidencyCounters()
 
     def acquire(self, owner: str, digests: Sequence[str]) -> bool:
         """Ask for adapters. True: granted at once; otherwise a later `pump` names the owner."""
         wanted = tuple(dict.fromkeys(digests))
-        if self.are_resident(wanted) and not self._door_closed():
+        if self.are_resident(wanted) and self._draining.isdisjoint(wanted):
             self._grant(owner, wanted)
+            self._count_overtaken(self._waiters)
             return True
-        self._waiters.append(_Waiter(owner, wanted))
+        self._waiters.append(Waiter(owner, wanted))
         self._changed = True
         for digest in wanted:
             self._start_load(digest)
@@ -97,13 +92,26 @@ class ResidencyManager:
         """Whether all of them are on the device, rows and all."""
         return self._placed(digests) and all(map(self._pool.transfer.arrived, digests))
 
-    def hold(self, owner: str, digests: Sequence[str]) -> None:
-        """Use adapters that are on the device already."""
+    def hold(self, owner: str, digests: Sequence[str], *, for_good: bool) -> None:
+        """Use adapters that are on the device already.
+
+        for_good: until an admin ends it, so that waiting for their rows is in vain.
+        """
         self._grant(owner, digests)
+        self._held[owner] = tuple(digests)
+        if for_good:
+            self._for_good.add(owner)
+
+    def would_block(self, digests: Sequence[str]) -> bool:
+        """Whether somebody waits for rows in vain for as long as `digests` stay on the device."""
+        staying = {*self._staying, *digests}
+        return any(self._misfit(waiter, staying) is not None for waiter in self._waiters)
 
     def release(self, owner: str) -> None:
         """The owner ended: its adapters may be evicted. Unknown owners are ignored."""
         self._changed = True
+        self._held.pop(owner, None)
+        self._for_good.discard(owner)
         self._waiters = [waiter for waiter in self._waiters if waiter.owner != owner]
         self._arriving = [waiter for waiter in self._arriving if waiter.owner != owner]
         for digest in [digest for digest, users in self._users.items() if owner in users]:
@@ -122,23 +130,25 @@ class ResidencyManager:
     def pump(self) -> Grants:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
         self._changed = False
-        failed = self._collect_loads()
-        blocked = False
+        failed = [*self._collect_loads(), *self._take_misfits(())]
+        refused = self._take_misfits(self._staying)
+        blocked: Waiter | None = None  # waits for rows, not for a file: later ones take none
         for waiter in list(self._waiters):
-            if self._placed(waiter.digests) and not (blocked and self._door_closed()):
-                granted = True
+            if self._placed(waiter.digests):
+                granted = blocked is None or blocked.draining.isdisjoint(waiter.digests)
             else:
-                granted = not blocked and self._make_room(waiter)
+                granted = blocked is None and self._make_room(waiter)
             if granted:
+                before = self._waiters[: self._waiters.index(waiter)]
                 self._waiters.remove(waiter)
                 self._grant(waiter.owner, waiter.digests)
                 self._arriving.append(waiter)
-                self._count_overtaken(waiter)
-            elif all(digest in self._host or digest in self._device for digest in waiter.digests):
-                # It waits for rows, not for a file: later ones must not take rows before it.
-                blocked = True
+                self._count_overtaken(before)
+            elif blocked is None and self._has_files(waiter):
+                blocked = waiter
+        self._drain()
         self._trim_host()
-        return Grants(self._collect_arrived(), tuple(failed))
+        return Grants(self._collect_arrived(), tuple(failed), tuple(refused))
 
     @property
     def has_news(self) -> bool:
@@ -265,13 +275,19 @@ class ResidencyManager:
             failed.extend(
                 (waiter.owner, reason) for waiter in self._waiters if digest in waiter.digests
             )
-        for waiter in self._waiters:
-            problem = self._misfit(waiter)
-            if problem is not None:
-                failed.append((waiter.owner, problem))
-        gone = {owner for owner, _ in failed}
-        self._waiters = [waiter for waiter in self._waiters if waiter.owner not in gone]
+        self._drop_waiters(failed)
         return failed
+
+    def _take_misfits(self, staying: Collection[str]) -> list[tuple[str, str]]:
+        """Those who wait in vain for as long as `staying` are on the device; they wait no more."""
+        problems = ((waiter.owner, self._misfit(waiter, staying)) for waiter in self._waiters)
+        told = [(owner, problem) for owner, problem in problems if problem is not None]
+        self._drop_waiters(told)
+        return told
+
+    def _drop_waiters(self, told: Sequence[tuple[str, str]]) -> None:
+        gone = {owner for owner, _ in told}
+        self._waiters = [waiter for waiter in self._waiters if waiter.owner not in gone]
 
     def _loaded(self, adapter: HostAdapter) -> None:
         self._host[adapter.digest] = adapter
@@ -280,22 +296,29 @@ class ResidencyManager:
         self.counters.load_seconds += adapter.load_seconds
         self.counters.recent.append(adapter.load_seconds)
 
-    def _misfit(self, waiter: _Waiter) -> str | None:
-        """Why the adapters could not be resident together even alone; None if they could."""
+    @property
+    def _staying(self) -> set[str]:
+        """What leaves the device at an admin's word alone: pinned, or merged by an admin."""
+        return self._pins.union(*(self._held[owner] for owner in self._for_good))
+
+    def _misfit(self, waiter: Waiter, staying: Collection[str]) -> str | None:
+        """Why the adapters find no room for as long as `staying` do; None if they could."""
+        rows, taken = self._rows(waiter.digests), self._rows({*staying}.difference(waiter.digests))
+        return misfit(rows, taken, self._pool.max_rank_rows)
+
+    def _rows(self, digests: Collection[str]) -> Counter[str]:
+        """Rank rows by site of those adapters that are known."""
         rows: Counter[str] = Counter()
-        for digest in waiter.digests:
+        for digest in digests:
             manifest = self._manifests.get(digest)
             if manifest is not None:
                 rows.update(manifest.rows_by_site)
-        most = max(rows.values(), default=0)
-        if most <= self._pool.max_rank_rows:
-            return None
-        return (
-            f"the adapters need {most} rank rows in one layer, the device pool holds "
-            f"{self._pool.max_rank_rows}: use fewer adapters or a larger max_rank_rows"
-        )
+        return rows
 
-    def _make_room(self, waiter: _Waiter) -> bool:
+    def _has_files(self, waiter: Waiter) -> bool:
+        return all(digest in self._host or digest in self._device for digest in waiter.digests)
+
+    def _make_room(self, waiter: Waiter) -> bool:
         """Place what the waiter still lacks, evicting unused adapters; all of it or nothing."""
         missing: list[HostAdapter] = []
         for digest in waiter.digests:
@@ -343,9 +366,25 @@ class ResidencyManager:
             held -= self._host.pop(digest).num_bytes
             self._forget(digest)
 
-    def _door_closed(self) -> bool:
-        return bool(self._waiters) and self._waiters[0].overtaken > _MAX_OVERTAKEN
+    def _count_overtaken(self, waiters: Sequence[Waiter]) -> None:
+        for waiter in waiters:
+            waiter.overtaken += 1
+        if waiters:
+            self._drain()
 
-    def _count_overtaken(self, granted: _Waiter) -> None:
-        if self._waiters and self._waiters[0] is not granted:
-            self._waiters[0].overtaken += 1
+    def _drain(self) -> None:
+        """Choose what is to make room for the first waiter for rows, if it was passed too often."""
+        waiters = (one for one in self._waiters if self._has_files(one))
+        first = next((one for one in waiters if not self._placed(one.digests)), None)
+        if first is None or first.overtaken < self._max_overtaken:
+            self._draining = frozenset()
+            return
+        staying = self._pins.union(*self._held.values())
+        missing = [self._host[digest] for digest in first.digests if digest not in self._device]
+        leaving = [digest for digest in first.draining if digest in self._device]
+        if not staying.isdisjoint(leaving) or not self._pool.fits_without(missing, leaving):
+            # Those that the fewest use, and of these the least recently used.
+            movable = [one for one in self._device if one not in {*staying, *first.digests}]
+            movable.sort(key=lambda one: len(self._users.get(one, ())))
+            first.draining = fewest(movable, partial(self._pool.fits_without, missing))
+        self._draining = first.draining

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from adapters_store.types import AdapterManifest, ResolvedMixture
 from router_engine.errors import MixtureError
 
+_TINY = 2.0**-150  # up to here a float32 is rounded to 0
 # Why adapters that hold more than LoRA are refused, and what would work.
 FACTORS_ONLY = (
     "combination 'linear' adds the factors of LoRA experts; combination 'sum' takes any experts"
@@ -62,3 +64,14 @@ def check_mixture(mixture: ResolvedMixture, manifests: Sequence[AdapterManifest]
                     f"ranks {rank} and {expert.rank} at {expert.module}: combination 'linear' "
                     "needs adapters of equal rank; combination 'sum' takes any ranks"
                 )
+
+
+def without_zeros(mixture: ResolvedMixture) -> ResolvedMixture | None:
+    """The mixture of the adapters whose weight is not 0 in fp32; None where none has such."""
+    pairs = zip(mixture.digests, mixture.weights, strict=True)
+    kept = [(digest, weight) for digest, weight in pairs if not abs(weight) <= _TINY]
+    if not kept:
+        return None
+    return replace(
+        mixture, digests=tuple(d for d, _ in kept), weights=tuple(weight for _, weight in kept)
+    )

@@ -27,6 +27,11 @@ class StepDraft:
         """Whether the budget has a token left for a request."""
         return self._left(state) > 0
 
+    @property
+    def takes_background(self) -> bool:
+        """Whether the budget has a token left for a request in the background."""
+        return min(self.tokens_left, self._background_left) > 0
+
     def chunk_stop(self, state: RequestState) -> int:
         """How far `state` may be computed within what is left of the budget.
 

@@ -14,7 +14,7 @@ from router_engine.request import EngineRequest
 
 Group = str
 
-_BACKGROUND: Group = "background"  # no digest of an adapter
+BACKGROUND: Group = "background"  # no digest of an adapter
 
 PROMPT_TOKEN_COST = 1  # w_p of the paper
 GENERATED_TOKEN_COST = 2  # w_q of the paper
@@ -24,7 +24,7 @@ _PRUNE_ABOVE = 1024  # groups remembered before those that earn no difference ar
 def group_of(request: EngineRequest, fairness: Fairness) -> Group:
     """Whose service a request is: one string, whose hash is kept, unlike that of a tuple."""
     if request.is_background:
-        return _BACKGROUND
+        return BACKGROUND
     return " ".join(sorted(request.adapters)) if fairness == "adapter" else ""
 
 

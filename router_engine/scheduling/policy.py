@@ -23,14 +23,20 @@ class FifoPolicy:
     """By arrival; background requests behind all others."""
 
     def level(self, state: RequestState) -> int:
-        return _LAST if state.request.is_background else 0
+        return _raised(state, _LAST if state.request.is_background else 0)
 
 
 class PriorityPolicy:
     """A level per priority. A waiting request may displace running ones of a later level."""
 
     def level(self, state: RequestState) -> int:
-        return _LAST if state.request.is_background else state.request.priority
+        return _raised(state, _LAST if state.request.is_background else state.request.priority)
+
+
+def _raised(state: RequestState, level: int) -> int:
+    """The level of a request, or that of those who overtook it too often (`WaitingQueue`)."""
+    raised = state.head.raised_to
+    return level if raised is None else min(level, raised)
 
 
 def make_policy(name: Policy) -> OrderingPolicy:
@@ -44,7 +50,23 @@ def seniority(policy: OrderingPolicy, state: RequestState) -> tuple[int, int]:
 
 def queue_rank(policy: OrderingPolicy, state: RequestState) -> tuple[int, bool, int]:
     """Sorts waiting requests of one group: those that ran before go on before others start."""
-    return policy.level(state), not state.admitted, state.arrival
+    return policy.level(state), not state.goes_on, state.arrival
+
+
+def passed_too_often(
+    policy: OrderingPolicy, behind: Iterable[RequestState], started: RequestState, most: int
+) -> RequestState | None:
+    """Count `started` for the one of `behind` that waits longest, if it came later than that.
+
+    Returns that one where it was passed `most` times and would be passed again: it is to be raised
+    to the level of `started`.
+    """
+    longest = min(behind, key=lambda one: one.arrival, default=None)
+    if longest is None or longest.arrival > started.arrival:
+        return None
+    longest.overtaken += 1
+    is_next = longest.goes_on and policy.level(longest) <= policy.level(started)
+    return None if is_next or longest.overtaken < most else longest
 
 
 def in_turn(

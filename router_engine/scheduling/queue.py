@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from router_engine.scheduling.fairness import Group, ServiceCounters
-from router_engine.scheduling.policy import OrderingPolicy, queue_rank
+from router_engine.scheduling.fairness import BACKGROUND, Group, ServiceCounters
+from router_engine.scheduling.policy import OrderingPolicy, passed_too_often, queue_rank
 from router_engine.scheduling.state import RequestState
 
 
 class WaitingQueue:
-    """Picks by level, then those that ran before, then the least served group, then arrival."""
+    """Picks by level, then those that ran before, then the least served group, then arrival.
 
-    def __init__(self, policy: OrderingPolicy, counters: ServiceCounters) -> None:
+    That order alone would let some wait without end. So whoever waits longest, and was overtaken
+    `max_overtaken` times meanwhile by requests that came later, goes next in the earliest of their
+    levels, and keeps that level until it ends.
+    """
+
+    def __init__(
+        self, policy: OrderingPolicy, counters: ServiceCounters, max_overtaken: int
+    ) -> None:
         self._policy = policy
+        self._max_overtaken = max_overtaken
         self._counters = counters
         self._groups: dict[Group, list[RequestState]] = {}  # each sorted by queue_rank
         self._size = 0
@@ -44,10 +52,28 @@ class WaitingQueue:
             del self._groups[state.group]
             self._counters.leave(state.group)
 
-    def head(self) -> RequestState | None:
-        """Who is next; None when nobody waits."""
-        heads = (group[0] for group in self._groups.values())
+    def head(self, *, background: bool = True) -> RequestState | None:
+        """Who is next; None when nobody waits. `background`: whether such requests count."""
+        groups = self._groups.items()
+        heads = (states[0] for group, states in groups if background or group != BACKGROUND)
         return min(heads, key=self._turn, default=None)
+
+    def start(self, state: RequestState, running: Iterable[RequestState]) -> None:
+        """Take out who starts now, and count it for those whom it passes: here, and of `running`.
+
+        Of these for the one in the middle of a text that came first.
+        """
+        self.remove(state)
+        level = self._policy.level(state)
+        late = passed_too_often(self._policy, self, state, self._max_overtaken)
+        if late is not None:
+            self.remove(late)
+            late.raised_to = level
+            self.push(late)
+        texts = (one for one in running if one.num_runnable > 1 and one.lead is None)
+        late = passed_too_often(self._policy, texts, state, self._max_overtaken)
+        if late is not None:
+            late.raised_to = level
 
     def _rank(self, state: RequestState) -> tuple[int, bool, int]:
         return queue_rank(self._policy, state)

@@ -49,8 +49,8 @@ class Scheduler:
         prefix_cache: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if config.max_step_tokens < 1 or config.max_running < 1:
-            raise ValueError(f"{config}: max_step_tokens and max_running must be at least 1")
+        if min(config.max_step_tokens, config.max_running, config.max_overtaken) < 1:
+            raise ValueError(f"{config}: its bounds must be at least 1")
         self.config = config
         self.counters = SchedulerCounters()
         self.service = ServiceCounters()
@@ -65,7 +65,7 @@ class Scheduler:
         self._live: dict[str, RequestState] = {}
         self._num_background = 0  # of them
         self._running: dict[str, RequestState] = {}
-        self._queue = WaitingQueue(self._policy, self.service)
+        self._queue = WaitingQueue(self._policy, self.service, config.max_overtaken)
         self._finished: list[EngineRequest] = []
         self._stuck = False  # the last `schedule` found nobody, and nothing has changed since
 
@@ -238,10 +238,10 @@ class Scheduler:
 
     def _admit(self, draft: StepDraft) -> None:
         while draft.tokens_left > 0:
-            state = self._queue.head()
-            if state is None or not draft.has_room(state) or not self._make_room(state, draft):
+            state = self._queue.head(background=draft.takes_background)
+            if state is None or not self._make_room(state, draft):
                 return
-            self._queue.remove(state)
+            self._queue.start(state, self._running.values())
             for member in state.members:
                 self._start(member)
                 self._advance(member, draft.chunk_stop(member), draft)

@@ -42,6 +42,8 @@ class RequestState:
     running_mean: RunningMean | None = None  # of a tapped request
     gate_sums: GateSums | None = None  # of one that reports gates
     admitted: bool = False
+    overtaken: int = 0  # later requests that started while none waited longer than this one
+    raised_to: int | None = None  # the level that it goes with, once it was overtaken too often
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     first_scheduled_time: float | None = None
@@ -60,6 +62,11 @@ class RequestState:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes before those of its level that have yet to start."""
+        return self.admitted or self.raised_to is not None
 
     @property
     def head(self) -> RequestState:

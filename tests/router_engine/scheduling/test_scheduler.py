@@ -262,7 +262,12 @@ def test_an_output_of_another_plan_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [SchedulerConfig(max_step_tokens=0), SchedulerConfig(max_running=0)]
+    "config",
+    [
+        SchedulerConfig(max_step_tokens=0),
+        SchedulerConfig(max_running=0),
+        SchedulerConfig(max_overtaken=0),
+    ],
 )
 def test_a_step_must_hold_something(config: SchedulerConfig) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
