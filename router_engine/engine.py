@@ -119,7 +119,8 @@ class Engine:
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._events: list[EngineEvent] = []
-        self._tasks: dict[str, Callable[[EngineError | None], None]] = {}  # admin owner -> what follows
+        # By owner of an admin: what follows once its adapters are there, or the reason why not.
+        self._tasks: dict[str, Callable[[EngineError | None], None]] = {}
         self._task_ids = itertools.count()
         self._gates = GateCounts()
         self._steps = 0
@@ -271,8 +272,8 @@ class Engine:
 
     def _settle(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
-        self._merge.give_way()
         grants = self._residency.pump()
+        self._merge.give_way()  # which the next `pump` makes use of
         for owner in grants.ready:
             self._granted(owner, None)
         for owner, reason in grants.failed:

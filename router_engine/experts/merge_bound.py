@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
 from router_engine.errors import MixtureError
@@ -108,20 +109,26 @@ def _sum_size(terms: Sequence[tuple[float, ExpertRows]]) -> float:
     """
     a = torch.cat([weight * rows.a.double() for weight, rows in terms])
     b = torch.cat([rows.b.double() for _, rows in terms])
-    products = (a @ a.T) * (b @ b.T)  # the sum of all is the squared norm, the diagonal the rows'
-    return math.sqrt(max(float(products.sum()), float(products.trace())))
+    return _larger(_product(a, b), a.norm(dim=1) * b.norm(dim=1))
 
 
 def _linear_size(terms: Sequence[tuple[float, ExpertRows]]) -> float:
-    """The same of (sum_j c_j B_j)(sum_j c_j A_j), each sum as large as its terms can make it."""
-    a, b = (
-        torch.stack([part.norm(dim=1) for part in parts]).sum(0)
-        for parts in (
-            [(weight * rows.scale) ** 0.5 * rows.a.double() for weight, rows in terms],
-            [(weight / rows.scale) ** 0.5 * rows.b.double() for weight, rows in terms],
-        )
-    )
-    return float((a * b).sum())
+    """The same of (sum_j c_j B_j)(sum_j c_j A_j), whose rows are as large as their terms."""
+    shrink = [(weight * rows.scale) ** 0.5 * rows.a.double() for weight, rows in terms]
+    expand = [(weight / rows.scale) ** 0.5 * rows.b.double() for weight, rows in terms]
+    a, b = (torch.stack(parts).norm(dim=2).sum(0) for parts in (shrink, expand))
+    return _larger(_product(torch.stack(shrink).sum(0), torch.stack(expand).sum(0)), a * b)
+
+
+def _product(a: Tensor, b: Tensor) -> float:
+    """The Frobenius norm of b^T a, for a [rows, in] and b [rows, out], without making it."""
+    return math.sqrt(max(0.0, float(((a @ a.T) * (b @ b.T)).sum())))
+
+
+def _larger(product: float, rows: Tensor) -> float:
+    """No number where a row is none."""
+    size = float(rows.norm())
+    return size if not product > size else product
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -59,8 +59,8 @@ class MergedBase:
             if not bool(merged.isfinite().all()):
                 self.restore()
                 raise MixtureError(
-                    f"merged, {module} would hold values that are not finite in "
-                    f"{str(weight.dtype).removeprefix('torch.')}; send the mixture with each request"
+                    f"merged, {module} would hold values that are not finite in {weight.dtype}; "
+                    "send the mixture with each request"
                 )
             with self._changing:
                 self._kept[module] = weight.to("cpu", copy=True)

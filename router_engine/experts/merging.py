@@ -102,9 +102,10 @@ class MergeControl:
     def give_way(self) -> None:
         """Under `auto`, restore the base where a request waits for the rows of what is merged."""
         mixture = self.mixture
-        if mixture is not None and not self._by_admin:
-            if self._residency.would_block(mixture.digests):
-                self._let_go()
+        if mixture is None or self._by_admin:
+            return
+        if self._residency.would_block(mixture.digests):
+            self._let_go()
 
     def follow(self, rows: Sequence[PlannedRow]) -> None:
         """Under `auto`, switch to what the traffic asks for; `rows` are those of the next step.

@@ -160,6 +160,7 @@ class ResidencyManager:
         """The weights of an adapter on the host, read now if only the device holds them."""
         if digest not in self._host:
             self._host[digest] = self._load(digest)
+            self._manifests[digest] = self._host[digest].manifest
         self._host.move_to_end(digest)
         return self._host[digest]
 

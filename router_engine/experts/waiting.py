@@ -32,9 +32,7 @@ class Grants:
 
 def fewest(residents: Sequence[str], makes_room: Callable[[Sequence[str]], bool]) -> frozenset[str]:
     """As few of the first residents as make room together; all where even they do not."""
-    count = bisect_left(
-        range(len(residents)), True, key=lambda number: makes_room(residents[:number])
-    )
+    count = bisect_left(range(len(residents)), 1, key=lambda n: int(makes_room(residents[:n])))
     return frozenset(residents[:count])
 
 

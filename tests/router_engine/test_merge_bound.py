@@ -1,0 +1,263 @@
+"""What is merged leaves the answers of others within the tolerance, or is refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapters_store.types import Combination, ResolvedMixture
+from router_engine.config import CacheConfig, EngineConfig, KernelConfig, MergeConfig, ModelConfig
+from router_engine.errors import MixtureError
+from router_engine.experts.merge_bound import MergeBound
+from router_engine.request import EngineRequest, SamplingParams
+from router_engine.tolerances import TOLERANCES
+from tests.router_engine.conftest import ALL_LINEARS, MakeHarness
+from tests.router_engine.test_merged import base_weights, same
+from tests.support.harness import EngineHarness, request
+from tests.support.tiny import make_lora_folder
+
+PROMPT = tuple(range(5, 35))
+GIVEN = tuple(range(40, 60))
+CONFIG = EngineConfig(cache=CacheConfig(num_blocks=128, prefix_cache=False))
+FORMATS = ["float32", "bfloat16", "float16"]
+
+
+def _config(dtype: Any) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(dtype=dtype), cache=CONFIG.cache, kernels=KernelConfig("reference")
+    )
+
+
+def _scored(harness: EngineHarness, tag: str, *mixtures: dict[str, float]) -> torch.Tensor:
+    """Log probabilities [requests, tokens] of a given answer under each mixture."""
+    sampling = SamplingParams(max_new_tokens=len(GIVEN), given_token_ids=GIVEN)
+    answers = harness.run(
+        *(
+            EngineRequest(f"{tag} {i}", PROMPT, sampling, tuple(mixture), tuple(mixture.values()))
+            for i, mixture in enumerate(mixtures)
+        )
+    )
+    return torch.tensor([answer.logprobs for answer in answers])
+
+
+def _scaled(folder: Path, **factors: float) -> Path:
+    """A LoRA folder with A or B multiplied: `lora_A=1e3`."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        for part, factor in factors.items():
+            if part in name:
+                tensors[name] = tensor * factor
+    save_file(tensors, file)
+    return folder
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """As the table of tolerances counts it: relative to the largest."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("combination", ["sum", "linear"])
+def test_what_is_accepted_leaves_the_others_within_the_tolerance(
+    combination: Combination, dtype: str, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    """Weights from small to absurd. What is refused leaves the base bit for bit."""
+    harness = make_harness(config=_config(dtype))
+    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:4])]
+    others: list[dict[str, float]] = [{}, {digests[1]: 1.0}, {digests[0]: 0.5, digests[2]: -0.3}]
+    untouched, weights = _scored(harness, "untouched", *others), base_weights(harness)
+    tolerance = TOLERANCES[getattr(torch, dtype)]
+    verdicts = {}
+    for weight in (1e-3, 1.0, 3.0, 1e2, 1e4, 1e6, 1e30):
+        mixture = ResolvedMixture((digests[0], digests[3]), (weight, weight / 2), combination)
+        try:
+            harness.wait(harness.engine.merge(mixture))
+        except MixtureError as error:
+            verdicts[weight] = False
+            assert digests[0] in str(error)
+            assert f"{tolerance:.0e} is allowed in {dtype}" in str(error)
+            assert harness.engine.merged().mode == "unmerged"
+            assert same(weights, base_weights(harness))
+        else:
+            verdicts[weight] = True
+            found = _scored(harness, f"merged {weight}", *others)
+            assert _difference(found, untouched) <= tolerance
+            harness.wait(harness.engine.merge(None))
+    assert verdicts[1e-3]
+    assert verdicts[1.0]
+    assert not verdicts[1e4]
+    assert not verdicts[1e6]
+    assert not verdicts[1e30]
+
+
+@pytest.mark.parametrize("weight", [1e4, 1e6])
+def test_without_the_bound_the_others_are_answered_otherwise(
+    weight: float, make_harness: MakeHarness, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: what is refused would have done harm."""
+    harness = make_harness(config=CONFIG)
+    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:2])]
+    untouched = _scored(harness, "untouched", {}, {digests[1]: 1.0})
+    monkeypatch.setattr(MergeBound, "check", lambda *_: None)
+    harness.wait(harness.engine.merge(ResolvedMixture(digests[:1], (weight,))))
+    found = _scored(harness, "merged", {}, {digests[1]: 1.0})
+    assert _difference(found, untouched) > TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("factors", "is_accepted"),
+    [
+        ({"lora_A": 1e-6}, True),
+        ({"lora_A": 1e3, "lora_B": 1e-3}, True),  # the product is as it was
+        ({"lora_A": 1e20, "lora_B": 1e-20}, True),
+        ({"lora_B": 1e4}, False),
+        ({"lora_A": 1e6}, False),
+        ({"lora_A": 1e30, "lora_B": 1e7}, False),
+        ({"lora_A": 1e25, "lora_B": 1e25}, False),  # the sum is not finite
+    ],
+)
+def test_it_is_the_size_of_the_change_that_counts(
+    factors: dict[str, float], is_accepted: bool, make_harness: MakeHarness, tmp_path: Path
+) -> None:
+    harness = make_harness(config=CONFIG)
+    digest = harness.publish("a", _scaled(make_lora_folder(tmp_path / "a"), **factors))
+    untouched = _scored(harness, "untouched", {})
+    mixture = ResolvedMixture((digest,), (1.0,))
+    if is_accepted:
+        harness.wait(harness.engine.merge(mixture))
+        assert _difference(_scored(harness, "merged", {}), untouched) <= 1e-4
+        return
+    with pytest.raises(MixtureError, match="send the mixture with each request|Send the mixture"):
+        harness.wait(harness.engine.merge(mixture))
+    assert torch.equal(_scored(harness, "again", {}), untouched)
+
+
+def test_what_cancels_in_the_sum_still_counts(make_harness: MakeHarness, tmp_path: Path) -> None:
+    """Two large adapters whose sum is small: what others have taken off is not."""
+    harness = make_harness(config=CONFIG)
+    first = make_lora_folder(tmp_path / "a", seed=1)
+    second = _scaled(make_lora_folder(tmp_path / "b", seed=1), lora_B=-0.9999)
+    digests = (harness.publish("a", first), harness.publish("b", second))
+    with pytest.raises(MixtureError, match="is allowed in float32"):
+        harness.wait(harness.engine.merge(ResolvedMixture(digests, (1e5, 1e5))))
+
+
+def test_what_the_refusal_advises_works(make_harness: MakeHarness, folders: list[Path]) -> None:
+    harness = make_harness(config=CONFIG)
+    digest = harness.publish("a", folders[0])
+    with pytest.raises(MixtureError) as refused:
+        harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e5,))))
+    share = float(str(refused.value).split("merge it at ")[1].split()[0])
+    state = harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e5 * share,))))
+    assert state.mode == "merged"
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 1e39])
+def test_weights_that_are_no_numbers_are_refused(
+    weight: float, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness = make_harness(config=CONFIG)
+    digest = harness.publish("a", folders[0])
+    with pytest.raises(MixtureError, match="each must be a finite float32"):
+        harness.wait(harness.engine.merge(ResolvedMixture((digest,), (weight,))))
+
+
+@pytest.mark.parametrize("combination", ["sum", "linear"])
+@pytest.mark.parametrize("zero", [0.0, -0.0, 1e-60])
+def test_weight_0_merges_nothing_and_says_so(
+    zero: float, combination: Combination, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness = make_harness(config=CONFIG)
+    digests = tuple(harness.publish(f"a{i}", folders[i]) for i in (0, 3))
+    before = harness.engine.stats().adapter_loads
+    state = harness.wait(harness.engine.merge(ResolvedMixture(digests, (zero, zero), combination)))
+    assert (state.mode, state.mixture) == ("unmerged", None)
+    assert harness.engine.stats().adapter_loads == before
+    state = harness.wait(harness.engine.merge(ResolvedMixture(digests, (zero, 0.5), combination)))
+    assert state.mixture == ResolvedMixture(digests[1:], (0.5,), combination)
+    # Of a merged base it takes out what was in.
+    assert harness.wait(harness.engine.merge(ResolvedMixture(digests, (zero, zero)))).mode == (
+        "unmerged"
+    )
+
+
+def test_a_refused_merge_leaves_the_one_before_in_place(
+    make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness = make_harness(config=CONFIG)
+    digest = harness.publish("a", folders[0])
+    mixture = ResolvedMixture((digest,), (1.0,))
+    harness.wait(harness.engine.merge(mixture))
+    with pytest.raises(MixtureError):
+        harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e6,))))
+    assert harness.engine.merged().mixture == mixture
+
+
+@pytest.mark.parametrize("weight", [1e4, 1e6])
+def test_the_traffic_merges_nothing_that_would_do_harm(
+    weight: float, make_harness: MakeHarness, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is passed over once: the arithmetic is not done again for each step."""
+    tried: list[ResolvedMixture] = []
+    check = MergeBound.check
+
+    def counted(bound: MergeBound, mixture: ResolvedMixture, *rest: Any) -> None:
+        tried.append(mixture)
+        check(bound, mixture, *rest)
+
+    monkeypatch.setattr(MergeBound, "check", counted)
+    harness = make_harness(
+        config=EngineConfig(cache=CONFIG.cache, merge=MergeConfig(mode="auto", half_life=32))
+    )
+    digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:2])]
+    untouched = _scored(harness, "untouched", {})
+    for turn in range(3):
+        harness.run(*(request(f"{turn} {i}", PROMPT[i:], {digests[0]: weight}) for i in range(8)))
+        assert harness.engine.merged().mode == "unmerged"
+    assert tried == [ResolvedMixture((digests[0],), (weight,))]
+    assert torch.equal(_scored(harness, "again", {}), untouched)
+    # What does no harm is merged as before, and what is passed over lets go of it.
+    harness.run(*(request(f"small {i}", PROMPT[i:], {digests[1]: 1.0}) for i in range(12)))
+    assert harness.engine.merged().mixture == ResolvedMixture((digests[1],), (1.0,))
+    harness.run(*(request(f"large {i}", PROMPT[i:], {digests[0]: weight}) for i in range(16)))
+    assert harness.engine.merged().mode == "unmerged"
+    assert tried.count(ResolvedMixture((digests[0],), (weight,))) == 1
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "qwen3", "gpt2"])
+def test_families_and_an_adapter_along_the_activations(
+    family: str,
+    make_harness: MakeHarness,
+    family_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """The heaviest weight that is let in. Every row of A is one direction, as trained ones tend."""
+    is_gpt2 = family == "gpt2"
+    targets = ("c_attn", "c_proj") if is_gpt2 else ALL_LINEARS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = make_lora_folder(
+            tmp_path / "lora", family=family, targets=targets, options={"fan_in_fan_out": is_gpt2}
+        )
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if "lora_A" in name:
+            tensors[name] = tensor[:1].repeat(len(tensor), 1)
+    save_file(tensors, file)
+    harness = make_harness(family_folder(family), config=CONFIG)
+    digest = harness.publish("lora", folder)
+    untouched = _scored(harness, "untouched", {})
+    with pytest.raises(MixtureError) as refused:
+        harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e6,))))
+    share = float(str(refused.value).split("merge it at ")[1].split()[0])
+    harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e6 * share,))))
+    assert _difference(_scored(harness, "merged", {}), untouched) <= 1e-4
