@@ -10,8 +10,8 @@ subtraction leaves behind. With u the unit roundoff of the weights' format, for 
 
 So a layer's output is off by 3 (u + sqrt(n) u32) |D| / |W| of its size, |.| the Frobenius norm. The
 layers' errors are independent: of L decoder layers they add up to sqrt(L) times that of the worst.
-The bound is this number, held against the tolerance of log probabilities in the format. What it
-lets in was measured at a tenth to a half of the tolerance, also where D reads just the direction
+The bound is this number, held against the tolerance of log probabilities in the format. Of what it
+lets in, less than two thirds of the tolerance was measured, also where D reads just the direction
 that the activations have.
 """
 

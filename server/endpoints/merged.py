@@ -42,7 +42,10 @@ def _answers(example: Any, *errors: int) -> dict[int | str, dict[str, Any]]:
 async def merge(
     container: ContainerDep, body: Annotated[FixedMixture, Body(examples=[FIXED_EXAMPLE])]
 ) -> MergedReply:
-    """Fold the mixture in between two steps. Other requests go on, corrected at low rank."""
+    """Fold the mixture in between two steps. Other requests go on, corrected at low rank.
+
+    Refused where their answers would change. Adapters at weight 0 are not merged.
+    """
     return await container.services.catalogue.merge(body)
 
 
