@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -86,8 +85,7 @@ class Engine:
         self._num_sites = len(linears) + 3 * len(blocks)
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
         self._blocks = BlockPool(num_blocks)
-        info = _info(loaded, self.base, config.scheduler.max_model_len, self._routing)
-        self.info = replace(info, kv_blocks=num_blocks, kv_block_size=config.cache.block_size)
+        self.info = _info(loaded, self.base, config, num_blocks, self._routing)
         self._scheduler = Scheduler(
             config.scheduler,
             self._blocks,
@@ -107,13 +105,7 @@ class Engine:
         base, quantization = MergedBase(fast), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool,
-            adapters,
-            config.adapters,
-            loaded.dtype,
-            projections,
-            wake,
-            config.scheduler.max_overtaken,
+            pool, adapters, config.adapters, loaded.dtype, projections, wake, config.scheduler
         )
         bound = MergeBound(base, loaded.dtype, len(blocks))
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
@@ -356,11 +348,16 @@ class Engine:
 
 
 def _info(
-    loaded: LoadedModel, base: BaseModelSpec, max_model_len: int | None, routing: Routing
+    loaded: LoadedModel,
+    base: BaseModelSpec,
+    config: EngineConfig,
+    num_blocks: int,
+    routing: Routing,
 ) -> EngineInfo:
+    wanted = config.scheduler.max_model_len
     return EngineInfo(
         base=base,
-        max_model_len=min(max_model_len or loaded.max_model_len, loaded.max_model_len),
+        max_model_len=min(wanted or loaded.max_model_len, loaded.max_model_len),
         vocab_size=int(loaded.model.get_input_embeddings().weight.shape[0]),
         eos_token_ids=loaded.eos_token_ids,
         dtype=str(loaded.dtype).removeprefix("torch."),
@@ -369,4 +366,6 @@ def _info(
         layer_routers=routing.layer_names,
         hidden_size=int(loaded.model.config.hidden_size),
         tap=tap_digest(loaded.model, loaded.tap_layer, loaded.quantization),
+        kv_blocks=num_blocks,
+        kv_block_size=config.cache.block_size,
     )

@@ -16,13 +16,15 @@ import torch
 
 from adapters_store.types import AdapterManifest
 from router_engine.client.base import AdapterResidency, Residency
-from router_engine.config import AdapterPoolConfig
+from router_engine.config import AdapterPoolConfig, SchedulerConfig
 from router_engine.errors import AdapterBusyError
 from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapter
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
 from router_engine.experts.waiting import Grants, Waiter, fewest, misfit
+
+_TURNS = SchedulerConfig()
 
 ADMIN = "admin:"  # owner prefix of loads and pins that no request made
 
@@ -51,10 +53,10 @@ class ResidencyManager:
         dtype: torch.dtype,
         base: BaseProjections,
         wake: Callable[[], None],
-        max_overtaken: int = 32,
+        turns: SchedulerConfig = _TURNS,
     ) -> None:
         self._pool = pool
-        self._max_overtaken = max_overtaken
+        self._max_overtaken = turns.max_overtaken
         self._source = source
         self._config = config
         self._dtype = dtype

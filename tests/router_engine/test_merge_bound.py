@@ -110,7 +110,7 @@ def test_without_the_bound_the_others_are_answered_otherwise(
     digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders[:2])]
     untouched = _scored(harness, "untouched", {}, {digests[1]: 1.0})
     monkeypatch.setattr(MergeBound, "check", lambda *_: None)
-    harness.wait(harness.engine.merge(ResolvedMixture(digests[:1], (weight,))))
+    harness.wait(harness.engine.merge(ResolvedMixture((digests[0],), (weight,))))
     found = _scored(harness, "merged", {}, {digests[1]: 1.0})
     assert _difference(found, untouched) > TOLERANCES[torch.float32]
 

@@ -116,13 +116,12 @@ def test_what_pins_leave_no_room_for_is_refused(
     assert third.end.reason is FinishReason.REFUSED
     assert "need 4 rank rows" in str(third.end.error)
     assert "pinned and merged adapters keep 8: unpin some" in str(third.end.error)
-    for future in (
-        harness.engine.load(digests[2]),
-        harness.engine.pin(digests[2], pinned=True),
-        harness.engine.merge(ResolvedMixture((digests[2],), (0.5,))),
-    ):
-        with pytest.raises(RequestRefusedError, match="unpin some"):
-            harness.wait(future)
+    with pytest.raises(RequestRefusedError, match="unpin some"):
+        harness.wait(harness.engine.load(digests[2]))
+    with pytest.raises(RequestRefusedError, match="unpin some"):
+        harness.wait(harness.engine.pin(digests[2], pinned=True))
+    with pytest.raises(RequestRefusedError, match="unpin some"):
+        harness.wait(harness.engine.merge(ResolvedMixture((digests[2],), (0.5,))))
     harness.wait(harness.engine.pin(digests[0], pinned=False))
     (third,) = harness.run(request("third again", PROMPT, {digests[2]: 1.0}))
     assert third.end.reason is FinishReason.LENGTH

@@ -77,7 +77,7 @@ class Simulation:
             torch.float32,
             ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
             self.news.set,
-            self.config.max_overtaken,
+            self.config,
         )
 
     def add(self, request: EngineRequest) -> None:

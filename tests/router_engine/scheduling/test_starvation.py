@@ -109,10 +109,10 @@ def test_without_the_rule_some_wait_without_end(policy: Policy, adapters: Adapte
     assert max(wait.passed for wait in waits) > 0.9 * ANSWERS
 
 
-def _overtakers(drive: Drive, name: str, asked: int, **later: int) -> int:
+def _overtakers(drive: Drive, name: str, asked: int) -> int:
     """How many of `asked` that come one a step, later, end before `name` does."""
     for number in range(asked):
-        drive.add(fixed(f"later {number}", [number % 40, *range(6)], 4, **later))
+        drive.add(fixed(f"later {number}", [number % 40, *range(6)], 4))
         drive.step()
         if name in drive.finals:
             return number
