@@ -26,12 +26,16 @@ BROKEN = (
     EOFError,
     OSError,
     ValueError,
+    LookupError,
+    OverflowError,
+    RecursionError,  # of extended headers that follow each other
     NotImplementedError,
 )
 
 _RATIO_FREE_BYTES = 16 << 20  # below this a high ratio is normal: a fresh LoRA B is all zeros
 _MAX_DIRECTORY_BYTES = 1 << 20
-_MAX_TAR_READ = 4 << 20  # tarfile reads extended headers whole; entries are read in smaller pieces
+_MAX_TAR_READ = 4 << 20  # entries are read in smaller pieces
+_MAX_TAR_HEADERS = 1 << 20  # bytes of all headers together, which tarfile makes objects of
 
 _ZIP_END = struct.Struct("<4s4H2LH")
 _ZIP64_LOCATOR = struct.Struct("<4sLQL")
@@ -126,10 +130,12 @@ def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
         # Headers and padding come on top of the files' bytes.
         bounded = _BoundedReader(stream, limit + _RATIO_FREE_BYTES)
         with tarfile.open(fileobj=bounded, mode="r:") as archive:
-            for member in archive:
+            while (member := archive.next()) is not None:
                 if member.isdir():
                     continue
+                bounded.is_header = False
                 yield Entry(member.name, _tar_opener(archive, member), _tar_refusal(member))
+                bounded.is_header = True
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
@@ -158,6 +164,8 @@ class _BoundedReader(io.RawIOBase):
     def __init__(self, stream: io.BufferedIOBase, limit: int) -> None:
         self._stream = stream
         self._limit = limit
+        self._headers_left = _MAX_TAR_HEADERS
+        self.is_header = True  # what is read now, and no entry's bytes
 
     def readable(self) -> bool:
         return True
@@ -176,6 +184,12 @@ class _BoundedReader(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_TAR_READ:
             raise ArchiveError(f"asks to read {size} bytes at once: no honest tar file does")
+        if self.is_header:
+            self._headers_left -= size
+            if self._headers_left < 0:
+                raise ArchiveError(
+                    f"has more than {_MAX_TAR_HEADERS} bytes of headers: too many entries"
+                )
         self._check(self._stream.tell() + size)
         return self._stream.read(size)
 

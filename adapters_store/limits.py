@@ -14,8 +14,8 @@ class StoreLimits:
     max_unpack_ratio: int = 200  # unpacked to packed, past the first 16 MiB
     max_files: int = 256
     max_config_bytes: int = 1 << 20
-    max_header_bytes: int = 16 << 20  # the JSON header of a safetensors file
-    max_tensors: int = 65_536
+    max_header_bytes: int = 4 << 20  # the JSON header of a safetensors file
+    max_tensors: int = 16_384
     max_rank: int = 512
     max_site_rows: int | None = None  # rank rows at one place of the model; None: any number
     max_texts: int = 4096

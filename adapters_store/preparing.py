@@ -14,7 +14,8 @@ from adapters_store.errors import InvalidAdapterError, StoreError
 from adapters_store.formats import FormatInput, FormatRegistry, Reading
 from adapters_store.limits import StoreLimits
 from adapters_store.manifest import manifest_to_json
-from adapters_store.texts import TEXTS_FILE, parse_texts, text_problems, texts_to_jsonl
+from adapters_store.problems import cut, shortened, shortened_names
+from adapters_store.texts import TEXTS_FILE, read_texts, text_problems, texts_to_jsonl
 from adapters_store.types import (
     NAME_PATTERN,
     AdapterManifest,
@@ -70,7 +71,7 @@ class Preparer:
                 uploaded = unpack(wish.upload, inbox, wanted=self._wanted, limits=self.limits)
             except InvalidAdapterError as error:
                 problems += [*error.problems, *text_problems(wish.texts, self.limits)]
-                yield Prepared(CheckReport(tuple(problems)), folder)
+                yield Prepared(CheckReport(tuple(shortened(problems))), folder)
                 return
             progress("unpacked")
             texts, notes, found = self._texts(wish, uploaded.files.get(TEXTS_FILE))
@@ -82,11 +83,12 @@ class Preparer:
                 problems += validate(reading.manifest, reading.tensors, wish.base, self.limits)
                 problems += self._room_problems(reading.manifest)
             progress("validated")
+            told = (*uploaded.notes, *notes, *reading.notes, *_base_notes(reading, wish))
             report = CheckReport(
-                problems=tuple(problems),
+                problems=tuple(shortened(problems)),
                 manifest=reading.manifest,
-                unknown_keys=reading.unknown_keys,
-                notes=(*uploaded.notes, *notes, *reading.notes, *_base_notes(reading, wish)),
+                unknown_keys=shortened_names(reading.unknown_keys),
+                notes=tuple(map(cut, told)),
             )
             if report.loads:
                 report = _stage(folder, reading, texts, report)
@@ -118,7 +120,7 @@ class Preparer:
         if path is not None and texts:
             notes.append(f"{TEXTS_FILE} of the upload is not used: texts were given beside it")
         elif path is not None:
-            texts, problems = parse_texts(path.read_bytes())
+            texts, problems = read_texts(path, self.limits)
         return texts, notes, [*problems, *text_problems(texts, self.limits)]
 
     def _read(self, given: FormatInput) -> Reading:

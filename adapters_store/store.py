@@ -45,6 +45,10 @@ def never(_digest: str) -> bool:
     return False
 
 
+def tell_nobody(_report: CheckReport) -> None:
+    """The report is of no interest."""
+
+
 class AdapterStore:
     """Adapters by name in a database, their bytes by digest in a blob store.
 
@@ -100,11 +104,13 @@ class AdapterStore:
         texts: Sequence[str] = (),
         tags: Sequence[str] = (),
         progress: Progress = no_progress,
+        told: Callable[[CheckReport], None] = tell_nobody,
     ) -> AdapterRecord:
         """Store an adapter as the next version of `name`.
 
         The same content again makes a new version with the same digest. `progress` is told of
-        each stage. Raises InvalidAdapterError with every problem; then nothing is stored.
+        each stage, `told` the report of an adapter that is stored. Raises InvalidAdapterError with
+        every problem; then nothing is stored.
         """
         wish = Publication(name, upload, base, texts, tags)
         with self._preparer.prepare(wish, progress) as prepared:
@@ -122,7 +128,9 @@ class AdapterStore:
             new = NewVersion(
                 name, digest, report.manifest, report.size_bytes, prepared.num_texts, tags
             )
-            return self._versions.add(new, before_commit)
+            record = self._versions.add(new, before_commit)
+            told(report)
+            return record
 
     def check(
         self,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters_store.errors import TensorFileError
+from adapters_store.texts import is_utf8
 
 # Bytes per element of the dtypes that fill whole bytes.
 DTYPE_BYTES: Mapping[str, int] = {
@@ -35,6 +36,7 @@ _EXPONENTS: Mapping[str, tuple[str, int]] = {
 }
 
 _MAX_NAME = 512
+_VALUES_EACH = 16  # commas of a header for each tensor that it may hold; one takes five or six
 _MAX_DIMENSIONS = 8
 _MAX_DIMENSION = 1 << 48
 _SCAN_BYTES = 4 << 20
@@ -61,7 +63,7 @@ class TensorHeader:
 
 
 def read_header(
-    path: Path, *, max_header_bytes: int = 16 << 20, max_tensors: int = 65_536
+    path: Path, *, max_header_bytes: int = 4 << 20, max_tensors: int = 16_384
 ) -> TensorHeader:
     """Read and check a safetensors header.
 
@@ -72,7 +74,7 @@ def read_header(
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = _header_length(stream, size, max_header_bytes)
-        entries = _parse(stream.read(length))
+        entries = _parse(stream.read(length), max_tensors)
     metadata = _metadata(entries.pop("__metadata__", {}))
     if len(entries) > max_tensors:
         raise TensorFileError([f"holds {len(entries)} tensors, at most {max_tensors} are accepted"])
@@ -130,9 +132,13 @@ def _header_length(stream: BinaryIO, size: int, limit: int) -> int:
     return length
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def _parse(data: bytes, max_tensors: int) -> dict[str, Any]:
     if not data.startswith(b"{"):
         raise TensorFileError(["its header is not a JSON object: no safetensors file?"])
+    most = _VALUES_EACH * max_tensors
+    values = data.count(b",")
+    if values > most:
+        raise TensorFileError([f"its header holds {values} values, at most {most} are accepted"])
     try:
         parsed = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
@@ -150,7 +156,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         twice = sorted(key for key, count in counts.items() if count > 1)
-        raise TensorFileError([f"its header names {key!r} twice" for key in twice])
+        raise TensorFileError([f"its header names {_short(key)!r} twice" for key in twice])
     return result
 
 
@@ -161,17 +167,21 @@ def _refuse_constant(text: str) -> None:
 def _metadata(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise TensorFileError(["__metadata__ must map strings to strings"])
+    if not all(is_utf8(key) and is_utf8(text) for key, text in value.items()):
+        raise TensorFileError(["__metadata__ holds a lone surrogate, which UTF-8 cannot say"])
     return value
 
 
 def _tensor(name: str, entry: object, start: int) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
-        raise TensorFileError([f"tensor {name!r} must have exactly dtype, shape and data_offsets"])
+        raise TensorFileError(
+            [f"tensor {_short(name)!r} must have exactly dtype, shape and data_offsets"]
+        )
     if len(name) > _MAX_NAME or not name.isprintable():
         raise TensorFileError([f"tensor {_short(name)!r}: its name is too long or not printable"])
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise TensorFileError([f"tensor {name!r} has the unknown dtype {dtype!r}"])
+        raise TensorFileError([f"tensor {name!r} has the unknown dtype {_short(dtype)!r}"])
     if not _sizes(shape) or len(shape) > _MAX_DIMENSIONS:
         raise TensorFileError([f"tensor {name!r} has the impossible shape {_short(shape)}"])
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

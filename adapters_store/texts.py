@@ -3,39 +3,70 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from adapters_store.limits import StoreLimits
+from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
 from adapters_store.types import Problem
 
 TEXTS_FILE = "texts.jsonl"
+MAX_TEXTS_BYTES = 64 << 20
 _MOST_PROBLEMS = 8
+_MOST_BLANKS = 65_536  # empty lines
+_ESCAPED = 6  # bytes of JSON that one byte of a text takes at most, as \u00e9 does
 
 
-def parse_texts(data: bytes) -> tuple[list[str], list[Problem]]:
+def parse_texts(
+    data: bytes, limits: StoreLimits = DEFAULT_LIMITS
+) -> tuple[list[str], list[Problem]]:
     """Read JSONL, a JSON string or `{"text": "..."}` a line; empty lines are left out.
 
-    Nothing is read after a few problems.
+    Nothing is read after a few problems, nor past what the limits allow.
     """
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        return [], [Problem("texts", f"is not UTF-8: {error}")]
     texts: list[str] = []
     problems: list[Problem] = []
-    for number, line in enumerate(lines, start=1):
+    longest = _ESCAPED * limits.max_text_bytes + 64
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        if number - len(texts) > _MOST_BLANKS:
+            return [], [Problem("texts", f"hold more than {_MOST_BLANKS} empty lines")]
         if not line.strip():
             continue
-        text = _parse_line(line)
+        if len(texts) == limits.max_texts:
+            told = f"are more than {limits.max_texts}, which is how many are accepted"
+            return [], [Problem("texts", told)]
+        text = _parse_line(line) if len(line) <= longest else None
         if text is None:
-            told = 'must be a JSON string or {"text": "..."}, in characters that UTF-8 has'
-            problems.append(Problem(f"texts, line {number}", told))
+            problems.append(Problem(f"texts, line {number}", _line_problem(line, longest, limits)))
             if len(problems) == _MOST_PROBLEMS:
                 break
         else:
             texts.append(text)
     return texts, problems
+
+
+def _line_problem(line: bytes, longest: int, limits: StoreLimits) -> str:
+    if len(line) > longest:
+        return f"is {len(line)} bytes long; a text has at most {limits.max_text_bytes}"
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8: {error.reason} at byte {error.start}"
+    return 'must be a JSON string or {"text": "..."}, in characters that UTF-8 has'
+
+
+def read_texts(path: Path, limits: StoreLimits = DEFAULT_LIMITS) -> tuple[list[str], list[Problem]]:
+    """`parse_texts` of a file that may be of any size."""
+    if path.stat().st_size > MAX_TEXTS_BYTES:
+        return [], [Problem("texts", f"are more than {MAX_TEXTS_BYTES} bytes")]
+    return parse_texts(path.read_bytes(), limits)
+
+
+def texts_file_problems(path: Path, limits: StoreLimits = DEFAULT_LIMITS) -> list[Problem]:
+    """Why the texts of a file are not accepted, if so."""
+    texts, problems = read_texts(path, limits)
+    return [*problems, *text_problems(texts, limits)]
 
 
 def text_problems(texts: Sequence[str], limits: StoreLimits) -> list[Problem]:
@@ -72,9 +103,9 @@ def texts_digest(lines: bytes) -> str:
     return f"sha256:{hashlib.sha256(lines).hexdigest()}" if lines else ""
 
 
-def _parse_line(line: str) -> str | None:
+def _parse_line(line: bytes) -> str | None:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict) and set(value) == {"text"}:

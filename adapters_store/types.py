@@ -77,6 +77,19 @@ class BlockSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingSpec:
+    """An embedding of the base, input or output: what a copy of it is known by.
+
+    `digests` holds the sha256 (hex) of its numbers, row major, little endian, by their format in
+    safetensors' words: in `dtype`, that in which they are served, and in formats that hold less.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class BaseModelSpec:
     """What a store must know of the base model to validate an adapter, without torch.
 
@@ -84,6 +97,7 @@ class BaseModelSpec:
     "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
     norms): an adapter that targets one of those is refused with a better reason than "unknown".
     `blocks`: the decoder's layers; hidden_size, num_heads: what experts beside LoRA are checked by.
+    `embeddings`: those whose copies can be told from changed ones, by their modules' paths.
     """
 
     name: str
@@ -93,6 +107,7 @@ class BaseModelSpec:
     blocks: tuple[BlockSpec, ...] = ()
     hidden_size: int = 0
     num_heads: int = 0
+    embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from adapters_store.archives import (
     unpack_limit,
 )
 from adapters_store.errors import InvalidAdapterError
+from adapters_store.formats.listing import some
 from adapters_store.limits import StoreLimits
 from adapters_store.types import Problem
 
@@ -50,6 +51,12 @@ HARMLESS = (
     *(".gitattributes", ".gitignore", ".ds_store", "._*", "thumbs.db", "sha256sums"),
 )
 
+POINTER = (
+    "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned, then send "
+    "it again"
+)
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _CHUNK = 1 << 20
 _MAX_NAME = 255
 
@@ -151,6 +158,7 @@ class _Collector:
     names: dict[str, str] = field(default_factory=dict)  # without case -> as sent
     kept: dict[str, Path] = field(default_factory=dict)  # as sent -> copy
     ignored: list[str] = field(default_factory=list)
+    strays: dict[str, list[str]] = field(default_factory=dict)  # why to leave out -> names
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -166,18 +174,23 @@ class _Collector:
         name = entry.name.removeprefix("./")
         reason = _name_problem(name) or entry.refusal or self._duplicate(name)
         if reason is None:
-            reason = self._sort(name, entry)
-        if reason is not None:
+            self._sort(name, entry)
+        else:
             self.refuse(name, reason)
 
     def finish(self) -> UploadedFiles:
-        folders = {str(PurePosixPath(name).parent) for name in self.kept}
+        folders = sorted({str(PurePosixPath(name).parent) for name in self.kept}, key=_depth)
         if len(folders) > 1:
-            named = ", ".join(sorted(folders))
-            self.refuse("upload", f"adapter files lie in several folders ({named}): send one")
+            told = f"adapter files lie in several folders ({', '.join(folders)}): send one"
+            others = some(f"{folder}/" for folder in folders[1:])
+            self.refuse("upload", f"{told}; to send {folders[0]}, leave out {others}")
+        root = "" if not folders or folders[0] == "." else f"{folders[0]}/"
+        for reason, names in self.strays.items():
+            shown = dict.fromkeys(_below(name, root) for name in names)
+            self.refuse(some(shown), reason)
         if self.problems:
             raise InvalidAdapterError(self.problems)
-        notes = (f"ignored: {', '.join(sorted(self.ignored))}",) if self.ignored else ()
+        notes = (f"ignored: {some(self.ignored)}",) if self.ignored else ()
         return UploadedFiles(
             {PurePosixPath(name).name: path for name, path in self.kept.items()}, notes
         )
@@ -188,16 +201,17 @@ class _Collector:
         self.names[key] = name
         return None if twin is None else f"comes twice, as {twin!r} too (case does not count)"
 
-    def _sort(self, name: str, entry: Entry) -> str | None:
-        """Keep, ignore or refuse an honest plain file; the reason for refusing it."""
+    def _sort(self, name: str, entry: Entry) -> None:
+        """Keep, ignore or refuse an honest plain file."""
         base = PurePosixPath(name).name
         if self.wanted(base):
             self._copy(name, entry)
-            return None
+            return
         reason = _refusal_by_name(base.lower())
         if reason is None:
             self.ignored.append(name)
-        return reason
+        else:
+            self.strays.setdefault(reason, []).append(name)
 
     def _copy(self, name: str, entry: Entry) -> None:
         target = self.into / f"file-{len(self.kept)}"
@@ -207,6 +221,8 @@ class _Collector:
                 if self.written > self.limit:
                     raise ArchiveError(f"{name!r}: more than the limit of {self.limit} bytes")
                 sink.write(chunk)
+        if is_pointer(target):
+            self.refuse(name, POINTER)
         self.kept[name] = target
 
 
@@ -220,11 +236,28 @@ def _name_problem(name: str) -> str | None:
     return None
 
 
+def _depth(folder: str) -> tuple[int, str]:
+    return (0 if folder == "." else folder.count("/") + 1, folder)
+
+
+def _below(name: str, root: str) -> str:
+    """A file by its path below the adapter's folder; of what lies deeper, the folder there."""
+    first, separator, _ = name.removeprefix(root).partition("/")
+    return f"{first}{separator}"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file only says where Git LFS keeps the one that is meant."""
+    with path.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
+
+
 def _refusal_by_name(base: str) -> str | None:
     if base.endswith(PICKLE_SUFFIXES):
         return (
-            "is a pickle, which can run code when it is read; send safetensors (checkpoints "
-            "of AdaMix and MoA become that on your own machine by `adaptermix adapters import`)"
+            "is a pickle, which can run code when it is read: leave it out, and send the weights "
+            "as adapter_model.safetensors (checkpoints of AdaMix and MoA become that on your own "
+            "machine by `adaptermix adapters import`)"
         )
     if base.endswith(".safetensors.index.json"):
         return "belongs to a sharded adapter; save it as one adapter_model.safetensors"

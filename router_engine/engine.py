@@ -79,7 +79,7 @@ class Engine:
         linears = wrap_linears(loaded.model, self._experts)
         hook_layers(loaded.model, self._experts)
         self.base: BaseModelSpec = base_spec(
-            config.model.model, loaded.model, {path: lin.shape for path, lin in linears.items()}
+            config.model.model, loaded, {path: lin.shape for path, lin in linears.items()}
         )
         # Beside linear layers, a layer has a site for each placement of a bottleneck and a prompt.
         self._num_sites = len(linears) + 3 * len(blocks)

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from adapters_store.errors import InvalidAdapterError
+from adapters_store.folders import select
 from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
@@ -67,9 +68,10 @@ class Catalogue:
 
     async def publish(self, name: str, upload: Publishable) -> AdapterReply:
         """Store the next version of `name`. Raises InvalidAdapterError with every problem."""
-        record = await self._publish(name, upload)
+        record, report = await self._publish(name, upload)
         await self._states.make(record, seconds=CENTROID_SECONDS)
-        return await self._reply(record)
+        reply = await self._reply(record)
+        return reply.model_copy(update={"notes": list(report.notes)})
 
     async def set_texts(self, reference: str, texts: Sequence[str]) -> AdapterReply:
         """Put sample texts in force in place of all others. Raises InvalidAdapterError."""
@@ -215,23 +217,34 @@ class Catalogue:
         return MergedReply.of(state, [labels.get(digest, digest) for digest in digests])
 
     async def _publish_once(self, folder: Path) -> None:
-        upload = Publishable(folder)
+        found = await asyncio.to_thread(select, folder)
+        if found.note is not None:
+            log.info("folder", path=str(folder), note=found.note)
+        upload = Publishable(found.files)
         report = await self._report(folder.name, upload)
         stored: Sequence[AdapterRecord] = ()
         if not report.problems:
             stored = await asyncio.to_thread(self._store.list, name=folder.name)
         if report.digest not in {record.digest for record in stored}:
             # The encoder starts after the server: nobody waits for it here.
-            await self._states.make(await self._publish(folder.name, upload))
+            record, told = await self._publish(folder.name, upload)
+            for note in told.notes:
+                log.info("folder", path=str(folder), note=note)
+            await self._states.make(record)
 
-    async def _publish(self, name: str, upload: Publishable) -> AdapterRecord:
+    async def _publish(self, name: str, upload: Publishable) -> tuple[AdapterRecord, CheckReport]:
         self._check_name(name)
+        reports: list[CheckReport] = []
         publish = partial(
-            self._store.publish, base=self._info.base, texts=upload.texts, tags=upload.tags
+            self._store.publish,
+            base=self._info.base,
+            texts=upload.texts,
+            tags=upload.tags,
+            told=reports.append,
         )
         record = await asyncio.to_thread(publish, name, upload.content)
         log.info("published", adapter=record.label, digest=record.digest)
-        return record
+        return record, reports[0]
 
     async def _report(self, name: str, upload: Publishable) -> CheckReport:
         check = partial(

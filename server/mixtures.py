@@ -188,7 +188,11 @@ class Mixtures:
             tag = spec.candidates.tag
             tagged = await self._threads.run(partial(self._store.list, tag=tag))
             newest = {record.name: record for record in tagged}  # by version, ascending
-            references = [record.label for record in newest.values() if self.fits(record)]
+            labels: dict[str, str] = {}  # names of one digest are one adapter: the first stands
+            for record in newest.values():
+                if self.fits(record):
+                    labels.setdefault(record.digest, record.label)
+            references = list(labels.values())
             if not references:
                 raise InputError(f"{path}.tag", repr(tag), "no adapter carries this tag")
         else:

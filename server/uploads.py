@@ -13,11 +13,11 @@ from pathlib import Path
 from fastapi import UploadFile
 
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.texts import parse_texts
+from adapters_store.texts import MAX_TEXTS_BYTES, parse_texts
 from adapters_store.upload import Upload
 from server.errors import InputError
 
-_MAX_TEXTS_BYTES = 64 << 20
+_MAX_TAGS_CHARACTERS = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,21 @@ async def received(
 
     Raises InputError, and InvalidAdapterError for texts that cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="adaptermix-upload-") as name:
-        paths = await asyncio.to_thread(_copy, files, Path(name))
-        parsed = await texts_of(texts)
-        split = [tag.strip() for field in tags for tag in field.split(",") if tag.strip()]
-        yield Publishable(paths, parsed, list(dict.fromkeys(split)))
+    split = _split(tags)
+    parsed = await texts_of(texts)
+    folder = tempfile.TemporaryDirectory(prefix="adaptermix-upload-")
+    try:
+        yield Publishable(await asyncio.to_thread(_copy, files, Path(folder.name)), parsed, split)
+    finally:  # large files take their time to go
+        await asyncio.shield(asyncio.to_thread(folder.cleanup))
+
+
+def _split(tags: Sequence[str]) -> list[str]:
+    size = sum(map(len, tags))
+    if size > _MAX_TAGS_CHARACTERS:
+        raise InputError("tags", f"{size} characters", f"at most {_MAX_TAGS_CHARACTERS} are read")
+    split = [tag.strip() for field in tags for tag in field.split(",") if tag.strip()]
+    return list(dict.fromkeys(split))
 
 
 def _copy(files: Sequence[UploadFile], directory: Path) -> dict[str, bytes | Path]:
@@ -51,7 +61,7 @@ def _copy(files: Sequence[UploadFile], directory: Path) -> dict[str, bytes | Pat
         if not name:
             raise InputError("files", f"part {index}", "has no file name")
         if name in paths:
-            raise InputError("files", repr(name), "comes twice")
+            raise InputError("files", repr(name[:160]), "comes twice")
         # The client's name never becomes a path; the store judges it.
         path = directory / str(index)
         with path.open("wb") as target:
@@ -64,9 +74,12 @@ async def texts_of(texts: UploadFile | str | None) -> Sequence[str]:
     """Sample texts from JSONL. Raises InputError, InvalidAdapterError."""
     if texts is None:
         return ()
-    data = texts.encode() if isinstance(texts, str) else await texts.read(_MAX_TEXTS_BYTES + 1)
-    if len(data) > _MAX_TEXTS_BYTES:
-        raise InputError("texts", "the file", f"is larger than {_MAX_TEXTS_BYTES} bytes")
+    if isinstance(texts, str):
+        data = texts.encode(errors="surrogatepass")  # which then is no UTF-8
+    else:
+        data = await texts.read(MAX_TEXTS_BYTES + 1)
+    if len(data) > MAX_TEXTS_BYTES:
+        raise InputError("texts", "the file", f"is larger than {MAX_TEXTS_BYTES} bytes")
     parsed, problems = await asyncio.to_thread(parse_texts, data)
     if problems:
         raise InvalidAdapterError(problems)

@@ -11,8 +11,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adapters_store.errors import InvalidAdapterError
+from adapters_store.formats.listing import some
 from adapters_store.texts import is_utf8
 from adapters_store.types import Problem
+
+# What a model of a thousand layers with experts of every kind needs, some times over.
+_MOST_VALUES = 65_536
+_MOST_LEVELS = 32
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -26,8 +31,12 @@ def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
     size = path.stat().st_size
     if size > max_bytes:
         raise ConfigError(f"is {size} bytes long, at most {max_bytes} are accepted")
+    data = path.read_bytes()
+    values = data.count(b",")
+    if values > _MOST_VALUES:
+        raise ConfigError(f"holds {values} values, at most {_MOST_VALUES} are accepted")
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=_unique)
+        value = json.loads(data, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ConfigError("is nested too deeply") from error
     except ConfigError:
@@ -36,16 +45,30 @@ def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
         raise ConfigError(f"is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError("must be a JSON object")
+    _require_shallow(value)
     if not is_utf8(json.dumps(value, ensure_ascii=False)):
         raise ConfigError("holds a lone surrogate, which UTF-8 cannot say")
     return value
+
+
+def _require_shallow(value: dict[str, Any]) -> None:
+    level: list[Any] = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise ConfigError(f"is nested too deeply: at most {_MOST_LEVELS} levels are accepted")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ConfigError(f"names a key twice: {', '.join(twice)}")
+        raise ConfigError(f"names a key twice: {some(twice)}")
     return result
 
 

@@ -32,7 +32,7 @@ from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
 from adapters_store.manifest import SCHEMA
 from adapters_store.tensor_header import TensorHeader
 from adapters_store.types import AdapterManifest, Problem
-from adapters_store.validation import shortened, tensor_shapes
+from adapters_store.validation import tensor_shapes
 
 FORMAT: Literal["adaptermix"] = "adaptermix"
 MANIFEST_FILE = "adaptermix.json"
@@ -96,7 +96,7 @@ class NativeFormat:
             tensors=given.files.get(TENSOR_FILE),
             config=given.files.get(MANIFEST_FILE),
             manifest=None if header is None else manifest,
-            problems=tuple(shortened(problems)),
+            problems=tuple(problems),
             unknown_keys=unknown,
         )
 

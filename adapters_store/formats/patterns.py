@@ -9,12 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import regex
 
+from adapters_store.problems import cut
+
 BUDGET_SECONDS = 5.0  # of processor time, for all patterns of one config together
+_MOST_MATCHES = 1 << 21  # of a pattern with a module; a model of 900 linear layers needs half
 MAX_PATTERN = 4096
 ALL_LINEAR = "all-linear"
+
+# What regex's compiler raises for one, some of it by accident.
+_NO_PATTERN = (
+    *(regex.error, RecursionError, OverflowError, MemoryError, ValueError, LookupError),
+    *(TypeError, AttributeError, SystemError),
+)
 
 
 class PatternError(ValueError):
@@ -22,10 +32,13 @@ class PatternError(ValueError):
 
 
 class Matcher:
-    """Matches a config's patterns; all of them share one time budget."""
+    """Matches a config's patterns; all of them share one budget of time and of matches."""
 
-    def __init__(self, budget_seconds: float = BUDGET_SECONDS) -> None:
+    def __init__(
+        self, budget_seconds: float = BUDGET_SECONDS, most_matches: int = _MOST_MATCHES
+    ) -> None:
         self._left = budget_seconds
+        self._matches_left = most_matches
         self._compiled: dict[str, regex.Pattern[str]] = {}
 
     def first_key(self, keys: Iterable[str], module: str) -> str | None:
@@ -33,7 +46,13 @@ class Matcher:
         return next((key for key in keys if self.match(rf"(.*\.)?({key})$", module)), None)
 
     def match(self, expression: str, module: str) -> regex.Match[str] | None:
-        """`re.match` with a time limit. Raises PatternError."""
+        """`re.match` within the budget. Raises PatternError."""
+        self._matches_left -= 1
+        if self._left <= 0 or self._matches_left < 0:
+            raise PatternError(
+                "the patterns are too many, or too slow, for so many modules: name the modules "
+                "in target_modules, and give rank_pattern and alpha_pattern fewer and simpler keys"
+            )
         started = time.thread_time()
         try:
             if expression not in self._compiled:
@@ -41,7 +60,7 @@ class Matcher:
             return self._compiled[expression].match(module, timeout=max(self._left, 1e-3))
         except TimeoutError as error:
             raise PatternError(
-                f"the pattern {expression!r} takes too long to match {module!r}; "
+                f"the pattern {cut(expression)!r} takes too long to match {cut(module)!r}; "
                 "name the modules in a list"
             ) from error
         finally:
@@ -53,13 +72,14 @@ def _compile(expression: str) -> regex.Pattern[str]:
         raise PatternError(f"the pattern {expression[:60]!r}... is longer than {MAX_PATTERN}")
     try:
         return regex.compile(expression)
-    except regex.error as error:
+    except _NO_PATTERN as error:
+        told = str(error) or type(error).__name__
         raise PatternError(
-            f"the pattern {expression!r} is no regular expression: {error}"
+            f"the pattern {cut(expression)!r} is no regular expression: {told}"
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Targets:
     """Which modules a config says that it adapts; `target_modules` None says nothing."""
 
@@ -68,6 +88,19 @@ class Targets:
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
     matcher: Matcher = field(default_factory=Matcher, repr=False, compare=False)
+
+    @cached_property
+    def _targets(self) -> frozenset[str]:
+        return _names(self.target_modules)
+
+    @cached_property
+    def _exclusions(self) -> frozenset[str]:
+        return _names(self.exclude_modules)
+
+    @cached_property
+    def _layers(self) -> frozenset[int]:
+        wanted = self.layers_to_transform
+        return frozenset([wanted] if isinstance(wanted, int) else wanted or ())
 
     @property
     def explicit(self) -> bool:
@@ -82,7 +115,7 @@ class Targets:
             return True
         if isinstance(self.target_modules, str):
             return self._fullmatch(self.target_modules, module)
-        return _named(self.target_modules, module) and self._layer_included(module)
+        return _named(self._targets, module) and self._layer_included(module)
 
     def may_include(self, module: str) -> bool:
         """Like `include`, but with PEFT's looser rule before 0.4: any suffix, not only at a dot."""
@@ -92,7 +125,7 @@ class Targets:
             not isinstance(self.target_modules, str)
             and self.target_modules is not None
             and not self._excluded(module)
-            and module.endswith(tuple(self.target_modules))
+            and module.endswith(tuple(self._targets))
             and self._layer_included(module)
         )
 
@@ -101,16 +134,10 @@ class Targets:
             return False
         if isinstance(self.exclude_modules, str):
             return self._fullmatch(self.exclude_modules, module)
-        return _named(self.exclude_modules, module)
+        return _named(self._exclusions, module)
 
     def _layer_included(self, module: str) -> bool:
-        wanted = self.layers_to_transform
-        if wanted is None or (not isinstance(wanted, int) and not wanted):
-            return True
-        index = self._layer_index(module)
-        if index is None:
-            return False
-        return index == wanted if isinstance(wanted, int) else index in wanted
+        return not self._layers or self._layer_index(module) in self._layers
 
     def _layer_index(self, module: str) -> int | None:
         patterns = self.layers_pattern or [r"[^.]*"]
@@ -125,5 +152,15 @@ class Targets:
         return self.matcher.match(rf"(?:{pattern})\Z", module) is not None
 
 
-def _named(names: Sequence[str], module: str) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def _names(given: str | Sequence[str] | None) -> frozenset[str]:
+    return frozenset(() if given is None or isinstance(given, str) else given)
+
+
+def _named(names: frozenset[str], module: str) -> bool:
+    """Whether a module has one of the names, whole or from some dot on."""
+    start = 0
+    while module[start:] not in names:
+        start = module.find(".", start) + 1
+        if not start:
+            return False
+    return True

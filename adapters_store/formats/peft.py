@@ -9,13 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from adapters_store.base_copies import is_own
 from adapters_store.expert_types import LoraExpertSpec
 from adapters_store.formats.base import FormatInput, Reading
 from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
-from adapters_store.formats.peft_config import PeftLoraConfig, key_problems, parse_config
+from adapters_store.formats.peft_config import (
+    PeftLoraConfig,
+    key_problems,
+    parse_config,
+    type_problem,
+)
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
 from adapters_store.tensor_header import TensorHeader, TensorInfo
 from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
@@ -33,11 +40,11 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
     (r"(^|\.)(lora_|vera_|hada_|lokr_|ia3_|prompt_)", "this kind of tensor is not supported"),
 )
 _BACKWARD_ONLY = re.compile(r".+\.lora_velora_embed(\.[^.]+)?")
-# PEFT saves untrained copies of the embeddings when a LoRA targets one of them.
-_EMBEDDING_COPY = re.compile(
-    r"(?P<module>(.+\.)?(?P<name>embed_tokens|lm_head))(\.base_layer)?\.weight"
+# PEFT saves copies of the embeddings where a LoRA targets one of them, and where it is told to.
+_WHOLE_WEIGHT = re.compile(
+    r"(?P<module>.+?)(\.(base_layer|original_module|modules_to_save(\.[^.]+)?))?\.weight"
 )
-_HEAD_LORA = re.compile(r"(.+\.)?lm_head\.lora_[AB]\..+")
+_EMBEDDINGS = ("embed_tokens", "wte", "lm_head")
 
 
 class PeftLoraFormat:
@@ -56,7 +63,7 @@ class PeftLoraFormat:
         manifest = None
         notes: tuple[str, ...] = ()
         if config is not None and header is not None:
-            builder = _Builder(config, header, given.base)
+            builder = _Builder(config, header, given.files[TENSOR_FILE], given.base)
             manifest = builder.build()
             problems += builder.problems
             notes = tuple(builder.notes)
@@ -82,6 +89,10 @@ def _read_config(
     except ConfigError as error:
         problems.append(Problem(CONFIG_FILE, str(error)))
         return None, []
+    other = type_problem(raw)
+    if other is not None:
+        problems.append(other)
+        return None, []
     found, unknown = key_problems(raw)
     config, wrong = parse_config(raw)
     problems += [*found, *wrong]
@@ -102,11 +113,12 @@ class _Builder:
 
     config: PeftLoraConfig
     header: TensorHeader
+    tensors: Path
     base: BaseModelSpec
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    has_head: bool = False
-    unapplied: list[str] = field(default_factory=list)
+    backward_only: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)  # what is the base's
     matcher: Matcher = field(default_factory=Matcher)
 
     def build(self) -> AdapterManifest:
@@ -127,8 +139,6 @@ class _Builder:
         )
 
     def _pairs(self) -> Mapping[str, _Pair]:
-        names = [key.removeprefix(_PREFIX) for key in self.header.tensors]
-        self.has_head = any(_HEAD_LORA.fullmatch(name) for name in names)
         pairs: dict[str, _Pair] = {}
         adapters: dict[str, str] = {}  # adapter name inside the keys -> one such key
         for key, tensor in self.header.tensors.items():
@@ -145,24 +155,21 @@ class _Builder:
                 pair.a = key
             else:
                 pair.b = key
-        if self.unapplied:
-            self.notes.append(
-                "not applied, as they are only used in training or are copies of base weights: "
-                + some(self.unapplied)
-            )
+        if self.backward_only:
+            self.notes.append(f"not applied, as only training uses it: {some(self.backward_only)}")
+        if self.own:
+            self.notes.append(f"not applied, as it is the base's own weight: {some(self.own)}")
         if len(adapters) > 1:
-            named = ", ".join(sorted(name or "no name" for name in adapters))
+            named = some(name or "no name" for name in adapters)
             self._refuse(TENSOR_FILE, f"holds several adapters ({named}): publish each by itself")
         return pairs
 
     def _judge_other(self, key: str, tensor: TensorInfo) -> None:
         name = key.removeprefix(_PREFIX)
-        copy = _EMBEDDING_COPY.fullmatch(name)
+        whole = _WHOLE_WEIGHT.fullmatch(name)
         if _BACKWARD_ONLY.fullmatch(name):
-            self.unapplied.append(key)
-        elif copy is not None and self.has_head:
-            self._judge_copy(key, copy["module"], tensor)
-        else:
+            self.backward_only.append(key)
+        elif whole is None or not self._judge_copy(key, whole["module"], tensor):
             reason = next((why for what, why in _FOREIGN if re.search(what, name)), None)
             self._refuse(
                 key,
@@ -171,16 +178,30 @@ class _Builder:
                 "trained embeddings) are not supported; train without them",
             )
 
-    def _judge_copy(self, key: str, module: str, tensor: TensorInfo) -> None:
-        head = self.base.linears.get(module) or self.base.linears.get("lm_head")
-        if head is not None and tensor.shape != (head.out_features, head.in_features):
+    def _judge_copy(self, key: str, module: str, tensor: TensorInfo) -> bool:
+        """Whether it is an embedding's weight: then it is the base's own, or refused."""
+        last = module.rpartition(".")[2]
+        if not self.base.linears and last in _EMBEDDINGS:
+            return True  # no base is known here
+        paths = [path for path in self.base.embeddings if path.rpartition(".")[2] == last]
+        if not paths:
+            return False
+        own = self.base.embeddings[paths[0]]
+        if tensor.shape != own.shape:
             self._refuse(
                 key,
-                f"has shape {list(tensor.shape)}, the base has "
-                f"{[head.out_features, head.in_features]}: resized embeddings are not supported",
+                f"has shape {list(tensor.shape)}, the base has {list(own.shape)}: resized "
+                "embeddings are not supported",
             )
+        elif is_own(self.tensors, tensor, own):
+            self.own.append(key)
         else:
-            self.unapplied.append(key)
+            self._refuse(
+                key,
+                f"holds other numbers than the base's {paths[0]}: trained or changed embeddings "
+                "are not supported; train LoRA alone, and save with save_embedding_layers=False",
+            )
+        return True
 
     def _expert(self, module: str, pair: _Pair) -> LoraExpertSpec | None:
         if pair.a is None or pair.b is None:

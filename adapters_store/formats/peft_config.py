@@ -65,9 +65,14 @@ _INIT_ADVICE = (
 )
 KNOWN_KEYS = READ_KEYS | HARMLESS_KEYS | UNSUPPORTED_KEYS.keys() | {"init_lora_weights"}
 
+_TYPE = "adapter_config.json: peft_type"
+_TYPES = 'supported is "LORA" (LoRA and rsLoRA); what other kinds there are come in adaptermix.json'
 
+_MOST_PATTERNS = 4096  # of one key: each is tried on every module that has tensors
 Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
+Names = Annotated[list[str], Field(max_length=_MOST_PATTERNS)]
+Layers = Annotated[list[int], Field(max_length=_MOST_PATTERNS)]
 
 
 class PeftLoraConfig(BaseModel):
@@ -76,20 +81,28 @@ class PeftLoraConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     peft_type: Literal["LORA"]
-    base_model_name_or_path: str | None = None
+    base_model_name_or_path: Annotated[str, Field(max_length=4096)] | None = None
     r: Rank = 8
     lora_alpha: Alpha = 8
     use_rslora: bool = False
-    rank_pattern: dict[str, Rank] = {}
-    alpha_pattern: dict[str, Alpha] = {}
-    target_modules: str | list[str] | None = None
-    exclude_modules: str | list[str] | None = None
-    layers_to_transform: int | list[int] | None = None
-    layers_pattern: str | list[str] | None = None
+    rank_pattern: Annotated[dict[str, Rank], Field(max_length=_MOST_PATTERNS)] = {}
+    alpha_pattern: Annotated[dict[str, Alpha], Field(max_length=_MOST_PATTERNS)] = {}
+    target_modules: str | Names | None = None
+    exclude_modules: str | Names | None = None
+    layers_to_transform: int | Layers | None = None
+    layers_pattern: str | Names | None = None
 
     def scale(self, rank: int, alpha: float) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def type_problem(raw: Mapping[str, Any]) -> Problem | None:
+    """Why this config is of no kind of adapter that is read here; its keys are then not judged."""
+    if "peft_type" not in raw:
+        return Problem(_TYPE, f"is missing: {_TYPES}")
+    given = raw["peft_type"]
+    return None if given == "LORA" else Problem(_TYPE, f"is {_shown(given)}: {_TYPES}")
 
 
 def key_problems(raw: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
@@ -128,9 +141,12 @@ def parse_config(raw: Mapping[str, Any]) -> tuple[PeftLoraConfig | None, list[Pr
 
 
 def _problem(key: str, value: object, message: str) -> Problem:
+    return Problem(f"adapter_config.json: {key}", f"is {_shown(value)}: {message}")
+
+
+def _shown(value: object) -> str:
     text = json.dumps(value)
-    shown = text if len(text) <= 120 else text[:117] + "..."
-    return Problem(f"adapter_config.json: {key}", f"is {shown}: {message}")
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _unused(value: object) -> bool:

@@ -1,7 +1,8 @@
 """Does an adapter fit the base model, and are its numbers sound? All problems at once."""
 
+from adapters_store.problems import shortened
 from adapters_store.validation.fit import misfits
 from adapters_store.validation.tensors import tensor_shapes
-from adapters_store.validation.validate import shortened, validate
+from adapters_store.validation.validate import validate
 
 __all__ = ["misfits", "shortened", "tensor_shapes", "validate"]

@@ -15,6 +15,7 @@ from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 from adapters_store.validation.tensors import Part, where_of
 
 _OTHER_TARGETS = "LoRA works on linear layers only"
+_HINTS = 3
 
 
 def misfits(manifest: AdapterManifest, base: BaseModelSpec) -> Iterator[Problem]:
@@ -23,26 +24,27 @@ def misfits(manifest: AdapterManifest, base: BaseModelSpec) -> Iterator[Problem]
         yield from misfits_of(part, base)
 
 
-def misfits_of(part: Part, base: BaseModelSpec) -> Iterator[Problem]:
-    """The same of one expert or router."""
+def misfits_of(part: Part, base: BaseModelSpec, *, hints: bool = True) -> Iterator[Problem]:
+    """The same of one expert or router; with `hints`, unknown names get those that look alike."""
+    most = _HINTS if hints else 0
     if isinstance(part, LoraExpertSpec):
-        yield from _lora(part, base)
+        yield from _lora(part, base, most)
     elif isinstance(part, BottleneckExpertSpec):
         modules = [block.feed_forward for block in base.blocks]
-        yield from _place(part.site, part.module, "feed-forward module", modules, base)
+        yield from _place(part.site, part.module, "feed-forward module", modules, base, most)
         yield from _features(part, base)
     elif isinstance(part, PromptExpertSpec):
-        yield from _prompt(part, base)
+        yield from _prompt(part, base, most)
     else:
         layers = [block.path for block in base.blocks]
-        yield from _place(where_of(part), part.layer, "layer", layers, base)
+        yield from _place(where_of(part), part.layer, "layer", layers, base, most)
         yield from _features(part, base)
 
 
-def _lora(expert: LoraExpertSpec, base: BaseModelSpec) -> Iterator[Problem]:
+def _lora(expert: LoraExpertSpec, base: BaseModelSpec, hints: int) -> Iterator[Problem]:
     shape = base.linears.get(expert.module)
     if shape is None:
-        yield Problem(expert.module, _unknown_linear(expert.module, base))
+        yield Problem(expert.module, _unknown_linear(expert.module, base, hints))
     elif (shape.in_features, shape.out_features) != (expert.in_features, expert.out_features):
         yield Problem(
             expert.module,
@@ -51,9 +53,9 @@ def _lora(expert: LoraExpertSpec, base: BaseModelSpec) -> Iterator[Problem]:
         )
 
 
-def _prompt(expert: PromptExpertSpec, base: BaseModelSpec) -> Iterator[Problem]:
+def _prompt(expert: PromptExpertSpec, base: BaseModelSpec, hints: int) -> Iterator[Problem]:
     modules = [block.attention for block in base.blocks]
-    unplaced = list(_place(expert.site, expert.module, "attention module", modules, base))
+    unplaced = list(_place(expert.site, expert.module, "attention module", modules, base, hints))
     yield from unplaced
     absent = [
         name for name in ("k_proj", "v_proj") if f"{expert.module}.{name}" not in base.linears
@@ -84,24 +86,31 @@ def _features(
 
 
 def _place(
-    where: str, path: str, kind: str, known: list[str], base: BaseModelSpec
+    where: str, path: str, kind: str, known: list[str], base: BaseModelSpec, hints: int
 ) -> Iterator[Problem]:
     if path not in known:
-        near = get_close_matches(path, known[:256], n=3, cutoff=0.5)
+        near = _near(path, known, hints)
         yield Problem(where, f"{path} is no {kind} of {_named(base)}{_hint(near)}")
 
 
-def _unknown_linear(module: str, base: BaseModelSpec) -> str:
+def _unknown_linear(module: str, base: BaseModelSpec, hints: int) -> str:
     if module in base.other_modules:
         return f"is no linear layer of {base.name}: {_OTHER_TARGETS}"
-    return f"is no module of {_named(base)}{_hint(_near_linears(module, base))}"
+    return f"is no module of {_named(base)}{_hint(_near_linears(module, base, hints))}"
 
 
-def _near_linears(module: str, base: BaseModelSpec) -> list[str]:
+def _near_linears(module: str, base: BaseModelSpec, hints: int) -> list[str]:
     """Names that look alike, sought among those that end alike: a model has thousands."""
+    if not hints:
+        return []
     last = module.rpartition(".")[2]
     alike = [name for name in base.linears if name.rpartition(".")[2] == last]
-    return get_close_matches(module, (alike or list(base.linears))[:256], n=3, cutoff=0.5)
+    return _near(module, alike or list(base.linears), hints)
+
+
+def _near(path: str, known: list[str], hints: int) -> list[str]:
+    """At most `hints` of the first known names that look like a path."""
+    return get_close_matches(path, known[:256], n=hints, cutoff=0.5) if hints else []
 
 
 def _hint(near: list[str]) -> str:

@@ -20,6 +20,7 @@ from adapters_store.types import AdapterManifest, Problem
 from adapters_store.validation.tensors import Part, where_of
 
 _SUM_TOLERANCE = 1e-4  # of the weights of copies
+_MOST_SCALE = 3.4e38  # float32
 
 
 def structure_problems(manifest: AdapterManifest) -> Iterator[Problem]:
@@ -34,7 +35,7 @@ def structure_problems(manifest: AdapterManifest) -> Iterator[Problem]:
         routers.setdefault(router.layer, router)
     for expert in manifest.experts:
         if expert.gate is not None:
-            yield from _gate(expert, expert.gate, list(routers.values()))
+            yield from _gate(expert, expert.gate, _router_of(expert.module, routers))
 
 
 def values_of(part: Part, limits: StoreLimits) -> Iterator[Problem]:
@@ -51,8 +52,9 @@ def values_of(part: Part, limits: StoreLimits) -> Iterator[Problem]:
             f"has {name} {sizes[name]}, at most {limits.max_rank} is accepted",
         )
     if not isinstance(part, PromptExpertSpec):
-        if not math.isfinite(part.scale):
-            yield Problem(where_of(part), f"has scale {part.scale}: give a finite number")
+        if not abs(part.scale) <= _MOST_SCALE:
+            told = f"has scale {part.scale:g}: give a finite number that float32 holds"
+            yield Problem(where_of(part), told)
         if part.copies is not None:
             yield from _copies(where_of(part), part.copies)
 
@@ -96,9 +98,18 @@ def _twice(manifest: AdapterManifest) -> Iterator[Problem]:
             yield Problem(site, f"has {count} LoRA with gate {gate}; give each a gate of its own")
 
 
-def _gate(expert: ExpertSpec, gate: int, routers: list[LayerRouterSpec]) -> Iterator[Problem]:
-    """`gate` indexes the outputs of the router of the layer that the module lies in."""
-    router = next((one for one in routers if expert.module.startswith(f"{one.layer}.")), None)
+def _router_of(module: str, routers: dict[str, LayerRouterSpec]) -> LayerRouterSpec | None:
+    """The router of the layer that a module lies in."""
+    layer = module
+    while layer:
+        layer = layer.rpartition(".")[0]
+        if layer in routers:
+            return routers[layer]
+    return None
+
+
+def _gate(expert: ExpertSpec, gate: int, router: LayerRouterSpec | None) -> Iterator[Problem]:
+    """`gate` indexes the outputs of its layer's router."""
     if router is None:
         yield Problem(
             expert.site,

@@ -12,7 +12,7 @@ from adapters_store.validation.fit import misfits_of
 from adapters_store.validation.structure import structure_problems, values_of
 from adapters_store.validation.tensors import tensor_problems, value_problems
 
-MAX_PROBLEMS = 32
+_HINTED = 8  # problems; a near name is sought among hundreds
 
 
 def validate(
@@ -21,8 +21,7 @@ def validate(
     """Every reason why this adapter cannot run on `base`, none if it can.
 
     Checks what experts and routers say of themselves and each other, modules, shapes, ranks,
-    dtypes, limits and, in tensors that passed the rest, NaN and Inf. At most MAX_PROBLEMS are
-    spelled out; the last then says how many more there are.
+    dtypes, limits and, in tensors that passed the rest, NaN and Inf.
     """
     try:
         header = read_header(
@@ -34,16 +33,8 @@ def validate(
     for part in (*manifest.experts, *manifest.routers):
         found = [
             *values_of(part, limits),
-            *misfits_of(part, base),
+            *misfits_of(part, base, hints=len(problems) < _HINTED),
             *tensor_problems(part, header),
         ]
         problems += found or value_problems(part, header, tensors)
-    return shortened(list(dict.fromkeys(problems)))
-
-
-def shortened(problems: list[Problem]) -> list[Problem]:
-    """At most MAX_PROBLEMS; the last then says how many more there are."""
-    if len(problems) <= MAX_PROBLEMS:
-        return problems
-    more = len(problems) - MAX_PROBLEMS + 1
-    return [*problems[: MAX_PROBLEMS - 1], Problem("adapter", f"and {more} more problems")]
+    return list(dict.fromkeys(problems))

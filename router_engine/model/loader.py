@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from adapters_store.types import BaseModelSpec, BlockSpec, LinearShape
+from adapters_store.types import BaseModelSpec, BlockSpec, EmbeddingSpec, LinearShape
 from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
 from router_engine.model.attention import ATTENTION, register
 from router_engine.model.dtypes import auto_dtype
+from router_engine.model.embeddings import embedding_specs
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tap import layers_of, tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
@@ -59,6 +61,7 @@ class LoadedModel:
     device: torch.device
     quantization: Quantization = "none"
     tap_layer: int = 0  # see model.tap
+    embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -80,6 +83,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         model = _read(location, dtype_of(config, described, device))
     model.set_attn_implementation(ATTENTION)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
+    embeddings = embedding_specs(model)
     if config.quantization == "int8":
         quantize_linears(model)
         leave_checkpoint(model)
@@ -92,6 +96,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         device=device,
         quantization=config.quantization,
         tap_layer=tap_layer_of(model, config.tap_layer),
+        embeddings=embeddings,
     )
 
 
@@ -156,8 +161,9 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
     return KVShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim))
 
 
-def base_spec(name: str, model: nn.Module, linears: dict[str, LinearShape]) -> BaseModelSpec:
+def base_spec(name: str, loaded: LoadedModel, linears: dict[str, LinearShape]) -> BaseModelSpec:
     """What the store needs to know of a model in order to check adapters."""
+    model = loaded.model
     wrapped = tuple(f"{path}.base" for path in linears)
     others = {
         path.rpartition(".")[0]
@@ -173,6 +179,7 @@ def base_spec(name: str, model: nn.Module, linears: dict[str, LinearShape]) -> B
         blocks=blocks_of(model),
         hidden_size=int(config.hidden_size),
         num_heads=int(config.num_attention_heads),
+        embeddings=loaded.embeddings,
     )
 
 

@@ -25,7 +25,7 @@ from server.cli.client import (
     write_json,
     write_text,
 )
-from server.cli.uploading import opened, print_warnings, publish_adapter, upload
+from server.cli.uploading import opened, print_notes, print_warnings, publish_adapter, upload
 
 app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
 app.add_typer(importing.app, name="import")
@@ -86,9 +86,9 @@ def check(
     for problem in report["problems"]:
         where, message = escape(problem["where"]), escape(problem["message"])
         console.print(f"[red]{where}[/]: {message}", soft_wrap=True)
-    for label, values in (("unknown key", report["unknown_keys"]), ("note", report["notes"])):
-        for value in values:
-            console.print(f"[yellow]{label}[/]: {escape(value)}", soft_wrap=True)
+    for key_name in report["unknown_keys"]:
+        console.print(f"[yellow]unknown key[/]: {escape(key_name)}", soft_wrap=True)
+    print_notes(report["notes"])
     if not report["loads"]:
         raise typer.Exit(1)
     console.print(
@@ -166,7 +166,7 @@ def texts(
             for text in body_of(client.get(path))["texts"]:
                 write_text(json.dumps(text) + "\n")
             return
-        with opened([("texts", file)]) as parts:
+        with opened([("texts", file.name, file)]) as parts:
             made = body_of(client.put(path, files=parts))
     console.print(
         f"[green]set[/] {made['num_texts']} texts of {made['name']}@{made['version']}, "

@@ -12,11 +12,13 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adapters_store.formats.patterns import Matcher, Targets
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec, LinearShape
+from router_engine.model.embeddings import embedding_specs
 from tests.support.tiny import family_model, lora_model
 
 MODULES = [
@@ -31,7 +33,7 @@ MODULES = [
 ]
 
 
-def spec_of(model: torch.nn.Module) -> BaseModelSpec:
+def spec_of(model: PreTrainedModel) -> BaseModelSpec:
     """The linear layers of a base model, GPT-2's Conv1D among them."""
     linears = {}
     for name, module in model.named_modules():
@@ -39,7 +41,13 @@ def spec_of(model: torch.nn.Module) -> BaseModelSpec:
             linears[name] = LinearShape(module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
             linears[name] = LinearShape(module.nx, module.nf)
-    return BaseModelSpec("tiny", type(model).__name__, linears, ("model.embed_tokens",))
+    return BaseModelSpec(
+        "tiny",
+        type(model).__name__,
+        linears,
+        ("model.embed_tokens",),
+        embeddings=embedding_specs(model),
+    )
 
 
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,0 +1,103 @@
+"""A folder as trainers leave it: which of its files are an adapter, before anything is sent."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters_store.errors import InvalidAdapterError
+from adapters_store.formats import FormatInput, FormatRegistry
+from adapters_store.formats.listing import some
+from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
+from adapters_store.problems import shortened
+from adapters_store.texts import TEXTS_FILE, texts_file_problems
+from adapters_store.types import BaseModelSpec, Problem
+from adapters_store.upload import PICKLE_SUFFIXES, POINTER, is_pointer, unpack
+
+# Stands for a base that is not known here: what depends on it is left to the store.
+_ANY_BASE = BaseModelSpec(name="", architecture="", linears={})
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """An adapter's files by name, and what else lies beside them; folders end in a slash."""
+
+    files: Mapping[str, Path]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """What is left out, in one line; None for nothing."""
+        return (
+            f"left out, as no part of the adapter: {some(self.left_out)}" if self.left_out else None
+        )
+
+
+def select(folder: Path) -> Selection:
+    """Take what is an adapter's out of a folder; links are followed.
+
+    Raises InvalidAdapterError where it holds no adapter, and says which folder below it does.
+    """
+    formats = FormatRegistry()
+    files, left_out = {}, []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            left_out.append(f"{path.name}/")
+        elif path.name == TEXTS_FILE or formats.wanted(path.name):
+            files[path.name] = path.resolve()
+        else:
+            left_out.append(path.name)
+    if not files.keys() - {TEXTS_FILE}:
+        raise InvalidAdapterError([Problem(str(folder), _nothing(folder, formats, left_out))])
+    return Selection(files, tuple(left_out))
+
+
+def local_problems(
+    files: Mapping[str, Path], limits: StoreLimits = DEFAULT_LIMITS
+) -> list[Problem]:
+    """What a store would refuse, whatever its base model is: found before anything is sent."""
+    absent = [
+        Problem(name, "is a link to nothing") for name, path in files.items() if not path.is_file()
+    ]
+    pointers = [] if absent else [name for name, path in files.items() if is_pointer(path)]
+    if absent or pointers:
+        return absent or [Problem(name, POINTER) for name in pointers]
+    given = FormatInput(files, _ANY_BASE, limits)
+    known = FormatRegistry().recognise(given)
+    problems = [] if known is None else list(known.read(given).problems)
+    if TEXTS_FILE in files:
+        problems += texts_file_problems(files[TEXTS_FILE], limits)
+    return shortened(problems)
+
+
+def archive_problems(path: Path, limits: StoreLimits = DEFAULT_LIMITS) -> list[Problem]:
+    """The same of an archive, which is sent as it is."""
+    formats = FormatRegistry()
+    with tempfile.TemporaryDirectory(prefix="adaptermix-check-") as scratch:
+        try:
+            found = unpack(
+                path,
+                Path(scratch),
+                wanted=lambda name: name == TEXTS_FILE or formats.wanted(name),
+                limits=limits,
+            )
+        except InvalidAdapterError as error:
+            return shortened(error.problems)
+        return local_problems(found.files, limits)
+
+
+def _nothing(folder: Path, formats: FormatRegistry, names: list[str]) -> str:
+    deeper = sorted(
+        f"{path.parent.name}/" for path in folder.glob("*/*") if formats.wanted(path.name)
+    )
+    if deeper:
+        return (
+            f"holds no adapter itself; {some(dict.fromkeys(deeper))} below it do: name one of them"
+        )
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    told = f"holds no adapter; looked for: {', '.join(formats.all_files())}"
+    if not pickles:
+        return told
+    return f"{told}; no server reads pickles ({some(pickles)}): save the adapter as safetensors"
