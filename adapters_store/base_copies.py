@@ -38,8 +38,7 @@ def is_own(path: Path, tensor: TensorInfo, own: EmbeddingSpec) -> bool:
 
 def _widened(chunk: bytes, dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
-        bits: NDArray[np.uint32] = np.frombuffer(chunk, "<u2").astype("<u4") << 16
-        return bits.view(np.float32)
+        return (np.frombuffer(chunk, "<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(chunk, "<f2" if dtype == "F16" else "<f4").astype("<f4")
 
 
@@ -50,5 +49,6 @@ def _narrowed(numbers: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     if dtype == "F16":
         with np.errstate(over="ignore"):
             return numbers.astype("<f2")
-    bits = numbers.view("<u4")
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    bits = numbers.view(np.uint32)
+    rounded: NDArray[Any] = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return rounded.astype("<u2")

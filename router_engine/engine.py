@@ -78,9 +78,8 @@ class Engine:
         self._experts = StepExperts(pool, operations, blocks, loaded.tap_layer)
         linears = wrap_linears(loaded.model, self._experts)
         hook_layers(loaded.model, self._experts)
-        self.base: BaseModelSpec = base_spec(
-            config.model.model, loaded, {path: lin.shape for path, lin in linears.items()}
-        )
+        shapes = {path: linear.shape for path, linear in linears.items()}
+        self.base = base_spec(config.model.model, loaded.model, shapes, loaded.embeddings)
         # Beside linear layers, a layer has a site for each placement of a bottleneck and a prompt.
         self._num_sites = len(linears) + 3 * len(blocks)
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)

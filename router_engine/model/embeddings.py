@@ -40,7 +40,7 @@ def _spec(weight: Tensor) -> EmbeddingSpec:
     digests = {dtype: hashlib.sha256() for dtype in formats}
     for chunk in torch.split(weight.detach().flatten(), _CHUNK_NUMBERS):
         for dtype, state in digests.items():
-            state.update(chunk.to("cpu", dtype).contiguous().view(torch.uint8).numpy())
+            state.update(chunk.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
     return EmbeddingSpec(
         shape=tuple(weight.shape),
         dtype=_NAMES[weight.dtype],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -161,9 +162,13 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
     return KVShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim))
 
 
-def base_spec(name: str, loaded: LoadedModel, linears: dict[str, LinearShape]) -> BaseModelSpec:
+def base_spec(
+    name: str,
+    model: nn.Module,
+    linears: dict[str, LinearShape],
+    embeddings: Mapping[str, EmbeddingSpec] = MappingProxyType({}),
+) -> BaseModelSpec:
     """What the store needs to know of a model in order to check adapters."""
-    model = loaded.model
     wrapped = tuple(f"{path}.base" for path in linears)
     others = {
         path.rpartition(".")[0]
@@ -179,7 +184,7 @@ def base_spec(name: str, loaded: LoadedModel, linears: dict[str, LinearShape]) -
         blocks=blocks_of(model),
         hidden_size=int(config.hidden_size),
         num_heads=int(config.num_attention_heads),
-        embeddings=loaded.embeddings,
+        embeddings=embeddings,
     )
 
 
