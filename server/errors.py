@@ -180,6 +180,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (ContentTypeError, 415, "content_type"),
 )
 _HTTP_TYPES = {
+    400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",

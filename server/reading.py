@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 from server.errors import UnreadableBodyError
+from server.forms import whole
 
 _MOST_CONTAINERS = 50_000  # what one step of the event loop reads without being noticed
 _MOST_VALUES = 500_000
@@ -19,14 +20,15 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by `read_json`."""
+    """A route whose body is read by `read_json`, or is a whole form."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
+            receive = whole(request.receive, request.headers.get("content-type", ""))
+            return await handle(_StrictRequest(request.scope, receive))
 
         return strict
 

@@ -28,6 +28,7 @@ from adapters_store.expert_types import (
 )
 from adapters_store.formats.base import FormatInput, Reading
 from adapters_store.formats.config_files import ConfigError, load_json
+from adapters_store.formats.listing import some
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
 from adapters_store.manifest import SCHEMA
 from adapters_store.tensor_header import TensorHeader
@@ -120,10 +121,12 @@ def _read_manifest(
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:
     named = {key for part in (*manifest.experts, *manifest.routers) for key in tensor_shapes(part)}
-    return [
-        Problem(key, f"is a tensor that nothing in {MANIFEST_FILE} names: leave it out, or name it")
-        for key in sorted(header.tensors.keys() - named)
-    ]
+    strays = header.tensors.keys() - named
+    if not strays:
+        return []
+    what = "is a tensor" if len(strays) == 1 else "are tensors"
+    told = f"{what} that nothing in {MANIFEST_FILE} names: leave out what is not used, or name it"
+    return [Problem(some(strays), told)]
 
 
 def _problem(item: ErrorDetails) -> Problem:

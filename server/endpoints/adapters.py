@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, UploadFil
 
 from server.auth import documented_key
 from server.container import ContainerDep
+from server.forms import known_fields
 from server.reading import StrictRoute
 from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
@@ -56,6 +57,7 @@ TagsForm = Annotated[
 Reference = Annotated[
     str, Path(description="name, name@version, name@alias or sha256:...", examples=["math@1"])
 ]
+_UPLOAD = [Depends(known_fields(once=("name", "texts"), often=("files", "tags")))]
 _NOT_FOUND = native_errors(401, 403, 404, 422)
 _BUSY = native_errors(401, 403, 404, 409, 422, 503)
 
@@ -71,7 +73,8 @@ def _answers(
     "",
     status_code=201,
     summary="Publish an adapter",
-    responses=_answers(ADAPTER_EXAMPLE, native_errors(401, 403, 409, 413, 422), 201),
+    responses=_answers(ADAPTER_EXAMPLE, native_errors(400, 401, 403, 409, 413, 415, 422), 201),
+    dependencies=_UPLOAD,
 )
 async def publish(
     container: ContainerDep,
@@ -88,7 +91,8 @@ async def publish(
 @router.post(
     "/check",
     summary="Try an upload without storing it",
-    responses=_answers(CHECK_EXAMPLE, native_errors(401, 403, 413, 422)),
+    responses=_answers(CHECK_EXAMPLE, native_errors(400, 401, 403, 413, 415, 422)),
+    dependencies=_UPLOAD,
 )
 async def check(
     container: ContainerDep,
@@ -152,7 +156,8 @@ async def texts(container: ContainerDep, name: Reference) -> TextsReply:
 @router.put(
     "/{name}/texts",
     summary="Set an adapter's sample texts",
-    responses=_answers(ADAPTER_EXAMPLE, native_errors(401, 403, 404, 413, 422)),
+    responses=_answers(ADAPTER_EXAMPLE, native_errors(400, 401, 403, 404, 413, 415, 422)),
+    dependencies=[Depends(known_fields(once=("texts",)))],
 )
 async def set_texts(
     container: ContainerDep, name: Reference, texts: RequiredTextsForm

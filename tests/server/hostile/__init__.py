@@ -1,0 +1,1 @@
+"""Uploads that mean harm or went wrong, by kind; see `cases`."""

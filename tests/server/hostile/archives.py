@@ -1,0 +1,221 @@
+"""Names, archives and folders."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+
+from tests.adapters_store.folders import special, tarred, zipped
+from tests.server.hostile.cases import CONFIG, TENSORS, Case, Good, Parts, files
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234\n"
+
+
+def beside(name: str, content: bytes = b"x") -> Callable[[Good], Parts]:
+    """One more file beside a sound adapter."""
+    return lambda good: files(*good.items(), (name, content))
+
+
+def in_zip(*names: str) -> Callable[[Good], Parts]:
+    """A zip of a sound adapter and files of these names."""
+    return lambda good: files(("a.zip", zipped([*good.items(), *((name, b"x") for name in names)])))
+
+
+def in_tar(name: str, kind: bytes, target: str = "") -> Callable[[Good], Parts]:
+    """A tar of a sound adapter and something special."""
+    return lambda good: files(("a.tar", tarred(good, [special(name, kind, target)])))
+
+
+def raw(name: str, content: bytes) -> Callable[[Good], Parts]:
+    """This and nothing else."""
+    return lambda good: files((name, content))
+
+
+def below(folder: str) -> Callable[[Good], Parts]:
+    """A zip of a sound adapter, and another in a folder of it."""
+    return lambda good: files(
+        ("a.zip", zipped({**good, **{f"{folder}/{name}": data for name, data in good.items()}}))
+    )
+
+
+def _pax(records: Mapping[str, str], count: int = 1) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for index in range(count):
+            info = tarfile.TarInfo(f"{index}.md")
+            info.pax_headers = dict(records)
+            archive.addfile(info)
+    return sink.getvalue()
+
+
+def _pax_chain(count: int) -> bytes:
+    """Extended headers that follow each other, with no file behind them."""
+    info = tarfile.TarInfo("x")
+    info.type = tarfile.XHDTYPE
+    info.size = 512
+    return (info.tobuf() + b"11 path=ab\n".ljust(512, b"\0")) * count
+
+
+def _sparse(numbers: int) -> bytes:
+    body = (b"%d\n" % numbers) + b"0\n" * numbers
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("x.md")
+        info.size = len(body)
+        info.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "x",
+        }
+        archive.addfile(info, io.BytesIO(body))
+    return sink.getvalue()
+
+
+def _directories(count: int) -> bytes:
+    info = tarfile.TarInfo("d")
+    info.type = tarfile.DIRTYPE
+    return gzip.compress(info.tobuf() * count)
+
+
+def _twice() -> bytes:
+    made = zipped({"adapter_config.json": b"1", "adapter_CONFIG.json": b"2"})
+    return made.replace(b"CONFIG", b"config")
+
+
+def _flags(bit: int) -> bytes:
+    made = bytearray(zipped({CONFIG: b"{}"}))
+    for at in (made.find(b"PK\x03\x04") + 6, made.find(b"PK\x01\x02") + 8):
+        made[at] |= bit
+    return bytes(made)
+
+
+_NAMES = {
+    "parent": "../adapter_config.json",
+    "deep parent": "a/../../x.md",
+    "absolute": "/etc/passwd",
+    "absolute twice": "//etc/passwd.md",
+    "backslash": "..\\x.md",
+    "drive": "C:x.md",
+    "stream": "x.md:hidden",
+    "dot": "a/./x.md",
+    "empty part": "a//x.md",
+    "newline": "x\ny.md",
+    "escape": "x\x1b[2J.md",
+    "delete": "x\x7f.md",
+    "right to left": "x\u202edm.exe",
+    "zero width": "adapter\u200b_config.json",
+    "long": "x" * 256 + ".md",
+    "huge": "x" * 20_000 + ".md",
+    "program": "run.sh",
+    "library": "evil.so",
+    "python": "modeling.py",
+    "pickle": "training_args.bin",
+    "pickle in capitals": "OPTIMIZER.PT",
+    "random state": "rng_state.pth",
+    "numpy": "x.npy",
+    "second tensors": "model.safetensors",
+    "shards": "adapter_model.safetensors.index.json",
+    "archive in it": "b.zip",
+    "no suffix": "core",
+    "config in capitals": "ADAPTER_CONFIG.JSON",
+    "fullwidth": "ａdapter_config.json.exe",
+}
+
+# A form writes the first of them otherwise, and its reader takes no header as long as the second.
+_LOOSE = {"newline": (201,), "huge": (400, 422)}
+
+CASES: dict[str, Case] = {
+    **{
+        f"name {key}: loose": Case(beside(name), statuses=_LOOSE.get(key, (422,)))
+        for key, name in _NAMES.items()
+    },
+    **{f"name {key}: zip": Case(in_zip(name)) for key, name in _NAMES.items() if key != "huge"},
+    **{
+        f"name {key}: tar": Case(raw("a.tar", tarred({name: b"x"})))
+        for key, name in _NAMES.items()
+        if key not in ("archive in it",)
+    },
+    "symbolic link": Case(in_tar("x.md", tarfile.SYMTYPE, "/etc/passwd"), "link"),
+    "symbolic link of the tensors": Case(in_tar(TENSORS, tarfile.SYMTYPE, "/etc/passwd")),
+    "link of a huge name": Case(in_tar("x.md", tarfile.SYMTYPE, "y" * 100_000)),
+    "hard link": Case(in_tar("x.md", tarfile.LNKTYPE, CONFIG), "link"),
+    "character device": Case(in_tar("x.md", tarfile.CHRTYPE), "device"),
+    "block device": Case(in_tar("x.md", tarfile.BLKTYPE), "device"),
+    "pipe": Case(in_tar("x.md", tarfile.FIFOTYPE), "pipe"),
+    "contiguous": Case(in_tar("x.md", tarfile.CONTTYPE), statuses=(201,)),
+    "unknown kind": Case(in_tar("x.md", b"Z"), statuses=(201, 422)),
+    "zip with a name twice": Case(raw("a.zip", _twice()), "twice"),
+    "zip with a NUL": Case(raw("a.zip", zipped({"x?.md": b""}).replace(b"?", b"\0"))),
+    "zip with a password": Case(raw("a.zip", _flags(1)), "encrypted"),
+    "zip of odd packing": Case(
+        raw("a.zip", zipped({CONFIG: b"{}"}, compression=zipfile.ZIP_BZIP2))
+    ),
+    "zip with strong encryption": Case(raw("a.zip", _flags(0x40))),
+    "zip bomb": Case(raw("a.zip", zipped({TENSORS: bytes(64 << 20)})), "limit"),
+    "zip of a zip bomb": Case(raw("a.zip", zipped({"b.zip": zipped({TENSORS: bytes(1 << 20)})}))),
+    "zip of many files": Case(raw("a.zip", zipped({f"{i}.md": b"" for i in range(300)})), "256"),
+    "zip of many folders": Case(
+        raw("a.zip", zipped({f"{i}/": b"" for i in range(3000)})), "looked for"
+    ),
+    "zip without entries": Case(raw("a.zip", zipped({})), "looked for"),
+    "no zip": Case(raw("a.zip", b"PK\x03\x04 nope"), "zip"),
+    "empty zip": Case(raw("a.zip", b"")),
+    "zip cut short": Case(lambda good: files(("a.zip", zipped(good)[:-40]))),
+    "zip with its start cut off": Case(lambda good: files(("a.zip", zipped(good)[200:]))),
+    "zip with junk before it": Case(
+        lambda good: files(("a.zip", bytes(999) + zipped(good))), statuses=(201,)
+    ),
+    "tar bomb": Case(raw("a.tgz", gzip.compress(tarred({TENSORS: bytes(64 << 20)}))), "limit"),
+    "tar of many files": Case(raw("a.tar", tarred({f"{i}.md": b"" for i in range(300)}))),
+    "tar of many folders": Case(raw("a.tgz", _directories(100_000)), "headers"),
+    "tar of long headers": Case(raw("a.tar", _pax({"comment": "x" * 400_000}, 4)), "headers"),
+    "tar of many records": Case(
+        raw("a.tar", _pax({f"k{i}": "v" for i in range(60_000)}, 2)), "headers"
+    ),
+    "tar of a huge header": Case(raw("a.tar", _pax({"comment": "x" * (5 << 20)})), "read"),
+    "tar of a chain of headers": Case(raw("a.tar", _pax_chain(3000))),
+    "tar of a sparse file": Case(raw("a.tar", _sparse(10))),
+    "tar of a sparse map": Case(raw("a.tgz", gzip.compress(_sparse(2_000_000)))),
+    "no tar": Case(raw("a.tar", b"nope")),
+    "empty tar": Case(raw("a.tar", b"")),
+    "tar cut short": Case(lambda good: files(("a.tar", tarred(good)[:1500]))),
+    "no gzip": Case(raw("a.tgz", b"\x1f\x8bnope")),
+    "gzip cut short": Case(lambda good: files(("a.tgz", tarred(good, mode="w:gz")[:-80]))),
+    "gzip with junk behind it": Case(
+        lambda good: files(("a.tgz", tarred(good, mode="w:gz") + b"junk")), statuses=(201, 422)
+    ),
+    "archive beside files": Case(beside("b.zip", zipped({})), "alone"),
+    "two archives": Case(
+        lambda good: files(("a.zip", zipped(good)), ("b.zip", zipped(good))), "alone"
+    ),
+    "two adapters": Case(below("checkpoint-10"), "leave out checkpoint-10/"),
+    "two adapters, none on top": Case(
+        lambda good: files(
+            ("a.zip", zipped({f"{x}/{n}": c for x in "ab" for n, c in good.items()}))
+        ),
+        "several folders",
+    ),
+    "a trainer's folder": Case(
+        in_zip("training_args.bin", "optimizer.pt", "global_step10/state.pt", ".git/config"),
+        "training_args.bin",
+    ),
+    "what does no harm": Case(
+        in_zip(
+            "README.md", "tokenizer.json", "__MACOSX/._x", ".DS_Store", "runs/events.out.tfevents.1"
+        ),
+        statuses=(201,),
+    ),
+    "pointer for tensors": Case(lambda good: files(*{**good, TENSORS: POINTER}.items()), "git lfs"),
+    "pointer for the config": Case(
+        lambda good: files(*{**good, CONFIG: POINTER}.items()), "git lfs"
+    ),
+    "pointer for texts": Case(beside("texts.jsonl", POINTER), "git lfs"),
+    "only a pickle": Case(raw("adapter_model.bin", b"\x80\x04."), "pickle"),
+    "nothing known": Case(raw("README.md", b"hello"), CONFIG),
+    "many pickles": Case(
+        lambda good: files(*good.items(), *((f"{i}.bin", b"x") for i in range(200))), "192 more"
+    ),
+}
