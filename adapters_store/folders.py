@@ -16,6 +16,8 @@ from adapters_store.texts import TEXTS_FILE, texts_file_problems
 from adapters_store.types import BaseModelSpec, Problem
 from adapters_store.upload import PICKLE_SUFFIXES, POINTER, is_pointer, unpack
 
+_NAMED = 64  # files; they are the reader's own
+
 # Stands for a base that is not known here: what depends on it is left to the store.
 _ANY_BASE = BaseModelSpec(name="", architecture="", linears={})
 
@@ -30,9 +32,9 @@ class Selection:
     @property
     def note(self) -> str | None:
         """What is left out, in one line; None for nothing."""
-        return (
-            f"left out, as no part of the adapter: {some(self.left_out)}" if self.left_out else None
-        )
+        if not self.left_out:
+            return None
+        return f"left out, as no part of the adapter: {some(self.left_out, _NAMED)}"
 
 
 def select(folder: Path) -> Selection:

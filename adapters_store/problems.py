@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from adapters_store.types import Problem
 
 MAX_PROBLEMS = 32
-_MOST_WHERE = 160  # characters
+_MOST_WHERE = 400  # characters
 _MOST_MESSAGE = 640
 
 
