@@ -77,7 +77,7 @@ def read_header(
         entries = _parse(stream.read(length), max_tensors)
     metadata = _metadata(entries.pop("__metadata__", {}))
     if len(entries) > max_tensors:
-        raise TensorFileError([f"holds {len(entries)} tensors, at most {max_tensors} are accepted"])
+        raise TensorFileError([_too_many(len(entries), max_tensors)])
     start = _LENGTH_BYTES + length
     tensors: dict[str, TensorInfo] = {}
     problems: list[str] = []
@@ -132,9 +132,16 @@ def _header_length(stream: BinaryIO, size: int, limit: int) -> int:
     return length
 
 
+def _too_many(tensors: int, most: int) -> str:
+    return f"holds {tensors} tensors, at most {most} are accepted"
+
+
 def _parse(data: bytes, max_tensors: int) -> dict[str, Any]:
     if not data.startswith(b"{"):
         raise TensorFileError(["its header is not a JSON object: no safetensors file?"])
+    tensors = data.count(b'"data_offsets"')
+    if tensors > max_tensors:
+        raise TensorFileError([_too_many(tensors, max_tensors)])
     most = _VALUES_EACH * max_tensors
     values = data.count(b",")
     if values > most:

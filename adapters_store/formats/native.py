@@ -44,6 +44,7 @@ _SPECS = (
     *(LoraExpertSpec, BottleneckExpertSpec, PromptExpertSpec),
     *(Copies, LayerRouterSpec, ThresholdSpec, AdapterManifest),
 )
+_MOST_PARTS = 4096
 _KINDS = "kinds are lora, bottleneck and prompt"
 _KEYS = sorted({field.name for spec in _SPECS for field in fields(spec)})
 
@@ -108,6 +109,7 @@ def _read_manifest(
     path = given.files[MANIFEST_FILE]
     try:
         raw = load_json(path, given.limits.max_config_bytes)
+        _require_few(raw)
         read = _Document.model_validate_json(json.dumps(raw))
     except ConfigError as error:
         problems.append(Problem(MANIFEST_FILE, str(error)))
@@ -117,6 +119,15 @@ def _read_manifest(
         problems += [_problem(item) for item in errors]
         return None, tuple(_path(item) for item in errors if item["type"] in _UNKNOWN)
     return AdapterManifest(FORMAT, read.experts, read.base_model, read.routers, SCHEMA), ()
+
+
+def _require_few(raw: Mapping[str, Any]) -> None:
+    """Raises ConfigError for more parts than any model has places for."""
+    for key in ("experts", "routers"):
+        parts = raw.get(key)
+        if isinstance(parts, list) and len(parts) > _MOST_PARTS:
+            told = f"{key} are {len(parts)}, at most {_MOST_PARTS} are accepted"
+            raise ConfigError(told)
 
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:

@@ -6,6 +6,7 @@ Semantics: peft.utils.other.get_pattern_key, peft.tuners.tuners_utils.check_targ
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,22 @@ from adapters_store.problems import cut
 BUDGET_SECONDS = 5.0  # of processor time, for all patterns of one config together
 _MOST_MATCHES = 1 << 21  # of a pattern with a module; a model of 900 linear layers needs half
 MAX_PATTERN = 4096
+_MOST_REPEATED = 1 << 16  # characters of a pattern with its counted repeats written out
+_COUNT = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 ALL_LINEAR = "all-linear"
 
-# What regex's compiler raises for one, some of it by accident.
+# What the compilers raise for one, some of it by accident.
 _NO_PATTERN = (
-    *(regex.error, RecursionError, OverflowError, MemoryError, ValueError, LookupError),
+    *(
+        re.error,
+        regex.error,
+        Warning,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+        ValueError,
+        LookupError,
+    ),
     *(TypeError, AttributeError, SystemError),
 )
 
@@ -70,13 +82,28 @@ class Matcher:
 def _compile(expression: str) -> regex.Pattern[str]:
     if len(expression) > MAX_PATTERN:
         raise PatternError(f"the pattern {expression[:60]!r}... is longer than {MAX_PATTERN}")
+    if _written_out(expression) > _MOST_REPEATED:
+        raise PatternError(
+            f"the pattern {cut(expression)!r} repeats too much: counts such as {{1000}} multiply"
+        )
     try:
+        re.compile(expression)  # PEFT's; regex knows more, which would mean nothing there
         return regex.compile(expression)
     except _NO_PATTERN as error:
         told = str(error) or type(error).__name__
         raise PatternError(
             f"the pattern {cut(expression)!r} is no regular expression: {told}"
         ) from error
+
+
+def _written_out(expression: str) -> int:
+    """How long a pattern is at most once its compiler has written out counted repeats."""
+    size = len(expression)
+    for counts in _COUNT.finditer(expression):
+        size *= max(1, *(int(count[:9] or 0) for count in counts.groups()))
+        if size > _MOST_REPEATED:
+            break
+    return size
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def document(**changes: Any) -> Callable[[Good], Parts]:
 
 
 _TYPES = ("IA3", "ADALORA", "LOHA", "LOKR", "PREFIX_TUNING", "PROMPT_TUNING", "VERA", "lora", "", 1)
+_BLOWN_UP = ("((a{1000}){1000}){1000}", "(?:a{60000}){60000}", "(a|b){5000}" * 300, "a{4294967295}")
 _CATASTROPHES = ("(a+)+$", "(.*)*x", "(.|.)*x", "((.*)+)+x", "(.*.*.*.*.*.*.*.*)*[^a-z]{9}$")
 _NO_PATTERNS = (
     "(",
@@ -106,6 +107,10 @@ _NO_PATTERNS = (
     "*",
     "a{2,1}",
     "(?<=a+)(",
+    "(?P<a>x)(?P<a>y)",
+    "(?R)?a",
+    "\\p{L}",
+    "(?V1)[a--b]",
     "\\",
     "(" * 2000 + ")" * 2000,
 )
@@ -166,6 +171,18 @@ CASES: dict[str, Case] = {
     **{
         f"targets by {pattern!r}": Case(config(target_modules=pattern)) for pattern in _CATASTROPHES
     },
+    **{
+        f"{key} {pattern[:20]!r}": Case(config(**{key: pattern}), "repeats too much")
+        for key in ("target_modules", "exclude_modules")
+        for pattern in _BLOWN_UP
+    },
+    **{
+        f"rank pattern {pattern[:20]!r}": Case(config(rank_pattern={pattern: 4}), "repeats")
+        for pattern in _BLOWN_UP
+    },
+    "layers by repeats": Case(
+        config(layers_to_transform=[0], layers_pattern="((a{999}){999}){999}"), "repeats"
+    ),
     "a pattern of 100 kB": Case(config(target_modules="x" * 100_000), "longer than 4096"),
     "a pattern of many repeats": Case(config(target_modules="(a{1000}){1000}"), statuses=(422,)),
     "no config": Case(lambda good: files((TENSORS, good[TENSORS])), "missing"),
@@ -178,8 +195,9 @@ CASES: dict[str, Case] = {
     "manifest of another schema": Case(document(schema=2), "schema"),
     "manifest with an unknown key": Case(document(zebra=1), "zebra"),
     "manifest without experts": Case(document(experts=[]), "at least one"),
-    "manifest of numbers": Case(document(experts=[0] * 20_000), "experts[0]"),
-    "manifest of empty objects": Case(document(experts=[{}] * 20_000), "kind"),
+    "manifest of numbers": Case(document(experts=[0] * 20_000), "at most 4096"),
+    "manifest of some numbers": Case(document(experts=[0] * 4000), "experts[0]"),
+    "manifest of empty objects": Case(document(experts=[{}] * 4000), "kind"),
     "manifest of an unknown kind": Case(document(experts=[{**_LORA, "kind": "ia3"}]), "ia3"),
     "manifest of missing tensors": Case(document(), "missing"),
     "manifest of many experts": Case(document(experts=[_LORA] * 3000), "more than one LoRA"),
