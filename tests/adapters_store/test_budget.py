@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +82,7 @@ def test_near_names_are_sought_for_the_first_problems_only(
     checker: AdapterStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sought: list[str] = []
-    seek = fit.get_close_matches
+    seek = difflib.get_close_matches
 
     def counted(word: str, *rest: Any, **more: Any) -> list[str]:
         sought.append(word)
@@ -140,7 +141,7 @@ def test_lines_are_read_until_the_limit(
         read.append(text)
         return parse(text)
 
-    monkeypatch.setattr(texts.json, "loads", counted)
+    monkeypatch.setattr(json, "loads", counted)
     _, problems = texts.parse_texts(data, StoreLimits(max_texts=10))
     assert problems
     assert len(read) <= most

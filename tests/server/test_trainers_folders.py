@@ -133,20 +133,35 @@ def config(**changes: object) -> Spoil:
     return spoil
 
 
+def only(name: str | None) -> Spoil:
+    """The adapter's files in a folder of this name, or its tensors in a pickle."""
+
+    def spoil(folder: Path) -> None:
+        (folder / (name or ".")).mkdir(exist_ok=True)
+        target = f"{name}/{TENSORS}" if name else "adapter_model.bin"
+        (folder / TENSORS).rename(folder / target)
+        (folder / CONFIG).rename(folder / (f"{name}/{CONFIG}" if name else "config.yaml"))
+
+    return spoil
+
+
+def dangling(folder: Path) -> None:
+    (folder / TENSORS).unlink()
+    (folder / TENSORS).symlink_to(folder / "gone")
+
+
+def without(name: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink()
+
+    return spoil
+
+
 SPOILT: dict[str, tuple[Spoil, str]] = {
-    "no tensors": (lambda f: (f / TENSORS).unlink(), "is missing beside"),
-    "no config": (lambda f: (f / CONFIG).unlink(), "is missing beside"),
-    "only pickles": (
-        lambda f: [(f / TENSORS).rename(f / "adapter_model.bin"), (f / CONFIG).unlink()],
-        "save the adapter as safetensors",
-    ),
-    "only checkpoints": (
-        lambda f: [
-            shutil.copytree(f, f / "checkpoint-10"),
-            *((f / n).unlink() for n in (TENSORS, CONFIG)),
-        ],
-        "checkpoint-10/ below it",
-    ),
+    "no tensors": (without(TENSORS), "is missing beside"),
+    "no config": (without(CONFIG), "is missing beside"),
+    "only pickles": (only(None), "save the adapter as safetensors"),
+    "only checkpoints": (only("checkpoint-10"), "checkpoint-10/ below it"),
     "pointer for tensors": (lambda f: (f / TENSORS).write_bytes(POINTER), "git lfs pull"),
     "pointer for config": (lambda f: (f / CONFIG).write_bytes(POINTER), "git lfs pull"),
     "another type": (config(peft_type="IA3", feedforward_modules=["x"]), 'supported is "LORA"'),
@@ -157,10 +172,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "DoRA": (config(use_dora=True), "DoRA"),
     "broken config": (lambda f: (f / CONFIG).write_text("{"), "not JSON"),
     "bad texts": (lambda f: (f / "texts.jsonl").write_text("x"), "texts, line 1"),
-    "a link to nothing": (
-        lambda f: [(f / TENSORS).unlink(), (f / TENSORS).symlink_to(f / "gone")],
-        "link to nothing",
-    ),
+    "a link to nothing": (dangling, "link to nothing"),
 }
 
 

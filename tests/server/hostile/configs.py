@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adapters_store.formats.peft_config import READ_KEYS, UNSUPPORTED_KEYS
-from tests.server.hostile.cases import CONFIG, TENSORS, Case, Good, Parts, files, replaced
+from tests.server.hostile.cases import CONFIG, TENSORS, Case, Good, Parts, files, parsed, replaced
 
 _MARK = '"\\u0000mark"'
 # As they stand in the file: some are no Python values.
@@ -94,6 +94,26 @@ _ROUTER = {
 }
 
 
+def sound(key: str = "kind", value: object = "lora") -> Callable[[Good], Parts]:
+    """The sound adapter with a manifest of our own, one key of its first expert changed."""
+
+    def make(good: Good) -> Parts:
+        header, _ = parsed(good)
+        experts = []
+        for name in sorted(header):
+            if name.endswith("lora_A.weight"):
+                pair = (name, name.replace("lora_A", "lora_B"))
+                (rank, width), (height, _) = (header[one]["shape"] for one in pair)
+                module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                sizes = {"rank": rank, "in_features": width, "out_features": height}
+                named = {"module": module, "tensor_a": pair[0], "tensor_b": pair[1]}
+                experts.append({**_LORA, **sizes, **named})
+        experts[0][key] = value
+        return document(experts=experts)(good)
+
+    return make
+
+
 def document(**changes: Any) -> Callable[[Good], Parts]:
     return native({"format": "adaptermix", "schema": 1, "experts": [_LORA], **changes})
 
@@ -122,6 +142,15 @@ _TEXTS: dict[str, bytes] = {
     "many values": b"[" + b"1," * 500_000 + b"1]",
     "UTF-16": '{"peft_type": "LORA"}'.encode("utf-16"),
 }
+
+_ODD: tuple[Any, ...] = (None, -1, 0, 2**70, 1.5, 1e39, "", "x", "\ud800", "a\0b", [], {}, True)
+
+
+def _status(key: str, value: Any) -> tuple[int, ...]:
+    """A scale may be any number that float32 holds; null is what gate and copies are without."""
+    is_scale = key == "scale" and type(value) in (int, float) and abs(value) < 1e38
+    return (201,) if is_scale or (key in ("gate", "copies") and value is None) else (422,)
+
 
 CASES: dict[str, Case] = {
     **{
@@ -204,14 +233,14 @@ CASES: dict[str, Case] = {
     "manifest of many routers": Case(document(routers=[_ROUTER] * 3000), "comes twice"),
     "manifest of many gates": Case(document(experts=[{**_LORA, "gate": 5}] * 3000), "gate 5"),
     **{
-        f"manifest with {key} {value!r}": Case(document(experts=[{**_LORA, key: value}]))
-        for key in _LORA
-        for value in (None, -1, 0, 2**70, 1.5, "", [], {}, True)
-        if not (key == "scale" and value in (-1, 0, 1.5) and not isinstance(value, bool))
+        f"manifest with {key} {value!r}": Case(sound(key, value), statuses=_status(key, value))
+        for key in (*_LORA, "gate", "copies", "zebra")
+        for value in _ODD
     },
+    "manifest, sound": Case(sound(), statuses=(201,)),
     **{
         f"manifest with router {key} {value!r}": Case(document(routers=[{**_ROUTER, key: value}]))
         for key in _ROUTER
-        for value in (None, -1, 2**70, "x", [])
+        for value in _ODD
     },
 }

@@ -47,11 +47,17 @@ def first(change: Callable[[Header], Any]) -> Callable[[Good], Parts]:
 
 def rename(old: str, new: str) -> Callable[[Good], Parts]:
     """A sound file with other names."""
-    return edited(
-        lambda header: [
-            header.__setitem__(name.replace(old, new), header.pop(name)) for name in names(header)
-        ]
-    )
+
+    def change(header: Header) -> None:
+        for name in names(header):
+            header[name.replace(old, new)] = header.pop(name)
+
+    return edited(change)
+
+
+def updated(**changes: Any) -> Callable[[Header], Any]:
+    """A change of some keys."""
+    return lambda header: header.update(changes)
 
 
 def added(name: str, count: int = 1) -> Callable[[Good], Parts]:
@@ -168,23 +174,14 @@ CASES: dict[str, Case] = {
     **{f"shape {key}": Case(entry(shape=shape)) for key, shape in _SHAPES.items()},
     **{f"offsets {key}": Case(entry(data_offsets=value)) for key, value in _OFFSETS.items()},
     **{f"dtype {str(word)[:20]!a}": Case(entry(dtype=word)) for word in _WORDS},
+    **{f"dtype {dtype} of LoRA": Case(first(updated(dtype=dtype))) for dtype in _DTYPES},
     **{
-        f"dtype {dtype} of LoRA": Case(first(lambda one, d=dtype: one.update(dtype=d)))
-        for dtype in _DTYPES
-    },
-    **{
-        f"metadata {key}": Case(edited(lambda header, v=value: header.update(__metadata__=v)))
+        f"metadata {key}": Case(edited(updated(__metadata__=value)))
         for key, value in _METADATA.items()
     },
-    "metadata with a surrogate": Case(
-        edited(lambda header: header.update(__metadata__={"a": "\ud800"})), "surrogate"
-    ),
-    "metadata, sound": Case(
-        edited(lambda header: header.update(__metadata__={"format": "pt"})), statuses=(201,)
-    ),
-    "metadata, long": Case(
-        edited(lambda header: header.update(__metadata__={"a": "x" * 1_000_000})), statuses=(201,)
-    ),
+    "metadata with a surrogate": Case(edited(updated(__metadata__={"a": "\ud800"})), "surrogate"),
+    "metadata, sound": Case(edited(updated(__metadata__={"format": "pt"})), statuses=(201,)),
+    "metadata, long": Case(edited(updated(__metadata__={"a": "x" * 1_000_000})), statuses=(201,)),
     "data at an odd place": Case(padded, statuses=(201,)),
     "one key more": Case(first(lambda one: one.update(stride=[1])), "exactly"),
     "one key less": Case(first(lambda one: one.pop("shape")), "exactly"),
