@@ -42,6 +42,7 @@ from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
 from router_engine.model.projections import ModelProjections
+from router_engine.model.proof import Proof
 from router_engine.model.runner import ModelRunner
 from router_engine.model.tap import tap_digest
 from router_engine.model.wrap import hook_layers, wrap_linears
@@ -97,8 +98,9 @@ class Engine:
         cache = PagedCache(
             loaded.kv_shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device
         )
+        proof = Proof(loaded, self._experts, cache, config.kernels.cache)
         fast = choose_fast(
-            config.kernels, kernels, operations, loaded, linears, self._experts, cache
+            config.kernels, kernels, operations, loaded, linears, self._experts, cache, proof
         )
         self.weights: BaseWeights = fast
         base, quantization = MergedBase(fast), config.model.quantization
@@ -109,6 +111,7 @@ class Engine:
         bound = MergeBound(base, loaded.dtype, len(blocks))
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
+        self._runner.prove(proof)
         self._events: list[EngineEvent] = []
         # By owner of an admin: what follows once its adapters are there, or the reason why not.
         self._tasks: dict[str, Callable[[EngineError | None], None]] = {}
@@ -363,7 +366,7 @@ def _info(
         device=str(loaded.device),
         token_routers=routing.names,
         layer_routers=routing.layer_names,
-        hidden_size=int(loaded.model.config.hidden_size),
+        hidden_size=base.hidden_size,
         tap=tap_digest(loaded.model, loaded.tap_layer, loaded.quantization),
         kv_blocks=num_blocks,
         kv_block_size=config.cache.block_size,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,22 @@ class BaseFiles:
 
 
 def base_files(settings: Settings) -> BaseFiles:
-    """Raises AssetError when the default model has not been pulled, or a path does not exist."""
+    """Raises AssetError when the default model has not been pulled, or a path does not exist.
+
+    UnsupportedModelError for files that cannot be served, as far as they can be seen at once.
+    """
     from router_engine.model.assets import resolve_model
+    from router_engine.model.checkpoint import check_model
 
     found = resolve_model(settings.model, settings.cache_dir)
     if isinstance(found, str):
         return BaseFiles(found, found)
+    check_model(found)
     return BaseFiles(found.stem if found.suffix == ".gguf" else found.resolve().name, str(found))
 
 
 def load_tokenizer(files: BaseFiles) -> Any:
-    """The base model's tokenizer, as transformers loads it."""
+    """The base model's tokenizer, as transformers loads it. Raises UnsupportedModelError."""
     if files.load == TINY_RANDOM:
         from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
@@ -47,11 +53,15 @@ def load_tokenizer(files: BaseFiles) -> Any:
     with nullcontext() if is_gguf else torch_hidden():  # transformers reads GGUF with torch
         from transformers import AutoTokenizer
 
+        from router_engine.model.checkpoint import refused
+
         if is_gguf:
             from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
 
-            return load_gguf_tokenizer(path)
-        return AutoTokenizer.from_pretrained(files.load)
+            read = partial(load_gguf_tokenizer, path)
+        else:
+            read = partial(AutoTokenizer.from_pretrained, files.load)
+        return refused(files.load, "its tokenizer cannot be loaded", read)
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:

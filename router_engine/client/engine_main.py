@@ -27,6 +27,7 @@ from router_engine.client.messages import (
     decode_launch,
     encode,
 )
+from router_engine.errors import EngineError
 from router_engine.heap import keep_loaded
 from router_engine.processes.parent import die_with_parent
 
@@ -51,6 +52,9 @@ def main() -> int:
     channel = _ZmqChannel(launch.address)
     try:
         run_engine(partial(_build, launch.config), channel)
+    except EngineError as error:  # its message says all
+        _logger.error("the engine ends: %s", error)
+        return 1
     except Exception:
         _logger.exception("the engine ends")
         return 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,3 +65,14 @@ class PagedCache:
         """Store the step's tokens: slots [tokens]; key, value [tokens, kv_heads, head_dim]."""
         self.keys[layer].index_copy_(0, slots, key)
         self.values[layer].index_copy_(0, slots, value)
+
+    @contextmanager
+    def borrowed(self, blocks: int) -> Iterator[None]:
+        """Within it the first `blocks` may be written; afterwards they hold what they held."""
+        stores = (*self.keys, *self.values)
+        held = [store[: blocks * self.block_size].clone() for store in stores]
+        try:
+            yield
+        finally:
+            for store, before in zip(stores, held, strict=True):
+                store[: len(before)].copy_(before)

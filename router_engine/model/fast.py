@@ -14,6 +14,7 @@ from router_engine.model.body import Body
 from router_engine.model.cpu.fast import FastPath
 from router_engine.model.cpu.trial import TORCH
 from router_engine.model.loader import LoadedModel
+from router_engine.model.proof import Proof
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 
@@ -46,6 +47,7 @@ def choose_fast(
     linears: Mapping[str, MixtureLinear],
     experts: StepExperts,
     cache: PagedCache,
+    proof: Proof,
 ) -> Fast:
     """The fast way for a model, given the kernels that were chosen for its device and dtype.
 
@@ -55,7 +57,7 @@ def choose_fast(
         # Imported here alone: a machine without Triton never gets this far.
         from router_engine.model.cuda.path import CudaPath
 
-        return CudaPath(loaded, linears, experts, cache, operations)
+        return CudaPath(loaded, linears, experts, cache, operations, proof)
     if config.kernels in ("auto", "cpu"):
-        return FastPath(config, loaded, linears, experts.pool, cache)
+        return FastPath(config, loaded, linears, experts.pool, cache, proof)
     return Plain(loaded, linears)

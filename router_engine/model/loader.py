@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,36 +19,32 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from adapters_store.types import BaseModelSpec, BlockSpec, EmbeddingSpec, LinearShape
 from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
-from router_engine.model.attention import ATTENTION, register
+from router_engine.model.attention import ATTENTION, AttentionCall, attention_calls
+from router_engine.model.checkpoint import (
+    ROPE_TYPES,
+    SUPPORTED,
+    architecture,
+    check_config,
+    check_model,
+    refused,
+)
 from router_engine.model.dtypes import auto_dtype
 from router_engine.model.embeddings import embedding_specs
+from router_engine.model.layout import DECODER_FAMILIES
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tap import layers_of, tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 
-# Each proven token by token against `generate()`.
-SUPPORTED = (
-    "GPT2LMHeadModel",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
-
-# Of these the ones that the decoders of our own, in C++ and CUDA, lay out.
-DECODER_FAMILIES = tuple(name for name in SUPPORTED if name != "GPT2LMHeadModel")
-
 _NAMED = 8  # tensors, where many are wrong
 
-# Rotary embeddings that depend on a token's own position alone. `dynamic` and `longrope` change
-# with the longest sequence of the batch: a request's text would depend on its neighbours.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_ATTENTION = "sdpa"  # until ours is put in, whatever a config says
+_WITHOUT_ROPE = ("gpt2",)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,7 @@ class LoadedModel:
     quantization: Quantization = "none"
     tap_layer: int = 0  # see model.tap
     embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
+    attention: tuple[AttentionCall, ...] = ()  # by layer
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -71,26 +69,26 @@ def load_model(config: ModelConfig) -> LoadedModel:
     Raises UnsupportedModelError for an architecture or option that is not served exactly, or where
     the quantization that is asked for cannot be done.
     """
-    register()
     device = _device(config)
     if config.model == TINY_RANDOM:
         model: PreTrainedModel = tiny_model()
         if config.dtype != "auto":
             model = model.to(dtype=getattr(torch, config.dtype))
     else:
-        location = _Location.of(config.model)
-        described = AutoConfig.from_pretrained(location.name, **location.options)
-        check_supported(described)
-        model = _read(location, dtype_of(config, described, device))
-    model.set_attn_implementation(ATTENTION)
+        described = described_by(config.model)
+        dtype = dtype_of(config, described, device)
+        model = _read(_Location.of(config.model), described, dtype)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     embeddings = embedding_specs(model)
     if config.quantization == "int8":
         quantize_linears(model)
         leave_checkpoint(model)
+    calls = refused(config.model, "its own code cannot run it", lambda: attention_calls(model))
+    model.set_attn_implementation(ATTENTION)
+    _check_built(config.model, model)
     return LoadedModel(
         model=model,
-        kv_shape=kv_shape(model.config),
+        kv_shape=kv_shape(calls),
         max_model_len=int(model.config.max_position_embeddings),
         eos_token_ids=_eos_ids(model),
         dtype=model.dtype,
@@ -98,19 +96,57 @@ def load_model(config: ModelConfig) -> LoadedModel:
         quantization=config.quantization,
         tap_layer=tap_layer_of(model, config.tap_layer),
         embeddings=embeddings,
+        attention=calls,
     )
 
 
-def _read(location: _Location, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+def described_by(model: str) -> PreTrainedConfig:
+    """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does."""
+    location = _Location.of(model)
+    if Path(location.name).exists():
+        check_model(Path(model).expanduser())
+    read = functools.partial(AutoConfig.from_pretrained, location.name, **location.options)
+    described: PreTrainedConfig = refused(model, "its config cannot be read", read)
+    check_supported(described)
+    # A config may ask for other outputs: what reads them says what it wants.
+    described.return_dict = True
+    described.output_attentions = described.output_hidden_states = False
+    return described
+
+
+def _check_built(name: str, model: PreTrainedModel) -> None:
+    built = type(model).__name__
+    if built not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"{name}: transformers makes a {built} of its config, which is not supported; "
+            f"supported: {', '.join(SUPPORTED)}"
+        )
+    if model.dtype not in _DTYPES:
+        raise UnsupportedModelError(
+            f"{name} is in {model.dtype}, which is not served: use --dtype float32 or bfloat16"
+        )
+    positions = int(model.config.max_position_embeddings)
+    if positions < 1:
+        raise UnsupportedModelError(f"{name}: max_position_embeddings is {positions}")
+
+
+def _read(
+    location: _Location, described: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
+) -> PreTrainedModel:
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
-    model, found = AutoModelForCausalLM.from_pretrained(
+    read = functools.partial(
+        AutoModelForCausalLM.from_pretrained,
         location.name,
+        config=described,
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # else the error does not name them
+        attn_implementation=_ATTENTION,
+        use_safetensors=True,
         **location.options,
         **location.weights_options,
     )
+    model, found = refused(location.name, "its weights cannot be loaded", read)
     for what in ("missing", "unexpected", "mismatched"):
         keys = found.get(f"{what}_keys", ())
         names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
@@ -131,35 +167,28 @@ def leave_checkpoint(model: nn.Module) -> None:
 
 
 def architecture_of(config: PreTrainedConfig) -> str:
-    """The class that a checkpoint is of: as it says, or else what its model type is as a decoder.
-
-    GGUF files name no class, and some configs leave it out.
-    """
-    if config.architectures:
-        return str(config.architectures[0])
-    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type))
+    """The class that a checkpoint is of; see `checkpoint.architecture`."""
+    return architecture(config.architectures, config.model_type)
 
 
 def check_supported(config: PreTrainedConfig) -> None:
     """Refuse by name what would not be served exactly."""
-    name = architecture_of(config)
-    if name not in SUPPORTED:
-        raise UnsupportedModelError(
-            f"architecture {name!r} is not supported; supported: {', '.join(SUPPORTED)}"
-        )
+    check_config(config.to_dict(), "this model")
     rope = getattr(config, "rope_parameters", None) or {}
     rope_type = rope.get("rope_type", "default")
-    if rope_type not in _ROPE_TYPES:
+    if rope_type not in ROPE_TYPES and config.model_type not in _WITHOUT_ROPE:
         raise UnsupportedModelError(
-            f"rope_type {rope_type!r} is not supported; supported: {', '.join(_ROPE_TYPES)}"
+            f"rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
         )
 
 
-def kv_shape(config: PreTrainedConfig) -> KVShape:
-    heads = int(config.num_attention_heads)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return KVShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim))
+def kv_shape(calls: Sequence[AttentionCall]) -> KVShape:
+    """What a token takes of the cache. Raises UnsupportedModelError where layers differ."""
+    shapes = {(call.kv_heads, call.head_dim) for call in calls}
+    if len(shapes) != 1:
+        raise UnsupportedModelError(f"layers differ in their keys' heads and width: {shapes}")
+    ((kv_heads, head_dim),) = shapes
+    return KVShape(len(calls), kv_heads, head_dim)
 
 
 def base_spec(
@@ -175,15 +204,20 @@ def base_spec(
         for path, _ in model.named_parameters()
         if not path.startswith(wrapped)
     }
-    config: Any = model.config
+    blocks = blocks_of(model)
+    built: Any = model
+    embedding = built.get_input_embeddings()
+    attention: Any = model.get_submodule(blocks[0].attention)
+    output = "o_proj" if hasattr(attention, "o_proj") else "c_proj"
+    attended = linears[f"{blocks[0].attention}.{output}"].in_features
     return BaseModelSpec(
         name=name,
         architecture=type(model).__name__,
         linears=linears,
         other_modules=tuple(sorted(others)),
-        blocks=blocks_of(model),
-        hidden_size=int(config.hidden_size),
-        num_heads=int(config.num_attention_heads),
+        blocks=blocks,
+        hidden_size=int(embedding.weight.shape[1]),
+        num_heads=attended // int(attention.head_dim),
         embeddings=embeddings,
     )
 

@@ -18,6 +18,7 @@ from router_engine.model.body import Body, BodyOutput
 from router_engine.model.ensembles import Ensembles
 from router_engine.model.fast import Fast
 from router_engine.model.loader import LoadedModel
+from router_engine.model.proof import Proof
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.model.tap import Tap, normed
 from router_engine.scheduling.plan import StepOutput, StepPlan
@@ -55,6 +56,14 @@ class ModelRunner:
     def kernels(self) -> str:
         """The name of what computes steps now."""
         return self._fast.name
+
+    def prove(self, proof: Proof) -> None:
+        """Where transformers' code computes, on operations of ours: that nothing else comes of it.
+
+        Raises UnsupportedModelError.
+        """
+        if self._fast.body() is None:
+            proof.require(type(self._operations).__name__, self._run)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:

@@ -29,7 +29,7 @@ class MixtureLinear(nn.Module):
         super().__init__()
         self.base = base
         self.path = path
-        self.shape = _shape(base)
+        self.shape = shape_of(base)
         self._experts = experts
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +90,10 @@ def _feeding(path: str, experts: StepExperts) -> _Hook:
     return feed
 
 
-def _shape(layer: nn.Module) -> LinearShape:
+def shape_of(layer: nn.Module) -> LinearShape:
+    """The widths of a linear layer, wrapped or not."""
+    if isinstance(layer, MixtureLinear):
+        return layer.shape
     weight: Any = layer.values if isinstance(layer, Int8Linear) else layer.weight
     rows, columns = weight.shape
     return LinearShape(rows, columns) if isinstance(layer, Conv1D) else LinearShape(columns, rows)

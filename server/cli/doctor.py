@@ -85,19 +85,22 @@ class Report:
 
     def _expect(self, path: Path) -> None:
         import torch
-        from transformers import AutoConfig
+        from transformers import AutoModelForCausalLM
 
-        from router_engine.model.assets import AssetError, resolve_model
+        from router_engine.errors import EngineError
+        from router_engine.model.assets import resolve_model
+        from router_engine.model.attention import attention_calls
         from router_engine.model.cpu.choice import choose, layer_shape
-        from router_engine.model.loader import dtype_of
+        from router_engine.model.layout import layout_of
+        from router_engine.model.loader import described_by, dtype_of
 
         settings = self._settings
         try:
-            config: Any = AutoConfig.from_pretrained(
-                resolve_model(settings.model, settings.cache_dir)
-            )
-            shape = layer_shape(config)
-        except (AssetError, OSError, AttributeError) as error:
+            config: Any = described_by(str(resolve_model(settings.model, settings.cache_dir)))
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(config)
+                shape = layer_shape(layout_of(skeleton, attention_calls(skeleton)))
+        except EngineError as error:
             self.problems.append(f"the model's shape could not be read: {error}")
             return
         asked = settings.engine_config(settings.model).model

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from router_engine.errors import EngineError
 from router_engine.kernels.cpu.build import processor
 from router_engine.kernels.cpu.library import Library, supported_isas
 from router_engine.model.cpu.trial import TORCH, LayerShape, times
-from router_engine.model.loader import kv_shape
+from router_engine.model.layout import Layout
 
 _MARGIN = 1.02
 _MOST = 3  # sets that are tried, the widest that run
@@ -55,15 +54,14 @@ class Choice:
         }
 
 
-def layer_shape(config: Any) -> LayerShape:
-    """That of a model by its configuration in transformers."""
-    kv = kv_shape(config)
+def layer_shape(layout: Layout) -> LayerShape:
+    """That of a model's layers."""
     return LayerShape(
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=kv.num_kv_heads,
-        head_dim=kv.head_dim,
-        intermediate=config.intermediate_size,
+        hidden=layout.hidden,
+        heads=layout.heads,
+        kv_heads=layout.kv_heads,
+        head_dim=layout.head_dim,
+        intermediate=layout.intermediate,
     )
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from router_engine.errors import UnsupportedModelError
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.model.attention import sliding_window
-from router_engine.model.loader import DECODER_FAMILIES, LoadedModel, leave_checkpoint
+from router_engine.model.layout import Layout, layout_of
+from router_engine.model.loader import LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
 
@@ -28,26 +29,20 @@ _MAX_GROUP = 64  # query heads a kv head
 
 def unsupported(loaded: LoadedModel) -> str | None:
     """Why the decoder cannot run this model, or None if it can."""
-    config: Any = loaded.model.config
-    name = type(loaded.model).__name__
     if loaded.device.type != "cpu":
         return f"device {loaded.device} is not the CPU"
     if loaded.dtype not in DTYPES:
         return f"dtype {loaded.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    if name not in DECODER_FAMILIES:
-        return f"architecture {name} is not one of {', '.join(DECODER_FAMILIES)}"
-    if config.hidden_act != "silu":
-        return f"activation {config.hidden_act} is not silu"
-    head_dim = loaded.kv_shape.head_dim
-    widths = (config.hidden_size, config.intermediate_size, head_dim)
+    try:
+        layout = layout_of(loaded.model, loaded.attention)
+    except UnsupportedModelError as error:
+        return str(error)
+    widths = (layout.hidden, layout.intermediate, layout.head_dim)
     if any(width % _LANES for width in widths):
         return f"widths {widths} are not multiples of {_LANES}"
-    group = config.num_attention_heads / loaded.kv_shape.num_kv_heads
-    if head_dim > _MAX_HEAD_DIM or group > _MAX_GROUP or group != int(group):
-        return f"head_dim {head_dim} with {group} heads a kv head is too large"
-    frequencies = loaded.model.base_model.rotary_emb.inv_freq
-    if 2 * len(frequencies) != head_dim:
-        return "rotary embeddings cover a part of a head only"
+    group = layout.heads / layout.kv_heads
+    if layout.head_dim > _MAX_HEAD_DIM or group > _MAX_GROUP or group != int(group):
+        return f"head_dim {layout.head_dim} with {group} heads a kv head is too large"
     return None
 
 
@@ -75,12 +70,19 @@ class Decoder:
         for values in (*cache.keys, *cache.values):
             library.large_pages(values)
         body: Any = loaded.model.base_model
+        head: Any = loaded.model.get_output_embeddings()
         self.layers = tuple(_parent(layer.self_attn) for layer in body.layers)  # their paths
-        self.hidden = int(loaded.model.config.hidden_size)
+        layout = layout_of(loaded.model, loaded.attention)
+        self.hidden = layout.hidden
+        windows = [call.window or 0 for call in loaded.attention]
         layers = (Layer * len(body.layers))(
-            *(self._layer(index, layer, cache) for index, layer in enumerate(body.layers))
+            *(
+                self._layer(index, layer, cache, window)
+                for index, (layer, window) in enumerate(zip(body.layers, windows, strict=True))
+            )
         )
-        spec = self._spec(loaded, layers, cache)
+        self.vocab = head.shape.out_features
+        spec = self._spec(loaded, layout, layers, cache)
         self._layers = layers
         self._handle = library.new_model(loaded.dtype, spec)
         weakref.finalize(self, library.free_model, self._handle)
@@ -102,6 +104,19 @@ class Decoder:
         """Pack `weight` [out, in] in the place of a layer's; nothing may run meanwhile."""
         self.library.pack(weight.contiguous(), self._packed[module])
 
+    @torch.inference_mode(mode=False)
+    def give_back(self, linears: Mapping[str, MixtureLinear], embedding: nn.Parameter) -> None:
+        """Put the weights back into the layers that they came from; nothing may run any more."""
+        for path, linear in linears.items():
+            base: Any = linear.base
+            weight = self.read(path)
+            if isinstance(base, Int8Linear):
+                base.values = torch.round(weight / base.scale[:, None]).to(torch.int8)
+            elif weight.shape == embedding.shape and torch.equal(weight, embedding):
+                base.weight = embedding
+            else:
+                base.weight = nn.Parameter(weight, requires_grad=False)
+
     def _pack_all(self, linears: Mapping[str, MixtureLinear]) -> dict[str, Tensor]:
         """The packed weights by module, one after another in one stretch of memory."""
         weights = [_weight(linear)[0] for linear in linears.values()]
@@ -118,9 +133,12 @@ class Decoder:
         return packed
 
     def _spec(
-        self, loaded: LoadedModel, layers: ctypes.Array[Layer], cache: PagedCache
+        self,
+        loaded: LoadedModel,
+        layout: Layout,
+        layers: ctypes.Array[Layer],
+        cache: PagedCache,
     ) -> ModelSpec:
-        config: Any = loaded.model.config
         body: Any = loaded.model.base_model
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
@@ -131,18 +149,18 @@ class Decoder:
             frequencies=self._floats(body.rotary_emb.inv_freq),
             head=self._linear(head),
             num_layers=len(layers),
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=loaded.kv_shape.num_kv_heads,
-            head_dim=loaded.kv_shape.head_dim,
-            intermediate=config.intermediate_size,
+            hidden=layout.hidden,
+            heads=layout.heads,
+            kv_heads=layout.kv_heads,
+            head_dim=layout.head_dim,
+            intermediate=layout.intermediate,
             block_size=cache.block_size,
-            epsilon=config.rms_norm_eps,
-            attention_scale=body.layers[0].self_attn.scaling,
+            epsilon=layout.epsilon,
+            attention_scale=layout.scale,
             rope_scale=float(body.rotary_emb.attention_scaling),
         )
 
-    def _layer(self, index: int, layer: Any, cache: PagedCache) -> Layer:
+    def _layer(self, index: int, layer: Any, cache: PagedCache, window: int) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         parts = (
             *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -161,7 +179,7 @@ class Decoder:
             k_norm=self._head_norm(attention, "k_norm"),
             keys=self._keep(cache.keys[index]),
             values=self._keep(cache.values[index]),
-            window=sliding_window(attention) or 0,
+            window=window,
         )
 
     def _linear(self, linear: MixtureLinear) -> Linear:

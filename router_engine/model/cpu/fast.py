@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +25,9 @@ from router_engine.model.cpu.body import CpuBody
 from router_engine.model.cpu.choice import choose, layer_shape
 from router_engine.model.cpu.decoder import Decoder, unsupported
 from router_engine.model.cpu.trial import TORCH
+from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
+from router_engine.model.proof import Proof, Verdict
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 
@@ -44,12 +47,15 @@ class FastPath:
         linears: Mapping[str, MixtureLinear],
         pool: RowPool,
         cache: PagedCache,
+        proof: Proof,
     ) -> None:
         """Raises EngineError, which has its reasons, under `cpu`, which has no fallback."""
         self._loaded = loaded
         self._linears = linears
         self._pool = pool
         self._cache = cache
+        self._proof = proof
+        self._has_fallback = config.kernels != "cpu"
         self._weights: BaseWeights = ParameterWeights(loaded, linears)
         self._body: CpuBody | None = None
         self.name = TORCH  # of what computes
@@ -86,14 +92,41 @@ class FastPath:
         self._weights.write(module, weight)
 
     def _make(self, library: Library | None) -> CpuBody | None:
+        """The body on a library, or None where torch is faster or the body isn't exact.
+
+        Raises UnsupportedModelError for one that isn't exact under `cpu`.
+        """
         if library is None:
             return None
-        self.name = library.isa
+        verdict = self._proof.kept(library.isa)
+        if verdict is not None and not verdict.holds:
+            return self._refuse(library, verdict)
+        expected = None if verdict is not None else self._proof.expected()
         with self._moving:
             decoder = Decoder(library, self._loaded, self._linears, self._cache)
             self._weights = decoder
-        vocab_size = int(self._loaded.model.config.vocab_size)
-        return CpuBody(decoder, self._pool, vocab_size, self._loaded.tap_layer)
+        body = CpuBody(decoder, self._pool, decoder.vocab, self._loaded.tap_layer)
+        if expected is not None:
+            verdict = self._proof.judge(library.isa, body.run, expected)
+            if not verdict.holds:
+                self._take_back(decoder)
+                return self._refuse(library, verdict)
+        self.name = library.isa
+        return body
+
+    def _take_back(self, decoder: Decoder) -> None:
+        embedding: Any = self._loaded.model.get_input_embeddings()
+        with self._moving:
+            decoder.give_back(self._linears, embedding.weight)
+            self._weights = ParameterWeights(self._loaded, self._linears)
+
+    def _refuse(self, library: Library, verdict: Verdict) -> None:
+        if not self._has_fallback:
+            raise UnsupportedModelError(
+                f"kernels 'cpu' cannot run this model exactly: on {library.isa} {verdict}. Use "
+                "kernels 'auto' or 'reference'"
+            )
+        _log.warning("the C++ decoder is not used, transformers' code runs: %s", verdict)
 
 
 def _library(config: KernelConfig, loaded: LoadedModel) -> Library | None:
@@ -104,7 +137,8 @@ def _library(config: KernelConfig, loaded: LoadedModel) -> Library | None:
     path = build(config.cache)
     if config.isa is not None:
         return Library(path, config.isa)
-    shape, int8 = layer_shape(loaded.model.config), loaded.quantization == "int8"
+    shape = layer_shape(layout_of(loaded.model, loaded.attention))
+    int8 = loaded.quantization == "int8"
     choice = choose(path, config.cache, shape, loaded.dtype, int8=int8)
     if config.kernels == "auto" and choice.chosen == TORCH:
         return None

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from router_engine.errors import UnsupportedModelError
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import StepAttention
 from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store, silu_mul
 from router_engine.kernels.triton.grouped import Group
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.model.attention import sliding_window
-from router_engine.model.loader import DECODER_FAMILIES, LoadedModel
+from router_engine.model.attention import AttentionCall
+from router_engine.model.layout import layout_of
+from router_engine.model.loader import LoadedModel
 from router_engine.model.wrap import MixtureLinear
 
 Mix = Callable[[Group, Tensor, Tensor], None]  # (group, x, y): adds the step's mixture to y
@@ -29,16 +31,12 @@ Mix = Callable[[Group, Tensor, Tensor], None]  # (group, x, y): adds the step's 
 
 def unsupported(loaded: LoadedModel) -> str | None:
     """Why the decoder cannot run this model, or None if it can."""
-    config: Any = loaded.model.config
-    name = type(loaded.model).__name__
     if loaded.quantization != "none":
         return f"its weights are in {loaded.quantization}"
-    if name not in DECODER_FAMILIES:
-        return f"architecture {name} is not one of {', '.join(DECODER_FAMILIES)}"
-    if config.hidden_act != "silu":
-        return f"activation {config.hidden_act} is not silu"
-    if 2 * len(loaded.model.base_model.rotary_emb.inv_freq) != loaded.kv_shape.head_dim:
-        return "rotary embeddings cover a part of a head only"
+    try:
+        layout_of(loaded.model, loaded.attention)
+    except UnsupportedModelError as error:
+        return str(error)
     return None
 
 
@@ -94,13 +92,17 @@ class CudaDecoder:
         self._shape = loaded.kv_shape
         self._paths = {id(linear): path for path, linear in linears.items()}
         body: Any = loaded.model.base_model
-        self._epsilon = float(loaded.model.config.rms_norm_eps)
+        layout = layout_of(loaded.model, loaded.attention)
+        self._epsilon = layout.epsilon
         self._embedding: nn.Parameter = body.embed_tokens.weight
         self._final_norm: Tensor = body.norm.weight.detach()
         self._angles = _angles(body.rotary_emb, loaded)
-        self._layers = [self._layer(layer, cache, i) for i, layer in enumerate(body.layers)]
+        self._layers = [
+            self._layer(layer, cache, index, call)
+            for index, (layer, call) in enumerate(zip(body.layers, loaded.attention, strict=True))
+        ]
         self._tap_layer = loaded.tap_layer
-        self.hidden_size = int(loaded.model.config.hidden_size)
+        self.hidden_size = layout.hidden
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
         self.head = head
@@ -174,7 +176,7 @@ class CudaDecoder:
         )
         return query, attended
 
-    def _layer(self, layer: Any, cache: PagedCache, index: int) -> _Layer:
+    def _layer(self, layer: Any, cache: PagedCache, index: int, call: AttentionCall) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return _Layer(
             qkv=self._fused(attention.q_proj, attention.k_proj, attention.v_proj),
@@ -186,8 +188,8 @@ class CudaDecoder:
             rotation=self._rotation(attention),
             keys=cache.keys[index],
             values=cache.values[index],
-            window=sliding_window(attention),
-            scale=float(attention.scaling),
+            window=call.window,
+            scale=call.scale,
         )
 
     def _rotation(self, attention: Any) -> Rotation:

@@ -14,6 +14,7 @@ from router_engine.model.cuda.body import CudaBody
 from router_engine.model.cuda.decoder import CudaDecoder, unsupported
 from router_engine.model.graphs import CudaCapture, run_directly
 from router_engine.model.loader import LoadedModel
+from router_engine.model.proof import Proof
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 
@@ -35,6 +36,7 @@ class CudaPath(ParameterWeights):
         experts: StepExperts,
         cache: PagedCache,
         operations: Operations,
+        proof: Proof,
     ) -> None:
         super().__init__(loaded, linears)
         self._body: CudaBody | None = None
@@ -42,7 +44,26 @@ class CudaPath(ParameterWeights):
         if reason is not None:
             _log.info("no decoder of our own: %s", reason)
             return
-        self._body = CudaBody(
+        verdict = proof.kept(self.name)
+        if verdict is None:
+            expected = proof.expected()
+            self._body = self._make(loaded, linears, experts, cache, operations)
+            verdict = proof.judge(self.name, self._body.run, expected)
+        elif verdict.holds:
+            self._body = self._make(loaded, linears, experts, cache, operations)
+        if not verdict.holds:
+            self._body = None
+            _log.warning("the Triton decoder is not used, transformers' code runs: %s", verdict)
+
+    def _make(
+        self,
+        loaded: LoadedModel,
+        linears: Mapping[str, MixtureLinear],
+        experts: StepExperts,
+        cache: PagedCache,
+        operations: Operations,
+    ) -> CudaBody:
+        return CudaBody(
             CudaDecoder(loaded, linears, cache),
             experts,
             cache,

@@ -21,6 +21,7 @@ from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.experts.variants import CopiedExpert, Side, average
 from router_engine.kernels.reference.operations import ReferenceOperations
+from router_engine.model.attention import attention_calls
 from router_engine.model.loader import LoadedModel, kv_shape
 from router_engine.model.projections import ModelProjections
 from router_engine.model.quantized import quantize_linears
@@ -55,7 +56,7 @@ def _base(family: str, quantization: Any = "none") -> tuple[Any, ModelProjection
             nn.init.normal_(parameter, std=0.5)
     if quantization != "none":
         quantize_linears(model)
-    shape = kv_shape(model.config)
+    shape = kv_shape(attention_calls(model))
     loaded = LoadedModel(model, shape, 512, (), torch.float32, CPU, quantization)
     linears = wrap_linears(model, StepExperts(_pool(), ReferenceOperations()))
     merged = MergedBase(ParameterWeights(loaded, linears))

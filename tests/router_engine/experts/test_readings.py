@@ -17,6 +17,7 @@ from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.reference.operations import ReferenceOperations
 from router_engine.mixture.weights import StepWeights
+from router_engine.model.attention import attention_calls
 from router_engine.model.loader import LoadedModel, blocks_of, kv_shape
 from router_engine.model.projections import ModelProjections
 from router_engine.model.weights import ParameterWeights
@@ -40,7 +41,7 @@ class _Served:
         self._experts = StepExperts(pool, ReferenceOperations(), blocks, tap_layer)
         linears = wrap_linears(self._model, self._experts)
         hook_layers(self._model, self._experts)
-        shape = kv_shape(self._model.config)
+        shape = kv_shape(attention_calls(self._model))
         loaded = LoadedModel(self._model, shape, 512, (), torch.float32, cpu)
         base = ModelProjections(loaded, MergedBase(ParameterWeights(loaded, linears)))
         self.folders = {}

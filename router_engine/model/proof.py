@@ -1,0 +1,264 @@
+"""At the start, what computes a model proves itself: a prompt by it and by transformers.
+
+Both must agree within a tolerance. The verdict is kept beside the kernels by a digest of weights,
+config, code and device, so that only what is new is proven.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache as once
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import router_engine
+from router_engine.errors import UnsupportedModelError
+from router_engine.experts.step import StepExperts
+from router_engine.kernels.cpu.build import processor
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.mixture.weights import StepWeights
+from router_engine.model.attention import ATTENTION
+from router_engine.model.body import BodyOutput
+from router_engine.model.loader import LoadedModel
+from router_engine.request import SamplingParams
+from router_engine.scheduling.plan import PlannedRow, StepPlan
+
+_log = logging.getLogger(__name__)
+
+TOKENS = 48  # of the prompt, where no layer has a window
+_PAST = 16  # tokens past the widest window
+_CHUNK = 512  # tokens of a step that reads a prompt
+_DECODES = 4  # tokens at the prompt's end that come one by one
+_PLAIN = "sdpa"  # transformers' own attention
+
+# Of `difference`. In fp32 sums in another order; in formats of 16 bits each layer rounds; in 8 bits
+# a value may fall on the other side of a rounding edge, which then spreads through the layers.
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_INT8_TOLERANCE = 1e-1
+_STANDS_OUT = 8
+
+Run = Callable[[StepPlan, StepWeights | None], BodyOutput]
+
+
+class Verdict(NamedTuple):
+    """difference: see `difference`; not a number where one of both computes none."""
+
+    difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"its log probabilities differ from those of transformers' own code by "
+            f"{self.difference:.1e} of their size (allowed: {self.tolerance:.0e})"
+        )
+
+
+class Proof:
+    """What transformers' own code makes of a prompt, and whether others make the same of it."""
+
+    def __init__(
+        self, loaded: LoadedModel, experts: StepExperts, cache: PagedCache, folder: Path
+    ) -> None:
+        """Before any weight changes. `folder` keeps verdicts."""
+        self._loaded = loaded
+        self._experts = experts
+        self._cache = cache
+        self._folder = folder.expanduser()
+        self._subject = _subject(loaded)
+        self._tokens = _prompt(loaded, cache)
+
+    def kept(self, name: str) -> Verdict | None:
+        """The verdict on what computes under a name, if there was one before."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return self._verdict(float(json.loads(self._file(name).read_text())["difference"]))
+        return None
+
+    @torch.inference_mode()
+    def expected(self) -> Tensor:
+        """Logits [samples, vocab] by transformers' own code on the weights as they are now."""
+        model: Any = self._loaded.model
+        positions = torch.tensor([stop - 1 for _, stop in self._chunks])
+        self._experts.begin(None)
+        model.set_attn_implementation(_PLAIN)
+        try:
+            tokens = torch.tensor([self._tokens], device=self._loaded.device)
+            logits: Tensor = model(
+                input_ids=tokens,
+                use_cache=False,
+                logits_to_keep=positions.to(self._loaded.device),
+            ).logits
+        finally:
+            model.set_attn_implementation(ATTENTION)
+        return logits[0].float().cpu()
+
+    def judge(self, name: str, run: Run, expected: Tensor) -> Verdict:
+        """Compare what `run` computes, and keep the verdict under `name`."""
+        verdict = self._verdict(difference(expected, self._logits(run)))
+        self._keep(name, verdict)
+        _log.info("%s: %.1e of %.0e allowed", name, verdict.difference, verdict.tolerance)
+        return verdict
+
+    def require(self, name: str, run: Run) -> None:
+        """Raises UnsupportedModelError where `run`, beside which there is nothing, differs."""
+        verdict = self.kept(name)
+        if verdict is None:
+            verdict = self.judge(name, run, self.expected())
+        if not verdict.holds:
+            raise UnsupportedModelError(
+                f"this model is not served exactly in {self._loaded.dtype}: {verdict}. Another "
+                "--dtype may help, or a config without keys of other architectures"
+            )
+
+    @cached_property
+    def _chunks(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each step: the prompt in two pieces or more, its end one by one."""
+        decodes = max(0, len(self._tokens) - _DECODES)
+        size = min(_CHUNK, max(1, decodes // 2))
+        stops = [*range(size, decodes, size), *range(decodes, len(self._tokens) + 1)]
+        stops = [stop for stop in stops if stop > 0]
+        return tuple(zip([0, *stops], stops, strict=False))
+
+    @torch.inference_mode()
+    def _logits(self, run: Run) -> Tensor:
+        """What `run` makes of the prompt [samples, vocab], in blocks that are given back."""
+        blocks = -(-len(self._tokens) // self._cache.block_size)
+        found = []
+        with self._cache.borrowed(blocks):
+            for start, stop in self._chunks:
+                row = _row(self._tokens, start, stop, blocks)
+                # A copy: a body may write the next step's where it wrote these.
+                found.append(run(StepPlan((row,)), None).logits.float().cpu().clone())
+        return torch.cat(found)
+
+    def _verdict(self, found: float) -> Verdict:
+        loaded = self._loaded
+        is_int8 = loaded.quantization == "int8"
+        return Verdict(found, _INT8_TOLERANCE if is_int8 else _TOLERANCES[loaded.dtype])
+
+    def _file(self, name: str) -> Path:
+        parts = (self._subject, name, len(self._tokens), self._cache.block_size)
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return self._folder / f"proof-{key}.json"
+
+    def _keep(self, name: str, verdict: Verdict) -> None:
+        file = self._file(name)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=file.parent, suffix=".part", delete=False
+            ) as part:
+                json.dump({"name": name, **verdict._asdict()}, part)
+            os.replace(part.name, file)
+        except OSError as error:  # it is proven again at the next start
+            _log.warning("the verdict on %s is not kept: %s", name, error)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """How far logits [samples, vocab] are apart: the most of a sample, relative to its own size.
+
+    Of log probabilities the root mean square, and the largest where it stands out: noise of many
+    roundings lies within `_STANDS_OUT` times the former, one wrong row of the head does not.
+    """
+    one, other = (logits.log_softmax(-1) for logits in (expected, found))
+    apart = one - other
+    mean = apart.square().mean(-1).sqrt()
+    most = torch.maximum(mean, apart.abs().amax(-1) / _STANDS_OUT)
+    return float((most / one.square().mean(-1).sqrt()).amax())
+
+
+def _prompt(loaded: LoadedModel, cache: PagedCache) -> tuple[int, ...]:
+    """Tokens from all over the vocabulary, past every window, as many as model and cache hold."""
+    windows = [call.window for call in loaded.attention if call.window is not None]
+    wanted = max(TOKENS, max(windows, default=0) + _PAST)
+    count = min(wanted, loaded.max_model_len, cache.num_blocks * cache.block_size)
+    embedding: Any = loaded.model.get_input_embeddings()
+    vocab = int(embedding.weight.shape[0])
+    return tuple((7919 * index + 11) % vocab for index in range(count))
+
+
+def _row(tokens: tuple[int, ...], start: int, stop: int, blocks: int) -> PlannedRow:
+    return PlannedRow(
+        request_id="proof",
+        token_ids=tokens[start:stop],
+        start=start,
+        block_ids=tuple(range(blocks)),
+        sample=True,
+        weight_runs=(),
+        adapters=(),
+        combination="sum",
+        is_routed=False,
+        is_tapped=False,
+        sampling=SamplingParams(),
+        num_generated=0,
+        prompt_token_ids=tokens,
+        known_tokens=tokens,
+        arrival=0,
+    )
+
+
+def _subject(loaded: LoadedModel) -> str:
+    """A digest of all that a verdict depends on, beside the prompt and who computes."""
+    config = loaded.model.config.to_dict()
+    config.pop("_name_or_path", None)
+    parts = (
+        *(type(loaded.model).__name__, str(loaded.dtype), loaded.quantization),
+        *(_code(), _device(loaded.device), _weights(loaded.model)),
+        json.dumps(config, sort_keys=True, default=str),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@once
+def _code() -> str:
+    """A digest of what computes: the sources of model and kernels, and the libraries' versions."""
+    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
+    root = Path(router_engine.__file__).parent
+    for part in ("model", "kernels"):
+        for file in sorted((root / part).rglob("*")):
+            if file.is_file() and file.suffix in (".py", ".h", ".cpp"):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _device(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"{device.type} {processor()}"
+    return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
+
+
+def _weights(model: nn.Module) -> str:
+    """sha256 over every parameter and buffer; several at once, as hashing lets go of the GIL."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return hashlib.sha256("".join(pool.map(_digest, _tensors(model))).encode()).hexdigest()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _digest(named: tuple[str, Tensor]) -> str:
+    name, tensor = named
+    values = tensor.detach()
+    if type(values) is not Tensor and not isinstance(values, nn.Parameter):
+        values = values.dequantize()  # torchao's, which has no bytes of its own
+    values = values.contiguous().reshape(-1).cpu()
+    digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(values.view(torch.uint8).numpy())
+    return digest.hexdigest()
