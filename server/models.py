@@ -53,7 +53,7 @@ def load_tokenizer(files: BaseFiles) -> Any:
     with nullcontext() if is_gguf else torch_hidden():  # transformers reads GGUF with torch
         from transformers import AutoTokenizer
 
-        from router_engine.model.checkpoint import refused
+        from router_engine.model.checkpoint import called, refused
 
         if is_gguf:
             from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
@@ -61,7 +61,7 @@ def load_tokenizer(files: BaseFiles) -> Any:
             read = partial(load_gguf_tokenizer, path)
         else:
             read = partial(AutoTokenizer.from_pretrained, files.load)
-        return refused(files.load, "its tokenizer cannot be loaded", read)
+        return refused(called(files.load), "its tokenizer cannot be loaded", read)
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:

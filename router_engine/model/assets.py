@@ -104,12 +104,20 @@ def resolve_model(model: str, cache: Path) -> Path | str:
     found = Path(model).expanduser()
     if model and model != TINY_RANDOM and found.exists():
         return found
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1 or not model:
+    if _is_path(model):
         raise AssetError(
             f"model {model!r} is no directory or file: use {DEFAULT!r}, {TINY_RANDOM!r}, "
             "a directory, a .gguf file or a hub id (owner/name)"
         )
     return model
+
+
+def _is_path(model: str) -> bool:
+    """Whether a name that is no file can be no id on the hub either."""
+    if not model or model.startswith(("/", ".", "~")) or model.endswith((".gguf", ".safetensors")):
+        return True
+    # Of `owner/name` the owner may be a folder of the same name; then `name` was meant to be in it.
+    return model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
 
 
 def bring(

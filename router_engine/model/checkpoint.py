@@ -203,6 +203,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
+def called(model: str) -> str:
+    """How an error names a model: whoever mistypes a path asks the hub."""
+    return (
+        model if Path(model).expanduser().exists() else f"{model} (an id on the hub: no such path)"
+    )
+
+
 def one_line(error: BaseException) -> str:
     """What another library's error says, as one line."""
     return " ".join(str(error).split()) or type(error).__name__

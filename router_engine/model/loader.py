@@ -29,6 +29,7 @@ from router_engine.model.checkpoint import (
     ROPE_TYPES,
     SUPPORTED,
     architecture,
+    called,
     check_config,
     check_model,
     refused,
@@ -102,11 +103,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def described_by(model: str) -> PreTrainedConfig:
     """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does."""
-    location = _Location.of(model)
-    if Path(location.name).exists():
-        check_model(Path(model).expanduser())
+    location, path = _Location.of(model), Path(model).expanduser()
+    if path.exists():
+        check_model(path)
     read = functools.partial(AutoConfig.from_pretrained, location.name, **location.options)
-    described: PreTrainedConfig = refused(model, "its config cannot be read", read)
+    described: PreTrainedConfig = refused(called(model), "its config cannot be read", read)
     check_supported(described)
     # A config may ask for other outputs: what reads them says what it wants.
     described.return_dict = True

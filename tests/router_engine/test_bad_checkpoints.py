@@ -1,0 +1,100 @@
+"""Every model that cannot be served is refused in one line that names it and says what would do."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from router_engine.config import EngineConfig, ModelConfig
+from router_engine.errors import UnsupportedModelError
+from router_engine.model.checkpoint import check_model
+from router_engine.model.loader import load_model
+from router_engine.model.tiny import save_tiny, tiny_model
+from tests.router_engine.conftest import MakeHarness
+from tests.support.bad_checkpoints import BAD, ODD, POINTER, Bad
+from tests.support.gguf import save_gguf
+
+
+def _require_line(error: UnsupportedModelError, words: tuple[str, ...]) -> None:
+    told = str(error)
+    assert "\n" not in told
+    assert len(told) < 1000
+    for word in words:
+        assert word in told
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_files_that_will_not_do_are_seen_at_once(tmp_path: Path, bad: Bad) -> None:
+    """By whoever looks first, and by the loader itself."""
+    folder = save_tiny(tmp_path / "model")
+    bad.spoil(folder)
+    for look in (lambda: check_model(folder), lambda: load_model(ModelConfig(str(folder)))):
+        with pytest.raises(UnsupportedModelError) as raised:
+            look()
+        _require_line(raised.value, (str(folder), *bad.words))
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
+def test_what_only_the_loader_sees_is_one_line_too(tmp_path: Path, odd: Bad) -> None:
+    folder = save_tiny(tmp_path / "model")
+    odd.spoil(folder)
+    with pytest.raises(UnsupportedModelError) as raised:
+        load_model(ModelConfig(str(folder)))
+    _require_line(raised.value, odd.words)
+
+
+def test_a_sound_checkpoint_is_nothing_to_complain_of(tmp_path: Path) -> None:
+    check_model(save_tiny(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is no GGUF file"),
+        (b"GGU", "is no GGUF file"),
+        (POINTER, "git-lfs pointer"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**40, 2**40), "cannot be read"),
+        (b"GGUF" + b"\xff" * 400, "cannot be read"),
+    ],
+)
+def test_a_gguf_file_that_is_none(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UnsupportedModelError, match=words) as raised:
+        load_model(ModelConfig(str(file)))
+    _require_line(raised.value, (str(file),))
+
+
+@pytest.mark.parametrize("part", [0.3, 0.99])
+def test_half_a_gguf_file(tmp_path: Path, part: float) -> None:
+    file = save_gguf(tmp_path / "model.gguf", tiny_model(), "smollm")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(UnsupportedModelError) as raised:
+        load_model(ModelConfig(str(file)))
+    _require_line(raised.value, (str(file),))
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    file = folder / "model.safetensors"
+    with pytest.raises(UnsupportedModelError, match=r"is no directory and no \.gguf file"):
+        check_model(file)
+
+
+def test_sixteen_bits_are_served_in_thirty_two_on_a_cpu(
+    tmp_path: Path, make_harness: MakeHarness
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"float16"'))
+    harness = make_harness(folder, config=EngineConfig(model=ModelConfig(device="cpu")))
+    assert harness.engine.info.dtype == "float32"
+    assert load_model(ModelConfig(str(folder), device="cpu")).dtype == torch.float32
