@@ -89,11 +89,12 @@ class KernelConfig:
     reference: transformers and plain torch. triton: Triton kernels on a CUDA device, with a decoder
     of their own where it can run the model. cpu: the C++ decoder, compiled first if need be, or an
     error. auto: triton on a CUDA device; on a CPU the C++ decoder where it can run this model, from
-    when it has been compiled (in the background); the reference until then and elsewhere.
+    when it has been compiled (in the background); the reference until then and elsewhere. Whatever
+    computes is proven first (`model.proof`).
     """
 
     kernels: Kernels = "reference"
-    cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries, and of choices
+    cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries, choices, verdicts
     isa: CpuIsa | None = None  # of the C++ decoder; None: the fastest, by measurement
 
 

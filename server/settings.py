@@ -75,7 +75,9 @@ class Settings(BaseSettings):
         default="auto",
         description="What computes a step: plain torch (reference), the C++ decoder (cpu), Triton "
         "kernels on a GPU (triton), a package's own by name, or (auto) triton on a GPU, and on a "
-        "CPU the C++ decoder as soon as it is compiled, where it can run the model.",
+        "CPU the C++ decoder as soon as it is compiled, where it can run the model. What computes "
+        "is compared with transformers' own code at its first start, and where it differs that "
+        "runs, with a warning, or nothing, under 'cpu'; the verdict is kept in the cache.",
     )
     cpu_isa: CpuIsa | None = Field(
         default=None,

@@ -103,10 +103,12 @@ def path(request: pytest.FixtureRequest) -> EnginePath:
 
 
 @pytest.fixture
-def path_cache(path: EnginePath, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where the path finds compiled kernels; nothing is compiled for those that need none."""
+def path_cache(
+    path: EnginePath, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Where the path finds compiled kernels and verdicts; those that need none compile nothing."""
     if not path.is_compiled:
-        return tmp_path / "kernels"
+        return tmp_path_factory.getbasetemp() / "verdicts"
     cache: Path = request.getfixturevalue("kernel_cache")
     return cache
 

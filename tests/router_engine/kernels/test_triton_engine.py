@@ -20,3 +20,11 @@ def test_graphs_serve_every_mixture(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "dtype"), [("llama", "bfloat16"), ("llama-tied", "float16")])
 def test_other_dtypes(run: Run, tmp_path: Path, family: str, dtype: DType) -> None:
     run(checks.check_dtype, str(tmp_path), family, dtype)
+
+
+def test_a_wrong_decoder_is_not_used(run: Run, tmp_path: Path) -> None:
+    run(checks.check_a_wrong_decoder_is_not_used, str(tmp_path))
+
+
+def test_a_key_that_a_llama_ignores(run: Run, tmp_path: Path) -> None:
+    run(checks.check_a_key_that_a_llama_ignores, str(tmp_path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +18,13 @@ from router_engine.config import (
     ModelConfig,
     SchedulerConfig,
 )
+from router_engine.model.cuda import decoder
 from router_engine.model.cuda.body import CudaBody
+from router_engine.model.layout import Layout, layout_of
+from router_engine.model.proof import Proof
 from router_engine.request import EngineRequest
 from tests.router_engine.kernels.triton_checks import TOLERANCE
+from tests.router_engine.test_config_keys import save_with
 from tests.support.harness import Answer, EngineHarness, request
 from tests.support.tiny import ATTENTION, make_lora_folder, save_family
 
@@ -115,3 +121,37 @@ def check_graphs_serve_every_mixture(device: Device, root: str) -> None:
         assert counts[0] == counts[-1] > 0
     finally:
         pair.close()
+
+
+def check_a_wrong_decoder_is_not_used(device: Device, root: str) -> None:
+    """Transformers' code on the same kernels runs instead, and a second start needs no proof."""
+    config = EngineConfig(
+        model=ModelConfig(device=device),
+        cache=CacheConfig(num_blocks=64),
+        kernels=KernelConfig("triton", Path(root) / "kernels"),
+    )
+
+    def wrong(*arguments: Any) -> Layout:
+        right = layout_of(*arguments)
+        return replace(right, epsilon=100 * right.epsilon + 0.1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "layout_of", wrong)
+        for start in range(2):
+            harness = EngineHarness(Path(root) / str(start), config=config)
+            assert harness.engine.body is None
+            harness.close()
+            patch.delattr(Proof, "expected", raising=False)  # what is kept is not asked again
+
+
+def check_a_key_that_a_llama_ignores(device: Device, root: str) -> None:
+    """With a window its decoder would have been found wrong, and not be used."""
+    config = EngineConfig(
+        model=ModelConfig(device=device),
+        cache=CacheConfig(num_blocks=64),
+        kernels=KernelConfig("triton", Path(root) / "kernels"),
+    )
+    folder = save_with(Path(root) / "model", "llama", {"sliding_window": 4})
+    harness = EngineHarness(Path(root) / "engine", folder, config)
+    assert isinstance(harness.engine.body, CudaBody)
+    harness.close()
