@@ -55,7 +55,8 @@ class ExpertRows:
     prompt a row is a key and a value: a = K [length, kv_heads * head_dim], b = V with the head
     gates c folded in [length, heads * head_dim].
 
-    a [rows, in]; b [rows, out], the scale already in it; scale is kept because `linear` splits it.
+    a [rows, in]; b [rows, out], the scale already in it, finite once an adapter is loaded
+    (`experts.contained`); scale is kept because `linear` splits it.
     prototype [rows] fp32: what layer routers score with (`experts.lora.prototypes`), 0 where the
     adapter is not plain. bias [rows] fp32: 0 where None. activation: None is the identity.
     has_up_bias: the last row is a bottleneck's bias on the way up; its a is 0, its bias 1, and it

@@ -43,7 +43,6 @@ class StepGateValues:
                 if router.spec.scope == "token":
                     found[:] = layer_gates(router, v)
                     continue
-                found.nan_to_num_(0.0)  # tokens of others, whose weights are 0
                 for prompt in self._prompts:
                     if prompt.kept is None and digest in prompt.adapters:
                         found[prompt.tokens] = _of_prompt(router, v, prompt)

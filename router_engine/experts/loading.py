@@ -10,6 +10,7 @@ from safetensors import safe_open
 from adapters_store.expert_types import BottleneckExpertSpec, PromptExpertSpec
 from router_engine.experts.base import AdapterFiles, BaseProjections, ExpertRows, HostAdapter
 from router_engine.experts.bottleneck.weights import bottleneck_rows
+from router_engine.experts.contained import contained
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.layer_router.weights import router_weights
 from router_engine.experts.lora.weights import lora_rows
@@ -27,6 +28,7 @@ def load_adapter(
     """Read an adapter's rank rows and routers in `dtype`, every scale folded in in fp32.
 
     `base` makes a prompt's keys and values. `variant` weighs the copies of experts that have them.
+    Numbers that are not finite are contained (`experts.contained`).
     """
     started = time.perf_counter()
     manifest = files.manifest
@@ -39,4 +41,5 @@ def load_adapter(
             elif isinstance(expert, PromptExpertSpec):
                 rows[expert.site] = prompt_rows(expert, tensors, dtype, base)
         routers = {spec.layer: router_weights(spec, tensors, dtype) for spec in manifest.routers}
+    rows = {site: contained(each) for site, each in rows.items()}
     return HostAdapter(digest, manifest, rows, time.perf_counter() - started, routers)

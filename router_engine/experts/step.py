@@ -14,6 +14,7 @@ from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
 from router_engine.kernels.reference.gates import gate_weights
+from router_engine.kernels.reference.weighted import weighted
 from router_engine.mixture.weights import StepGates, StepWeights
 
 _Key = tuple[int, tuple[tuple[int, int], ...]]  # a matrix of weights, a layout of rows
@@ -175,7 +176,7 @@ class StepExperts:
         layer = self._layer(site)
         if rows.gate is None or self._gates is None or layer is None:
             return spread
-        return spread * self._gates.per_row(layer, rows, rows.gate)
+        return weighted(self._gates.per_row(layer, rows, rows.gate), spread)
 
     def _per_row(self, weights: Tensor, rows: ActiveRows) -> Tensor:
         """Weights [tokens, adapters] spread over rank rows [tokens, rows]."""
@@ -220,8 +221,8 @@ class StepExperts:
             x,
             rows.a,
             rows.b,
-            spread * rows.scale_root,
-            spread * (sign / rows.scale_root),
+            weighted(rows.scale_root, spread),
+            weighted(sign / rows.scale_root, spread),
             rows.rank_index,
             rows.max_rank,
         )

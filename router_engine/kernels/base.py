@@ -60,7 +60,10 @@ class StepAttention(Protocol):
 class Operations(Protocol):
     """What is computed in a step beside the base model's own layers.
 
-    Every implementation agrees with `kernels.reference`, whose docstrings hold the equations.
+    Every implementation agrees with `kernels.reference`, whose docstrings hold the equations. What
+    a token does not use never reaches it: rows whose weight is 0 for it, whatever `a` holds, and
+    cache slots past its own request's context, whatever they hold. `b` is finite in every row:
+    `experts.contained` sees to that as an adapter is loaded.
     """
 
     def row_blocks(self, row_weights: Tensor, fill: float) -> RowBlocks | None:

@@ -90,6 +90,16 @@ class BlockPool:
             self._key_of[block] = key
             self._block_of[key] = block
 
+    def retract(self, block: int) -> None:
+        """Make an owned block one that nobody finds; nothing happens where it is one already.
+
+        Whoever shares it keeps it.
+        """
+        if self._references[block] < 1:
+            raise ValueError(f"block {block} is not owned, so nobody can say what it holds")
+        if block in self._key_of:
+            del self._block_of[self._key_of.pop(block)]
+
     def find(self, key: bytes) -> int | None:
         return self._block_of.get(key)
 

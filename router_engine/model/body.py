@@ -17,12 +17,14 @@ class BodyOutput(NamedTuple):
 
     tap [tokens, hidden]: the hidden states that enter the tap layer, where the plan is tapped.
     gates: what routers inside layers said, None where no adapter of the step has one.
+    finite [tokens] bool: `model.finite.are_finite` of what enters the last norm.
     """
 
     logits: Tensor
     summary: LogitSummary | None = None
     tap: Tensor | None = None
     gates: GateReadings | None = None
+    finite: Tensor | None = None
 
 
 class Body(Protocol):

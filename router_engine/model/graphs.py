@@ -91,6 +91,7 @@ class StaticInputs:
         self.weights = torch.zeros(batch, MAX_COLUMNS, dtype=torch.float32, device=device)
         self.lower = torch.zeros_like(self.weights)  # of the layers below the tap
         self.tap = torch.zeros(batch, hidden, dtype=torch.float32, device=device)  # written
+        self.finite = torch.zeros(batch, dtype=torch.bool, device=device)  # written
         self.starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
 
     @property

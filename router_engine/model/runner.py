@@ -17,6 +17,7 @@ from router_engine.model.batch import build_batch
 from router_engine.model.body import Body, BodyOutput
 from router_engine.model.ensembles import Ensembles
 from router_engine.model.fast import Fast
+from router_engine.model.finite import FiniteReader
 from router_engine.model.loader import LoadedModel
 from router_engine.model.proof import Proof
 from router_engine.model.sampler import Sampler, SamplingRow
@@ -44,6 +45,7 @@ class ModelRunner:
         self._operations = operations
         self._fast = fast
         self._tap = Tap(loaded.model, loaded.tap_layer)
+        self._finite = FiniteReader(loaded.model)
         self._sampler = Sampler()
         self._ensembles = Ensembles()
 
@@ -87,7 +89,8 @@ class ModelRunner:
             samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
         tap = None if out.tap is None else normed(out.tap.numpy())
         gates = None if out.gates is None else out.gates.as_numpy()
-        return StepOutput(tuple(samples), tap, gates)
+        finite = None if out.finite is None else out.finite.cpu().numpy()
+        return StepOutput(tuple(samples), tap, gates, finite)
 
     def forget(self, request_id: str) -> None:
         """A request has ended: nothing is kept of it."""
@@ -97,7 +100,7 @@ class ModelRunner:
         """By transformers' own code."""
         batch = build_batch(plan, self._cache, self._operations, self._experts, self._device)
         self._experts.begin(weights)
-        with self._tap.reading(is_wanted=plan.is_tapped) as tap:
+        with self._tap.reading(is_wanted=plan.is_tapped) as tap, self._finite.reading() as finite:
             hidden = self._body(
                 input_ids=batch.token_ids[None],
                 position_ids=batch.positions[None],
@@ -106,4 +109,5 @@ class ModelRunner:
             ).last_hidden_state[0]
         with self._experts.rows(batch.sample_index):
             logits: Tensor = self._head(hidden[batch.sample_index])
-        return BodyOutput(logits, tap=tap.value, gates=self._experts.readings())
+        gates = self._experts.readings()
+        return BodyOutput(logits, tap=tap.value, gates=gates, finite=finite.tokens)

@@ -122,8 +122,9 @@ def weigh_rows(scores: NDArray[np.floating[Any]], params: CosineParams) -> list[
     """softmax(s / temperature) over the top_k best of each of scores [n, k], for all rows at once.
 
     Among equal scores the earlier candidate wins. A score of -inf gets weight 0, as do all below
-    the threshold.
+    the threshold. A row with a NaN gets weights that are NaN, and changes no other row's.
     """
+    scores = np.where(np.isnan(scores).any(axis=1, keepdims=True), -np.inf, scores)
     count, kept = scores.shape[1], params.top_k or scores.shape[1]
     if kept < count:
         # Of equal scores the earlier stays: only the few that may be kept are put in order.
@@ -137,8 +138,9 @@ def weigh_rows(scores: NDArray[np.floating[Any]], params: CosineParams) -> list[
         columns = np.broadcast_to(np.arange(count), scores.shape)
     exact = np.take_along_axis(scores, columns, axis=1).astype(np.float64)
     best = exact.max(axis=1, keepdims=True)
-    powers = np.exp((exact - best) / params.temperature)
-    powers /= powers.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        powers = np.exp((exact - best) / params.temperature)
+        powers /= powers.sum(axis=1, keepdims=True)
     if params.threshold is not None:
         powers[best[:, 0] < params.threshold] = 0
     rows = zip(columns.tolist(), powers.tolist(), strict=True)

@@ -88,8 +88,15 @@ class BlockLedger:
                 self._sums[block] = state.running_mean.block_sums[index]
             self.pool.publish(block, keys[index])
 
-    def release(self, state: RequestState) -> None:
-        """Take all blocks back; the request starts over if it goes on."""
+    def release(self, state: RequestState, *, is_kept: bool = True) -> None:
+        """Take all blocks back; the request starts over if it goes on.
+
+        is_kept: whether others may find what it has written; what it found itself, they may.
+        """
+        if not is_kept:
+            found = state.num_cached_tokens // self.block_size
+            for block in state.block_table.block_ids[found:]:
+                self.pool.retract(block)
         self.pool.release(state.block_table.clear())
         state.num_computed = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -156,8 +157,22 @@ class StepOutput:
 
     tap [tokens, hidden]: the base's hidden states at the tap layer, each of root mean square 1,
     where the plan is tapped. gates: None where no adapter of the step has routers inside layers.
+    finite [tokens]: whether all that was computed of a token are numbers; None: of all tokens.
     """
 
     samples: tuple[SampledToken, ...]
     tap: NDArray[np.float32] | None = None
     gates: StepReadings | None = None
+    finite: NDArray[np.bool_] | None = None
+
+    def is_finite(self, tokens: slice, sample: SampledToken | None) -> bool:
+        """Whether all that was computed of a row are numbers.
+
+        tokens: where it lies in the flat batch. sample: its token, where it draws one.
+        """
+        if self.finite is not None and not self.finite[tokens].all():
+            return False
+        if sample is None:
+            return True
+        best = (logprob for _, logprob in sample.top_tokens)
+        return math.isfinite(sample.logprob) and all(map(math.isfinite, best))

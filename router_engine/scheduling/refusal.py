@@ -1,4 +1,4 @@
-"""Says why a request can never run, before it takes any space."""
+"""Says why a request can never run, before it takes any space; or why one that runs cannot go on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from router_engine.request import (
     EngineRequest,
     SamplingParams,
     TokenRouting,
+)
+
+NOT_FINITE = (
+    "what the model computes under this mixture is not finite: an adapter holds, or its weight "
+    "makes, numbers too large for it; smaller weights may help"
 )
 
 

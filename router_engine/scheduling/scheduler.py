@@ -6,7 +6,6 @@ known tokens, under one token budget. One thread calls everything here.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -28,7 +27,7 @@ from router_engine.scheduling.policy import in_turn, make_policy
 from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
 from router_engine.scheduling.questions import Questions
 from router_engine.scheduling.queue import WaitingQueue
-from router_engine.scheduling.refusal import Limits, refusal
+from router_engine.scheduling.refusal import NOT_FINITE, Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.tap import RunningMeans
 from router_engine.scheduling.weights import WeightsHistory
@@ -200,7 +199,11 @@ class Scheduler:
         events: list[EngineEvent] = []
         for row, state, tokens in taken:
             sample = next(samples) if row.draws else None
-            if state is None:
+            if state is None or state.status is RequestStatus.FINISHED:
+                continue  # or another member of its ensemble has failed in this step
+            if not out.is_finite(tokens, sample):
+                failed = FinishReason.FAILED
+                events.append(self._finish(state.head, failed, error=NOT_FINITE, is_kept=False))
                 continue
             if out.gates is not None:
                 state.read_gates(row.start, out.gates, tokens)
@@ -349,10 +352,6 @@ class Scheduler:
 
     def _sampled(self, state: RequestState, sample: SampledToken) -> Iterator[EngineEvent]:
         sampling, index = state.request.sampling, state.num_generated
-        if math.isnan(sample.logprob):
-            error = "the logits are not finite under this mixture; smaller weights may help"
-            yield self._finish(state, FinishReason.FAILED, error=error)
-            return
         if sample.token_id in sampling.stop_token_ids and index >= sampling.min_new_tokens:
             yield self._finish(state, FinishReason.STOP_TOKEN, stop_token_id=sample.token_id)
             return
@@ -381,6 +380,7 @@ class Scheduler:
         *,
         error: str | None = None,
         stop_token_id: int | None = None,
+        is_kept: bool = True,  # whether others may find what it has written
     ) -> FinalEvent:
         self._stuck = False
         event = state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)
@@ -388,7 +388,7 @@ class Scheduler:
             self._queue.remove(state)
         for member in state.members:
             self._running.pop(member.request_id, None)
-            self.ledger.release(member)
+            self.ledger.release(member, is_kept=is_kept)
             member.status = RequestStatus.FINISHED
             del self._live[member.request_id]
             self._num_background -= member.request.is_background

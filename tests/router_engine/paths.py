@@ -152,6 +152,8 @@ class PathEngine(Protocol):
     def merge(self, mixture: ResolvedMixture | None) -> MergedState: ...
     def put_centroids(self, centroids: Mapping[str, Sequence[float]]) -> None: ...
     def stats(self) -> EngineStats: ...
+    def spoilt_blocks(self) -> frozenset[int]: ...
+    def findable_blocks(self) -> frozenset[int]: ...
     def close(self) -> None: ...
 
 
@@ -212,6 +214,18 @@ class PathHarness(EngineHarness):
     def stats(self) -> EngineStats:
         return self.engine.stats()
 
+    def spoilt_blocks(self) -> frozenset[int]:
+        """Blocks of the cache that hold a number which is not finite."""
+        cache = self.engine._runner._cache
+        parts = (*cache.keys, *cache.values)
+        spoilt = torch.stack([~part.isfinite().flatten(1).all(1) for part in parts]).any(0)
+        blocks = spoilt.view(cache.num_blocks, cache.block_size).any(1)
+        return frozenset(blocks.nonzero()[:, 0].tolist())
+
+    def findable_blocks(self) -> frozenset[int]:
+        """Blocks that the prefix cache gives away."""
+        return frozenset(self.engine._blocks.keys)
+
     def _weights(self) -> dict[str, Tensor]:
         """A copy of every linear layer's weight, from where the kernels read it."""
         read = self.engine.weights.read
@@ -245,6 +259,12 @@ class InterpretedEngine:
 
     def stats(self) -> EngineStats:
         return self._call(PathHarness.stats)
+
+    def spoilt_blocks(self) -> frozenset[int]:
+        return self._call(PathHarness.spoilt_blocks)
+
+    def findable_blocks(self) -> frozenset[int]:
+        return self._call(PathHarness.findable_blocks)
 
     def close(self) -> None:
         self._call(PathHarness.close)

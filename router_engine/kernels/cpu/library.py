@@ -164,6 +164,7 @@ class Step(Structure):
         ("weights", Weights),
         ("lower", Weights),
         ("tap", c_void_p),
+        ("finite", c_void_p),
         ("tokens", c_int32),
         ("num_rows", c_int32),
         ("samples", c_int32),

@@ -30,7 +30,7 @@ class _Decodes:
     """All requests with a single token in the step."""
 
     index: Tensor  # [rows]: flat tokens
-    slots: Tensor  # [rows, max_context]; past a row's context: slot 0, masked
+    slots: Tensor  # [rows, max_context]; past a row's context: its own last slot, masked
     positions: Tensor  # [rows]: of the token itself; it sees 0 .. positions
 
 
@@ -66,16 +66,18 @@ def _context_slots(chunk: Chunk, block_size: int) -> Tensor:
 
 
 def _decodes(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> _Decodes:
+    own = torch.tensor([chunk.start for chunk in chunks])
     longest = max(-(-chunk.stop // block_size) for chunk in chunks)
     blocks = torch.tensor(
         [(*chunk.block_ids[:longest], *(0,) * (longest - len(chunk.block_ids))) for chunk in chunks]
     )
-    slots = (blocks[:, :, None] * block_size + torch.arange(block_size)).flatten(1)
-    context = max(chunk.stop for chunk in chunks)
+    # A mask does not stop a NaN (0 * NaN is one), so rows are padded with what they see anyway:
+    # slots past their context belong to others, or still hold what others left there.
+    seen = torch.minimum(torch.arange(int(own.max()) + 1), own[:, None])
     return _Decodes(
         index=torch.tensor([chunk.first for chunk in chunks], device=device),
-        slots=slots[:, :context].to(device),
-        positions=torch.tensor([chunk.start for chunk in chunks], device=device),
+        slots=(blocks.gather(1, seen // block_size) * block_size + seen % block_size).to(device),
+        positions=own.to(device),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_store.expert_types import Activation
+from router_engine.kernels.reference.weighted import weighted
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -32,7 +33,8 @@ def mix_bottleneck(
     y [tokens, out]; v [tokens, in]: what y itself was before, for serial ones; a [rows, in];
     b [rows, out]; row_weights [tokens, rows] fp32: weight of the row's adapter times the row's
     gate, outside the activation; bias [rows] fp32 or None; activations: (which, first row,
-    last row + 1), the identity for rows that none names.
+    last row + 1), the identity for rows that none names. As `low_rank.mix_sum`, rows of weight 0
+    take no part, and b is finite.
     Sources: MoA (2025), parallel adapter; Houlsby et al. (2019), serial.
     """
     z = (v @ a.T).float()
@@ -40,7 +42,7 @@ def mix_bottleneck(
         z += bias
     for name, first, stop in activations:
         z[:, first:stop] = ACTIVATIONS[name](z[:, first:stop])
-    y.addmm_(z.mul_(row_weights).to(v.dtype), b)
+    y.addmm_(weighted(z, row_weights).to(v.dtype), b)
 
 
 def attend_prompts(
@@ -56,7 +58,8 @@ def attend_prompts(
     attended, query [tokens, heads, head_dim], the query with its experts and rotation; keys [rows,
     kv_heads * head_dim]; values [rows, heads * head_dim], the head gates in them; row_weights
     [tokens, rows] fp32: weight of the row's prompt times its gate; lengths: rows of each prompt,
-    one after another: each has a softmax of its own. Source: MoA (2025), prompt expert.
+    one after another: each has a softmax of its own. A prompt of weight 0 takes no part, whatever
+    its keys; values are finite (`experts.contained`). Source: MoA (2025), prompt expert.
     """
     tokens, heads, head_dim = query.shape
     kv_heads = keys.shape[1] // head_dim
@@ -64,7 +67,7 @@ def attend_prompts(
     scores = torch.einsum("tkgd,lkd->tkgl", grouped, keys.view(-1, kv_heads, head_dim)).float()
     parts = torch.split(scores * head_dim**-0.5, list(lengths), dim=-1)
     shares = torch.cat([part.softmax(-1) for part in parts], dim=-1).view(tokens, heads, -1)
-    shares *= row_weights[:, None]
+    shares = weighted(shares, row_weights[:, None])
     attended += torch.einsum(
         "thl,lhd->thd", shares.to(query.dtype), values.view(-1, heads, head_dim)
     )

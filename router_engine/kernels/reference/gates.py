@@ -19,14 +19,17 @@ def gate_weights(
 
     arrow (Ostapenko et al. 2024): s_tj = |x_t . v_j|; w_t = softmax(s_t / temperature_t) over the
     top_k_t highest of those candidates of t that act at the layer, 0 elsewhere.
-    v_j = sum_r prototype_r a_r over the rows r of adapter j.
+    v_j = sum_r prototype_r a_r over the rows r of adapter j. Nothing is read of adapters that are
+    no candidates of a token; of its own, one whose score is not a number comes first.
 
     x [tokens, in]; a [rows, in]; prototype, owner [rows]: a row's column; candidates
     [tokens, adapters] bool; top_k, temperature [tokens], top_k 0 for a token that has no gate.
     """
     columns = torch.arange(candidates.shape[1], device=x.device)
     owned = (owner[:, None] == columns).float()  # [rows, adapters]
-    scores = (((x @ a.T).float() * prototype) @ owned).abs()
+    # A product with the zeros in `owned` would carry inf and NaN from column to column.
+    parts = torch.where(candidates[:, owner], (x @ a.T).float() * prototype, 0.0)
+    scores = (parts @ owned).abs()
     may_act = candidates & (owned.sum(0) > 0)
     order = scores.masked_fill(~may_act, -torch.inf).argsort(dim=1, descending=True)
     chosen = torch.zeros_like(may_act).scatter_(1, order, columns < top_k[:, None]) & may_act

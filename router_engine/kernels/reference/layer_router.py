@@ -34,7 +34,8 @@ def layer_gates(router: HostRouter, v: Tensor) -> Tensor:
     theta = torch.full_like(gates[:, :1], spec.threshold.maximum)
     if spec.threshold.prefix is not None:
         theta *= wide[:, -1:].sigmoid()
-    return torch.where(gates >= theta, gates, 0.0)
+    # What is not a number is below nothing: the gate stays one that is not.
+    return torch.where(gates < theta, 0.0, gates + (theta - theta))
 
 
 def _softmax(z: Tensor, top_k: int | None) -> Tensor:

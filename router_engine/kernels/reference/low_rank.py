@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from router_engine.kernels.reference.weighted import weighted
+
 
 def mix_sum(y: Tensor, x: Tensor, a: Tensor, b: Tensor, row_weights: Tensor) -> None:
     """y_t += sum_r weight_tr b_r (a_r . x_t), in place (design section 4).
 
     y [tokens, out]; x [tokens, in]; a [rows, in]; b [rows, out];
-    row_weights [tokens, rows] fp32: each token's weight for the adapter that owns the row.
+    row_weights [tokens, rows] fp32: each token's weight for the adapter that owns the row; a row
+    of weight 0 takes no part, whatever a holds. b is finite (`experts.contained`).
     """
-    z = (x @ a.T).float().mul_(row_weights).to(x.dtype)
-    y.addmm_(z, b)
+    z = weighted((x @ a.T).float(), row_weights)
+    y.addmm_(z.to(x.dtype), b)
 
 
 def mix_linear(
@@ -33,8 +36,8 @@ def mix_linear(
     shrink_weights [tokens, rows] multiply A x; expand_weights [tokens, rows] multiply the rows of
     B, which hold the scale already: sqrt(weight / scale). rank_index [rows], below max_rank.
     """
-    z = (x @ a.T).float().mul_(shrink_weights)
+    z = weighted((x @ a.T).float(), shrink_weights)
     folded = z.new_zeros(z.shape[0], max_rank)
     folded.index_add_(1, rank_index, z)
-    z = torch.index_select(folded, 1, rank_index).mul_(expand_weights)
+    z = weighted(torch.index_select(folded, 1, rank_index), expand_weights)
     y.addmm_(z.to(x.dtype), b)

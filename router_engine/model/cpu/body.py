@@ -48,6 +48,7 @@ class CpuBody:
         mixture = _Mixture(weights, self._pool, self._lists, readings)
         lower = _Mixture(weights and weights.lower, self._pool, self._lists, readings)
         tap = torch.empty(len(arrays.token_ids), self._decoder.hidden) if plan.is_tapped else None
+        finite = torch.empty(len(arrays.token_ids), dtype=torch.bool)
         step = Step(
             token_ids=arrays.token_ids.ctypes.data,
             positions=arrays.positions.ctypes.data,
@@ -60,6 +61,7 @@ class CpuBody:
             weights=mixture.weights,
             lower=lower.weights,
             tap=None if tap is None else tap.data_ptr(),
+            finite=finite.data_ptr(),
             tokens=len(arrays.token_ids),
             num_rows=len(arrays.rows),
             samples=len(arrays.samples),
@@ -73,7 +75,7 @@ class CpuBody:
         if weights is not None and readings is not None and weights.prompts:
             values, columns = readings.values, readings.columns
             readings = gate_readings(self._pool, weights, columns, values, self._tap_layer)
-        return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings)
+        return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings, finite)
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
         """Room for the gates of a step's adapters, if any has a router."""

@@ -71,11 +71,11 @@ class CudaBody:
             key = self._key(rows, weights)
         if key is None:
             return self._eager(plan, weights)
-        logits, tap = self._decode(rows, weights, key)
+        logits, tap, finite = self._decode(rows, weights, key)
         if not all(row.sample for row in rows):
             picked = [index for index, row in enumerate(rows) if row.sample]
             logits = logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
-        return BodyOutput(logits, tap=tap)
+        return BodyOutput(logits, tap=tap, finite=finite)
 
     def refresh(self) -> None:
         """Base weights have changed. Called between steps.
@@ -109,8 +109,8 @@ class CudaBody:
 
     def _decode(
         self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits [rows, vocab], and the tap [rows, hidden] on the host where it is read."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits [rows, vocab], the tap [rows, hidden] on the host where it is read, and `finite`."""
         if key.batch not in self._inputs:
             self._inputs[key.batch] = StaticInputs(
                 key.batch, self._max_blocks, self._decoder.hidden_size, self._device
@@ -125,7 +125,8 @@ class CudaBody:
         if weights is not None:
             self._mixtures.write(key.rows, weights.digests)
         logits = self._graphs.run(key, lambda: self._forward(inputs, key))[: len(rows)]
-        return logits, inputs.tap[: len(rows)].cpu() if key.is_tapped else None
+        tap = inputs.tap[: len(rows)].cpu() if key.is_tapped else None
+        return logits, tap, inputs.finite[: len(rows)]
 
     def _forward(self, inputs: StaticInputs, key: GraphKey) -> Tensor:
         """Logits [batch, vocab] from what the buffers hold: this is what a graph captures."""
@@ -134,7 +135,9 @@ class CudaBody:
         lower = inputs.lower if key.is_tapped else None
         mix = self._mixtures.mix(key, inputs.weights, lower) if key.rows else None
         tap = inputs.tap if key.is_tapped else None
-        return self._decoder.logits(self._decoder.hidden(batch, mix, tap), mix)
+        hidden, finite = self._decoder.hidden(batch, mix, tap)
+        inputs.finite.copy_(finite)
+        return self._decoder.logits(hidden, mix)
 
     def _eager(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """The same without a graph, for any plan and any weights."""
@@ -153,7 +156,7 @@ class CudaBody:
         tap = None
         if plan.is_tapped:
             tap = torch.empty(len(token_ids), self._decoder.hidden_size, device=self._device)
-        hidden = self._decoder.hidden(batch, mix, tap, self._experts)
+        hidden, finite = self._decoder.hidden(batch, mix, tap, self._experts)
         samples = [
             chunk.first + chunk.length - 1
             for chunk, row in zip(chunks, plan.rows, strict=True)
@@ -163,7 +166,8 @@ class CudaBody:
         with self._experts.rows(index):
             logits = self._decoder.logits(hidden[index], mix)
         gates = self._experts.readings()
-        return BodyOutput(logits, tap=None if tap is None else tap.cpu(), gates=gates)
+        tap = None if tap is None else tap.cpu()
+        return BodyOutput(logits, tap=tap, gates=gates, finite=finite)
 
     def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
         first = 0

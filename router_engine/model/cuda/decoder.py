@@ -22,6 +22,7 @@ from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store,
 from router_engine.kernels.triton.grouped import Group
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.attention import AttentionCall
+from router_engine.model.finite import are_finite
 from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
 from router_engine.model.wrap import MixtureLinear
@@ -130,8 +131,10 @@ class CudaDecoder:
         mix: Mix | None,
         tap: Tensor | None = None,
         experts: StepExperts | None = None,
-    ) -> Tensor:
-        """Last hidden states [tokens, hidden], normed; stores the tokens' keys and values.
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states [tokens, hidden], normed, and which tokens `are_finite` [tokens] bool.
+
+        The tokens' keys and values are stored.
 
         tap [tokens, hidden], where given, is filled with what enters the tap layer. `experts` act
         beside linear layers, where there are such.
@@ -154,7 +157,8 @@ class CudaDecoder:
             x = layer.down(silu_mul(layer.gate_up(normed, mix)), mix)
             if experts is not None:
                 x = experts.feed_forward(experts.blocks[index].feed_forward, normed, x)
-        return norm(x, residual, self._final_norm, self._epsilon, add=started)
+        normed = norm(x, residual, self._final_norm, self._epsilon, add=started)
+        return normed, are_finite(residual)
 
     def logits(self, hidden: Tensor, mix: Mix | None) -> Tensor:
         """hidden [rows, hidden] -> logits [rows, vocab]. Reads the head's weight anew each time."""

@@ -14,7 +14,7 @@ inline float activate(float x, int32_t activation) {
     case GELU: return 0.5f * x * (1.0f + std::erf(x * 0.70710678f));
     case GELU_TANH:
       return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
-    case RELU: return x > 0 ? x : 0.0f;
+    case RELU: return x < 0 ? 0.0f : x;  // a NaN stays one
     default: return x;
   }
 }

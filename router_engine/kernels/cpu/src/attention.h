@@ -51,19 +51,23 @@ constexpr int MAX_HEADS = 64;    // query heads that share one kv head
 
 // Softmax over what was seen so far: weights are relative to e^top.
 struct Partial {
-  float top = -std::numeric_limits<float>::infinity();
+  float top = -INFINITE;
   float norm = 0;
 };
 
 // scores [count] -> e^(score - top); returns by how much older sums shrink.
 inline float soften(float* scores, int count, Partial& seen) {
   for (int i = count; i < ceil_div(count, LANES) * LANES; i++)
-    scores[i] = -std::numeric_limits<float>::infinity();
+    scores[i] = -INFINITE;
   Floats top = splat(seen.top);
   for (int i = 0; i < count; i += LANES) top = larger(top, load(scores + i));
   const float new_top = largest(top);
-  if (new_top == -std::numeric_limits<float>::infinity()) {
-    for (int i = 0; i < count; i += LANES) store(scores + i, Floats{});
+  if (new_top == -INFINITE) {  // nothing is seen, or what `larger` may pass over: NaN
+    Floats total = {};
+    for (int i = 0; i < count; i += LANES) total += load(scores + i);
+    const float all = sum(total), weight = all == all ? 0.0f : all;
+    for (int i = 0; i < count; i += LANES) store(scores + i, splat(weight));
+    seen.norm += weight;
     return 1.0f;
   }
   Floats norm = {};
@@ -309,7 +313,7 @@ class Many {
 
   // Scores -> weights; sums of earlier blocks shrink to the new top.
   void weigh(int rows, int block, int count, int window, const int* own, int dim) {
-    const float hidden = -std::numeric_limits<float>::infinity();
+    const float hidden = -INFINITE;
     for (int r = 0; r < rows; r++) {
       float* scores = &scores_[size_t(r) * SEEN];
       const int last = std::min(count, own[r] + 1 - block);

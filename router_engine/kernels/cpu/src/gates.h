@@ -21,7 +21,8 @@ inline void choose(const Weights& weights, const MixPhase& phase, int row, const
       float score = 0;
       for (int r = 0; r < span.expert.rank; r++)
         score += raw[span.offset + r] * span.expert.prototype[r];
-      scored.push_back({std::fabs(score), s});
+      // What is not a number comes first, as in the reference: sorting needs an order.
+      scored.push_back({orderly(std::fabs(score)), s});
     }
     const int count = std::min(int(scored.size()), gates.top_k[row]);
     const auto better = [](const Scored& a, const Scored& b) {

@@ -77,14 +77,15 @@ inline float dot(const float* x, const float* y, int count) {
   return sum(total);
 }
 
-// Softmax over the `top_k` highest of `scores`, 0 elsewhere.
+// Softmax over the `top_k` highest of `scores`, 0 elsewhere. A NaN is the highest, as in torch.
 inline void soften_highest(float* scores, int count, int top_k) {
   static thread_local std::vector<int> order;
   order.resize(count);
   std::iota(order.begin(), order.end(), 0);
   top_k = std::min(top_k, count);
   std::partial_sort(order.begin(), order.begin() + top_k, order.end(), [&](int a, int b) {
-    return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
+    const float first = orderly(scores[a]), second = orderly(scores[b]);
+    return first != second ? first > second : a < b;
   });
   const float top = scores[order[0]];
   float total = 0;
@@ -109,7 +110,8 @@ inline void finish(const Router& router, float* z, float* gates) {
   const float least = router.threshold == NONE ? 0.0f : router.maximum * net;
   for (int o = 0; o < outputs; o++) {
     const float gate = sigmoid(gates[o]);
-    gates[o] = gate >= least ? gate : 0.0f;
+    // What is not a number is below nothing: the gate stays one that is not.
+    gates[o] = gate < least ? 0.0f : gate + (least - least);
   }
 }
 

@@ -21,7 +21,7 @@ struct Expert {
   const int32_t* gate;     // [rank]: which gate of its layer a row has, -1: none; or null
   const float* bias;       // [rank], of a bottleneck's way down, or null
   int32_t activation;      // of a bottleneck: an Activation
-  int32_t has_up_bias;     // the last row's z is 1
+  int32_t has_up_bias;     // the last row's z is its bias, which is 1
 
   bool is_bottleneck() const { return activation != LINEAR; }
   int shrunk() const { return rank - has_up_bias; }  // rows whose z depends on x
@@ -116,6 +116,10 @@ struct ShrinkTask {
 };
 
 inline int even(int n) { return n + (n & 1); }
+
+// weight value, and 0 where the weight is 0: what is not chosen takes no part, though it be
+// infinite or NaN, which 0 times would not remove.
+inline float times(float weight, float value) { return weight == 0 ? 0.0f : weight * value; }
 
 // The tokens that a phase sees (all of them, or the sampled ones), adapter by adapter.
 struct Audience {
@@ -277,7 +281,7 @@ void combine(const Weights& weights, const LayerGates& gates, const MixPhase& ph
     folded.assign(2 * size_t(widest), 0.0f);
     for (const Span* s = begin; s < end; s++)
       for (int p = 0; p < 2; p++) {
-        const float c = weights.at(parts[p], row, s->column) * s->expert.scale_root;
+        const float c = times(weights.at(parts[p], row, s->column), s->expert.scale_root);
         if (c != 0)
           for (int r = 0; r < s->expert.rank; r++) folded[p * widest + r] += c * raw[s->offset + r];
       }
@@ -285,13 +289,14 @@ void combine(const Weights& weights, const LayerGates& gates, const MixPhase& ph
       const float found = chosen ? chosen[s - phase.spans.data()] : 0.0f;
       if (s->expert.is_bottleneck() || (found == 0 && !weights.given(row, s->column))) continue;
       const float total = weights.at(weights.total, row, s->column) + found;
-      const float own = weights.at(weights.root, row, s->column) / s->expert.scale_root;
-      const float merged = weights.at(weights.merged_root, row, s->column) / s->expert.scale_root;
+      const float shrink = 1.0f / s->expert.scale_root;
+      const float own = times(weights.at(weights.root, row, s->column), shrink);
+      const float merged = times(weights.at(weights.merged_root, row, s->column), shrink);
       for (int r = 0; r < even(s->expert.rank); r++) {
         const bool inside = r < s->expert.rank;
-        const float gated = inside && total != 0 ? total * gates.at(row, *s, r) : 0.0f;
-        const float value = inside ? (gated != 0 ? gated * raw[s->offset + r] : 0.0f) +
-                                         own * folded[r] - merged * folded[widest + r]
+        const float gated = inside && total != 0 ? times(gates.at(row, *s, r), total) : 0.0f;
+        const float value = inside ? times(gated, raw[s->offset + r]) + times(own, folded[r]) -
+                                         times(merged, folded[widest + r])
                                    : 0.0f;
         store_some(z + s->offset + r, splat(value), 1);
       }

@@ -179,10 +179,11 @@ class MixtureLinear {
     X* z = &z_[size_t(token) * mixing.phase.width + span.offset];
     if (expert.is_bottleneck())
       value = activate(expert.bias ? value + expert.bias[row] : value, expert.activation);
-    store_some(z + row, splat(value * mixing.factor(token, span, row)), 1);
+    store_some(z + row, splat(times(mixing.factor(token, span, row), value)), 1);
     if (row + 1 < expert.shrunk()) return;
     if (expert.has_up_bias)
-      store_some(z + row + 1, splat(mixing.factor(token, span, row + 1)), 1);
+      store_some(z + row + 1,
+                 splat(times(mixing.factor(token, span, row + 1), expert.bias[row + 1])), 1);
     if (expert.rank % 2) z[expert.rank] = X{};
   }
 

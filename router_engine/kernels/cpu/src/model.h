@@ -59,7 +59,7 @@ class Model : public Decoder {
         attention(team, layers_[layer], mixing_[layer]);
         mlp(team, layers_[layer], mixing_[layer]);
       }
-      if (step_.samples > 0) head(team);
+      head(team);
     });
   }
 
@@ -359,10 +359,24 @@ class Model : public Decoder {
               silu(load(gates + r * wide + i)) * load(ups + r * wide + i));
   }
 
-  // Logits of the sampled tokens, which move to the front of x.
+  // Whether the norm of a token's last states is a number: NaN and infinity of any layer get there.
+  bool is_finite(int token) const {
+    const float* x = &residual_[size_t(token) * m_.hidden];
+    Floats squares = {};
+    for (int i = 0; i < m_.hidden; i += LANES) squares += load(x + i) * load(x + i);
+    return sum(squares) < INFINITE;  // false for NaN too
+  }
+
+  // Logits of the sampled tokens, which move to the front of x; and which tokens are finite.
   void head(Team& team) {
-    team.share(step_.samples,
-               [&](int i) { norm(step_.sample_index[i], i, m_.final_norm, m_.head); });
+    const int checks = step_.finite ? step_.tokens : 0;
+    team.share(checks + step_.samples, [&](int task) {
+      if (task < checks)
+        step_.finite[task] = is_finite(task);
+      else
+        norm(step_.sample_index[task - checks], task - checks, m_.final_norm, m_.head);
+    });
+    if (step_.samples == 0) return;
     linears_.prepare(team, head_mixing_, false, step_.samples, x_.data(), m_.hidden, m_.hidden);
     const Job job = {&m_.head, step_.logits, size_t(step_.logits_stride), false};
     linears_.run(team, &job, 1, head_mixing_, step_.samples, x_.data(), m_.hidden);

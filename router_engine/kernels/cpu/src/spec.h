@@ -60,6 +60,7 @@ struct Step {
   Weights weights;              // columns 0: the base alone
   Weights lower;                // the same of the layers below tap_layer
   float* tap;                   // [tokens, hidden]: what enters layer tap_layer, or null
+  uint8_t* finite;              // [tokens]: whether their last states have a norm, or null
   int32_t tokens;
   int32_t num_rows;
   int32_t samples;

@@ -23,6 +23,8 @@ inline void summarise(const float* logits, int count, int64_t* best, float* norm
     if (any) break;
     index = whole;
   }
+  // Of NaN alone none is the highest.
+  index = std::min(index, int64_t(count) - 1);
   while (index < count - 1 && logits[index] != highest) index++;
   Floats total = {};
   for (int i = 0; i < whole; i += LANES) total += exponential(load(logits + i) - highest);

@@ -115,6 +115,11 @@ inline void put(bf16* target, bf16 value) { *target = value; }
 
 #define MIX_SHUFFLE __builtin_shufflevector
 
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+
+// The same number, or one that sorting can tell from others: a NaN counts as the highest.
+inline float orderly(float value) { return value == value ? value : INFINITE; }
+
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // Lanes that lie half a vector, then a quarter, ... apart are put together.
@@ -221,7 +226,10 @@ inline Floats exponential(Floats x) {
   return vanishes ? Floats{} : p * load_as<Floats>(&exponent);
 }
 
-// x * sigmoid(x)
-inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
+// x * sigmoid(x); where `exponential` ends, x is large enough to show that, and 0 is exact.
+inline Floats silu(Floats x) {
+  const Ints vanishes = x < -88.0f;
+  return vanishes ? x * 0.0f : x / (1.0f + exponential(-x));
+}
 
 }  // namespace mix::MIX_ISA

@@ -53,6 +53,12 @@ def _summed(z, token, column, tokens, width, mask, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def _weighted(z, weight):
+    """z weight, and 0 where the weight is 0: there z may be inf or NaN, and 0 times that is NaN."""
+    return tl.where(weight == 0, 0.0, z * weight)
+
+
+@triton.jit
 def shrink_kernel(
     x, a, z, counts, order, blocks,
     tokens, width, rows, num_blocks, chunk,
@@ -118,7 +124,7 @@ def fold_kernel(
         mask = there[:, None] & live[None, :]
         part = _summed(z, token, row, tokens, rows, mask, SPLITS)
         place = weights + token[:, None] * weights_stride + row[None, :]
-        part *= tl.load(place, mask=mask, other=0.0)
+        part = _weighted(part, tl.load(place, mask=mask, other=0.0))
         own = tl.load(rank_index + row, mask=live, other=-1)
         belongs = (own[:, None] == rank[None, :]).to(tl.float32)
         total = product(part, belongs, total, WIDEN=False)
@@ -173,7 +179,7 @@ def expand_kernel(
         part = tl.where(mask, part, 0.0)
         column = tl.load(owner + row, mask=live, other=0) if INDIRECT else row
         weight = weights + token[:, None] * weights_stride + column[None, :]
-        part *= tl.load(weight, mask=mask, other=0.0)
+        part = _weighted(part, tl.load(weight, mask=mask, other=0.0))
         b_rows = _rows(b, row, b_stride, live, y, INDIRECT, ALIGN)
         b_mask = live[:, None] & inside[None, :]
         b_tile = tl.load(b_rows[:, None] + out[None, :], mask=b_mask, other=0.0)
