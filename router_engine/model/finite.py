@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -31,7 +30,7 @@ class FiniteReader:
     """Looks at what enters the last norm of a transformers model."""
 
     def __init__(self, model: nn.Module) -> None:
-        body: Any = model.base_model  # type: ignore[assignment]
+        body: Any = model.base_model
         self._norm: nn.Module = body.ln_f if hasattr(body, "ln_f") else body.norm  # GPT-2, others
 
     @contextmanager

@@ -124,7 +124,8 @@ def weigh_rows(scores: NDArray[np.floating[Any]], params: CosineParams) -> list[
     Among equal scores the earlier candidate wins. A score of -inf gets weight 0, as do all below
     the threshold. A row with a NaN gets weights that are NaN, and changes no other row's.
     """
-    scores = np.where(np.isnan(scores).any(axis=1, keepdims=True), -np.inf, scores)
+    spoilt = np.isnan(scores).any(axis=1)
+    scores = np.where(spoilt[:, None], 0, scores)
     count, kept = scores.shape[1], params.top_k or scores.shape[1]
     if kept < count:
         # Of equal scores the earlier stays: only the few that may be kept are put in order.
@@ -138,11 +139,11 @@ def weigh_rows(scores: NDArray[np.floating[Any]], params: CosineParams) -> list[
         columns = np.broadcast_to(np.arange(count), scores.shape)
     exact = np.take_along_axis(scores, columns, axis=1).astype(np.float64)
     best = exact.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        powers = np.exp((exact - best) / params.temperature)
-        powers /= powers.sum(axis=1, keepdims=True)
+    powers = np.exp((exact - best) / params.temperature)
+    powers /= powers.sum(axis=1, keepdims=True)
     if params.threshold is not None:
         powers[best[:, 0] < params.threshold] = 0
+    powers[spoilt] = np.nan
     rows = zip(columns.tolist(), powers.tolist(), strict=True)
     return [_sparse(count, owners, weights) for owners, weights in rows]
 

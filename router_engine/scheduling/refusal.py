@@ -1,4 +1,4 @@
-"""Says why a request can never run, before it takes any space; or why one that runs cannot go on."""
+"""Says why a request can never run, before it takes any space, or why it cannot go on."""
 
 from __future__ import annotations
 

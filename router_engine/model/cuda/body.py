@@ -110,7 +110,7 @@ class CudaBody:
     def _decode(
         self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits [rows, vocab], the tap [rows, hidden] on the host where it is read, and `finite`."""
+        """Logits [rows, vocab]; the tap [rows, hidden] on the host, where it is read; `finite`."""
         if key.batch not in self._inputs:
             self._inputs[key.batch] = StaticInputs(
                 key.batch, self._max_blocks, self._decoder.hidden_size, self._device

@@ -259,3 +259,65 @@ def check_silu(device: str, dtype: str) -> None:
     inputs = Inputs(device, dtype)
     gate_up = inputs.values(3, 2 * 40)
     inputs.agree(fused.silu_mul(gate_up), functional.silu(gate_up[:, :40]) * gate_up[:, 40:])
+
+
+def check_zero_weights(device: str, number: float) -> None:
+    """Rows of weight 0 that hold `number`, and slots of nobody, are to others what zeros are."""
+    inputs = Inputs(device, "float32")
+    tokens, rows = 5, 32
+    x, y = inputs.values(tokens, 48), inputs.values(tokens, 40)
+    a, b, weights = inputs.values(rows, 48), inputs.values(rows, 40), inputs.floats(tokens, rows)
+    weights[1:, 3:20] = 0  # token 0 alone uses them
+    index = torch.arange(16, device=inputs.device).repeat(2)
+    found: list[list[Tensor]] = []
+    for held in (number, 0.0):
+        a[3:20] = held
+        dense, grouped, linear = (y.clone() for _ in range(3))
+        low_rank.mix_sum(dense, x, a, b, weights)
+        low_rank.mix_sum(grouped, x, a, b, weights, low_rank.group_tokens(weights))
+        low_rank.mix_linear(linear, x, a, b, weights, weights, index, 16)
+        found.append([dense, grouped, linear, _mixed_by_table(x, y, a, b, weights)])
+    for poisoned, healthy in zip(*found, strict=True):
+        assert not poisoned[0].isfinite().all()
+        assert torch.equal(poisoned[1:], healthy[1:])
+    _check_slots_of_nobody(inputs, number)
+
+
+def _mixed_by_table(x: Tensor, y: Tensor, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Every row an adapter of its own."""
+    rows = torch.arange(len(a), device=x.device)[None]
+    table = RowTable(
+        a=a.data_ptr() + rows * a.stride(0) * a.itemsize,
+        b=b.data_ptr() + rows * b.stride(0) * b.itemsize,
+        owner=rows.int(),
+        counts=torch.tensor([len(a)], dtype=torch.int32, device=x.device),
+    )
+    mixed = y.clone()
+    group = Group.of(("q",), x.shape[1], (y.shape[1],), x.device)
+    mix_group(mixed, x, weights, group, table)
+    return mixed
+
+
+def _check_slots_of_nobody(inputs: Inputs, number: float) -> None:
+    """One request of 6 positions in blocks 2 and 1, in one part and in several."""
+    pages = Pages.of([Chunk(0, 5, 1, (2, 1))], _BLOCK_SIZE, inputs.device)
+    own = torch.zeros(16, dtype=torch.bool, device=inputs.device)
+    own[[8, 9, 10, 11, 4, 5]] = True
+    query, keys, values = (
+        inputs.values(1, 2, 16),
+        inputs.values(16, 1, 16),
+        inputs.values(16, 1, 16),
+    )
+    for splits in (1, 2):
+        poisoned, healthy = (
+            PagedAttention(pages, splits=splits).attend(
+                query,
+                keys.masked_fill(~own[:, None, None], held),
+                values.masked_fill(~own[:, None, None], held),
+                0.25,
+                None,
+            )
+            for held in (number, 0.0)
+        )
+        assert bool(poisoned.isfinite().all())
+        assert torch.equal(poisoned, healthy)

@@ -68,6 +68,19 @@ def test_the_first_block_under_a_key_stays() -> None:
     assert (pool.cached, pool.free) == ((first,), (second,))
 
 
+def test_a_retracted_block_is_found_by_nobody_and_ends_free() -> None:
+    pool = BlockPool(2)
+    first, second = pool.allocate(2)
+    pool.publish(first, b"k")
+    pool.share(first)
+    pool.retract(first)
+    pool.retract(first)
+    assert (pool.find(b"k"), pool.references(first)) == (None, 2)
+    pool.publish(second, b"k")
+    pool.release([first, first, second])
+    assert (pool.free, pool.cached) == ((first,), (second,))
+
+
 def test_misuse_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         BlockPool(0)
@@ -76,6 +89,8 @@ def test_misuse_is_an_error() -> None:
         pool.allocate(2)
     with pytest.raises(ValueError, match="not owned"):
         pool.publish(0, b"k")
+    with pytest.raises(ValueError, match="not owned"):
+        pool.retract(0)
     (block,) = pool.allocate(1)
     with pytest.raises(ValueError, match="no key"):
         pool.share(block)
@@ -84,7 +99,7 @@ def test_misuse_is_an_error() -> None:
         pool.release([block])
 
 
-@given(st.lists(st.tuples(st.sampled_from("apsr"), st.integers(0, 9)), max_size=80))
+@given(st.lists(st.tuples(st.sampled_from("apsrt"), st.integers(0, 9)), max_size=80))
 def test_every_block_is_in_one_place_whatever_happens(operations: list[tuple[str, int]]) -> None:
     pool = BlockPool(5)
     held: list[int] = []
@@ -96,6 +111,8 @@ def test_every_block_is_in_one_place_whatever_happens(operations: list[tuple[str
         elif operation == "s" and (block := pool.find(bytes([number]))) is not None:
             pool.share(block)
             held.append(block)
+        elif operation == "t" and held:
+            pool.retract(held[number % len(held)])
         elif operation == "r" and held:
             pool.release([held.pop(number % len(held))])
         assert [pool.references(b) for b in range(5)] == [held.count(b) for b in range(5)]

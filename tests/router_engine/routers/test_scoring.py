@@ -92,6 +92,18 @@ def test_below_the_threshold_all_weights_are_zero(params: dict[str, Any]) -> Non
     assert weigh({**params, "threshold": 0.0}, -SCORES) == (0.0,) * 4
 
 
+@pytest.mark.parametrize("given", [{}, {"top_k": 2}, {"threshold": 0.5}])
+def test_a_score_that_is_no_number_spoils_its_own_row_alone(given: dict[str, Any]) -> None:
+    params = SimilarityParams.parse(given)
+    rows = ROWS[:5].copy()
+    rows[1, 3], rows[3] = math.nan, math.nan
+    found, expected = weigh_rows(rows, params), weigh_rows(ROWS[:5], params)
+    for index in (0, 2, 4):
+        assert found[index] == expected[index]
+    for index in (1, 3):
+        assert all(math.isnan(value) for value in found[index].values)
+
+
 def test_a_score_of_minus_infinity_has_no_weight() -> None:
     first, second = math.exp(0.5 / 0.1), math.exp(0.2 / 0.1)
     expected = [0.0, first / (first + second), second / (first + second)]

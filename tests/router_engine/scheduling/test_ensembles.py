@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from router_engine.config import SchedulerConfig
 from router_engine.errors import RequestRefusedError
-from router_engine.events import FinishReason
+from router_engine.events import FinalEvent, FinishReason
 from router_engine.request import EngineRequest, LayerRouting, TokenRouting
 from router_engine.scheduling.plan import StepPlan
 from router_engine.scheduling.refusal import Limits, refusal
@@ -104,6 +105,24 @@ def test_the_end_of_one_is_the_end_of_all(name: str, steps: int) -> None:
     assert drive.finals["e"].reason is FinishReason.CANCELLED
     assert not drive.scheduler.live
     assert drive.pool.num_owned == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_are_none_in_one_member_fail_the_ensemble_once(name: str) -> None:
+    drive = Drive(SchedulerConfig())
+    drive.add(ensemble())
+    plan = drive.scheduler.schedule()
+    assert ids(plan) == NAMES
+    assert plan is not None
+    finite = np.ones(plan.num_tokens, dtype=np.bool_)
+    for row, tokens in plan.parts:
+        finite[tokens] = row.request_id != name
+    (final,) = drive.scheduler.update(plan, replace(drive.runner.run(plan), finite=finite))
+    assert isinstance(final, FinalEvent)
+    assert (final.request_id, final.reason) == ("e", FinishReason.FAILED)
+    assert (drive.pool.num_owned, dict(drive.pool.keys)) == (0, {})
+    assert not drive.scheduler.live
+    drive.check()
 
 
 def test_service_is_that_of_all_members() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from router_engine.config import SchedulerConfig
@@ -13,6 +15,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.request import SamplingParams
 from router_engine.scheduling.budget import StepDraft
 from router_engine.scheduling.plan import SampledToken, StepOutput, StepPlan
+from router_engine.scheduling.refusal import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.sparse import SparseWeights
 from tests.router_engine.scheduling.harness import (
@@ -216,6 +219,42 @@ def test_logits_that_are_not_finite_fail_one_request() -> None:
     assert "not finite" in str(first.error)
     assert second == TokenEvent("b", 5, -0.5)
     drive.check()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_numbers_that_are_none_fail_their_request_before_others_find_its_blocks(at: int) -> None:
+    """In a chunk that samples nothing, too; what chunks before it have published is taken back."""
+    drive = Drive(SchedulerConfig(max_step_tokens=BLOCK_SIZE + 1))
+    drive.add(fixed("b", [30], 6))
+    drive.step()
+    drive.add(fixed("a", range(1, 3 * BLOCK_SIZE), 2))
+    for _ in range(at):
+        drive.step()
+        assert drive.pool.keys
+    plan = drive.scheduler.schedule()
+    assert plan is not None
+    out = drive.runner.run(plan)
+    finite = np.ones(plan.num_tokens, dtype=np.bool_)
+    (spoilt,) = (tokens for row, tokens in plan.parts if row.request_id == "a")
+    finite[spoilt.start] = False
+    events = drive.scheduler.update(plan, replace(out, finite=finite))
+    (final,) = (event for event in events if isinstance(event, FinalEvent))
+    assert (final.request_id, final.reason, final.error) == ("a", FinishReason.FAILED, NOT_FINITE)
+    assert [event.request_id for event in events if isinstance(event, TokenEvent)] == ["b"]
+    assert list(drive.scheduler.live) == ["b"]
+    assert set(drive.pool.keys) <= set(drive.scheduler.live["b"].block_table.block_ids)
+    drive.check()
+
+
+def test_a_best_token_that_is_no_number_fails_its_request() -> None:
+    drive = Drive(SchedulerConfig())
+    drive.add(fixed("a", [1, 2], 2))
+    plan = drive.scheduler.schedule()
+    assert plan is not None
+    out = StepOutput((SampledToken(0, -0.1, ((0, -0.1), (1, -math.inf))),))
+    (final,) = drive.scheduler.update(plan, out)
+    assert isinstance(final, FinalEvent)
+    assert final.error == NOT_FINITE
 
 
 def test_weights_are_reported_only_on_request() -> None:
