@@ -50,6 +50,7 @@ CONFIG = EngineConfig(
     cache=CacheConfig(num_blocks=56, block_size=4, prefix_cache=False),
     scheduler=SchedulerConfig(max_step_tokens=24),
 )
+ROOMY = EngineConfig(cache=replace(CONFIG.cache, num_blocks=256))  # all requests in one step
 # The parity tests take the narrowest and the widest instruction set; these take them all.
 EVERY_PATH = (
     *path_params(paths.REFERENCE),
@@ -120,6 +121,13 @@ def _poisoned(name: str, digest: str, path: EnginePath) -> EngineRequest:
     return request(name, path.short(TEXT), {digest: 1.0}, max_new_tokens=_tokens(path))
 
 
+def _late(name: str, prompt: Sequence[int], digest: str) -> EngineRequest:
+    """Poisoned in the step that would yield its second token."""
+    routing = TokenRouting("given", {"weights": [[0.0], [1.0]]})
+    sampling = SamplingParams(max_new_tokens=2)
+    return EngineRequest(name, tuple(prompt), sampling, (digest,), routing=routing)
+
+
 def _assert_failed(answer: Answer, tokens: int = 0) -> None:
     assert (answer.end.reason, answer.end.error) == (FinishReason.FAILED, NOT_FINITE)
     assert len(answer.tokens) == tokens
@@ -136,8 +144,8 @@ def _assert_equal(found: Sequence[Answer], expected: Sequence[Answer], path: Eng
 def test_neighbours_of_every_poison(
     path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    """Beside it and after it, in blocks that it has left."""
-    engine = make_engine(config=CONFIG)
+    """All of them start in one step, and a request that poison reaches later decodes with them."""
+    engine = make_engine(config=ROOMY)
     digests = _publish(engine, tmp_path / "kinds", KINDS)
     engine.run(*_neighbours("all adapters are there", digests, path))
     expected = engine.run(*_neighbours("without", digests, path))
@@ -145,10 +153,13 @@ def test_neighbours_of_every_poison(
     for index, (name, poison) in enumerate(list(POISONS.items())[:: path.every]):
         digest = engine.publish(f"p{index}", poison.folder(tmp_path / str(index), seed=index))
         _assert_failed(engine.run(_poisoned(f"alone {name}", digest, path))[0])
-        *beside, poisoned = engine.run(
-            *_neighbours(f"beside {name}", digests, path), _poisoned(name, digest, path)
+        *beside, late, poisoned = engine.run(
+            *_neighbours(f"beside {name}", digests, path),
+            _late(f"late {name}", path.short(TEXT), digest),
+            _poisoned(name, digest, path),
         )
         _assert_failed(poisoned)
+        _assert_failed(late, tokens=1)
         _assert_equal(beside, expected, path)
     _assert_equal(engine.run(*_neighbours("after", digests, path)), expected, path)
 
@@ -158,7 +169,7 @@ def test_bits_are_those_beside_a_healthy_twin(
     path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     """The same steps with a weight that overflows and with one that does not: all else is equal."""
-    engine = make_engine(config=EngineConfig(cache=replace(CONFIG.cache, num_blocks=256)))
+    engine = make_engine(config=ROOMY)
     digests = _publish(engine, tmp_path / "kinds", KINDS)
     engine.run(*_neighbours("all adapters are there", digests, path))
     for kind in list(digests)[:: path.every]:
@@ -208,7 +219,7 @@ def test_blocks_that_poison_has_filled_are_used_by_others(
 def test_what_a_failed_request_wrote_is_never_found(
     path: EnginePath, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    """Chunk by chunk, and by a request whose weights are poison from its third token on."""
+    """Chunk by chunk, and by a request whose weights are poison from its second token on."""
     config = EngineConfig(
         cache=CacheConfig(num_blocks=64, block_size=2),
         scheduler=SchedulerConfig(max_step_tokens=4),
@@ -225,16 +236,9 @@ def test_what_a_failed_request_wrote_is_never_found(
     (expected,) = engine.run(healthy)
     kept = engine.findable_blocks()
     assert kept
-    late = EngineRequest(
-        "late",
-        tuple(text),
-        SamplingParams(max_new_tokens=4),
-        (digest,),
-        routing=TokenRouting("given", {"weights": [[0.0]] * 2 + [[1.0]] * 2}),
-    )
-    (answer,) = engine.run(late)
-    _assert_failed(answer, tokens=2)
-    assert answer.ids == expected.ids
+    (answer,) = engine.run(_late("late", text, digest))
+    _assert_failed(answer, tokens=1)
+    assert answer.ids == expected.ids[:1]
     # What it has found of the healthy one stays; of its own nothing does.
     assert answer.end.num_cached_tokens > 0
     assert engine.findable_blocks() == kept
