@@ -31,6 +31,7 @@ from server.admission import Admission
 from server.auth import Auth
 from server.catalogue import Catalogue
 from server.centroids import StoredCentroids
+from server.deadline import Deadline, deadline_of
 from server.draining import Draining
 from server.encoder import encoder_supervisor
 from server.figures import EngineFigures, figures_of
@@ -130,6 +131,11 @@ class Container:
     @property
     def generation(self) -> Generation:
         return self.services.generation
+
+    def deadline(self, asked: float | None) -> Deadline:
+        """Of a request that begins now. Raises InputError for more than the settings allow."""
+        settings = self.settings
+        return deadline_of(asked, settings.default_timeout, settings.max_timeout)
 
     def check_files(self) -> None:
         """Raises AssetError and SettingsError, before anything starts, for what is not there."""

@@ -52,6 +52,16 @@ class RequestCancelledError(ServerError):
     """The request was cancelled before it ended."""
 
 
+class RequestTimeoutError(ServerError):
+    """The request took longer than it may; what was under way for it is cancelled."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the request took longer than its timeout of {seconds:g} s and was cancelled; ask for "
+            "less, or set a longer timeout"
+        )
+
+
 class OverloadedError(ServerError):
     """Too many requests wait; `retry_after` seconds is a fair time to come back."""
 
@@ -132,7 +142,8 @@ class Failure:
         return {"error": _bounded(self.message), "error_type": self.error_type}
 
     def openai(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 429 else self.error_type
+        is_clients = self.status < 429 and self.status != 408
+        kind = "invalid_request_error" if is_clients else self.error_type
         param = self.param and _bounded(self.param, _MOST_ECHOED)
         code = self.error_type if param is None else f"invalid_{param.split('.')[0]}"
         message = _bounded(self.message)
@@ -170,6 +181,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (ConflictError, 409, "conflict"),
     (GenerationFailedError, 424, "generation"),
     (RequestCancelledError, 503, "cancelled"),
+    (RequestTimeoutError, 408, "timeout"),
     (OverloadedError, 429, "overloaded"),
     (StoppingError, 503, "stopping"),
     (UnauthorizedError, 401, "unauthorized"),
@@ -241,6 +253,8 @@ def _headers(error: Exception) -> dict[str, str]:
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, _SOON_OVER):
         return {"Retry-After": "2"}
+    if isinstance(error, RequestTimeoutError):
+        return {"X-Should-Retry": "false"}  # or OpenAI's client would wait as long again, twice
     if isinstance(error, UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}
     return {}

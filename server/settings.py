@@ -167,6 +167,33 @@ class Settings(BaseSettings):
     default_max_new_tokens: int = Field(
         default=128, ge=1, description="Length of an answer when a request does not say."
     )
+    default_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a request that says no timeout of its own is cancelled; "
+        "none when left out.",
+    )
+    max_timeout: float = Field(
+        default=3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest timeout in seconds that a request may ask for.",
+    )
+    database_patience: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a database is waited for that is locked or away; then what needs "
+        "it gets 503.",
+    )
+    routing_patience: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a request waits for a router that needs the sentence encoder, "
+        "which may be starting or busy; then it gets 503.",
+    )
     encoder: str = Field(
         default="default",
         description="Sentence encoder of routers that read text: 'default' (from the cache; a "
@@ -215,6 +242,14 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="Shape of a log line."
     )
+
+    @field_validator("max_timeout")
+    @classmethod
+    def _holds_the_default(cls, most: float, info: ValidationInfo) -> float:
+        default = info.data.get("default_timeout")
+        if default is not None and default > most:
+            raise ValueError(f"must not be below default_timeout = {default:g}")
+        return most
 
     @field_validator("merge")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 
+from server.deadline import Deadline
 from server.errors import describe
 
 T = TypeVar("T")
@@ -53,18 +54,30 @@ async def chain_first(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator
             yield item
 
 
+def limited(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
+    """What a stream yields until the deadline, which ends it as it ends those of `merge`."""
+    return _only(merge([stream], deadline)) if deadline.is_set else stream
+
+
+async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T, None]:
+    async with aclosing(merged):
+        async for _, item in merged:
+            yield item
+
+
 async def merge(
-    streams: Sequence[AsyncGenerator[T, None]],
+    streams: Sequence[AsyncGenerator[T, None]], deadline: Deadline
 ) -> AsyncGenerator[tuple[int, T], None]:
     """Items of several streams as they come, each with its stream's index.
 
-    The first error ends all of them; so does closing this one.
+    The first error ends all of them; so does closing this one, and so does the deadline, however
+    slowly this one is read. Raises RequestTimeoutError then.
     """
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
 
     async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
         try:
-            async with aclosing(stream):
+            async with deadline.within(), aclosing(stream):
                 async for item in stream:
                     queue.put_nowait((index, item))
         except Exception as error:

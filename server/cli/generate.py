@@ -69,6 +69,9 @@ class Options:
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same text.")] = None
     stop: Annotated[list[str] | None, typer.Option(help="A stop string; may be repeated.")] = None
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which the server gives the request up.")
+    ] = None
     chat: Annotated[bool, typer.Option("--chat", help="Use the chat template.")] = False
     show_weights: Annotated[
         bool, typer.Option("--show-weights", help="Print the weights at each token.")
@@ -134,6 +137,8 @@ def body_of(options: Options) -> dict[str, Any]:
         "inputs": _prompt(options.prompt),
         "parameters": _given(parameters),
     }
+    if options.timeout is not None:
+        body["timeout"] = options.timeout
     if options.adapter:
         items = [weighted(text) for text in options.adapter]
         body["mixture"] = {"adapters": items} | _given({"combination": options.combination})

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from router_engine.request import SamplingParams
 from server.auth import documented_key
-from server.container import ContainerDep
+from server.container import Container, ContainerDep
 from server.generation import Ask, Generation, Update, fresh_seed
 from server.reading import StrictRoute
 from server.rendering import Renderer
@@ -25,7 +25,7 @@ from server.schemas.generate import (
     GenerateReply,
     Parameters,
 )
-from server.streaming import chain_first, event_response, unless_disconnected
+from server.streaming import chain_first, event_response, limited, unless_disconnected
 
 router = APIRouter(
     route_class=StrictRoute,
@@ -40,7 +40,7 @@ _STREAM_TEXT = {
 }
 _JSON = {"application/json": {"example": REPLY_EXAMPLE}}
 _EVENTS = {"text/event-stream": _STREAM_TEXT}
-_ERRORS = native_errors(401, 404, 413, 422, 424, 429, 503)
+_ERRORS = native_errors(401, 404, 408, 413, 422, 424, 429, 503)
 
 
 def _responses(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
@@ -59,7 +59,7 @@ async def generate(
     container: ContainerDep,
 ) -> Response:
     """Answer a prompt under the base model, a fixed mixture or a router."""
-    return await _answer(request, body, container.generation, stream=body.stream)
+    return await _answer(request, body, container, stream=body.stream)
 
 
 @router.post(
@@ -74,7 +74,7 @@ async def generate_stream(
     container: ContainerDep,
 ) -> Response:
     """The same as /generate with `stream` true."""
-    return await _answer(request, body, container.generation, stream=True)
+    return await _answer(request, body, container, stream=True)
 
 
 @router.post(
@@ -89,25 +89,27 @@ async def generate_compat(
     container: ContainerDep,
 ) -> Response:
     """The same as /generate; a whole answer comes in a list of one."""
-    return await _answer(request, body, container.generation, stream=body.stream, as_list=True)
+    return await _answer(request, body, container, stream=body.stream, as_list=True)
 
 
 async def _answer(
     request: Request,
     body: GenerateBody,
-    generation: Generation,
+    container: Container,
     *,
     stream: bool,
     as_list: bool = False,
 ) -> Response:
-    ask, seed = await generation.read(partial(to_ask, body, generation), len(body.inputs))
-    job = await generation.prepare(ask)
-    renderer = Renderer(generation.tokenization, body.parameters, job.plan, seed, body.inputs)
-    if stream:
-        updates = generation.stream(job)
-        first = await unless_disconnected(request, anext(updates))
-        return event_response(_frames(renderer, chain_first(first, updates)))
-    completion = await unless_disconnected(request, generation.run(job))
+    generation, deadline = container.generation, container.deadline(body.timeout)
+    async with deadline.within():
+        ask, seed = await generation.read(partial(to_ask, body, generation), len(body.inputs))
+        job = await generation.prepare(ask)
+        renderer = Renderer(generation.tokenization, body.parameters, job.plan, seed, body.inputs)
+        if stream:
+            updates = limited(generation.stream(job), deadline)
+            first = await unless_disconnected(request, anext(updates))
+            return event_response(_frames(renderer, chain_first(first, updates)))
+        completion = await unless_disconnected(request, generation.run(job))
     reply = renderer.reply(completion).model_dump(mode="json")
     headers = {
         "x-prompt-tokens": str(completion.prompt_tokens),

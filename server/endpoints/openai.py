@@ -15,6 +15,7 @@ from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
 from server.auth import documented_key
 from server.container import Container, ContainerDep
+from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
@@ -42,7 +43,7 @@ router = APIRouter(
     dependencies=[Depends(documented_key)],
 )
 
-_ERRORS = openai_errors(401, 404, 413, 422, 424, 429, 503)
+_ERRORS = openai_errors(401, 404, 408, 413, 422, 424, 429, 503)
 _EVENTS: dict[str, Any] = {
     "text/event-stream": {
         "schema": {"type": "string"},
@@ -101,15 +102,17 @@ async def completions(
     container: ContainerDep,
 ) -> Response:
     """OpenAI's completions; `model` is the base or an adapter, `mixture` an extra field."""
-    tokenization = container.generation.tokenization
-    adapter = await _adapter_of(body, container)
-    container.generation.require_places(count_of(body.prompt) * (body.n or 1), "prompt")
-    prompts = await container.generation.read(
-        partial(prompts_of, body, tokenization), characters_of(body.prompt)
-    )
-    asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
-    writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
-    return await _answer(request, body, asks, writer, container.generation)
+    generation, deadline = container.generation, container.deadline(body.timeout)
+    tokenization = generation.tokenization
+    async with deadline.within():
+        adapter = await _adapter_of(body, container)
+        generation.require_places(count_of(body.prompt) * (body.n or 1), "prompt")
+        prompts = await generation.read(
+            partial(prompts_of, body, tokenization), characters_of(body.prompt)
+        )
+        asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
+        writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
+        return await _answer(request, body, asks, writer, generation, deadline)
 
 
 @router.post(
@@ -124,14 +127,17 @@ async def chat_completions(
     container: ContainerDep,
 ) -> Response:
     """OpenAI's chat completions, under the base model's own chat template."""
-    tokenization = container.generation.tokenization
-    adapter = await _adapter_of(body, container)
-    messages = [message.plain() for message in body.messages]
-    text = "\n".join(message["content"] for message in messages)
-    ids = await container.generation.read(partial(tokenization.chat, messages), len(text))
-    prompts = [(ids, text)]
-    asks = asks_of(body, prompts, sampling_of(body, body.top_logprobs or 0), adapter)
-    return await _answer(request, body, asks, ChatWriter(body, tokenization), container.generation)
+    generation, deadline = container.generation, container.deadline(body.timeout)
+    tokenization = generation.tokenization
+    async with deadline.within():
+        adapter = await _adapter_of(body, container)
+        messages = [message.plain() for message in body.messages]
+        text = "\n".join(message["content"] for message in messages)
+        ids = await generation.read(partial(tokenization.chat, messages), len(text))
+        prompts = [(ids, text)]
+        asks = asks_of(body, prompts, sampling_of(body, body.top_logprobs or 0), adapter)
+        writer = ChatWriter(body, tokenization)
+        return await _answer(request, body, asks, writer, generation, deadline)
 
 
 @router.get(
@@ -166,24 +172,27 @@ async def _answer(
     asks: Sequence[Ask],
     writer: Writer,
     generation: Generation,
+    deadline: Deadline,
 ) -> Response:
     if body.user is not None:
         log.info("user", user=body.user)
     jobs = [await generation.prepare(ask) for ask in asks]
     generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "prompt")
     if not body.stream:
-        answers = await unless_disconnected(request, _gather(generation, jobs))
+        answers = await unless_disconnected(request, _gather(generation, jobs, deadline))
         return JSONResponse(writer.reply(answers).model_dump(mode="json"))
-    updates = merge([generation.stream(job) for job in jobs])
+    updates = merge([generation.stream(job) for job in jobs], deadline)
     first = await unless_disconnected(request, anext(updates))
     usage = body.stream_options is not None and body.stream_options.include_usage
     frames = _frames(writer, len(jobs), chain_first(first, updates), usage=usage)
     return event_response(frames, openai=True)
 
 
-async def _gather(generation: Generation, jobs: Sequence[Job]) -> list[Completion]:
+async def _gather(
+    generation: Generation, jobs: Sequence[Job], deadline: Deadline
+) -> list[Completion]:
     """All answers; when one fails the others are cancelled and its error is raised."""
-    updates = merge([generation.stream(job) for job in jobs])
+    updates = merge([generation.stream(job) for job in jobs], deadline)
     done: dict[int, Completion] = {}
     async with aclosing(updates):
         async for index, update in updates:

@@ -43,7 +43,7 @@ router = APIRouter(
             "description": "The scores",
             "content": {"application/json": {"example": SCORE_REPLY_EXAMPLE}},
         },
-        **native_errors(401, 404, 413, 422, 424, 429, 503),
+        **native_errors(401, 404, 408, 413, 422, 424, 429, 503),
     },
 )
 async def score(
@@ -53,8 +53,9 @@ async def score(
 ) -> ScoreReply:
     """Log probabilities of completions of a prompt, token by token."""
     generation = container.generation
-    jobs = await _prepare(body, generation)
-    completions = await unless_disconnected(request, _run(jobs, generation))
+    async with container.deadline(body.timeout).within():
+        jobs = await _prepare(body, generation)
+        completions = await unless_disconnected(request, _run(jobs, generation))
     return ScoreReply(
         prompt_tokens=completions[0].prompt_tokens,
         scores=[_score(completion) for completion in completions],

@@ -33,6 +33,8 @@ _INFO = {
     "routers": ["similarity"],
     "max_candidates": 64,
     "max_waiting": 256,
+    "default_timeout": None,
+    "max_timeout": 3600.0,
     "default_max_new_tokens": 128,
 }
 _ROUTERS = {
@@ -142,6 +144,8 @@ async def info(container: ContainerDep) -> InfoReply:
         routers=[name for name in services.routing.registry.names if services.routing.served(name)],
         max_candidates=settings.max_candidates,
         max_waiting=settings.max_waiting,
+        default_timeout=settings.default_timeout,
+        max_timeout=settings.max_timeout,
         default_max_new_tokens=settings.default_max_new_tokens,
     )
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 _MOST_ECHOED = 80  # characters
+
+Timeout = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="Seconds after which the request is cancelled and ends with 408, wherever it "
+        "is: waiting, being routed, or running. Left out: the server's default.",
+    ),
+]
 
 
 class Body(BaseModel):

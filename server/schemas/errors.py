@@ -30,6 +30,7 @@ EXAMPLES: dict[int, tuple[str, str]] = {
     401: ("unauthorized", "an API key is needed: send Authorization: Bearer <key>"),
     403: ("forbidden", "this route needs an admin key"),
     404: ("not_found", "adapter 'maths' does not exist; near names: math"),
+    408: ("timeout", "the request took longer than its timeout of 5 s and was cancelled"),
     409: ("conflict", "adapter math@1 is pinned: unpin it first, or delete with force=true"),
     413: ("too_large", "the body is larger than 8388608 bytes (ADAPTERMIX_MAX_BODY)"),
     415: ("content_type", "no Content-Type: send multipart/form-data"),

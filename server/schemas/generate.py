@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import Body, Reply
+from server.schemas.base import Body, Reply, Timeout
 from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture, PlanLevel
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -142,6 +142,7 @@ class GenerateBody(Body):
         le=100,
         description="Lower runs first, under ADAPTERMIX_POLICY=priority.",
     )
+    timeout: Timeout = None
 
     @model_validator(mode="after")
     def _one_choice_of_adapter(self) -> GenerateBody:

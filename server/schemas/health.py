@@ -33,4 +33,6 @@ class InfoReply(Reply):
     routers: list[str]
     max_candidates: int
     max_waiting: int
+    default_timeout: float | None
+    max_timeout: float
     default_max_new_tokens: int

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import Body, Reply
+from server.schemas.base import Body, Reply, Timeout
 from server.schemas.generate import MAX_TOP, Routing, StopString
 from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
 
@@ -73,6 +73,7 @@ class CommonBody(Body):
     )
     ignore_eos: bool = Field(default=False, description="Go on past the end-of-text token.")
     priority: int = Field(default=0, ge=-100, le=100, description="Lower runs first.")
+    timeout: Timeout = None
     routing: bool = Field(
         default=False,
         description="Report the adapters and their weights at each token with the answer.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import Body, Reply
+from server.schemas.base import Body, Reply, Timeout
 from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, AdapterGates, Routing, Uncertainty
 from server.schemas.mixture import ROUTER_EXAMPLE, Mixture
 
@@ -53,6 +53,7 @@ class ScoreBody(Body):
         le=100,
         description="Lower runs first, under ADAPTERMIX_POLICY=priority.",
     )
+    timeout: Timeout = None
 
     @model_validator(mode="after")
     def _one_choice_of_adapter(self) -> ScoreBody:
