@@ -52,6 +52,18 @@ class IntegrityError(StoreError):
     """A blob does not hold what its digest says."""
 
 
+class StoreUnavailableError(StoreError):
+    """The database or the blob store is locked or away: the same may work in a moment."""
+
+
+class StoreFullError(StoreError):
+    """Where the store is kept there is no room left."""
+
+
+class StoreBrokenError(StoreError):
+    """The database or the blob store cannot be used as it is: read-only, damaged, forbidden."""
+
+
 class TensorFileError(StoreError):
     """A safetensors file is malformed; `problems` holds every reason at once."""
 

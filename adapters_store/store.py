@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from adapters_store.errors import (
     AdapterNotFoundError,
     InvalidAdapterError,
     StoreError,
+    StoreFullError,
+    StoreUnavailableError,
 )
 from adapters_store.formats import FormatRegistry
 from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
 from adapters_store.metadata import ApiKeys, Database, NewVersion, Texts, Versions
+from adapters_store.metadata.database import DEFAULT_PATIENCE
 from adapters_store.preparing import (
     Preparer,
     Progress,
@@ -76,20 +80,22 @@ class AdapterStore:
         blobs_url: str | None = None,
         blobs_options: Mapping[str, Any] | None = None,
         limits: StoreLimits = DEFAULT_LIMITS,
+        patience: float = DEFAULT_PATIENCE,
     ) -> AdapterStore:
         """Open, create or migrate the store under `root`.
 
         Without URLs it is `root/adapters.db` (SQLite) and `root/blobs`; a remote blob store is
-        read through `root/cache`. Raises StoreError when one of them cannot be opened.
+        read through `root/cache`. `patience` are the seconds that a database is waited for which
+        is locked or away. Raises StoreError when one of them cannot be opened.
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # such as a file of that name
+            blobs = open_blobs(
+                blobs_url or root / "blobs", cache_dir=root / "cache", options=blobs_options
+            )
+        except OSError as error:  # such as a file of that name, or a full disk
             raise StoreError(f"store {root}: {error.strerror or error}") from error
-        blobs = open_blobs(
-            blobs_url or root / "blobs", cache_dir=root / "cache", options=blobs_options
-        )
-        return cls(Database(database_url or root / "adapters.db"), blobs, limits)
+        return cls(Database(database_url or root / "adapters.db", patience), blobs, limits)
 
     def close(self) -> None:
         """Close the database connections."""
@@ -128,7 +134,11 @@ class AdapterStore:
             new = NewVersion(
                 name, digest, report.manifest, report.size_bytes, prepared.num_texts, tags
             )
-            record = self._versions.add(new, before_commit)
+            try:
+                record = self._versions.add(new, before_commit)
+            except (StoreFullError, StoreUnavailableError):
+                self._take_back(digest)
+                raise
             told(report)
             return record
 
@@ -301,6 +311,11 @@ class AdapterStore:
     def has_keys(self) -> bool:
         """Whether any key is in force."""
         return self._keys.exist()
+
+    def _take_back(self, digest: str) -> None:
+        """Remove a blob that could not be recorded; what cannot be done now is left to `gc`."""
+        with suppress(StoreError, OSError):
+            self._versions.drop_unknown([digest], self.blobs.delete)
 
     def _check_stored(self, digest: str, staged: Path) -> None:
         """Under the writers' lock: a collection may have taken the blob since it was put."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import structlog
 
-from adapters_store.errors import InvalidAdapterError
+from adapters_store.errors import (
+    InvalidAdapterError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from adapters_store.folders import select
 from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.peft import CONFIG_FILE
@@ -34,8 +38,11 @@ from server.schemas.adapters import (
 from server.schemas.mixture import FixedMixture
 from server.settings import SettingsError
 from server.text_states import TextStates
+from server.threads import Threads
 from server.uploads import Publishable
 
+P = ParamSpec("P")
+Value = TypeVar("Value")
 log = structlog.get_logger(__name__)
 
 _CONFIGS = (MANIFEST_FILE, CONFIG_FILE)  # either makes a folder an adapter
@@ -54,7 +61,10 @@ class Catalogue:
         states: TextStates,
         mixtures: Mixtures,
         base_name: str,
+        threads: Threads,
     ) -> None:
+        """threads: for what admins ask for, and for nothing that a request waits for."""
+        self._threads = threads
         self._store = store
         self._engine = engine
         self._info = info
@@ -75,15 +85,15 @@ class Catalogue:
 
     async def set_texts(self, reference: str, texts: Sequence[str]) -> AdapterReply:
         """Put sample texts in force in place of all others. Raises InvalidAdapterError."""
-        record = await asyncio.to_thread(self._store.set_texts, reference, texts)
+        record = await self._run(self._store.set_texts, reference, texts)
         log.info("texts set", adapter=record.label, texts=record.num_texts)
         await self._states.make(record, seconds=CENTROID_SECONDS)
         return await self._reply(record)
 
     async def texts(self, reference: str) -> TextsReply:
         """The sample texts in force."""
-        record = await asyncio.to_thread(self._store.resolve, reference)
-        found = await asyncio.to_thread(self._store.texts, record.digest)
+        record = await self._run(self._store.resolve, reference)
+        found = await self._run(self._store.texts, record.digest)
         return TextsReply(name=record.label, texts=list(found))
 
     async def publish_folder(self, directory: Path) -> None:
@@ -120,14 +130,14 @@ class Catalogue:
 
     async def listing(self, *, tag: str | None = None) -> list[AdapterReply]:
         """All versions, or those with a tag."""
-        return await self._replies(await asyncio.to_thread(self._store.list, tag=tag))
+        return await self._replies(await self._run(self._store.list, tag=tag))
 
     async def show(self, reference: str) -> list[AdapterReply]:
         """All versions of a bare name, or the one version that is meant."""
         ref = AdapterRef.parse(reference)
-        record = await asyncio.to_thread(self._store.resolve, ref)
+        record = await self._run(self._store.resolve, ref)
         if ref == AdapterRef(name=ref.name):
-            return await self._replies(await asyncio.to_thread(self._store.list, name=record.name))
+            return await self._replies(await self._run(self._store.list, name=record.name))
         return await self._replies([record])
 
     def newest(self) -> list[AdapterRecord]:
@@ -143,16 +153,17 @@ class Catalogue:
         ref = AdapterRef.parse(reference)
         if ref.name is None:
             raise InputError("name", repr(reference), "delete by name or name@version")
-        record = await asyncio.to_thread(self._store.resolve, ref)
+        record = await self._run(self._store.resolve, ref)
         whole = ref == AdapterRef(name=ref.name)
         used = frozenset() if force else await self._used()
         remove = partial(self._store.delete, force=force, in_use=used.__contains__)
-        gone = await asyncio.to_thread(remove, record.name, None if whole else record.version)
+        gone = await self._run(remove, record.name, None if whole else record.version)
         for one in gone:
             await self._forget(one)
         log.info("deleted", adapters=[one.label for one in gone])
         freed = 0
-        with suppress(EngineError):  # whoever is in use is not known now: the next delete collects
+        # Whoever is in use is not known now, or the disk is full: the next delete collects.
+        with suppress(EngineError, StoreUnavailableError, StoreFullError):
             freed = await self.collect()
         return DeletedReply(deleted=[one.label for one in gone], freed_bytes=freed)
 
@@ -162,17 +173,15 @@ class Catalogue:
         What running requests use stays: they may have to load it again.
         """
         used = await self._used()
-        return await asyncio.to_thread(partial(self._store.gc, in_use=used.__contains__))
+        return await self._run(self._store.gc, in_use=used.__contains__)
 
     async def set_alias(self, name: str, alias: str, version: int) -> AdapterReply:
         """Point an alias at a version."""
-        return await self._reply(
-            await asyncio.to_thread(self._store.set_alias, name, alias, version)
-        )
+        return await self._reply(await self._run(self._store.set_alias, name, alias, version))
 
     async def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
-        await asyncio.to_thread(self._store.delete_alias, name, alias)
+        await self._run(self._store.delete_alias, name, alias)
 
     async def load(self, reference: str) -> ResidencyReply:
         """Bring an adapter to the device."""
@@ -211,9 +220,7 @@ class Catalogue:
 
     async def _merged_reply(self, state: MergedState) -> MergedReply:
         digests = () if state.mixture is None else state.mixture.digests
-        labels = {
-            record.digest: record.label for record in await asyncio.to_thread(self._store.list)
-        }
+        labels = {record.digest: record.label for record in await self._run(self._store.list)}
         return MergedReply.of(state, [labels.get(digest, digest) for digest in digests])
 
     async def _publish_once(self, folder: Path) -> None:
@@ -224,7 +231,7 @@ class Catalogue:
         report = await self._report(folder.name, upload)
         stored: Sequence[AdapterRecord] = ()
         if not report.problems:
-            stored = await asyncio.to_thread(self._store.list, name=folder.name)
+            stored = await self._run(self._store.list, name=folder.name)
         if report.digest not in {record.digest for record in stored}:
             # The encoder starts after the server: nobody waits for it here.
             record, told = await self._publish(folder.name, upload)
@@ -242,7 +249,7 @@ class Catalogue:
             tags=upload.tags,
             told=reports.append,
         )
-        record = await asyncio.to_thread(publish, name, upload.content)
+        record = await self._run(publish, name, upload.content)
         log.info("published", adapter=record.label, digest=record.digest)
         return record, reports[0]
 
@@ -250,7 +257,7 @@ class Catalogue:
         check = partial(
             self._store.check, base=self._info.base, texts=upload.texts, tags=upload.tags
         )
-        return await asyncio.to_thread(check, name, upload.content)
+        return await self._run(check, name, upload.content)
 
     def _check_name(self, name: str) -> None:
         if name == self._base_name:
@@ -263,12 +270,15 @@ class Catalogue:
         residency: dict[str, AdapterResidency] = {}
         with suppress(EngineError):  # while the engine restarts nothing is resident
             residency = {entry.digest: entry for entry in await self._engine.residency()}
-        newest = await asyncio.to_thread(self.newest)
+        newest = await self._run(self.newest)
         states = await self._states.of(records, newest)
         return [
             AdapterReply.of(record, residency.get(record.digest), states[record.digest])
             for record in records
         ]
+
+    async def _run(self, work: Callable[P, Value], *given: P.args, **named: P.kwargs) -> Value:
+        return await self._threads.run(partial(work, *given, **named))
 
     async def _used(self) -> frozenset[str]:
         """Digests that an admin has pinned or that running requests need."""

@@ -55,6 +55,8 @@ from server.tokenization import Tokenization
 log = structlog.get_logger(__name__)
 
 _REQUEST_THREADS = 4  # they look up names: each waits for the database
+_ADMIN_THREADS = 6
+_CENTROID_THREADS = 2
 
 # How long a request waits for an encoder that starts: it does so after the server is ready.
 ENCODER_SECONDS = 30.0
@@ -105,7 +107,11 @@ class Container:
         self._stack.callback(self._store.close)
         self.auth = Auth(settings, self._store)
         self._stack.callback(self.auth.close)
-        self._stack.callback(self.threads.close)
+        self._admin_threads = Threads("admin", _ADMIN_THREADS)
+        self._readers = Threads("centroids", _CENTROID_THREADS)
+        self._writers = Threads("centroids-kept", 1)
+        for threads in (self.threads, self._admin_threads, self._readers, self._writers):
+            self._stack.callback(threads.close)
 
     @property
     def is_started(self) -> bool:
@@ -234,8 +240,9 @@ class Container:
         tokenization = Tokenization(tokenizer, info.eos_token_ids, info.max_model_len)
         stored = StoredCentroids(store)
         tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
-        centroids = CentroidService(stored, encoder, encoder) if encoder else None
-        hidden = CentroidService(stored, tap)
+        service = partial(CentroidService, stored, readers=self._readers, writers=self._writers)
+        centroids = service(encoder, encoder) if encoder else None
+        hidden = service(tap)
         routing = Routing(
             registry,
             registry.request_routers(RequestServices(encoder, centroids)),
@@ -263,7 +270,7 @@ class Container:
             self.threads,
         )
         states = TextStates(centroids, hidden, encoder_name(settings))
-        catalogue = Catalogue(store, engine, info, states, mixtures, base_name)
+        catalogue = Catalogue(store, engine, info, states, mixtures, base_name, self._admin_threads)
         self._stack.push_async_callback(catalogue.close)
         figures = EngineFigures(partial(figures_of, engine))
         self._stack.push_async_callback(figures.close)
@@ -292,6 +299,7 @@ def open_store(settings: Settings) -> AdapterStore:
         limits=StoreLimits(
             max_upload_bytes=int(settings.max_upload), max_site_rows=settings.max_rank_rows
         ),
+        patience=settings.database_patience,
     )
 
 

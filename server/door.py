@@ -11,15 +11,16 @@ from starlette.datastructures import Headers
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters_store.errors import StoreError
 from server.auth import Auth
 from server.draining import Draining
 from server.errors import (
     BadRequestError,
     BodyTooLargeError,
+    BusyError,
     ContentTypeError,
     ForbiddenError,
     MethodNotAllowedError,
-    OverloadedError,
     ServerError,
     StoppingError,
     UnknownRouteError,
@@ -121,7 +122,7 @@ class Door:
             try:
                 entry = self._entry(scope["method"], scope["path"])
                 bounded = await self._admit(entry, scope, receive)
-            except (ServerError, BodyTooLargeError) as error:
+            except (ServerError, StoreError, BodyTooLargeError) as error:
                 await error_response(scope, error)(scope, receive, send)
                 return
             with self._draining.under_way(), self._admin(entry):
@@ -138,13 +139,13 @@ class Door:
             self._admins -= count
 
     async def _admit(self, entry: Entry, scope: Scope, receive: Receive) -> Receive:
-        """What the route may read. Raises ServerError and BodyTooLargeError."""
+        """What the route may read. Raises ServerError, StoreError and BodyTooLargeError."""
         headers = Headers(scope=scope)
         if entry.access != "anyone":
             _require_one_host(headers)
             await self._require_access(entry, headers)
         if entry.access == "admin" and self._admins >= _MOST_ADMINS:
-            raise OverloadedError(self._admins, 1)
+            raise BusyError(f"{self._admins} requests of admins are under way")
         if self._draining.is_on and entry.access in ("use", "admin"):
             raise StoppingError
         limit, setting = self._limits[entry.body]

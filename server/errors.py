@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from adapters_store import errors as store_errors
+from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
 from router_engine.routers import errors as router_errors
 
@@ -68,6 +69,13 @@ class OverloadedError(ServerError):
     def __init__(self, waiting: int, retry_after: int) -> None:
         self.retry_after = retry_after
         super().__init__(f"{waiting} requests are waiting already; try again in {retry_after} s")
+
+
+class BusyError(ServerError):
+    """As much of this kind of work is under way as there may be."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; try again in a moment")
 
 
 class StoppingError(ServerError):
@@ -166,6 +174,9 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store_errors.InvalidAdapterError, 422, "invalid_adapter"),
     (store_errors.AdapterInUseError, 409, "conflict"),
     (store_errors.IntegrityError, 500, "integrity"),
+    (store_errors.StoreUnavailableError, 503, "store_unavailable"),
+    (store_errors.StoreFullError, 507, "store_full"),
+    (store_errors.StoreBrokenError, 500, "store_broken"),
     (store_errors.StoreError, 422, "validation"),
     (engine_errors.RequestRefusedError, 422, "validation"),
     (engine_errors.MixtureError, 422, "validation"),
@@ -184,6 +195,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (RequestTimeoutError, 408, "timeout"),
     (OverloadedError, 429, "overloaded"),
     (StoppingError, 503, "stopping"),
+    (BusyError, 503, "busy"),
     (UnauthorizedError, 401, "unauthorized"),
     (ForbiddenError, 403, "forbidden"),
     (BadRequestError, 400, "bad_request"),
@@ -201,7 +213,8 @@ _HTTP_TYPES = {
 _PREFIXED = ("validation",)
 _SOON_OVER = (
     *(engine_errors.EngineNotReadyError, engine_errors.EngineDiedError),
-    *(RequestCancelledError, StoppingError),
+    *(RequestCancelledError, StoppingError, BusyError),
+    *(router_errors.RouterUnavailableError, store_errors.StoreUnavailableError),
 )
 
 
@@ -209,6 +222,9 @@ def describe(error: Exception) -> Failure:
     """What a client is told of an error; one that is not in the table is a bug, and a 500."""
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
+    if _is_of_a_full_disk(error):
+        message = "there is no room left on the server's disk: free some, then send it again"
+        return Failure(507, "store_full", message)
     if isinstance(error, HTTPException):
         kind = _HTTP_TYPES.get(error.status_code, "http")
         return Failure(error.status_code, kind, str(error.detail), headers=error.headers or {})
@@ -225,6 +241,15 @@ def describe(error: Exception) -> Failure:
     )
 
 
+def _is_of_a_full_disk(error: BaseException | None) -> bool:
+    """Parsers of bodies take an error of the disk for one of the body: it is what caused theirs."""
+    while error is not None and not isinstance(error, store_errors.StoreError):
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__
+    return False
+
+
 def install(app: FastAPI) -> None:
     """Make every error leave as one of the two bodies."""
 
@@ -234,6 +259,7 @@ def install(app: FastAPI) -> None:
     for kind in (RequestValidationError, HTTPException, ServerError, Exception):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(store_errors.StoreError, handle)
+    app.add_exception_handler(OSError, handle)
     app.add_exception_handler(engine_errors.EngineError, handle)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import structlog
 
+from adapters_store.errors import StoreError
 from adapters_store.types import AdapterRecord
 from router_engine.errors import RouterError
 from router_engine.routers.centroids import Centroid, CentroidService
@@ -130,5 +131,5 @@ def _warning(near: Near, compared: Sequence[AdapterRecord]) -> str:
 async def _logged(work: Coroutine[Any, Any, None], label: str) -> None:
     try:
         await work
-    except RouterError as error:
+    except (RouterError, StoreError, OSError) as error:
         log.warning("no centroid yet", adapter=label, reason=str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from adapters_store.blobs.local import LocalBlobs
 from adapters_store.errors import StoreError
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "memory")
+_RETRY_FOR = timedelta(seconds=20)  # of one question
 DEFAULT_CACHE_BYTES = 16 << 30
 
 
@@ -47,5 +49,6 @@ def open_blobs(
     except ImportError as error:
         raise StoreError(f"blobs at {text!r} need the package obstore: {error}") from error
     root = cache_dir or Path.home() / ".cache" / "adaptermix" / "blobs"
-    store = from_url(text, **dict(options or {}))
+    given = {} if scheme == "memory" else {"retry_config": {"retry_timeout": _RETRY_FOR}}
+    store = from_url(text, **given | dict(options or {}))
     return RemoteBlobs(store, BlobCache(root, cache_bytes))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    RootTransaction,
     create_engine,
     event,
     make_url,
@@ -20,35 +25,52 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from adapters_store.errors import StoreError
+from adapters_store.errors import StoreError, StoreUnavailableError
+from adapters_store.metadata.faults import fault_of, plain
 from adapters_store.metadata.schema import CHANGES
 
-_BUSY_SECONDS = 60
+DEFAULT_PATIENCE = 60.0  # seconds
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+_CONNECTIONS = 24  # more than a server has threads that ask
 _WRITE = "adaptermix_write"
 _WRITER_LOCK = 0x61646D78  # any number: names our advisory lock in a shared PostgreSQL
 _COUNT = select(CHANGES.c.count)
 _COUNT_ONE_MORE = update(CHANGES).values(count=CHANGES.c.count + 1)
+_AT_START = (SQLAlchemyError, CommandError, ImportError)  # a bad URL, another version, no driver
+Value = TypeVar("Value")
 
 
 class Database:
-    """SQLite (WAL) or PostgreSQL. Readers never wait; writers go one at a time.
+    """SQLite (WAL) or PostgreSQL. Readers never wait for writers; writers go one at a time.
 
     One writer at a time keeps "look, then write" true without retries; writes are rare and short.
+
+    A database that is locked or away is waited for, and what it cut off is begun again, for
+    `patience` seconds altogether; then StoreUnavailableError is raised. StoreFullError and
+    StoreBrokenError are raised at once.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, patience: float = DEFAULT_PATIENCE) -> None:
         """Connect and migrate. Raises StoreError: bad URL, missing driver, no connection."""
         parsed = _parse(url)
+        self._patience = patience
+        is_file = parsed.get_backend_name() == "sqlite"
+        self._directory = Path(str(parsed.database)).parent if is_file else None
         try:
-            self._engine = _create(parsed)
-            with self._alone() as connection:
+            self._engine = _create(parsed, patience)
+            with self._alone() as (connection, _):
                 _migrate(connection)
-        except (SQLAlchemyError, ImportError) as error:
-            raise StoreError(
+        except Exception as error:
+            fault = fault_of(error, self._directory)
+            if fault is None and not isinstance(error, _AT_START):
+                raise
+            kind = StoreError if fault is None else type(fault)
+            raise kind(
                 f"the database {parsed.render_as_string(hide_password=True)} cannot be opened: "
-                f"{error}"
+                f"{plain(error)}"
             ) from error
 
     @property
@@ -58,35 +80,83 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read transaction."""
+        """A read transaction, tried once."""
         with self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """The one write transaction: committed at the end, rolled back on an error."""
-        with self._alone() as connection:
+        """The one write transaction, tried once: committed at the end, rolled back on an error."""
+        with self._alone() as (connection, transaction):
             connection.execute(_COUNT_ONE_MORE)
             yield connection
+            _commit(transaction)
+
+    def reading(self, work: Callable[[Connection], Value]) -> Value:
+        """What `work` makes of a read transaction; it may be begun several times."""
+
+        def once() -> Value:
+            with self.read() as connection:
+                return work(connection)
+
+        return self._patiently(once)
+
+    def writing(self, work: Callable[[Connection], Value]) -> Value:
+        """What `work` makes of the one write transaction; it may be begun several times."""
+
+        def once() -> Value:
+            with self.write() as connection:
+                return work(connection)
+
+        return self._patiently(once)
 
     @staticmethod
     def changes(connection: Connection) -> int:
         """How many write transactions there were. What is read after it is as new, or newer."""
         return int(connection.execute(_COUNT).scalar_one())
 
-    @contextmanager
-    def _alone(self) -> Iterator[Connection]:
-        with (
-            self._engine.connect().execution_options(**{_WRITE: True}) as connection,
-            connection.begin(),
-        ):
-            if self.dialect == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _WRITER_LOCK})
-            yield connection
-
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _alone(self) -> Iterator[tuple[Connection, RootTransaction]]:
+        with (
+            self._engine.connect().execution_options(**{_WRITE: True}) as connection,
+            connection.begin() as transaction,
+        ):
+            if self.dialect == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _WRITER_LOCK})
+            yield connection, transaction
+
+    def _patiently(self, once: Callable[[], Value]) -> Value:
+        end = time.monotonic() + self._patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return once()
+            except Exception as error:
+                fault = fault_of(error, self._directory)
+                if fault is None:
+                    raise
+                is_late = time.monotonic() + pause > end
+                if is_late or not isinstance(fault, StoreUnavailableError):
+                    raise fault from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _commit(transaction: RootTransaction) -> None:
+    """Raises StoreUnavailableError where nobody can say whether it was done: not to be repeated."""
+    try:
+        transaction.commit()
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailableError(
+                "the connection to the store's database was lost while a change was being "
+                f"recorded: look whether it was before you send it again ({plain(error)})"
+            ) from error
+        raise
 
 
 def _parse(url: str | Path) -> URL:
@@ -108,13 +178,23 @@ def _parse(url: str | Path) -> URL:
     return parsed
 
 
-def _create(url: URL) -> Engine:
+def _create(url: URL, patience: float) -> Engine:
+    pool: dict[str, Any] = {"max_overflow": _CONNECTIONS, "pool_timeout": patience}
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+        limit = {} if "connect_timeout" in url.query else {"connect_timeout": ceil(patience)}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=limit, **pool)
+        event.listen(engine, "connect", partial(_configure_postgres, patience))
+        return engine
+    engine = create_engine(url, connect_args={"timeout": patience}, **pool)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _configure_postgres(patience: float, connection: Any, _record: object) -> None:
+    connection.autocommit = True  # or the setting would go with the first rollback
+    connection.execute(f"SET lock_timeout = {ceil(1000 * patience)}")
+    connection.autocommit = False
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

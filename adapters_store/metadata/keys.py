@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any, get_args
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from adapters_store.errors import KeyNotFoundError, StoreError
 from adapters_store.metadata.database import Database
@@ -34,16 +34,9 @@ class ApiKeys:
             raise StoreError(f"a key needs a label of 1 to {_MAX_LABEL} characters")
         key = ApiKey(secrets.token_hex(8), label, kind, time.time())
         secret = f"amx_{key.id}_{secrets.token_urlsafe(32)}"
-        with self._database.write() as connection:
-            connection.execute(
-                insert(API_KEYS).values(
-                    id=key.id,
-                    label=label,
-                    kind=kind,
-                    secret_hash=_hash(secret),
-                    created_at=key.created_at,
-                )
-            )
+        row = {"id": key.id, "label": label, "kind": kind, "created_at": key.created_at}
+        made = insert(API_KEYS).values(row | {"secret_hash": _hash(secret)})
+        self._database.writing(lambda connection: connection.execute(made))
         return key, secret
 
     def verify(self, secret: str) -> ApiKey | None:
@@ -51,8 +44,8 @@ class ApiKeys:
         match = _SECRET.fullmatch(secret)
         if match is None:
             return None
-        with self._database.read() as connection:
-            row = connection.execute(select(API_KEYS).where(API_KEYS.c.id == match[1])).first()
+        query = select(API_KEYS).where(API_KEYS.c.id == match[1])
+        row = self._database.reading(lambda connection: connection.execute(query).first())
         if row is None or row.revoked_at is not None:
             return None
         return _key(row) if hmac.compare_digest(row.secret_hash, _hash(secret)) else None
@@ -60,19 +53,19 @@ class ApiKeys:
     def list(self) -> list[ApiKey]:
         """All keys, revoked ones too, oldest first."""
         query = select(API_KEYS).order_by(API_KEYS.c.created_at, API_KEYS.c.id)
-        with self._database.read() as connection:
-            return [_key(row) for row in connection.execute(query)]
+        rows = self._database.reading(lambda connection: connection.execute(query).all())
+        return [_key(row) for row in rows]
 
     def revoke(self, key_id: str) -> ApiKey:
         """From now on the key opens nothing. Raises KeyNotFoundError."""
         here = API_KEYS.c.id == key_id
-        with self._database.write() as connection:
-            connection.execute(
-                update(API_KEYS)
-                .where(here, API_KEYS.c.revoked_at.is_(None))
-                .values(revoked_at=time.time())
-            )
-            row = connection.execute(select(API_KEYS).where(here)).first()
+        in_force = update(API_KEYS).where(here, API_KEYS.c.revoked_at.is_(None))
+
+        def revoke(connection: Connection) -> Row[Any] | None:
+            connection.execute(in_force.values(revoked_at=time.time()))
+            return connection.execute(select(API_KEYS).where(here)).first()
+
+        row = self._database.writing(revoke)
         if row is None:
             raise KeyNotFoundError(key_id)
         return _key(row)
@@ -80,8 +73,7 @@ class ApiKeys:
     def exist(self) -> bool:
         """Whether any key is in force."""
         query = select(API_KEYS.c.id).where(API_KEYS.c.revoked_at.is_(None)).limit(1)
-        with self._database.read() as connection:
-            return connection.scalar(query) is not None
+        return self._database.reading(lambda connection: connection.scalar(query)) is not None
 
 
 def _hash(secret: str) -> str:

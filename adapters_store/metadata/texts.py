@@ -21,28 +21,33 @@ class Texts:
 
     def set(self, digest: str, lines: bytes, num_texts: int) -> None:
         """Put texts (JSONL) in force in place of all others. Raises AdapterNotFoundError."""
-        with self._database.write() as connection:
+        row = {"texts_digest": texts_digest(lines), "num_texts": num_texts, "lines": lines}
+
+        def put(connection: Connection) -> None:
             _require(connection, digest)
             drop_later_texts(connection, digest)
-            row = {"texts_digest": texts_digest(lines), "num_texts": num_texts, "lines": lines}
             connection.execute(insert(TEXTS).values(digest=digest, **row))
+
+        self._database.writing(put)
 
     def get(self, digest: str) -> tuple[str, bytes] | None:
         """(digest of the texts, JSONL) that were set later, or None where none were."""
         query = select(TEXTS.c.texts_digest, TEXTS.c.lines).where(TEXTS.c.digest == digest)
-        with self._database.read() as connection:
-            row = connection.execute(query).first()
+        row = self._database.reading(lambda connection: connection.execute(query).first())
         return None if row is None else (row.texts_digest, row.lines)
 
     def put_centroid(
         self, digest: str, encoder: str, texts: str, vector: bytes, examples: bytes | None
     ) -> None:
         """Keep what was made of `texts`, in place of anything else. AdapterNotFoundError."""
-        with self._database.write() as connection:
+        row = {"texts": texts, "vector": vector, "examples": examples}
+
+        def put(connection: Connection) -> None:
             _require(connection, digest)
             connection.execute(delete(CENTROIDS).where(_here(digest, encoder)))
-            row = {"texts": texts, "vector": vector, "examples": examples}
             connection.execute(insert(CENTROIDS).values(digest=digest, encoder=encoder, **row))
+
+        self._database.writing(put)
 
     def get_centroid(self, digest: str, encoder: str, texts: str) -> bytes | None:
         """The vector made of these texts, or None when there is none yet."""
@@ -55,16 +60,15 @@ class Texts:
     def centroids(self, encoder: str) -> dict[str, StoredCentroid]:
         """Every centroid under an encoder, by the adapter's digest."""
         query = select(CENTROIDS.c.digest, CENTROIDS.c.texts, CENTROIDS.c.vector)
-        with self._database.read() as connection:
-            rows = connection.execute(query.where(CENTROIDS.c.encoder == encoder)).all()
+        query = query.where(CENTROIDS.c.encoder == encoder)
+        rows = self._database.reading(lambda connection: connection.execute(query).all())
         return {row.digest: StoredCentroid(row.texts, row.vector) for row in rows}
 
     def _one(
         self, column: ColumnElement[Any], digest: str, encoder: str, texts: str
     ) -> bytes | None:
         query = select(column).where(_here(digest, encoder), CENTROIDS.c.texts == texts)
-        with self._database.read() as connection:
-            found: bytes | None = connection.scalar(query)
+        found: bytes | None = self._database.reading(lambda connection: connection.scalar(query))
         return found
 
 

@@ -50,7 +50,8 @@ class Versions:
         `before_commit` runs inside the write transaction, when nobody can delete the blob; what
         it raises rolls everything back.
         """
-        with self._database.write() as connection:
+
+        def add(connection: Connection) -> AdapterRecord:
             _ensure_blob(connection, new)
             if new.num_texts:
                 drop_later_texts(connection, new.digest)
@@ -65,14 +66,19 @@ class Versions:
             before_commit()
             return self._one(connection, _by_version(new.name, version))
 
+        return self._database.writing(add)
+
     def resolve(self, refs: Sequence[AdapterRef]) -> list[AdapterRecord]:
         """The records that references mean now. Raises AdapterNotFoundError with near names.
 
         Every request asks, so what they meant is remembered until something is written.
         """
-        with self._database.read() as connection:
+
+        def resolve(connection: Connection) -> list[AdapterRecord]:
             changes = self._database.changes(connection)
             return [self._resolve(connection, changes, ref) for ref in refs]
+
+        return self._database.reading(resolve)
 
     def _resolve(self, connection: Connection, changes: int, ref: AdapterRef) -> AdapterRecord:
         known = self._records.get(ref)
@@ -97,12 +103,14 @@ class Versions:
                 TAGS.c.tag == tag,
             )
             query = query.where(tagged.exists())
-        with self._database.read() as connection:
-            return self._read(connection, connection.execute(query).all())
+        return self._database.reading(
+            lambda connection: self._read(connection, connection.execute(query).all())
+        )
 
     def set_alias(self, name: str, alias: str, version: int) -> AdapterRecord:
         """Point an alias at a version: readers see the old one or the new one, never none."""
-        with self._database.write() as connection:
+
+        def move(connection: Connection) -> AdapterRecord:
             ref = AdapterRef(name=name, version=version)
             if connection.execute(_query(ref)).first() is None:
                 raise AdapterNotFoundError(str(ref), _near(connection, ref))
@@ -112,13 +120,18 @@ class Versions:
                 connection.execute(insert(ALIASES).values(name=name, alias=alias, version=version))
             return self._one(connection, _by_version(name, version))
 
+        return self._database.writing(move)
+
     def delete_alias(self, name: str, alias: str) -> None:
         """Raises AdapterNotFoundError when there is no such alias."""
-        with self._database.write() as connection:
+
+        def remove(connection: Connection) -> None:
             here = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
             if connection.execute(delete(ALIASES).where(here)).rowcount == 0:
                 ref = AdapterRef(name=name, alias=alias)
                 raise AdapterNotFoundError(str(ref), _near(connection, ref))
+
+        self._database.writing(remove)
 
     def delete(
         self, name: str, version: int | None, allow: Callable[[Sequence[AdapterRecord]], None]
@@ -130,7 +143,8 @@ class Versions:
         query = _records().where(VERSIONS.c.name == name).order_by(VERSIONS.c.version)
         if version is not None:
             query = query.where(VERSIONS.c.version == version)
-        with self._database.write() as connection:
+
+        def remove(connection: Connection) -> list[AdapterRecord]:
             records = self._read(connection, connection.execute(query).all())
             if not records:
                 ref = AdapterRef(name=name, version=version)
@@ -142,6 +156,8 @@ class Versions:
                     connection.execute(delete(table).where(here))
             return records
 
+        return self._database.writing(remove)
+
     def drop_unreferenced(self, keep: Callable[[str], bool], drop: Callable[[str], int]) -> int:
         """Forget blobs that no version points at; the sum of what `drop(digest)` returns.
 
@@ -150,18 +166,25 @@ class Versions:
         referenced = select(VERSIONS.c.digest).where(VERSIONS.c.digest == BLOBS.c.digest)
         query = select(BLOBS.c.digest).where(~referenced.exists())
         freed = 0
-        with self._database.write() as connection:
+
+        def forget(connection: Connection) -> None:
+            nonlocal freed
             for digest in connection.scalars(query).all():
                 if not keep(digest):
                     freed += drop(digest)
                     connection.execute(delete(BLOBS).where(BLOBS.c.digest == digest))
+
+        self._database.writing(forget)
         return freed
 
     def drop_unknown(self, digests: Sequence[str], drop: Callable[[str], int]) -> int:
         """Call `drop(digest)` for those that were never recorded; the sum of what it returns."""
-        with self._database.write() as connection:
+
+        def forget(connection: Connection) -> int:
             known = set(connection.scalars(select(BLOBS.c.digest)))
             return sum(drop(digest) for digest in digests if digest not in known)
+
+        return self._database.writing(forget)
 
     def _one(self, connection: Connection, query: Select[Any]) -> AdapterRecord:
         return self._read(connection, [connection.execute(query).one()])[0]

@@ -8,14 +8,17 @@ request routes with. Both hang on the texts' digest: other texts, other centroid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from adapters_store.errors import StoreError
 from adapters_store.types import SampleTexts
 from router_engine.errors import RouterError
 from router_engine.routers.encoder.messages import Info
@@ -26,7 +29,11 @@ from router_engine.routers.scoring import Window
 Centroid = NDArray[np.float32]  # [d]
 Examples = NDArray[np.float32]  # [n, d]
 
-_PUT_AT_ONCE = 1024  # centroids of one message
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+_KEEP_SECONDS = 1.0
+_PUT_AT_ONCE = 128  # centroids of one message: packing more would hold up the event loop
 _EXAMPLES_AT_ONCE = 64  # adapters whose examples are in one message: 6 MB where d is 384
 _COMPUTED_AT_ONCE = 4  # adapters whose texts are with the encoder at one time
 
@@ -76,6 +83,25 @@ class CentroidStore(Protocol):
         ...
 
 
+class Threads(Protocol):
+    """Runs blocking work off the event loop."""
+
+    async def run(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns, or raises."""
+        ...
+
+
+class AnyThread:
+    """The threads that the event loop has for everybody."""
+
+    async def run(self, work: Callable[[], Value]) -> Value:
+        """See `Threads.run`."""
+        return await asyncio.to_thread(work)
+
+
+ANY_THREAD = AnyThread()
+
+
 class CentroidEncoder(Protocol):
     """Makes embeddings and holds centroids, as `EncoderClient` does."""
 
@@ -107,6 +133,13 @@ def centroid(embeddings: ArrayLike) -> Centroid:
     return np.asarray(matrix.mean(axis=0), dtype=np.float32)
 
 
+async def _kept(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except (StoreError, OSError) as error:
+        logger.warning("a centroid was not stored: it is made again after a restart: %s", error)
+
+
 class _NoTextsError(RouterInputError):
     """An adapter cannot have a centroid."""
 
@@ -126,8 +159,15 @@ class CentroidService:
         store: CentroidStore,
         encoder: CentroidEncoder,
         examples: ExampleHolder | None = None,
+        *,
+        readers: Threads = ANY_THREAD,
+        writers: Threads = ANY_THREAD,
     ) -> None:
-        """`examples` None: only centroids are kept."""
+        """`examples` None: only centroids are kept. Requests wait for `readers`, and not for
+        `writers`: a store may be locked for writers alone."""
+        self._readers = readers
+        self._writers = writers
+        self._keeping: set[asyncio.Task[None]] = set()
         self._store = store
         self._encoder = encoder
         self._holder = examples
@@ -181,7 +221,7 @@ class CentroidService:
         wanted = {one.digest: one.texts for one in adapters if one.texts}
         encoder_digest = self._encoder_digest
         if encoder_digest and any(not self._is_known(*item) for item in wanted.items()):
-            stored = await asyncio.to_thread(self._store.centroids, encoder_digest)
+            stored = await self._readers.run(partial(self._store.centroids, encoder_digest))
             if encoder_digest == self._encoder_digest:
                 found = {key: made for key, made in stored.items() if made.texts == wanted.get(key)}
                 self._known.update(found)
@@ -260,7 +300,9 @@ class CentroidService:
 
     async def _make(self, adapter: Routable, encoder_digest: str) -> MadeCentroid:
         get = self._store.get_centroid
-        stored = await asyncio.to_thread(get, adapter.digest, encoder_digest, adapter.texts)
+        stored = await self._readers.run(
+            partial(get, adapter.digest, encoder_digest, adapter.texts)
+        )
         if stored is not None:
             made = MadeCentroid(adapter.texts, stored)
         else:
@@ -271,7 +313,7 @@ class CentroidService:
 
     async def _compute(self, digest: str, encoder_digest: str) -> tuple[MadeCentroid, Examples]:
         """Of the texts in force now, which may be newer than those that were asked for."""
-        found = await asyncio.to_thread(self._store.sample_texts, digest)
+        found = await self._readers.run(partial(self._store.sample_texts, digest))
         if not found.texts:
             raise _NoTextsError
         async with self._computing:
@@ -279,14 +321,21 @@ class CentroidService:
         made = MadeCentroid(found.digest, centroid(embeddings))
         examples = embeddings[example_indices(len(embeddings))]
         kept = None if self._holder is None else examples
-        await asyncio.to_thread(self._store.put_centroid, digest, encoder_digest, made, kept)
+        await self._keep(partial(self._store.put_centroid, digest, encoder_digest, made, kept))
         return made, examples
+
+    async def _keep(self, put: Callable[[], None]) -> None:
+        """Store what was made. A store that is locked or full costs whoever waits a moment only."""
+        task = asyncio.create_task(_kept(self._writers.run(put)))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+        await asyncio.wait({task}, timeout=_KEEP_SECONDS)
 
     async def _examples(self, digest: str) -> tuple[str, Examples]:
         """(digest of the texts, examples), computed where only a centroid was kept."""
         encoder_digest, known = self._encoder_digest, self._made(digest)
         get = self._store.get_examples
-        stored = await asyncio.to_thread(get, digest, encoder_digest, known.texts)
+        stored = await self._readers.run(partial(get, digest, encoder_digest, known.texts))
         if stored is not None:
             return known.texts, stored.reshape(-1, len(known.vector))
         made, examples = await self._compute(digest, encoder_digest)

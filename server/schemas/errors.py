@@ -42,6 +42,7 @@ EXAMPLES: dict[int, tuple[str, str]] = {
     424: ("generation", "adapter sha256:... could not be loaded"),
     429: ("overloaded", "256 requests are waiting; try again in 2 s"),
     503: ("engine_not_ready", "the engine is restarting"),
+    507: ("store_full", "the store's database has no room left on its disk"),
 }
 
 

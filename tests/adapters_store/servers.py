@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,25 @@ def _programs() -> Path:
     return versions[-1].parent
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A server that can be stopped and started."""
+
+    url: str
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
     """The URL of a fresh database on a Unix socket; the server is gone afterwards."""
+    with postgres_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """The same, with the server's switches."""
     programs = _programs()
     # PostgreSQL refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
@@ -51,11 +69,14 @@ def postgres() -> Iterator[str]:
     try:
         run("initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
         options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
-        run("pg_ctl", "start", "-w", "-D", data, "-l", str(folder / "log"), "-o", options)
+        log = str(folder / "log")
+        start = partial(run, "pg_ctl", "start", "-w", "-D", data, "-l", log, "-o", options)
+        stop = partial(run, "pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
+        start()
         try:
-            yield f"postgresql://tester@/postgres?host={folder}"
+            yield Postgres(f"postgresql://tester@/postgres?host={folder}", start, stop)
         finally:
-            run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
+            stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
