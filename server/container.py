@@ -58,9 +58,6 @@ _REQUEST_THREADS = 4  # they look up names: each waits for the database
 _ADMIN_THREADS = 6
 _CENTROID_THREADS = 2
 
-# How long a request waits for an encoder that starts: it does so after the server is ready.
-ENCODER_SECONDS = 30.0
-
 _ENCODER_STOP_SECONDS = 5.0  # for the batch under way
 
 EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
@@ -223,7 +220,7 @@ class Container:
     async def _connect_encoder(self, endpoint: str | None) -> EncoderClient | None:
         if endpoint is None:
             return None
-        client = EncoderClient(endpoint, connect_seconds=ENCODER_SECONDS)
+        client = EncoderClient(endpoint, connect_seconds=self.settings.routing_patience)
         return await self._stack.enter_async_context(client)
 
     def _wire(
@@ -239,7 +236,7 @@ class Container:
         _warn_of_unusable_tokens(tokenizer, info.vocab_size)
         tokenization = Tokenization(tokenizer, info.eos_token_ids, info.max_model_len)
         stored = StoredCentroids(store)
-        tap = TapEncoder(engine, info, tokenization, registry.hidden_names)
+        tap = TapEncoder(engine, info, tokenization, registry.hidden_names, self._readers)
         service = partial(CentroidService, stored, readers=self._readers, writers=self._writers)
         centroids = service(encoder, encoder) if encoder else None
         hidden = service(tap)
@@ -250,6 +247,7 @@ class Container:
             info.layer_routers,
             centroids,
             hidden,
+            settings.routing_patience,
         )
         mixtures = Mixtures(
             store,

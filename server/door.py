@@ -29,7 +29,7 @@ from server.errors import (
 
 Access = Literal["anyone", "page", "use", "admin"]
 Body = Literal["none", "small", "json", "upload"]
-_MOST_ADMINS = 64  # of admins' requests at a time
+MOST_ADMINS = 64  # of admins' requests at a time
 SMALL_BODY = 64 << 10  # bytes of what only names things
 
 _FORM = ("multipart/form-data",)
@@ -144,7 +144,7 @@ class Door:
         if entry.access != "anyone":
             _require_one_host(headers)
             await self._require_access(entry, headers)
-        if entry.access == "admin" and self._admins >= _MOST_ADMINS:
+        if entry.access == "admin" and self._admins >= MOST_ADMINS:
             raise BusyError(f"{self._admins} requests of admins are under way")
         if self._draining.is_on and entry.access in ("use", "admin"):
             raise StoppingError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from adapters_store.types import AdapterRecord
 from router_engine.routers.base import RequestRouter
 from router_engine.routers.centroids import CentroidService
-from router_engine.routers.errors import RouterInputError
+from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.registry import RouterRegistry
 from server.centroids import routable
 from server.schemas.mixture import RouterSpec
@@ -26,7 +28,10 @@ class Routing:
         layer_routers: Sequence[str],
         centroids: CentroidService | None,
         hidden: CentroidService | None = None,
+        patience: float = 30.0,
     ) -> None:
+        """patience: seconds that a request waits for the sentence encoder."""
+        self._patience = patience
         self.registry = registry
         self.centroids = centroids
         self.hidden = hidden  # of the routers that read hidden states
@@ -62,12 +67,11 @@ class Routing:
     async def prepare(self, spec: RouterSpec, candidates: Sequence[AdapterRecord]) -> None:
         """See to it that every candidate can be routed to. Raises RouterError."""
         known = self.registry.get(spec.name)
-        for is_needed, centroids in (
-            (known.needs_encoder, self.centroids),
-            (known.hidden is not None, self.hidden),
-        ):
-            if is_needed and centroids is not None:
-                await centroids.ensure(map(routable, candidates))
+        if known.needs_encoder and self.centroids is not None:
+            async with self._in_time(spec):
+                await self.centroids.ensure(map(routable, candidates))
+        if known.hidden is not None and self.hidden is not None:
+            await self.hidden.ensure(map(routable, candidates))
 
     def is_tapped(self, spec: RouterSpec) -> bool:
         """Whether the router reads hidden states."""
@@ -77,6 +81,23 @@ class Routing:
         self, spec: RouterSpec, candidates: Sequence[AdapterRecord], text: str
     ) -> tuple[float, ...]:
         """One weight a candidate from the prompt. Raises RouterError."""
-        await self.prepare(spec, candidates)
         router = self._request_routers[spec.name]
-        return await router.route(text, [record.digest for record in candidates], spec.params)
+        async with self._in_time(spec):
+            await self.prepare(spec, candidates)
+            return await router.route(text, [record.digest for record in candidates], spec.params)
+
+    @asynccontextmanager
+    async def _in_time(self, spec: RouterSpec) -> AsyncIterator[None]:
+        """Raises RouterUnavailableError when a sentence encoder takes longer than it may."""
+        is_encoder = self.registry.get(spec.name).needs_encoder
+        limit = asyncio.timeout(self._patience if is_encoder else None)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise RouterUnavailableError(
+                f"router {spec.name!r}: the sentence encoder gave no answer in "
+                f"{self._patience:g} s (ADAPTERMIX_ROUTING_PATIENCE)"
+            ) from error

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,7 @@ from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.events import FinalEvent, FinishReason
 from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.centroids import ANY_THREAD, Threads
 from router_engine.routers.encoder.messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.scoring import Window
@@ -39,8 +41,10 @@ class TapEncoder:
         info: EngineInfo,
         tokenization: Tokenization,
         routers: Sequence[str],
+        threads: Threads = ANY_THREAD,
     ) -> None:
-        """`routers`: those that are given the centroids."""
+        """`routers`: those that are given the centroids. `threads`: they tokenize."""
+        self._threads = threads
         self._engine = engine
         self._info = info
         self._tokenization = tokenization
@@ -75,8 +79,10 @@ class TapEncoder:
 
     async def _embedding(self, text: str, window: Window) -> NDArray[np.float32]:
         room = self._info.longest() - 1
-        ids = self._tokenization.encode(text)
-        ids = ids[:room] if window == "head" else ids[-room:]
+        read = self._tokenization.encode_first
+        if window == "tail":
+            read = self._tokenization.encode_last
+        ids = await self._threads.run(partial(read, text, room))
         if len(ids) < _FEWEST:
             raise RouterInputError(f"sample text {text!r} has fewer than two tokens: too few")
         async with self._turns:  # one after the other: each finds the one before in the cache

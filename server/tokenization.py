@@ -32,7 +32,7 @@ class Tokenization:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a prompt. Raises InputError for one that cannot be short enough."""
         if self._max_tokens is not None:
-            most = self._max_tokens * self._longest
+            most = self._max_tokens * self._longest + _MARGIN
             if len(text) > most:
                 raise InputError(
                     "inputs",
@@ -45,6 +45,10 @@ class Tokenization:
     def encode_last(self, text: str, count: int) -> tuple[int, ...]:
         """The last `count` token ids of a prompt: what cannot be among them is not read."""
         return self.encode(text[-(count * self._longest + _MARGIN) :])[-count:]
+
+    def encode_first(self, text: str, count: int) -> tuple[int, ...]:
+        """The first `count` token ids of a text: what cannot be among them is not read."""
+        return self.encode(text[: count * self._longest + _MARGIN])[:count]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""

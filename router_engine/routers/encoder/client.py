@@ -108,7 +108,8 @@ class EncoderClient:
         """Texts [n] -> embeddings [n, d]. Long lists go in pieces, live requests between them."""
         parts = [np.zeros((0, (await self.info()).dimension), dtype=np.float32)]
         for start in range(0, len(texts), _EMBED_TEXTS):
-            part = tuple(texts[start : start + _EMBED_TEXTS])
+            several = texts[start : start + _EMBED_TEXTS]
+            part = tuple(m.part_read(text, window) for text in several)
             reply = await self._ask(m.Embed(next(self._ids), part, window), m.Embedded)
             parts.append(m.unpack_vectors(reply.vectors, reply.dimension))
         return np.concatenate(parts)
@@ -117,14 +118,16 @@ class EncoderClient:
         self, text: str, candidates: Sequence[str], params: Mapping[str, Any]
     ) -> tuple[float, ...]:
         """Weights of the candidates [k] (digests whose centroids were put) from a text."""
-        ask = m.Route(next(self._ids), text, tuple(candidates), dict(params))
+        part = _part_read(text, params)
+        ask = m.Route(next(self._ids), part, tuple(candidates), dict(params))
         return (await self._ask(ask, m.Routed)).weights
 
     async def retrieve(
         self, text: str, candidates: Sequence[str], params: Mapping[str, Any]
     ) -> m.Retrieved:
         """Weights of the candidates [k] (digests of sample texts), or whose examples it lacks."""
-        ask = m.Retrieve(next(self._ids), text, tuple(candidates), dict(params))
+        part = _part_read(text, params)
+        ask = m.Retrieve(next(self._ids), part, tuple(candidates), dict(params))
         return await self._ask(ask, m.Retrieved)
 
     async def put_examples(self, examples: Mapping[str, NDArray[np.float32]]) -> None:
@@ -200,3 +203,8 @@ class EncoderClient:
                 future.set_exception(
                     RouterUnavailableError("the encoder worker died while it held this ask")
                 )
+
+
+def _part_read(text: str, params: Mapping[str, Any]) -> str:
+    """What the encoder reads of a request's text."""
+    return m.part_read(text, "head" if params.get("window") == "head" else "tail")

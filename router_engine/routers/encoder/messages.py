@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from router_engine.routers.scoring import Window
 
+MAX_CHARACTERS = 1 << 16  # of one text: no encoder reads as many (see `part_read`)
 MAX_TEXTS = 64  # of one Embed: a longer one would hold up the routing of live requests
 
 
@@ -149,6 +150,15 @@ def decode_ask(payload: bytes) -> Ask:
 def decode_reply(payload: bytes) -> Reply:
     """Raises msgspec.DecodeError (or its ValidationError) on anything else."""
     return _replies.decode(payload)
+
+
+def part_read(text: str, window: Window, most: int = MAX_CHARACTERS) -> str:
+    """The end (`tail`) or the beginning (`head`) of a text that is longer than an encoder reads.
+
+    Whoever sends a text cuts it first, and the encoder cuts all texts alike, so that it is the
+    same text whichever way it came.
+    """
+    return text[-most:] if window == "tail" else text[:most]
 
 
 def pack_vector(vector: ArrayLike) -> bytes:

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -241,7 +242,9 @@ class EncoderService:
     def _route(self, batch: list[_Pending]) -> Iterator[Answer]:
         try:
             embeddings = self._encode(batch)
-        except Exception as error:  # the loop must outlive one bad text: all of them are told
+        except Exception as error:  # the loop must outlive a bad text, and so must the others
+            if len(batch) > 1:
+                return chain.from_iterable(self._route([pending]) for pending in batch)
             logger.exception("the sentence encoder failed")
             return iter(
                 [(p.client, p.fail(f"the sentence encoder failed: {error}")) for p in batch]
