@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -33,6 +34,7 @@ def create_app(container: Container) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not container.is_started:
             await container.start()
+        await asyncio.to_thread(app.openapi)  # kept by the app: nobody waits for it later
         try:
             yield
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from server.schemas.adapters import (
 )
 from server.schemas.mixture import FixedMixture
 from server.settings import SettingsError
-from server.text_states import TextStates
+from server.text_states import TextState, TextStates
 from server.threads import Threads
 from server.uploads import Publishable
 
@@ -272,10 +272,7 @@ class Catalogue:
             residency = {entry.digest: entry for entry in await self._engine.residency()}
         newest = await self._run(self.newest)
         states = await self._states.of(records, newest)
-        return [
-            AdapterReply.of(record, residency.get(record.digest), states[record.digest])
-            for record in records
-        ]
+        return await self._run(_replies, records, residency, states)
 
     async def _run(self, work: Callable[P, Value], *given: P.args, **named: P.kwargs) -> Value:
         return await self._threads.run(partial(work, *given, **named))
@@ -291,3 +288,14 @@ class Catalogue:
         self._states.forget(record)
         with suppress(EngineError):  # it is in use: the engine drops it when it needs the place
             await self._engine.unload(record.digest)
+
+
+def _replies(
+    records: Sequence[AdapterRecord],
+    residency: Mapping[str, AdapterResidency],
+    states: Mapping[str, TextState],
+) -> list[AdapterReply]:
+    return [
+        AdapterReply.of(record, residency.get(record.digest), states[record.digest])
+        for record in records
+    ]

@@ -56,6 +56,7 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_THREADS = 4  # they look up names: each waits for the database
 _ADMIN_THREADS = 6
+_BODY_THREADS = 4  # they read long bodies and write long answers
 _CENTROID_THREADS = 2
 
 _ENCODER_STOP_SECONDS = 5.0  # for the batch under way
@@ -105,9 +106,11 @@ class Container:
         self.auth = Auth(settings, self._store)
         self._stack.callback(self.auth.close)
         self._admin_threads = Threads("admin", _ADMIN_THREADS)
+        self.bodies = Threads("bodies", _BODY_THREADS)
         self._readers = Threads("centroids", _CENTROID_THREADS)
         self._writers = Threads("centroids-kept", 1)
-        for threads in (self.threads, self._admin_threads, self._readers, self._writers):
+        centroids = (self._readers, self._writers)
+        for threads in (self.threads, self._admin_threads, self.bodies, *centroids):
             self._stack.callback(threads.close)
 
     @property
@@ -265,7 +268,7 @@ class Container:
             self.admission,
             self.metrics,
             settings.default_max_new_tokens,
-            self.threads,
+            self.bodies,
         )
         states = TextStates(centroids, hidden, encoder_name(settings))
         catalogue = Catalogue(store, engine, info, states, mixtures, base_name, self._admin_threads)

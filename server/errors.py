@@ -17,11 +17,13 @@ from adapters_store import errors as store_errors
 from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
 from router_engine.routers import errors as router_errors
+from router_engine.shown import shown
 
 log = structlog.get_logger(__name__)
 
 _MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
 _MOST_PROBLEMS = 8
+_TOLD_ALONE = ("missing", "unknown_field", "too_many_fields", "mixture", "contradiction")
 _MOST_ECHOED = 80  # characters of one thing that was sent
 
 
@@ -160,7 +162,7 @@ class Failure:
 
 def _bounded(text: str, most: int = _MOST_TOLD) -> str:
     """A message that anybody's input may be part of, as UTF-8 can say it."""
-    told = text.encode(errors="backslashreplace")
+    told = text[: most + 1].encode(errors="backslashreplace")
     if len(told) <= most:
         return told.decode()
     return f"{told[: most - 3].decode(errors='ignore')}..."
@@ -301,9 +303,9 @@ def _describe_problem(problem: Mapping[str, Any]) -> str:
     kind = problem["type"]
     if kind == "json_invalid":
         return f"the body is not JSON: {context.get('error', problem['msg'])}"
-    if kind in ("missing", "unknown_field", "mixture", "contradiction"):
+    if kind in _TOLD_ALONE:
         return f"{path}: {problem['msg']}" if path else str(problem["msg"])
-    value = context["value"] if kind == "unsupported_field" else _short(problem.get("input"))
+    value = context["value"] if kind == "unsupported_field" else shown(problem.get("input"))
     return f"{path} = {value}: {problem['msg']}"
 
 
@@ -319,8 +321,3 @@ def _path(problem: Mapping[str, Any]) -> str:
 
 def _is_branch(part: Any) -> bool:
     return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int"))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MOST_ECHOED else f"{text[: _MOST_ECHOED - 3]}..."

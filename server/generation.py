@@ -21,10 +21,12 @@ from server.metrics import Metrics
 from server.mixtures import Mixtures, Plan
 from server.recording import Recorder
 from server.schemas.mixture import Mixture
+from server.streaming import yield_now_and_then
 from server.threads import Threads
 from server.tokenization import Tokenization
 
 _SHORT = 4096  # characters, which are read in less time than another thread takes to begin
+_FEW = 64  # tokens, whose JSON is written in less time than that
 Value = TypeVar("Value")
 EndReason = Literal["length", "eos_token", "stop_sequence"]
 _ENDS: dict[FinishReason, EndReason] = {
@@ -109,20 +111,26 @@ class Generation:
         admission: Admission,
         metrics: Metrics,
         default_max_new_tokens: int,
-        threads: Threads,
+        bodies: Threads,
     ) -> None:
+        """bodies: threads that read long bodies and write long answers."""
         self._engine = engine
         self._mixtures = mixtures
         self._admission = admission
         self._metrics = metrics
         self._default_max_new_tokens = default_max_new_tokens
-        self._threads = threads
+        self._bodies = bodies
         self.info = info
         self.tokenization = tokenization
 
+    async def write(self, work: Callable[[], Value], completions: Sequence[Completion]) -> Value:
+        """What `work` makes of answers, off the event loop where they are long."""
+        pieces = sum(len(completion.pieces) for completion in completions)
+        return work() if pieces < _FEW else await self._bodies.run(work)
+
     async def read(self, work: Callable[[], Value], characters: int) -> Value:
         """What `work` makes of a body, off the event loop where it has many characters to read."""
-        return work() if characters < _SHORT else await self._threads.run(work)
+        return work() if characters < _SHORT else await self._bodies.run(work)
 
     def require_places(self, sequences: int, field: str) -> None:
         """Raises InputError where so many could never wait together."""
@@ -216,6 +224,7 @@ class Generation:
                     return
                 recorder.token(event)
                 pieces = follower.push(event)
+                await yield_now_and_then(follower.answer.num_tokens)
                 if follower.answer.is_stopped:
                     break
                 if pieces:

@@ -144,9 +144,13 @@ class Mixtures:
 
     async def record(self, reference: str, path: str = "name") -> AdapterRecord:
         """Resolve one reference that must fit the base model."""
-        record = await self._threads.run(partial(self._store.resolve, reference))
-        self._refuse_misfit(record, path)
-        return record
+
+        def resolve() -> AdapterRecord:
+            record = self._store.resolve(reference)
+            self._refuse_misfit(record, path)
+            return record
+
+        return await self._threads.run(resolve)
 
     async def _fixed(
         self, adapters: Sequence[WeightedAdapter], combination: Combination, path: str
@@ -186,13 +190,7 @@ class Mixtures:
     async def _candidates(self, spec: RouterSpec, path: str) -> list[str]:
         if isinstance(spec.candidates, TagCandidates):
             tag = spec.candidates.tag
-            tagged = await self._threads.run(partial(self._store.list, tag=tag))
-            newest = {record.name: record for record in tagged}  # by version, ascending
-            labels: dict[str, str] = {}  # names of one digest are one adapter: the first stands
-            for record in newest.values():
-                if self.fits(record):
-                    labels.setdefault(record.digest, record.label)
-            references = list(labels.values())
+            references = await self._threads.run(partial(self._tagged, tag))
             if not references:
                 raise InputError(f"{path}.tag", repr(tag), "no adapter carries this tag")
         else:
@@ -206,6 +204,15 @@ class Mixtures:
                 f"at most {self._max_candidates} (ADAPTERMIX_MAX_CANDIDATES)",
             )
         return references
+
+    def _tagged(self, tag: str) -> list[str]:
+        tagged = self._store.list(tag=tag)
+        newest = {record.name: record for record in tagged}  # by version, ascending
+        labels: dict[str, str] = {}  # names of one digest are one adapter: the first stands
+        for record in newest.values():
+            if self.fits(record):
+                labels.setdefault(record.digest, record.label)
+        return list(labels.values())
 
     async def _records(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
         records = await self._threads.run(partial(self._resolve_all, references, path))
@@ -224,10 +231,13 @@ class Mixtures:
 
     def _resolve_all(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
         try:
-            return self._store.resolve_all(references)
+            records = self._store.resolve_all(references)
         except AdapterNotFoundError as error:
             error.add_note(path)
             raise
+        for record in records:
+            self._misfit(record)  # looked at here, once: it is known from then on
+        return records
 
     def fits(self, record: AdapterRecord) -> bool:
         """Whether an adapter fits the base model."""

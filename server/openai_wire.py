@@ -75,7 +75,7 @@ def asks_of(
 
 def count_of(prompt: str | Sequence[object]) -> int:
     """How many prompts a completion has."""
-    is_one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt)
+    is_one = isinstance(prompt, str) or not prompt or isinstance(prompt[0], int)
     return 1 if is_one else len(prompt)
 
 
@@ -83,7 +83,9 @@ def characters_of(prompt: str | Sequence[object]) -> int:
     """How much text there is to read, roughly; an id is a few characters."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(len(item) if isinstance(item, str | list) else 4 for item in prompt)
+    if prompt and isinstance(prompt[0], int):
+        return 4 * len(prompt)
+    return sum(len(item) for item in prompt if isinstance(item, str | list))
 
 
 def prompts_of(

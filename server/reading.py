@@ -1,26 +1,29 @@
-"""Bodies in JSON: read once, strictly, and bounded before anything is made of them."""
+"""Bodies in JSON: read once, strictly, bounded, and beside the event loop where they are long."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import Request, Response, params
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 from server.errors import UnreadableBodyError
 from server.forms import whole
 
-_MOST_CONTAINERS = 50_000  # what one step of the event loop reads without being noticed
+_SHORT = 16 << 10  # bytes that are read in less time than another thread takes to begin
+_MOST_CONTAINERS = 50_000
 _MOST_VALUES = 500_000
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _INT64 = range(-(2**63), 2**63)
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by `read_json`, or is a whole form."""
+    """A route whose body is a whole form, or JSON: read by `read_json`, if long beside the loop."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
@@ -28,14 +31,32 @@ class StrictRoute(APIRoute):
 
         async def strict(request: Request) -> Response:
             receive = whole(request.receive, request.headers.get("content-type", ""))
-            return await handle(_StrictRequest(request.scope, receive))
+            read = _StrictRequest(request.scope, receive)
+            if self._reads_json() and len(body := await read.body()) > _SHORT:
+                threads = request.app.state.container.bodies
+                read.value = await threads.run(partial(self._validated, body))
+            return await handle(read)
 
         return strict
 
+    def _reads_json(self) -> bool:
+        field = self.body_field
+        return field is not None and not isinstance(field.field_info, params.Form)
+
+    def _validated(self, body: bytes) -> Any:
+        """What the route is given, and finds valid at once. Raises RequestValidationError."""
+        assert self.body_field is not None
+        value, errors = self.body_field.validate(read_json(body), {}, loc=("body",))
+        if errors:
+            raise RequestValidationError(errors)
+        return value
+
 
 class _StrictRequest(Request):
+    value: Any = None  # of a body that was validated already
+
     async def json(self) -> Any:
-        return read_json(await self.body())
+        return read_json(await self.body()) if self.value is None else self.value
 
 
 def read_json(body: bytes) -> Any:

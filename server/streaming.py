@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from server.errors import describe
 
 T = TypeVar("T")
 PING_SECONDS = 15
+_AT_A_TIME = 8  # tokens
 
 
 class ClientGoneError(Exception):
@@ -54,6 +56,12 @@ async def chain_first(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator
             yield item
 
 
+async def yield_now_and_then(count: int) -> None:
+    """Let others have the event loop: what has been waiting for long is taken without a pause."""
+    if count % _AT_A_TIME == 0:
+        await asyncio.sleep(0)
+
+
 def limited(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
     """What a stream yields until the deadline, which ends it as it ends those of `merge`."""
     return _only(merge([stream], deadline)) if deadline.is_set else stream
@@ -88,7 +96,10 @@ async def merge(
     tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
     try:
         live = len(tasks)
-        while live:
+        for count in itertools.count(1):
+            if not live:
+                return
+            await yield_now_and_then(count)
             match await queue.get():
                 case None:
                     live -= 1

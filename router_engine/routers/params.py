@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from router_engine.routers.errors import RouterInputError
+from router_engine.shown import shown
 
 Params = TypeVar("Params", bound=BaseModel)
 
@@ -42,4 +43,4 @@ def _describe(router: str, detail: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     if not where:  # a rule over several parameters: its message names them
         return f"router {router!r}: {detail['msg']}"
-    return f"router {router!r}: {where} = {detail['input']!r}: {detail['msg']}"
+    return f"router {router!r}: {where} = {shown(detail['input'])}: {detail['msg']}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, Response, UploadFile
 
 from server.auth import documented_key
-from server.container import ContainerDep
+from server.container import Container, ContainerDep
 from server.forms import known_fields
 from server.reading import StrictRoute
+from server.replies import WrittenResponse, json_of
 from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
     CHECK_EXAMPLE,
@@ -109,24 +111,31 @@ async def check(
 @router.get(
     "",
     summary="List adapters",
+    response_model=AdapterList,
     responses=_answers({"adapters": [ADAPTER_EXAMPLE]}, native_errors(401, 403, 422)),
 )
 async def list_all(
     container: ContainerDep,
     tag: Annotated[str | None, Query(description="Only those that carry this tag.")] = None,
-) -> AdapterList:
+) -> Response:
     """Every version of every adapter."""
-    return AdapterList(adapters=await container.services.catalogue.listing(tag=tag))
+    return await _listed(container, await container.services.catalogue.listing(tag=tag))
 
 
 @router.get(
     "/{name}",
     summary="Show an adapter",
+    response_model=AdapterList,
     responses=_answers({"adapters": [ADAPTER_EXAMPLE]}, _NOT_FOUND),
 )
-async def show(container: ContainerDep, name: Reference) -> AdapterList:
+async def show(container: ContainerDep, name: Reference) -> Response:
     """Every version of a name, or the one that the reference means."""
-    return AdapterList(adapters=await container.services.catalogue.show(name))
+    return await _listed(container, await container.services.catalogue.show(name))
+
+
+async def _listed(container: Container, adapters: list[AdapterReply]) -> Response:
+    reply = AdapterList(adapters=adapters)
+    return WrittenResponse(await container.bodies.run(partial(json_of, reply)))
 
 
 @router.delete(
@@ -146,11 +155,13 @@ async def delete(
 @router.get(
     "/{name}/texts",
     summary="Show an adapter's sample texts",
+    response_model=TextsReply,
     responses=_answers(TEXTS_EXAMPLE, _NOT_FOUND),
 )
-async def texts(container: ContainerDep, name: Reference) -> TextsReply:
+async def texts(container: ContainerDep, name: Reference) -> Response:
     """The texts in force: those set last, else those it was published with."""
-    return await container.services.catalogue.texts(name)
+    reply = await container.services.catalogue.texts(name)
+    return WrittenResponse(await container.bodies.run(partial(json_of, reply)))
 
 
 @router.put(

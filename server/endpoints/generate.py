@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from router_engine.request import SamplingParams
 from server.auth import documented_key
@@ -16,6 +16,7 @@ from server.container import Container, ContainerDep
 from server.generation import Ask, Generation, Update, fresh_seed
 from server.reading import StrictRoute
 from server.rendering import Renderer
+from server.replies import WrittenResponse, json_of
 from server.schemas.errors import native_errors
 from server.schemas.generate import (
     GENERATE_EXAMPLES,
@@ -108,25 +109,37 @@ async def _answer(
         if stream:
             updates = limited(generation.stream(job), deadline)
             first = await unless_disconnected(request, anext(updates))
-            return event_response(_frames(renderer, chain_first(first, updates)))
+            return event_response(_frames(renderer, chain_first(first, updates), generation))
         completion = await unless_disconnected(request, generation.run(job))
-    reply = renderer.reply(completion).model_dump(mode="json")
+    reply = await generation.write(
+        lambda: _whole(renderer.reply(completion), as_list=as_list), [completion]
+    )
     headers = {
         "x-prompt-tokens": str(completion.prompt_tokens),
         "x-generated-tokens": str(len(completion.pieces)),
         "x-total-tokens": str(completion.prompt_tokens + len(completion.pieces)),
         "x-adapter-id": ",".join(job.plan.labels),
     }
-    return JSONResponse([reply] if as_list else reply, headers=headers)
+    return WrittenResponse(reply, headers=headers)
+
+
+def _whole(reply: GenerateReply, *, as_list: bool) -> bytes:
+    written = json_of(reply)
+    return b"[%b]" % written if as_list else written
 
 
 async def _frames(
-    renderer: Renderer, updates: AsyncGenerator[Update, None]
+    renderer: Renderer, updates: AsyncGenerator[Update, None], generation: Generation
 ) -> AsyncGenerator[str, None]:
     async with aclosing(updates):
         async for update in updates:
-            for frame in renderer.frames(update):
-                yield frame.model_dump_json()
+            ended = [] if update.completion is None else [update.completion]
+            for frame in await generation.write(partial(_written, renderer, update), ended):
+                yield frame
+
+
+def _written(renderer: Renderer, update: Update) -> list[str]:
+    return [json_of(frame).decode() for frame in renderer.frames(update)]
 
 
 def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]:

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Body, Depends, Path, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
+from router_engine.shown import shown
 from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.deadline import Deadline
@@ -21,6 +22,7 @@ from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
 from server.openai_wire import asks_of, characters_of, count_of, prompts_of, sampling_of
 from server.reading import StrictRoute
+from server.replies import WrittenResponse, json_of
 from server.schemas.errors import openai_errors
 from server.schemas.openai import (
     CHAT_EXAMPLES,
@@ -143,11 +145,12 @@ async def chat_completions(
 @router.get(
     "/models",
     summary="List the base model and the adapters",
+    response_model=ModelList,
     responses=_responses({"object": "list", "data": [_MODEL]}, stream=False),
 )
-async def models(container: ContainerDep) -> ModelList:
+async def models(container: ContainerDep) -> Response:
     """The base model first, then the newest version of every adapter that fits it."""
-    return ModelList(data=await _cards(container))
+    return WrittenResponse(await container.threads.run(partial(_models, container)))
 
 
 @router.get(
@@ -180,11 +183,13 @@ async def _answer(
     generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "prompt")
     if not body.stream:
         answers = await unless_disconnected(request, _gather(generation, jobs, deadline))
-        return JSONResponse(writer.reply(answers).model_dump(mode="json"))
+        return WrittenResponse(
+            await generation.write(lambda: json_of(writer.reply(answers)), answers)
+        )
     updates = merge([generation.stream(job) for job in jobs], deadline)
     first = await unless_disconnected(request, anext(updates))
     usage = body.stream_options is not None and body.stream_options.include_usage
-    frames = _frames(writer, len(jobs), chain_first(first, updates), usage=usage)
+    frames = _frames(writer, len(jobs), chain_first(first, updates), generation, usage=usage)
     return event_response(frames, openai=True)
 
 
@@ -205,6 +210,7 @@ async def _frames(
     writer: Writer,
     count: int,
     updates: AsyncGenerator[tuple[int, Update], None],
+    generation: Generation,
     *,
     usage: bool,
 ) -> AsyncGenerator[str, None]:
@@ -213,12 +219,17 @@ async def _frames(
         for chunk in writer.opening(count):
             yield chunk.model_dump_json()
         async for index, update in updates:
+            ended = [] if update.completion is None else [update.completion]
             if update.completion is not None:
                 done[index] = update.completion
-            for chunk in writer.chunks(index, update):
-                yield chunk.model_dump_json()
+            for chunk in await generation.write(partial(_written, writer, index, update), ended):
+                yield chunk
     if usage:
         yield writer.usage([done[index] for index in sorted(done)]).model_dump_json()
+
+
+def _written(writer: Writer, index: int, update: Update) -> list[str]:
+    return [json_of(chunk).decode() for chunk in writer.chunks(index, update)]
 
 
 async def _adapter_of(body: CommonBody, container: Container) -> str | None:
@@ -227,7 +238,7 @@ async def _adapter_of(body: CommonBody, container: Container) -> str | None:
     if body.model == base:
         return None
     if body.mixture is not None:
-        raise InputError("model", repr(body.model), f"with mixture it must be the base, {base!r}")
+        raise InputError("model", shown(body.model), f"with mixture it must be the base, {base!r}")
     record = await _record(body.model, container)
     return record.label
 
@@ -237,15 +248,16 @@ async def _record(name: str, container: Container) -> AdapterRecord:
         return await container.services.mixtures.record(name, "model")
     except (AdapterNotFoundError, InvalidReferenceError) as error:
         base = container.services.base_name
-        raise UnknownModelError(f"model {name!r}: {error}; the base model is {base!r}") from error
+        raise UnknownModelError(
+            f"model {shown(name)}: {error}; the base model is {base!r}"
+        ) from error
 
 
-async def _cards(container: Container) -> list[ModelCard]:
-    records = await container.threads.run(container.services.catalogue.newest)
-    return [
-        _base_card(container),
-        *(_card(record.name, record.digest, record.created_at, container) for record in records),
-    ]
+def _models(container: Container) -> bytes:
+    cards = [_base_card(container)]
+    for record in container.services.catalogue.newest():
+        cards.append(_card(record.name, record.digest, record.created_at, container))
+    return json_of(ModelList(data=cards))
 
 
 def _base_card(container: Container) -> ModelCard:

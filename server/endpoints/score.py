@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Request, Response
 
 from router_engine.request import SamplingParams
+from router_engine.shown import shown
 from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
 from server.generation import Ask, Completion, Generation, Job
 from server.reading import StrictRoute
 from server.rendering import gates_of, routing_of, uncertainty_of
+from server.replies import WrittenResponse, json_of
 from server.schemas.errors import native_errors
 from server.schemas.score import (
     SCORE_EXAMPLES,
@@ -50,16 +52,21 @@ async def score(
     request: Request,
     body: Annotated[ScoreBody, Body(openapi_examples=SCORE_EXAMPLES)],
     container: ContainerDep,
-) -> ScoreReply:
+) -> Response:
     """Log probabilities of completions of a prompt, token by token."""
     generation = container.generation
     async with container.deadline(body.timeout).within():
         jobs = await _prepare(body, generation)
         completions = await unless_disconnected(request, _run(jobs, generation))
-    return ScoreReply(
+    return WrittenResponse(await generation.write(partial(_reply, completions), completions))
+
+
+def _reply(completions: Sequence[Completion]) -> bytes:
+    reply = ScoreReply(
         prompt_tokens=completions[0].prompt_tokens,
         scores=[_score(completion) for completion in completions],
     )
+    return json_of(reply)
 
 
 async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
@@ -69,7 +76,7 @@ async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
     for index, ids in enumerate(given):
         if not ids:
             raise InputError(
-                f"completions.{index}", repr(body.completions[index]), "has no tokens to score"
+                f"completions.{index}", shown(body.completions[index]), "has no tokens to score"
             )
     jobs = await generation.prepare_scores(ask, given)
     generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "completions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -120,7 +121,8 @@ async def metrics(container: ContainerDep) -> Response:
     if container.is_started:
         engine, age = await container.services.figures.latest()
         now.figures_age.set(age)
-    return Response(container.metrics.render(engine), media_type=CONTENT_TYPE_LATEST)
+    page = await container.bodies.run(partial(container.metrics.render, engine))
+    return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get(

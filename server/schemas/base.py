@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from router_engine.shown import shown
+
 _MOST_ECHOED = 80  # characters
+_MOST_EXTRAS = 64
+
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True)]  # a list that is refused at its first bad item
 
 Timeout = Annotated[
     float | None,
@@ -37,6 +43,12 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         known = set(cls.model_fields)
+        if len(data) > len(known) + len(cls.unsupported) + _MOST_EXTRAS:
+            raise PydanticCustomError(
+                "too_many_fields",
+                "{count} fields are more than there are: {fields}",
+                {"count": len(data), "fields": ", ".join(sorted(known))},
+            )
         kept = {}
         for name, value in data.items():
             if name in known:
@@ -62,7 +74,7 @@ def _refuse_unless_default(name: str, value: Any, defaults: tuple[Any, ...]) -> 
     raise PydanticCustomError(
         "unsupported_field",
         "{field} is not supported: leave it out (or {default})",
-        {"field": name, "value": repr(value)[:_MOST_ECHOED], "default": repr(defaults[-1])},
+        {"field": name, "value": shown(value), "default": repr(defaults[-1])},
     )
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from router_engine.request import MAX_MEMBERS
-from server.schemas.base import Body
+from server.schemas.base import Body, Many
 
 MAX_SEED = 2**62  # seeds of an ensemble's members count up from its own
 _WEIGHTS = Field(
     default=None,
     min_length=1,
+    max_length=1024,
     description="One weight a copy, any finite numbers. Left out: the side's average.",
 )
 
@@ -27,8 +28,8 @@ class SoupCopies(Body):
     """An average with weights of your own, the same at all places of the model."""
 
     mode: Literal["soup"]
-    down: list[float] | None = _WEIGHTS
-    up: list[float] | None = _WEIGHTS
+    down: Many[float] | None = _WEIGHTS
+    up: Many[float] | None = _WEIGHTS
 
 
 class StochasticCopies(Body):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import Body, Reply, Timeout
+from server.schemas.base import Body, Many, Reply, Timeout
 from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture, PlanLevel
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -73,7 +73,7 @@ class Parameters(Body):
         lt=2**63,
         description="Same seed, same text. Drawn at random when left out.",
     )
-    stop: list[StopString] = Field(
+    stop: Many[StopString] = Field(
         default_factory=list, max_length=16, description="The answer ends before any of these."
     )
     ignore_eos_token: bool = Field(default=False, description="Go on past the end-of-text token.")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from adapters_store.types import Combination
 from router_engine.request import MAX_LAG, Context, Level
-from server.schemas.base import Body
+from server.schemas.base import Body, Many
 from server.schemas.copies import CopiesChoice
+
+MAX_ADAPTERS = 1024  # of one mixture
 
 PlanLevel = Literal["fixed", Level]  # who chose the weights of an answer
 
@@ -45,7 +47,7 @@ class RouterSpec(Body):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="Which router; GET /admin/routers lists them.")
+    name: str = Field(max_length=128, description="Which router; GET /admin/routers lists them.")
     level: Level = Field(
         default="request",
         description="Weights from the prompt, once; or renewed while the text grows; or found "
@@ -60,7 +62,7 @@ class RouterSpec(Body):
         "tokens before, so that the router works while the tokens between are generated. 0: "
         "each renewal waits for the router.",
     )
-    candidates: list[str] | TagCandidates = Field(
+    candidates: Annotated[Many[str], Field(max_length=MAX_ADAPTERS)] | TagCandidates = Field(
         description="Adapters to choose from: references, or all that carry a tag."
     )
     combination: Combination = Field(
@@ -116,7 +118,7 @@ class RouterSpec(Body):
 class Mixture(Body):
     """Either `adapters` or `router`. No mixture at all means the base model."""
 
-    adapters: list[WeightedAdapter] | None = None
+    adapters: Annotated[Many[WeightedAdapter], Field(max_length=MAX_ADAPTERS)] | None = None
     combination: Combination = Field(
         default="sum",
         description="sum is exact; linear is PEFT's (equal ranks, no negative weights).",
@@ -141,7 +143,7 @@ class Mixture(Body):
 class FixedMixture(Body):
     """The mixture that is to be folded into the base."""
 
-    adapters: list[WeightedAdapter] = Field(min_length=1)
+    adapters: Many[WeightedAdapter] = Field(min_length=1, max_length=MAX_ADAPTERS)
     combination: Literal["sum"] = Field(
         default="sum", description="Only sums can be folded beside other traffic."
     )

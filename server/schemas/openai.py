@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import Body, Reply, Timeout
+from server.schemas.base import Body, Many, Reply, Timeout
 from server.schemas.generate import MAX_TOP, Routing, StopString
 from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
 
 MAX_CHOICES = 16
+MAX_MESSAGES = 4096  # of a conversation, and parts of one message
 
 _IDLE: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
@@ -50,7 +51,7 @@ class CommonBody(Body):
     )
     top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus sampling.")
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Answers a prompt.")
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
+    stop: StopString | Annotated[Many[StopString], Field(max_length=16)] | None = Field(
         default=None, description="The answer ends before any of these."
     )
     stream: bool | None = Field(default=None, description="Answer as server-sent events.")
@@ -61,7 +62,9 @@ class CommonBody(Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     user: str | None = Field(
-        default=None, description="Whom the request is for; written to the log."
+        default=None,
+        max_length=512,
+        description="Whom the request is for; written to the log.",
     )
     top_k: int | None = Field(
         default=None, ge=0, description="Draw from the k likeliest; 0 is off."
@@ -91,7 +94,7 @@ class CompletionBody(CommonBody):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = _IDLE
 
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(
+    prompt: str | Many[int] | Many[str] | Many[Many[int]] = Field(
         description="One prompt or several, as text or token ids."
     )
     echo: bool = Field(default=False, description="Put the prompt before the answer.")
@@ -117,7 +120,7 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[Many[TextPart], Field(max_length=MAX_MESSAGES)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -145,7 +148,7 @@ class ChatBody(CommonBody):
         "web_search_options": (None,),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="The same as max_tokens."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import Body, Reply, Timeout
+from server.schemas.base import Body, Many, Reply, Timeout
 from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, AdapterGates, Routing, Uncertainty
 from server.schemas.mixture import ROUTER_EXAMPLE, Mixture
 
@@ -28,7 +28,7 @@ class ScoreBody(Body):
     """
 
     inputs: str = Field(min_length=1, description="The prompt: where routing may begin.")
-    completions: list[Completion] = Field(
+    completions: Many[Completion] = Field(
         min_length=1,
         max_length=MAX_COMPLETIONS,
         description="Tokenized apart from the prompt; no end-of-text token is added.",

@@ -70,8 +70,9 @@ def watched(live: Live, monkeypatch: Any) -> Iterator[Watch]:
             return
         before = used()
         run(handle)
+        taken = used() - before
         if "measure" not in (name := repr(handle)):
-            watch.seen.append((used() - before, name))
+            watch.seen.append((taken, name))
 
     live.run(measure())
     with monkeypatch.context() as patch:

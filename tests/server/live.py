@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 import uvicorn
@@ -25,6 +25,7 @@ from server.settings import Settings, load_settings
 from tests.support.waiting import HANG_SECONDS
 
 T = TypeVar("T")
+LoopKind = Literal["auto", "asyncio"]
 
 
 def inline_engine(config: EngineProcessConfig, _: Settings) -> EngineClient:
@@ -106,10 +107,12 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def serving(settings: Settings, engine: EngineFactory = inline_engine) -> Iterator[Live]:
+def serving(
+    settings: Settings, engine: EngineFactory = inline_engine, loop: LoopKind = "auto"
+) -> Iterator[Live]:
     """Run a server; an error at its start is raised here."""
     container = Container(settings, engine)
-    server = _Server(container)
+    server = _Server(container, loop)
     thread = threading.Thread(target=server.run_until_exit, name="server")
     thread.start()
     server.settled.wait()
@@ -127,10 +130,9 @@ def serving(settings: Settings, engine: EngineFactory = inline_engine) -> Iterat
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, container: Container) -> None:
-        super().__init__(
-            uvicorn.Config(create_app(container), port=0, log_config=None, access_log=False)
-        )
+    def __init__(self, container: Container, loop: LoopKind) -> None:
+        app = create_app(container)
+        super().__init__(uvicorn.Config(app, port=0, loop=loop, log_config=None, access_log=False))
         self.settled = threading.Event()
         self.loop: asyncio.AbstractEventLoop
         self.port = 0
