@@ -46,7 +46,7 @@ class Auth:
         admin_key = settings.admin_key
         self._admin_key = admin_key.get_secret_value().encode() if admin_key else None
         self._has_keys = self._admin_key is not None or store.has_keys()
-        self._lookups = Threads("auth", _THREADS)
+        self._lookups = Threads("auth", _THREADS, settings.lookup_patience)
 
     def require_safe_host(self) -> None:
         """Raises SettingsError where others are listened to and nobody could have a key."""

@@ -97,7 +97,7 @@ class Container:
         self._engine_factory = engine_factory
         self.started_at = time.time()
         self.draining = Draining()
-        self.threads = Threads("requests", _REQUEST_THREADS)
+        self.threads = Threads("requests", _REQUEST_THREADS, settings.lookup_patience)
         self._stack = AsyncExitStack()
         self._services: Services | None = None
         self._encoder: Supervisor[EncoderChild] | None = None
@@ -107,7 +107,7 @@ class Container:
         self._stack.callback(self.auth.close)
         self._admin_threads = Threads("admin", _ADMIN_THREADS)
         self.bodies = Threads("bodies", _BODY_THREADS)
-        self._readers = Threads("centroids", _CENTROID_THREADS)
+        self._readers = Threads("centroids", _CENTROID_THREADS, settings.lookup_patience)
         self._writers = Threads("centroids-kept", 1)
         centroids = (self._readers, self._writers)
         for threads in (self.threads, self._admin_threads, self.bodies, *centroids):

@@ -276,6 +276,11 @@ class Settings(BaseSettings):
         return self.store.expanduser() if self.store else self.cache_dir / "store"
 
     @property
+    def lookup_patience(self) -> float:
+        """Seconds after which a name or a key is looked up in vain: of a database that hangs."""
+        return 2 * self.database_patience
+
+    @property
     def is_loopback(self) -> bool:
         """Whether `host` can be reached from this machine only."""
         return is_loopback(self.host)

@@ -7,18 +7,29 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from adapters_store.errors import StoreUnavailableError
+
 Value = TypeVar("Value")
 
 
 class Threads:
     """Runs blocking work off the event loop."""
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, patience: float | None = None) -> None:
+        """patience: seconds that an answer is waited for, of threads that ask the store."""
         self._pool = ThreadPoolExecutor(count, name)
+        self._patience = patience
 
     async def run(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns, or raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        """What `work` returns, or raises. Raises StoreUnavailableError when it takes too long."""
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        try:
+            await asyncio.wait({future}, timeout=self._patience)
+            if future.done():
+                return future.result()
+        finally:
+            future.cancel()
+        raise StoreUnavailableError(f"the store gave no answer in {self._patience:g} s")
 
     def close(self) -> None:
         """End the threads once they have nothing to do; nobody waits for them."""

@@ -19,10 +19,10 @@ _GROUPS = {
         *("model", "dtype", "device", "kernels", "cpu_isa", "cache"),
         *("encoder", "encoder_dtype"),
     ),
-    "Store": ("store", "database_url", "blobs_url", "adapters"),
+    "Store": ("store", "database_url", "database_patience", "blobs_url", "adapters"),
     "HTTP": (
         *("host", "port", "admin_key", "max_body", "max_upload", "max_waiting"),
-        "drain_seconds",
+        *("default_timeout", "max_timeout", "drain_seconds"),
     ),
     "Logs and metrics": ("log_level", "log_format", "metrics_adapters"),
     "Processes": ("engine_threads", "engine_patience", "encoder_threads", "omp_wait_policy"),

@@ -60,8 +60,9 @@ Reference = Annotated[
     str, Path(description="name, name@version, name@alias or sha256:...", examples=["math@1"])
 ]
 _UPLOAD = [Depends(known_fields(once=("name", "texts"), often=("files", "tags")))]
-_NOT_FOUND = native_errors(401, 403, 404, 422)
-_BUSY = native_errors(401, 403, 404, 409, 422, 503)
+_NOT_FOUND = native_errors(401, 403, 404, 422, 503)
+_WRITTEN = native_errors(401, 403, 404, 422, 503, 507)
+_BUSY = native_errors(401, 403, 404, 409, 422, 503, 507)
 
 
 def _answers(
@@ -75,7 +76,9 @@ def _answers(
     "",
     status_code=201,
     summary="Publish an adapter",
-    responses=_answers(ADAPTER_EXAMPLE, native_errors(400, 401, 403, 409, 413, 415, 422), 201),
+    responses=_answers(
+        ADAPTER_EXAMPLE, native_errors(400, 401, 403, 409, 413, 415, 422, 503, 507), 201
+    ),
     dependencies=_UPLOAD,
 )
 async def publish(
@@ -93,7 +96,7 @@ async def publish(
 @router.post(
     "/check",
     summary="Try an upload without storing it",
-    responses=_answers(CHECK_EXAMPLE, native_errors(400, 401, 403, 413, 415, 422)),
+    responses=_answers(CHECK_EXAMPLE, native_errors(400, 401, 403, 413, 415, 422, 503, 507)),
     dependencies=_UPLOAD,
 )
 async def check(
@@ -112,7 +115,7 @@ async def check(
     "",
     summary="List adapters",
     response_model=AdapterList,
-    responses=_answers({"adapters": [ADAPTER_EXAMPLE]}, native_errors(401, 403, 422)),
+    responses=_answers({"adapters": [ADAPTER_EXAMPLE]}, native_errors(401, 403, 422, 503)),
 )
 async def list_all(
     container: ContainerDep,
@@ -167,7 +170,7 @@ async def texts(container: ContainerDep, name: Reference) -> Response:
 @router.put(
     "/{name}/texts",
     summary="Set an adapter's sample texts",
-    responses=_answers(ADAPTER_EXAMPLE, native_errors(400, 401, 403, 404, 413, 415, 422)),
+    responses=_answers(ADAPTER_EXAMPLE, native_errors(400, 401, 403, 404, 413, 415, 422, 503, 507)),
     dependencies=[Depends(known_fields(once=("texts",)))],
 )
 async def set_texts(
@@ -184,7 +187,7 @@ async def set_texts(
 @router.put(
     "/{name}/aliases/{alias}",
     summary="Point an alias at a version",
-    responses=_answers(ADAPTER_EXAMPLE, _NOT_FOUND),
+    responses=_answers(ADAPTER_EXAMPLE, _WRITTEN),
 )
 async def set_alias(
     container: ContainerDep,
@@ -199,7 +202,7 @@ async def set_alias(
 @router.delete(
     "/{name}/aliases/{alias}",
     summary="Remove an alias",
-    responses=_answers({"deleted": ["math@stable"], "freed_bytes": 0}, _NOT_FOUND),
+    responses=_answers({"deleted": ["math@stable"], "freed_bytes": 0}, _WRITTEN),
 )
 async def delete_alias(
     container: ContainerDep,

@@ -222,8 +222,8 @@ async def _frames(
             ended = [] if update.completion is None else [update.completion]
             if update.completion is not None:
                 done[index] = update.completion
-            for chunk in await generation.write(partial(_written, writer, index, update), ended):
-                yield chunk
+            for text in await generation.write(partial(_written, writer, index, update), ended):
+                yield text
     if usage:
         yield writer.usage([done[index] for index in sorted(done)]).model_dump_json()
 

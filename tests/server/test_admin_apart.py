@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,11 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters_store.errors import StoreUnavailableError
 from server.door import MOST_ADMINS
+from server.threads import Threads
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS, wait_for
 
 ADMIN = "an admin key of a test"
+SHORT = 0.1  # seconds of what would hang for ever
 MORE = 6  # than may be under way
 GENERATE = {"inputs": "a", "parameters": {"max_new_tokens": 1, "adapter_id": "math"}}
 
@@ -92,7 +96,7 @@ def _key(live: Live, writer: sqlite3.Connection) -> tuple[Any, str]:
 
 
 def test_a_lock_that_stays_is_told(tmp_path: Path, folders: dict[str, Path]) -> None:
-    settings = tiny_settings(tmp_path, database_patience=0.1, adapters=folders["math"].parent)
+    settings = tiny_settings(tmp_path, database_patience=SHORT, adapters=folders["math"].parent)
     with serving(settings) as live:
         file = settings.store_dir / "adapters.db"
         with closing(sqlite3.connect(file)) as writer:
@@ -111,3 +115,18 @@ def test_a_lock_that_stays_is_told(tmp_path: Path, folders: dict[str, Path]) -> 
             assert live.client.post("/generate", json=GENERATE).status_code == 200
             assert live.client.get("/admin/adapters").status_code == 200
         assert live.client.delete("/admin/adapters/math@1").status_code == 200
+
+
+def test_a_database_that_hangs_is_not_waited_for_without_end(bare: Live) -> None:
+    gate = threading.Event()
+
+    async def ask() -> None:
+        threads = Threads("hanging", 1, SHORT)
+        try:
+            with pytest.raises(StoreUnavailableError, match=r"0\.1 s"):
+                await threads.run(gate.wait)
+        finally:
+            gate.set()
+            threads.close()
+
+    bare.run(ask())

@@ -61,12 +61,13 @@ def test_an_encoder_that_gives_no_answer_is_told(
     directory = next(iter(folders.values())).parent
     before = set(children("encoder.worker"))
     settings = tiny_settings(tmp_path, encoder="default", adapters=directory, routing_patience=0.5)
-    body = {"model": "tiny-random", "prompt": "a"} if path.startswith("/v1") else {"inputs": "a"}
-    body |= {"mixture": routed("similarity")}
+    is_openai = path.startswith("/v1")
+    asked = {"model": "tiny-random", "prompt": "a"} if is_openai else {"inputs": "a"}
+    body: dict[str, Any] = asked | {"mixture": routed("similarity")}
     with serving(settings) as live:
         wait_for(lambda: live.client.post(path, json=body).status_code == 200)
         with standing_still([pid for pid in children("encoder.worker") if pid not in before]):
-            other = {"prompt": "another"} if path.startswith("/v1") else {"inputs": "another"}
+            other = {"prompt": "another"} if is_openai else {"inputs": "another"}
             answer = live.client.post(path, json=body | other)
             assert answer.status_code == 503
             assert "router_unavailable" in answer.text

@@ -34,7 +34,14 @@ PARAMETERS = {
 COMMON = {
     **{"model": "tiny-random", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "n": 1},
     **{"stop": ["x"], "seed": 1, "frequency_penalty": 0.1, "presence_penalty": 0.1, "user": "u"},
-    **{"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 0, "priority": 0},
+    **{
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "min_tokens": 0,
+        "priority": 0,
+        "timeout": 600.0,
+    },
     **{"ignore_eos": False, "routing": True, "mixture": MIXTURE, "stream": False},
 }
 # (method, path) -> the body's schema, and bodies that work, which have every field between them.
@@ -42,7 +49,13 @@ WORKING: Mapping[tuple[str, str], tuple[type[BaseModel], list[dict[str, Any]]]] 
     ("POST", "/generate"): (
         GenerateAnyBody,
         [
-            {"inputs": "hi", "parameters": PARAMETERS, "mixture": MIXTURE, "priority": 1},
+            {
+                "inputs": "hi",
+                "parameters": PARAMETERS,
+                "mixture": MIXTURE,
+                "priority": 1,
+                "timeout": 600.0,
+            },
             {"inputs": "hi", "parameters": {"max_new_tokens": 1}, "mixture": ROUTED},
             {"inputs": "hi", "parameters": {"max_new_tokens": 1, "adapter_id": "math"}},
         ],
@@ -51,7 +64,13 @@ WORKING: Mapping[tuple[str, str], tuple[type[BaseModel], list[dict[str, Any]]]] 
         ScoreBody,
         [
             {"inputs": "a", "completions": ["b"], "mixture": MIXTURE, "uncertainty": True},
-            {"inputs": "a", "completions": ["b"], "adapter": "math", "priority": 1},
+            {
+                "inputs": "a",
+                "completions": ["b"],
+                "adapter": "math",
+                "priority": 1,
+                "timeout": 600.0,
+            },
         ],
     ),
     ("POST", "/v1/completions"): (

@@ -117,7 +117,7 @@ def test_what_waits_for_a_thread_ends(bare: Live) -> None:
     held = bare.run(occupy())
     try:
         for path in ("/generate", "/score"):
-            body = {"inputs": "a" * 6000, "mixture": {"adapters": [{"name": "math"}]}}
+            body = {"inputs": "a" * 800, "mixture": {"adapters": [{"name": "math"}]}}
             body |= {"completions": ["b"]} if path == "/score" else {}
             told(bare.client.post(path, json=body | {"timeout": SOON}), path)
     finally:
@@ -133,7 +133,7 @@ async def _all(tasks: list[asyncio.Task[bool]]) -> None:
 def test_what_waits_for_a_router_ends(live: Live, level: str) -> None:
     """The encoder stands still."""
     mixture = {"router": SIMILAR | {"level": level}}
-    body = {"inputs": f"a prompt of level {level}", "mixture": mixture}
+    body: dict[str, Any] = {"inputs": f"a prompt of level {level}", "mixture": mixture}
     live.answer("the encoder is there", mixture=mixture, parameters={"max_new_tokens": 1})
     encoders = children("encoder.worker")
     assert encoders

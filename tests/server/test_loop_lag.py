@@ -1,0 +1,235 @@
+"""Whatever is sent, the event loop does nothing in one piece that others would notice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import insert
+
+from adapters_store.metadata import Database
+from adapters_store.metadata.schema import ADAPTERS, TAGS, VERSIONS
+from server.schemas.base import Body
+from tests.server.lag import watched
+from tests.server.live import Live, serving, tiny_settings
+from tests.support.tiny import make_lora_folder
+
+TRIES = 3  # what is too much is so each time; one may have met a collection of garbage
+NAMES = 3000
+BIG = "word " * 1_600_000  # 8 MB
+MANY = 400_000
+WAYS = 'multipart/form-data; boundary="b"'
+HEAD = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+FULL = {"max_new_tokens": 600, "ignore_eos_token": True, "details": True, "top_n_tokens": 20}
+OPENAI: dict[str, Any] = {"model": "tiny-random", "max_tokens": 400, "ignore_eos": True}
+TURN = {"role": "user", "content": "a"}
+CHAT = OPENAI | {"messages": [TURN]}
+ONE = {"max_new_tokens": 1}
+PART = {"type": "text", "text": "a"}
+LOGPROBS = {"logprobs": True, "top_logprobs": 20}
+
+JSON_BODIES: dict[str, tuple[str, Any]] = {
+    "a long prompt": ("/generate", {"inputs": BIG}),
+    "its end": ("/generate", {"inputs": BIG, "parameters": ONE | {"truncate": 8}}),
+    "wide characters": (
+        "/generate",
+        {"inputs": "é€𝄞" * 600_000, "parameters": ONE | {"truncate": 8}},
+    ),
+    "many prompts": ("/v1/completions", OPENAI | {"prompt": ["a"] * 20_000}),
+    "more prompts": ("/v1/completions", OPENAI | {"prompt": ["a"] * MANY}),
+    "ids": ("/v1/completions", OPENAI | {"prompt": [5] * MANY}),
+    "large ids": ("/v1/completions", OPENAI | {"prompt": [5] * MANY + [2**62]}),
+    "no ids": ("/v1/completions", OPENAI | {"prompt": [1.5] * MANY}),
+    "lists of ids": ("/v1/completions", OPENAI | {"prompt": [[1, 2]] * 40_000}),
+    "mixed lists": ("/v1/completions", OPENAI | {"prompt": [[1, "a"]] * 40_000}),
+    "messages": ("/v1/chat/completions", CHAT | {"messages": [TURN] * 40_000}),
+    "parts": (
+        "/v1/chat/completions",
+        CHAT
+        | {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 40_000}]},
+    ),
+    "a long model": ("/v1/completions", OPENAI | {"model": BIG, "prompt": "a"}),
+    "a long user": ("/v1/completions", OPENAI | {"prompt": "a", "user": BIG}),
+    "metadata": (
+        "/v1/completions",
+        OPENAI | {"prompt": "a", "metadata": {f"k{i}": 1 for i in range(MANY)}},
+    ),
+    "a long name": ("/generate", {"inputs": "a", "mixture": {"adapters": [{"name": BIG}]}}),
+    "a long adapter": ("/generate", {"inputs": "a", "parameters": {"adapter_id": BIG}}),
+    "a long field": ("/generate", {"inputs": "a", "parameters": {BIG: 1}}),
+    "a long value": ("/generate", {"inputs": "a", "parameters": {"temperature": BIG}}),
+    "many fields": ("/generate", {"inputs": "a", **{f"k{i}": 1 for i in range(MANY)}}),
+    "stops": ("/generate", {"inputs": "a", "parameters": {"stop": [1] * MANY}}),
+    "adapters": (
+        "/generate",
+        {"inputs": "a", "mixture": {"adapters": [{"name": f"x{i}"} for i in range(45_000)]}},
+    ),
+    "score": ("/score", {"inputs": "a", "completions": [BIG[:100_000]] * 64}),
+    "many scores": ("/score", {"inputs": "a", "completions": ["b" * 800] * 16}),
+    "details": ("/generate", {"inputs": "a", "parameters": FULL}),
+    "a stream": ("/generate_stream", {"inputs": "a", "parameters": FULL}),
+    "chat logprobs": (
+        "/v1/chat/completions",
+        CHAT | {"n": 4, "logprobs": True, "top_logprobs": 20},
+    ),
+    "logprobs": ("/v1/completions", OPENAI | {"prompt": ["a"] * 4, "logprobs": 20}),
+    "streams": (
+        "/v1/completions",
+        OPENAI | {"prompt": ["a"] * 4, "max_tokens": 200, "logprobs": 20, "stream": True},
+    ),
+    "as many as may wait": (
+        "/v1/completions",
+        OPENAI | {"prompt": ["a"] * 256, "max_tokens": 2},
+    ),
+}
+for name, value in {
+    "candidates": {"candidates": ["a"] * MANY},
+    "no candidates": {"candidates": [1] * MANY},
+    "a tag": {"candidates": {"tag": "t"}},
+    "a parameter": {"candidates": ["a0"], "x": BIG},
+    "parameters": {"candidates": ["a0"], **{f"k{i}": 1 for i in range(MANY)}},
+    "a long router": {"candidates": ["a0"], "name": BIG},
+}.items():
+    router: dict[str, Any] = {"name": "random", **value}
+    JSON_BODIES[name] = ("/generate", {"inputs": "a", "mixture": {"router": router}})
+
+
+def _raw(content: bytes, kind: str, path: str) -> Callable[[httpx.Client], httpx.Response]:
+    headers = {"content-type": kind}
+    return lambda client: client.post(path, content=content, headers=headers)
+
+
+def _json(path: str, body: Any) -> Callable[[httpx.Client], httpx.Response]:
+    return _raw(json.dumps(body, ensure_ascii=False).encode(), "application/json", path)
+
+
+def _get(path: str) -> Callable[[httpx.Client], httpx.Response]:
+    return lambda client: client.get(path)
+
+
+def _upload(files: list[Any]) -> Callable[[httpx.Client], httpx.Response]:
+    return lambda client: client.post("/admin/adapters", data={"name": "x"}, files=files)
+
+
+INPUTS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
+    **{name: _json(path, body) for name, (path, body) in JSON_BODIES.items()},
+    "brackets": _raw(b"[" * 8_000_000, "application/json", "/generate"),
+    "no JSON": _raw(b" " * 8_000_000, "application/json", "/generate"),
+    "no UTF-8": _raw(b'{"inputs": "' + b"\xff" * 8_000_000, "application/json", "/generate"),
+    "bad texts": _upload(
+        [("files", ("a.json", b"{}")), ("texts", ("t.jsonl", b"not json\n" * 1_000_000))]
+    ),
+    "a large file": _upload([("files", ("adapter_model.safetensors", bytes(32 << 20)))]),
+    "files": _upload([("files", (f"f{i}", b"x")) for i in range(990)]),
+    "headers": _raw((b"--b\r\nX-A: " + b"v" * 60 + b"\r\n\r\n\r\n") * 900, WAYS, "/admin/adapters"),
+    "lines": _raw(HEAD + b"\r\n-" * 3_000_000, WAYS, "/admin/adapters"),
+    "metrics": _get("/metrics"),
+    "the API": _get("/openapi.json"),
+    "a page": _get("/docs"),
+    "the listing": _get("/admin/adapters"),
+    "the models": _get("/v1/models"),
+    "one name": _get("/admin/adapters/a7"),
+    "merged": _get("/admin/merged"),
+}
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server with thousands of names, on the event loop that can be watched."""
+    root = tmp_path_factory.mktemp("crowded")
+    settings = tiny_settings(root, metrics_adapters=NAMES)
+    with serving(settings, loop="asyncio") as live:
+        assert live.publish(make_lora_folder(root / "a", rank=1, seed=1), "a0").status_code == 201
+        digest = live.client.get("/admin/adapters/a0").json()["adapters"][0]["digest"]
+        _add_names(settings.store_dir / "adapters.db", digest)
+        for index in range(NAMES):
+            live.container.metrics.add_weights({f"a{index}": 1.0})
+        yield live
+
+
+def _add_names(file: Path, digest: str) -> None:
+    names = [{"name": f"a{index}"} for index in range(1, NAMES)]
+    database = Database(file)
+    with database.write() as connection:
+        connection.execute(insert(ADAPTERS).values(last_version=1), names)
+        of_one = insert(VERSIONS).values(version=1, digest=digest, created_at=0.0)
+        connection.execute(of_one, names)
+        connection.execute(insert(TAGS).values(version=1, tag="t"), names)
+    database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(INPUTS))
+def test_nothing_holds_up_the_event_loop(
+    crowded: Live, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for _ in range(TRIES):
+        with watched(crowded, monkeypatch) as watch:
+            answer = INPUTS[name](crowded.client)
+        assert answer.status_code < 500, answer.text
+        found.append(watch.longest())
+        if found[-1][0] < 1:
+            return
+    raise AssertionError(found)
+
+
+@pytest.mark.slow
+def test_many_who_wait_hold_up_nobody(crowded: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"inputs": "a", "parameters": {"max_new_tokens": 4}}
+    with (
+        httpx.Client(base_url=crowded.url, timeout=None, limits=httpx.Limits()) as client,
+        ThreadPoolExecutor(64) as pool,
+    ):
+        for _ in range(TRIES):
+            with watched(crowded, monkeypatch) as watch:
+                asked = [pool.submit(client.post, "/generate", json=body) for _ in range(256)]
+                assert {one.result().status_code for one in asked} <= {200, 429}
+            if watch.longest()[0] < 1:
+                return
+    raise AssertionError(watch.longest())
+
+
+def test_a_watch_sees_what_takes_long(bare: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(bare.container.settings, loop="asyncio") as live:
+
+        async def long() -> None:
+            json.dumps([{"n": i} for i in range(300_000)])
+
+        with watched(live, monkeypatch) as watch:
+            live.run(long())
+        taken, name = watch.longest()
+        assert taken > 1
+        assert "long" in name
+
+
+def test_every_list_of_a_body_is_refused_at_its_first_bad_item() -> None:
+    found = list(_lists())
+    assert len(found) >= 8
+    assert not [where for where, schema in found if not schema.get("fail_fast")]
+
+
+def _lists() -> Iterator[tuple[str, dict[str, Any]]]:
+    waiting = list(Body.__subclasses__())
+    while waiting:
+        body = waiting.pop()
+        waiting += body.__subclasses__()
+        if body.__module__.startswith("server."):
+            for schema in _within(body.__pydantic_core_schema__):
+                yield body.__name__, schema
+
+
+def _within(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            yield schema
+        for value in schema.values():
+            yield from _within(value)
+    elif isinstance(schema, list | tuple):
+        for value in schema:
+            yield from _within(value)
