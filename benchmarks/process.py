@@ -62,6 +62,7 @@ class Running:
     url: str
     pid: int
     start_seconds: float  # from the launch to the first answer that says ready
+    process: subprocess.Popen[bytes]
 
 
 @contextlib.contextmanager
@@ -90,7 +91,7 @@ def http_process(
     ):
         try:
             _wait_until_ready(process, url, ready, log)
-            yield Running(url, process.pid, time.perf_counter() - launched)
+            yield Running(url, process.pid, time.perf_counter() - launched, process)
         finally:
             _stop(process, own_group=own_group)
 

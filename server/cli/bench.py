@@ -29,6 +29,7 @@ from benchmarks.settings import (
     ServeSettings,
     WorkSettings,
 )
+from benchmarks.soak.settings import SoakSettings
 from benchmarks.uncertainty.settings import UncertaintySettings
 from router_engine.errors import EngineError
 from server.cli import experiments
@@ -53,6 +54,7 @@ def register(app: typer.Typer) -> None:
     group.command("peers")(reporting(command_of(peers)))
     group.command("contention")(reporting(command_of(contention)))
     group.command("isa")(reporting(command_of(isa)))
+    group.command("soak")(reporting(command_of(soak)))
     experiments.register(group, reporting)
     app.add_typer(group, name="bench")
 
@@ -172,6 +174,19 @@ def isa(isa: IsaSettings) -> None:
     from benchmarks.isa.run import run_isa
 
     write(isa.out, run_isa(isa), markdown)
+
+
+def soak(soak: SoakSettings, model: ModelSettings) -> None:
+    """Mixed traffic for half an hour while processes die: every answer and every end is checked."""
+    from benchmarks.soak.report import markdown
+    from benchmarks.soak.run import run_soak
+
+    result = run_soak(soak, model)
+    write(soak.out, result, markdown)
+    broken = [one["promise"] for one in result["verdicts"] if one["holds"] is False]
+    if broken:
+        log = soak.out.with_name(f"{soak.out.name}.log")
+        raise BenchmarkError(f"not kept: {'; '.join(broken)}; the server's log is {log}")
 
 
 def _require_all(missing: Collection[str]) -> None:

@@ -1,0 +1,1 @@
+"""Mixed traffic for a long time, while processes die: is every answer right, every end clean?"""

@@ -1,0 +1,238 @@
+"""What a server said to a request, in one form for every API, and whether it is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+Route = Literal["/generate", "/v1/completions", "/v1/chat/completions", "/score"]
+Match = Literal["right", "tie", "wrong"]
+
+
+class MalformedError(ValueError):
+    """A reply that is not of the documented shape, or a stream that does not end as it must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One answer."""
+
+    tokens: tuple[str, ...]  # ids or spellings, as the API gives them
+    logprobs: tuple[float, ...]
+    leads: tuple[float, ...]  # nats between each token and the likeliest other
+    text: str
+    labels: tuple[str, ...]  # adapters that acted
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What became of an answer beside its reference."""
+
+    match: Match
+    difference: float  # the largest between two log probabilities, up to a tie
+    why: str = ""
+
+
+def compare(told: Told, references: Sequence[Told], tolerance: float) -> Comparison:
+    """Against the reference whose adapters are those that acted.
+
+    Tokens and text must be equal and log probabilities within `tolerance`. Where another token than
+    the reference's was taken, and the reference was in doubt by less than twice that, it is a tie,
+    and what follows it is not compared.
+    """
+    fitting = [one for one in references if one.labels == told.labels]
+    if not fitting:
+        known = " or ".join(", ".join(one.labels) or "the base" for one in references)
+        return Comparison(
+            "wrong", 0.0, f"{', '.join(told.labels) or 'the base'} acted: not {known}"
+        )
+    reference = fitting[0]
+    worst = 0.0
+    pairs = zip_longest(told.tokens, reference.tokens)
+    for index, (token, expected) in enumerate(pairs):
+        if token is None or expected is None:
+            lengths = f"{len(told.tokens)} tokens: not {len(reference.tokens)}"
+            return Comparison("wrong", worst, lengths)
+        if token != expected:
+            if reference.leads[index] < 2 * tolerance:
+                return Comparison("tie", worst)
+            return Comparison("wrong", worst, f"token {index} is {token!r}: not {expected!r}")
+        difference = abs(told.logprobs[index] - reference.logprobs[index])
+        if not difference <= tolerance:  # so that NaN is wrong too
+            return Comparison("wrong", difference, f"log probability {index} is off")
+        worst = max(worst, difference)
+    if told.text != reference.text:
+        return Comparison("wrong", worst, f"{told.text!r}: not {reference.text!r}")
+    return Comparison("right", worst)
+
+
+def unversioned(told: Told) -> Told:
+    """Without the versions of adapters: where each new one has the same bytes."""
+    return replace(told, labels=tuple(label.partition("@")[0] for label in told.labels))
+
+
+def read_whole(route: Route, reply: Any) -> Told:
+    """A whole answer. Raises MalformedError."""
+    try:
+        return _WHOLE[route](reply)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MalformedError(f"{route}: {type(error).__name__} {error}") from error
+
+
+def read_stream(route: Route, frames: Sequence[Any]) -> Told:
+    """Events of a stream from its first to its last. Raises MalformedError.
+
+    `None` stands for OpenAI's `[DONE]`.
+    """
+    try:
+        return _STREAMS[route](frames)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MalformedError(f"{route}: {type(error).__name__} {error}") from error
+
+
+def error_of(reply: Any) -> str:
+    """The kind of a documented error, of either API. Raises MalformedError."""
+    if isinstance(reply, dict) and isinstance(reply.get("error"), str):
+        kind = reply.get("error_type")
+    else:
+        inner = reply.get("error") if isinstance(reply, dict) else None
+        kind = inner.get("code") if isinstance(inner, dict) else None
+    if not isinstance(kind, str):
+        raise MalformedError(f"an error of no documented shape: {str(reply)[:200]}")
+    return kind
+
+
+def _labels(routing: Json | None) -> tuple[str, ...]:
+    return tuple(routing["adapters"]) if routing else ()
+
+
+def _lead(logprob: float, others: Sequence[float]) -> float:
+    """`others` may hold the token itself, which is as likely as it is."""
+    rest = sorted(others, reverse=True)[1:]
+    return logprob - rest[0] if rest else math.inf
+
+
+def _native(reply: Json) -> Told:
+    details = reply["details"]
+    tokens, top = details["tokens"], details.get("top_tokens")
+    return Told(
+        tuple(str(token["id"]) for token in tokens),
+        tuple(token["logprob"] for token in tokens),
+        _leads(tokens, top),
+        reply["generated_text"],
+        _labels(details.get("routing")),
+    )
+
+
+def _leads(tokens: Sequence[Json], top: Sequence[Sequence[Json]] | None) -> tuple[float, ...]:
+    if top is None:
+        return (math.inf,) * len(tokens)
+    pairs = zip(tokens, top, strict=True)
+    return tuple(_lead(token["logprob"], [o["logprob"] for o in others]) for token, others in pairs)
+
+
+def _native_stream(frames: Sequence[Json]) -> Told:
+    *before, last = frames
+    if any(frame["generated_text"] is not None for frame in before):
+        raise MalformedError("something came after the final event")
+    if last["generated_text"] is None:
+        raise MalformedError("no final event")
+    # The end-of-text token has an event of its own, and is no token of the answer.
+    given = [frame for frame in frames if frame["token"]["logprob"] is not None]
+    tokens = [frame["token"] for frame in given]
+    tops = [frame["top_tokens"] for frame in given] if "top_tokens" in frames[0] else None
+    return Told(
+        tuple(str(token["id"]) for token in tokens),
+        tuple(token["logprob"] for token in tokens),
+        _leads(tokens, tops),
+        last["generated_text"],
+        _labels(last["details"].get("routing")),
+    )
+
+
+def _completion(reply: Json) -> Told:
+    return _of_choices([reply["choices"][0]])
+
+
+def _of_choices(choices: Sequence[Json]) -> Told:
+    tokens: list[str] = []
+    logprobs: list[float] = []
+    leads: list[float] = []
+    for choice in choices:
+        told = choice["logprobs"]
+        tokens += told["tokens"]
+        logprobs += told["token_logprobs"]
+        pairs = zip(told["token_logprobs"], told["top_logprobs"], strict=True)
+        leads += [_lead(logprob, list(top.values())) for logprob, top in pairs]
+    text = "".join(choice["text"] for choice in choices)
+    last = choices[-1]
+    return Told(tuple(tokens), tuple(logprobs), tuple(leads), text, _labels(last.get("routing")))
+
+
+def _openai_end(frames: Sequence[Any]) -> list[Json]:
+    """The chunks of a stream of one choice, which has to end once, and in `[DONE]`."""
+    if frames[-1] is not None or None in frames[:-1]:
+        raise MalformedError("not one [DONE] at the end")
+    choices = [frame["choices"][0] for frame in frames[:-1] if frame["choices"]]
+    ends = [index for index, choice in enumerate(choices) if choice.get("finish_reason")]
+    if ends != [len(choices) - 1]:
+        raise MalformedError("not one finish_reason, in the last chunk")
+    return choices
+
+
+def _completion_stream(frames: Sequence[Any]) -> Told:
+    return _of_choices(_openai_end(frames))
+
+
+def _chat(reply: Json) -> Told:
+    choice = reply["choices"][0]
+    content = choice["logprobs"]["content"]
+    return _of_content(content, choice["message"]["content"], choice)
+
+
+def _chat_stream(frames: Sequence[Any]) -> Told:
+    choices = _openai_end(frames)
+    content = [one for c in choices if c.get("logprobs") for one in c["logprobs"]["content"]]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    return _of_content(content, text, choices[-1])
+
+
+def _of_content(content: Sequence[Json], text: str, last: Json) -> Told:
+    return Told(
+        tuple(token["token"] for token in content),
+        tuple(token["logprob"] for token in content),
+        tuple(
+            _lead(token["logprob"], [one["logprob"] for one in token["top_logprobs"]])
+            for token in content
+        ),
+        text,
+        _labels(last.get("routing")),
+    )
+
+
+def _scores(reply: Json) -> Told:
+    tokens = [token for score in reply["scores"] for token in score["tokens"]]
+    return Told(
+        tuple(str(token["id"]) for token in tokens),
+        tuple(token["logprob"] for token in tokens),
+        (math.inf,) * len(tokens),  # they were given: there is nothing to choose
+        "".join(token["text"] for token in tokens),
+        _labels(reply["scores"][0].get("routing")),
+    )
+
+
+_WHOLE: Mapping[Route, Callable[[Any], Told]] = {
+    "/generate": _native,
+    "/v1/completions": _completion,
+    "/v1/chat/completions": _chat,
+    "/score": _scores,
+}
+_STREAMS: Mapping[Route, Callable[[Sequence[Any]], Told]] = {
+    "/generate": _native_stream,
+    "/v1/completions": _completion_stream,
+    "/v1/chat/completions": _chat_stream,
+}
