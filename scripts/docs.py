@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmarks.evaluation import page as evaluation
 from benchmarks.performance import filled, filled_readme
 from benchmarks.settings import RESULTS
+from benchmarks.soak import report as soak
 from benchmarks.uncertainty import report as uncertainty
 from server.app import create_app
 from server.container import Container
@@ -28,6 +29,7 @@ CONFIGURATION = ROOT / "docs" / "configuration.md"
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 UNCERTAINTY = ROOT / "docs" / "experiments" / "uncertainty.md"
 BEGIN, END = "<!-- settings: written by make docs -->", "<!-- end of settings -->"
 
@@ -77,7 +79,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Every generated page with what it should hold."""
     yield OPENAPI, openapi_text()
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
-    for path, fill in ((PERFORMANCE, filled), (EVALUATION, evaluation.filled)):
+    measured = ((PERFORMANCE, filled), (EVALUATION, evaluation.filled), (RELIABILITY, soak.filled))
+    for path, fill in measured:
         yield path, fill(path.read_text(encoding="utf-8"), RESULTS, "../benchmarks/results")
     page = README.read_text(encoding="utf-8")
     yield README, filled_readme(page, RESULTS, "benchmarks/results")

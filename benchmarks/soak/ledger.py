@@ -143,6 +143,7 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
         _none("wrong answers", counts["wrong"]),
         _none("lost requests", counts["lost"] + counts["unaccounted"]),
         _none("errors that are not documented for it", counts["undocumented"]),
+        _forced(result["counters"]),
         Verdict(
             "a process that was killed or stopped is replaced",
             f"{len(faults) - len(away)} of {len(faults)}",
@@ -158,6 +159,13 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
         _none("exceptions in the log", after["exceptions"]),
         Verdict("the server ends with 0 after SIGTERM", str(after["exit"]), after["exit"] == 0),
     ]
+
+
+def _forced(counters: dict[str, float]) -> Verdict:
+    """A soak without them would have kept its promises too easily."""
+    found = {name: counters.get(name, 0.0) for name in ("preemptions", "evictions", "merges")}
+    told = ", ".join(f"{count:,.0f}" for count in found.values())
+    return Verdict(f"there were {', '.join(found)}", told, all(found.values()))
 
 
 def _none(what: str, count: float) -> Verdict:

@@ -38,7 +38,7 @@ from router_engine.processors import usable_cores
 
 _MANNERS: Mapping[Manner, float] = {"whole": 4, "stream": 4, "slow": 0.5, "cancel": 1, "leave": 0.5}
 _LOOK_SECONDS = 1.0
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 30.0  # a request that needs the encoder waits for it about so long
 _EMPTY_SECONDS = 60.0  # until requests that were left have been taken out of the engine
 _STOP_SECONDS = 120.0
 
