@@ -278,9 +278,10 @@ class Catalogue:
         return await self._threads.run(partial(work, *given, **named))
 
     async def _used(self) -> frozenset[str]:
-        """Digests that an admin has pinned or that running requests need."""
+        """Digests that an admin has pinned, or that requests need: also those that still wait."""
+        waited_for = self._mixtures.uses.digests
         entries = await self._engine.residency()
-        return frozenset(
+        return waited_for.union(
             plain_digest(entry.digest) for entry in entries if entry.pinned or entry.users
         )
 

@@ -197,10 +197,12 @@ class Generation:
         """Updates as they come; closing it early cancels the request.
 
         Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError and
-        GenerationFailedError.
+        GenerationFailedError, and AdapterNotFoundError where that is why.
         """
-        with self._admission.enter(1 + len(job.plan.ensemble)) as begun:
-            recorder = Recorder(self._metrics, job.plan, job.endpoint, begun)
+        plan = job.plan
+        places = self._admission.enter(1 + len(plan.ensemble))
+        with self._mixtures.uses.hold(plan.all_digests), places as begun:
+            recorder = Recorder(self._metrics, plan, job.endpoint, begun)
             reason = "error"
             try:
                 async with aclosing(self._follow(job, recorder)) as updates:
@@ -210,6 +212,9 @@ class Generation:
                         yield update
             except (GeneratorExit, asyncio.CancelledError):
                 reason = "cancelled" if reason == "error" else reason
+                raise
+            except GenerationFailedError:
+                await self._mixtures.require_there(plan)
                 raise
             finally:
                 recorder.end(reason, len(job.request.prompt_token_ids))

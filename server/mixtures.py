@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
-from adapters_store.errors import AdapterNotFoundError
+from adapters_store.errors import AdapterNotFoundError, StoreError
 from adapters_store.types import (
     AdapterManifest,
     AdapterRecord,
@@ -37,6 +38,7 @@ from server.schemas.mixture import (
     WeightedAdapter,
 )
 from server.threads import Threads
+from server.uses import Uses
 
 
 class Shelf(Protocol):
@@ -72,6 +74,11 @@ class Plan:
     ensemble: tuple[tuple[str, ...], ...] = ()  # the digests of its further members
     manifests: tuple[AdapterManifest, ...] = ()
 
+    @property
+    def all_digests(self) -> tuple[str, ...]:
+        """Those of every member."""
+        return (*self.digests, *chain.from_iterable(self.ensemble))
+
     def weights_at(self, event: TokenEvent) -> tuple[float, ...]:
         """Weights in force in the pass that yielded a token, one an adapter."""
         return self.weights if self.routing is None else event.weights
@@ -97,6 +104,7 @@ class Mixtures:
         self._max_candidates = max_candidates
         self._threads = threads
         self._misfits: dict[str, str | None] = {}  # by digest
+        self.uses = Uses()
 
     async def plan(self, mixture: Mixture | None, adapter: str | None, prompt: str) -> Plan:
         """The plan of one request.
@@ -132,6 +140,15 @@ class Mixtures:
                 f"need {most} rank rows in one layer, and all that are on the device at once have "
                 f"{limit} (ADAPTERMIX_MAX_RANK_ROWS): use fewer, or of lower rank",
             )
+
+    async def require_there(self, plan: Plan) -> None:
+        """Raises AdapterNotFoundError where an adapter was deleted since the plan was made."""
+        try:
+            await self._threads.run(partial(self._store.resolve_all, plan.labels))
+        except AdapterNotFoundError:
+            raise
+        except StoreError:
+            return  # nobody knows
 
     async def resolve_fixed(self, adapters: Sequence[WeightedAdapter]) -> ResolvedMixture:
         """A mixture that the base's weights can hold, for the admin routes."""

@@ -17,9 +17,11 @@ _MODULES: dict[Role, str] = {
     "engine": "router_engine.client.engine_main",
     "encoder": "router_engine.routers.encoder.worker",
 }
-# Of a life: the first fifth is warming up, the next and the last are compared.
+# Samples of a life: those of the warm-up are left aside, the first fifth of the others is compared
+# with the last.
+_WARM_UP = 60
 _PARTS = 5
-_LEAST_SAMPLES = 60
+LEAST_SAMPLES = _WARM_UP + 240
 _KIB = 1024
 
 
@@ -36,11 +38,11 @@ class Incarnation:
 
         None where it did not live long enough to say.
         """
-        part = len(self.samples) // _PARTS
-        if len(self.samples) < _LEAST_SAMPLES:
+        if len(self.samples) < LEAST_SAMPLES:
             return None
-        first, last = self.samples[part : 2 * part], self.samples[-part:]
-        return _median(last) / _median(first) - 1
+        warm = self.samples[_WARM_UP:]
+        part = len(warm) // _PARTS
+        return _median(warm[-part:]) / _median(warm[:part]) - 1
 
 
 class Watch:

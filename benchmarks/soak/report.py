@@ -108,8 +108,8 @@ def _memory(result: Result) -> list[str]:
             growth = "-" if one["growth"] is None else f"{one['growth']:+.1%}"
             lines.append(row((one["role"], _n(lives), _n(one["samples"]), *sizes, growth)))
     text = (
-        "Growth: the median of the last fifth of a life over that of its second fifth; the first "
-        "is warming up."
+        "Resident memory, of the longest life of each process. Growth: the median of its last "
+        "fifth over that of its first, the first minute left aside."
     )
     return [*lines, "", text]
 

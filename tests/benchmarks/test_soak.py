@@ -32,8 +32,8 @@ from benchmarks.soak.answers import (
 from benchmarks.soak.asking import Ended, ask
 from benchmarks.soak.faults import Order
 from benchmarks.soak.figures import Figures
-from benchmarks.soak.ledger import Ledger, verdicts
-from benchmarks.soak.processes import Incarnation, Watch
+from benchmarks.soak.ledger import MEMORY_GROWTH, Ledger, verdicts
+from benchmarks.soak.processes import LEAST_SAMPLES, Incarnation, Watch
 from benchmarks.soak.questions import KINDS, Question, questions
 from benchmarks.soak.report import filled, markdown
 from benchmarks.soak.settings import SoakSettings
@@ -220,7 +220,7 @@ def test_a_run_that_kept_everything_is_told_so() -> None:
         (("faults", 0, "ready_lost"), False),
         (("counters", "preemptions"), 0),
         (("counters",), {}),
-        (("memory", 0, "growth"), 0.06),
+        (("memory", 0, "growth"), 1.1 * MEMORY_GROWTH),
         (("after", "pools"), {"rank_rows_used": 8.0}),
         (("after", "processes"), [17]),
         (("after", "files"), ["adaptermix-x"]),
@@ -240,11 +240,11 @@ def test_what_a_short_run_cannot_say_is_left_open() -> None:
 
 
 def test_memory_that_grows_after_the_warm_up_is_found() -> None:
-    warm, steady = list(range(100)), [100] * 400
+    warm, steady = list(range(1, 61)), [100] * 400
     assert Incarnation("server", 1, warm + steady).growth() == 0
-    grows = Incarnation("server", 1, [1000 + one for one in range(500)]).growth()
+    grows = Incarnation("server", 1, [1000 + one for one in range(LEAST_SAMPLES)]).growth()
     assert grows is not None
-    assert grows > 0.05
+    assert grows > MEMORY_GROWTH
     assert Incarnation("server", 1, [1, 2, 3]).growth() is None
 
 
