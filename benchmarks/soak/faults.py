@@ -47,6 +47,11 @@ class Order:
         self._chooser = chooser
         self._left: list[tuple[Role, signal.Signals]] = []
 
+    @property
+    def left(self) -> int:
+        """How many are to come before each has come as often as the others."""
+        return len(self._left)
+
     def take(self) -> tuple[Role, signal.Signals]:
         if not self._left:
             self._left = list(_FAULTS)

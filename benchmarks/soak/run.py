@@ -69,7 +69,8 @@ class Soak:
         return max(passed, self.ledger.num_answers / wanted) if wanted else passed
 
     def is_over(self) -> bool:
-        return self.progress >= 1
+        """After the whole length, and not before every kind of fault has come."""
+        return self.progress >= 1 and self.is_calm
 
     async def traffic(self, asked: Sequence[Asked]) -> None:
         """Clients, admin, faults and looks, until it is over and every request has ended."""
@@ -110,7 +111,7 @@ class Soak:
                 await asyncio.sleep(ended.pause * chooser.random())
 
     async def _break(self, routed: Asked) -> None:
-        """Faults, one after so many answers, in the first part of the run."""
+        """Faults, one after so many answers, in the first part of the run, in whole rounds."""
         order = Order(random.Random(f"faults {self.settings.seed}"))
 
         async def works(role: Role) -> bool:
@@ -120,7 +121,7 @@ class Soak:
             ended = await ask(self.http, question, question.body, "whole", _PROBE_SECONDS)
             return ended.told is not None or ended.error == "overloaded"
 
-        while self.progress < 1 - self.settings.calm:
+        while order.left or self.progress < 1 - self.settings.calm:
             due = sum(fault.answers for fault in self.faults[-1:]) + self.settings.every
             await self.ledger.until(due, _LOOK_SECONDS)
             answers, server = self.ledger.num_answers, self.site.running.pid
