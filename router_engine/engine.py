@@ -307,8 +307,10 @@ class Engine:
         else:
             self._scheduler.adapters_ready(request.request_id, reads_whole_prompt=bool(whole))
 
-    def _fail(self, request_id: str, error: str) -> None:
-        self._emit(self._scheduler.fail(request_id, FinishReason.FAILED, error))
+    def _fail(
+        self, request_id: str, error: str, reason: FinishReason = FinishReason.FAILED
+    ) -> None:
+        self._emit(self._scheduler.fail(request_id, reason, error))
 
     def _emit(self, event: EngineEvent | None) -> None:
         if event is not None:

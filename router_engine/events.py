@@ -16,6 +16,7 @@ class FinishReason(StrEnum):
     CANCELLED = "cancelled"
     REFUSED = "refused"  # can never run; `error` says why
     FAILED = "failed"  # an adapter failed to load, a router failed; `error` says why
+    ROUTER_AWAY = "router_away"  # its router's helper is away or too slow; `error` says why
     ENGINE_DIED = "engine_died"
 
 

@@ -14,6 +14,7 @@ from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.errors import EngineDiedError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
 from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.errors import RouterUnavailableError
 from server.admission import Admission
 from server.answer import Answer, Piece
 from server.errors import GenerationFailedError, InputError, RequestCancelledError
@@ -196,8 +197,8 @@ class Generation:
     async def stream(self, job: Job) -> AsyncGenerator[Update, None]:
         """Updates as they come; closing it early cancels the request.
 
-        Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError and
-        GenerationFailedError, and AdapterNotFoundError where that is why.
+        Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError,
+        RouterUnavailableError, GenerationFailedError, and AdapterNotFoundError where that is why.
         """
         plan = job.plan
         places = self._admission.enter(1 + len(plan.ensemble))
@@ -313,7 +314,7 @@ class _Follower:
 
     def finish(self, final: FinalEvent | None) -> Update:
         if final is not None and final.reason not in _ENDS and not self.answer.is_stopped:
-            raise _failure(final)
+            raise failure_of(final)
         pieces = self._last + self.answer.flush()
         # flush may complete a stop string with text that was held back
         is_stopped = self.answer.is_stopped
@@ -336,13 +337,16 @@ def _end_of(final: FinalEvent | None) -> EndReason:
     return _ENDS[final.reason]
 
 
-def _failure(final: FinalEvent) -> Exception:
+def failure_of(final: FinalEvent) -> Exception:
+    """What a client is told of a request that the engine ended."""
     message = final.error or f"the request ended with {final.reason.value}"
     match final.reason:
         case FinishReason.REFUSED:
             return RequestRefusedError(message)
         case FinishReason.ENGINE_DIED:
             return EngineDiedError(message)
+        case FinishReason.ROUTER_AWAY:
+            return RouterUnavailableError(message)
         case FinishReason.CANCELLED:
             return RequestCancelledError("the server is shutting down; send the request again")
         case _:

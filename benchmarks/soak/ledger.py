@@ -22,7 +22,7 @@ EXPECTED = {
     "engine_died": "the engine died under the request",
     "router_unavailable": "the encoder starts, or died under the request",
     "overloaded": "too many wait",
-    "generation": "the encoder died, or hung, under a request that it routes token by token",
+    "generation": "the encoder is another than the one that was given the centroids",
 }
 _GONE = "not_found"
 _BY_TOKEN = "token-routed"

@@ -28,6 +28,7 @@ class RoutedWeights:
     num_tokens: int
     weights: tuple[float, ...] = ()  # one per candidate
     error: str | None = None  # the router failed; the request ends with it
+    is_away: bool = False  # what failed may work later: the router's helper is away or too slow
 
 
 class Prior(NamedTuple):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from router_engine.errors import RouterError
+from router_engine.events import FinishReason
 from router_engine.request import EngineRequest
 from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, TokenRouter
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.sparse import SparseWeights
 
-Fail = Callable[[str, str], None]  # ends the request of this id, for this reason
+
+class Fail(Protocol):
+    """Ends the request of this id, with this error."""
+
+    def __call__(
+        self, request_id: str, error: str, reason: FinishReason = FinishReason.FAILED
+    ) -> None: ...
 
 
 class Routing:
@@ -92,7 +100,8 @@ class Routing:
         for router in self._readers.values():
             for answer in router.poll():
                 if answer.error is not None:
-                    fail(answer.request_id, answer.error)
+                    reason = FinishReason.ROUTER_AWAY if answer.is_away else FinishReason.FAILED
+                    fail(answer.request_id, answer.error, reason)
                 else:
                     _set(answer.request_id, answer.num_tokens, answer.weights, scheduler, fail)
 

@@ -14,6 +14,7 @@ from adapters_store.types import Combination
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
 from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.routers.base import RoutedWeights
 from tests.router_engine.conftest import MakeEngine, MakeHarness
 from tests.router_engine.paths import REFERENCE, EnginePath, path_params
 from tests.support.harness import request
@@ -274,3 +275,37 @@ def test_an_unknown_router_is_refused(make_harness: MakeHarness, folders: list[P
     (answer,) = harness.run(_routed("r", [digest], [[1.0]]))
     assert answer.end.reason is FinishReason.REFUSED
     assert "'given' is not served" in str(answer.end.error)
+
+
+class _Away:
+    """A token router whose helper has just gone."""
+
+    def __init__(self) -> None:
+        self._answers: list[RoutedWeights] = []
+
+    def begin(
+        self, request_id: str, token_ids: Sequence[int], candidates: Sequence[str], _: TokenRouting
+    ) -> None:
+        error = "the helper is away"
+        self._answers.append(RoutedWeights(request_id, len(token_ids), error=error, is_away=True))
+
+    def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
+        raise AssertionError("its request has ended")
+
+    def end(self, request_id: str) -> None: ...
+
+    def poll(self) -> Sequence[RoutedWeights]:
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> None: ...
+
+
+def test_a_router_that_is_away_is_told_from_one_that_fails(
+    make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness = make_harness(routers={"given": _Away()})
+    digest = harness.publish("a0", folders[0])
+    (answer,) = harness.run(_routed("r", [digest], [[1.0]]))
+    assert answer.end.reason is FinishReason.ROUTER_AWAY
+    assert answer.end.error == "the helper is away"

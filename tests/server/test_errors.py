@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from router_engine.events import FinalEvent, FinishReason
+from server.errors import describe
+from server.generation import failure_of
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder, save_family
 
@@ -206,3 +209,20 @@ def test_an_adapter_without_texts_cannot_be_routed_to(
     assert response.status_code == 422
     assert "mute@1" in response.json()["error"]
     assert "texts" in response.json()["error"]
+
+
+FAILURES = {
+    FinishReason.REFUSED: (422, "validation"),
+    FinishReason.FAILED: (424, "generation"),
+    FinishReason.ROUTER_AWAY: (503, "router_unavailable"),
+    FinishReason.CANCELLED: (503, "cancelled"),
+    FinishReason.ENGINE_DIED: (503, "engine_died"),
+}
+
+
+@pytest.mark.parametrize(
+    "reason", sorted(set(FinishReason) - {FinishReason.LENGTH, FinishReason.STOP_TOKEN})
+)
+def test_every_way_to_fail_is_told_apart(reason: FinishReason) -> None:
+    failure = describe(failure_of(FinalEvent("r", reason, error="it is so")))
+    assert (failure.status, failure.error_type) == FAILURES[reason]

@@ -179,7 +179,7 @@ class _Link:
         for name, live in list(self._live.items()):
             if live.deadline is not None and live.deadline <= now:
                 silent = f"the encoder worker gave no answer in {self._timeouts.answer:g} s"
-                self._fail(name, silent if self._connected else _AWAY)
+                self._fail(name, silent if self._connected else _AWAY, is_away=True)
 
     def take_answers(self) -> list[RoutedWeights]:
         answers, self._answers = self._answers, []
@@ -217,7 +217,7 @@ class _Link:
     def _lose(self) -> None:
         self._connected = False
         for name in list(self._live):
-            self._fail(name, _DIED)
+            self._fail(name, _DIED, is_away=True)
 
     def _answer(self, reply: m.Reply) -> None:
         if not isinstance(reply, m.SessionRouted | m.SessionFailed):
@@ -232,9 +232,9 @@ class _Link:
             live.deadline = None
         self._answers.append(RoutedWeights(reply.session, reply.num_tokens, reply.weights))
 
-    def _fail(self, name: str, error: str) -> None:
+    def _fail(self, name: str, error: str, *, is_away: bool = False) -> None:
         live = self._live.pop(name)
-        self._answers.append(RoutedWeights(name, live.num_tokens, error=error))
+        self._answers.append(RoutedWeights(name, live.num_tokens, error=error, is_away=is_away))
 
 
 def _receive_all(socket: zmq.Socket[bytes]) -> list[list[bytes]]:

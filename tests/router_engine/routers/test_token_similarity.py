@@ -149,6 +149,7 @@ def test_what_cannot_be_routed_fails_by_name(
     assert answer.request_id == "r"
     assert answer.weights == ()
     assert said in str(answer.error)
+    assert not answer.is_away
 
 
 def test_an_ended_session_does_not_answer_and_its_name_is_free(desk: Desk) -> None:
@@ -169,7 +170,7 @@ def test_a_killed_worker_fails_live_sessions_and_later_ones_work(
     kill(worker)
     failed = desk.answers(2)
     assert {answer.request_id for answer in failed} == {"r", "s"}
-    assert all("died" in str(answer.error) for answer in failed)
+    assert all("died" in str(answer.error) and answer.is_away for answer in failed)
     desk.router.extend("r", [72])  # it has failed: there is nothing more to say of it
     worker.restart()
     put_centroids(endpoint, centroids)
@@ -199,7 +200,7 @@ def test_a_request_does_not_wait_for_ever(tmp_path: Path) -> None:
     desk.router.begin("r", [70, 71], CANDIDATES, ROUTING)
     (answer,) = desk.answers(1)
     desk.router.close()
-    assert answer == RoutedWeights("r", 2, error="the encoder worker is away")
+    assert answer == RoutedWeights("r", 2, error="the encoder worker is away", is_away=True)
 
 
 def test_a_silent_worker_fails_the_request(worker: EncoderProcess, endpoint: str) -> None:
@@ -216,6 +217,7 @@ def test_a_silent_worker_fails_the_request(worker: EncoderProcess, endpoint: str
         os.kill(worker.pid, signal.SIGCONT)
     desk.router.close()
     assert answer.error == "the encoder worker gave no answer in 0.2 s"
+    assert answer.is_away
 
 
 def test_close_is_final_and_may_be_repeated(endpoint: str) -> None:
