@@ -224,7 +224,7 @@ class Catalogue:
         return MergedReply.of(state, [labels.get(digest, digest) for digest in digests])
 
     async def _publish_once(self, folder: Path) -> None:
-        found = await asyncio.to_thread(select, folder)
+        found = await self._run(select, folder)
         if found.note is not None:
             log.info("folder", path=str(folder), note=found.note)
         upload = Publishable(found.files)
