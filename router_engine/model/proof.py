@@ -260,5 +260,5 @@ def _digest(named: tuple[str, Tensor]) -> str:
         values = values.dequantize()  # torchao's, which has no bytes of its own
     values = values.contiguous().reshape(-1).cpu()
     digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(values.view(torch.uint8).numpy())
+    digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -86,7 +86,10 @@ def _limited(pid: int, client: httpx.Client, store: Path) -> OnDisk:
     def fill() -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (_LIMIT, before[1]))
 
-    return OnDisk(client, fill, lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, before), store)
+    def empty() -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+    return OnDisk(client, fill, empty, store)
 
 
 def _fill(disk: Path) -> None:

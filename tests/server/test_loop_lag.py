@@ -87,15 +87,16 @@ JSON_BODIES: dict[str, tuple[str, Any]] = {
         OPENAI | {"prompt": ["a"] * 256, "max_tokens": 2},
     ),
 }
-for name, value in {
+ROUTERS: dict[str, dict[str, Any]] = {
     "candidates": {"candidates": ["a"] * MANY},
     "no candidates": {"candidates": [1] * MANY},
     "a tag": {"candidates": {"tag": "t"}},
     "a parameter": {"candidates": ["a0"], "x": BIG},
     "parameters": {"candidates": ["a0"], **{f"k{i}": 1 for i in range(MANY)}},
     "a long router": {"candidates": ["a0"], "name": BIG},
-}.items():
-    router: dict[str, Any] = {"name": "random", **value}
+}
+for name, value in ROUTERS.items():
+    router = {"name": "random", **value}
     JSON_BODIES[name] = ("/generate", {"inputs": "a", "mixture": {"router": router}})
 
 

@@ -100,7 +100,8 @@ class FastPath:
             return None
         verdict = self._proof.kept(library.isa)
         if verdict is not None and not verdict.holds:
-            return self._refuse(library, verdict)
+            self._refuse(library, verdict)
+            return None
         expected = None if verdict is not None else self._proof.expected()
         with self._moving:
             decoder = Decoder(library, self._loaded, self._linears, self._cache)
@@ -110,7 +111,8 @@ class FastPath:
             verdict = self._proof.judge(library.isa, body.run, expected)
             if not verdict.holds:
                 self._take_back(decoder)
-                return self._refuse(library, verdict)
+                self._refuse(library, verdict)
+                return None
         self.name = library.isa
         return body
 
