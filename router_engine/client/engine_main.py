@@ -52,8 +52,8 @@ def main() -> int:
     channel = _ZmqChannel(launch.address)
     try:
         run_engine(partial(_build, launch.config), channel)
-    except EngineError as error:  # its message says all
-        _logger.error("the engine ends: %s", error)
+    except EngineError as error:  # its message says all, mostly
+        _logger.error("the engine ends: %s", error, exc_info=_logger.isEnabledFor(logging.DEBUG))
         return 1
     except Exception:
         _logger.exception("the engine ends")

@@ -79,8 +79,10 @@ def attention_calls(model: PreTrainedModel) -> tuple[AttentionCall, ...]:
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     model.set_attn_implementation(_RECORDER)
     body: Any = model.base_model
-    body(input_ids=token, position_ids=token, use_cache=False, calls=calls)
-    model.set_attn_implementation(before)
+    try:
+        body(input_ids=token, position_ids=token, use_cache=False, calls=calls)
+    finally:
+        model.set_attn_implementation(before)
     return tuple(calls)
 
 

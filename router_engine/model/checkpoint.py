@@ -31,6 +31,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _FORMATS = ("F64", "F32", "F16", "BF16")  # of tensors
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_MASKS = (".attn.bias", ".attn.masked_bias")  # of an old GPT-2: nothing reads them
 _POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
@@ -88,7 +89,7 @@ def _check_folder(folder: Path) -> None:
     if "adapter_config.json" in names:
         raise UnsupportedModelError(
             f"{folder} is an adapter, not a base model: serve the model that it was trained on, "
-            "and publish it there (`adaptermix publish`)"
+            "and publish it there (`adaptermix adapters publish`)"
         )
     if "config.json" not in names:
         files = sorted(name for name in names if name.endswith(".gguf"))
@@ -161,7 +162,9 @@ def _check_safetensors(file: Path) -> None:
             header = json.loads(stream.read(length))
         tensors = {name: one for name, one in header.items() if name != "__metadata__"}
         end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
-        formats = {str(one["dtype"]): name for name, one in tensors.items()}
+        formats = {
+            str(one["dtype"]): name for name, one in tensors.items() if not name.endswith(_MASKS)
+        }
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error):
         raise UnsupportedModelError(
             f"{file} is no whole safetensors file: fetch it again"

@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 TOKENS = 48  # of the prompt, where no layer has a window
 _PAST = 16  # tokens past the widest window
+_MOST_PRODUCTS = 2e12  # on a CPU: minutes; past a window of 4096, of models up to half a billion
 _CHUNK = 512  # tokens of a step that reads a prompt
 _DECODES = 4  # tokens at the prompt's end that come one by one
 _PLAIN = "sdpa"  # transformers' own attention
@@ -183,9 +184,15 @@ def difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _prompt(loaded: LoadedModel, cache: PagedCache) -> tuple[int, ...]:
-    """Tokens from all over the vocabulary, past every window, as many as model and cache hold."""
+    """Tokens from all over the vocabulary, past every window, as many as model and cache hold.
+
+    Large models on a CPU read no further than `TOKENS`: a first start would take too long.
+    """
     windows = [call.window for call in loaded.attention if call.window is not None]
     wanted = max(TOKENS, max(windows, default=0) + _PAST)
+    products = wanted * sum(parameter.numel() for parameter in loaded.model.parameters())
+    if loaded.device.type == "cpu" and products > _MOST_PRODUCTS:
+        wanted = TOKENS
     count = min(wanted, loaded.max_model_len, cache.num_blocks * cache.block_size)
     embedding: Any = loaded.model.get_input_embeddings()
     vocab = int(embedding.weight.shape[0])

@@ -17,6 +17,7 @@ from router_engine.model.tiny import save_tiny, tiny_model
 from tests.router_engine.conftest import MakeHarness
 from tests.support.bad_checkpoints import BAD, ODD, POINTER, Bad
 from tests.support.gguf import save_gguf
+from tests.support.tiny import save_family
 
 
 def _require_line(error: UnsupportedModelError, words: tuple[str, ...]) -> None:
@@ -98,3 +99,12 @@ def test_sixteen_bits_are_served_in_thirty_two_on_a_cpu(
     harness = make_harness(folder, config=EngineConfig(model=ModelConfig(device="cpu")))
     assert harness.engine.info.dtype == "float32"
     assert load_model(ModelConfig(str(folder), device="cpu")).dtype == torch.float32
+
+
+def test_masks_of_an_old_gpt2_are_no_weights(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "model", "gpt2")
+    file = folder / "model.safetensors"
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8)}
+    save_file(load_file(file) | masks, file, metadata={"format": "pt"})
+    check_model(folder)
+    load_model(ModelConfig(str(folder)))

@@ -18,6 +18,7 @@ from router_engine.model import attention, proof
 from router_engine.model.cpu import decoder, fast
 from router_engine.model.cpu.trial import TORCH
 from router_engine.model.layout import Layout, layout_of
+from router_engine.model.loader import load_model
 from router_engine.model.proof import Proof, difference
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.test_config_keys import save_with
@@ -236,3 +237,13 @@ def test_a_verdict_that_cannot_be_kept_is_no_error(
         make_harness(config=_config(tmp_path / "cache", "reference"))
     assert len(proven) == 2
     assert "is not kept" in caplog.text
+
+
+def test_a_large_model_on_a_cpu_reads_no_long_prompt(
+    tmp_path: Path, make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "_MOST_PRODUCTS", 1e6)
+    folder = save_with(tmp_path / "model", "mistral", {"sliding_window": 60})
+    loaded = load_model(ModelConfig(str(folder), device="cpu"))
+    cache = make_harness(folder).engine._runner._cache
+    assert len(proof._prompt(loaded, cache)) == proof.TOKENS
