@@ -138,13 +138,12 @@ def _read(
     read = functools.partial(
         AutoModelForCausalLM.from_pretrained,
         location.name,
-        config=described,
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # else the error does not name them
         attn_implementation=_ATTENTION,
         use_safetensors=True,
-        **location.options,
+        **(location.options or {"config": described}),
         **location.weights_options,
     )
     model, found = refused(location.name, "its weights cannot be loaded", read)

@@ -112,7 +112,10 @@ class Proof:
         """Compare what `run` computes, and keep the verdict under `name`."""
         verdict = self._verdict(difference(expected, self._logits(run)))
         self._keep(name, verdict)
-        _log.info("%s: %.1e of %.0e allowed", name, verdict.difference, verdict.tolerance)
+        _log.info(
+            "%s beside transformers' own code: a difference of %.1e (allowed: %.0e)",
+            *(name, verdict.difference, verdict.tolerance),
+        )
         return verdict
 
     def require(self, name: str, run: Run) -> None:
