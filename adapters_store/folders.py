@@ -40,14 +40,22 @@ class Selection:
 def select(folder: Path) -> Selection:
     """Take what is an adapter's out of a folder; links are followed.
 
-    Raises InvalidAdapterError where it holds no adapter, and says which folder below it does.
+    Raises InvalidAdapterError where it holds no adapter, and says which folder below it does, and
+    where one of the adapter's files is none.
     """
     formats = FormatRegistry()
     files, left_out = {}, []
+    odd = [
+        Problem(str(path), "is no plain file, or a link to nothing")
+        for path in sorted(folder.iterdir())
+        if formats.wanted(path.name) and not path.is_file()
+    ]
+    if odd:
+        raise InvalidAdapterError(odd)
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             left_out.append(f"{path.name}/")
-        elif path.name == TEXTS_FILE or formats.wanted(path.name):
+        elif path.is_file() and (path.name == TEXTS_FILE or formats.wanted(path.name)):
             files[path.name] = path.resolve()
         else:
             left_out.append(path.name)
@@ -60,15 +68,15 @@ def local_problems(
     files: Mapping[str, Path], limits: StoreLimits = DEFAULT_LIMITS
 ) -> list[Problem]:
     """What a store would refuse, whatever its base model is: found before anything is sent."""
-    absent = [
-        Problem(name, "is a link to nothing") for name, path in files.items() if not path.is_file()
-    ]
-    pointers = [] if absent else [name for name, path in files.items() if is_pointer(path)]
-    if absent or pointers:
-        return absent or [Problem(name, POINTER) for name in pointers]
+    pointers = [Problem(name, POINTER) for name, path in files.items() if is_pointer(path)]
+    if pointers:
+        return pointers
     given = FormatInput(files, _ANY_BASE, limits)
-    known = FormatRegistry().recognise(given)
-    problems = [] if known is None else list(known.read(given).problems)
+    formats = FormatRegistry()
+    known = formats.recognise(given)
+    if known is None:
+        return [Problem("upload", _absent(formats))]
+    problems = list(known.read(given).problems)
     if TEXTS_FILE in files:
         problems += texts_file_problems(files[TEXTS_FILE], limits)
     return shortened(problems)
@@ -99,7 +107,11 @@ def _nothing(folder: Path, formats: FormatRegistry, names: list[str]) -> str:
             f"holds no adapter itself; {some(dict.fromkeys(deeper))} below it do: name one of them"
         )
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    told = f"holds no adapter; looked for: {', '.join(formats.all_files())}"
+    told = _absent(formats)
     if not pickles:
         return told
     return f"{told}; no server reads pickles ({some(pickles)}): save the adapter as safetensors"
+
+
+def _absent(formats: FormatRegistry) -> str:
+    return f"holds no adapter; looked for: {', '.join(formats.all_files())}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,16 @@ def dangling(folder: Path) -> None:
     (folder / TENSORS).symlink_to(folder / "gone")
 
 
+def piped(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    os.mkfifo(folder / CONFIG)
+
+
+def folded(folder: Path) -> None:
+    (folder / TENSORS).unlink()
+    (folder / TENSORS).mkdir()
+
+
 def without(name: str) -> Spoil:
     def spoil(folder: Path) -> None:
         (folder / name).unlink()
@@ -173,6 +184,8 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "broken config": (lambda f: (f / CONFIG).write_text("{"), "not JSON"),
     "bad texts": (lambda f: (f / "texts.jsonl").write_text("x"), "texts, line 1"),
     "a link to nothing": (dangling, "link to nothing"),
+    "a pipe": (piped, "no plain file"),
+    "a folder for a file": (folded, "no plain file"),
 }
 
 
@@ -204,6 +217,7 @@ def test_nothing_is_sent_in_vain(
         ("a.zip", zipped({CONFIG: b"{}", "optimizer.pt": b"x"}), "optimizer.pt: is a pickle"),
         ("a.zip", zipped({CONFIG: b'{"peft_type": "LOHA"}', TENSORS: b""}), "LOHA"),
         ("a.tar", b"nope", "cannot be read"),
+        ("a.zip", zipped({"README.md": b"x"}), "holds no adapter"),
         ("adapter_model.bin", b"x", "is a pickle"),
     ],
 )
