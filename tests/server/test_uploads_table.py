@@ -104,5 +104,20 @@ def test_the_server_goes_on(target: Target, folders: dict[str, Path]) -> None:
     assert answer["generated_text"]
 
 
+@pytest.mark.parametrize("kind", forms.LINES)
+def test_texts_that_are_set_have_the_same_end(
+    target: Target, folders: dict[str, Path], kind: str
+) -> None:
+    data, statuses = forms.LINES[kind]
+    if target.live.client.get("/admin/adapters/texts").status_code == 404:
+        assert target.live.publish(folders["code"], "texts").status_code == 201
+    path = "/admin/adapters/texts/texts"
+    answer = target.live.client.put(path, files=[("texts", ("texts.jsonl", data))])
+    assert answer.status_code == (200 if statuses == (201,) else 422), answer.text[:600]
+    assert len(answer.content) <= MOST_TOLD
+    twice = target.live.client.put(path, files=[("texts", ("t", b'"a"'))] * 2)
+    assert twice.status_code == 422
+
+
 def test_the_table_is_long() -> None:
     assert len(TABLE) >= 200

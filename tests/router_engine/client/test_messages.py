@@ -11,7 +11,13 @@ import pytest
 import adapters_store.errors
 import router_engine.errors
 from adapters_store.errors import AdapterNotFoundError, InvalidAdapterError
-from adapters_store.types import BaseModelSpec, LinearShape, Problem, ResolvedMixture
+from adapters_store.types import (
+    BaseModelSpec,
+    EmbeddingSpec,
+    LinearShape,
+    Problem,
+    ResolvedMixture,
+)
 from router_engine.client import messages as m
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState, Residency
 from router_engine.client.wire_errors import WireError
@@ -57,7 +63,13 @@ COMMANDS: list[m.Command] = [
 ]
 
 INFO = EngineInfo(
-    base=BaseModelSpec("tiny", "Llama", {"lm_head": LinearShape(64, 259)}, ("norm",)),
+    base=BaseModelSpec(
+        "tiny",
+        "Llama",
+        {"lm_head": LinearShape(64, 259)},
+        ("norm",),
+        embeddings={"lm_head": EmbeddingSpec((259, 64), "F32", {"F32": "0" * 64})},
+    ),
     max_model_len=128,
     vocab_size=259,
     eos_token_ids=(2,),

@@ -67,7 +67,7 @@ def fields(**values: str | list[str]) -> Callable[[Good], Parts]:
     return make
 
 
-_LINES: dict[str, tuple[bytes, tuple[int, ...]]] = {
+LINES: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "none": (b"", (201,)),
     "one": (b'"a"', (201,)),
     "an object": (b'{"text": "a"}\n', (201,)),
@@ -103,10 +103,10 @@ _NAMES = {
 _LATIN = "multipart/form-data; boundary=XX; charset="
 
 CASES: dict[str, Case] = {
-    **{f"texts {key}": Case(texts(data), statuses=said) for key, (data, said) in _LINES.items()},
+    **{f"texts {key}": Case(texts(data), statuses=said) for key, (data, said) in LINES.items()},
     **{
         f"texts of the folder {key}": Case(folder_texts(data), statuses=said)
-        for key, (data, said) in _LINES.items()
+        for key, (data, said) in LINES.items()
     },
     **{f"called {key}": Case(fields(name=name)) for key, name in _NAMES.items()},
     **{
