@@ -88,8 +88,13 @@ class Routing:
 
     @asynccontextmanager
     async def _in_time(self, spec: RouterSpec) -> AsyncIterator[None]:
-        """Raises RouterUnavailableError when a sentence encoder takes longer than it may."""
+        """Raises RouterUnavailableError when a sentence encoder takes longer than it may.
+
+        One that is starting is waited for as long again, by its client.
+        """
         is_encoder = self.registry.get(spec.name).needs_encoder
+        if is_encoder and self.centroids is not None:
+            await self.centroids.connected()
         limit = asyncio.timeout(self._patience if is_encoder else None)
         try:
             async with limit:

@@ -191,8 +191,8 @@ class Settings(BaseSettings):
         default=30.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds that a request waits for a router that needs the sentence encoder, "
-        "which may be starting or busy; then it gets 503.",
+        description="Seconds that a request waits for the sentence encoder to be there, and then "
+        "for what a router needs of it; after either it gets 503.",
     )
     encoder: str = Field(
         default="default",

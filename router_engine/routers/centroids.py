@@ -184,6 +184,10 @@ class CentroidService:
         """Whether the worker is there now."""
         return self._encoder.is_connected
 
+    async def connected(self) -> None:
+        """Wait for the worker, which may be starting. Raises RouterUnavailableError."""
+        await self._encoder.connected()
+
     async def ensure(self, adapters: Iterable[Routable]) -> None:
         """Let the worker have the centroid of every adapter.
 

@@ -104,6 +104,7 @@ def _opened(
             settings.store_dir,
             database_url=settings.database_url,
             blobs_url=settings.blobs_url,
+            patience=settings.database_patience,
         )
     except (SettingsError, StoreError) as error:
         fail(str(error), error)

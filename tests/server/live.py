@@ -43,6 +43,7 @@ def tiny_settings(root: Path, **overrides: Any) -> Settings:
         "kernels": "reference",
         "kv_blocks": 256,
         "log_level": "error",
+        "routing_patience": HANG_SECONDS,  # a machine may be slow to start an encoder
     }
     return load_settings(**given | overrides)
 
