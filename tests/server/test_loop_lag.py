@@ -88,7 +88,7 @@ JSON_BODIES: dict[str, tuple[str, Any]] = {
         OPENAI | {"prompt": ["a"] * 256, "max_tokens": 2},
     ),
 }
-ROUTERS: dict[str, dict[str, Any]] = {
+_ROUTERS: dict[str, dict[str, Any]] = {
     "candidates": {"candidates": ["a"] * MANY},
     "no candidates": {"candidates": [1] * MANY},
     "a tag": {"candidates": {"tag": "t"}},
@@ -96,8 +96,8 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "parameters": {"candidates": ["a0"], **{f"k{i}": 1 for i in range(MANY)}},
     "a long router": {"candidates": ["a0"], "name": BIG},
 }
-for name, value in ROUTERS.items():
-    router = {"name": "random", **value}
+for name, spec in _ROUTERS.items():
+    router = {"name": "random", **spec}
     JSON_BODIES[name] = ("/generate", {"inputs": "a", "mixture": {"router": router}})
 
 
