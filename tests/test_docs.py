@@ -1,5 +1,6 @@
 """The documentation tells the truth: links lead somewhere, its code runs."""
 
+import inspect
 import json
 import os
 import re
@@ -18,13 +19,16 @@ from scripts.docs import (
     CONFIGURATION,
     END,
     OPENAPI,
+    RELIABILITY,
     ROOT,
     broken_links,
     generated,
     pages,
     with_table,
 )
-from server.settings import Settings, variable_of
+from server.errors import TABLE
+from server.metrics import Metrics
+from server.settings import CLIENT_KEY, CLIENT_URL, Settings, variable_of
 from tests.support.tiny import make_lora_folder
 
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -148,6 +152,24 @@ def test_every_route_of_the_api_has_an_example_and_its_errors() -> None:
 def test_every_setting_is_documented() -> None:
     page = CONFIGURATION.read_text("utf-8")
     assert [name for name in Settings.model_fields if variable_of(name) not in page] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_that_a_page_names_are_settings(page: Path) -> None:
+    known = {variable_of(name) for name in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
+    named = set(re.findall(r"\bADAPTERMIX_[A-Z_]+[A-Z]\b", page.read_text("utf-8")))
+    assert named <= known
+
+
+def test_errors_and_metrics_of_the_page_on_faults_are_there() -> None:
+    text = RELIABILITY.read_text("utf-8").partition("## Faults")[2]
+    told = {(int(status), kind) for status, kind in re.findall(r"\b(\d{3}) `(\w+)`", text)}
+    assert told <= {(status, kind) for _, status, kind in TABLE}
+    assert len(told) > 10
+    source = Path(inspect.getfile(Metrics)).read_text("utf-8")
+    metrics = set(re.findall(r"`adaptermix_(\w+?)(?:_total)?[`{]", text))
+    assert metrics
+    assert [name for name in metrics if f'"{name}"' not in source] == []
 
 
 def test_a_table_is_written_between_its_marks() -> None:
