@@ -34,6 +34,7 @@ from router_engine.model.body import BodyOutput
 from router_engine.model.loader import LoadedModel
 from router_engine.request import SamplingParams
 from router_engine.scheduling.plan import PlannedRow, StepPlan
+from router_engine.tolerances import TOLERANCES
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +45,7 @@ _CHUNK = 512  # tokens of a step that reads a prompt
 _DECODES = 4  # tokens at the prompt's end that come one by one
 _PLAIN = "sdpa"  # transformers' own attention
 
-# Of `difference`. In fp32 sums in another order; in formats of 16 bits each layer rounds; in 8 bits
-# a value may fall on the other side of a rounding edge, which then spreads through the layers.
-_TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# In 8 bits a value may fall on the other side of a rounding edge, which spreads through the layers.
 _INT8_TOLERANCE = 1e-1
 _STANDS_OUT = 8
 
@@ -153,7 +152,7 @@ class Proof:
     def _verdict(self, found: float) -> Verdict:
         loaded = self._loaded
         is_int8 = loaded.quantization == "int8"
-        return Verdict(found, _INT8_TOLERANCE if is_int8 else _TOLERANCES[loaded.dtype])
+        return Verdict(found, _INT8_TOLERANCE if is_int8 else TOLERANCES[loaded.dtype])
 
     def _file(self, name: str) -> Path:
         parts = (self._subject, name, len(self._tokens), self._cache.block_size)
