@@ -100,6 +100,7 @@ class ResidencyManager:
         for_good: until an admin ends it, so that waiting for their rows is in vain.
         """
         self._grant(owner, digests)
+        self._changed = True
         self._held[owner] = tuple(digests)
         if for_good:
             self._for_good.add(owner)
@@ -123,11 +124,11 @@ class ResidencyManager:
 
     def pin(self, digest: str, *, pinned: bool) -> None:
         """Keep a resident adapter on the device until it is unpinned."""
+        self._changed = True
         if pinned:
             self._pins.add(digest)
         else:
             self._pins.discard(digest)
-            self._changed = True
 
     def pump(self) -> Grants:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
