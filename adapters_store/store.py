@@ -15,7 +15,6 @@ from adapters_store.errors import (
     InvalidAdapterError,
     StoreError,
     StoreFullError,
-    StoreUnavailableError,
 )
 from adapters_store.formats import FormatRegistry
 from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
@@ -136,7 +135,7 @@ class AdapterStore:
             )
             try:
                 record = self._versions.add(new, before_commit)
-            except (StoreFullError, StoreUnavailableError):
+            except StoreFullError:
                 self._take_back(digest)
                 raise
             told(report)
