@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ _WARM_UP = 60
 _PARTS = 5
 LEAST_SAMPLES = _WARM_UP + 240
 _KIB = 1024
+_PAUSE_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -66,6 +68,13 @@ class Watch:
     def left(self) -> list[int]:
         """Those that still run."""
         return [pid for pid, born in self._born.items() if born and _birth(pid) == born]
+
+    def left_after(self, seconds: float) -> list[int]:
+        """Those that still run when so many seconds have passed."""
+        deadline = time.monotonic() + seconds
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+        return self.left()
 
 
 def living(server: int) -> dict[Role, int]:

@@ -41,6 +41,7 @@ _LOOK_SECONDS = 1.0
 _PROBE_SECONDS = 30.0  # a request that needs the encoder waits for it about so long
 _EMPTY_SECONDS = 60.0  # until requests that were left have been taken out of the engine
 _STOP_SECONDS = 120.0
+_LEFT_SECONDS = 10.0  # a process that was killed takes a moment to vanish
 
 Asked = tuple[Question, tuple[Told, ...]]  # with its references
 
@@ -225,7 +226,7 @@ def _end(soak: Soak) -> dict[str, Any]:
     troubles = [line for line in log if "Traceback" in line or "unexpected error" in line]
     return {
         "exit": code,
-        "processes": soak.watch.left(),
+        "processes": soak.watch.left_after(_LEFT_SECONDS),
         "files": sorted(path.name for path in soak.site.temporary.iterdir()),
         "exceptions": len(troubles),
         "exception": troubles[0][:2000] if troubles else None,
