@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.errors import BenchmarkError
 from benchmarks.settings import OUT, about, at_least
 
+BLOCK_SIZE = 4  # tokens: small, so that answers outgrow their blocks often
 # How far a log probability may be from the reference's, in nats, by the base's number format: as
 # the tests of parity have it, a ten-thousandth of logits of size ten in float32.
 TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
@@ -38,7 +39,9 @@ class SoakSettings:
         default=180.0, metadata=about("Seconds after which a request counts as lost.")
     )
     rank_rows: int = field(default=64, metadata=about("Rank rows of the device pool."))
-    kv_blocks: int = field(default=40, metadata=about("Blocks of the KV cache, of 16 tokens."))
+    kv_blocks: int = field(
+        default=160, metadata=about(f"Blocks of the KV cache, of {BLOCK_SIZE} tokens.")
+    )
     seed: int = field(default=0, metadata=about("Chooses requests, faults and who is cancelled."))
     out: Path = field(default=OUT / "soak", metadata=about("The results, without .json and .md."))
 
@@ -48,7 +51,7 @@ class SoakSettings:
         at_least("adapters", self.adapters, 4)  # a mixture of four is the largest
         at_least("answers", self.answers, 1)
         at_least("rank_rows", self.rank_rows, 64)  # four, two that are merged, one that is pinned
-        at_least("kv_blocks", self.kv_blocks, 12)  # of which the longest request takes nine
+        at_least("kv_blocks", self.kv_blocks, 48)  # of which the longest request takes 36
         for name in ("minutes", "patience", "bound"):
             if getattr(self, name) <= 0:
                 raise BenchmarkError(f"{name} is {getattr(self, name)}; it must be above 0")

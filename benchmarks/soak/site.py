@@ -18,7 +18,7 @@ from benchmarks.process import Running, adaptermix, free_port, http_process, inf
 from benchmarks.prompts import make_prompts
 from benchmarks.settings import ModelSettings
 from benchmarks.soak.questions import ALIAS, FRESH, MOVING, VERSIONS
-from benchmarks.soak.settings import SoakSettings, tolerance_of
+from benchmarks.soak.settings import BLOCK_SIZE, SoakSettings, tolerance_of
 from benchmarks.subject import Subject, write_adapters
 
 # Strong enough that no adapter's answer could be taken for another's.
@@ -94,10 +94,10 @@ def _options(
         "kernels": kernels,
         "engine-threads": model.threads,
         "encoder-dtype": "float32",  # what is measured at a start could be another at the next
+        "block-size": BLOCK_SIZE,
         "kv-blocks": settings.kv_blocks,
         "max-rank-rows": settings.rank_rows,
         "host-bytes": _RESIDENT_ON_HOST * 2 * tensors.stat().st_size,  # float32 of bfloat16
-        "max-running": max(1, settings.clients * 3 // 4),
         "max-waiting": max(4, settings.clients * 7 // 8),
         "engine-patience": settings.patience,
         "log-format": "json",
