@@ -356,7 +356,7 @@ def test_what_cannot_be_run_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_short_soak_holds(tmp_path: Path) -> None:
     """Counted in answers; each of the four faults comes once, whatever the machine's speed."""
     model = ["--model", str(save_tiny(tmp_path / "model")), "--kernels", "reference"]
-    size = ["--threads", "1", "--clients", "6", "--questions", "40", "--new-tokens", "16"]
+    size = ["--threads", "1", "--clients", "12", "--questions", "40", "--new-tokens", "16"]
     pools = ["--kv-blocks", "48", "--bound", str(HANG_SECONDS), "--minutes", str(HANG_SECONDS)]
     length = ["--answers", "150", "--every", "20", "--calm", "0.3"]
     out = tmp_path / "soak"
