@@ -22,10 +22,8 @@ EXPECTED = {
     "engine_died": "the engine died under the request",
     "router_unavailable": "the encoder starts, or died under the request",
     "overloaded": "too many wait",
-    "generation": "the encoder is another than the one that was given the centroids",
 }
 _GONE = "not_found"
-_BY_TOKEN = "token-routed"
 _ALWAYS = ("overloaded",)
 
 
@@ -109,8 +107,6 @@ class Ledger:
     def _refused(self, question: Question, name: str, ended: Ended, *, calm: bool) -> None:
         told = f"{ended.status or 'in a stream'} {ended.error}"
         expected = set(_ALWAYS if calm else EXPECTED)
-        if question.kind != _BY_TOKEN:
-            expected.discard("generation")
         if question.comes_and_goes:
             expected.add(_GONE)
         if ended.error in expected:

@@ -111,6 +111,7 @@ class Supervisor(Generic[C]):
         self._state_changed = asyncio.Event()
         self._child: C | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self.restarts = 0  # since the first start
 
     @property
@@ -156,7 +157,12 @@ class Supervisor(Generic[C]):
 
     async def close(self, timeout: float) -> None:
         """End the child; it is killed after `timeout` seconds."""
-        self._set_state(RunState.STOPPED)
+        if self._closing is None:
+            self._set_state(RunState.STOPPED)
+            self._closing = asyncio.create_task(self._close(timeout), name=f"{self._name}-close")
+        await asyncio.shield(self._closing)  # a second caller, too, returns when it has ended
+
+    async def _close(self, timeout: float) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})

@@ -10,6 +10,7 @@ from router_engine.errors import RouterError
 from router_engine.events import FinishReason
 from router_engine.request import EngineRequest
 from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, TokenRouter
+from router_engine.routers.errors import RouterUnavailableError
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.sparse import SparseWeights
 
@@ -85,6 +86,8 @@ class Routing:
         try:
             prior = self._hidden[routing.router].begin(request_id, request.adapters, routing)
             scheduler.set_weights(request_id, 0, *prior)
+        except RouterUnavailableError as error:
+            fail(request_id, str(error), FinishReason.ROUTER_AWAY)
         except RouterError as error:
             fail(request_id, str(error))
 

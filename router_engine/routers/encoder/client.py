@@ -175,7 +175,9 @@ class EncoderClient:
             self._waiting.pop(ask.id, None)
         if isinstance(reply, kind):
             return reply
-        raise RouterError(reply.error if isinstance(reply, m.Failed) else f"unexpected {reply!r}")
+        if not isinstance(reply, m.Failed):
+            raise RouterError(f"unexpected {reply!r}")
+        raise (RouterUnavailableError if reply.is_away else RouterError)(reply.error)
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:

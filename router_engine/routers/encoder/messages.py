@@ -116,10 +116,14 @@ class Info(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The ask `id` got no answer; id None when not even that could be read."""
+    """The ask `id` got no answer; id None when not even that could be read.
+
+    is_away: the worker lacks what one before it was given, and will have it in a moment.
+    """
 
     id: int | None
     error: str
+    is_away: bool = False
 
 
 class SessionRouted(Message, frozen=True):
@@ -129,9 +133,12 @@ class SessionRouted(Message, frozen=True):
 
 
 class SessionFailed(Message, frozen=True):
+    """A session that gets no more answers; is_away as in `Failed`."""
+
     session: str
     num_tokens: int
     error: str
+    is_away: bool = False
 
 
 Ask = Embed | Route | Retrieve | PutCentroids | PutExamples | AskInfo | Begin | Extend | End

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from router_engine.errors import RouterError
 from router_engine.routers.encoder import messages as m
 from router_engine.routers.encoder.examples import MAX_SETS, ExampleBank
+from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.neighbours import RetrievalParams, nearest, weights_from_neighbours
 from router_engine.routers.scoring import (
     SimilarityParams,
@@ -110,7 +111,7 @@ class EncoderService:
         try:
             self._take(client, ask)
         except (RouterError, ValueError) as error:
-            self._refuse(client, ask, str(error))
+            self._refuse(client, ask, error)
 
     def work(self) -> list[Answer]:
         """Encode one batch of texts, then one Embed; the answers, in the order of the asks."""
@@ -151,15 +152,16 @@ class EncoderService:
             case m.End():
                 self._sessions.pop((client, ask.session), None)
 
-    def _refuse(self, client: Client, ask: m.Ask, error: str) -> None:
+    def _refuse(self, client: Client, ask: m.Ask, error: Exception) -> None:
+        is_away = isinstance(error, RouterUnavailableError)
         match ask:
             case m.Begin() | m.Extend():
                 self._sessions.pop((client, ask.session), None)
-                self._ready.append((client, m.SessionFailed(ask.session, 0, error)))
+                self._ready.append((client, m.SessionFailed(ask.session, 0, str(error), is_away)))
             case m.End():
                 logger.warning("cannot end session %s: %s", ask.session, error)
             case _:
-                self._ready.append((client, m.Failed(ask.id, error)))
+                self._ready.append((client, m.Failed(ask.id, str(error), is_away)))
 
     def _one_text(self, client: Client, ask: m.Route) -> _Pending:
         params = SimilarityParams.parse(ask.params)
@@ -196,7 +198,7 @@ class EncoderService:
     def _extend(self, client: Client, name: str, token_ids: Sequence[int]) -> None:
         session = self._sessions.get((client, name))
         if session is None:
-            raise RouterError(f"the encoder worker knows no session {name!r}")
+            raise RouterUnavailableError(f"the encoder worker knows no session {name!r}")
         self._sessions.move_to_end((client, name))
         session.token_ids.extend(token_ids)
         count = len(session.token_ids)
@@ -217,7 +219,9 @@ class EncoderService:
             raise RouterError("no candidates to route between")
         unknown = [digest for digest in candidates if digest not in self._centroids]
         if unknown:
-            raise RouterError(f"the encoder worker has no centroid of {', '.join(unknown)}")
+            raise RouterUnavailableError(
+                f"the encoder worker has no centroid of {', '.join(unknown)}"
+            )
 
     def _put(self, ask: m.PutCentroids | m.PutExamples) -> None:
         if isinstance(ask, m.PutCentroids):

@@ -29,7 +29,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 def build_service(order: StartOrder) -> EncoderService:
     """Load encoder and tokenizer.
 
-    The heavy imports are in here: an endpoint that cannot be bound is known seconds before them.
+    The heavy imports are in here: by then this process ends with its parent.
     """
     import torch
     from transformers import AutoTokenizer
@@ -103,9 +103,10 @@ def main() -> None:
     die_with_parent(order.parent_pid)
     context = zmq.Context[zmq.Socket[bytes]]()
     try:
-        socket = listen(context, order.endpoint)
         service = build_service(order)
         keep_loaded()
+        # Only now: whoever reaches the socket takes the worker for one that answers.
+        socket = listen(context, order.endpoint)
     except Exception as error:  # one line: the parent puts it into what it says
         sys.exit("".join(traceback.format_exception_only(error)).strip())
     serve(service, socket, sys.stdin.fileno())

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
 from router_engine.routers.base import HiddenAnswer, HiddenQuestion, Prior
+from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
 from router_engine.routers.scoring import CosineParams, weigh_rows
@@ -123,7 +123,8 @@ class HiddenMeanRouter:
         params = parse_params(HiddenMeanParams, "hidden_mean", routing.params)
         unknown = [digest for digest in candidates if digest not in self._centroids]
         if unknown:
-            raise RouterError(f"the engine has no centroid of {', '.join(unknown)}")
+            # This engine was started after they were put, and will be given them in a moment.
+            raise RouterUnavailableError(f"the engine has no centroid of {', '.join(unknown)}")
         group = _Group(tuple(candidates), params)
         self._sessions[request_id] = self._groups.setdefault((group.candidates, params), group)
         return Prior(_prior(params, len(candidates)), params.warmup or None, params.window)

@@ -226,7 +226,7 @@ class _Link:
         if live is None:
             return
         if isinstance(reply, m.SessionFailed):
-            self._fail(reply.session, reply.error)
+            self._fail(reply.session, reply.error, is_away=reply.is_away)
             return
         if reply.num_tokens >= live.num_tokens:
             live.deadline = None

@@ -193,6 +193,7 @@ def test_a_request_waits_for_a_worker_that_comes(
     desk.router.close()
     assert answer.request_id == "r"
     assert "no centroid of a, b, c" in str(answer.error)  # this worker was given none
+    assert answer.is_away
 
 
 def test_a_request_does_not_wait_for_ever(tmp_path: Path) -> None:
