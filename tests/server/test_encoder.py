@@ -57,10 +57,12 @@ def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with supervised(tmp_path) as (supervisor, client):
             assert (await client.embed(["hello"])).shape == (1, 32)
+            assert await supervisor.wait_ready()
             first = supervisor.child
             assert first is not None
             os.kill(first.pid, signal.SIGKILL)
             assert await _embed_again(client) == (1, 32)
+            assert await supervisor.wait_ready()
             assert supervisor.child is not None
             assert supervisor.child.pid != first.pid
             assert supervisor.restarts == 1
@@ -73,10 +75,12 @@ def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None
     async def scenario() -> None:
         async with supervised(tmp_path, patience=2.0) as (supervisor, client):
             assert (await client.embed(["hello"])).shape == (1, 32)
+            assert await supervisor.wait_ready()
             first = supervisor.child
             assert first is not None
             os.kill(first.pid, signal.SIGSTOP)
             assert await _embed_again(client) == (1, 32)
+            assert await supervisor.wait_ready()
             assert supervisor.restarts >= 1
 
     asyncio.run(scenario())

@@ -135,21 +135,21 @@ def test_parameters_reach_the_worker(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "params", "said"),
+    ("candidates", "params", "said", "is_away"),
     [
-        (("a", "gone"), {}, "no centroid of gone"),
-        (CANDIDATES, {"colour": "red"}, "no parameter 'colour'"),
+        (("a", "gone"), {}, "no centroid of gone", True),  # a worker started anew will be given it
+        (CANDIDATES, {"colour": "red"}, "no parameter 'colour'", False),
     ],
 )
 def test_what_cannot_be_routed_fails_by_name(
-    desk: Desk, candidates: tuple[str, ...], params: dict[str, str], said: str
+    desk: Desk, candidates: tuple[str, ...], params: dict[str, str], said: str, *, is_away: bool
 ) -> None:
     desk.router.begin("r", [70], candidates, TokenRouting("similarity", dict(params)))
     (answer,) = desk.answers(1)
     assert answer.request_id == "r"
     assert answer.weights == ()
     assert said in str(answer.error)
-    assert not answer.is_away
+    assert answer.is_away is is_away
 
 
 def test_an_ended_session_does_not_answer_and_its_name_is_free(desk: Desk) -> None:
