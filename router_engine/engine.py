@@ -94,10 +94,8 @@ class Engine:
             vocab_size=self.info.vocab_size,
             prefix_cache=config.cache.prefix_cache,
         )
-        size = config.cache.block_size
-        cache = PagedCache(
-            loaded.kv_shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device
-        )
+        shape, size = loaded.kv_shape, config.cache.block_size
+        cache = PagedCache(shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device)
         proof = Proof(loaded, self._experts, cache, config.kernels.cache)
         fast = choose_fast(
             config.kernels, kernels, operations, loaded, linears, self._experts, cache, proof

@@ -14,7 +14,7 @@ from router_engine.experts.rows import ActiveRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
 from router_engine.kernels.reference.gates import gate_weights
-from router_engine.kernels.reference.weighted import weighted
+from router_engine.kernels.weighted import weighted
 from router_engine.mixture.weights import StepGates, StepWeights
 
 _Key = tuple[int, tuple[tuple[int, int], ...]]  # a matrix of weights, a layout of rows

@@ -40,6 +40,7 @@ from router_engine.model.layout import DECODER_FAMILIES
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tap import layers_of, tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
+from router_engine.model.wrap import shape_of
 
 _NAMED = 8  # tensors, where many are wrong
 
@@ -208,8 +209,7 @@ def base_spec(
     built: Any = model
     embedding = built.get_input_embeddings()
     attention: Any = model.get_submodule(blocks[0].attention)
-    output = "o_proj" if hasattr(attention, "o_proj") else "c_proj"
-    attended = linears[f"{blocks[0].attention}.{output}"].in_features
+    output = attention.o_proj if hasattr(attention, "o_proj") else attention.c_proj
     return BaseModelSpec(
         name=name,
         architecture=type(model).__name__,
@@ -217,7 +217,7 @@ def base_spec(
         other_modules=tuple(sorted(others)),
         blocks=blocks,
         hidden_size=int(embedding.weight.shape[1]),
-        num_heads=attended // int(attention.head_dim),
+        num_heads=shape_of(output).in_features // int(attention.head_dim),
         embeddings=embeddings,
     )
 

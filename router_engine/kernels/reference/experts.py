@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_store.expert_types import Activation
-from router_engine.kernels.reference.weighted import weighted
+from router_engine.kernels.weighted import weighted
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,

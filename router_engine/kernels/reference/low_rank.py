@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from router_engine.kernels.reference.weighted import weighted
+from router_engine.kernels.weighted import weighted
 
 
 def mix_sum(y: Tensor, x: Tensor, a: Tensor, b: Tensor, row_weights: Tensor) -> None:
