@@ -356,9 +356,9 @@ def test_what_cannot_be_run_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_short_soak_holds(tmp_path: Path) -> None:
     """Counted in answers; each of the four faults comes once, whatever the machine's speed."""
     model = ["--model", str(save_tiny(tmp_path / "model")), "--kernels", "reference"]
-    size = ["--threads", "1", "--clients", "12", "--questions", "40", "--new-tokens", "16"]
+    size = ["--threads", "1", "--clients", "12", "--questions", "24", "--new-tokens", "16"]
     pools = ["--kv-blocks", "48", "--bound", str(HANG_SECONDS), "--minutes", str(HANG_SECONDS)]
-    length = ["--answers", "150", "--every", "20", "--calm", "0.3"]
+    length = ["--answers", "100", "--every", "14", "--calm", "0.3"]
     out = tmp_path / "soak"
     done = CliRunner().invoke(
         app, ["bench", "soak", *model, *size, *pools, *length, "--out", str(out)]
@@ -368,7 +368,7 @@ def test_a_short_soak_holds(tmp_path: Path) -> None:
     assert {(one["role"], one["what"]) for one in result["faults"]} == {
         (role, what) for role in ("engine", "encoder") for what in ("SIGKILL", "SIGSTOP")
     }
-    assert result["requests"]["answers"] >= 150
+    assert result["requests"]["answers"] >= 100
     assert result["counters"]["preemptions"] > 0
     assert result["counters"]["evictions"] > 0
     assert result["requests"]["left"] > 0

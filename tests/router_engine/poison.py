@@ -43,7 +43,7 @@ POISONS: dict[str, Poison] = {
     "A": Poison(LORA, {".a": HUGE}),
     "A, very negative": Poison(LORA, {".a": -HUGE}),
     "B, times its scale": Poison(LORA, {".b": HUGE}),
-    "scale": Poison(replace(LORA, scale=1e300), {}),
+    "scale": Poison(replace(LORA, scale=HUGE), {".b": 2.0}),
     "A of keys": Poison(Layers(("k_proj",)), {".a": HUGE}),
     "way down": Poison(PARALLEL, {".down": HUGE}),
     "way down, under relu": Poison(replace(PARALLEL, activation="relu"), {".down": -HUGE}),
