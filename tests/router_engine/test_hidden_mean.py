@@ -269,7 +269,6 @@ def test_an_embedding_is_the_mean_that_a_request_is_routed_by(
         ({"routing": TokenRouting("hidden_mean", lag=1)}, "takes lag 0"),
         ({"routing": TokenRouting("hidden_mean", context="recompute")}, "context 'keep'"),
         ({"routing": TokenRouting("hidden_mean", {"heat": 1})}, "takes no parameter 'heat'"),
-        ({"adapters": ("sha256:none",)}, "no centroid of sha256:none"),
     ],
 )
 def test_what_cannot_be_routed_is_refused(
@@ -280,3 +279,15 @@ def test_what_cannot_be_routed_is_refused(
     (answer,) = engine.run(replace(_routed("r", digests, count=2), **changed))
     assert answer.end.reason in (FinishReason.REFUSED, FinishReason.FAILED)
     assert words in (answer.end.error or "")
+
+
+@pytest.mark.parametrize("path", path_params(REFERENCE), indirect=True)
+def test_an_engine_that_was_given_no_centroids_yet_is_away(
+    make_engine: MakeEngine, folders: list[Path]
+) -> None:
+    engine = make_engine(config=CONFIG)
+    digests = _publish(engine, folders[:1])
+    ask = replace(_routed("r", digests, count=2), adapters=("sha256:none",))
+    (answer,) = engine.run(ask)
+    assert answer.end.reason is FinishReason.ROUTER_AWAY
+    assert "no centroid of sha256:none" in (answer.end.error or "")
