@@ -54,23 +54,26 @@ def standing_still(pids: list[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_an_encoder_that_gives_no_answer_is_told(
-    tmp_path: Path, folders: dict[str, Path], path: str
-) -> None:
+def test_an_encoder_that_gives_no_answer_is_told(tmp_path: Path, folders: dict[str, Path]) -> None:
     directory = next(iter(folders.values())).parent
     before = set(children("encoder.worker"))
     settings = tiny_settings(tmp_path, encoder="default", adapters=directory, routing_patience=0.5)
-    is_openai = path.startswith("/v1")
-    asked = {"model": "tiny-random", "prompt": "a"} if is_openai else {"inputs": "a"}
-    body: dict[str, Any] = asked | {"mixture": routed("similarity")}
+    mixture = {"mixture": routed("similarity")}
+    routes: dict[str, dict[str, Any]] = {
+        "/generate": {"inputs": "a"} | mixture,
+        "/v1/completions": {"model": "tiny-random", "prompt": "a"} | mixture,
+    }
     with serving(settings) as live:
-        wait_for(lambda: live.client.post(path, json=body).status_code == 200)
+
+        def is_answered() -> bool:
+            return live.client.post("/generate", json=routes["/generate"]).status_code == 200
+
+        wait_for(is_answered)
         with standing_still([pid for pid in children("encoder.worker") if pid not in before]):
-            other = {"prompt": "another"} if is_openai else {"inputs": "another"}
-            answer = live.client.post(path, json=body | other)
-            assert answer.status_code == 503
-            assert "router_unavailable" in answer.text
-            assert "0.5 s (ADAPTERMIX_ROUTING_PATIENCE)" in answer.text
-            assert answer.headers["retry-after"]
-        wait_for(lambda: live.client.post(path, json=body).status_code == 200)
+            for path, body in routes.items():
+                answer = live.client.post(path, json=body)
+                assert answer.status_code == 503
+                assert "router_unavailable" in answer.text
+                assert "0.5 s (ADAPTERMIX_ROUTING_PATIENCE)" in answer.text
+                assert answer.headers["retry-after"]
+        wait_for(is_answered)
