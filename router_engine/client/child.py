@@ -26,7 +26,11 @@ from router_engine.client.messages import (
 from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
-from router_engine.processes.child_process import LAST_WORDS_SECONDS, ChildProcess
+from router_engine.processes.child_process import (
+    LAST_WORDS_SECONDS,
+    ChildProcess,
+    ChildWithProcess,
+)
 
 _MODULE = "router_engine.client.engine_main"
 
@@ -34,15 +38,15 @@ _logger = logging.getLogger(__name__)
 _output_logger = logging.getLogger("router_engine.engine_process")
 
 
-class EngineChild:
+class EngineChild(ChildWithProcess):
     """A running engine process and the session with it, which ends when the process does."""
 
     def __init__(self) -> None:
+        super().__init__(ChildProcess(_MODULE, _output_logger, self._died))
         self._directory = tempfile.TemporaryDirectory(prefix="adaptermix-")  # mode 0700
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set_hwm(0)
-        self._process = ChildProcess(_MODULE, _output_logger, self._died)
         self._reader: asyncio.Task[None] | None = None
         self.session = EngineSession(self._send)
 
@@ -71,37 +75,18 @@ class EngineChild:
         return child
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    @property
     def info(self) -> EngineInfo:
         """What it said when it was ready."""
         return self.session.ready.result()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process still runs, as far as is known."""
-        return self._process.alive
 
     @property
     def long_work(self) -> str | None:
         """What the engine has announced to be busy with for long."""
         return self.session.long_work
 
-    def tail(self) -> str:
-        """The end of its output, as indented lines to put behind a message."""
-        return self._process.tail()
-
     async def heartbeat(self) -> None:
         """Return when the engine has answered between two steps; raises EngineError at its end."""
         await self.session.merged()  # the cheapest question
-
-    async def wait(self) -> str:
-        """How the process ended, when it has: `was killed by SIGKILL`, `exited with code 1`."""
-        await self._process.exited.wait()
-        return self._process.how_it_ended
 
     async def stop(self, timeout: float) -> None:
         """Ask it to end after its step, kill it after `timeout` seconds, free what it held.
@@ -117,10 +102,6 @@ class EngineChild:
             except TimeoutError:
                 _logger.warning("engine process %d did not stop in time and is killed", self.pid)
         await self.kill()
-
-    def signal_kill(self) -> None:
-        """Send SIGKILL and do not wait: `wait` says when it has ended."""
-        self._process.signal_kill()
 
     async def kill(self) -> None:
         """Kill it if it still runs, and free what it held."""

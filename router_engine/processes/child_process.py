@@ -122,3 +122,33 @@ class ChildProcess(asyncio.SubprocessProtocol):
         """See `asyncio.SubprocessProtocol`."""
         self.exited.set()
         self._on_exit()
+
+
+class ChildWithProcess:
+    """The part of a supervised `Child` that its process answers."""
+
+    def __init__(self, process: ChildProcess) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs, as far as is known."""
+        return self._process.alive
+
+    def tail(self) -> str:
+        """The end of its output, as indented lines to put behind a message."""
+        return self._process.tail()
+
+    async def wait(self) -> str:
+        """How the process ended, when it has: `was killed by SIGKILL`, `exited with code 1`."""
+        await self._process.exited.wait()
+        return self._process.how_it_ended
+
+    def signal_kill(self) -> None:
+        """Send SIGKILL and do not wait: `wait` says when it has ended."""
+        self._process.signal_kill()

@@ -12,7 +12,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from router_engine.processes.child_process import ChildProcess
+from router_engine.processes.child_process import ChildProcess, ChildWithProcess
 from router_engine.routers.encoder import messages as m
 from router_engine.routers.encoder.config import EncoderConfig, StartOrder
 from router_engine.routers.errors import RouterUnavailableError
@@ -22,11 +22,11 @@ _MODULE = "router_engine.routers.encoder.worker"
 _output_logger = logging.getLogger("router_engine.encoder_process")
 
 
-class EncoderChild:
+class EncoderChild(ChildWithProcess):
     """A running encoder worker. Belongs to one asyncio loop."""
 
     def __init__(self) -> None:
-        self._process = ChildProcess(_MODULE, _output_logger)
+        super().__init__(ChildProcess(_MODULE, _output_logger))
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -57,16 +57,6 @@ class EncoderChild:
         return child
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process still runs, as far as is known."""
-        return self._process.alive
-
-    @property
     def status(self) -> int | None:
         """Its exit status, minus the signal that killed it; None while it runs."""
         return self._process.status
@@ -76,19 +66,10 @@ class EncoderChild:
         """None: a worker's turn is one batch of texts."""
         return None
 
-    def tail(self) -> str:
-        """The end of its output, as indented lines to put behind a message."""
-        return self._process.tail()
-
     async def heartbeat(self) -> None:
         """Return when the worker has answered between two batches."""
         await self._socket.send(m.encode(m.AskInfo(0)))
         await self._socket.recv_multipart()
-
-    async def wait(self) -> str:
-        """How the process ended, when it has: `was killed by SIGKILL`, `exited with code 1`."""
-        await self._process.exited.wait()
-        return self._process.how_it_ended
 
     async def stop(self, timeout: float) -> None:
         """Ask it to end after its batch, kill it after `timeout` seconds, free what it held."""
@@ -104,10 +85,6 @@ class EncoderChild:
         await self._process.kill()
         self._socket.close(linger=0)
         self._context.term()
-
-    def signal_kill(self) -> None:
-        """Send SIGKILL and do not wait: `wait` says when it has ended."""
-        self._process.signal_kill()
 
     async def _start(self, config: EncoderConfig) -> None:
         self._socket.connect(config.endpoint)
