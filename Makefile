@@ -18,7 +18,8 @@ THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_PO
 ISA ?=
 FORCED = $(if $(ISA),$(or $(shell $(BIN)/python -m benchmarks.forced $(ISA)),$(error no ISA=$(ISA))))
 # Each worker begins with a part of the tests of its own, so that few fixtures are made twice.
-PYTEST = $(THREADS) $(FORCED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+# They share their bytecode, too, whatever the machine's default: hundreds of processes import the packages.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(THREADS) $(FORCED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-arm.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help
