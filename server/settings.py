@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         "it gets 503.",
     )
     routing_patience: float = Field(
-        default=30.0,
+        default=60.0,
         gt=0,
         allow_inf_nan=False,
         description="Seconds that a request waits for the sentence encoder to be there, and then "

@@ -30,6 +30,7 @@ from server.errors import TABLE
 from server.metrics import Metrics
 from server.settings import CLIENT_KEY, CLIENT_URL, Settings, variable_of
 from tests.support.tiny import make_lora_folder
+from tests.support.waiting import HANG_SECONDS
 
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SERVER = "http://127.0.0.1:8000"
@@ -91,6 +92,9 @@ def live_url(desk: Path, custom_router_path: str) -> Iterator[str]:
     options = ["--model", "tiny-random", "--store", str(desk / "store")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", custom_router_path)
+        patch.setenv(
+            "ADAPTERMIX_ROUTING_PATIENCE", str(HANG_SECONDS)
+        )  # a slow start of the encoder
         with server(options, desk / "server.log") as url:
             for name in ADAPTERS:
                 publish(url, [desk / "examples" / "adapters" / name], TEXTS[name])
