@@ -27,8 +27,12 @@ def _serve(model: str, root: Path) -> list[str]:
     return [line for line in told.splitlines() if line.startswith("error:")]
 
 
-@pytest.mark.parametrize("bad", SEEN, ids=lambda bad: bad.name)
-def test_what_files_show_is_told_before_anything_starts(tmp_path: Path, bad: Bad) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [*SEEN, *(pytest.param(odd, marks=pytest.mark.slow) for odd in DEEP)],
+    ids=lambda bad: bad.name,
+)
+def test_what_files_show_or_the_engine_finds_is_one_line(tmp_path: Path, bad: Bad) -> None:
     folder = save_tiny(tmp_path / "model")
     bad.spoil(folder)
     (line,) = _serve(str(folder), tmp_path)
@@ -39,12 +43,3 @@ def test_what_files_show_is_told_before_anything_starts(tmp_path: Path, bad: Bad
 def test_a_path_that_is_not_there_is_no_id_on_the_hub(tmp_path: Path, model: str) -> None:
     (line,) = _serve(model, tmp_path)
     assert f"model '{model}' is no directory or file" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("odd", DEEP, ids=lambda odd: odd.name)
-def test_what_the_engine_finds_is_one_line_too(tmp_path: Path, odd: Bad) -> None:
-    folder = save_tiny(tmp_path / "model")
-    odd.spoil(folder)
-    (line,) = _serve(str(folder), tmp_path)
-    assert all(word in line for word in (str(folder), *odd.words))

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,10 +58,10 @@ def sent(bare: Live) -> Iterator[list[bytes]]:
     bodies: list[bytes] = []
     before = httpx.Client.send
 
-    def send(client: httpx.Client, request: httpx.Request, **more: object) -> httpx.Response:
+    def send(client: httpx.Client, request: httpx.Request, **more: Any) -> httpx.Response:
         if request.method == "POST" and "/admin/adapters" in request.url.path:
             bodies.append(request.read())
-        return before(client, request, **more)  # type: ignore[arg-type]
+        return before(client, request, **more)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(httpx.Client, "send", send)

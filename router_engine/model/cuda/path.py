@@ -44,34 +44,28 @@ class CudaPath(ParameterWeights):
         if reason is not None:
             _log.info("no decoder of our own: %s", reason)
             return
+
+        def make() -> CudaBody:
+            return CudaBody(
+                CudaDecoder(loaded, linears, cache),
+                experts,
+                cache,
+                operations,
+                max_model_len=loaded.max_model_len,
+                device=loaded.device,
+                capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
+            )
+
         verdict = proof.kept(self.name)
         if verdict is None:
             expected = proof.expected()
-            self._body = self._make(loaded, linears, experts, cache, operations)
+            self._body = make()
             verdict = proof.judge(self.name, self._body.run, expected)
         elif verdict.holds:
-            self._body = self._make(loaded, linears, experts, cache, operations)
+            self._body = make()
         if not verdict.holds:
             self._body = None
             _log.warning("the Triton decoder is not used, transformers' code runs: %s", verdict)
-
-    def _make(
-        self,
-        loaded: LoadedModel,
-        linears: Mapping[str, MixtureLinear],
-        experts: StepExperts,
-        cache: PagedCache,
-        operations: Operations,
-    ) -> CudaBody:
-        return CudaBody(
-            CudaDecoder(loaded, linears, cache),
-            experts,
-            cache,
-            operations,
-            max_model_len=loaded.max_model_len,
-            device=loaded.device,
-            capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
-        )
 
     def body(self) -> CudaBody | None:
         return self._body
