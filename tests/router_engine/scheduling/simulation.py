@@ -1,13 +1,14 @@
 """Scheduler and residency together, as the engine runs them, around a runner without a model.
 
-Adapters are read from a real store into a real row pool. Clients ask again as soon as they are
-answered, so that there is no pause in which a request that is passed by would get its turn.
+Adapters are read from a real store into a real row pool, all before the first request: how many
+others pass while a file is read is up to the disk. Clients ask again as soon as they are answered,
+so that there is no pause in which a request that is passed by would get its turn.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Simulation:
     """A scheduler, a residency manager, and what each request waited."""
 
     blobs: Path
+    adapters: Sequence[str]
     config: SchedulerConfig
     rows: int
     num_blocks: int = 64
@@ -79,6 +81,8 @@ class Simulation:
             self.news.set,
             self.config,
         )
+        for digest in self.adapters:
+            self.residency.host_copy(digest)
 
     def add(self, request: EngineRequest) -> None:
         name = request.request_id

@@ -78,7 +78,7 @@ class Client:
 def _serve(adapters: Adapters, config: SchedulerConfig, seed: int) -> Simulation:
     draw = random.Random(seed)
     clients = {str(i): Client(i, adapters.digests, draw) for i in range(10)}
-    simulation = Simulation(adapters.blobs, config, ROWS, num_blocks=24)
+    simulation = Simulation(adapters.blobs, adapters.digests, config, ROWS, num_blocks=24)
     try:
         simulation.serve(clients, ANSWERS)
     finally:
