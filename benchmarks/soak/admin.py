@@ -1,10 +1,15 @@
-"""What admins do in the meantime: publish, move, merge, pin and delete, one thing after another."""
+"""What admins do in the meantime: publish, move, merge, pin and delete, one thing after another.
+
+Now and then another program holds the write lock of the store's database meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +24,7 @@ from benchmarks.soak.ledger import Ledger
 from benchmarks.soak.questions import ALIAS, FRESH, MOVING, VERSIONS
 
 _PAUSE_SECONDS = 0.25
+_LOCKED_SECONDS = 2.0
 _MERGED_WEIGHTS = (0.3, 0.7)
 # Beside success: the engine is away, or the adapter is in use or pinned.
 _EXPECTED = {"engine_not_ready", "engine_died", "conflict"}
@@ -38,6 +44,7 @@ class Admin:
     ledger: Ledger
     adapters: Sequence[str]
     folders: Path  # of those that come and go
+    database: Path  # SQLite, of the store
     bound: float
     chooser: random.Random
     there: set[str] = field(default_factory=set)  # of FRESH
@@ -50,6 +57,7 @@ class Admin:
             "publish": (self._publish, 2),
             "delete": (self._delete, 2),
             "move an alias": (self._move, 2),
+            "move an alias of a locked database": (self._move_locked, 1),
             "merge": (self._merge, 1),
             "restore": (self._restore, 1),
             "pin": (self._pin, 1),
@@ -137,6 +145,15 @@ class Admin:
         if [one["version"] for one in found["adapters"]] != [version]:
             raise MalformedError(f"{MOVING}@{ALIAS} was moved to {version} and is not there")
 
+    async def _move_locked(self) -> None:
+        """The move waits for the lock, and is done."""
+        with closing(await asyncio.to_thread(_locked, self.database)):
+            move = asyncio.ensure_future(self._move())
+            done, _ = await asyncio.wait({move}, timeout=_LOCKED_SECONDS)
+        await move
+        if done:
+            raise MalformedError("an alias was moved in a locked database")
+
     async def _merge(self) -> None:
         names = self.chooser.sample(list(self.adapters), len(_MERGED_WEIGHTS))
         # In a coarse format the bound on what a merge does to others may be in the way.
@@ -173,3 +190,10 @@ class Admin:
         missing = {*self.adapters, MOVING, *(self.there - self.unsure)} - names
         if missing:
             raise MalformedError(f"not listed: {', '.join(sorted(missing))}")
+
+
+def _locked(database: Path) -> sqlite3.Connection:
+    """A connection that holds the write lock until it is closed."""
+    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection

@@ -16,8 +16,9 @@ import msgspec
 from benchmarks.soak.answers import MalformedError, Told, error_of, read_stream, read_whole
 from benchmarks.soak.questions import Question
 
-Manner = Literal["whole", "stream", "slow", "cancel", "leave"]
+Manner = Literal["whole", "stream", "slow", "cancel", "leave", "hurry"]
 _SLOW_SECONDS = 0.1  # between two events, of a client that reads slowly
+_HURRY_SECONDS = 0.5  # that one in a hurry gives a server
 _LONGEST_PAUSE = 2.0  # however long a server asks to wait
 
 
@@ -32,6 +33,7 @@ class Ended:
     lost: str | None = None  # why nobody can know what became of it
     left: bool = False  # the client itself went away
     pause: float = 0.0  # how long the server asks to wait
+    hurried: bool = False  # the request had a short `timeout`
 
 
 async def ask(
@@ -45,7 +47,7 @@ async def ask(
     began = time.perf_counter()
 
     def after(**found: Any) -> Ended:
-        return Ended(time.perf_counter() - began, **found)
+        return Ended(time.perf_counter() - began, hurried=manner == "hurry", **found)
 
     try:
         async with asyncio.timeout(bound):
@@ -64,8 +66,9 @@ async def _ask(
     """What `Ended` is made of."""
     if manner == "leave":
         return await _leave(http, question, body)
-    whole = manner == "whole" or not question.streams
-    async with http.post(question.route, json=dict(body) | ({} if whole else _STREAM)) as response:
+    whole = manner in ("whole", "hurry") or not question.streams
+    asked = dict(body) | ({} if whole else _STREAM) | (_HURRY if manner == "hurry" else {})
+    async with http.post(question.route, json=asked) as response:
         if response.status != HTTPStatus.OK:
             kind = error_of(msgspec.json.decode(await response.read()))
             pause = min(float(response.headers.get("Retry-After", 0)), _LONGEST_PAUSE)
@@ -124,3 +127,4 @@ async def _frames(response: aiohttp.ClientResponse) -> AsyncGenerator[Any, None]
 
 
 _STREAM = {"stream": True}
+_HURRY = {"timeout": _HURRY_SECONDS}

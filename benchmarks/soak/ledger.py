@@ -24,6 +24,9 @@ EXPECTED = {
     "overloaded": "too many wait",
 }
 _GONE = "not_found"
+_LATE = "timeout"
+# What it may say at any time, of a request that asks for it.
+ASKED_FOR = {_GONE: "an adapter that was deleted", _LATE: "its own `timeout` was over"}
 _ALWAYS = ("overloaded",)
 
 
@@ -109,6 +112,8 @@ class Ledger:
         expected = set(_ALWAYS if calm else EXPECTED)
         if question.comes_and_goes:
             expected.add(_GONE)
+        if ended.hurried:
+            expected.add(_LATE)
         if ended.error in expected:
             self.errors[told] += 1
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.performance import Figures, fill
 from benchmarks.report import provenance, row
-from benchmarks.soak.ledger import EXPECTED
+from benchmarks.soak.ledger import ASKED_FOR, EXPECTED
 
 Result = Mapping[str, Any]
 COMMAND = "adaptermix bench soak"
@@ -68,7 +68,7 @@ def _ends(result: Result) -> list[str]:
     lines.append(row(("the client went away", _n(found["left"]))))
     for name, count in sorted(found["errors"].items()):
         kind = name.split()[-1]
-        meaning = EXPECTED.get(kind, "an adapter that was deleted")
+        meaning = (EXPECTED | ASKED_FOR)[kind]
         lines.append(row((f"`{name}`: {meaning}", _n(count))))
     for name in ("wrong", "lost", "undocumented"):
         lines.append(row((name, _n(found[name]))))

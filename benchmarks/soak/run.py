@@ -36,7 +36,14 @@ from benchmarks.soak.site import Site, opened
 from benchmarks.subject import resolve
 from router_engine.processors import usable_cores
 
-_MANNERS: Mapping[Manner, float] = {"whole": 4, "stream": 4, "slow": 0.5, "cancel": 1, "leave": 0.5}
+_MANNERS: Mapping[Manner, float] = {
+    "whole": 4,
+    "stream": 4,
+    "slow": 0.5,
+    "cancel": 1,
+    "leave": 0.5,
+    "hurry": 1,
+}
 _LOOK_SECONDS = 1.0
 _PROBE_SECONDS = 30.0  # a request that needs the encoder waits for it about so long
 _EMPTY_SECONDS = 60.0  # until requests that were left have been taken out of the engine
@@ -81,6 +88,7 @@ class Soak:
             self.ledger,
             self.site.adapters,
             self.site.folders,
+            self.site.database,
             self.settings.bound,
             random.Random(f"admin {self.settings.seed}"),
             set(FRESH),

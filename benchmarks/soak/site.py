@@ -36,6 +36,7 @@ class Site:
     base: str
     adapters: tuple[str, ...]
     folders: Path
+    database: Path
     temporary: Path  # where the server keeps its temporary files
     log: Path
     dtype: str
@@ -67,6 +68,7 @@ def opened(settings: SoakSettings, model: ModelSettings, subject: Subject) -> It
                     known["model_id"],
                     adapters,
                     folders,
+                    root / "store" / "adapters.db",
                     temporary,
                     log,
                     known["dtype"],

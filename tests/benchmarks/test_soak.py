@@ -176,6 +176,12 @@ def test_an_adapter_may_be_gone_where_it_comes_and_goes() -> None:
     assert noted(QUESTION, again).num_wrong == 1
 
 
+def test_one_in_a_hurry_may_be_late() -> None:
+    late = Ended(1.0, status=408, error="timeout")
+    assert noted(QUESTION, late).num_undocumented == 1
+    assert noted(QUESTION, replace(late, hurried=True), calm=True).num_undocumented == 0
+
+
 def test_while_nothing_is_broken_the_engine_is_there() -> None:
     died = Ended(1.0, status=503, error="engine_died")
     assert noted(QUESTION, died).num_undocumented == 0

@@ -1,6 +1,6 @@
 // The decoder's steps for both ARM sets against plain loops: chunks of prompts and single tokens,
 // over blocks that lie in no order, with and without a mixture, on one thread and on several.
-// With an argument one thing in the plain loops is another, and every case that has it must differ:
+// For each argument one thing in the plain loops is another, and every case that has it must differ:
 // `weight`, `position`, `adapter`, `bias`, `norm` or `window`.
 #include <limits>
 
@@ -240,10 +240,8 @@ Logits run(const Set& set, const Weights& weights, const Case& one, int threads,
 // number moves the logits by more: main alters one for each kind.
 double tolerance(Format format) { return format == FP32 ? 1e-5 : format == BF16 ? 1e-2 : 2e-2; }
 
-void check(const Set& set, const Weights& weights, const Reference& reference, const Case& one) {
-  const std::string which = std::string(set.name) + " " + FORMATS[weights.format] + " " + one.name;
-  const Logits logits = run(set, weights, one, 1, which);
-  if (logits != run(set, weights, one, 3, which)) fail(which, "threads");
+void compare(const Logits& logits, const Reference& reference, const Case& one, Format format,
+             const std::string& which) {
   double worst = 0, top = 0;
   for (size_t r = 0; r < logits.size(); r++) {
     const auto exact = reference.logits(one.requests[r]);
@@ -254,15 +252,43 @@ void check(const Set& set, const Weights& weights, const Reference& reference, c
         top = std::max(top, std::fabs(exact[t][i]));
       }
   }
-  if (worst <= tolerance(weights.format) * top) return;
+  if (worst <= tolerance(format) * top) return;
   fail(which, "logits");
   std::printf("  %g of %g\n", worst, top);
+}
+
+// Makes one number another; false where the weights have none of that kind.
+bool alter(Weights& weights, const std::string& what) {
+  if (weights.biases.empty() && (what == "bias" || what == "norm" || what == "window"))
+    return false;
+  if (what == "weight") weights.linears[DOWN].w[0] += weights.format == INT8 ? 4 * 127 : 1;
+  if (what == "adapter") weights.adapters[0].a[Q][0] += 1;
+  if (what == "bias") weights.biases[V][0] += 1;
+  if (what == "norm") weights.k_norm[0] += 1;
+  if (what == "window") weights.window[1]++;
+  return true;
+}
+
+void check(const Set& set, const Weights& weights, const Case& one,
+           const std::vector<std::string>& alterations) {
+  const std::string which = std::string(set.name) + " " + FORMATS[weights.format] + " " + one.name;
+  const Logits logits = run(set, weights, one, 1, which);
+  if (logits != run(set, weights, one, 3, which)) fail(which, "threads");
+  const bool rounds = weights.format == BF16 && set.multiplies_bf16;
+  compare(logits, Reference(weights, rounds), one, weights.format, which);
+  for (const std::string& what : alterations) {
+    Weights other = weights;
+    if (!alter(other, what)) continue;
+    Reference reference(other, rounds);
+    if (what == "position") reference.shifted = 2;
+    compare(logits, reference, one, weights.format, what + " " + which);
+  }
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  const std::string spoilt = count > 1 ? arguments[1] : "";
+  const std::vector<std::string> alterations(arguments + 1, arguments + count);
   const std::vector<Case> cases = {
       {"prompt", {request(10, false)}, {{{0, 7}}, {{0, 1}}, {{0, 1}}, {{0, 1}}}},
       batch("batch", false),
@@ -274,16 +300,8 @@ int main(int count, char** arguments) {
     for (Format format : {FP32, BF16, INT8}) {
       for (bool extended : {false, true}) {
         const Weights weights(format, extended);
-        Weights other = weights;
-        if (spoilt == "weight") other.linears[DOWN].w[0] += format == INT8 ? 4 * 127 : 1;
-        if (spoilt == "adapter") other.adapters[0].a[Q][0] += 1;
-        if (extended && spoilt == "bias") other.biases[V][0] += 1;
-        if (extended && spoilt == "norm") other.k_norm[0] += 1;
-        if (extended && spoilt == "window") other.window[1]++;
-        Reference reference(other, format == BF16 && set.multiplies_bf16);
-        if (spoilt == "position") reference.shifted = 2;
         for (const Case& one : extended ? extended_cases : cases)
-          check(set, weights, reference, one);
+          check(set, weights, one, alterations);
       }
     }
   }
