@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from adapters_store.limits import StoreLimits
+from adapters_store.tar_members import Member
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 BROKEN = (
@@ -129,13 +130,17 @@ def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
         stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if packed else raw
         # Headers and padding come on top of the files' bytes.
         bounded = _BoundedReader(stream, limit + _RATIO_FREE_BYTES)
-        with tarfile.open(fileobj=bounded, mode="r:") as archive:
+        with tarfile.open(fileobj=bounded, mode="r:", tarinfo=Member) as archive:
             while (member := archive.next()) is not None:
                 if member.isdir():
                     continue
                 bounded.is_header = False
                 yield Entry(member.name, _tar_opener(archive, member), _tar_refusal(member))
                 bounded.is_header = True
+            # tarfile takes a broken header for the end.
+            bounded.seek(archive.offset)
+            if any(bounded.read(tarfile.BLOCKSIZE)):
+                raise ArchiveError("is broken, or cut short, behind its last readable entry")
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
