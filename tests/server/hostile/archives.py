@@ -61,6 +61,11 @@ def _extended(
     return info.tobuf() + body + bytes(-len(body) % 512) + tarred(files or {"x.md": b"y"})
 
 
+def _sound_behind(body: bytes, kind: bytes) -> Callable[[Good], Parts]:
+    """A sound adapter behind an extended header."""
+    return lambda good: files(("a.tar", _extended(body, kind, good)))
+
+
 def _record(key: bytes, value: bytes) -> bytes:
     """One of an extended header: its length counts itself."""
     size = len(key) + len(value) + 3
@@ -252,10 +257,7 @@ CASES: dict[str, Case] = {
         for kind, of in _KINDS.items()
     },
     **{
-        f"tar of {kind} with {key}": Case(
-            lambda good, body=body, of=of: files(("a.tar", _extended(body, of, good))),
-            statuses=(201,),
-        )
+        f"tar of {kind} with {key}": Case(_sound_behind(body, of), statuses=(201,))
         for key, body in _SOUND_BODIES.items()
         for kind, of in _KINDS.items()
     },
