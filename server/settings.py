@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     max_upload: ByteSize = Field(
         default=ByteSize(1 << 30), ge=1024, description="Largest adapter upload, as sent."
     )
+    body_patience: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds that a body may pause, or lag behind 16 KiB a second, before its 408.",
+    )
 
     block_size: int = Field(
         default=16, ge=1, le=1024, description="Tokens in one block of the KV cache."
