@@ -6,7 +6,7 @@ import gzip
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tests.adapters_store.folders import special, tarred, zipped
 from tests.server.hostile.cases import CONFIG, TENSORS, Case, Good, Parts, files
@@ -101,6 +101,11 @@ def _behind(good: Good, content: bytes) -> bytes:
     sound = tarred(good)
     used = len(sound.rstrip(b"\0"))
     return sound[: used + -used % 512] + content
+
+
+def _in_parts(content: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(content), size):
+        yield gzip.compress(content[start : start + size])
 
 
 def _below_zero() -> bytes:
@@ -288,6 +293,16 @@ CASES: dict[str, Case] = {
     ),
     "tar without its end": Case(lambda good: files(("a.tar", _behind(good, b""))), statuses=(201,)),
     "tar cut short": Case(lambda good: files(("a.tar", tarred(good)[:1500]))),
+    "gzip of empty parts": Case(raw("a.tgz", gzip.compress(b"") * 200_000), "than it unpacks to"),
+    "gzip of a long name": Case(
+        raw("a.tgz", b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 4_000_000), "than it unpacks to"
+    ),
+    "gzip of empty blocks": Case(
+        raw("a.tgz", b"\x1f\x8b\x08" + bytes(7) + b"\0\0\0\xff\xff" * 800_000)
+    ),
+    "gzip in parts": Case(
+        lambda good: files(("a.tgz", b"".join(_in_parts(tarred(good), 100)))), statuses=(201,)
+    ),
     "no gzip": Case(raw("a.tgz", b"\x1f\x8bnope")),
     "gzip cut short": Case(lambda good: files(("a.tgz", tarred(good, mode="w:gz")[:-80]))),
     "gzip with junk behind it": Case(
