@@ -53,6 +53,8 @@ _KEYS = sorted({known.name for spec in _SPECS for known in fields(spec)})
 _MOST_KEYS = 64  # of one object: an expert has a dozen
 _MOST_ITEMS = 512  # of a list within a part: the weights of copies
 _MOST_CHARACTERS = 512  # of a text, as of a tensor's name
+_MOST_DIGITS = 39  # of a whole number: as many as float32's have
+_NUMBERS_END = 10**_MOST_DIGITS
 _MOST_KEY = 80  # characters of an unknown key that are told
 _MOST_ERRORS = 24  # that are told, each in a problem of its own
 
@@ -203,6 +205,8 @@ def _require_few(raw: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> None
                     f"a list has {len(value)} items, at most {_MOST_ITEMS} are accepted"
                 )
             waiting += value
+        elif isinstance(value, int) and abs(value) >= _NUMBERS_END:
+            raise ConfigError(f"a whole number has {_MOST_DIGITS + 1} digits or more")
 
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:

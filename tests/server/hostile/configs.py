@@ -269,6 +269,20 @@ CASES: dict[str, Case] = {
         document(experts=[_LORA | {"gate": 0, "module": "a." * 400_000}], routers=[_ROUTER]),
         "at most 512 characters",
     ),
+    **{
+        f"manifest with {key} of {sign * digits} digits": Case(
+            document(experts=[_LORA | {key: sign * (10**digits - 1)}] * 2), "digits"
+        )
+        for key in ("rank", "scale", "in_features", "out_features", "gate")
+        for digits in (40, 4300)
+        for sign in (1, -1)
+    },
+    **{
+        f"manifest with a router's {key} of many digits": Case(
+            document(routers=[_ROUTER | {key: 10**4300 - 1}] * 2), "digits"
+        )
+        for key in ("outputs", "features", "hidden", "top_k")
+    },
     "manifest with a long layer": Case(
         document(routers=[_ROUTER | {"layer": "a." * 400_000}]), "at most 512 characters"
     ),
