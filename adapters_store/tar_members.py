@@ -37,8 +37,9 @@ class Member(tarfile.TarInfo):
             member = type(self).fromtarfile(archive)
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"behind an extended header: {error}") from error
-        member.offset = self.offset
-        _apply(records, member, archive)
+        if self.type != _GLOBAL:
+            member.offset = self.offset
+            _apply(records, member, archive)
         return member
 
 
