@@ -145,7 +145,9 @@ def test_names_are_compared_in_one_place() -> None:
     assert found - {"router_engine/routers/params.py"} == {"adapters_store/near_names.py"}
 
 
-def test_near_names_among_thousands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_names_among_thousands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str | None
+) -> None:
     compared: list[int] = []
     seek = difflib.get_close_matches
 
@@ -154,9 +156,9 @@ def test_near_names_among_thousands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return seek(word, known, *rest)
 
     monkeypatch.setattr(near_names, "get_close_matches", counted)
-    store = AdapterStore.open(tmp_path)
+    store = AdapterStore.open(tmp_path, database_url=database_url)
     store.publish("zebra", adapter(), base=BASE)
-    database = Database(tmp_path / "adapters.db")
+    database = Database(database_url or tmp_path / "adapters.db")
     with database.write() as connection:
         row = connection.execute(select(VERSIONS)).one()._asdict()
         names = [{"name": f"a{index}"} for index in range(1000)]
