@@ -117,9 +117,7 @@ class Settings(BaseSettings):
         default=ByteSize(1 << 30), ge=1024, description="Largest adapter upload, as sent."
     )
     body_patience: float = Field(
-        default=30.0,
-        gt=0,
-        description="Seconds that a body may pause, or lag behind 16 KiB a second, before its 408.",
+        default=30.0, gt=0, description="Seconds that a body may pause, or lag behind 16 KiB/s."
     )
 
     block_size: int = Field(
