@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from adapters_store.limits import StoreLimits
+from adapters_store.tar_members import Member
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 BROKEN = (
@@ -33,6 +34,7 @@ BROKEN = (
 )
 
 _RATIO_FREE_BYTES = 16 << 20  # below this a high ratio is normal: a fresh LoRA B is all zeros
+_PACKED_FREE_BYTES = 1 << 20  # of headers and empty parts of a gzip file
 _MAX_DIRECTORY_BYTES = 1 << 20
 _MAX_TAR_READ = 4 << 20  # entries are read in smaller pieces
 _MAX_TAR_HEADERS = 1 << 20  # bytes of all headers together, which tarfile makes objects of
@@ -124,18 +126,23 @@ def _check_zip_directory(stream: BinaryIO) -> None:
 
 def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
     with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+        is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if packed else raw
+        packed = _Packed(raw)
+        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=packed) if is_packed else raw
         # Headers and padding come on top of the files' bytes.
-        bounded = _BoundedReader(stream, limit + _RATIO_FREE_BYTES)
-        with tarfile.open(fileobj=bounded, mode="r:") as archive:
+        bounded = _BoundedReader(stream, limit + _RATIO_FREE_BYTES, packed)
+        with tarfile.open(fileobj=bounded, mode="r:", tarinfo=Member) as archive:
             while (member := archive.next()) is not None:
                 if member.isdir():
                     continue
                 bounded.is_header = False
                 yield Entry(member.name, _tar_opener(archive, member), _tar_refusal(member))
                 bounded.is_header = True
+            # tarfile takes a broken header for the end.
+            bounded.seek(archive.offset)
+            if any(bounded.read(tarfile.BLOCKSIZE)):
+                raise ArchiveError("is broken, or cut short, behind its last readable entry")
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
@@ -158,11 +165,38 @@ def _tar_refusal(member: tarfile.TarInfo) -> str | None:
     return None
 
 
+class _Packed(io.RawIOBase):
+    """A gzip file's bytes, as many as what they unpack to may need: parts of it may be empty."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self._raw = raw
+        self._most = _PACKED_FREE_BYTES
+
+    def expect(self, unpacked: int) -> None:
+        """Let so much be read as this many bytes may take; stored ones take most."""
+        self._most = _PACKED_FREE_BYTES + unpacked + unpacked // 16
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if self._raw.tell() > self._most:
+            raise ArchiveError("is packed so that it takes more bytes than it unpacks to")
+        return self._raw.read(size)
+
+
 class _BoundedReader(io.RawIOBase):
     """A tar's bytes up to a limit: skipping over an entry unpacks it as well."""
 
-    def __init__(self, stream: io.BufferedIOBase, limit: int) -> None:
+    def __init__(self, stream: io.BufferedIOBase, limit: int, packed: _Packed) -> None:
         self._stream = stream
+        self._packed = packed
         self._limit = limit
         self._headers_left = _MAX_TAR_HEADERS
         self.is_header = True  # what is read now, and no entry's bytes
@@ -196,3 +230,4 @@ class _BoundedReader(io.RawIOBase):
     def _check(self, position: int) -> None:
         if position > self._limit:
             raise ArchiveError(f"unpacks to more than the limit of {self._limit} bytes")
+        self._packed.expect(position)

@@ -37,6 +37,9 @@ _EXPONENTS: Mapping[str, tuple[str, int]] = {
 
 _MAX_NAME = 512
 _VALUES_EACH = 16  # commas of a header for each tensor that it may hold; one takes five or six
+_VALUES_TOGETHER = 16_384  # commas between two objects: a tensor has five, metadata some dozens
+_OTHER_OBJECTS = 4096  # beside the tensors: in texts of the metadata
+_MOST_DIGITS = 80
 _MAX_DIMENSIONS = 8
 _MAX_DIMENSION = 1 << 48
 _SCAN_BYTES = 4 << 20
@@ -142,13 +145,13 @@ def _parse(data: bytes, max_tensors: int) -> dict[str, Any]:
     tensors = data.count(b'"data_offsets"')
     if tensors > max_tensors:
         raise TensorFileError([_too_many(tensors, max_tensors)])
-    most = _VALUES_EACH * max_tensors
-    values = data.count(b",")
-    if values > most:
-        raise TensorFileError([f"its header holds {values} values, at most {most} are accepted"])
+    _require_few(data, max_tensors)
     try:
         parsed = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_whole,
+            parse_constant=_refuse_constant,
         )
     except RecursionError as error:
         raise TensorFileError(["its header is nested too deeply"]) from error
@@ -156,6 +159,31 @@ def _parse(data: bytes, max_tensors: int) -> dict[str, Any]:
         raise TensorFileError([f"its header is not JSON: {error}"]) from error
     # The first byte is "{", so only an object parses.
     return dict(parsed)
+
+
+def _require_few(data: bytes, max_tensors: int) -> None:
+    """Raises TensorFileError for more than so many tensors and their metadata need."""
+    most = _VALUES_EACH * max_tensors
+    values, objects = data.count(b","), data.count(b"{")
+    if values > most:
+        raise TensorFileError([f"its header holds {values} values, at most {most} are accepted"])
+    if objects > max_tensors + _OTHER_OBJECTS:
+        raise TensorFileError(
+            [f"its header holds {objects} objects: too many, or nested too deeply"]
+        )
+    # Only at an object's end does the parser give way to other threads.
+    longest = max(part.count(b",") for part in data.split(b"{"))
+    if longest > _VALUES_TOGETHER:
+        told = (
+            f"its header holds {longest} values together, at most {_VALUES_TOGETHER} are accepted"
+        )
+        raise TensorFileError([told])
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:  # which would take time quadratic in it
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

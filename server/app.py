@@ -62,6 +62,7 @@ def create_app(container: Container) -> FastAPI:
         draining=container.draining,
         max_body=int(settings.max_body),
         max_upload=int(settings.max_upload),
+        body_patience=settings.body_patience,
     )
     app.add_middleware(RequestLogMiddleware)
     return app

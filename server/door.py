@@ -12,6 +12,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.errors import StoreError
+from server.arrival import timely
 from server.auth import Auth
 from server.draining import Draining
 from server.errors import (
@@ -31,6 +32,7 @@ Access = Literal["anyone", "page", "use", "admin"]
 Body = Literal["none", "small", "json", "upload"]
 MOST_ADMINS = 64  # of admins' requests at a time
 SMALL_BODY = 64 << 10  # bytes of what only names things
+BODY_PATIENCE = 30.0  # seconds
 
 _FORM = ("multipart/form-data",)
 _JSON = ("application/json",)
@@ -100,10 +102,12 @@ class Door:
         max_body: int,
         max_upload: int,
         entries: Sequence[Entry] = ENTRIES,
+        body_patience: float = BODY_PATIENCE,
     ) -> None:
         self._app = app
         self._auth = auth
         self._draining = draining
+        self._body_patience = body_patience
         self._admins = 0  # admins' requests under way
         self._entries = [(compile_path(entry.path)[0], entry) for entry in entries]
         self._limits: Mapping[Body, tuple[int, str]] = {
@@ -166,7 +170,7 @@ class Door:
                 raise too_large
             return message
 
-        return bounded
+        return timely(bounded, self._body_patience)
 
     def _entry(self, method: str, path: str) -> Entry:
         allowed = []

@@ -131,6 +131,15 @@ class BodyTooLargeError(HTTPException):
         super().__init__(413, told)
 
 
+class BodyTooSlowError(HTTPException):
+    """A body that stalls, or comes drop by drop. As BodyTooLargeError."""
+
+    def __init__(self, seconds: float, slowest: int) -> None:
+        told = f"the body did not arrive: send at least {slowest} bytes a second, without a pause"
+        bound = f"of more than {seconds:g} s (ADAPTERMIX_BODY_PATIENCE)"
+        super().__init__(408, f"{told} {bound}", {"Connection": "close"})
+
+
 class UnreadableBodyError(HTTPException):
     """A body that is no JSON, or says what no field can hold. As BodyTooLargeError."""
 
@@ -209,6 +218,7 @@ _HTTP_TYPES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     413: "too_large",
     422: "validation",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters_store.near_names import near_names
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     )
     max_upload: ByteSize = Field(
         default=ByteSize(1 << 30), ge=1024, description="Largest adapter upload, as sent."
+    )
+    body_patience: float = Field(
+        default=30.0, gt=0, description="Seconds that a body may pause, or lag behind 16 KiB/s."
     )
 
     block_size: int = Field(
@@ -367,7 +370,7 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {variable_of(field) for field in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5)
+            near = near_names(name.upper(), known)
             hint = f"near names: {', '.join(near)}" if near else "see `adaptermix serve --help`"
             raise SettingsError(f"environment variable {name} is not a setting; {hint}")
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.formats.listing import some
+from adapters_store.problems import MAX_PROBLEMS
 from adapters_store.texts import is_utf8
 from adapters_store.types import Problem
 
@@ -78,7 +79,7 @@ def parse_config(model: type[Config], raw: Mapping[str, Any], file: str) -> Conf
         return model.model_validate(raw)
     except ValidationError as error:
         problems = []
-        for item in error.errors():
+        for item in error.errors(include_url=False)[:MAX_PROBLEMS]:
             key = str(item["loc"][0])
             if item["type"] == "missing":
                 message = "is missing"

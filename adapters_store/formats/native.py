@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapters_store.expert_types import (
@@ -31,6 +31,8 @@ from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
 from adapters_store.manifest import SCHEMA
+from adapters_store.near_names import MOST_HINTED, near_names
+from adapters_store.problems import cut
 from adapters_store.tensor_header import TensorHeader
 from adapters_store.types import AdapterManifest, Problem
 from adapters_store.validation import tensor_shapes
@@ -44,9 +46,19 @@ _SPECS = (
     *(LoraExpertSpec, BottleneckExpertSpec, PromptExpertSpec),
     *(Copies, LayerRouterSpec, ThresholdSpec, AdapterManifest),
 )
+_PARTS = ("experts", "routers")
 _MOST_PARTS = 4096
 _KINDS = "kinds are lora, bottleneck and prompt"
-_KEYS = sorted({field.name for spec in _SPECS for field in fields(spec)})
+_KEYS = sorted({known.name for spec in _SPECS for known in fields(spec)})
+_MOST_KEYS = 64  # of one object: an expert has a dozen
+_MOST_ITEMS = 512  # of a list within a part: the weights of copies
+_MOST_CHARACTERS = 512  # of a text, as of a tensor's name
+_MOST_DIGITS = 39  # of a whole number: as many as float32's have
+_NUMBERS_END = 10**_MOST_DIGITS
+_MOST_KEY = 80  # characters of an unknown key that are told
+_MOST_ERRORS = 24  # that are told, each in a problem of its own
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +70,59 @@ class NativeAdapter:
     notes: tuple[str, ...] = ()
 
 
-class _Document(BaseModel):
-    """The fields of AdapterManifest; the config holds for the dataclasses in them too."""
+# It holds for the dataclasses of the parts too.
+_STRICT = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, str_max_length=_MOST_CHARACTERS
+)
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+class _Document(BaseModel):
+    """The fields of AdapterManifest; experts and routers are read one by one."""
+
+    model_config = _STRICT
 
     format: Literal["adaptermix"]
     # BaseModel has a `schema` of its own.
     version: Literal[1] = Field(alias="schema")
     base_model: str | None = None
-    experts: tuple[Annotated[ExpertSpec, Field(discriminator="kind")], ...]
-    routers: tuple[LayerRouterSpec, ...] = ()
+    experts: list[Any]
+    routers: list[Any] = []
+
+
+_DOCUMENT = TypeAdapter(_Document)
+_EXPERTS = TypeAdapter(
+    tuple[Annotated[ExpertSpec, Field(discriminator="kind")], ...], config=_STRICT
+)
+_ROUTERS = TypeAdapter(tuple[LayerRouterSpec, ...], config=_STRICT)
+
+
+@dataclass(slots=True)
+class _Errors:
+    """The first errors of a document, and how many there are."""
+
+    told: list[ErrorDetails] = field(default_factory=list)
+    count: int = 0
+
+    def read(self, schema: TypeAdapter[T], value: object) -> T | None:
+        """The value by its schema; None where it is wrong."""
+        try:
+            return schema.validate_json(json.dumps(value))
+        except ValidationError as error:
+            found = error.errors(include_url=False) if len(self.told) < _MOST_ERRORS else []
+            self.told += found[: _MOST_ERRORS - len(self.told)]
+            self.count += error.error_count()
+            return None
+
+    def read_parts(self, schema: TypeAdapter[tuple[T, ...]], key: str, given: list[Any]) -> list[T]:
+        """Those parts that are as their schema says: one by one, so that no step is long."""
+        parts: list[T] = []
+        for index, value in enumerate(given):
+            before = len(self.told)
+            read = self.read(schema, [value])
+            parts += () if read is None else read
+            for item in self.told[before:]:
+                item["loc"] = (key, index, *item["loc"][1:])
+        return parts
 
 
 class NativeFormat:
@@ -109,25 +163,50 @@ def _read_manifest(
     path = given.files[MANIFEST_FILE]
     try:
         raw = load_json(path, given.limits.max_config_bytes)
-        _require_few(raw)
-        read = _Document.model_validate_json(json.dumps(raw))
+        parts = {key: raw[key] for key in _PARTS if isinstance(raw.get(key), list)}
+        _require_few(raw, parts)
     except ConfigError as error:
         problems.append(Problem(MANIFEST_FILE, str(error)))
         return None, ()
-    except ValidationError as error:
-        errors = error.errors()
-        problems += [_problem(item) for item in errors]
-        return None, tuple(_path(item) for item in errors if item["type"] in _UNKNOWN)
-    return AdapterManifest(FORMAT, read.experts, read.base_model, read.routers, SCHEMA), ()
+    errors = _Errors()
+    experts = errors.read_parts(_EXPERTS, "experts", parts.get("experts", []))
+    routers = errors.read_parts(_ROUTERS, "routers", parts.get("routers", []))
+    read = errors.read(_DOCUMENT, {**raw, **dict.fromkeys(parts, ())})
+    if read is not None and not errors.told:
+        made = AdapterManifest(FORMAT, tuple(experts), read.base_model, tuple(routers), SCHEMA)
+        return made, ()
+    problems += [_problem(item, hint=i < MOST_HINTED) for i, item in enumerate(errors.told)]
+    more = errors.count - len(errors.told)
+    if more:
+        problems.append(Problem(MANIFEST_FILE, f"and {more} more errors"))
+    return None, tuple(_path(item) for item in errors.told if item["type"] in _UNKNOWN)
 
 
-def _require_few(raw: Mapping[str, Any]) -> None:
-    """Raises ConfigError for more parts than any model has places for."""
-    for key in ("experts", "routers"):
-        parts = raw.get(key)
-        if isinstance(parts, list) and len(parts) > _MOST_PARTS:
-            told = f"{key} are {len(parts)}, at most {_MOST_PARTS} are accepted"
-            raise ConfigError(told)
+def _require_few(raw: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> None:
+    """Raises ConfigError for more parts than any model has places for, and more in one of them."""
+    waiting: list[object] = [{**raw, **dict.fromkeys(parts)}]
+    for key, listed in parts.items():
+        if len(listed) > _MOST_PARTS:
+            raise ConfigError(f"{key} are {len(listed)}, at most {_MOST_PARTS} are accepted")
+        waiting += listed
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if len(value) > _MOST_KEYS:
+                told = ", ".join(_shown_key(key) for key in islice(value, MOST_HINTED))
+                raise ConfigError(
+                    f"an object has {len(value)} keys ({told}, ...), at most {_MOST_KEYS} are "
+                    "accepted"
+                )
+            waiting += value.values()
+        elif isinstance(value, list):
+            if len(value) > _MOST_ITEMS:
+                raise ConfigError(
+                    f"a list has {len(value)} items, at most {_MOST_ITEMS} are accepted"
+                )
+            waiting += value
+        elif isinstance(value, int) and abs(value) >= _NUMBERS_END:
+            raise ConfigError(f"a whole number has {_MOST_DIGITS + 1} digits or more")
 
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:
@@ -140,7 +219,7 @@ def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:
     return [Problem(some(strays), told)]
 
 
-def _problem(item: ErrorDetails) -> Problem:
+def _problem(item: ErrorDetails, *, hint: bool) -> Problem:
     path, kind = _path(item), item["type"]
     if kind == "union_tag_not_found":
         return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is missing: {_KINDS}")
@@ -150,9 +229,9 @@ def _problem(item: ErrorDetails) -> Problem:
     if kind in ("missing", "missing_argument"):
         return Problem(where, "is missing")
     if kind in _UNKNOWN:
-        near = get_close_matches(str(item["loc"][-1]), _KEYS, n=1)
-        hint = f"; near names: {near[0]}" if near else ""
-        return Problem(where, f"the key is unknown: leave it out{hint}")
+        near = near_names(str(item["loc"][-1]), _KEYS, most=1, cutoff=0.6) if hint else []
+        told = f"; near names: {near[0]}" if near else ""
+        return Problem(where, f"the key is unknown: leave it out{told}")
     text = json.dumps(item["input"])
     shown = text if len(text) <= 120 else text[:117] + "..."
     return Problem(where, f"is {shown}: {item['msg']}")
@@ -163,5 +242,11 @@ def _path(item: ErrorDetails) -> str:
     location = item["loc"]
     if location[:1] == ("experts",):  # then the index, then the kind, which is no key
         location = (*location[:2], *location[3:])
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    path = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{_shown_key(step)}" for step in location
+    )
     return path.removeprefix(".")
+
+
+def _shown_key(key: str) -> str:
+    return cut(key, _MOST_KEY)

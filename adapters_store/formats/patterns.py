@@ -7,6 +7,7 @@ Semantics: peft.utils.other.get_pattern_key, peft.tuners.tuners_utils.check_targ
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ _MOST_MATCHES = 1 << 21  # of a pattern with a module; a model of 900 linear lay
 MAX_PATTERN = 4096
 _MOST_REPEATED = 1 << 16  # characters of a pattern with its counted repeats written out
 _COUNT = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+_MOST_RANGED = 1 << 18  # characters of all ranges such as [a-z], over which re goes one by one
+_CHARACTER = r"\\N\{|\\x[\da-fA-F]{2}|\\u[\da-fA-F]{4}|\\U[\da-fA-F]{8}|\\[0-7]{1,3}|\\?."
+# Wherever one may stand: which of them lie within brackets, and apart, is left to the compiler.
+_RANGE = re.compile(rf"(?=({_CHARACTER})-({_CHARACTER}))", re.DOTALL)
 ALL_LINEAR = "all-linear"
 
 # What the compilers raise for one, some of it by accident.
@@ -86,6 +91,11 @@ def _compile(expression: str) -> regex.Pattern[str]:
         raise PatternError(
             f"the pattern {cut(expression)!r} repeats too much: counts such as {{1000}} multiply"
         )
+    if _ranged(expression) > _MOST_RANGED:
+        raise PatternError(
+            f"the pattern {cut(expression)!r} has ranges of too many characters: such as [a-z], "
+            f"at most {_MOST_RANGED} characters together"
+        )
     try:
         re.compile(expression)  # PEFT's; regex knows more, which would mean nothing there
         return regex.compile(expression)
@@ -104,6 +114,24 @@ def _written_out(expression: str) -> int:
         if size > _MOST_REPEATED:
             break
     return size
+
+
+def _ranged(expression: str) -> int:
+    """How many characters all ranges of a pattern have together, or more."""
+    ends = (found.groups() for found in _RANGE.finditer(expression))
+    return sum(max(0, _code(last) - _code(first) + 1) for first, last in ends)
+
+
+def _code(character: str) -> int:
+    """The number of a character as a pattern writes it; the highest for one by its name."""
+    kind, digits = character[1:2], character[2:]
+    if kind == "N":
+        return sys.maxunicode
+    if digits and kind in "xuU":
+        return int(digits, 16)
+    if kind and kind in "01234567":
+        return int(character[1:], 8)
+    return ord(character[-1])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
@@ -17,6 +16,7 @@ from adapters_store.metadata.manifests import ManifestCache
 from adapters_store.metadata.recent import Recent
 from adapters_store.metadata.schema import ADAPTERS, ALIASES, BLOBS, TAGS, TEXTS, VERSIONS
 from adapters_store.metadata.texts import drop_later_texts
+from adapters_store.near_names import MOST_KNOWN, near_names
 from adapters_store.types import AdapterManifest, AdapterRecord, AdapterRef
 
 _SEPARATOR = ","  # occurs in no name, alias or tag
@@ -292,5 +292,10 @@ def _near(connection: Connection, ref: AdapterRef) -> list[str]:
     if versions:
         aliases = connection.scalars(select(ALIASES.c.alias).where(ALIASES.c.name == ref.name))
         return [f"{ref.name}@{end}" for end in (*sorted(aliases), *versions[-5:])]
-    names = connection.scalars(select(VERSIONS.c.name).distinct()).all()
-    return get_close_matches(ref.name, names, n=5, cutoff=0.5)
+    alike = VERSIONS.c.name.startswith(ref.name[0], autoescape=True)
+    # Those that begin alike come first: there may be thousands, and only so many are compared.
+    query = (
+        select(VERSIONS.c.name).group_by(VERSIONS.c.name).order_by(alike.desc(), VERSIONS.c.name)
+    )
+    names = connection.scalars(query.limit(MOST_KNOWN)).all()
+    return near_names(ref.name, names, most=5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
@@ -11,6 +10,7 @@ from adapters_store.expert_types import (
     LoraExpertSpec,
     PromptExpertSpec,
 )
+from adapters_store.near_names import near_names
 from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 from adapters_store.validation.tensors import Part, where_of
 
@@ -109,8 +109,7 @@ def _near_linears(module: str, base: BaseModelSpec, hints: int) -> list[str]:
 
 
 def _near(path: str, known: list[str], hints: int) -> list[str]:
-    """At most `hints` of the first known names that look like a path."""
-    return get_close_matches(path, known[:256], n=hints, cutoff=0.5) if hints else []
+    return near_names(path, known, most=hints) if hints else []
 
 
 def _hint(near: list[str]) -> str:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from adapters_store.errors import TensorFileError
 from adapters_store.limits import StoreLimits
+from adapters_store.near_names import MOST_HINTED
 from adapters_store.tensor_header import read_header
 from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 from adapters_store.validation.fit import misfits_of
 from adapters_store.validation.structure import structure_problems, values_of
 from adapters_store.validation.tensors import tensor_problems, value_problems
-
-_HINTED = 8  # problems; a near name is sought among hundreds
 
 
 def validate(
@@ -33,7 +32,7 @@ def validate(
     for part in (*manifest.experts, *manifest.routers):
         found = [
             *values_of(part, limits),
-            *misfits_of(part, base, hints=len(problems) < _HINTED),
+            *misfits_of(part, base, hints=len(problems) < MOST_HINTED),
             *tensor_problems(part, header),
         ]
         problems += found or value_problems(part, header, tensors)

@@ -21,8 +21,8 @@ _GROUPS = {
     ),
     "Store": ("store", "database_url", "database_patience", "blobs_url", "adapters"),
     "HTTP": (
-        *("host", "port", "admin_key", "max_body", "max_upload", "max_waiting"),
-        *("default_timeout", "max_timeout", "drain_seconds"),
+        *("host", "port", "admin_key", "max_body", "max_upload", "body_patience"),
+        *("max_waiting", "default_timeout", "max_timeout", "drain_seconds"),
     ),
     "Logs and metrics": ("log_level", "log_format", "metrics_adapters"),
     "Processes": ("engine_threads", "engine_patience", "encoder_threads", "omp_wait_policy"),

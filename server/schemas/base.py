@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from adapters_store.near_names import near_names
 from router_engine.shown import shown
 
 _MOST_ECHOED = 80  # characters
@@ -80,7 +80,7 @@ def _refuse_unless_default(name: str, value: Any, defaults: tuple[Any, ...]) -> 
 
 def _unknown_field(name: str, known: set[str]) -> PydanticCustomError:
     name = name[:_MOST_ECHOED]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = near_names(name, known, cutoff=0.6)
     hint = f"near: {', '.join(near)}" if near else f"fields: {', '.join(sorted(known))}"
     return PydanticCustomError(
         "unknown_field", "{field} is not a field here; {hint}", {"field": name, "hint": hint}

@@ -5,18 +5,25 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import insert, select
 
-from adapters_store import texts
+import adapters_store
+from adapters_store import near_names, texts
+from adapters_store.errors import AdapterNotFoundError
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.limits import StoreLimits
+from adapters_store.metadata import Database
+from adapters_store.metadata.schema import ADAPTERS, VERSIONS
 from adapters_store.problems import MAX_PROBLEMS, cut, shortened
 from adapters_store.store import AdapterStore
 from adapters_store.types import CheckReport, Problem
-from adapters_store.validation import fit
+from tests.adapters_store import native_folders
 from tests.adapters_store.folders import BASE, PREFIX, adapter, config, raw_safetensors, tensors
 
 CONFIG = "adapter_config.json"
@@ -70,6 +77,34 @@ MANY: dict[str, Callable[[], dict[str, bytes]]] = {
 }
 
 
+def native(**changes: Any) -> dict[str, bytes]:
+    return native_folders.folder(text=native_folders.document() | changes)
+
+
+def _expert(**changes: Any) -> dict[str, Any]:
+    expert: dict[str, Any] = native_folders.document()["experts"][0]
+    return expert | changes
+
+
+MANY |= {
+    "keys of a manifest": lambda: native(**{f"k{i}": 1 for i in range(65_000)}),
+    "keys of its experts": lambda: native(
+        experts=[_expert(**{f"rank{i}" * 20: 1 for i in range(50)})] * 90
+    ),
+    "long keys of a manifest": lambda: native(**{f"{i}{'k' * 20_000}": 1 for i in range(40)}),
+    "wrong values": lambda: native(experts=[_expert(rank="x" * 200)] * 3000),
+    "experts that are none": lambda: native(experts=[[]] * 4096, routers=[1] * 4096),
+}
+NEAR: dict[str, Callable[[], dict[str, bytes]]] = {
+    "modules": lambda: adapter(modules(2000)),
+    "keys": lambda: native(experts=[_expert(**{f"rank{i}": 1 for i in range(50)})] * 90),
+    "long keys": lambda: native(rank=1, experts=[_expert(**{"k" * 90_000: 1, "rnk": 1})]),
+    "modules of a manifest": lambda: native(
+        experts=[_expert(module=f"model.layers.0.self_attn.q_proj{'x' * 400}")] * 40
+    ),
+}
+
+
 @pytest.mark.parametrize("kind", MANY)
 def test_a_report_stays_short(checker: AdapterStore, kind: str) -> None:
     report = checker.check("x", MANY[kind](), base=BASE)
@@ -78,20 +113,62 @@ def test_a_report_stays_short(checker: AdapterStore, kind: str) -> None:
     assert told(report) <= MOST_TOLD
 
 
+@pytest.mark.parametrize("made", NEAR.values(), ids=NEAR)
 def test_near_names_are_sought_for_the_first_problems_only(
-    checker: AdapterStore, monkeypatch: pytest.MonkeyPatch
+    checker: AdapterStore,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Callable[[], dict[str, bytes]],
 ) -> None:
-    sought: list[str] = []
+    sought: list[tuple[str, list[str]]] = []
     seek = difflib.get_close_matches
 
-    def counted(word: str, *rest: Any, **more: Any) -> list[str]:
-        sought.append(word)
-        return seek(word, *rest, **more)
+    def counted(word: str, known: list[str], *rest: Any) -> list[str]:
+        sought.append((word, known))
+        return seek(word, known, *rest)
 
-    monkeypatch.setattr(fit, "get_close_matches", counted)
-    report = checker.check("x", adapter(modules(2000)), base=BASE)
+    monkeypatch.setattr(near_names, "get_close_matches", counted)
+    report = checker.check("x", made(), base=native_folders.BASE)
     assert "near names" in str(report.problems)
-    assert len(sought) <= 8
+    assert 0 < len(sought) <= 8
+    assert all(len(word) <= 80 and len(known) <= 256 for word, known in sought)
+
+
+def test_names_are_compared_in_one_place() -> None:
+    root = Path(adapters_store.__file__).parent.parent
+    found = {
+        str(path.relative_to(root))
+        for package in ("adapters_store", "router_engine", "training", "server", "deploy")
+        for path in (root / package).rglob("*.py")
+        if "difflib" in path.read_text(encoding="utf-8")
+    }
+    # Of a router's parameters there are as many as a program names.
+    assert found - {"router_engine/routers/params.py"} == {"adapters_store/near_names.py"}
+
+
+def test_near_names_among_thousands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str | None
+) -> None:
+    compared: list[int] = []
+    seek = difflib.get_close_matches
+
+    def counted(word: str, known: list[str], *rest: Any) -> list[str]:
+        compared.append(len(known))
+        return seek(word, known, *rest)
+
+    monkeypatch.setattr(near_names, "get_close_matches", counted)
+    store = AdapterStore.open(tmp_path, database_url=database_url)
+    store.publish("zebra", adapter(), base=BASE)
+    database = Database(database_url or tmp_path / "adapters.db")
+    with database.write() as connection:
+        row = connection.execute(select(VERSIONS)).one()._asdict()
+        names = [{"name": f"a{index}"} for index in range(1000)]
+        connection.execute(insert(ADAPTERS).values(last_version=1), names)
+        connection.execute(insert(VERSIONS), [row | name for name in names])
+    database.close()
+    with pytest.raises(AdapterNotFoundError, match="near names: zebra"):
+        store.resolve("zebar")
+    store.close()
+    assert compared == [256]
 
 
 def test_patterns_are_tried_so_often_and_no_more() -> None:
@@ -103,6 +180,23 @@ def test_patterns_are_tried_so_often_and_no_more() -> None:
     targets = Targets("nothing", matcher=matcher)
     with pytest.raises(PatternError, match="too many"):
         targets.include("module")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_refused"),
+    [
+        ("(?i)[a-z0-9_.\u00e0-\u017f]+q_proj", False),
+        (r"(?i)[\x00-\x7f\u0100-\uffff]*q_proj", False),
+        (r"[\x41-\x5a\101-\132]*\.[\0-\U0000ffff]*q_proj", False),
+        ("(?i)[\0-\uffff][\0-\uffff]" * 3, True),
+        (r"(?i)[\0-\U0010ffff]", True),
+        (r"(?i)[\0-\N{LATIN SMALL LETTER Z}]", True),
+        (r"[\8-\9]", True),
+    ],
+)
+def test_the_ranges_of_a_pattern_have_a_bound(pattern: str, *, is_refused: bool) -> None:
+    with pytest.raises(PatternError) if is_refused else nullcontext():
+        Matcher().match(pattern, "model.layers.0.self_attn.q_proj")
 
 
 def test_a_large_model_with_a_pattern_for_each_module_fits_the_budget() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,38 @@ def test_everything_wrong_is_told_at_once(checker: AdapterStore) -> None:
     report = checker.check("x", folder(text=text), base=BASE)
     assert report.unknown_keys == ("experts[2].c", "routers[1].b", "a")
     assert len(report.problems) == 3
+
+
+def test_every_text_is_bounded(checker: AdapterStore) -> None:
+    walked = [where for where, value in _leaves(document()) if isinstance(value, str)]
+    assert len(walked) >= 40
+    for where in walked:
+        text = document()
+        inner: Any = text
+        for step in where[:-1]:
+            inner = inner[step]
+        inner[where[-1]] = "a." * 257
+        found = problems(checker, folder(text=text))
+        # Words of a list of its own are no texts.
+        assert "at most 512 characters" in found[0] or len(found) == 1, (where, found)
+
+
+def _leaves(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Where each value stands, and the value."""
+    if not isinstance(value, dict | list):
+        yield (), value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from (((key, *where), leaf) for where, leaf in _leaves(inner))
+
+
+def test_errors_beyond_those_told_are_counted(checker: AdapterStore) -> None:
+    text = document()
+    text["experts"] = [text["experts"][0] | {f"k{i}": 1 for i in range(50)}] * 40
+    text["zebra"] = 1
+    report = checker.check("x", folder(text=text), base=BASE)
+    assert str(report.problems[-1]) == f"adaptermix.json: and {40 * 50 + 1 - 24} more errors"
+    assert len(report.problems) == 25
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,33 @@ def inside(files: Mapping[str, bytes], folder: str) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
+def tar_of_format(kind: int) -> bytes:
+    """Names that only an extended header holds, and what else its writers put there."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=kind, pax_headers={"comment": "x"}) as archive:
+        for name, content in GOOD.items():
+            info = tarfile.TarInfo(f"{'é' * 30}/{'m' * 130}/{name}")
+            info.size, info.mtime = len(content), 1.5
+            info.pax_headers = {"SCHILY.xattr.user.note": "1 2 3\n4 5=6\n"}
+            archive.addfile(info, io.BytesIO(content))
+    return sink.getvalue()
+
+
+def tar_by_extended_headers() -> bytes:
+    """Headers whose name and size the extended ones before them replace."""
+    made = b""
+    for name, content in GOOD.items():
+        records = b"".join(
+            b"%d %s=%s\n" % (len(key) + len(value) + 5, key, value)
+            for key, value in ((b"path", name.encode()), (b"size", b"%d" % len(content)))
+        )
+        head = special("head", tarfile.XHDTYPE)
+        head.size = len(records)
+        for part, data in ((head, records), (tarfile.TarInfo("nothing"), content)):
+            made += part.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+    return made + bytes(2 * tarfile.BLOCKSIZE)
+
+
 ACCEPTED: dict[str, dict[str, bytes]] = {
     "files": GOOD,
     "zip": {"a.zip": zipped(GOOD)},
@@ -45,6 +72,9 @@ ACCEPTED: dict[str, dict[str, bytes]] = {
     "tgz with folder entries": {
         "a.tgz": tarred(inside(GOOD, "math"), [special("math/sub", tarfile.DIRTYPE)], mode="w:gz")
     },
+    "tar in pax's format": {"a.tar": tar_of_format(tarfile.PAX_FORMAT)},
+    "tar in GNU's format": {"a.tar": tar_of_format(tarfile.GNU_FORMAT)},
+    "tar by its extended headers": {"a.tar": tar_by_extended_headers()},
     "tar that is packed, whatever it is called": {"a.tar": tarred(GOOD, mode="w:gz")},
 }
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tests.adapters_store.folders import special, tarred, zipped
 from tests.server.hostile.cases import CONFIG, TENSORS, Case, Good, Parts, files
@@ -51,11 +51,33 @@ def _pax(records: Mapping[str, str], count: int = 1) -> bytes:
     return sink.getvalue()
 
 
+def _extended(
+    body: bytes, kind: bytes = tarfile.XHDTYPE, files: Mapping[str, bytes] | None = None
+) -> bytes:
+    """Files behind an extended header of any content."""
+    info = tarfile.TarInfo("x")
+    info.type = kind
+    info.size = len(body)
+    return info.tobuf() + body + bytes(-len(body) % 512) + tarred(files or {"x.md": b"y"})
+
+
+def _sound_behind(body: bytes, kind: bytes) -> Callable[[Good], Parts]:
+    """A sound adapter behind an extended header."""
+    return lambda good: files(("a.tar", _extended(body, kind, good)))
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """One of an extended header: its length counts itself."""
+    size = len(key) + len(value) + 3
+    length = size + len(b"%d" % (size + len(b"%d" % size)))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
 def _pax_chain(count: int) -> bytes:
     """Extended headers that follow each other, with no file behind them."""
     info = tarfile.TarInfo("x")
     info.type = tarfile.XHDTYPE
-    info.size = 512
+    info.size = 11
     return (info.tobuf() + b"11 path=ab\n".ljust(512, b"\0")) * count
 
 
@@ -72,6 +94,25 @@ def _sparse(numbers: int) -> bytes:
         }
         archive.addfile(info, io.BytesIO(body))
     return sink.getvalue()
+
+
+def _behind(good: Good, content: bytes) -> bytes:
+    """A tar of a sound adapter with this in place of its end."""
+    sound = tarred(good)
+    used = len(sound.rstrip(b"\0"))
+    return sound[: used + -used % 512] + content
+
+
+def _in_parts(content: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(content), size):
+        yield gzip.compress(content[start : start + size])
+
+
+def _below_zero() -> bytes:
+    """A file that begins where it ends, again and again."""
+    info = tarfile.TarInfo("x.md")
+    info.size = -512
+    return info.tobuf(format=tarfile.GNU_FORMAT) + bytes(1024)
 
 
 def _directories(count: int) -> bytes:
@@ -91,6 +132,45 @@ def _flags(bit: int) -> bytes:
         made[at] |= bit
     return bytes(made)
 
+
+# As extended headers of a tar: what takes long to search, and what is no header.
+_BODIES = {
+    "digits": b"1" * 900_000,
+    "lengths without a key": b"2 " * 450_000 + b"=",
+    "a digit and spaces": b"1" + b" " * 900_000,
+    "one length, long": b"9" * 900_000 + b" path=x\n",
+    "a length of 0": b"0 path=x\n",
+    "a length of 1": b"1 path=x\n",
+    "a length below 0": b"-9 path=x\n",
+    "a length beyond it": b"99 path=x\n",
+    "a length in other digits": "\u0661\u0661 path=xyz\n".encode(),
+    "no key": b"5 ab\n",
+    "no line's end": b"10 path=xy",
+    "NUL": bytes(100_000),
+    "a text for a size": _record(b"size", b"x" * 100_000),
+    "a size below 0": _record(b"size", b"-512"),
+    "a size of many digits": _record(b"size", b"1" * 100_000),
+    "a huge size": _record(b"size", b"9" * 18),
+    "sparse offsets": _record(b"GNU.sparse.size", b"9") + _record(b"x", b"1" * 800_000),
+    "a sparse map": _record(b"GNU.sparse.map", b"1," * 400_000 + b"1"),
+    "a path that is no UTF-8": _record(b"path", b"\xff.md"),
+    "a path of a megabyte": _record(b"path", b"x" * 900_000),
+    "a link's path": _record(b"path", b"../adapter_config.json"),
+}
+# In these tarfile's own expressions take long, though there is nothing wrong.
+_SOUND_BODIES = {
+    "digits in a value": _record(b"comment", b"1" * 900_000),
+    "lengths in a value": _record(b"comment", b"2 " * 450_000),
+    "a sparse key's digits": _record(b"comment", b"1" * 450_000 + b" GNU.sparse.offset="),
+    "many records": b"".join(_record(b"k%d" % i, b"v") for i in range(60_000)),
+    "an odd charset": _record(b"hdrcharset", b"\xff"),
+}
+
+_KINDS = {
+    "an extended header": tarfile.XHDTYPE,
+    "a global header": tarfile.XGLTYPE,
+    "a header of Solaris": tarfile.SOLARIS_XHDTYPE,
+}
 
 _NAMES = {
     "parent": "../adapter_config.json",
@@ -176,12 +256,53 @@ CASES: dict[str, Case] = {
         raw("a.tar", _pax({f"k{i}": "v" for i in range(60_000)}, 2)), "headers"
     ),
     "tar of a huge header": Case(raw("a.tar", _pax({"comment": "x" * (5 << 20)})), "read"),
+    **{
+        f"tar of {kind} with {key}": Case(raw("a.tar", _extended(body, of)))
+        for key, body in _BODIES.items()
+        for kind, of in _KINDS.items()
+    },
+    **{
+        f"tar of {kind} with {key}": Case(_sound_behind(body, of), statuses=(201,))
+        for key, body in _SOUND_BODIES.items()
+        for kind, of in _KINDS.items()
+    },
+    "tar of folders behind many records": Case(
+        raw(
+            "a.tgz",
+            gzip.compress(
+                _extended(_SOUND_BODIES["many records"], tarfile.XGLTYPE)[:-10_240]
+                + gzip.decompress(_directories(400))
+            ),
+        )
+    ),
+    "tar with a size below 0": Case(raw("a.tar", _below_zero())),
+    "tar of an extended header alone": Case(raw("a.tar", _extended(b"")[:512])),
+    "tar of a path for all files": Case(
+        raw("a.tar", _extended(_record(b"path", b"a.md"), tarfile.XGLTYPE)), "every file"
+    ),
     "tar of a chain of headers": Case(raw("a.tar", _pax_chain(3000))),
     "tar of a sparse file": Case(raw("a.tar", _sparse(10))),
     "tar of a sparse map": Case(raw("a.tgz", gzip.compress(_sparse(2_000_000)))),
     "no tar": Case(raw("a.tar", b"nope")),
     "empty tar": Case(raw("a.tar", b"")),
+    "tar cut in its last header": Case(
+        lambda good: files(("a.tar", _behind(good, tarred({"x.md": b"x"})[:200]))), "cut short"
+    ),
+    "tar with a broken header": Case(
+        lambda good: files(("a.tar", _behind(good, b"x" * 512))), "is broken"
+    ),
+    "tar without its end": Case(lambda good: files(("a.tar", _behind(good, b""))), statuses=(201,)),
     "tar cut short": Case(lambda good: files(("a.tar", tarred(good)[:1500]))),
+    "gzip of empty parts": Case(raw("a.tgz", gzip.compress(b"") * 200_000), "than it unpacks to"),
+    "gzip of a long name": Case(
+        raw("a.tgz", b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 4_000_000), "than it unpacks to"
+    ),
+    "gzip of empty blocks": Case(
+        raw("a.tgz", b"\x1f\x8b\x08" + bytes(7) + b"\0\0\0\xff\xff" * 800_000)
+    ),
+    "gzip in parts": Case(
+        lambda good: files(("a.tgz", b"".join(_in_parts(tarred(good), 100)))), statuses=(201,)
+    ),
     "no gzip": Case(raw("a.tgz", b"\x1f\x8bnope")),
     "gzip cut short": Case(lambda good: files(("a.tgz", tarred(good, mode="w:gz")[:-80]))),
     "gzip with junk behind it": Case(

@@ -120,6 +120,17 @@ def document(**changes: Any) -> Callable[[Good], Parts]:
 
 _TYPES = ("IA3", "ADALORA", "LOHA", "LOKR", "PREFIX_TUNING", "PROMPT_TUNING", "VERA", "lora", "", 1)
 _BLOWN_UP = ("((a{1000}){1000}){1000}", "(?:a{60000}){60000}", "(a|b){5000}" * 300, "a{4294967295}")
+# Ranges over which the compiler goes one by one, again and again.
+_WIDE = (
+    "(?i)" + "[\0-\uffff]" * 400,
+    "[\0-\U0010ffff]" * 800,
+    r"(?i)[\0-\uffff]" * 40,
+    r"(?i)(?:[\x00-\U0010ffff])+" * 40,
+    "(?i:" + "[^a\0-\uffff]" * 500 + ")",
+    "(?i)" + "[--\uffff]" * 700,
+    "(?s)" + "(?<!" + "[a-\uffff]" * 700 + ")",
+    r"[\0-\N{CJK COMPATIBILITY IDEOGRAPH-FA6D}]" * 80,
+)
 _CATASTROPHES = ("(a+)+$", "(.*)*x", "(.|.)*x", "((.*)+)+x", "(.*.*.*.*.*.*.*.*)*[^a-z]{9}$")
 _NO_PATTERNS = (
     "(",
@@ -209,6 +220,19 @@ CASES: dict[str, Case] = {
         f"rank pattern {pattern[:20]!r}": Case(config(rank_pattern={pattern: 4}), "repeats")
         for pattern in _BLOWN_UP
     },
+    **{
+        f"{key} of wide ranges {index}": Case(
+            config(layers_to_transform=[0], **{key: make(pattern)}), "too many characters"
+        )
+        for key, make in (
+            ("target_modules", str),
+            ("exclude_modules", str),
+            ("layers_pattern", str),
+            ("rank_pattern", lambda pattern: {pattern: 4}),
+            ("alpha_pattern", lambda pattern: {pattern: 4}),
+        )
+        for index, pattern in enumerate(_WIDE)
+    },
     "layers by repeats": Case(
         config(layers_to_transform=[0], layers_pattern="((a{999}){999}){999}"), "repeats"
     ),
@@ -223,6 +247,45 @@ CASES: dict[str, Case] = {
     "manifest of another format": Case(document(format="peft"), "format"),
     "manifest of another schema": Case(document(schema=2), "schema"),
     "manifest with an unknown key": Case(document(zebra=1), "zebra"),
+    "manifest with many unknown keys": Case(
+        document(**{f"k{index}": 1 for index in range(65_000)}), "at most 64"
+    ),
+    "manifest with many unknown keys of one expert": Case(
+        document(experts=[_LORA | {f"k{index}": 1 for index in range(65_000)}]), "at most 64"
+    ),
+    "manifest with unknown keys of many experts": Case(
+        document(experts=[_LORA | {f"rank{index}": 1 for index in range(6)}] * 4000), "unknown"
+    ),
+    "manifest with unknown keys of many routers": Case(
+        document(routers=[_ROUTER | {f"layer{index}": 1 for index in range(6)}] * 4000), "unknown"
+    ),
+    "manifest with long unknown keys": Case(
+        document(**{f"{index}{'k' * 20_000}": 1 for index in range(40)}), "unknown"
+    ),
+    "manifest with many wrong copies": Case(
+        document(experts=[_LORA | {"copies": {"down": ["a"] * 65_000, "up": [1.0]}}]), "at most 512"
+    ),
+    "manifest with a long module and a gate": Case(
+        document(experts=[_LORA | {"gate": 0, "module": "a." * 400_000}], routers=[_ROUTER]),
+        "at most 512 characters",
+    ),
+    **{
+        f"manifest with {key} of {sign * digits} digits": Case(
+            document(experts=[_LORA | {key: sign * (10**digits - 1)}] * 2), "digits"
+        )
+        for key in ("rank", "scale", "in_features", "out_features", "gate")
+        for digits in (40, 4300)
+        for sign in (1, -1)
+    },
+    **{
+        f"manifest with a router's {key} of many digits": Case(
+            document(routers=[_ROUTER | {key: 10**4300 - 1}] * 2), "digits"
+        )
+        for key in ("outputs", "features", "hidden", "top_k")
+    },
+    "manifest with a long layer": Case(
+        document(routers=[_ROUTER | {"layer": "a." * 400_000}]), "at most 512 characters"
+    ),
     "manifest without experts": Case(document(experts=[]), "at least one"),
     "manifest of numbers": Case(document(experts=[0] * 20_000), "at most 4096"),
     "manifest of some numbers": Case(document(experts=[0] * 4000), "experts[0]"),

@@ -162,6 +162,22 @@ _TEXTS: dict[str, bytes] = {
     "a surrogate": rb'{"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
     "spaces": b"{" + b" " * (5 << 20) + b"}",
 }
+_TEXTS |= {
+    "many fractions": b'{"a": [' + b"0.12345678," * 262_000 + b"1]}",
+    "many lists": b'{"a": [' + b"[]," * 262_000 + b"1]}",
+    "many flags": b'{"a": [' + b"true," * 262_000 + b"1]}",
+    "many texts": b'{"a": [' + b'"",' * 262_000 + b"1]}",
+    "many objects": b'{"a": [' + b"{}," * 262_000 + b"1]}",
+    "some lists": b'{"a": [' + b"[]," * 17_000 + b"1]}",
+    "many lists, named as tensors": b'{"a": ["data_offsets"'
+    + b',"data_offsets"' * 16_000
+    + b",[]" * 240_000
+    + b"]}",
+    "long numbers": b'{"a": [' + (b"1" * 4200 + b",") * 990 + b"1]}",
+    "braces": b"{" * 4_000_000,
+    "brackets": b'{"a": ' + b"[" * 4_000_000,
+}
+_TRAINING = {"tags": {f"tag {index}": index for index in range(8000)}, "sets": [{"n": 1}] * 1000}
 _METADATA = {"list": [], "number": 1, "null": None, "nested": {"a": {}}, "numbers": {"a": 1}}
 
 CASES: dict[str, Case] = {
@@ -182,6 +198,9 @@ CASES: dict[str, Case] = {
     "metadata with a surrogate": Case(edited(updated(__metadata__={"a": "\ud800"})), "surrogate"),
     "metadata, sound": Case(edited(updated(__metadata__={"format": "pt"})), statuses=(201,)),
     "metadata, long": Case(edited(updated(__metadata__={"a": "x" * 1_000_000})), statuses=(201,)),
+    "metadata, in JSON": Case(
+        edited(updated(__metadata__={"training": json.dumps(_TRAINING)})), statuses=(201,)
+    ),
     "data at an odd place": Case(padded, statuses=(201,)),
     "one key more": Case(first(lambda one: one.update(stride=[1])), "exactly"),
     "one key less": Case(first(lambda one: one.pop("shape")), "exactly"),
