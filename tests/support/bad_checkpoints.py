@@ -196,6 +196,7 @@ ODD = [
     Bad("whole numbers", keys(dtype="int8"), ("int8",)),
     Bad("a dtype that is none", keys(dtype="nope"), ("nope",)),
     Bad("another vocabulary", keys(vocab_size=258), ("mismatched tensors",)),
-    Bad("a map of code", keys(model_type="mistral", layer_types=["sliding_attention"] * 2),
+    Bad("a map of code", keys(model_type="mistral", architectures=["MistralForCausalLM"],
+        layer_types=["sliding_attention"] * 2),
         ("MinistralForCausalLM", "not supported")),
 ]  # fmt: skip
