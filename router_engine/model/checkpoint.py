@@ -31,7 +31,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Of tensors, with torch's names for them.
-_FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _MASKS = (".attn.bias", ".attn.masked_bias")  # of an old GPT-2: nothing reads them
 _JSON = (
@@ -130,12 +130,12 @@ def _check_folder(folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} {'has no config.json' if names else 'is empty'}: {advice}"
         )
-    check_config(_read_json(folder / "config.json"), str(folder))
+    check_config(read_json(folder / "config.json"), str(folder))
     _check_weights(folder)
     _check_tokenizer(folder)
     for name in _JSON:
         if (folder / name).is_file():
-            _read_json(folder / name)
+            read_json(folder / name)
     for pattern in _TEXTS:
         for file in sorted(folder.glob(pattern)):
             _read_text(file)
@@ -188,7 +188,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _shards(folder: Path) -> dict[Path, set[str]]:
-    """The files that hold the weights, with the tensors that an index wants there; all are there."""
+    """The files that hold the weights, all of them there, with the tensors that an index names."""
     names = {file.name for file in folder.iterdir()}
     if _WEIGHTS in names:
         return {folder / _WEIGHTS: set()}
@@ -205,7 +205,7 @@ def _shards(folder: Path) -> dict[Path, set[str]]:
 
 
 def _indexed(folder: Path) -> dict[Path, set[str]]:
-    parts = _read_json(folder / _INDEX).get("weight_map")
+    parts = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise UnsupportedModelError(f"{folder / _INDEX} has no weight_map: fetch it again")
     found: dict[Path, set[str]] = {}
@@ -276,14 +276,20 @@ def _refuse_pointer(file: Path) -> None:
             )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedModelError(f"{file} is not valid JSON: {error}") from None
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises UnsupportedModelError, in one line, where the file holds none."""
+    found = read_json_value(file)
     if not isinstance(found, dict):
         raise UnsupportedModelError(f"{file} holds no JSON object")
     return found
+
+
+def read_json_value(file: Path) -> Any:
+    """What a JSON file holds. Raises UnsupportedModelError, in one line, where it is none."""
+    try:
+        return json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedModelError(f"{file} is not valid JSON: {error}") from None
 
 
 def _read_text(file: Path) -> str:

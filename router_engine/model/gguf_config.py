@@ -1,4 +1,4 @@
-"""The config of a GGUF file, whole: each key and tensor that shapes the model is applied or refused.
+"""The config of a GGUF file, whole: a key or tensor that shapes the model is applied or refused.
 
 transformers takes the keys and tensors that its own tables name and passes over all others: of a
 scaled rope or a bias of attention nothing would be left, and nothing said.
@@ -185,8 +185,8 @@ class _Header:
         kind = self.fields.get("general.type", "model")
         if kind != "model" or any(name.startswith("adapter.") for name in self.fields):
             raise self.refuse(
-                f"is of type {_shown(kind)!r}, not a model: serve the GGUF file or the directory of its "
-                "base model"
+                f"is of type {_shown(kind)!r}, not a model: serve the GGUF file or the directory "
+                "of its base model"
             )
         if self.fields.get("split.count", 1) not in (0, 1):
             raise self.refuse(
@@ -195,8 +195,8 @@ class _Header:
             )
         if self.architecture not in _KEYS:
             raise self.refuse(
-                f"architecture {_shown(self.architecture)!r} is not supported in a GGUF file; supported: "
-                f"{', '.join(_KEYS)}"
+                f"architecture {_shown(self.architecture)!r} is not supported in a GGUF file; "
+                f"supported: {', '.join(_KEYS)}"
             )
 
     def check_keys(self) -> None:
@@ -220,7 +220,7 @@ class _Header:
 
     def number(self, key: str, *, needed: bool = False) -> Any:
         """A key's value. Raises UnsupportedModelError for none, and for what is no number."""
-        value = self.keys.get(key)
+        value: Any = self.keys.get(key)
         if value is None and needed:
             raise self.refuse(f"has no {self.architecture}.{key}: the file is not whole")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -242,7 +242,7 @@ class _Header:
         return int(width)
 
     def rope(self, width: int) -> dict[str, Any]:
-        """transformers' parameters. Raises UnsupportedModelError for a rope that it has none for."""
+        """transformers' parameters. Raises UnsupportedModelError where it has none for a rope."""
         keys = self.keys
         base = float(self.number("rope.freq_base")) if "rope.freq_base" in keys else _DEFAULT_BASE
         scaling = self._scaling()
@@ -271,8 +271,8 @@ class _Header:
             return {"rope_type": "linear", "factor": factor}
         name = f"{self.architecture}.rope.scaling"
         raise self.refuse(
-            f"{name}.type = {_shown(kind)} is not supported; supported: none, linear with {name}.factor, "
-            f"and yarn with {name}.factor and {name}.original_context_length"
+            f"{name}.type = {_shown(kind)} is not supported; supported: none, linear with "
+            f"{name}.factor, and yarn with {name}.factor and {name}.original_context_length"
         )
 
     def _frequencies(self, base: float, width: int, scaling: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is found out once and kept as JSON in a cache folder: a file there may be any bytes, or none.
+"""What is found out once and kept as JSON in a cache folder: a file there may be any bytes or none.
 
 Nothing depends on such a file but time: what cannot be read is found out again, and what cannot be
 written is found out again at the next start.
@@ -44,7 +44,7 @@ def keep(file: Path, content: Any, stays: Callable[[], bool] = lambda: False) ->
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(part.name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path may be none
         _log.warning("%s is not kept, and found out again at the next start: %s", file, error)
 
 

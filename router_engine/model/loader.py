@@ -132,7 +132,7 @@ def described_by(model: str) -> PreTrainedConfig:
 
 
 def read_checkpoint(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A checkpoint as transformers' own model. Raises UnsupportedModelError as `load_model` does."""
+    """A checkpoint as transformers' own model. Raises UnsupportedModelError, as `load_model`."""
     return _read(model, described_by(model), dtype)
 
 

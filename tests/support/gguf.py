@@ -68,7 +68,7 @@ def save_gguf(
 ) -> Path:
     """Matrices in `kind`, the rest in fp32; without a vocabulary one of bytes.
 
-    made: blocks of `kind` [rows, bytes] by parameter, in place of the model's own. keys and tensors:
+    made: blocks of `kind` [rows, bytes] by parameter, in place of the model's own. keys, tensors:
     more of them, by the file's own names.
     """
     vocabulary = vocabulary or Vocabulary.of_bytes(model.config.vocab_size)

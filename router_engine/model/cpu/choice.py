@@ -77,7 +77,7 @@ def choose(path: Path, cache: Path, shape: LayerShape, dtype: torch.dtype, *, in
         raise EngineError(f"no instruction set of {path.name} runs on this processor")
     kept = cache.expanduser() / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
     tried = isas[-_MOST:]
-    parse = partial(_parse, (*tried, *([] if int8 else [TORCH])))
+    parse = partial(parse_choice, (*tried, *([] if int8 else [TORCH])))
     before = read_kept(kept, parse)
     if before is not None:
         return before
@@ -108,8 +108,8 @@ def _key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _parse(candidates: Sequence[str], stored: Any) -> Choice:
-    """Raises ValueError, or what reading an unfit object raises, for what is no choice of these."""
+def parse_choice(candidates: Sequence[str], stored: Any) -> Choice:
+    """A choice among candidates, out of JSON. What it raises for what is none is no matter."""
     seconds = {
         str(name): {int(rows): float(taken) for rows, taken in of.items()}
         for name, of in stored["seconds"].items()
