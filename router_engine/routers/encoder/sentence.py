@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,18 +70,15 @@ class SentenceEncoder:
         self._remembered = remembered
         self._memory: OrderedDict[Pieces, Embeddings] = OrderedDict()
         self._tokenizers = {window: self._tokenizer(window) for window in _DIRECTION}
-        model, options = self._folder.model, {"local_files_only": True, "trust_remote_code": False}
-        config = refused(
-            *(str(model), "its config cannot be read"),
-            partial(AutoConfig.from_pretrained, model, **options),
-        )
+        model = self._folder.model
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        read = partial(AutoConfig.from_pretrained, model, **options)
+        config = refused(str(model), "its config cannot be read", read)
         self._dtype = dtype_here(dtype, int(config.hidden_size))
-        self._model = refused(
-            *(str(model), "its weights cannot be loaded"),
-            partial(
-                *(AutoModel.from_pretrained, model), config=config, dtype=self._dtype, **options
-            ),
-        ).eval()
+        load = partial(
+            AutoModel.from_pretrained, model, config=config, dtype=self._dtype, **options
+        )
+        self._model = refused(str(model), "its weights cannot be loaded", load).eval()
         self._pad_id = int(self._model.config.pad_token_id or 0)
         self.dimension = int(self._model.config.hidden_size)
 

@@ -41,7 +41,8 @@ def build_service(order: StartOrder) -> EncoderService:
     torch.set_num_threads(order.num_threads)
     transformers_logging.disable_progress_bar()
     read = partial(
-        *(AutoTokenizer.from_pretrained, order.tokenizer_dir),
+        AutoTokenizer.from_pretrained,
+        order.tokenizer_dir,
         local_files_only=True,
         trust_remote_code=False,
     )
