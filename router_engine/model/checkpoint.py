@@ -43,6 +43,7 @@ _TEXTS = ("merges.txt", "*.jinja", "additional_chat_templates/*.jinja")
 _REDIRECTS = ("transformers_weights", "fusion_config")
 # Of the format's present name and of its first one.
 _POINTERS = (b"version https://git-lfs", b"version https://hawser.github.com/spec/")
+_LONGEST = 600  # characters of another library's error
 _MAX_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
 
@@ -309,8 +310,8 @@ def called(model: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What another library's error says, as one line that somebody reads."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
 
 
 def is_panic(error: BaseException) -> bool:

@@ -273,6 +273,7 @@ ODD = [
     Bad("layers as text", keys(num_hidden_layers="2"), ("num_hidden_layers",)),
     Bad("layers that are not there", keys(num_hidden_layers=3), ("missing tensors",)),
     Bad("heads that do not fit", keys(num_attention_heads=3), ("number of attention heads",)),
+    Bad("more than a machine holds", keys(hidden_size=2**70), ("its ",)),
     Bad("no heads", keys(num_attention_heads=0), ("its ",)),
     Bad("no width", keys(head_dim=0), ("model",)),
     Bad("unknown activation", keys(hidden_act="nope"), ("nope",)),
