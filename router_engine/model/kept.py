@@ -37,13 +37,14 @@ def keep(file: Path, content: Any, stays: Callable[[], bool] = lambda: False) ->
         with tempfile.NamedTemporaryFile(
             "w", dir=file.parent, suffix=".part", delete=False
         ) as part:
-            json.dump(content, part)
-        try:
-            if not _link(part.name, file) and not stays():
-                os.replace(part.name, file)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(part.name)
+            try:
+                json.dump(content, part)
+                part.flush()
+                if not _link(part.name, file) and not stays():
+                    os.replace(part.name, file)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(part.name)
     except (OSError, ValueError) as error:  # a path may be none
         _log.warning("%s is not kept, and found out again at the next start: %s", file, error)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -114,6 +118,33 @@ def test_it_is_replaced_and_a_good_one_stays(tmp_path: Path, content: object) ->
     keep(file, {"chosen": TORCH})
     assert json.loads(file.read_text()) == {"chosen": TORCH}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_system_without_links_keeps_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(_part: str, _file: Path) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    file = tmp_path / "kept"
+    keep(file, {"first": 1}, file.exists)
+    keep(file, {"second": 2}, file.exists)
+    assert json.loads(file.read_text()) == {"first": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signalled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        keep(tmp_path / "kept", "x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signalled)
+    assert "is not kept" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", ["/dev/null/x", "/proc/x", "a-file/x", "a-folder", "a\0b"])
