@@ -19,6 +19,10 @@ from adapters_store.limits import StoreLimits
 from adapters_store.tar_members import Member
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+OTHER_ARCHIVES = (  # that people have, and nothing here reads
+    *(".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".tzst", ".gz", ".lz4", ".br", ".z"),
+    *(".7z", ".rar", ".iso", ".cab", ".whl", ".egg", ".jar"),
+)
 BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,

@@ -15,6 +15,8 @@ from typing import IO
 
 from adapters_store.archives import (
     BROKEN,
+    OTHER_ARCHIVES,
+    SUFFIXES,
     ArchiveError,
     Entry,
     is_archive,
@@ -56,7 +58,11 @@ POINTER = (
     "it again"
 )
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
+# Of the format's present name and of its first one.
+_POINTERS = (
+    b"version https://git-lfs.github.com/spec/",
+    b"version https://hawser.github.com/spec/",
+)
 _CHUNK = 1 << 20
 _MAX_NAME = 255
 
@@ -102,6 +108,8 @@ def _entries(upload: Upload, collector: _Collector, limits: StoreLimits) -> Iter
     if len(upload) > 1:
         raise ArchiveError(f"holds {archives[0]!r} beside other files: send an archive alone")
     path = _on_disk(upload[archives[0]], collector.into)
+    if is_pointer(path):
+        raise ArchiveError(POINTER)
     if path.stat().st_size > limits.max_upload_bytes:
         raise ArchiveError(
             f"is {path.stat().st_size} bytes long, at most {limits.max_upload_bytes} are accepted"
@@ -249,7 +257,7 @@ def _below(name: str, root: str) -> str:
 def is_pointer(path: Path) -> bool:
     """Whether a file only says where Git LFS keeps the one that is meant."""
     with path.open("rb") as stream:
-        return stream.read(len(_POINTER)) == _POINTER
+        return stream.read(max(map(len, _POINTERS))).startswith(_POINTERS)
 
 
 def _refusal_by_name(base: str) -> str | None:
@@ -263,6 +271,11 @@ def _refusal_by_name(base: str) -> str | None:
         return "belongs to a sharded adapter; save it as one adapter_model.safetensors"
     if base.endswith(".safetensors"):
         return "is a tensor file that no adapter format reads; send one adapter_model.safetensors"
+    if base.endswith((*SUFFIXES, *OTHER_ARCHIVES)):
+        return (
+            f"is an archive that is not unpacked here: send one {', '.join(SUFFIXES[:-1])} or "
+            f"{SUFFIXES[-1]} alone, or the files that are in it"
+        )
     if any(fnmatch(base, pattern) for pattern in HARMLESS):
         return None
     return "is no file of an adapter; leave it out"

@@ -60,7 +60,7 @@ def load_tokenizer(files: BaseFiles) -> Any:
 
             read = partial(load_gguf_tokenizer, path)
         else:
-            read = partial(AutoTokenizer.from_pretrained, files.load)
+            read = partial(AutoTokenizer.from_pretrained, files.load, trust_remote_code=False)
         return refused(called(files.load), "its tokenizer cannot be loaded", read)
 
 

@@ -18,7 +18,7 @@ from training.settings import RunSettings
 def lora_model(settings: RunSettings) -> Any:
     """The frozen base in `dtype` with fresh LoRA pairs in fp32 (A random, B zero)."""
     base = AutoModelForCausalLM.from_pretrained(
-        settings.base, dtype=getattr(torch, settings.dtype)
+        settings.base, dtype=getattr(torch, settings.dtype), trust_remote_code=False
     ).to(settings.device)
     model = get_peft_model(base, _peft_config(settings, base))
     model.peft_config["default"].base_model_name_or_path = settings.base_name

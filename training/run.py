@@ -81,7 +81,7 @@ def run_recipe(
     data, seed = settings.data, settings.loop.seed
     rows = [row for path in settings.files for row in read_rows(path)]
     split = split_rows(rows, dev_rows=data.dev_rows, max_rows=data.max_rows, seed=seed)
-    tokenizer = AutoTokenizer.from_pretrained(settings.base)
+    tokenizer = AutoTokenizer.from_pretrained(settings.base, trust_remote_code=False)
     examples, left_out = tokenize(split.train, tokenizer, data.max_length)
     dev, dev_left_out = tokenize(split.dev, tokenizer, data.max_length)
     plan = plan_batches(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -64,6 +64,18 @@ class Matcher:
 
     def match(self, expression: str, module: str) -> regex.Match[str] | None:
         """`re.match` within the budget. Raises PatternError."""
+        return self._apply(regex.Pattern.match, expression, module)
+
+    def fullmatch(self, expression: str, module: str) -> regex.Match[str] | None:
+        """`re.fullmatch` within the budget. Raises PatternError.
+
+        As it is: around it, what a pattern begins with, such as (?i), would no longer be allowed.
+        """
+        return self._apply(regex.Pattern.fullmatch, expression, module)
+
+    def _apply(
+        self, how: Callable[..., regex.Match[str] | None], expression: str, module: str
+    ) -> regex.Match[str] | None:
         self._matches_left -= 1
         if self._left <= 0 or self._matches_left < 0:
             raise PatternError(
@@ -74,7 +86,7 @@ class Matcher:
         try:
             if expression not in self._compiled:
                 self._compiled[expression] = _compile(expression)
-            return self._compiled[expression].match(module, timeout=max(self._left, 1e-3))
+            return how(self._compiled[expression], module, timeout=max(self._left, 1e-3))
         except TimeoutError as error:
             raise PatternError(
                 f"the pattern {cut(expression)!r} takes too long to match {cut(module)!r}; "
@@ -169,7 +181,7 @@ class Targets:
         if not self.explicit or self.target_modules is None:
             return True
         if isinstance(self.target_modules, str):
-            return self._fullmatch(self.target_modules, module)
+            return self.matcher.fullmatch(self.target_modules, module) is not None
         return _named(self._targets, module) and self._layer_included(module)
 
     def may_include(self, module: str) -> bool:
@@ -188,7 +200,7 @@ class Targets:
         if not self.exclude_modules:
             return False
         if isinstance(self.exclude_modules, str):
-            return self._fullmatch(self.exclude_modules, module)
+            return self.matcher.fullmatch(self.exclude_modules, module) is not None
         return _named(self._exclusions, module)
 
     def _layer_included(self, module: str) -> bool:
@@ -202,9 +214,6 @@ class Targets:
             if found:
                 return int(found["idx"])
         return None
-
-    def _fullmatch(self, pattern: str, module: str) -> bool:
-        return self.matcher.match(rf"(?:{pattern})\Z", module) is not None
 
 
 def _names(given: str | Sequence[str] | None) -> frozenset[str]:

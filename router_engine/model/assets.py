@@ -268,17 +268,12 @@ _CONTEXT = 8192  # llama.context_length of the GGUF file
 def _convert_smollm2(source: Path, target: Path) -> None:
     """Dequantise the GGUF file once and write bfloat16 safetensors with the tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
 
     from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
+    from router_engine.model.loader import read_checkpoint
 
     with redirect_stderr(io.StringIO()):  # progress bars of its own, with no switch
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            gguf_file=_GGUF,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
+        model = read_checkpoint(str(source / _GGUF), torch.bfloat16)
         model.config._model_name_or_path = "SmolLM2-135M-Instruct"  # a checkpoint's own name
         model.save_pretrained(target)
     tokenizer = load_gguf_tokenizer(source / _GGUF)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from router_engine.errors import UnsupportedModelError
 
@@ -29,10 +30,20 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_FORMATS = ("F64", "F32", "F16", "BF16")  # of tensors
+# Of tensors, with torch's names for them.
+_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _MASKS = (".attn.bias", ".attn.masked_bias")  # of an old GPT-2: nothing reads them
-_POINTER = b"version https://git-lfs"
+_JSON = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json"),
+    *("special_tokens_map.json", "generation_config.json", "chat_template.json"),
+)
+_TEXTS = ("merges.txt", "*.jinja", "additional_chat_templates/*.jinja")
+# transformers would load other files for them than are looked at here, or make other classes.
+_REDIRECTS = ("transformers_weights", "fusion_config")
+# Of the format's present name and of its first one.
+_POINTERS = (b"version https://git-lfs", b"version https://hawser.github.com/spec/")
+_LONGEST = 600  # characters of another library's error
 _MAX_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
 
@@ -54,7 +65,14 @@ def check_model(path: Path) -> None:
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse by name, from the keys of config.json, what would not be served as it is meant."""
-    name = architecture(config.get("architectures"), str(config.get("model_type")))
+    names = config.get("architectures")
+    listed = names if isinstance(names, list) else [names]
+    if names is not None and not all(isinstance(one, str) for one in listed):
+        raise UnsupportedModelError(
+            f"{where}: architectures is {str(names)[:80]}: the config names one class there, in a "
+            f"list; supported: {', '.join(SUPPORTED)}"
+        )
+    name = architecture(names, str(config.get("model_type")))
     if config.get("auto_map"):
         raise UnsupportedModelError(
             f"{where}: the config names code of its own (auto_map), which is never run: if "
@@ -64,6 +82,18 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise UnsupportedModelError(
             f"{where}: architecture {name!r} is not supported; supported: {', '.join(SUPPORTED)}"
         )
+    made = ARCHITECTURES.get(str(config.get("model_type")), name)
+    if made != name:
+        raise UnsupportedModelError(
+            f"{where}: the config names the architecture {name}, but of its model_type "
+            f"{config['model_type']!r} transformers makes a {made}: set both to those of one model"
+        )
+    for key in _REDIRECTS:
+        if config.get(key) is not None:
+            raise UnsupportedModelError(
+                f"{where}: the config's {key} is not supported: remove it, and keep the weights in "
+                f"{_WEIGHTS} or in the files that {_INDEX} names"
+            )
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -101,11 +131,15 @@ def _check_folder(folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} {'has no config.json' if names else 'is empty'}: {advice}"
         )
-    check_config(_read_json(folder / "config.json"), str(folder))
-    shards = list(_shards(folder, names))
-    for shard in shards:
-        _check_safetensors(shard)
+    check_config(read_json(folder / "config.json"), str(folder))
+    _check_weights(folder)
     _check_tokenizer(folder)
+    for name in _JSON:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    for pattern in _TEXTS:
+        for file in sorted(folder.glob(pattern)):
+            _read_text(file)
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -118,40 +152,82 @@ def _check_tokenizer(folder: Path) -> None:
             f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json from the "
             "model that it was made from"
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            _read_json(folder / name)
     for file in files:
         _refuse_pointer(file)
 
 
-def _shards(folder: Path, names: set[str]) -> Iterator[Path]:
-    """The files that hold the weights; all are there."""
-    if _WEIGHTS in names:
-        yield folder / _WEIGHTS
-    elif _INDEX in names:
-        parts = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(parts, dict) or not parts:
-            raise UnsupportedModelError(f"{folder / _INDEX} has no weight_map: fetch it again")
-        for name in sorted({str(part) for part in parts.values()}):
-            if not (folder / name).is_file():
+def stored_dtype(folder: Path) -> str:
+    """torch's name of the format that most of a checkpoint's values are in.
+
+    Raises UnsupportedModelError as `check_model` does.
+    """
+    sizes = dict.fromkeys(_FORMATS, 0)
+    for file in _shards(folder):
+        for tensor in _tensors(file).values():
+            if tensor.format in sizes:
+                sizes[tensor.format] += tensor.end - tensor.begin
+    return _FORMATS[max(sizes, key=sizes.__getitem__)]
+
+
+def _check_weights(folder: Path) -> None:
+    """That each tensor is once, and where the index says."""
+    places: dict[str, str] = {}
+    for file, wanted in _shards(folder).items():
+        tensors = _tensors(file)
+        _check_formats(file, tensors)
+        for name in tensors:
+            if name in places:
                 raise UnsupportedModelError(
-                    f"{folder} lacks {name}, which {_INDEX} names: fetch the missing file"
+                    f"{folder}: {name} is in {places[name]} and in {file.name}: one of both is "
+                    "another checkpoint's: fetch them again"
                 )
-            yield folder / name
-    elif pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth"))):
+            places[name] = file.name
+        for name in sorted(wanted - tensors.keys()):
+            raise UnsupportedModelError(
+                f"{file} lacks {name}, which {_INDEX} says is there: fetch both again"
+            )
+
+
+def _shards(folder: Path) -> dict[Path, set[str]]:
+    """The files that hold the weights, all of them there, with the tensors that an index names."""
+    names = {file.name for file in folder.iterdir()}
+    if _WEIGHTS in names:
+        return {folder / _WEIGHTS: set()}
+    if _INDEX in names:
+        return _indexed(folder)
+    if pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth"))):
         raise UnsupportedModelError(
             f"{folder} has its weights in {pickles[0]} alone, a pickle, which is never loaded: "
             "write it as safetensors (load it with transformers, then save_pretrained)"
         )
-    else:
-        raise UnsupportedModelError(
-            f"{folder} has no weights: neither {_WEIGHTS} nor {_INDEX} is there"
-        )
+    raise UnsupportedModelError(
+        f"{folder} has no weights: neither {_WEIGHTS} nor {_INDEX} is there"
+    )
 
 
-def _check_safetensors(file: Path) -> None:
-    """By its header: that it is whole, and in formats that are served."""
+def _indexed(folder: Path) -> dict[Path, set[str]]:
+    parts = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise UnsupportedModelError(f"{folder / _INDEX} has no weight_map: fetch it again")
+    found: dict[Path, set[str]] = {}
+    for tensor, part in sorted(parts.items(), key=str):
+        file = folder / str(part)
+        if not file.is_file():
+            raise UnsupportedModelError(
+                f"{folder} lacks {part}, which {_INDEX} names: fetch the missing file"
+            )
+        found.setdefault(file, set()).add(tensor)
+    return found
+
+
+class _Tensor(NamedTuple):
+    format: str
+    begin: int  # bytes from the header's end
+    end: int
+
+
+def _tensors(file: Path) -> dict[str, _Tensor]:
+    """What a safetensors file's header says. Raises UnsupportedModelError where it isn't whole."""
     _refuse_pointer(file)
     size = file.stat().st_size
     try:
@@ -159,13 +235,14 @@ def _check_safetensors(file: Path) -> None:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(_MAX_HEADER, size - 8):
                 raise ValueError
-            header = json.loads(stream.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
-        formats = {
-            str(one["dtype"]): name for name, one in tensors.items() if not name.endswith(_MASKS)
+            header = json.loads(stream.read(length).decode())
+        tensors = {
+            name: _Tensor(one["dtype"], *map(index, one["data_offsets"]))
+            for name, one in header.items()
+            if name != "__metadata__"
         }
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error):
+        end = max((tensor.end for tensor in tensors.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError):
         raise UnsupportedModelError(
             f"{file} is no whole safetensors file: fetch it again"
         ) from None
@@ -173,6 +250,11 @@ def _check_safetensors(file: Path) -> None:
         raise UnsupportedModelError(
             f"{file} is not whole: {size} bytes of {8 + length + end}: fetch it again"
         )
+    return tensors
+
+
+def _check_formats(file: Path, tensors: Mapping[str, _Tensor]) -> None:
+    formats = {str(one.format): name for name, one in tensors.items() if not name.endswith(_MASKS)}
     for kind in sorted(set(formats) - set(_FORMATS)):
         raise UnsupportedModelError(
             f"{file}: {formats[kind]} is in {kind}, which is not supported ({', '.join(_FORMATS)} "
@@ -189,21 +271,35 @@ def _check_gguf(file: Path) -> None:
 
 def _refuse_pointer(file: Path) -> None:
     with file.open("rb") as stream:
-        if stream.read(len(_POINTER)) == _POINTER:
+        if stream.read(max(map(len, _POINTERS))).startswith(_POINTERS):
             raise UnsupportedModelError(
                 f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull`"
             )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    _refuse_pointer(file)
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedModelError(f"{file} is not valid JSON: {error}") from None
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises UnsupportedModelError, in one line, where the file holds none."""
+    found = read_json_value(file)
     if not isinstance(found, dict):
         raise UnsupportedModelError(f"{file} holds no JSON object")
     return found
+
+
+def read_json_value(file: Path) -> Any:
+    """What a JSON file holds. Raises UnsupportedModelError, in one line, where it is none."""
+    try:
+        return json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedModelError(f"{file} is not valid JSON: {error}") from None
+
+
+def _read_text(file: Path) -> str:
+    _refuse_pointer(file)
+    try:
+        return file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        kind = "valid JSON" if file.suffix == ".json" else "UTF-8"
+        raise UnsupportedModelError(f"{file} is not {kind}: {error}") from None
 
 
 def called(model: str) -> str:
@@ -214,8 +310,13 @@ def called(model: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What another library's error says, as one line that somebody reads."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up, which derives from no Exception."""
+    return type(error).__module__ == "pyo3_runtime"
 
 
 def refused(name: str, what: str, read: Callable[[], Any]) -> Any:
@@ -227,5 +328,7 @@ def refused(name: str, what: str, read: Callable[[], Any]) -> Any:
         return read()
     except UnsupportedModelError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise UnsupportedModelError(f"{name}: {what}: {one_line(error)}") from error

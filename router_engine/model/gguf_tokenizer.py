@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from router_engine.errors import UnsupportedModelError
+from router_engine.model.gguf_config import alone
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -35,7 +36,8 @@ def load_gguf_tokenizer(file: Path) -> Any:
     from gguf import GGUFReader
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    with alone(file) as (folder, own):
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=own, trust_remote_code=False)
     reader = GGUFReader(str(file))  # reads all of the file's fields: once
     kind, name = _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre")
     if kind == _BYTE_LEVEL:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -33,16 +35,21 @@ from router_engine.model.checkpoint import (
     check_config,
     check_model,
     refused,
+    stored_dtype,
 )
 from router_engine.model.dtypes import auto_dtype
 from router_engine.model.embeddings import embedding_specs
+from router_engine.model.gguf_config import alone, read_config, refuse_unread
 from router_engine.model.layout import DECODER_FAMILIES
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tap import layers_of, tap_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 from router_engine.model.wrap import shape_of
 
+_log = logging.getLogger(__name__)
 _NAMED = 8  # tensors, where many are wrong
+_GGUF = ".gguf"
+_GENERATION = "generation_config.json"
 
 _ATTENTION = "sdpa"  # until ours is put in, whatever a config says
 _WITHOUT_ROPE = ("gpt2",)
@@ -79,7 +86,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     else:
         described = described_by(config.model)
         dtype = dtype_of(config, described, device)
-        model = _read(_Location.of(config.model), described, dtype)
+        model = _read(config.model, described, dtype)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     embeddings = embedding_specs(model)
     if config.quantization == "int8":
@@ -92,7 +99,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         model=model,
         kv_shape=kv_shape(calls),
         max_model_len=int(model.config.max_position_embeddings),
-        eos_token_ids=_eos_ids(model),
+        eos_token_ids=_eos_ids(config.model, model),
         dtype=model.dtype,
         device=device,
         quantization=config.quantization,
@@ -104,16 +111,29 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def described_by(model: str) -> PreTrainedConfig:
     """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does."""
-    location, path = _Location.of(model), Path(model).expanduser()
+    path = Path(model).expanduser()
     if path.exists():
         check_model(path)
-    read = functools.partial(AutoConfig.from_pretrained, location.name, **location.options)
+    if path.suffix == _GGUF:
+        if not path.is_file():
+            raise UnsupportedModelError(f"{model} is not a file")
+        read = functools.partial(read_config, path)
+    else:
+        name = str(path) if path.exists() else model
+        read = functools.partial(AutoConfig.from_pretrained, name, trust_remote_code=False)
     described: PreTrainedConfig = refused(called(model), "its config cannot be read", read)
     check_supported(described)
+    if path.is_dir() and getattr(described, "dtype", None) is None:
+        described.dtype = getattr(torch, stored_dtype(path))
     # A config may ask for other outputs: what reads them says what it wants.
     described.return_dict = True
     described.output_attentions = described.output_hidden_states = False
     return described
+
+
+def read_checkpoint(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A checkpoint as transformers' own model. Raises UnsupportedModelError, as `load_model`."""
+    return _read(model, described_by(model), dtype)
 
 
 def _check_built(name: str, model: PreTrainedModel) -> None:
@@ -133,31 +153,61 @@ def _check_built(name: str, model: PreTrainedModel) -> None:
 
 
 def _read(
-    location: _Location, described: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
+    name: str, described: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
-    read = functools.partial(
-        AutoModelForCausalLM.from_pretrained,
-        location.name,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # else the error does not name them
-        attn_implementation=_ATTENTION,
-        use_safetensors=True,
-        **(location.options or {"config": described}),
-        **location.weights_options,
-    )
-    model, found = refused(location.name, "its weights cannot be loaded", read)
+    path = Path(name).expanduser()
+    with _source(name) as (place, options):
+        read = functools.partial(
+            AutoModelForCausalLM.from_pretrained,
+            place,
+            config=described,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else the error does not name them
+            attn_implementation=_ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+        model, found = refused(called(name), "its weights cannot be loaded", read)
+    model.config._name_or_path = name
     for what in ("missing", "unexpected", "mismatched"):
         keys = found.get(f"{what}_keys", ())
         names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise UnsupportedModelError(
-                f"{location.name}: {what} tensors: {', '.join(names[:_NAMED])}{more}: the "
+                f"{name}: {what} tensors: {', '.join(names[:_NAMED])}{more}: the "
                 "checkpoint is not whole, or not of this architecture"
             )
+    if path.suffix == _GGUF:
+        refuse_unread(path, model)
+    elif (path / _GENERATION).is_file():  # which transformers passes over where it is broken
+        generation = functools.partial(GenerationConfig.from_pretrained, path)
+        refused(name, f"its {_GENERATION} cannot be read", generation)
+    _check_class(name, described, model)
     return model
+
+
+@contextmanager
+def _source(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where transformers finds the weights, and the options that it needs for that."""
+    path = Path(model).expanduser()
+    if path.suffix == _GGUF:
+        with alone(path) as (folder, file):
+            yield folder, {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        yield str(path) if path.exists() else model, {}
+
+
+def _check_class(name: str, described: PreTrainedConfig, model: PreTrainedModel) -> None:
+    built, named = type(model).__name__, architecture_of(described)
+    if built in SUPPORTED and built != named:
+        raise UnsupportedModelError(
+            f"{name}: its config names the architecture {named}, but transformers makes a {built} "
+            "of it: set architectures and model_type of config.json to those of one model"
+        )
 
 
 def leave_checkpoint(model: nn.Module) -> None:
@@ -233,28 +283,6 @@ def blocks_of(model: nn.Module) -> tuple[BlockSpec, ...]:
     return tuple(blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class _Location:
-    """Where transformers finds the model, and the options that it needs for that."""
-
-    name: str
-    options: dict[str, Any]
-    weights_options: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: str) -> _Location:
-        path = Path(model).expanduser()
-        if path.suffix == ".gguf":
-            if not path.is_file():
-                raise UnsupportedModelError(f"{model} is not a file")
-            return cls(
-                str(path.parent),
-                {"gguf_file": path.name},
-                {"quantization_config": GgufConfig(dequantize=True)},
-            )
-        return cls(str(path) if path.exists() else model, {}, {})
-
-
 def dtype_of(
     config: ModelConfig, described: PreTrainedConfig, device: torch.device
 ) -> torch.dtype | Literal["auto"]:
@@ -272,11 +300,29 @@ def _device(config: ModelConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+def _eos_ids(name: str, model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end a text. Raises UnsupportedModelError for ids that are none."""
     generation = model.generation_config or GenerationConfig()
-    ids = generation.eos_token_id
+    in_config = _token_ids(name, "its config", model.config.eos_token_id)
+    in_generation = _token_ids(name, _GENERATION, generation.eos_token_id)
+    ids = (in_config if in_generation is None else in_generation) or ()
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = range(int(embedding.weight.shape[0]))
+    if outside := [token for token in ids if token not in vocabulary]:
+        _log.warning(
+            "%s: eos_token_id %s: the model has %d tokens, so these end no text",
+            *(name, ", ".join(map(str, outside)), len(vocabulary)),
+        )
+    return tuple(token for token in ids if token in vocabulary)
+
+
+def _token_ids(name: str, where: str, ids: Any) -> tuple[int, ...] | None:
     if ids is None:
-        ids = model.config.eos_token_id
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+        return None
+    found = ids if isinstance(ids, list | tuple) else [ids]
+    if any(isinstance(one, bool) or not isinstance(one, int) for one in found):
+        raise UnsupportedModelError(
+            f"{name}: eos_token_id in {where} is {str(ids)[:80]}: a whole number or a list of them "
+            "is supported"
+        )
+    return tuple(found)

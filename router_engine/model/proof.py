@@ -9,11 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache as once
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +28,7 @@ from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.attention import ATTENTION
 from router_engine.model.body import BodyOutput
+from router_engine.model.kept import keep, read_kept
 from router_engine.model.loader import LoadedModel
 from router_engine.request import SamplingParams
 from router_engine.scheduling.plan import PlannedRow, StepPlan
@@ -85,9 +83,7 @@ class Proof:
 
     def kept(self, name: str) -> Verdict | None:
         """The verdict on what computes under a name, if there was one before."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            return self._verdict(float(json.loads(self._file(name).read_text())["difference"]))
-        return None
+        return read_kept(self._file(name), lambda kept: self._verdict(float(kept["difference"])))
 
     @torch.inference_mode()
     def expected(self) -> Tensor:
@@ -110,7 +106,7 @@ class Proof:
     def judge(self, name: str, run: Run, expected: Tensor) -> Verdict:
         """Compare what `run` computes, and keep the verdict under `name`."""
         verdict = self._verdict(difference(expected, self._logits(run)))
-        self._keep(name, verdict)
+        keep(self._file(name), {"name": name, **verdict._asdict()})
         _log.info(
             "%s beside transformers' own code: a difference of %.1e (allowed: %.0e)",
             *(name, verdict.difference, verdict.tolerance),
@@ -158,18 +154,6 @@ class Proof:
         parts = (self._subject, name, len(self._tokens), self._cache.block_size)
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
         return self._folder / f"proof-{key}.json"
-
-    def _keep(self, name: str, verdict: Verdict) -> None:
-        file = self._file(name)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=file.parent, suffix=".part", delete=False
-            ) as part:
-                json.dump({"name": name, **verdict._asdict()}, part)
-            os.replace(part.name, file)
-        except OSError as error:  # it is proven again at the next start
-            _log.warning("the verdict on %s is not kept: %s", name, error)
 
 
 def difference(expected: Tensor, found: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,41 +72,44 @@ class Report:
 
     def _library(self) -> Path | None:
         """The kernels, if one of their sets runs here; compiles them if need be."""
-        from router_engine.kernels.cpu.build import SHIPPED, KernelBuildError, build
+        from router_engine.errors import EngineError
+        from router_engine.kernels.cpu.build import SHIPPED, build
         from router_engine.kernels.cpu.library import supported_isas
 
         try:
             path = build(self._settings.cache_dir / "kernels")
-        except KernelBuildError as error:
+            self.isas = tuple(supported_isas(path))
+        except EngineError as error:
             self.problems.append(str(error))
             return None
         self.origin = "shipped" if path.parent == SHIPPED else "compiled here"
-        self.isas = tuple(supported_isas(path))
         return path if self.isas else None
 
     def _expect(self, path: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         from router_engine.errors import EngineError
+        from router_engine.kernels.cpu.library import DTYPES
         from router_engine.model.assets import resolve_model
-        from router_engine.model.attention import attention_calls
-        from router_engine.model.cpu.choice import choose, layer_shape
-        from router_engine.model.layout import layout_of
+        from router_engine.model.checkpoint import refused
+        from router_engine.model.cpu.choice import choose
         from router_engine.model.loader import described_by, dtype_of
 
         settings = self._settings
         try:
-            config: Any = described_by(str(resolve_model(settings.model, settings.cache_dir)))
-            with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(config)
-                shape = layer_shape(layout_of(skeleton, attention_calls(skeleton)))
+            model = str(resolve_model(settings.model, settings.cache_dir))
+            config: Any = described_by(model)
+            shape = refused(model, "its own code cannot run it", partial(_shape, config))
         except EngineError as error:
             self.problems.append(f"the model's shape could not be read: {error}")
             return
         asked = settings.engine_config(settings.model).model
         found = dtype_of(asked, config, torch.device("cpu"))
         dtype = (getattr(config, "dtype", None) or torch.float32) if found == "auto" else found
+        if dtype not in DTYPES:
+            told = f"nothing is measured in {dtype}: set ADAPTERMIX_DTYPE=float32 or bfloat16"
+            self.problems.append(told)
+            return
         cache, is_int8 = settings.cache_dir / "kernels", settings.quantization == "int8"
         choice = choose(path, cache, shape, dtype, int8=is_int8)
         weights = config.num_hidden_layers * shape.layer_weights + config.vocab_size * shape.hidden
@@ -157,6 +161,20 @@ class Report:
             console.print(f"expected      {speed:8.0f} tokens/s, {_EXPECTED[rows]}")
         for line in self.faster:
             console.print(f"faster        {line}", soft_wrap=True)
+
+
+def _shape(config: Any) -> Any:
+    """That of the layers of a model, without its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from router_engine.model.attention import attention_calls
+    from router_engine.model.cpu.choice import layer_shape
+    from router_engine.model.layout import layout_of
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return layer_shape(layout_of(skeleton, attention_calls(skeleton)))
 
 
 def _table(choice: Choice) -> Table:

@@ -166,6 +166,8 @@ def broken_deflate() -> bytes:
 
 
 CONFIG = {"adapter_config.json": b"{}"}
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+OLD_POINTER = b"version https://hawser.github.com/spec/v1\noid sha256:0\nsize 1\n"
 HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
     "pickle .bin": ({**GOOD, "adapter_model.bin": b"x"}, "adapter_model.bin: is a pickle"),
     "pickle .pt": ({**GOOD, "OPTIMIZER.PT": b"x"}, "is a pickle"),
@@ -218,6 +220,17 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
     "tar bomb in a header": ({"a.tgz": gzip_bomb(header=True)}, "asks to read"),
     "large files": ({"adapter_config.json": bytes(2 << 20)}, "limit of 1048576"),
     "large archive": ({"a.zip": bytes(2 << 20)}, "at most 1048576"),
+    "archive in LFS": ({"a.zip": POINTER}, "Git LFS pointer.*git lfs pull"),
+    "tar in LFS of old": ({"a.tar.gz": OLD_POINTER}, "Git LFS pointer.*git lfs pull"),
+    "tensors in LFS of old": ({"adapter_model.safetensors": OLD_POINTER}, "Git LFS pointer"),
+    **{
+        f"another kind of archive: {name}": (
+            {name: b"x"},
+            r"is an archive that is not unpacked here: send one \.zip, \.tar, \.tar\.gz or \.tgz",
+        )
+        for name in ("a.tar.bz2", "a.TAR.XZ", "a.tar.zst", "a.7z", "a.rar", "a.gz", "a.tbz2")
+    },
+    "an archive in an archive": ({"a.zip": zipped({"b.zip": zipped(GOOD)})}, "files that are in"),
     "no zip": ({"a.zip": b"PK\x03\x04 nope"}, "no zip file"),
     "no tar": ({"a.tar": b"nope"}, "cannot be read"),
     "zip cut short": ({"a.zip": zipped(GOOD)[:-30]}, "no zip file|cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from router_engine.config import EngineConfig, ModelConfig
 from router_engine.errors import UnsupportedModelError
 from router_engine.model.checkpoint import check_model
-from router_engine.model.loader import load_model
+from router_engine.model.loader import described_by, load_model
 from router_engine.model.tiny import save_tiny, tiny_model
 from tests.router_engine.conftest import MakeHarness
-from tests.support.bad_checkpoints import BAD, ODD, POINTER, Bad
+from tests.support.bad_checkpoints import BAD, ODD, OLD_POINTER, POINTER, Bad, keys, sharded
 from tests.support.gguf import save_gguf
 from tests.support.tiny import save_family
 
@@ -58,6 +59,7 @@ def test_a_sound_checkpoint_is_nothing_to_complain_of(tmp_path: Path) -> None:
         (b"", "is no GGUF file"),
         (b"GGU", "is no GGUF file"),
         (POINTER, "git-lfs pointer"),
+        (OLD_POINTER, "git-lfs pointer"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**40, 2**40), "cannot be read"),
         (b"GGUF" + b"\xff" * 400, "cannot be read"),
     ],
@@ -99,6 +101,75 @@ def test_sixteen_bits_are_served_in_thirty_two_on_a_cpu(
     harness = make_harness(folder, config=EngineConfig(model=ModelConfig(device="cpu")))
     assert harness.engine.info.dtype == "float32"
     assert load_model(ModelConfig(str(folder), device="cpu")).dtype == torch.float32
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", [None, "absent"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_config_without_a_format_is_in_that_of_its_weights(
+    tmp_path: Path, stored: torch.dtype, key: str, value: str | None, parts: int
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.to(stored) for name, tensor in load_file(file).items()}
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    if value is None:
+        config[key] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    if parts == 2:
+        sharded(folder)
+    assert described_by(str(folder)).dtype == stored
+    served = torch.float32 if stored == torch.float16 else stored
+    loaded = load_model(ModelConfig(str(folder), device="cpu"))
+    assert loaded.dtype == served
+    assert all(one.dtype == served for one in loaded.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        (2, None, (2,)),
+        ([2, 7], None, (2, 7)),
+        (2, 7, (7,)),
+        (2, [7, 9], (7, 9)),
+        (300, None, ()),
+        ([2, 300, -1], None, (2,)),
+        (2, [259, 7], (7,)),
+        (None, None, ()),
+        ([], None, ()),
+    ],
+)
+def test_ids_that_the_model_has_no_row_for_end_nothing(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    config: object,
+    generation: object,
+    ids: tuple[int, ...],
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    keys(eos_token_id=config)(folder)
+    told = folder / "generation_config.json"
+    told.unlink(missing_ok=True)
+    if generation is not None:
+        told.write_text(json.dumps({"eos_token_id": generation}))
+    assert load_model(ModelConfig(str(folder))).eos_token_ids == ids
+    every = [one for value in (config, generation) for one in str(value).strip("[]").split(", ")]
+    outside = [one for one in every if one in ("300", "-1", "259")]
+    assert all(one in caplog.text for one in outside)
+    assert ("these end no text" in caplog.text) == bool(outside)
+
+
+def test_shards_that_are_as_their_index_says_are_loaded(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    whole = load_model(ModelConfig(str(folder))).model.state_dict()
+    sharded(folder)
+    check_model(folder)
+    parts = load_model(ModelConfig(str(folder))).model.state_dict()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 def test_masks_of_an_old_gpt2_are_no_weights(tmp_path: Path) -> None:

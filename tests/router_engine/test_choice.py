@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import resource
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from router_engine.config import CacheConfig, CpuIsa, EngineConfig, KernelConfig
-from router_engine.kernels.cpu.build import build
-from router_engine.model.cpu.choice import Choice, choose
+from router_engine.errors import EngineError
+from router_engine.kernels.cpu import build as kernel_build
+from router_engine.kernels.cpu.build import build, library_path
+from router_engine.model.cpu.choice import Choice, choose, parse_choice
 from router_engine.model.cpu.trial import ROWS, TORCH, LayerShape, TorchTrial, measure
+from router_engine.model.kept import keep, read_kept
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import request
 from tests.support.isas import here
+from tests.support.waiting import wait_for
 
 SHAPE = LayerShape(hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96)
 
@@ -52,6 +62,161 @@ def test_it_is_measured_once_and_kept(
     assert set(first.seconds) == {*here()[-3:], *([] if int8 else [TORCH])}
     assert first.chosen in (first.isa, TORCH)
     assert first.isa in here()
+
+
+def _seconds(*names: str) -> dict[str, dict[str, float]]:
+    return {name: {"1": 0.5, "8": 1.0} for name in names}
+
+
+# What a cache may hold after a crash, a full disk or another version: none of it is a choice.
+UNFIT: list[object] = [
+    *(b"", b"{", b"[]", b"null", b"7", b'"avx2"', b"\xff\xfe", b"[" * 100_000, b"{}"),
+    {"chosen": "avx2"},
+    {"chosen": "zzz", "seconds": _seconds("avx2", TORCH)},
+    {"chosen": ["avx2"], "seconds": _seconds("avx2", TORCH)},
+    {"chosen": "avx2", "seconds": []},
+    {"chosen": "avx2", "seconds": {}},
+    {"chosen": "avx2", "seconds": {"avx2": 5, TORCH: 6}},
+    {"chosen": "avx2", "seconds": {"avx2": {}, TORCH: {}}},
+    {"chosen": "avx2", "seconds": {"avx2": {"1": 0.5}, TORCH: {"8": 0.5}}},
+    {"chosen": "avx2", "seconds": {"avx2": {"one": 0.5}, TORCH: {"1": 0.5}}},
+    {"chosen": "avx2", "seconds": {"avx2": {"1": "0.5s"}, TORCH: {"1": 0.5}}},
+    {"chosen": "avx2", "seconds": {"avx2": {"1": 0.0}, TORCH: {"1": 0.5}}},
+    {"chosen": "avx2", "seconds": {"avx2": {"1": float("nan")}, TORCH: {"1": 0.5}}},
+    {"chosen": "avx2", "seconds": _seconds("avx2", "amx", TORCH)},
+    {"chosen": TORCH, "seconds": _seconds(TORCH)},
+]
+
+
+def _written(file: Path, content: object) -> Path:
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return file
+
+
+@pytest.mark.parametrize("content", UNFIT, ids=lambda content: str(content)[:60])
+def test_a_file_that_is_no_choice_is_none(tmp_path: Path, content: object) -> None:
+    parse = partial(parse_choice, ("avx2", TORCH))
+    assert read_kept(_written(tmp_path / "kept", content), parse) is None
+    assert read_kept(tmp_path, parse) is None
+    assert read_kept(tmp_path / "nothing", parse) is None
+    good = {"chosen": "avx2", "seconds": _seconds("avx2", TORCH)}
+    assert read_kept(_written(tmp_path / "kept", good), parse) is not None
+
+
+@pytest.mark.parametrize("content", UNFIT, ids=lambda content: str(content)[:60])
+def test_it_is_replaced_and_a_good_one_stays(tmp_path: Path, content: object) -> None:
+    file = _written(tmp_path / "kept", content)
+
+    def stays() -> bool:
+        return read_kept(file, partial(parse_choice, ("avx2", TORCH))) is not None
+
+    good = {"chosen": "avx2", "seconds": _seconds("avx2", TORCH)}
+    keep(file, good, stays)
+    assert json.loads(file.read_text()) == good
+    keep(file, good | {"chosen": TORCH}, stays)
+    assert json.loads(file.read_text()) == good
+    keep(file, {"chosen": TORCH})
+    assert json.loads(file.read_text()) == {"chosen": TORCH}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_system_without_links_keeps_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(_part: str, _file: Path) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    file = tmp_path / "kept"
+    keep(file, {"first": 1}, file.exists)
+    keep(file, {"second": 2}, file.exists)
+    assert json.loads(file.read_text()) == {"first": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signalled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        keep(tmp_path / "kept", "x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signalled)
+    assert "is not kept" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", "/proc/x", "a-file/x", "a-folder", "a\0b"])
+def test_what_cannot_be_written_is_said(
+    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder" / "kept").mkdir(parents=True)
+    keep(tmp_path / place / "kept", {})
+    assert "is not kept, and found out again at the next start" in caplog.text
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"", b"[]", {"chosen": "zzz", "seconds": _seconds("zzz")}])
+def test_it_is_measured_again_where_the_file_is_none(
+    content: object, kernel_cache: Path, tmp_path: Path
+) -> None:
+    library = build(kernel_cache)
+    choose(library, tmp_path, SHAPE, torch.float32, int8=True)
+    (kept,) = tmp_path.iterdir()
+    _written(kept, content)
+    again = choose(library, tmp_path, SHAPE, torch.float32, int8=True)
+    assert again.chosen in here()
+    assert choose(library, tmp_path, SHAPE, torch.float32, int8=True) == again
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_costs_a_measurement(
+    kernel_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = build(kernel_cache)
+    found = choose(library, Path("/dev/null/x"), SHAPE, torch.float32, int8=True)
+    assert found.chosen in here()
+    assert "/dev/null/x" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", "a\0b"])
+def test_a_build_that_fails_in_any_way_leaves_the_reference(
+    place: str,
+    make_harness: MakeHarness,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The second path is none at all, which is no error that a build expects."""
+    monkeypatch.setattr(kernel_build, "SHIPPED", tmp_path)  # nothing is
+    harness = make_harness(config=EngineConfig(kernels=KernelConfig("auto", Path(place))))
+
+    def told() -> bool:
+        harness.run(request("r", [5, 6, 7], max_new_tokens=2))
+        return "the CPU kernels are not used" in caplog.text
+
+    wait_for(told)
+    assert harness.engine.stats().kernels == TORCH
+
+
+@pytest.mark.parametrize("content", [b"", b"no library"])
+def test_a_library_that_cannot_be_loaded_leaves_the_reference(
+    content: bytes,
+    make_harness: MakeHarness,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(kernel_build, "SHIPPED", tmp_path / "nothing")
+    library_path(tmp_path).write_bytes(content)
+    harness = make_harness(config=EngineConfig(kernels=KernelConfig("auto", tmp_path)))
+    assert harness.engine.stats().kernels == TORCH
+    assert f"delete {library_path(tmp_path)}" in caplog.text
+    with pytest.raises(EngineError, match="delete"):
+        make_harness(config=EngineConfig(kernels=KernelConfig("cpu", tmp_path)))
 
 
 @pytest.mark.slow

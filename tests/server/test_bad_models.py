@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from router_engine.model.tiny import save_tiny
+from router_engine.model.tiny import save_tiny, tiny_model
 from tests.server.test_cli_edges import adaptermix
 from tests.support.bad_checkpoints import BAD, ODD, Bad
+from tests.support.gguf import save_gguf
 
 # All of them are refused in tests/router_engine/test_bad_checkpoints.py.
 NAMES = ("empty folder", "quantised by gptq")
@@ -37,6 +39,14 @@ def test_what_files_show_or_the_engine_finds_is_one_line(tmp_path: Path, bad: Ba
     bad.spoil(folder)
     (line,) = _serve(str(folder), tmp_path)
     assert all(word in line for word in (str(folder), *bad.words))
+
+
+@pytest.mark.slow
+def test_what_a_gguf_file_has_and_nothing_reads_is_one_line(tmp_path: Path) -> None:
+    bias = {"blk.0.attn_q.bias": np.ones(64, dtype=np.float32)}
+    file = save_gguf(tmp_path / "tiny.gguf", tiny_model(), "smollm", tensors=bias)
+    (line,) = _serve(str(file), tmp_path)
+    assert f"{file}: tensors that LlamaForCausalLM has no place for: blk.0.attn_q.bias" in line
 
 
 @pytest.mark.parametrize("model", ["/no/such", "model.gguf", "tests/nothing"])

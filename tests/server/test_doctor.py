@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,27 @@ def test_a_limit_is_said(tmp_path: Path) -> None:
     text = _doctor(tmp_path / "cache", model, ADAPTERMIX_CPU_ISA=here()[0])
     assert f"kernels       {here()[0]} (" in text
     assert f"without ADAPTERMIX_CPU_ISA={here()[0]}" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"hidden_act": "nope"}, "nope"),
+        ({"num_attention_heads": 0}, "model's shape could not be read"),
+        ({"architectures": 5}, "architectures is 5"),
+        ({"architectures": {"a": 1}}, "architectures is "),
+        ({"dtype": "float64"}, "nothing is measured in torch.float64"),
+    ],
+)
+def test_a_model_that_has_no_shape_is_a_problem(
+    tmp_path: Path, keys: dict[str, object], words: str
+) -> None:
+    model = save_family(tmp_path / "model", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | keys))
+    text = _doctor(tmp_path / "cache", model)
+    assert words in " ".join(text.split())
+    assert "cores" in text
 
 
 def test_an_unknown_set_is_refused_by_name(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+OLD_POINTER = b"version https://hawser.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
 Spoil = Callable[[Path], object]
 
@@ -81,16 +82,53 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
 def sharded(folder: Path) -> None:
-    """Two files by an index, the second of which is not there."""
+    """Two files by an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    places = {name: names[index % 2] for index, name in enumerate(tensors)}
-    first = {name: tensors[name] for name in tensors if places[name] == names[0]}
-    save_file(first, folder / names[0], metadata={"format": "pt"})
+    places = {name: SHARDS[index % 2] for index, name in enumerate(tensors)}
+    for shard in SHARDS:
+        part = {name: tensors[name] for name in tensors if places[name] == shard}
+        save_file(part, folder / shard, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def without_a_shard(folder: Path) -> None:
+    sharded(folder)
+    (folder / SHARDS[1]).unlink()
+
+
+def moved(*, copied: bool) -> Spoil:
+    """A tensor of the second file is in the first, or in both."""
+
+    def spoil(folder: Path) -> None:
+        sharded(folder)
+        first, second = (load_file(folder / shard) for shard in SHARDS)
+        name = sorted(second)[0]
+        first[name] = second[name].clone()
+        if not copied:
+            del second[name]
+        for shard, tensors in zip(SHARDS, (first, second), strict=True):
+            save_file(tensors, folder / shard, metadata={"format": "pt"})
+
+    return spoil
+
+
+def listed(folder: Path) -> None:
+    """The index names a tensor that no file has."""
+    sharded(folder)
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.one_more"] = SHARDS[0]
+    file.write_text(json.dumps(index))
+
+
+def header(text: bytes) -> Spoil:
+    return written("model.safetensors", struct.pack("<Q", len(text)) + text)
 
 
 def index_of(content: bytes) -> Spoil:
@@ -147,7 +185,44 @@ BAD = [
     Bad("odd header",
         written("model.safetensors", struct.pack("<Q", 9) + b'{"a": []}'), (SAFETENSORS,)),
     Bad("a page", written("model.safetensors", b"<html>" * 99), (SAFETENSORS,)),
-    Bad("a missing shard", sharded, ("lacks model-00002-of-00002.safetensors",)),
+    Bad("a missing shard", without_a_shard, ("lacks model-00002-of-00002.safetensors",)),
+    Bad("a tensor in another shard", moved(copied=False),
+        (SHARDS[1], "lacks model.embed_tokens.weight, which", "index.json says is there")),
+    Bad("a tensor in two shards", moved(copied=True), ("is in model-00001", "and in model-00002")),
+    Bad("a tensor in no shard", listed, ("lacks model.one_more",)),
+    Bad("a deep header", header(b'{"a":' * 100_000 + b"}" * 100_000), (SAFETENSORS,)),
+    *(
+        Bad(f"offsets {offsets}",
+            header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":%s}}' % offsets.encode()),
+            (SAFETENSORS,))
+        for offsets in ('[0,"4"]', "[0,null]", "[0]", "[0,4,8]", "[0,4.5]", '"04"', "4", "null")
+    ),
+    Bad("a header in UTF-16", header('{"a":1}'.encode("utf-16")), (SAFETENSORS,)),
+    *(
+        Bad(f"{name} {kind}", written(name, content), (f"{name} {words}",))
+        for name in (
+            "generation_config.json", "added_tokens.json", "special_tokens_map.json",
+            "tokenizer_config.json", "chat_template.json", "vocab.json",
+        )
+        for kind, content, words in (
+            ("in LFS", POINTER, "is a git-lfs pointer"),
+            ("in LFS of old", OLD_POINTER, "is a git-lfs pointer"),
+            ("that is none", b"{bad", "is not valid JSON"),
+            ("that is empty", b"", "is not valid JSON"),
+            ("in UTF-16", '{"eos_token_id": 5}'.encode("utf-16"), "is not valid JSON"),
+            ("that is a list", b"[]", "holds no JSON object"),
+        )
+    ),
+    *(
+        Bad(f"{name} {kind}", written(name, content), (f"{name} {words}",))
+        for name in ("chat_template.jinja", "merges.txt")
+        for kind, content, words in (
+            ("in LFS", POINTER, "is a git-lfs pointer"),
+            ("in LFS of old", OLD_POINTER, "is a git-lfs pointer"),
+            ("in UTF-16", "{{ x }}".encode("utf-16"), "is not UTF-8"),
+        )
+    ),
+    Bad("weights in LFS of old", written("model.safetensors", OLD_POINTER), ("git-lfs pointer",)),
     Bad("half an index", index_of(b'{"weight_map"'), ("is not valid JSON",)),
     Bad("an index of nothing", index_of(b"{}"), ("has no weight_map",)),
     Bad("eight bits", in_format(torch.int8), ("is in I8, which is not supported",)),
@@ -160,6 +235,23 @@ BAD = [
     _quantised("mxfp4"),
     Bad("code of its own",
         keys(auto_map={"AutoModelForCausalLM": "modeling_x.X"}), ("auto_map", "never run")),
+    *(
+        Bad(f"architectures {value!r}", keys(architectures=value),
+            ("architectures is ", "in a list; supported: "))
+        for value in (5, {"a": 1}, True, 0.5, [5], [["LlamaForCausalLM"]], [None])
+    ),
+    *(
+        Bad(f"{name} of a llama", keys(architectures=[name]),
+            (f"names the architecture {name}", "makes a LlamaForCausalLM"))
+        for name in ("MistralForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel")
+    ),
+    Bad("a Llama of a mistral",
+        keys(model_type="mistral"), ("LlamaForCausalLM", "makes a MistralForCausalLM")),
+    Bad("other weights",
+        keys(transformers_weights="other.safetensors"), ("transformers_weights", "remove it")),
+    Bad("the same weights by name",
+        keys(transformers_weights="model.safetensors"), ("transformers_weights",)),
+    Bad("other classes", keys(fusion_config={"x": True}), ("fusion_config",)),
     Bad("encoder and decoder",
         keys(architectures=["T5ForConditionalGeneration"], model_type="t5"),
         ("'T5ForConditionalGeneration' is not supported; supported: ",)),
@@ -181,12 +273,22 @@ ODD = [
     Bad("layers as text", keys(num_hidden_layers="2"), ("num_hidden_layers",)),
     Bad("layers that are not there", keys(num_hidden_layers=3), ("missing tensors",)),
     Bad("heads that do not fit", keys(num_attention_heads=3), ("number of attention heads",)),
+    Bad("more than a machine holds", keys(hidden_size=2**70), ("its ",)),
     Bad("no heads", keys(num_attention_heads=0), ("its ",)),
     Bad("no width", keys(head_dim=0), ("model",)),
     Bad("unknown activation", keys(hidden_act="nope"), ("nope",)),
     Bad("epsilon as text", keys(rms_norm_eps="1e-5"), ("rms_norm_eps",)),
     Bad("padding outside", keys(pad_token_id=300), ("adding",)),
-    Bad("end as text", keys(eos_token_id="x"), ("eos_token_id",)),
+    *(
+        Bad(f"end {value!r}", keys(eos_token_id=value), ("eos_token_id",))
+        for value in ("x", [2, "x"], [2, [3]], 2.5, True, [2, False], {"a": 2})
+    ),
+    *(
+        Bad(f"end of generation {value!r}",
+            written("generation_config.json", json.dumps({"eos_token_id": value}).encode()),
+            ("eos_token_id", "generation_config.json"))
+        for value in ("x", [2, "x"], [2, [3]], 2.5, True, [2, False], {"a": 2})
+    ),
     Bad("no positions", keys(max_position_embeddings=0), ("max_position_embeddings is 0",)),
     Bad("a dynamic rope", keys(rope_scaling={"type": "dynamic", "factor": 2.0}), ("dynamic",)),
     Bad("a part of a head",
@@ -196,6 +298,7 @@ ODD = [
     Bad("whole numbers", keys(dtype="int8"), ("int8",)),
     Bad("a dtype that is none", keys(dtype="nope"), ("nope",)),
     Bad("another vocabulary", keys(vocab_size=258), ("mismatched tensors",)),
-    Bad("a map of code", keys(model_type="mistral", layer_types=["sliding_attention"] * 2),
+    Bad("a map of code", keys(model_type="mistral", architectures=["MistralForCausalLM"],
+        layer_types=["sliding_attention"] * 2),
         ("MinistralForCausalLM", "not supported")),
 ]  # fmt: skip

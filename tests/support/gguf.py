@@ -1,4 +1,4 @@
-"""A Llama with a byte-level vocabulary, as a GGUF file."""
+"""Models with a byte-level vocabulary, as GGUF files: of every family that has such files."""
 
 from __future__ import annotations
 
@@ -7,27 +7,17 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+Value = str | bool | int | float | list[int]
 
 
 @dataclass(frozen=True)
@@ -67,31 +57,38 @@ class Vocabulary:
 
 def save_gguf(
     file: Path,
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     pre: str | None,
     *,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     vocabulary: Vocabulary | None = None,
     made: Mapping[str, NDArray[np.uint8]] | None = None,
+    keys: Mapping[str, Value] = MappingProxyType({}),
+    tensors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> Path:
     """Matrices in `kind`, the rest in fp32; without a vocabulary one of bytes.
 
-    made: blocks of `kind` [rows, bytes] by parameter, in place of the model's own.
+    made: blocks of `kind` [rows, bytes] by parameter, in place of the model's own. keys, tensors:
+    more of them, by the file's own names.
     """
     vocabulary = vocabulary or Vocabulary.of_bytes(model.config.vocab_size)
-    writer = gguf.GGUFWriter(str(file), "llama")
+    writer = gguf.GGUFWriter(str(file), model.config.model_type)
     _write_shape(writer, model)
     _write_vocabulary(writer, vocabulary, pre)
+    for name, value in keys.items():
+        _write_key(writer, name, value)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        values = _values(name, tensor, model)
+        values, own = _values(name, tensor, model), _name(name, model)
         if made is not None and name in made:
-            writer.add_tensor(_name(name), made[name], raw_dtype=kind)
+            writer.add_tensor(own, made[name], raw_dtype=kind)
         elif values.ndim == 2 and made is None and kind != GGMLQuantizationType.F32:
-            writer.add_tensor(_name(name), gguf.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(own, gguf.quantize(values, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(_name(name), values)
+            writer.add_tensor(own, values)
+    for name, more in tensors.items():
+        writer.add_tensor(name, more)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -99,18 +96,40 @@ def save_gguf(
     return file
 
 
-def _write_shape(writer: gguf.GGUFWriter, model: LlamaForCausalLM) -> None:
+def _write_key(writer: gguf.GGUFWriter, name: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(name, value)
+    elif isinstance(value, int):
+        writer.add_uint32(name, value)
+    elif isinstance(value, float):
+        writer.add_float32(name, value)
+    elif isinstance(value, str):
+        writer.add_string(name, value)
+    else:
+        writer.add_array(name, value)
+
+
+def _write_shape(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "llama":
+        writer.add_rope_dimension_count(width)
+        writer.add_vocab_size(config.vocab_size)
+    elif config.model_type == "qwen3":
+        writer.add_key_length(width)
+        writer.add_value_length(width)
 
 
 def _write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, pre: str | None) -> None:
@@ -130,17 +149,24 @@ def _write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, pre: str 
     writer.add_eos_token_id(vocabulary.end)
 
 
-def _name(name: str) -> str:
-    path = name.removesuffix(".weight")
-    if path in _TOP:
-        return f"{_TOP[path]}.weight"
-    layer, _, rest = path.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{_NAMES[rest]}.weight"
+def _name(name: str, model: PreTrainedModel) -> str:
+    kinds = {known: kind for kind, known in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[model.config.model_type], model.config.num_hidden_layers)
+    path, _, kind = name.rpartition(".")
+    return f"{names.get_name(path)}.{kind}"
 
 
-def _values(name: str, tensor: torch.Tensor, model: LlamaForCausalLM) -> NDArray[np.float32]:
-    """Rotated pairs lie beside each other in GGUF, half a head apart in transformers."""
+def _values(name: str, tensor: torch.Tensor, model: PreTrainedModel) -> NDArray[np.float32]:
+    """As llama.cpp writes them.
+
+    Of a Llama rotated pairs lie beside each other, half a head apart in transformers; of a GPT-2
+    the layers' matrices are transposed.
+    """
     values: NDArray[np.float32] = tensor.detach().float().numpy()
+    if model.config.model_type == "gpt2" and ".h." in name and values.ndim == 2:
+        return np.ascontiguousarray(values.T)
+    if model.config.model_type != "llama":
+        return values
     heads = {
         "q_proj": model.config.num_attention_heads,
         "k_proj": model.config.num_key_value_heads,

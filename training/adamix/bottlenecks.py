@@ -59,7 +59,7 @@ class Bottlenecks:
 
     def __init__(self, settings: RunSettings, adamix: AdamixSettings, draws: Draws) -> None:
         base: Any = AutoModelForCausalLM.from_pretrained(
-            settings.base, dtype=getattr(torch, settings.dtype)
+            settings.base, dtype=getattr(torch, settings.dtype), trust_remote_code=False
         )
         self.model = base.requires_grad_(requires_grad=False)
         self._settings = settings

@@ -33,10 +33,14 @@ class Systems:
     ) -> None:
         if not adapters or BASE in adapters:
             raise TrainingError(f"name at least one adapter, none of them {BASE!r}")
-        self.tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            base, padding_side="left", trust_remote_code=False
+        )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token_id = self.tokenizer.eos_token_id
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).to(device)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, dtype), trust_remote_code=False
+        ).to(device)
         self._device = torch.device(device)
         first, *others = adapters
         self._model = PeftModel.from_pretrained(

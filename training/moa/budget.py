@@ -28,7 +28,9 @@ def parameters(manifest: AdapterManifest) -> int:
 def shape_of_base(base: str) -> BaseModelSpec:
     """The shape of the base in a directory or of a hub id, without its weights."""
     with torch.device("meta"):
-        return shape_of(base, AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)))
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return shape_of(base, model)
 
 
 def lora_parameters(base: BaseModelSpec, lora: LoraSettings) -> int:

@@ -17,7 +17,7 @@ from training.settings import MoaSettings, MoeLoraSettings, RunSettings
 def frozen_base(settings: RunSettings) -> Any:
     """The base in `dtype` on `device`; raises UnsupportedModelError for what isn't served."""
     base = AutoModelForCausalLM.from_pretrained(
-        settings.base, dtype=getattr(torch, settings.dtype)
+        settings.base, dtype=getattr(torch, settings.dtype), trust_remote_code=False
     ).to(settings.device)
     check_supported(base.config)
     return base

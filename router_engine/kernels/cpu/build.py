@@ -165,6 +165,13 @@ def _compile(target: Path, isas: Sequence[str]) -> None:
     compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise KernelBuildError(f"no C++ compiler: install one of {', '.join(_COMPILERS)}")
+    try:
+        _compile_with(compiler, target, isas)
+    except OSError as error:
+        raise KernelBuildError(f"{target.parent} cannot be written: {error}") from error
+
+
+def _compile_with(compiler: str, target: Path, isas: Sequence[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         folder = Path(temporary)

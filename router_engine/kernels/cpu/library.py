@@ -177,11 +177,19 @@ class Step(Structure):
 def supported_isas(path: Path) -> tuple[str, ...]:
     """The instruction sets of a library that this machine runs, narrow to wide.
 
-    Those past the one that ADAPTERMIX_CPU_ISA names are left out.
+    Those past the one that ADAPTERMIX_CPU_ISA names are left out. Raises EngineError for a file
+    that is no library.
     """
-    handle = ctypes.CDLL(str(path))
+    handle = _load(path)
     compiled = (isa for isa in known_isas() if hasattr(handle, f"mix_{isa}_pack"))
     return tuple(isa for isa in compiled if handle.mix_runs(isa.encode()))
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"the kernels cannot be loaded ({error}): delete {path}") from error
 
 
 class Library:
@@ -189,7 +197,7 @@ class Library:
 
     def __init__(self, path: Path, isa: str | None = None) -> None:
         """isa: one of `supported_isas`; None: the widest of them. Raises EngineError."""
-        handle = ctypes.CDLL(str(path))
+        handle = _load(path)
         isas = supported_isas(path)
         if not isas or (isa is not None and isa not in isas):
             raise EngineError(

@@ -11,18 +11,19 @@ import hashlib
 import json
 import logging
 import math
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from router_engine.errors import EngineError
 from router_engine.kernels.cpu.build import processor
 from router_engine.kernels.cpu.library import Library, supported_isas
-from router_engine.model.cpu.trial import TORCH, LayerShape, times
+from router_engine.model.cpu.trial import ROWS, TORCH, LayerShape, times
+from router_engine.model.kept import keep, read_kept
 from router_engine.model.layout import Layout
 
 _MARGIN = 1.02
@@ -68,18 +69,23 @@ def layer_shape(layout: Layout) -> LayerShape:
 def choose(path: Path, cache: Path, shape: LayerShape, dtype: torch.dtype, *, int8: bool) -> Choice:
     """The choice for a library and a model's shape: measured once, kept in `cache`.
 
-    Raises EngineError where no set of the library runs here.
+    Where another process measured at the same time, the first one's counts. A file there that is no
+    choice is measured again. Raises EngineError where no set of the library runs here.
     """
     isas = supported_isas(path)
     if not isas:
         raise EngineError(f"no instruction set of {path.name} runs on this processor")
     kept = cache.expanduser() / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
-    if not kept.exists():
-        found = _measure(path, isas[-_MOST:], shape, dtype, int8=int8)
-        _keep(kept, found)
-        behind = ", ".join(f"{name} {factor:.2f}" for name, factor in found.behind.items())
-        _log.info("CPU kernels: %s, by measurement (times the fastest: %s)", found.chosen, behind)
-    return _read(kept)
+    tried = isas[-_MOST:]
+    parse = partial(parse_choice, (*tried, *([] if int8 else [TORCH])))
+    before = read_kept(kept, parse)
+    if before is not None:
+        return before
+    found = _measure(path, tried, shape, dtype, int8=int8)
+    keep(kept, asdict(found), stays=lambda: read_kept(kept, parse) is not None)
+    behind = ", ".join(f"{name} {factor:.2f}" for name, factor in found.behind.items())
+    _log.info("CPU kernels: %s, by measurement (times the fastest: %s)", found.chosen, behind)
+    return read_kept(kept, parse) or found
 
 
 def _measure(
@@ -102,23 +108,18 @@ def _key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _keep(path: Path, choice: Choice) -> None:
-    """Write it, unless another process was first: then that one's counts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-        json.dump(asdict(choice), file)
-    try:
-        os.link(file.name, path)
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(file.name)
-
-
-def _read(path: Path) -> Choice:
-    stored = json.loads(path.read_text())
+def parse_choice(candidates: Sequence[str], stored: Any) -> Choice:
+    """A choice among candidates, out of JSON. What it raises for what is none is no matter."""
     seconds = {
-        name: {int(rows): taken for rows, taken in of.items()}
+        str(name): {int(rows): float(taken) for rows, taken in of.items()}
         for name, of in stored["seconds"].items()
     }
+    every = [taken for of in seconds.values() for taken in of.values()]
+    if (
+        set(seconds) != set(candidates)
+        or stored["chosen"] not in candidates
+        or not all(ROWS[0] in of for of in seconds.values())
+        or not all(0 < taken < math.inf for taken in every)
+    ):
+        raise ValueError
     return Choice(stored["chosen"], seconds)

@@ -7,6 +7,7 @@ reference runs, which computes the same.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -49,7 +50,10 @@ class FastPath:
         cache: PagedCache,
         proof: Proof,
     ) -> None:
-        """Raises EngineError, which has its reasons, under `cpu`, which has no fallback."""
+        """Raises EngineError, which has its reasons, under `cpu`, which has no fallback.
+
+        Also where the instruction set that is asked for does not run here.
+        """
         self._loaded = loaded
         self._linears = linears
         self._pool = pool
@@ -68,10 +72,12 @@ class FastPath:
             if config.kernels == "cpu":
                 raise UnsupportedModelError(f"kernels 'cpu' cannot run this model: {reason}")
             return
-        if config.kernels == "cpu" or library_path(config.cache).exists():
+        is_there = os.path.exists(library_path(config.cache))
+        if config.kernels == "cpu" or (config.isa is not None and is_there):
             self._body = self._make(_library(config, loaded))
-        else:
-            self._coming = _in_background(config, loaded)
+            return
+        self._coming = _coming(config, loaded, is_there=is_there)
+        self.body()  # what is there already computes from the first step on
 
     def body(self) -> CpuBody | None:
         """The fast body, or None while the reference has to run."""
@@ -81,7 +87,10 @@ class FastPath:
             if error is None:
                 self._body = self._make(coming.result())
             else:
-                _log.warning("the CPU kernels are not used: %s", error)
+                known = isinstance(error, EngineError | OSError)
+                _log.warning(
+                    "the CPU kernels are not used: %s", error, exc_info=None if known else error
+                )
         return self._body
 
     def read(self, module: str) -> Tensor:
@@ -147,15 +156,19 @@ def _library(config: KernelConfig, loaded: LoadedModel) -> Library | None:
     return Library(path, choice.isa)
 
 
-def _in_background(config: KernelConfig, loaded: LoadedModel) -> Future[Library | None]:
+def _coming(config: KernelConfig, loaded: LoadedModel, *, is_there: bool) -> Future[Library | None]:
+    """The library: at once where it is compiled, or else when it will be; or why there is none."""
     coming: Future[Library | None] = Future()
 
     def work() -> None:
         try:
             coming.set_result(_library(config, loaded))
-        except (EngineError, OSError) as error:
+        except Exception as error:  # whatever it is: whoever waits must hear of it
             coming.set_exception(error)
 
-    # A daemon: an engine that ends does not wait for a compiler.
-    threading.Thread(target=work, name="kernel-build", daemon=True).start()
+    if is_there:
+        work()
+    else:
+        # A daemon: an engine that ends does not wait for a compiler.
+        threading.Thread(target=work, name="kernel-build", daemon=True).start()
     return coming

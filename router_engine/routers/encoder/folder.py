@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from router_engine.errors import UnsupportedModelError
+from router_engine.model.checkpoint import read_json_value
 from router_engine.routers.errors import RouterInputError
 
 MAX_PIECES = 256  # word pieces with special tokens, where the folder names no limit of its own
@@ -31,6 +32,17 @@ class EncoderFolder:
     @classmethod
     def read(cls, directory: Path) -> EncoderFolder:
         """Raises RouterInputError for what is no encoder, or does not pool by mean."""
+        try:
+            return cls._read(directory)
+        except UnsupportedModelError as error:
+            raise RouterInputError(str(error)) from error
+        except (TypeError, ValueError, LookupError, AttributeError, OSError) as error:
+            raise RouterInputError(
+                f"{directory}: the encoder's settings cannot be read: {error!r}"
+            ) from error
+
+    @classmethod
+    def _read(cls, directory: Path) -> EncoderFolder:
         modules = _read_json(directory / "modules.json") or [
             {"type": "Transformer", "path": ""},
             {"type": "Pooling", "path": "1_Pooling"},
@@ -48,6 +60,7 @@ class EncoderFolder:
         for name in ("config.json", "tokenizer.json"):
             if not (model / name).is_file():
                 raise RouterInputError(f"{model} is no sentence encoder: it has no {name}")
+            _read_json(model / name)
         settings = _read_json(model / "sentence_bert_config.json") or {}
         return cls(
             model,
@@ -86,4 +99,4 @@ def _require_mean_pooling(path: Path) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json_value(path) if path.is_file() else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel
 
+from router_engine.model.checkpoint import refused
 from router_engine.model.dtypes import behind
 from router_engine.routers.encoder.config import EncoderDType
 from router_engine.routers.encoder.folder import EncoderFolder
@@ -68,11 +70,15 @@ class SentenceEncoder:
         self._remembered = remembered
         self._memory: OrderedDict[Pieces, Embeddings] = OrderedDict()
         self._tokenizers = {window: self._tokenizer(window) for window in _DIRECTION}
-        config = AutoConfig.from_pretrained(self._folder.model, local_files_only=True)
+        model = self._folder.model
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        read = partial(AutoConfig.from_pretrained, model, **options)
+        config = refused(str(model), "its config cannot be read", read)
         self._dtype = dtype_here(dtype, int(config.hidden_size))
-        self._model = AutoModel.from_pretrained(
-            self._folder.model, config=config, dtype=self._dtype, local_files_only=True
-        ).eval()
+        load = partial(
+            AutoModel.from_pretrained, model, config=config, dtype=self._dtype, **options
+        )
+        self._model = refused(str(model), "its weights cannot be loaded", load).eval()
         self._pad_id = int(self._model.config.pad_token_id or 0)
         self.dimension = int(self._model.config.hidden_size)
 
@@ -95,7 +101,10 @@ class SentenceEncoder:
         return np.stack([found[key] for key in pieces])
 
     def _tokenizer(self, window: Window) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self._folder.model / "tokenizer.json"))
+        file = str(self._folder.model / "tokenizer.json")
+        tokenizer: Tokenizer = refused(
+            file, "the tokenizer cannot be loaded", partial(Tokenizer.from_file, file)
+        )
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._folder.max_pieces, direction=_DIRECTION[window])
         return tokenizer

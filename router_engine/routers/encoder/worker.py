@@ -10,17 +10,18 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from router_engine.heap import keep_loaded
+from router_engine.model.checkpoint import refused
 from router_engine.processes.parent import die_with_parent
 from router_engine.routers.encoder.config import StartOrder
 from router_engine.routers.encoder.messages import encode
 from router_engine.routers.encoder.service import Answer, EncoderService
-from router_engine.routers.errors import RouterInputError
 
 MAX_PENDING = 4096  # asks taken in; more wait in the sockets' own bounded queues
 MAX_MESSAGE_BYTES = 64 << 20
@@ -39,11 +40,13 @@ def build_service(order: StartOrder) -> EncoderService:
 
     torch.set_num_threads(order.num_threads)
     transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(order.tokenizer_dir, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise RouterInputError(f"no tokenizer in {order.tokenizer_dir}: {error}") from error
-
+    read = partial(
+        AutoTokenizer.from_pretrained,
+        order.tokenizer_dir,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    tokenizer = refused(str(order.tokenizer_dir), "no tokenizer can be loaded", read)
     encoder = SentenceEncoder(Path(order.encoder_dir), dtype=order.dtype, max_batch=order.max_batch)
 
     def decode(token_ids: list[int]) -> str:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from benchmarks.forced import environment
+from router_engine.errors import EngineError
 from router_engine.routers.encoder.folder import EncoderFolder
 from router_engine.routers.encoder.sentence import SentenceEncoder, dtype_here
 from router_engine.routers.encoder.tiny import save_tiny_encoder
@@ -124,6 +125,47 @@ def test_rounding_moves_an_embedding_less_than_another_text(encoder_dir: Path) -
     cosines = rounded @ exact.T
     assert np.diag(cosines).min() > 0.999
     assert (cosines.argmax(axis=1) == np.arange(len(TEXTS))).all()
+
+
+def _spoilt(file: Path) -> None:
+    described = json.loads(file.read_text())
+    described["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
+    file.write_text(json.dumps(described))
+
+
+def test_a_tokenizer_that_its_library_panics_of_is_one_line(
+    tmp_path: Path, encoder_dir: Path
+) -> None:
+    directory = shutil.copytree(encoder_dir, tmp_path / "copy")
+    _spoilt(directory / "tokenizer.json")
+    with pytest.raises(EngineError, match=r"tokenizer\.json: the tokenizer cannot be loaded") as it:
+        SentenceEncoder(directory)
+    assert "\n" not in str(it.value)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+CONTENTS = [POINTER, b"{bad", b"", b"[5]", b"7", "{}".encode("utf-16")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "modules.json", "sentence_bert_config.json", "1_Pooling"],
+)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_settings_that_cannot_be_read_are_named(
+    tmp_path: Path, encoder_dir: Path, name: str, content: bytes
+) -> None:
+    directory = shutil.copytree(encoder_dir, tmp_path / "copy")
+    file = directory / name
+    if name == "1_Pooling":
+        file.mkdir(exist_ok=True)
+        file /= "config.json"
+    file.write_bytes(content)
+    with pytest.raises(EngineError) as raised:
+        SentenceEncoder(directory)
+    assert str(directory) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_without_a_normalize_module_lengths_stay(tmp_path: Path) -> None:
