@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     host_bytes: ByteSize = Field(
         default=ByteSize(1 << 30),
         ge=0,
-        description="Host memory for adapters that left the device.",
+        description="Host memory for copies of adapters. The traffic merges only what has one.",
     )
 
     max_waiting: int = Field(
