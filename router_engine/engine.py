@@ -18,7 +18,7 @@ from adapters_store.errors import StoreError
 from adapters_store.types import BaseModelSpec, ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.config import EngineConfig
-from router_engine.errors import EngineError, MixtureError, RequestRefusedError
+from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
 from router_engine.experts.merge_bound import MergeBound
@@ -183,10 +183,13 @@ class Engine:
 
     def pin(self, digest: str, *, pinned: bool) -> Future[AdapterResidency]:
         """Load an adapter and keep it on the device, or let it go again."""
+        if not pinned:
+            self._residency.pin(digest, pinned=False)
+            return self._residency.described(digest)
         done: Future[AdapterResidency] = Future()
-        act = functools.partial(self._residency.pin, digest, pinned=pinned)
+        act = functools.partial(self._residency.pin, digest, pinned=True)
         describe = functools.partial(self._residency.describe, digest)
-        self._bring((digest,) if pinned else (), done, act, describe)
+        self._bring((digest,), done, act, describe)
         return done
 
     def unload(self, digest: str) -> int:
@@ -199,7 +202,8 @@ class Engine:
     def merge(self, mixture: ResolvedMixture | None) -> Future[MergedState]:
         """Fold a mixture into the base once its adapters are there; None restores the base.
 
-        A mixture without weights other than 0 is None: nothing is merged then.
+        They are to be on the host, too. A mixture without weights other than 0 is None: nothing is
+        merged then.
         """
         done: Future[MergedState] = Future()
         mixture = None if mixture is None else without_zeros(mixture)
@@ -208,7 +212,7 @@ class Engine:
             done.set_result(self.merged())
             return done
         switch = functools.partial(self._merge.switch, mixture, by_admin=True)
-        self._bring(mixture.digests, done, switch, self.merged)
+        self._bring(mixture.digests, done, switch, self.merged, on_host=True)
         return done
 
     def merged(self) -> MergedState:
@@ -269,7 +273,7 @@ class Engine:
         for owner in grants.ready:
             self._granted(owner, None)
         for owner, reason in grants.failed:
-            self._granted(owner, EngineError(reason))
+            self._granted(owner, AdapterLoadError(reason))
         for owner, reason in grants.refused:
             self._granted(owner, RequestRefusedError(reason))
         self._routing.take(self._scheduler, self._fail)
@@ -326,6 +330,8 @@ class Engine:
         done: Future[_Result],
         act: Callable[[], None],
         result: Callable[[], _Result],
+        *,
+        on_host: bool = False,
     ) -> None:
         """Once the adapters are on the device, now or in a later step: act, then tell `done`."""
         owner = f"{ADMIN}{next(self._task_ids)}"
@@ -343,7 +349,7 @@ class Engine:
             finally:
                 self._residency.release(owner)
 
-        if self._residency.acquire(owner, digests):
+        if self._residency.acquire(owner, digests, on_host=on_host):
             follow(None)
         else:
             self._tasks[owner] = follow

@@ -19,6 +19,10 @@ class MixtureError(EngineError):
     """The mixture cannot be computed as asked (unequal ranks under `linear`, ...)."""
 
 
+class AdapterLoadError(EngineError):
+    """An adapter could not be read; the message says which and why."""
+
+
 class AdapterBusyError(EngineError):
     """The adapter is used by running requests, or pinned, so it cannot be unloaded now."""
 

@@ -191,6 +191,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (store_errors.StoreError, 422, "validation"),
     (engine_errors.RequestRefusedError, 422, "validation"),
     (engine_errors.MixtureError, 422, "validation"),
+    (engine_errors.AdapterLoadError, 424, "generation"),
     (engine_errors.AdapterBusyError, 409, "conflict"),
     (engine_errors.EngineNotReadyError, 503, "engine_not_ready"),
     (engine_errors.EngineDiedError, 503, "engine_died"),

@@ -158,7 +158,7 @@ class Settings(BaseSettings):
     host_bytes: ByteSize = Field(
         default=ByteSize(1 << 30),
         ge=0,
-        description="Host memory for adapters that left the device.",
+        description="Host memory for copies of adapters. The traffic merges only what has one.",
     )
 
     max_waiting: int = Field(
@@ -218,8 +218,9 @@ class Settings(BaseSettings):
         default=60.0,
         gt=0,
         description="Seconds without a heartbeat after which the engine process, or the encoder's, "
-        "is taken for hung, killed and started again; ten times as long while the engine has "
-        "announced long work: a switch of the merged mixture, the capture of a CUDA graph.",
+        "is taken for hung, killed and started again; ten times as long while it computes, as in a "
+        "long step of a large model, or has announced long work: a switch of the merged mixture, "
+        "the capture of a CUDA graph. A start has ten minutes, whatever this says.",
     )
     encoder_dtype: EncoderDType = Field(
         default="auto",

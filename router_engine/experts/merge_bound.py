@@ -13,12 +13,18 @@ layers' errors are independent: of L decoder layers they add up to sqrt(L) times
 The bound is this number, held against the tolerance of log probabilities in the format. Of what it
 lets in, less than two thirds of the tolerance was measured, also where D reads just the direction
 that the activations have.
+
+That is true of numbers in the normal range of their format. D is the same for A times c and B
+divided by c, but what is taken off is computed by way of A x, which may be too large for the
+format, or so small that little is left of it. So each number on the way is followed from row to
+row (`_Factors`): the largest must fit, and what may be lost below is added to the bound.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +36,23 @@ from router_engine.experts.merged import MergedBase
 from router_engine.tolerances import TOLERANCES
 
 _ROUNDINGS = 3  # of the stored sum, of the layer's product, of what is taken off
-_SUMS = torch.finfo(torch.float32).eps / 2  # all kernels add products in fp32
+_WIDE = torch.finfo(torch.float32)  # all kernels add products in fp32
+_SUMS = _WIDE.eps / 2
+# What layers read has a root mean square between the inverse of this and this.
+_ACTIVATIONS = 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """On requests that do not ask for the mixture, by way of one layer.
+
+    error: of their log probabilities, relative to the largest; infinite where it is no number.
+    fits: whether no number on the way passes the largest of its format.
+    """
+
+    module: str
+    error: float
+    fits: bool
 
 
 class MergeBound:
@@ -48,91 +70,141 @@ class MergeBound:
 
         `adapters` are the mixture's, in its order.
         """
-        dtype = self._dtype
-        tolerance = TOLERANCES[dtype]
-        bound, module = self._largest(mixture, adapters)
-        if bound <= tolerance:  # false for NaN too
+        tolerance, name = TOLERANCES[self._dtype], str(self._dtype).removeprefix("torch.")
+        effects = self._effects(mixture, adapters)
+        if self._allows(effects):
             return
         names = ", ".join(
             f"{digest} at weight {weight:g}"
             for digest, weight in zip(mixture.digests, mixture.weights, strict=True)
         )
-        if not math.isfinite(bound):
+        worst = max(effects, key=lambda effect: effect.error)
+        if worst.error <= tolerance:
+            worst = next(effect for effect in effects if not effect.fits)
+        if not worst.fits and not tolerance < worst.error < math.inf:
             raise MixtureError(
-                f"{names}: merged, {module} would hold values that are not finite in {_name(dtype)}"
-                "; send the mixture with each request, or use smaller weights"
+                f"{names}: merged, {worst.module} would make numbers that are not finite in {name}"
+                "; send the mixture with each request"
             )
+        advice = "Send the mixture with each request instead"
+        share = _rounded_down(tolerance / worst.error)
+        smaller = tuple(weight * float(share) for weight in mixture.weights)
+        if self._allows(self._effects(replace(mixture, weights=smaller), adapters)):
+            advice += f", or merge it at {share} of these weights"
         raise MixtureError(
             f"{names}: merged, the mixture could change log probabilities of other requests by "
-            f"{bound:.1e} of the largest, for at {module} it is so much larger than the base's "
-            f"weights; {tolerance:.0e} is allowed in {_name(dtype)}. Send the mixture with each "
-            f"request instead, or merge it at {_rounded_down(tolerance / bound)} of these weights"
+            f"{worst.error:.1e} of the largest, for at {worst.module} it is too large beside the "
+            "base's weights, or its A and B are of sizes too different for the format; "
+            f"{tolerance:.0e} is allowed in {name}. {advice}"
         )
 
-    def _largest(
-        self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]
-    ) -> tuple[float, str]:
-        """The bound, and the layer that makes it; 0 where nothing is touched."""
-        modules = sorted({module for adapter in adapters for module in adapter.pairs})
-        worst, where = 0.0, ""
-        for module in modules:
-            error = self._error(module, mixture, adapters)
-            if not error <= worst:  # true for NaN too
-                worst, where = error, module
-            if not math.isfinite(worst):
-                break
-        return math.sqrt(self._num_layers) * worst, where
+    def _allows(self, effects: Sequence[_Effect]) -> bool:
+        tolerance = TOLERANCES[self._dtype]
+        return all(effect.fits and effect.error <= tolerance for effect in effects)
 
-    def _error(
+    def _effects(self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]) -> list[_Effect]:
+        modules = sorted({module for adapter in adapters for module in adapter.pairs})
+        return [self._effect(module, mixture, adapters) for module in modules]
+
+    def _effect(
         self, module: str, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]
-    ) -> float:
-        """Of a layer's output, relative to its size."""
+    ) -> _Effect:
         terms = [
             (weight, adapter.pairs[module])
             for weight, adapter in zip(mixture.weights, adapters, strict=True)
             if module in adapter.pairs
         ]
-        size = _sum_size(terms) if mixture.combination == "sum" else _linear_size(terms)
+        factors = _summed(terms) if mixture.combination == "sum" else _folded(terms)
+        size = factors.size()
+        fits, lost = factors.followed(self._dtype)
         if module not in self._norms:
             self._norms[module] = self._base.norm(module)
         norm, inputs = self._norms[module], terms[0][1].a.shape[1]
-        if norm == 0:
-            return math.inf if size else 0.0
         unit = torch.finfo(self._dtype).eps / 2
-        return _ROUNDINGS * (unit + math.sqrt(inputs) * _SUMS) * size / norm
+        error = _ROUNDINGS * (unit + math.sqrt(inputs) * _SUMS) * size + lost
+        if norm == 0:
+            error = math.inf if size else 0.0
+        else:
+            error *= math.sqrt(self._num_layers) / norm
+        if not error < math.inf:
+            error, fits = math.inf, False
+        return _Effect(module, error, fits)
 
 
-def _sum_size(terms: Sequence[tuple[float, ExpertRows]]) -> float:
-    """|sum_r w_r b_r a_r^T|, or the root of the rows' squares where that is more.
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """A mixture at one layer, as kernels multiply it: y += sum_jr b_jr q_j sum_i p_i (a_ir . x).
 
-    Rows that cancel each other leave a small sum, and the errors of large ones.
+    The inner sum is over the adapters i of a group, row by row: under `linear` all of them, whose
+    rows are equally many; under `sum` all rows are one adapter's. All are fp64.
+    a [adapters, rows, in]; b [adapters, rows, out]; p, q [adapters, rows]. beside: the largest
+    number that kernels make of the scales alone.
     """
-    a = torch.cat([weight * rows.a.double() for weight, rows in terms])
-    b = torch.cat([rows.b.double() for _, rows in terms])
-    return _larger(_product(a, b), a.norm(dim=1) * b.norm(dim=1))
+
+    a: Tensor
+    b: Tensor
+    p: Tensor
+    q: Tensor
+    beside: float = 0.0
+
+    def size(self) -> float:
+        """|D|, or the root of its rows' squares where that is more.
+
+        Rows that cancel each other leave a small sum, and the errors of large ones.
+        """
+        a, b = self.p[:, :, None] * self.a, self.q[:, :, None] * self.b
+        rows = a.norm(dim=2).sum(0) * b.norm(dim=2).sum(0)
+        product, size = _product(a.sum(0), b.sum(0)), float(rows.norm())
+        return size if not product > size else product  # no number where a row is none
+
+    def followed(self, dtype: torch.dtype) -> tuple[bool, float]:
+        """Whether all numbers fit their formats; what may be lost of y below them.
+
+        Each number, whatever it is, may be off by the smallest one of its format: some processors
+        read and write smaller ones as 0. Of fp16 they all know the subnormal ones, too. x has a
+        root mean square of _ACTIVATIONS, or of its inverse, whichever is worse; what is lost is
+        relative to it.
+        """
+        form = torch.finfo(dtype)
+        least = unread = form.smallest_normal
+        if dtype == torch.float16:
+            least, unread = form.smallest_normal * form.eps, 0.0
+        p, a, b = self.p.abs(), self.a.norm(dim=2), self.b.norm(dim=2)
+        wide_in, wide_out = self.a.shape[2] ** 0.5, self.b.shape[2] ** 0.5
+        read, lost = wide_in * a, 3 * wide_in * unread + least  # of a and x, of products and sums
+        inner, lost = p * read, p * lost + least * read + least
+        folded, lost = inner.sum(0), lost.sum(0)
+        outer, lost = self.q * folded, self.q * lost + least * folded + least
+        lost = lost * b + unread * wide_out * outer  # of b
+        largest = torch.stack([inner.max(), folded.max(), p.max(), self.q.max()])
+        largest = _ACTIVATIONS * largest.clamp(min=self.beside)
+        narrow = _ACTIVATIONS * torch.stack([read.max(), outer.max()])
+        fits = bool((largest <= _WIDE.max).all() and (narrow <= form.max).all())
+        return fits, _ACTIVATIONS * float(lost.norm())
 
 
-def _linear_size(terms: Sequence[tuple[float, ExpertRows]]) -> float:
-    """The same of (sum_j c_j B_j)(sum_j c_j A_j), whose rows are as large as their terms."""
-    shrink = [(weight * rows.scale) ** 0.5 * rows.a.double() for weight, rows in terms]
-    expand = [(weight / rows.scale) ** 0.5 * rows.b.double() for weight, rows in terms]
-    a, b = (torch.stack(parts).norm(dim=2).sum(0) for parts in (shrink, expand))
-    return _larger(_product(torch.stack(shrink).sum(0), torch.stack(expand).sum(0)), a * b)
+def _summed(terms: Sequence[tuple[float, ExpertRows]]) -> _Factors:
+    """sum_r w_r b_r (a_r . x); b holds the scale."""
+    a = torch.cat([rows.a for _, rows in terms]).double()[None]
+    b = torch.cat([rows.b for _, rows in terms]).double()[None]
+    p = torch.cat([a.new_full((rows.count,), weight) for weight, rows in terms])[None]
+    return _Factors(a, b, p, torch.ones_like(p))
+
+
+def _folded(terms: Sequence[tuple[float, ExpertRows]]) -> _Factors:
+    """(sum_j c_j B_j)(sum_j c_j A_j) with c = sqrt(weight * scale); B holds the scale."""
+    a = torch.stack([rows.a for _, rows in terms]).double()
+    b = torch.stack([rows.b for _, rows in terms]).double()
+    p = a.new_tensor([(weight * rows.scale) ** 0.5 for weight, rows in terms])
+    q = a.new_tensor([(weight / rows.scale) ** 0.5 for weight, rows in terms])
+    shape = a.shape[:2]
+    beside = max((1 / rows.scale) ** 0.5 for _, rows in terms)
+    return _Factors(a, b, p[:, None].expand(shape), q[:, None].expand(shape), beside)
 
 
 def _product(a: Tensor, b: Tensor) -> float:
     """The Frobenius norm of b^T a, for a [rows, in] and b [rows, out], without making it."""
     return math.sqrt(max(0.0, float(((a @ a.T) * (b @ b.T)).sum())))
-
-
-def _larger(product: float, rows: Tensor) -> float:
-    """No number where a row is none."""
-    size = float(rows.norm())
-    return size if not product > size else product
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _rounded_down(share: float) -> str:

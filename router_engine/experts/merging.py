@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import MergedState
 from router_engine.config import MergeConfig, Quantization
-from router_engine.errors import MixtureError
+from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.base import HostAdapter
 from router_engine.experts.merge_bound import MergeBound
 from router_engine.experts.merge_policy import MergePolicy
@@ -60,8 +60,8 @@ class MergeControl:
     def switch(self, mixture: ResolvedMixture | None, *, by_admin: bool) -> None:
         """Fold `mixture` in, or restore the base; its adapters are on the device.
 
-        Raises MixtureError, the base unchanged, where `_checked` does; the base restored, where a
-        weight would be no finite number.
+        Raises MixtureError or AdapterLoadError, the base unchanged, where `_checked` does;
+        MixtureError, the base restored, where a weight would be no finite number.
         """
         started = time.perf_counter()
         adapters = () if mixture is None else self._checked(mixture)
@@ -81,7 +81,8 @@ class MergeControl:
 
         Raises MixtureError where the combination is not defined for it, where an adapter holds more
         than plain LoRA, where other requests would be answered otherwise (`MergeBound`), or where
-        the base is quantized: the rounding of the sum would be far coarser than what is merged.
+        the base is quantized: the rounding of the sum would be far coarser than what is merged;
+        AdapterLoadError where a copy on the host is gone and its file cannot be read.
         """
         if self._quantization != "none":
             raise MixtureError(
@@ -111,7 +112,8 @@ class MergeControl:
         """Under `auto`, switch to what the traffic asks for; `rows` are those of the next step.
 
         A mixture is merged only while its adapters are on the device, which they are while it
-        dominates: nothing is loaded for a merge. One that cannot be merged counts as the bare base,
+        dominates, and on the host, which they are while there is room: nothing is loaded for a
+        merge. One that cannot be merged counts as the bare base,
         and is not tried again.
         """
         if self._policy is None or self._by_admin:
@@ -124,7 +126,7 @@ class MergeControl:
             return
         try:
             self.switch(wanted, by_admin=False)
-        except MixtureError:
+        except EngineError:
             assert wanted is not None
             self._passed_over[wanted] = None
             if len(self._passed_over) > _REMEMBERED:
@@ -137,11 +139,12 @@ class MergeControl:
             self.switch(None, by_admin=False)
 
     def _may_be_merged(self, mixture: ResolvedMixture) -> bool:
-        """Whether its adapters are on the device, in nobody's way, and it was not passed over."""
+        """Whether its adapters are there, in nobody's way, and it was not passed over."""
         if mixture == self.mixture:
             return True
         if mixture in self._passed_over:
             self._passed_over.move_to_end(mixture)
             return False
-        digests = mixture.digests
-        return self._residency.are_resident(digests) and not self._residency.would_block(digests)
+        residency, digests = self._residency, mixture.digests
+        is_there = residency.are_resident(digests) and residency.are_on_host(digests)
+        return is_there and not residency.would_block(digests)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from functools import partial
 
 import torch
@@ -19,6 +18,7 @@ from router_engine.client.base import AdapterResidency, Residency
 from router_engine.config import AdapterPoolConfig, SchedulerConfig
 from router_engine.errors import AdapterBusyError
 from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapter
+from router_engine.experts.host_copies import HostCopies, ResidencyCounters
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
@@ -27,14 +27,6 @@ from router_engine.experts.waiting import Grants, Waiter, fewest, misfit
 _TURNS = SchedulerConfig()
 
 ADMIN = "admin:"  # owner prefix of loads and pins that no request made
-
-
-@dataclass(slots=True)
-class ResidencyCounters:
-    loads: int = 0
-    evictions: int = 0
-    load_seconds: float = 0.0
-    recent: list[float] = field(default_factory=list)  # seconds of loads not yet reported
 
 
 class ResidencyManager:
@@ -58,13 +50,9 @@ class ResidencyManager:
         self._pool = pool
         self._max_overtaken = turns.max_overtaken
         self._source = source
-        self._config = config
         self._dtype = dtype
         self._base = base
-        self._wake = wake
-        self._executor = ThreadPoolExecutor(config.loader_threads, "adapter-loader")
-        self._loading: dict[str, Future[HostAdapter]] = {}
-        self._host: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self._host = HostCopies(self._load, config, wake)
         self._device: OrderedDict[str, float] = OrderedDict()  # digest -> load seconds; LRU first
         self._users: dict[str, set[str]] = {}
         self._pins: set[str] = set()
@@ -77,17 +65,21 @@ class ResidencyManager:
         self._draining: frozenset[str] = frozenset()  # of the waiter whose turn it is
         self.counters = ResidencyCounters()
 
-    def acquire(self, owner: str, digests: Sequence[str]) -> bool:
-        """Ask for adapters. True: granted at once; otherwise a later `pump` names the owner."""
-        wanted = tuple(dict.fromkeys(digests))
-        if self.are_resident(wanted) and self._draining.isdisjoint(wanted):
+    def acquire(self, owner: str, digests: Sequence[str], *, on_host: bool = False) -> bool:
+        """Ask for adapters. True: granted at once; otherwise a later `pump` names the owner.
+
+        on_host: with their copies on the host, which are there until the `pump` after that.
+        """
+        waiter = Waiter(owner, tuple(dict.fromkeys(digests)), on_host)
+        wanted = waiter.digests
+        is_there = self.are_resident(wanted) and self._has_files(waiter)
+        if is_there and self._draining.isdisjoint(wanted):
             self._grant(owner, wanted)
             self._count_overtaken(self._waiters)
             return True
-        self._waiters.append(Waiter(owner, wanted))
+        self._waiters.append(waiter)
         self._changed = True
-        for digest in wanted:
-            self._start_load(digest)
+        self._start_loads(waiter)
         return False
 
     def are_resident(self, digests: Sequence[str]) -> bool:
@@ -137,7 +129,7 @@ class ResidencyManager:
         refused = self._take_misfits(self._staying)
         blocked: Waiter | None = None  # waits for rows, not for a file: later ones take none
         for waiter in list(self._waiters):
-            if self._placed(waiter.digests):
+            if self._placed(waiter.digests) and self._has_files(waiter):
                 granted = blocked is None or blocked.draining.isdisjoint(waiter.digests)
             else:
                 granted = blocked is None and self._make_room(waiter)
@@ -157,20 +149,24 @@ class ResidencyManager:
     def has_news(self) -> bool:
         """Whether `pump` might settle something now."""
         changed = bool(self._arriving) or (self._changed and bool(self._waiters))
-        return changed or any(future.done() for future in self._loading.values())
+        return changed or self._host.has_news
+
+    def are_on_host(self, digests: Collection[str]) -> bool:
+        """Whether `host_copy` of each reads no file."""
+        return all(digest in self._host for digest in digests)
 
     def host_copy(self, digest: str) -> HostAdapter:
-        """The weights of an adapter on the host, read now if only the device holds them."""
+        """The weights of an adapter on the host, read now where no copy of them is there.
+
+        Raises AdapterLoadError.
+        """
         if digest not in self._host:
-            self._host[digest] = self._load(digest)
-            self._manifests[digest] = self._host[digest].manifest
-        self._host.move_to_end(digest)
-        return self._host[digest]
+            self._manifests[digest] = self._host.read_now(digest).manifest
+        return self._host.use(digest)
 
     def manifest(self, digest: str) -> AdapterManifest:
-        """What an adapter holds; read from its files where it is only on disk."""
-        known = self._manifests.get(digest)
-        return self._source.fetch(plain_digest(digest)).manifest if known is None else known
+        """What an adapter that is on host or device holds."""
+        return self._manifests[digest]
 
     def unload(self, digest: str) -> int:
         """Drop an adapter, and its variants, from device and host; returns bytes freed."""
@@ -185,21 +181,37 @@ class ResidencyManager:
         return sum(map(self._drop, family))
 
     def _drop(self, digest: str) -> int:
-        freed = self._evict(digest) if digest in self._device else 0
-        host = self._host.pop(digest, None)
+        freed = self._host.drop(digest) + (self._evict(digest) if digest in self._device else 0)
         self._forget(digest)
-        return freed + (0 if host is None else host.num_bytes)
+        return freed
 
     def residency(self) -> tuple[AdapterResidency, ...]:
         return tuple(self.describe(digest) for digest in sorted({*self._host, *self._device}))
 
+    def described(self, digest: str) -> Future[AdapterResidency]:
+        """As `describe`; a loader's thread reads what an adapter that is only on disk holds.
+
+        The future raises AdapterLoadError.
+        """
+        if digest not in self._manifests:
+            return self._host.ask(digest, lambda: self._describe(digest, self._stored(digest)))
+        known: Future[AdapterResidency] = Future()
+        known.set_result(self.describe(digest))
+        return known
+
     def describe(self, digest: str) -> AdapterResidency:
+        """Of an adapter that is on host or device."""
+        return self._describe(digest, self._manifests[digest])
+
+    def _stored(self, digest: str) -> AdapterManifest:
+        return self._source.fetch(plain_digest(digest)).manifest
+
+    def _describe(self, digest: str, manifest: AdapterManifest) -> AdapterResidency:
         where = Residency.DISK
         if digest in self._device:
             where = Residency.DEVICE
         elif digest in self._host:
             where = Residency.HOST
-        manifest = self.manifest(digest)
         host = self._host.get(digest)
         seconds = self._device.get(digest, None if host is None else host.load_seconds)
         return AdapterResidency(
@@ -239,7 +251,7 @@ class ResidencyManager:
         self._pool.check_integrity()
 
     def close(self) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._host.close()
 
     def _grant(self, owner: str, digests: Sequence[str]) -> None:
         for digest in digests:
@@ -255,12 +267,10 @@ class ResidencyManager:
         self._arriving = [waiter for waiter in self._arriving if waiter not in arrived]
         return tuple(waiter.owner for waiter in arrived)
 
-    def _start_load(self, digest: str) -> None:
-        if digest in self._host or digest in self._device or digest in self._loading:
-            return
-        future = self._executor.submit(self._load, digest)
-        self._loading[digest] = future
-        future.add_done_callback(lambda _: self._wake())
+    def _start_loads(self, waiter: Waiter) -> None:
+        for digest in waiter.digests:
+            if self._lacks_file(waiter, digest):
+                self._host.start(digest)
 
     def _load(self, digest: str) -> HostAdapter:
         files, variant = self._source.fetch(plain_digest(digest)), variant_of(digest)
@@ -268,17 +278,16 @@ class ResidencyManager:
         return self._pool.transfer.prepare(adapter)
 
     def _collect_loads(self) -> list[tuple[str, str]]:
-        failed: list[tuple[str, str]] = []
-        for digest, future in [item for item in self._loading.items() if item[1].done()]:
-            del self._loading[digest]
-            error = future.exception()
-            if error is None:
-                self._loaded(future.result())
-                continue
-            reason = f"adapter {digest} failed to load: {error}"
-            failed.extend(
-                (waiter.owner, reason) for waiter in self._waiters if digest in waiter.digests
-            )
+        read, unread = self._host.collect()
+        for adapter in read:
+            self._manifests[adapter.digest] = adapter.manifest
+            self.counters.count_load(adapter)
+        failed = [
+            (waiter.owner, reason)
+            for digest, reason in unread
+            for waiter in self._waiters
+            if self._lacks_file(waiter, digest)
+        ]
         self._drop_waiters(failed)
         return failed
 
@@ -292,13 +301,6 @@ class ResidencyManager:
     def _drop_waiters(self, told: Sequence[tuple[str, str]]) -> None:
         gone = {owner for owner, _ in told}
         self._waiters = [waiter for waiter in self._waiters if waiter.owner not in gone]
-
-    def _loaded(self, adapter: HostAdapter) -> None:
-        self._host[adapter.digest] = adapter
-        self._manifests[adapter.digest] = adapter.manifest
-        self.counters.loads += 1
-        self.counters.load_seconds += adapter.load_seconds
-        self.counters.recent.append(adapter.load_seconds)
 
     @property
     def _staying(self) -> set[str]:
@@ -320,18 +322,20 @@ class ResidencyManager:
         return rows
 
     def _has_files(self, waiter: Waiter) -> bool:
-        return all(digest in self._host or digest in self._device for digest in waiter.digests)
+        return not any(self._lacks_file(waiter, digest) for digest in waiter.digests)
+
+    def _lacks_file(self, waiter: Waiter, digest: str) -> bool:
+        """Whether a file must be read before an adapter is where the waiter wants it."""
+        if digest not in waiter.digests or digest in self._host:
+            return False
+        return waiter.on_host or digest not in self._device
 
     def _make_room(self, waiter: Waiter) -> bool:
         """Place what the waiter still lacks, evicting unused adapters; all of it or nothing."""
-        missing: list[HostAdapter] = []
-        for digest in waiter.digests:
-            if digest in self._device:
-                continue
-            if digest not in self._host:
-                self._start_load(digest)
-                return False
-            missing.append(self._host[digest])
+        if not self._has_files(waiter):
+            self._start_loads(waiter)
+            return False
+        missing = self._missing(waiter)
         victims = [
             digest
             for digest in self._device
@@ -347,8 +351,13 @@ class ResidencyManager:
         for adapter in missing:
             self._pool.place(adapter)
             self._device[adapter.digest] = adapter.load_seconds
-            self._host.move_to_end(adapter.digest)
+            self._host.use(adapter.digest)
         return True
+
+    def _missing(self, waiter: Waiter) -> list[HostAdapter]:
+        """What is to be placed for a waiter that lacks no file."""
+        copies = (self._host.get(one) for one in waiter.digests if one not in self._device)
+        return [copy for copy in copies if copy is not None]
 
     def _evict(self, digest: str) -> int:
         del self._device[digest]
@@ -360,14 +369,8 @@ class ResidencyManager:
             self._manifests.pop(digest, None)
 
     def _trim_host(self) -> None:
-        held = sum(adapter.num_bytes for adapter in self._host.values())
-        if held <= self._config.host_bytes:
-            return
-        wanted = {digest for waiter in self._waiters for digest in waiter.digests}
-        for digest in [digest for digest in self._host if digest not in wanted]:
-            if held <= self._config.host_bytes:
-                return
-            held -= self._host.pop(digest).num_bytes
+        waiters = (*self._waiters, *(one for one in self._arriving if one.on_host))
+        for digest in self._host.trim({each for one in waiters for each in one.digests}):
             self._forget(digest)
 
     def _count_overtaken(self, waiters: Sequence[Waiter]) -> None:
@@ -384,7 +387,7 @@ class ResidencyManager:
             self._draining = frozenset()
             return
         staying = self._pins.union(*self._held.values())
-        missing = [self._host[digest] for digest in first.digests if digest not in self._device]
+        missing = self._missing(first)
         leaving = [digest for digest in first.draining if digest in self._device]
         if not staying.isdisjoint(leaving) or not self._pool.fits_without(missing, leaving):
             # Those that the fewest use, and of these the least recently used.

@@ -14,6 +14,7 @@ class Waiter:
 
     owner: str
     digests: tuple[str, ...]
+    on_host: bool = False  # their copies on the host are wanted too
     overtaken: int = 0  # owners that came later and were granted before
     draining: frozenset[str] = frozenset()  # residents that make room once their users have ended
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
+import psutil
+
 _STDIN, _STDOUT = 0, 1
 _TAIL_LINES = 40
 _LINE_BYTES = 1 << 16
@@ -58,6 +60,15 @@ class ChildProcess(asyncio.SubprocessProtocol):
     def alive(self) -> bool:
         """Whether the process still runs, as far as is known."""
         return self._transport is not None and not self.exited.is_set()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has computed so far, on all cores together; 0 once it has ended."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     @property
     def status(self) -> int | None:
@@ -139,6 +150,11 @@ class ChildWithProcess:
     def alive(self) -> bool:
         """Whether the process still runs, as far as is known."""
         return self._process.alive
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What its process has computed so far, on all cores together."""
+        return self._process.cpu_seconds
 
     def tail(self) -> str:
         """The end of its output, as indented lines to put behind a message."""

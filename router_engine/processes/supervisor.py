@@ -12,8 +12,9 @@ from typing import Generic, Protocol, TypeVar
 
 _logger = logging.getLogger(__name__)
 
-LONG_WORK_PATIENCE = 10  # times the patience, for a child that has announced long work
+LONG_WORK_PATIENCE = 10  # times the patience, for a child that computes or has announced long work
 _LOOKS = 8  # in the time after which a child counts as hung
+_COMPUTES = 0.05  # of a core, from one look to the next: what waits or is stopped takes far less
 
 
 class RunState(StrEnum):
@@ -39,6 +40,11 @@ class Child(Protocol):
     @property
     def long_work(self) -> str | None:
         """What it has announced to be busy with for long."""
+        ...
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What its process has computed so far, on all cores together."""
         ...
 
     def tail(self) -> str:
@@ -88,8 +94,8 @@ class Supervisor(Generic[C]):
 
     `launch` starts a child and returns when it can do its work; `restore` brings a restarted one
     into the state that the dead one had, before it is READY. With `patience` a child whose loop
-    gives no heartbeat for so many seconds is killed, which restarts it; one that has announced
-    long work is given LONG_WORK_PATIENCE times as long.
+    gives no heartbeat for so many seconds is killed, which restarts it; one that computes all the
+    while, or has announced long work, is given LONG_WORK_PATIENCE times as long.
     """
 
     def __init__(
@@ -249,20 +255,25 @@ class Supervisor(Generic[C]):
 
 
 async def until_hung(child: Child, patience: float) -> None:
-    """Return when the child has given no heartbeat for `patience` seconds.
+    """Return when the child has given no heartbeat for `patience` seconds, or ten times as long.
 
-    The time is counted in looks, so that a stall of this process is one look at most.
+    The latter where it has computed meanwhile: one step of a large model, or of a long prompt that
+    is read as a whole, may take minutes. A process that is stopped or waits for ever does not
+    compute. The time is counted in looks, so that a stall of this process is one look at most.
     """
     look = patience / _LOOKS
     while True:
         await asyncio.sleep(look)
+        computed = child.cpu_seconds
         answer = asyncio.ensure_future(child.heartbeat())
         try:
-            looks = 0
+            looks = still = 0  # since the question; since it last computed
             while not (await asyncio.wait({answer}, timeout=look))[0]:
                 looks += 1
-                allowed = _LOOKS * (LONG_WORK_PATIENCE if child.long_work else 1)
-                if looks >= allowed:
+                before, computed = computed, child.cpu_seconds
+                still = 0 if computed - before >= _COMPUTES * look else still + 1
+                patient = child.long_work is not None
+                if looks >= _LOOKS * LONG_WORK_PATIENCE or (still >= _LOOKS and not patient):
                     return
             await answer
         finally:

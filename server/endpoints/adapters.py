@@ -62,6 +62,7 @@ Reference = Annotated[
 _UPLOAD = [Depends(known_fields(once=("name", "texts"), often=("files", "tags")))]
 _NOT_FOUND = native_errors(401, 403, 404, 422, 503)
 _WRITTEN = native_errors(401, 403, 404, 422, 503, 507)
+_LOADED = native_errors(401, 403, 404, 409, 422, 424, 503, 507)
 _BUSY = native_errors(401, 403, 404, 409, 422, 503, 507)
 
 
@@ -217,7 +218,7 @@ async def delete_alias(
 @router.post(
     "/{name}/load",
     summary="Bring an adapter to the device",
-    responses=_answers(RESIDENCY_EXAMPLE, _BUSY),
+    responses=_answers(RESIDENCY_EXAMPLE, _LOADED),
 )
 async def load(container: ContainerDep, name: Reference) -> ResidencyReply:
     """Load it now, so that the first request does not wait for it."""
@@ -227,7 +228,7 @@ async def load(container: ContainerDep, name: Reference) -> ResidencyReply:
 @router.post(
     "/{name}/pin",
     summary="Keep an adapter on the device",
-    responses=_answers(RESIDENCY_EXAMPLE | {"pinned": True}, _BUSY),
+    responses=_answers(RESIDENCY_EXAMPLE | {"pinned": True}, _LOADED),
 )
 async def pin(
     container: ContainerDep,

@@ -37,7 +37,7 @@ def _answers(example: Any, *errors: int) -> dict[int | str, dict[str, Any]]:
 @router.put(
     "",
     summary="Merge a mixture into the base",
-    responses=_answers(MERGED_EXAMPLE, 401, 403, 404, 409, 422, 503),
+    responses=_answers(MERGED_EXAMPLE, 401, 403, 404, 409, 422, 424, 503),
 )
 async def merge(
     container: ContainerDep, body: Annotated[FixedMixture, Body(examples=[FIXED_EXAMPLE])]

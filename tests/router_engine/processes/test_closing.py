@@ -13,6 +13,7 @@ class _Slow:
     pid = 1
     alive = True
     long_work = None
+    cpu_seconds = 0.0
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
