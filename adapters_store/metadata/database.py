@@ -166,6 +166,8 @@ def _parse(url: str | Path) -> URL:
         parsed = make_url(url)
     except ArgumentError as error:
         raise StoreError(f"database URL: {error}") from error
+    except ValueError as error:  # of what stands for the port
+        raise StoreError(f"database URL: the port is no number ({error})") from error
     if parsed.drivername in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
