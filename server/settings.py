@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters_store.texts import is_utf8
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -247,8 +248,8 @@ class Settings(BaseSettings):
     @classmethod
     def _is_utf8(cls, value: Any) -> Any:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if isinstance(text, str):  # paths may be of any bytes
-            _require_utf8(text)
+        if isinstance(text, str) and not is_utf8(text):  # paths may be of any bytes
+            raise ValueError("is not UTF-8")
         return value
 
     @field_validator("max_timeout")
@@ -358,15 +359,7 @@ def use_process_environment(environment: Mapping[str, str]) -> None:
 
 
 def client_defaults() -> tuple[str, str | None]:
-    """(server URL, API key) for the command line: ADAPTERMIX_URL and ADAPTERMIX_KEY.
-
-    Raises SettingsError where one is no UTF-8.
-    """
-    for name in (CLIENT_URL, CLIENT_KEY):
-        try:
-            _require_utf8(os.environ.get(name, ""))
-        except ValueError as error:
-            raise SettingsError(f"{name} {error}") from error
+    """(server URL, API key) for the command line: ADAPTERMIX_URL and ADAPTERMIX_KEY."""
     return os.environ.get(CLIENT_URL, "http://127.0.0.1:8000"), os.environ.get(CLIENT_KEY)
 
 
@@ -377,12 +370,6 @@ CLIENT_KEY = f"{PREFIX}KEY"
 def variable_of(field: str) -> str:
     """The environment variable of a setting: `kv_memory` -> `ADAPTERMIX_KV_MEMORY`."""
     return PREFIX + field.upper()
-
-
-def _require_utf8(text: str) -> None:
-    # Bytes of the environment that are none come as halves of surrogate pairs.
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("is not UTF-8")
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

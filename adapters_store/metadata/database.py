@@ -39,7 +39,8 @@ _WRITE = "adaptermix_write"
 _WRITER_LOCK = 0x61646D78  # any number: names our advisory lock in a shared PostgreSQL
 _COUNT = select(CHANGES.c.count)
 _COUNT_ONE_MORE = update(CHANGES).values(count=CHANGES.c.count + 1)
-_AT_START = (SQLAlchemyError, CommandError, ImportError)  # a bad URL, another version, no driver
+_AT_START = (SQLAlchemyError, CommandError, ImportError, UnicodeError)
+# A bad URL, another version, no driver, a host that is none.
 Value = TypeVar("Value")
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
-from server.settings import CLIENT_KEY, CLIENT_URL, SettingsError, client_defaults
+from server.settings import CLIENT_KEY, CLIENT_URL, client_defaults
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 
@@ -66,10 +66,7 @@ def connect(url: str | None, key: str | None) -> Iterator[httpx.Client]:
 
     Proxies that the environment names are for other machines, never for this one.
     """
-    try:
-        default_url, default_key = client_defaults()
-    except SettingsError as error:
-        fail(str(error), error)
+    default_url, default_key = client_defaults()
     address = url or default_url
     key = key or default_key
     try:
@@ -89,8 +86,9 @@ def _client(address: str, key: str | None) -> httpx.Client:
     if key and not (key.isascii() and key.isprintable()):
         raise CommandError("the API key holds characters that no key has")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    parsed = httpx.URL(address)
-    try:  # as a connection will encode it
+    try:
+        parsed = httpx.URL(address)
+        # As a connection will encode it.
         parsed.raw_host.decode("ascii").encode("idna")
     except UnicodeError as error:
         raise CommandError(f"{address} is no address: {error}") from error

@@ -58,7 +58,7 @@ def archives(folder: Path) -> dict[str, bytes]:
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     for mode in ("w", "w:gz"):
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=buffer, mode=mode) as tar:
             for file in files:
                 tar.add(file, file.name)
         found[mode] = buffer.getvalue()

@@ -106,7 +106,7 @@ def test_a_painted_token_keeps_its_bytes(text: str) -> None:
     plain = Console(file=io.StringIO(), color_system=None)
     assert verbatim(frame, plain) == text
     for system in ("standard", "256", "truecolor"):
-        colours = Console(file=io.StringIO(), force_terminal=True, color_system=system)  # type: ignore[arg-type]
+        colours = Console(file=io.StringIO(), force_terminal=True, color_system=system)
         shown = verbatim(frame, colours)
         assert re.fullmatch(rf"\x1b\[[\d;]+m{re.escape(text)}\x1b\[0m", shown)
 
