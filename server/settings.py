@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from adapters_store.texts import is_utf8
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -32,6 +31,7 @@ from router_engine.config import (
 )
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.config import EncoderDType
+from server.utf8 import require_utf8
 
 PREFIX = "ADAPTERMIX_"
 
@@ -244,13 +244,7 @@ class Settings(BaseSettings):
         default="console", description="Shape of a log line."
     )
 
-    @field_validator("*")
-    @classmethod
-    def _is_utf8(cls, value: Any) -> Any:
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if isinstance(text, str) and not is_utf8(text):  # paths may be of any bytes
-            raise ValueError("is not UTF-8")
-        return value
+    _text = field_validator("*")(require_utf8)
 
     @field_validator("max_timeout")
     @classmethod
