@@ -26,6 +26,11 @@ class Foreign:
         self.got.clear()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: a client may go away as soon as it knows enough."""
+
+
 @contextmanager
 def foreign_server() -> Iterator[Foreign]:
     """One on a free port of loopback."""
@@ -47,7 +52,7 @@ def foreign_server() -> Iterator[Foreign]:
         def log_message(self, format: str, *args: object) -> None:
             """Nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), Handler) as server:
         Handler.told.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
