@@ -197,8 +197,7 @@ def texts(
         with opened([sent_texts(file)]) as parts:
             made = body_of(client.put(path, files=parts), AdapterReply)
     console.print(
-        f"[green]set[/] {made['num_texts']} texts of {made['name']}@{made['version']}, "
-        f"centroid {made['centroid']}"
+        f"[green]set[/] {made['num_texts']} texts of {_label(made)}, centroid {made['centroid']}"
     )
     print_warnings([made])
 
@@ -215,7 +214,7 @@ def alias(
     with connect(url, key) as client:
         path = adapter_path(name, "aliases", alias)
         made = body_of(client.put(path, json={"version": version}), AdapterReply)
-    console.print(f"[green]{escape(name)}@{escape(alias)}[/] is {made['name']}@{made['version']}")
+    console.print(f"[green]{escape(name)}@{escape(alias)}[/] is {_label(made)}")
 
 
 @app.command()
@@ -254,7 +253,9 @@ def unload(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None
     """Drop an adapter from device and host; it stays in the store."""
     with connect(url, key) as client:
         freed = body_of(client.post(adapter_path(name, "unload")), UnloadReply)
-    console.print(f"[green]unloaded[/] {freed['name']}, {size(freed['freed_bytes'])} are free")
+    console.print(
+        f"[green]unloaded[/] {escape(freed['name'])}, {size(freed['freed_bytes'])} are free"
+    )
 
 
 @app.command()
@@ -316,17 +317,21 @@ def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
     for adapter in adapters:
         residency = adapter.get("residency")
         table.add_row(
-            f"{adapter['name']}@{adapter['version']}",
-            " ".join(adapter["aliases"]),
+            _label(adapter),
+            escape(" ".join(adapter["aliases"])),
             " ".join(adapter["kinds"]),
             str(adapter["max_rank"]),
             size(adapter["size_bytes"]),
             "disk" if residency is None else _where(residency),
             f"{adapter['num_texts']}, {adapter['centroid']}" if adapter["num_texts"] else "none",
-            " ".join(adapter["tags"]),
+            escape(" ".join(adapter["tags"])),
             moment(adapter["created_at"]),
         )
     return table
+
+
+def _label(adapter: Mapping[str, Any]) -> str:
+    return escape(f"{adapter['name']}@{adapter['version']}")
 
 
 def _where(residency: Mapping[str, Any]) -> str:

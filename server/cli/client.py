@@ -206,7 +206,7 @@ def require_shape(value: Any, shape: type[BaseModel]) -> None:
     """Raises ForeignAnswerError where JSON lacks what a shape has; it may have more."""
     try:
         shape.model_validate_json(json.dumps(value), strict=True, extra="ignore")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ForeignAnswerError from error
 
 

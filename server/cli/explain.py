@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.color import ColorSystem
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -92,7 +93,9 @@ def legend(routing: Mapping[str, Any] | None) -> RenderableType:
     table.add_column("mean weight", justify="right")
     for index in order[:_ROWS]:
         share = f"{wins[index] / len(rows):.0%}"
-        table.add_row(Text("■", style_of(index)), names[index], share, f"{means[index]:.2f}")
+        table.add_row(
+            Text("■", style_of(index)), escape(names[index]), share, f"{means[index]:.2f}"
+        )
     if order[_ROWS:]:
         won = sum(wins[index] for index in order[_ROWS:])
         table.add_row("", f"{len(order) - _ROWS} others", f"{won / len(rows):.0%}", "")

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from server.cli.adapters import weighted
@@ -164,7 +165,7 @@ def _prompt(given: str) -> str:
 def weights_table(routing: Mapping[str, Any]) -> Table:
     """Weights at evenly spaced tokens, the first and the last among them."""
     weights = routing["weights"]
-    table = Table("token", *routing["adapters"])
+    table = Table("token", *map(escape, routing["adapters"]))
     step = max(1, -(-len(weights) // _ROWS))
     for index in sorted({*range(0, len(weights), step), *range(len(weights))[-1:]}):
         table.add_row(str(index), *(f"{weight:.3f}" for weight in weights[index]))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import httpx
 from pydantic import BaseModel
@@ -32,15 +32,14 @@ _Part = tuple[str, tuple[str, Any]]
 Sent = tuple[str, str, Path | bytes]
 """A part of a form: its field, its file's name, and where that is or what it holds."""
 
-Shape = TypeVar("Shape", bound=BaseModel)
-
 
 def publish_adapter(
     client: httpx.Client, source: Path, form: Mapping[str, Any], texts: Path | None = None
 ) -> None:
     """Upload an adapter and say what it became. Raises CommandError."""
     made = upload(client, "/admin/adapters", source, form, texts, AdapterReply)
-    console.print(f"[green]published[/] {made['name']}@{made['version']}  {made['digest']}")
+    label = escape(f"{made['name']}@{made['version']}  {made['digest']}")
+    console.print(f"[green]published[/] {label}")
     print_notes(made.get("notes", ()))
     print_warnings([made])
 
@@ -51,7 +50,7 @@ def upload(
     source: Path,
     form: Mapping[str, Any],
     texts: Path | None,
-    shape: type[Shape],
+    shape: type[BaseModel],
 ) -> Any:
     """Send files with a progress bar; the JSON of the answer, of a shape. Raises CommandError.
 

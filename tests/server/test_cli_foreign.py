@@ -157,6 +157,18 @@ def test_a_server_of_a_later_version_may_say_more(foreign: Foreign) -> None:
         assert json.loads(said.stdout) == listed
 
 
+def test_brackets_in_an_answer_are_text(foreign: Foreign, folders: dict[str, Path]) -> None:
+    odd = {"name": "[/x]", "digest": "[red]", "aliases": ["[/]"], "tags": ["[/y]"]}
+    adapter = ADAPTER_EXAMPLE | odd | {"warnings": ["[/z]"], "notes": ["[/n]"]}
+    commands = (("ls",), ("show", "a"), ("publish", str(folders["math"])), ("alias", "a", "b", "1"))
+    for command in commands:
+        answer = {"adapters": [adapter]} if command[0] in ("ls", "show") else adapter
+        foreign.answer(json.dumps(answer).encode())
+        result = run("adapters", *command, "--url", foreign.url)
+        assert result.exit_code == 0, result.output
+        assert "[/x]" in result.stdout
+
+
 def test_a_check_for_programs(foreign: Foreign, folders: dict[str, Path]) -> None:
     for loads in (True, False):
         report = CHECK_EXAMPLE | {"loads": loads}
