@@ -307,6 +307,10 @@ class AdapterStore:
         """Take a key out of force. Raises KeyNotFoundError."""
         return self._keys.revoke(key_id)
 
+    def discard_key(self, key_id: str) -> None:
+        """Forget a key whose secret nobody got. Raises KeyNotFoundError."""
+        self._keys.discard(key_id)
+
     def has_keys(self) -> bool:
         """Whether any key is in force."""
         return self._keys.exist()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -24,13 +24,27 @@ def http_client(url: str) -> aiohttp.ClientSession:
     """Waits as long as it takes, and opens as many connections as there are requests.
 
     Its parser is compiled: a client on the server's own machine takes as little of it as it can.
+    Raises BenchmarkError for an address that is none.
     """
+    if not url.startswith(("http://", "https://")):
+        raise BenchmarkError(f"{url!r} is no server's address: use http://HOST:PORT")
     return aiohttp.ClientSession(
         url,
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         read_bufsize=_LONGEST_LINE,
     )
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Raises BenchmarkError where nobody answers, or another server than was meant."""
+    try:
+        yield
+    except (aiohttp.ClientError, msgspec.DecodeError, UnicodeError) as error:
+        raise BenchmarkError(f"the server cannot be asked: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:  # of its JSON
+        raise BenchmarkError(f"the server's answer is of another shape: {error!r}") from error
 
 
 class Client(Protocol):
@@ -66,12 +80,13 @@ class GenerateClient:
             body["mixture"] = mixture
         arrivals: list[float] = []
         details: dict[str, Any] | None = None
-        async with aclosing(_events(self._http, "/generate", body)) as frames:
-            async for frame in frames:
-                arrivals.append(self._clock())
-                details = frame.get("details") or details
-        _check_length(len(arrivals) if details else 0, job)
-        prompt_tokens = details["prompt_tokens"] if details else 0
+        with _understood():
+            async with aclosing(_events(self._http, "/generate", body)) as frames:
+                async for frame in frames:
+                    arrivals.append(self._clock())
+                    details = frame.get("details") or details
+            _check_length(len(arrivals) if details else 0, job)
+            prompt_tokens = details["prompt_tokens"] if details else 0
         return Sample(sent, tuple(arrivals), self._clock(), prompt_tokens, len(arrivals))
 
 
@@ -89,15 +104,16 @@ class OpenAIClient:
         """See `Client`. An event may bring several tokens: then its gap is that of all of them."""
         arrivals: list[float] = []
         usage: dict[str, Any] = {}
-        async with aclosing(_events(self._http, "/v1/completions", self._body(job))) as frames:
-            async for frame in frames:
-                usage = frame.get("usage") or usage
-                if any(choice["text"] or _goes_on(choice) for choice in frame["choices"]):
-                    arrivals.append(self._clock())
-        done = self._clock()
-        if "completion_tokens" not in usage:
-            raise BenchmarkError("the server sent no usage: it must know stream_options")
-        _check_length(usage["completion_tokens"], job)
+        with _understood():
+            async with aclosing(_events(self._http, "/v1/completions", self._body(job))) as frames:
+                async for frame in frames:
+                    usage = frame.get("usage") or usage
+                    if any(choice["text"] or _goes_on(choice) for choice in frame["choices"]):
+                        arrivals.append(self._clock())
+            done = self._clock()
+            if not usage.keys() >= {"completion_tokens", "prompt_tokens"}:
+                raise BenchmarkError("the server sent no usage: it must know stream_options")
+            _check_length(usage["completion_tokens"], job)
         times = tuple(arrivals) or (done,)
         return Sample(sent, times, done, usage["prompt_tokens"], usage["completion_tokens"])
 

@@ -97,11 +97,16 @@ def http_process(
 
 
 def info(url: str) -> dict[str, Any]:
-    """What an AdapterMix server says that it serves."""
-    answer = httpx.get(f"{url}/info", timeout=600, trust_env=False)
-    if answer.status_code != httpx.codes.OK:
-        raise BenchmarkError(f"{url}/info answered {answer.status_code}: {answer.text}")
-    known: dict[str, Any] = answer.json()
+    """What an AdapterMix server says that it serves. Raises BenchmarkError where none answers."""
+    try:
+        answer = httpx.get(f"{url}/info", timeout=600, trust_env=False)
+        if answer.status_code != httpx.codes.OK:
+            raise BenchmarkError(f"{url}/info answered {answer.status_code}: {answer.text[:200]}")
+        known = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # a host or JSON that is none
+        raise BenchmarkError(f"{url}: {error}") from error
+    if not isinstance(known, dict) or not isinstance(known.get("model_id"), str):
+        raise BenchmarkError(f"{url} does not answer as AdapterMix does: is it another server's?")
     return known
 
 

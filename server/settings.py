@@ -31,6 +31,7 @@ from router_engine.config import (
 )
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.config import EncoderDType
+from server.utf8 import require_utf8
 
 PREFIX = "ADAPTERMIX_"
 
@@ -246,6 +247,8 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="Shape of a log line."
     )
+
+    _text = field_validator("*")(require_utf8)
 
     @field_validator("max_timeout")
     @classmethod

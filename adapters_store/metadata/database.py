@@ -39,7 +39,8 @@ _WRITE = "adaptermix_write"
 _WRITER_LOCK = 0x61646D78  # any number: names our advisory lock in a shared PostgreSQL
 _COUNT = select(CHANGES.c.count)
 _COUNT_ONE_MORE = update(CHANGES).values(count=CHANGES.c.count + 1)
-_AT_START = (SQLAlchemyError, CommandError, ImportError)  # a bad URL, another version, no driver
+_AT_START = (SQLAlchemyError, CommandError, ImportError, UnicodeError)
+# A bad URL, another version, no driver, a host that is none.
 Value = TypeVar("Value")
 
 
@@ -166,6 +167,8 @@ def _parse(url: str | Path) -> URL:
         parsed = make_url(url)
     except ArgumentError as error:
         raise StoreError(f"database URL: {error}") from error
+    except ValueError as error:  # of what stands for the port
+        raise StoreError(f"database URL: the port is no number ({error})") from error
     if parsed.drivername in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):

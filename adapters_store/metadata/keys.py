@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any, get_args
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from adapters_store.errors import KeyNotFoundError, StoreError
 from adapters_store.metadata.database import Database
@@ -69,6 +69,12 @@ class ApiKeys:
         if row is None:
             raise KeyNotFoundError(key_id)
         return _key(row)
+
+    def discard(self, key_id: str) -> None:
+        """As if the key had never been made. Raises KeyNotFoundError."""
+        gone = delete(API_KEYS).where(API_KEYS.c.id == key_id)
+        if not self._database.writing(lambda connection: connection.execute(gone).rowcount):
+            raise KeyNotFoundError(key_id)
 
     def exist(self) -> bool:
         """Whether any key is in force."""

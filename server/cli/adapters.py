@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,30 @@ from server.cli.client import (
     body_of,
     connect,
     console,
+    moment,
     size,
     write_json,
     write_text,
 )
-from server.cli.uploading import opened, print_notes, print_warnings, publish_adapter, upload
+from server.cli.uploading import (
+    opened,
+    print_notes,
+    print_warnings,
+    publish_adapter,
+    sent_texts,
+    stem_of,
+    upload,
+)
+from server.schemas.adapters import (
+    AdapterList,
+    AdapterReply,
+    CheckReply,
+    DeletedReply,
+    MergedReply,
+    ResidencyReply,
+    TextsReply,
+    UnloadReply,
+)
 
 app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
 app.add_typer(importing.app, name="import")
@@ -76,25 +95,34 @@ def check(
     name: NameOption = None,
     texts: TextsOption = None,
     tags: TagsOption = None,
+    as_json: JsonOption = False,
     url: UrlOption = None,
     key: KeyOption = None,
 ) -> None:
     """Say whether an adapter would load and what it would cost; store nothing."""
     with connect(url, key) as client:
         form = _form(source, name, tags)
-        report = upload(client, "/admin/adapters/check", source, form, texts)
+        report = upload(client, "/admin/adapters/check", source, form, texts, CheckReply)
+    if as_json:
+        write_json(report)
+    else:
+        _print_report(report)
+    if not report["loads"]:
+        raise typer.Exit(1)
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
     for problem in report["problems"]:
         where, message = escape(problem["where"]), escape(problem["message"])
         console.print(f"[red]{where}[/]: {message}", soft_wrap=True)
     for key_name in report["unknown_keys"]:
         console.print(f"[yellow]unknown key[/]: {escape(key_name)}", soft_wrap=True)
     print_notes(report["notes"])
-    if not report["loads"]:
-        raise typer.Exit(1)
-    console.print(
-        f"[green]would load[/]: rank {report['max_rank']}, {report['rank_rows']} rank rows, "
-        f"{size(report['device_bytes'])} on the device"
-    )
+    if report["loads"]:
+        console.print(
+            f"[green]would load[/]: rank {report['max_rank']}, {report['rank_rows']} rank rows, "
+            f"{size(report['device_bytes'])} on the device"
+        )
 
 
 @app.command("ls")
@@ -107,7 +135,7 @@ def list_adapters(
     """List every version of every adapter."""
     with connect(url, key) as client:
         params = {} if tag is None else {"tag": tag}
-        found = body_of(client.get("/admin/adapters", params=params))["adapters"]
+        found = body_of(client.get("/admin/adapters", params=params), AdapterList)["adapters"]
     if as_json:
         write_json(found)
         return
@@ -124,7 +152,7 @@ def show(
 ) -> None:
     """Show every version of a name, or the one that is meant."""
     with connect(url, key) as client:
-        found = body_of(client.get(adapter_path(name)))["adapters"]
+        found = body_of(client.get(adapter_path(name)), AdapterList)["adapters"]
     if as_json:
         write_json(found)
         return
@@ -145,8 +173,8 @@ def remove(
     """Delete one version, or all versions of a bare name."""
     with connect(url, key) as client:
         params = {"force": str(force).lower()}
-        gone = body_of(client.delete(adapter_path(name), params=params))["deleted"]
-    console.print(f"[green]deleted[/] {', '.join(gone)}")
+        gone = body_of(client.delete(adapter_path(name), params=params), DeletedReply)["deleted"]
+    console.print(f"[green]deleted[/] {escape(', '.join(gone))}")
 
 
 @app.command()
@@ -163,14 +191,13 @@ def texts(
     path = adapter_path(name, "texts")
     with connect(url, key) as client:
         if file is None:
-            for text in body_of(client.get(path))["texts"]:
+            for text in body_of(client.get(path), TextsReply)["texts"]:
                 write_text(json.dumps(text) + "\n")
             return
-        with opened([("texts", file.name, file)]) as parts:
-            made = body_of(client.put(path, files=parts))
+        with opened([sent_texts(file)]) as parts:
+            made = body_of(client.put(path, files=parts), AdapterReply)
     console.print(
-        f"[green]set[/] {made['num_texts']} texts of {made['name']}@{made['version']}, "
-        f"centroid {made['centroid']}"
+        f"[green]set[/] {made['num_texts']} texts of {_label(made)}, centroid {made['centroid']}"
     )
     print_warnings([made])
 
@@ -186,8 +213,8 @@ def alias(
     """Point an alias at a version."""
     with connect(url, key) as client:
         path = adapter_path(name, "aliases", alias)
-        made = body_of(client.put(path, json={"version": version}))
-    console.print(f"[green]{escape(name)}@{escape(alias)}[/] is {made['name']}@{made['version']}")
+        made = body_of(client.put(path, json={"version": version}), AdapterReply)
+    console.print(f"[green]{escape(name)}@{escape(alias)}[/] is {_label(made)}")
 
 
 @app.command()
@@ -199,8 +226,9 @@ def unalias(
 ) -> None:
     """Remove an alias."""
     with connect(url, key) as client:
-        gone = body_of(client.delete(adapter_path(name, "aliases", alias)))["deleted"]
-    console.print(f"[green]removed[/] {', '.join(gone)}")
+        answer = client.delete(adapter_path(name, "aliases", alias))
+        gone = body_of(answer, DeletedReply)["deleted"]
+    console.print(f"[green]removed[/] {escape(', '.join(gone))}")
 
 
 @app.command()
@@ -224,8 +252,10 @@ def pin(
 def unload(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
     """Drop an adapter from device and host; it stays in the store."""
     with connect(url, key) as client:
-        freed = body_of(client.post(adapter_path(name, "unload")))
-    console.print(f"[green]unloaded[/] {freed['name']}, {size(freed['freed_bytes'])} are free")
+        freed = body_of(client.post(adapter_path(name, "unload")), UnloadReply)
+    console.print(
+        f"[green]unloaded[/] {escape(freed['name'])}, {size(freed['freed_bytes'])} are free"
+    )
 
 
 @app.command()
@@ -245,56 +275,63 @@ def merge(
     with connect(url, key) as client:
         if adapters:
             body = {"adapters": [weighted(text) for text in adapters]}
-            state = body_of(client.put("/admin/merged", json=body))
+            answer = client.put("/admin/merged", json=body)
         else:
-            state = body_of(client.request("DELETE" if off else "GET", "/admin/merged"))
+            answer = client.request("DELETE" if off else "GET", "/admin/merged")
+        state = body_of(answer, MergedReply)
     if as_json:
         write_json(state)
         return
-    pairs = zip(state["adapters"], state["weights"], strict=True)
+    pairs = zip(state["adapters"], state["weights"], strict=False)
     told = " + ".join(f"{weight:g} {escape(name)}" for name, weight in pairs)
     console.print(f"[green]merged[/]: {told or 'nothing, the base is as it was'}")
 
 
 def weighted(text: str) -> dict[str, Any]:
     """An adapter of a mixture, from NAME or NAME=WEIGHT. Raises typer.BadParameter."""
-    name, separator, weight = text.partition("=")
+    name, separator, given = text.partition("=")
     try:
-        return {"name": name, "weight": float(weight) if separator else 1.0}
+        weight = float(given) if separator else 1.0
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}: use NAME=0.7") from error
+    if not isfinite(weight):
+        raise typer.BadParameter(f"{text!r}: the weight must be finite; use NAME=0.7")
+    return {"name": name, "weight": weight}
 
 
 def _move(
     name: str, action: str, body: Mapping[str, Any] | None, url: str | None, key: str | None
 ) -> None:
     with connect(url, key) as client:
-        where = body_of(client.post(adapter_path(name, action), json=body))
+        where = body_of(client.post(adapter_path(name, action), json=body), ResidencyReply)
     console.print(f"[green]{escape(name)}[/] is on {_where(where)}")
 
 
 def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:
-    stem = source.name if source.is_dir() else source.name.split(".")[0]
-    return {"name": name or stem or source.resolve().name, "tags": tags or []}
+    return {"name": stem_of(source) if name is None else name, "tags": tags or []}
 
 
 def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
     name = Column("adapter", no_wrap=True)  # whole, whatever else must shrink
     table = Table(name, "aliases", "kinds", "rank", "size", "where", "texts", "tags", "published")
     for adapter in adapters:
-        residency = adapter["residency"]
+        residency = adapter.get("residency")
         table.add_row(
-            f"{adapter['name']}@{adapter['version']}",
-            " ".join(adapter["aliases"]),
+            _label(adapter),
+            escape(" ".join(adapter["aliases"])),
             " ".join(adapter["kinds"]),
             str(adapter["max_rank"]),
             size(adapter["size_bytes"]),
             "disk" if residency is None else _where(residency),
             f"{adapter['num_texts']}, {adapter['centroid']}" if adapter["num_texts"] else "none",
-            " ".join(adapter["tags"]),
-            f"{datetime.fromtimestamp(adapter['created_at']):%Y-%m-%d %H:%M}",
+            escape(" ".join(adapter["tags"])),
+            moment(adapter["created_at"]),
         )
     return table
+
+
+def _label(adapter: Mapping[str, Any]) -> str:
+    return escape(f"{adapter['name']}@{adapter['version']}")
 
 
 def _where(residency: Mapping[str, Any]) -> str:
@@ -303,7 +340,7 @@ def _where(residency: Mapping[str, Any]) -> str:
 
 def _shown(field: str, value: Any) -> str:
     if field == "created_at":
-        return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M:%S}"
+        return moment(value, "%Y-%m-%d %H:%M:%S")
     if field == "size_bytes":
         return size(value)
     if field == "residency":

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import httpx
 import typer
+from pydantic import BaseModel
 from rich.console import Console, ConsoleDimensions
-from rich.markup import escape
+from rich.text import Text
 
-from server.settings import CLIENT_KEY, CLIENT_URL, client_defaults, is_loopback
+from server.settings import CLIENT_KEY, CLIENT_URL, client_defaults
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 
@@ -28,14 +32,14 @@ class _Output(Console):
     def size(self) -> ConsoleDimensions:
         """See Console."""
         size = super().size
-        return size if self.is_terminal else ConsoleDimensions(_PIPED, size.height)
+        return size if self.file.isatty() else ConsoleDimensions(_PIPED, size.height)
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
         self._width, self._height = new_size
 
 
-console = _Output()
+console = _Output(highlight=False)  # a digest is one piece
 errors = Console(stderr=True)
 
 UrlOption = Annotated[
@@ -50,6 +54,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.
 
 class CommandError(Exception):
     """Something that the user is told in one line; the exit status is 1."""
+
+
+class ForeignAnswerError(Exception):
+    """What answers is another program than AdapterMix."""
 
 
 @contextmanager
@@ -68,6 +76,8 @@ def connect(url: str | None, key: str | None) -> Iterator[httpx.Client]:
         fail(f"no server at {address}: start one with `adaptermix serve`, or use --url", error)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(f"{address}: {error or type(error).__name__}", error)
+    except ForeignAnswerError as error:
+        fail(f"{address} does not answer as AdapterMix does: is it another server's?", error)
     except CommandError as error:
         fail(str(error), error)
 
@@ -76,13 +86,38 @@ def _client(address: str, key: str | None) -> httpx.Client:
     if key and not (key.isascii() and key.isprintable()):
         raise CommandError("the API key holds characters that no key has")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    is_near = is_loopback(httpx.URL(address).host)
+    try:
+        parsed = httpx.URL(address)
+        # As a connection will encode it.
+        parsed.raw_host.decode("ascii").encode("idna")
+    except UnicodeError as error:
+        raise CommandError(f"{address} is no address: {error}") from error
+    is_near = is_this_machine(parsed.host)
     try:
         return httpx.Client(
             base_url=address, headers=headers, timeout=TIMEOUT, trust_env=not is_near
         )
     except (ImportError, ValueError) as error:  # of a proxy's scheme
         raise CommandError(f"a proxy that the environment names cannot be used: {error}") from error
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a client that connects to a host, as a URL has it, comes out on this machine.
+
+    Wider than what a server may take for itself: 127.1, 0.0.0.0 and *.localhost mean it too.
+    """
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        try:  # short forms, such as 127.1 and 0x7f000001
+            address = ipaddress.IPv4Address(socket.inet_aton(name))
+        except (OSError, UnicodeError):
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def adapter_path(reference: str, *parts: str) -> str:
@@ -94,13 +129,14 @@ def events(response: httpx.Response) -> Iterator[Any]:
     """The JSON of each server-sent event.
 
     A line ends at a line feed and nowhere else: JSON may hold what else Python ends lines at.
+    Raises ForeignAnswerError where one is no JSON.
     """
     waiting = b""
     for chunk in response.iter_bytes():
         *lines, waiting = (waiting + chunk).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
-                yield json.loads(line.removeprefix(b"data:"))
+                yield _json(line.removeprefix(b"data:"))
 
 
 def write_text(text: str) -> None:
@@ -120,8 +156,26 @@ def write_json(value: Any) -> None:
 
 
 def print_error(message: object) -> None:
-    """One line on standard error; brackets in the message are text, not markup."""
-    errors.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+    """One line on standard error.
+
+    What is no character to be seen, such as a terminal's escape, is shown by its number.
+    """
+    line = "".join(map(_seen, str(message).strip()))
+    errors.print(Text.assemble(("error:", "red"), f" {line}"), soft_wrap=True)
+
+
+def _seen(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
+def reason(error: Exception) -> str:
+    """What an error of the system or of an encoding says, with the file that it is about."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*named, error.strerror])
 
 
 def fail(message: str, cause: Exception) -> NoReturn:
@@ -138,16 +192,47 @@ def check(response: httpx.Response) -> httpx.Response:
     raise CommandError(_message(response))
 
 
-def body_of(response: httpx.Response) -> Any:
-    """The JSON of a successful response."""
-    return check(response).json()
+def body_of(response: httpx.Response, shape: type[BaseModel]) -> Any:
+    """The JSON of a successful response, which has at least the fields of a shape.
+
+    Raises CommandError where it is no success, ForeignAnswerError where its shape is another.
+    """
+    value = _json(check(response).content)
+    require_shape(value, shape)
+    return value
+
+
+def require_shape(value: Any, shape: type[BaseModel]) -> None:
+    """Raises ForeignAnswerError where JSON lacks what a shape has; it may have more."""
+    try:
+        shape.model_validate_json(json.dumps(value), strict=True, extra="ignore")
+    except (ValueError, RecursionError) as error:
+        raise ForeignAnswerError from error
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8 too
+        raise ForeignAnswerError from error
 
 
 def _message(response: httpx.Response) -> str:
     try:
-        return str(response.json()["error"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return f"the server answered {response.status_code}: {response.text[:200]}"
+        message = _json(response.content)["error"]
+    except (ForeignAnswerError, LookupError, TypeError):
+        message = None
+    if isinstance(message, str):
+        return message
+    return f"the server answered {response.status_code}: {response.text[:200]}"
+
+
+def moment(seconds: float, form: str = "%Y-%m-%d %H:%M") -> str:
+    """A time for people, of seconds since 1970; the number where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
 
 
 def size(number: int) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.color import ColorSystem
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,12 @@ from server.weights import strongest
 PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
 _TURNS = ("", "underline ", "reverse ")  # when there are more adapters than colours
 _ROWS = 12  # of the legend
+_SYSTEMS = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+    "windows": ColorSystem.WINDOWS,
+}
 
 
 def style_of(adapter: int | None) -> str:
@@ -35,6 +43,15 @@ def painted(frame: Mapping[str, Any]) -> Text:
     if winner is not None and 2 * abs(weights[winner]) > sum(map(abs, weights)):
         style = f"bold {style}"
     return Text(frame["token"]["text"], style=style)
+
+
+def verbatim(frame: Mapping[str, Any], console: Console) -> str:
+    """A painted token byte for byte, between escape codes where the console shows colours."""
+    style = console.get_style(painted(frame).style)
+    if console.no_color:
+        style = style.without_color
+    system = _SYSTEMS.get(console.color_system or "")
+    return style.render(frame["token"]["text"], color_system=system)
 
 
 def silence(routing: Mapping[str, Any] | None) -> str | None:
@@ -76,7 +93,9 @@ def legend(routing: Mapping[str, Any] | None) -> RenderableType:
     table.add_column("mean weight", justify="right")
     for index in order[:_ROWS]:
         share = f"{wins[index] / len(rows):.0%}"
-        table.add_row(Text("■", style_of(index)), names[index], share, f"{means[index]:.2f}")
+        table.add_row(
+            Text("■", style_of(index)), escape(names[index]), share, f"{means[index]:.2f}"
+        )
     if order[_ROWS:]:
         won = sum(wins[index] for index in order[_ROWS:])
         table.add_row("", f"{len(order) - _ROWS} others", f"{won / len(rows):.0%}", "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,13 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from server.cli.adapters import weighted
 from server.cli.client import (
     CommandError,
+    ForeignAnswerError,
     KeyOption,
     UrlOption,
     check,
@@ -26,10 +27,13 @@ from server.cli.client import (
     console,
     errors,
     events,
+    reason,
+    require_shape,
     write_text,
 )
-from server.cli.explain import legend, painted, silence
+from server.cli.explain import legend, silence, verbatim
 from server.cli.options import command_with
+from server.schemas.generate import StreamFrame
 
 _ROWS = 12  # of the weights table
 
@@ -148,18 +152,20 @@ def body_of(options: Options) -> dict[str, Any]:
 
 
 def _prompt(given: str) -> str:
-    # Bytes that the locale cannot read come as halves of surrogate pairs, in an argument.
-    read = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
+    if given != "-":
+        return given
     try:
-        return read.decode()
+        return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"the prompt is not UTF-8: {error}") from error
+    except OSError as error:
+        raise typer.BadParameter(f"standard input cannot be read: {reason(error)}") from error
 
 
 def weights_table(routing: Mapping[str, Any]) -> Table:
     """Weights at evenly spaced tokens, the first and the last among them."""
     weights = routing["weights"]
-    table = Table("token", *routing["adapters"])
+    table = Table("token", *map(escape, routing["adapters"]))
     step = max(1, -(-len(weights) // _ROWS))
     for index in sorted({*range(0, len(weights), step), *range(len(weights))[-1:]}):
         table.add_row(str(index), *(f"{weight:.3f}" for weight in weights[index]))
@@ -188,7 +194,7 @@ def _router(name: str, options: Options) -> dict[str, Any]:
         key, separator, value = text.partition("=")
         if not separator:
             raise typer.BadParameter(f"--router-option {text!r}: use KEY=VALUE")
-        spec[key] = _json_or_text(value)
+        spec[key] = _json_or_text(text, value)
     return spec
 
 
@@ -197,21 +203,29 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stream(client: httpx.Client, body: Mapping[str, Any], *, in_colour: bool) -> Streamed:
-    """Print tokens as they come."""
+    """Print tokens as they come. Raises CommandError where the last event does not come."""
     streamed = Streamed()
     with client.stream("POST", "/generate_stream", json=body) as response:
-        for frame in events(check(response)):
-            if "error" in frame:
-                raise CommandError(frame["error"])
-            text = frame["token"]["text"]
-            if in_colour:
-                console.print(painted(frame), end="", markup=False, highlight=False)
-            else:
-                write_text(text)
-            streamed.texts.append(text)
-            streamed.details = frame["details"] or streamed.details
+        for frame in _frames(response):
+            write_text(verbatim(frame, console) if in_colour else frame["token"]["text"])
+            streamed.texts.append(frame["token"]["text"])
+            streamed.details = frame.get("details") or streamed.details
+    if not streamed.details:
+        raise CommandError("the answer is cut: the server ended it without its last event")
     write_text("\n")
     return streamed
+
+
+def _frames(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
+    """The events of an answer. Raises CommandError where one says that it failed."""
+    kind = check(response).headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "text/event-stream":
+        raise ForeignAnswerError
+    for frame in events(response):
+        if isinstance(frame, dict) and isinstance(frame.get("error"), str):
+            raise CommandError(frame["error"])
+        require_shape(frame, StreamFrame)
+        yield frame
 
 
 def _check_picture(option: str, path: Path | None) -> None:
@@ -260,8 +274,22 @@ def _written(option: str, path: Path) -> Iterator[None]:
     errors.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
-def _json_or_text(text: str) -> Any:
+def _json_or_text(option: str, text: str) -> Any:
+    """A value as JSON, or as the text that it is.
+
+    Raises typer.BadParameter for what cannot be sent: numbers that JSON lacks or Python does not
+    read, and nesting without end.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except json.JSONDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        told = f"{option[:80]!r}{'...' if option[80:] else ''}"
+        raise typer.BadParameter(f"--router-option {told}: {error}") from error
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")

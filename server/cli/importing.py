@@ -11,12 +11,22 @@ import typer
 from rich.markup import escape
 
 from adapters_store.errors import InvalidAdapterError
+from adapters_store.preparing import name_problems
 from server.cli.client import KeyOption, UrlOption, connect, console, print_error
 from server.cli.uploading import publish_adapter
 
+
+def _check_name(name: str | None) -> str | None:
+    """Before the work is done."""
+    for problem in () if name is None else name_problems("name", [name]):
+        raise typer.BadParameter(problem.message)
+    return name
+
+
 OutOption = Annotated[Path, typer.Option(help="Adapter folder to write; new or empty.")]
 NameOption = Annotated[
-    str | None, typer.Option(help="Publish it to a running server too, under this name.")
+    str | None,
+    typer.Option(help="Publish it to a running server too, under this name.", callback=_check_name),
 ]
 
 app = typer.Typer(no_args_is_help=True)

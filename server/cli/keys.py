@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from server.cli.client import JsonOption, console, errors, fail, write_json, write_text
+from server.cli.client import JsonOption, console, errors, fail, moment, write_json, write_text
 from server.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -47,13 +46,17 @@ def create(
     store: StoreOption = None,
     database_url: UrlOption = None,
 ) -> None:
-    """Make a key. Its secret is printed now and never again."""
+    """Make a key. Its secret is printed now and never again; where it can't be, none is made."""
     with _opened(cache, store, database_url) as opened:
         key, secret = opened.create_key(label, kind.value)
-    errors.print(
-        f"[green]made[/] {key.kind} key {key.id} for {escape(key.label)}; keep the secret:"
-    )
-    write_text(f"{secret}\n")
+        try:
+            errors.print(
+                f"[green]made[/] {key.kind} key {key.id} for {escape(key.label)}; keep the secret:"
+            )
+            write_text(f"{secret}\n")
+        except BaseException:  # whoever was to read it has gone, or has no room
+            opened.discard_key(key.id)
+            raise
 
 
 @app.command("ls")
@@ -117,4 +120,4 @@ def _opened(
 
 
 def _day(seconds: float | None) -> str:
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+    return "" if seconds is None else moment(seconds)

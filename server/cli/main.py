@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
-from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 from server.cli import adapters, bench, doctor, evaluate, generate, keys, pull, serve, train
+from server.cli.process import check_arguments, prepare_streams, speak_utf8, told_in_a_line
 
 app = typer.Typer(
     name="adaptermix",
@@ -40,14 +39,15 @@ def program(
 
 for part in (serve, pull, doctor, train, bench, evaluate, adapters, generate, keys):
     part.register(app)
+check_arguments(app)
 
 
 def run() -> None:
     """Entry point of the console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a locale that lacks a character shows its number
-            stream.reconfigure(errors="backslashreplace")
-    app()
+    speak_utf8()
+    prepare_streams()
+    with told_in_a_line():
+        app()
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
 from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
 from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
-from server.text_states import TextState
+
+if TYPE_CHECKING:
+    from server.text_states import TextState
 
 AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]
 

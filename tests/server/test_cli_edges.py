@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,15 +22,18 @@ ODD = "a\x85b\u2028c\td\r\ne\x0bf\x1cg \x00h"
 
 
 def adaptermix(
-    *arguments: str, environment: Mapping[str, str] | None = None, stdin: bytes = b""
+    *arguments: str | bytes,
+    environment: Mapping[Any, Any] | None = None,
+    stdin: bytes = b"",
+    shell: str = "",
 ) -> subprocess.CompletedProcess[bytes]:
+    """`shell`: what a shell does with the program's streams, such as `>&-`."""
     clean = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
+    program: list[Any] = [sys.executable, "-m", "server.cli.main", *arguments]
+    if shell:
+        program = ["bash", "-c", f'exec "$0" "$@" {shell}', *program]
     return subprocess.run(
-        [sys.executable, "-m", "server.cli.main", *arguments],
-        input=stdin,
-        capture_output=True,
-        env=clean | dict(environment or {}),
-        check=False,
+        program, input=stdin, capture_output=True, env=clean | dict(environment or {}), check=False
     )
 
 
@@ -133,10 +137,11 @@ def test_the_version() -> None:
 
 def test_a_digest_is_whole_in_a_pipe(bare: Live, folders: dict[str, Path]) -> None:
     at = ("--url", bare.url)
-    narrow = {"COLUMNS": "40"}
+    narrow = {"COLUMNS": "40", "FORCE_COLOR": "1"}
     done = adaptermix("adapters", "publish", str(folders["math"]), *at, environment=narrow)
     assert done.returncode == 0, done.stderr
-    (digest,) = [word for word in done.stdout.decode().split() if word.startswith("sha256:")]
+    (digest,) = re.findall(r"sha256:[0-9a-f]*", done.stdout.decode())
+    assert len(digest) == len("sha256:") + 64
     (listed,) = json.loads(adaptermix("adapters", "show", "math", "--json", *at).stdout)
     assert listed["digest"] == digest
     assert digest in adaptermix("adapters", "show", "math", *at, environment=narrow).stdout.decode()

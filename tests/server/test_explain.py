@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from rich.console import Console
 
-from server.cli.explain import PALETTE, legend, painted, silence, style_of
+from server.cli.explain import PALETTE, legend, painted, silence, style_of, verbatim
 from server.cli.heatmap import write_heatmap
 from tests.server.live import Live
 from tests.server.test_cli import ok, printable, run
@@ -94,6 +95,28 @@ def test_a_terminal_gets_each_token_in_the_colour_of_its_strongest_adapter(live:
     assert coloured(done.stdout) == expected
     assert {colour for colour, _ in expected} == {PALETTE[0], PALETTE[1], None}
     assert {colour for colour, _ in coloured(done.stderr)} == {PALETTE[0], PALETTE[1], None}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\tb", "a\rb", "a\x1b[1mb", "\n", "  ", "a\n\n", "a\x85b", "x" * 20_000, "a\x00\x08[b]"],
+)
+def test_a_painted_token_keeps_its_bytes(text: str) -> None:
+    frame = {"token": {"text": text}, "routing": {"weights": [1.0, 0.0]}}
+    plain = Console(file=io.StringIO(), color_system=None)
+    assert verbatim(frame, plain) == text
+    for system in ("standard", "256", "truecolor"):
+        colours = Console(file=io.StringIO(), force_terminal=True, color_system=system)
+        shown = verbatim(frame, colours)
+        assert re.fullmatch(rf"\x1b\[[\d;]+m{re.escape(text)}\x1b\[0m", shown)
+
+
+def test_a_pipe_gets_the_answer_byte_for_byte(live: Live) -> None:
+    answer = live.answer(parameters={"max_new_tokens": 24, "temperature": 2.0, "seed": 5})
+    command = [sys.executable, "-m", "server.cli.main", "generate", "hello", "-n", "24"]
+    more = ["--temperature", "2", "--seed", "5", "--explain", "--url", live.url]
+    done = subprocess.run([*command, *more], capture_output=True, check=True)
+    assert done.stdout == answer["generated_text"].encode() + b"\n"
 
 
 def test_the_legend_counts_tokens_and_averages_weights() -> None:
