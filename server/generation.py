@@ -27,7 +27,7 @@ from server.threads import BodyThreads
 from server.tokenization import Tokenization
 
 _SHORT = 4096  # characters, which are read in less time than another thread takes to begin
-_FEW = 64  # tokens, whose JSON is written in less time than that
+_FEW = 64  # tokens of one adapter, whose JSON is written in less time than that
 Value = TypeVar("Value")
 EndReason = Literal["length", "eos_token", "stop_sequence"]
 _ENDS: dict[FinishReason, EndReason] = {
@@ -126,8 +126,8 @@ class Generation:
 
     async def write(self, work: Callable[[], Value], completions: Sequence[Completion]) -> Value:
         """What `work` makes of answers, off the event loop where they are long."""
-        pieces = sum(len(completion.pieces) for completion in completions)
-        return work() if pieces < _FEW else await self._bodies.writing.run(work)
+        weights = sum(len(one.pieces) * max(1, len(one.plan.digests)) for one in completions)
+        return work() if weights < _FEW else await self._bodies.writing.run(work)
 
     async def read(self, work: Callable[[], Value], characters: int) -> Value:
         """What `work` makes of a body, off the event loop where it has many characters to read."""

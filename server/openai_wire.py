@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal
 
 from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
@@ -90,8 +90,8 @@ def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
     if not prompt:
         raise InputError("prompt", "[]", "give at least one prompt")
     if isinstance(prompt[0], int):
-        return [cast("list[int]", prompt)]
-    return cast("list[str] | list[list[int]]", prompt)
+        return [prompt]
+    return prompt
 
 
 def read_prompt(prompt: str | Sequence[int], generation: Generation) -> tuple[tuple[int, ...], str]:
