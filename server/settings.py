@@ -188,8 +188,8 @@ class Settings(BaseSettings):
         gt=0,
         le=_DAY,
         allow_inf_nan=False,
-        description="Seconds that a database is waited for that is locked or away; then what needs "
-        "it gets 503.",
+        description="Seconds that a database is waited for that is locked, away or hangs; then "
+        "what needs it gets 503.",
     )
     routing_patience: float = Field(
         default=60.0,
