@@ -200,15 +200,18 @@ def answer_of(connection: socket.socket) -> httpx.Response:
         return httpx.Response(response.status, headers=headers, content=response.read())
 
 
-def test_a_start_can_be_cut_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM)])
+def test_a_start_can_be_cut_short(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
     with started(tmp_path) as (process, log):
         wait_for(lambda: bool(children(process, b"engine_main")))
         (engine,) = children(process, b"engine_main")
-        os.kill(engine, signal.SIGSTOP)  # it would load for ever
         handle = os.pidfd_open(engine)
-        process.send_signal(signal.SIGTERM)
+        if len(signals) == 1:
+            os.kill(engine, signal.SIGSTOP)  # it would load for ever
+        for one in signals:
+            process.send_signal(one)
         assert process.wait(HANG_SECONDS) == 0
-        ended, _, _ = select.select([handle], [], [], 0)
+        ended, _, _ = select.select([handle], [], [], HANG_SECONDS)
         os.close(handle)
         assert ended == [handle]
     assert "Traceback" not in log.read_text()
