@@ -96,8 +96,10 @@ class _Server(uvicorn.Server):
         # Here and not in the lifespan: an error is told in one line, not in a traceback.
         try:
             await self._starting
-        except (asyncio.CancelledError, *_EXPECTED) as error:
-            if not self._is_stopping:
+        except (asyncio.CancelledError, Exception) as error:
+            if not self._is_stopping:  # else it is of the end that was asked for
+                if not isinstance(error, _EXPECTED):
+                    raise
                 _print_error(self._console, error)
                 raise SystemExit(1) from error
         else:
@@ -187,7 +189,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return made
 
 
-def _print_error(console: Console, error: BaseException) -> None:
+def _print_error(console: Console, error: Exception) -> None:
     console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
 
 

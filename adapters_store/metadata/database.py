@@ -47,9 +47,8 @@ class Database:
     One writer at a time keeps "look, then write" true without retries; writes are rare and short.
 
     A database that is locked or away is waited for, and what it cut off is begun again, for
-    `patience` seconds altogether; then StoreUnavailableError is raised. One that hangs in the
-    middle of it is given up after a little more. StoreFullError and
-    StoreBrokenError are raised at once.
+    `patience` seconds altogether; then StoreUnavailableError is raised. One that hangs is given up
+    after about as long. StoreFullError and StoreBrokenError are raised at once.
     """
 
     def __init__(self, url: str | Path, patience: float = DEFAULT_PATIENCE) -> None:
