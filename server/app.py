@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from server import errors
 from server.container import Container
 from server.door import Door
+from server.draining import LastWords
 from server.endpoints import adapters, generate, merged, openai, score, system
 from server.logging import RequestLogMiddleware
 from server.streaming import ClientGoneError
@@ -64,6 +65,7 @@ def create_app(container: Container) -> FastAPI:
         max_upload=int(settings.max_upload),
         body_patience=settings.body_patience,
     )
+    app.add_middleware(LastWords, draining=container.draining)
     app.add_middleware(RequestLogMiddleware)
     return app
 

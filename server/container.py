@@ -49,14 +49,15 @@ from server.routing import Routing
 from server.settings import Settings, SettingsError
 from server.tap import TapEncoder
 from server.text_states import TextStates
-from server.threads import Threads
+from server.threads import BodyThreads, Threads
 from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
 
 _REQUEST_THREADS = 4  # they look up names: each waits for the database
 _ADMIN_THREADS = 6
-_BODY_THREADS = 4  # they read long bodies and write long answers
+_READING_THREADS = 4  # they read long bodies
+_WRITING_THREADS = 4  # they write long answers
 _CENTROID_THREADS = 2
 
 _ENCODER_STOP_SECONDS = 5.0  # for the batch under way
@@ -106,11 +107,15 @@ class Container:
         self.auth = Auth(settings, self._store)
         self._stack.callback(self.auth.close)
         self._admin_threads = Threads("admin", _ADMIN_THREADS)
-        self.bodies = Threads("bodies", _BODY_THREADS)
+        self.bodies = BodyThreads(
+            Threads("bodies", _READING_THREADS), Threads("answers", _WRITING_THREADS)
+        )
+        self.scraping = Threads("metrics", 1)  # who watches the server waits for nobody else
         self._readers = Threads("centroids", _CENTROID_THREADS, settings.lookup_patience)
         self._writers = Threads("centroids-kept", 1)
+        bodies = (self.bodies.reading, self.bodies.writing, self.scraping)
         centroids = (self._readers, self._writers)
-        for threads in (self.threads, self._admin_threads, self.bodies, *centroids):
+        for threads in (self.threads, self._admin_threads, *bodies, *centroids):
             self._stack.callback(threads.close)
 
     @property
@@ -162,11 +167,6 @@ class Container:
             await self.close()
             raise
 
-    async def end_requests(self) -> None:
-        """Give every request that is under way its end: there are no further steps."""
-        if self._services is not None:
-            await self._services.engine.close()
-
     async def close(self) -> None:
         """Stop everything that was started, last things first."""
         self._services = None
@@ -175,7 +175,9 @@ class Container:
     async def _start(self) -> None:
         settings = self.settings
         self.auth.require_safe_host()
-        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptermix-")))
+        # A start that is cut off may leave a thread that still writes there.
+        folder = tempfile.TemporaryDirectory(prefix="adaptermix-", ignore_cleanup_errors=True)
+        scratch = Path(self._stack.enter_context(folder))
         files = await asyncio.to_thread(base_files, settings)
         encoder_files = await asyncio.to_thread(encoder_directory, settings, scratch)
         endpoint = f"ipc://{scratch / 'encoder.sock'}" if encoder_files else None

@@ -129,7 +129,7 @@ class Door:
             except (ServerError, StoreError, BodyTooLargeError) as error:
                 await error_response(scope, error)(scope, receive, send)
                 return
-            with self._draining.under_way(), self._admin(entry):
+            with self._admin(entry):
                 await self._app(scope, bounded, send)
 
     @contextmanager

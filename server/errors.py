@@ -279,10 +279,14 @@ def install(app: FastAPI) -> None:
 def error_response(scope: Scope, error: Exception) -> JSONResponse:
     """The answer that tells of an error, in the shape of the API that was asked."""
     failure = describe(error)
-    # Of the scope: a URL is made of the Host header, which may be none.
-    is_openai = scope["path"].startswith("/v1/")
-    body = failure.openai() if is_openai else failure.native()
+    body = failure.openai() if is_openai(scope) else failure.native()
     return JSONResponse(body, failure.status, dict(failure.headers))
+
+
+def is_openai(scope: Scope) -> bool:
+    """Whether OpenAI's API was asked. Of the path: a URL is made of the Host header, if any."""
+    path: str = scope["path"]
+    return path.startswith("/v1/")
 
 
 def _headers(error: Exception) -> dict[str, str]:

@@ -23,11 +23,11 @@ from server.mixtures import Mixtures, Plan
 from server.recording import Recorder
 from server.schemas.mixture import Mixture
 from server.streaming import yield_now_and_then
-from server.threads import Threads
+from server.threads import BodyThreads
 from server.tokenization import Tokenization
 
 _SHORT = 4096  # characters, which are read in less time than another thread takes to begin
-_FEW = 64  # tokens, whose JSON is written in less time than that
+_FEW = 64  # tokens of one adapter, whose JSON is written in less time than that
 Value = TypeVar("Value")
 EndReason = Literal["length", "eos_token", "stop_sequence"]
 _ENDS: dict[FinishReason, EndReason] = {
@@ -112,9 +112,9 @@ class Generation:
         admission: Admission,
         metrics: Metrics,
         default_max_new_tokens: int,
-        bodies: Threads,
+        bodies: BodyThreads,
     ) -> None:
-        """bodies: threads that read long bodies and write long answers."""
+        """bodies: threads that read long bodies, and others that write long answers."""
         self._engine = engine
         self._mixtures = mixtures
         self._admission = admission
@@ -126,12 +126,12 @@ class Generation:
 
     async def write(self, work: Callable[[], Value], completions: Sequence[Completion]) -> Value:
         """What `work` makes of answers, off the event loop where they are long."""
-        pieces = sum(len(completion.pieces) for completion in completions)
-        return work() if pieces < _FEW else await self._bodies.run(work)
+        weights = sum(len(one.pieces) * max(1, len(one.plan.digests)) for one in completions)
+        return work() if weights < _FEW else await self._bodies.writing.run(work)
 
     async def read(self, work: Callable[[], Value], characters: int) -> Value:
         """What `work` makes of a body, off the event loop where it has many characters to read."""
-        return work() if characters < _SHORT else await self._bodies.run(work)
+        return work() if characters < _SHORT else await self._bodies.reading.run(work)
 
     def require_places(self, sequences: int, field: str) -> None:
         """Raises InputError where so many could never wait together."""
@@ -157,7 +157,7 @@ class Generation:
     async def prepare_scores(self, ask: Ask, completions: Sequence[tuple[int, ...]]) -> list[Job]:
         """One job a completion, whose tokens it yields. The prompt alone is routed, once."""
         for completion in completions:
-            self._room(replace(ask, max_new_tokens=len(completion)))
+            self.require_room(ask, len(completion))
         plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
         return [
             self._job(
@@ -248,20 +248,29 @@ class Generation:
                 return event
         return None
 
-    def _room(self, ask: Ask, sequences: int = 1) -> int:
-        """How many tokens the answer may have. Raises InputError with both lengths."""
+    def require_fit(self, prompt: int, sequences: int = 1) -> None:
+        """Raises InputError for a prompt of so many tokens that no answer has room behind it."""
         limit = self.info.longest(sequences)
-        why = self._why(limit, sequences)
-        prompt, least = len(ask.prompt_ids), ask.sampling.min_new_tokens
         if prompt == 0:
             raise InputError("inputs", "no tokens", "give at least one token of prompt")
         if prompt >= limit:
             raise InputError(
                 "inputs",
                 f"{prompt} tokens",
-                f"too long: prompt and answer together may have {limit} tokens{why}; "
-                "shorten the prompt or set truncate",
+                f"too long: prompt and answer together may have {limit} tokens"
+                f"{self._why(limit, sequences)}; shorten the prompt or set truncate",
             )
+
+    def require_room(self, ask: Ask, tokens: int) -> None:
+        """Raises InputError where an answer of so many tokens has no room."""
+        self._room(replace(ask, max_new_tokens=tokens))
+
+    def _room(self, ask: Ask, sequences: int = 1) -> int:
+        """How many tokens the answer may have. Raises InputError with both lengths."""
+        limit = self.info.longest(sequences)
+        why = self._why(limit, sequences)
+        prompt, least = len(ask.prompt_ids), ask.sampling.min_new_tokens
+        self.require_fit(prompt, sequences)
         room = limit - prompt
         if ask.max_new_tokens is None:
             if least > room:

@@ -59,7 +59,7 @@ class Metrics:
     def __init__(self, max_adapter_labels: int) -> None:
         self.registry = CollectorRegistry()
         self._max_adapter_labels = max_adapter_labels
-        self._labels: set[str] = set()
+        self._masses: dict[str, Counter] = {}  # by name: to ask for one by its label takes long
         self.requests = self._counter(
             "requests", "Requests that ended.", "endpoint", "finish_reason"
         )
@@ -113,10 +113,17 @@ class Metrics:
 
     def add_weights(self, masses: Mapping[str, float]) -> None:
         """Count weight mass by adapter name; names past the bound go to one common label."""
+        rest: list[float] = []
         for name, mass in masses.items():
-            if name not in self._labels and len(self._labels) < self._max_adapter_labels:
-                self._labels.add(name)
-            self.weight_mass.labels(name if name in self._labels else OTHER).inc(mass)
+            counter = self._masses.get(name)
+            if counter is None and len(self._masses) < self._max_adapter_labels:
+                counter = self._masses[name] = self.weight_mass.labels(name)
+            if counter is None:
+                rest.append(mass)
+            else:
+                counter.inc(mass)
+        if rest:
+            self.weight_mass.labels(OTHER).inc(sum(rest))
 
     def render(self, engine: EngineMetrics | None) -> bytes:
         """The exposition text; `engine` None while the engine does not answer."""

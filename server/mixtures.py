@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,15 +19,11 @@ from adapters_store.types import (
 )
 from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
-from router_engine.mixture.rules import (
-    DIRECTIONS_ONLY,
-    FACTORS_ONLY,
-    NOT_BEFORE_THE_PROMPT,
-    WEIGHTS_ONLY,
-)
+from router_engine.mixture.rules import DIRECTIONS_ONLY, WEIGHTS_ONLY
 from router_engine.request import LayerRouting, TokenRouting
 from server.copies import member_digests, refuse_copies
 from server.errors import InputError
+from server.facts import Refusals
 from server.routing import Routing
 from server.schemas.mixture import (
     Mixture,
@@ -85,7 +80,10 @@ class Plan:
 
 
 class Mixtures:
-    """Resolves mixtures against the store and the base model."""
+    """Resolves mixtures against the store and the base model.
+
+    What reads manifests runs in the threads of lookups: there may be a thousand in one mixture.
+    """
 
     def __init__(
         self,
@@ -97,7 +95,7 @@ class Mixtures:
         max_rank_rows: int | None = None,
     ) -> None:
         """max_rank_rows: of one layer, for all adapters of a request; None: any number."""
-        self._max_rank_rows = max_rank_rows
+        self._refuse = Refusals(max_rank_rows)
         self._store = store
         self._base = base
         self._routing = routing
@@ -113,33 +111,16 @@ class Mixtures:
         and InputError, each with the field's path.
         """
         if adapter:
-            return await self._fixed([WeightedAdapter(name=adapter)], "sum", "adapter")
-        if mixture is None:
+            one = [WeightedAdapter(name=adapter)]
+            plan = partial(self._fixed, one, "sum", "adapter")
+        elif mixture is None:
             return Plan()
-        if mixture.router is not None:
+        elif mixture.router is not None:
             return await self._routed(mixture.router, prompt)
-        return await self._fixed(mixture.adapters or [], mixture.combination, "mixture.adapters")
-
-    def _refuse_many_rows(
-        self, records: Sequence[AdapterRecord], path: str, members: Sequence[Sequence[str]] = ()
-    ) -> None:
-        """Raises InputError where the adapters could never be on the device together.
-
-        members: the digests of an ensemble's, aligned with the records; each takes rows of its own.
-        """
-        rows: Counter[str] = Counter()
-        for index, record in enumerate(records):
-            variants = len({member[index] for member in members}) or 1
-            for site, count in record.manifest.rows_by_site.items():
-                rows[site] += variants * count
-        most, limit = max(rows.values(), default=0), self._max_rank_rows
-        if limit is not None and most > limit:
-            raise InputError(
-                path,
-                f"{len(records)} adapters",
-                f"need {most} rank rows in one layer, and all that are on the device at once have "
-                f"{limit} (ADAPTERMIX_MAX_RANK_ROWS): use fewer, or of lower rank",
-            )
+        else:
+            several = mixture.adapters or []
+            plan = partial(self._fixed, several, mixture.combination, "mixture.adapters")
+        return await self._threads.run(plan)
 
     async def require_there(self, plan: Plan) -> None:
         """Raises AdapterNotFoundError where an adapter was deleted since the plan was made."""
@@ -152,12 +133,16 @@ class Mixtures:
 
     async def resolve_fixed(self, adapters: Sequence[WeightedAdapter]) -> ResolvedMixture:
         """A mixture that the base's weights can hold, for the admin routes."""
-        refuse_copies(adapters, "adapters")
-        records = await self._records([item.name for item in adapters], "adapters")
-        _refuse_special(records, "adapters", WEIGHTS_ONLY)
-        self._refuse_many_rows(records, "adapters")
-        digests = tuple(record.digest for record in records)
-        return ResolvedMixture(digests, tuple(item.weight for item in adapters))
+
+        def resolve() -> ResolvedMixture:
+            refuse_copies(adapters, "adapters")
+            records = self._records([item.name for item in adapters], "adapters")
+            self._refuse.special(records, "adapters", WEIGHTS_ONLY)
+            self._refuse.many_rows(records, "adapters")
+            digests = tuple(record.digest for record in records)
+            return ResolvedMixture(digests, tuple(item.weight for item in adapters))
+
+        return await self._threads.run(resolve)
 
     async def record(self, reference: str, path: str = "name") -> AdapterRecord:
         """Resolve one reference that must fit the base model."""
@@ -169,45 +154,55 @@ class Mixtures:
 
         return await self._threads.run(resolve)
 
-    async def _fixed(
+    def _fixed(
         self, adapters: Sequence[WeightedAdapter], combination: Combination, path: str
     ) -> Plan:
-        records = await self._records([item.name for item in adapters], path)
+        records = self._records([item.name for item in adapters], path)
         weights = tuple(item.weight for item in adapters)
         if combination == "linear":
             _refuse_negative(weights, path)
-            refuse_unequal_ranks(records, path)
+            self._refuse.unequal_ranks(records, path)
         members = member_digests(adapters, records, path)
-        self._refuse_many_rows(records, path, members)
+        self._refuse.many_rows(records, path, members)
         plan = _plan(records, weights=weights, combination=combination)
         return replace(plan, digests=members[0], ensemble=members[1:])
 
     async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
         self._routing.check(spec)
+        records, plan = await self._threads.run(partial(self._routable, spec))
+        if spec.level == "token":
+            await self._routing.prepare(spec, records)
+        elif spec.level == "request":
+            weights = await self._routing.weights(spec, records, prompt)
+            return replace(plan, weights=weights)
+        return plan
+
+    def _routable(self, spec: RouterSpec) -> tuple[list[AdapterRecord], Plan]:
+        """The candidates, and the plan of a request that chooses among them, without weights."""
         path = "mixture.router.candidates"
-        records = await self._records(await self._candidates(spec, path), path)
-        self._refuse_many_rows(records, path)
+        records = self._records(self._candidates(spec, path), path)
+        self._refuse.many_rows(records, path)
         if spec.combination == "linear":
-            refuse_unequal_ranks(records, path)
+            self._refuse.unequal_ranks(records, path)
         if spec.level == "token":
             is_tapped = self._routing.is_tapped(spec)
             if is_tapped:
-                _refuse_whole_prompts(records, path)
-            await self._routing.prepare(spec, records)
+                self._refuse.whole_prompts(records, path)
             routing = TokenRouting(spec.name, spec.params, spec.every, spec.context, spec.lag)
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
-            return replace(plan, is_tapped=is_tapped)
+            return records, replace(plan, is_tapped=is_tapped)
         if spec.level == "layer":
-            _refuse_special(records, path, DIRECTIONS_ONLY)
+            self._refuse.special(records, path, DIRECTIONS_ONLY)
             layers = LayerRouting(spec.name, spec.params)
-            return _plan(records, combination="sum", layer_routing=layers, router=spec.name)
-        weights = await self._routing.weights(spec, records, prompt)
-        return _plan(records, weights=weights, combination=spec.combination, router=spec.name)
+            return records, _plan(
+                records, combination="sum", layer_routing=layers, router=spec.name
+            )
+        return records, _plan(records, combination=spec.combination, router=spec.name)
 
-    async def _candidates(self, spec: RouterSpec, path: str) -> list[str]:
+    def _candidates(self, spec: RouterSpec, path: str) -> list[str]:
         if isinstance(spec.candidates, TagCandidates):
             tag = spec.candidates.tag
-            references = await self._threads.run(partial(self._tagged, tag))
+            references = self._tagged(tag)
             if not references:
                 raise InputError(f"{path}.tag", repr(tag), "no adapter carries this tag")
         else:
@@ -231,8 +226,12 @@ class Mixtures:
                 labels.setdefault(record.digest, record.label)
         return list(labels.values())
 
-    async def _records(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
-        records = await self._threads.run(partial(self._resolve_all, references, path))
+    def _records(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
+        try:
+            records = self._store.resolve_all(references)
+        except AdapterNotFoundError as error:
+            error.add_note(path)
+            raise
         seen: dict[str, str] = {}
         for reference, record in zip(references, records, strict=True):
             if record.digest in seen:
@@ -244,16 +243,6 @@ class Mixtures:
                 )
             seen[record.digest] = reference
             self._refuse_misfit(record, path)
-        return records
-
-    def _resolve_all(self, references: Sequence[str], path: str) -> list[AdapterRecord]:
-        try:
-            records = self._store.resolve_all(references)
-        except AdapterNotFoundError as error:
-            error.add_note(path)
-            raise
-        for record in records:
-            self._misfit(record)  # looked at here, once: it is known from then on
         return records
 
     def fits(self, record: AdapterRecord) -> bool:
@@ -278,36 +267,6 @@ def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
         return None
     trained = f" (it says {manifest.base_model})" if manifest.base_model else ""
     return f"was made for another base model{trained}: {problem.where} {problem.message}"
-
-
-def _refuse_special(records: Sequence[AdapterRecord], path: str, reason: str) -> None:
-    """Refuse adapters that hold more than plain LoRA, for this reason. Raises InputError."""
-    for record in records:
-        held = record.manifest.not_plain
-        if held is not None:
-            raise InputError(path, f"{record.label}, which holds {held}", reason)
-
-
-def _refuse_whole_prompts(records: Sequence[AdapterRecord], path: str) -> None:
-    """Raises InputError for an adapter whose gates come of a whole prompt."""
-    for record in records:
-        if record.manifest.reads_whole_prompts:
-            raise InputError(path, record.label, NOT_BEFORE_THE_PROMPT)
-
-
-def refuse_unequal_ranks(records: Sequence[AdapterRecord], path: str) -> None:
-    """`linear` sums factors: all is LoRA, and the ranks agree at every layer. Raises InputError."""
-    _refuse_special(records, path, FACTORS_ONLY)
-    ranks: dict[str, tuple[int, str]] = {}
-    for record in records:
-        for expert in record.manifest.lora_experts:
-            rank, label = ranks.setdefault(expert.module, (expert.rank, record.label))
-            if rank != expert.rank:
-                raise InputError(
-                    path,
-                    f"{label} of rank {rank} with {record.label} of rank {expert.rank}",
-                    "combination linear needs equal ranks: use combination sum",
-                )
 
 
 def _refuse_negative(weights: Sequence[float], path: str) -> None:

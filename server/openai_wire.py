@@ -10,7 +10,7 @@ from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
 from server.answer import Piece
 from server.errors import InputError
-from server.generation import Ask, Completion, fresh_seed
+from server.generation import Ask, Completion, Generation, fresh_seed
 from server.rendering import routing_of
 from server.schemas.generate import Routing
 from server.schemas.openai import (
@@ -73,12 +73,6 @@ def asks_of(
     ]
 
 
-def count_of(prompt: str | Sequence[object]) -> int:
-    """How many prompts a completion has."""
-    is_one = isinstance(prompt, str) or not prompt or isinstance(prompt[0], int)
-    return 1 if is_one else len(prompt)
-
-
 def characters_of(prompt: str | Sequence[object]) -> int:
     """How much text there is to read, roughly; an id is a few characters."""
     if isinstance(prompt, str):
@@ -88,22 +82,31 @@ def characters_of(prompt: str | Sequence[object]) -> int:
     return sum(len(item) for item in prompt if isinstance(item, str | list))
 
 
-def prompts_of(
-    body: CompletionBody, tokenization: Tokenization
-) -> list[tuple[tuple[int, ...], str]]:
-    """Every prompt as token ids and text. Raises InputError for ids outside the vocabulary."""
+def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
+    """Every prompt, as text or as token ids. Raises InputError where there is none."""
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [(tokenization.encode(prompt), prompt)]
+        return [prompt]
     if not prompt:
         raise InputError("prompt", "[]", "give at least one prompt")
-    texts = [item for item in prompt if isinstance(item, str)]
-    if texts:
-        return [(tokenization.encode(text), text) for text in texts]
-    several = [item for item in prompt if isinstance(item, list)]
-    lists = several or [[item for item in prompt if isinstance(item, int)]]
-    checked = [tokenization.check_ids(ids, "prompt") for ids in lists]
-    return [(ids, tokenization.decode(ids)) for ids in checked]
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return prompt
+
+
+def read_prompt(prompt: str | Sequence[int], generation: Generation) -> tuple[tuple[int, ...], str]:
+    """A prompt as token ids and text.
+
+    Raises InputError for one that is too long, and for ids outside the vocabulary.
+    """
+    tokenization = generation.tokenization
+    if isinstance(prompt, str):
+        ids = tokenization.encode(prompt)
+        generation.require_fit(len(ids))
+        return ids, prompt
+    generation.require_fit(len(prompt))
+    ids = tokenization.check_ids(prompt, "prompt")
+    return ids, tokenization.decode(ids)
 
 
 def finish_of(completion: Completion) -> Literal["stop", "length"]:

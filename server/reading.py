@@ -33,7 +33,7 @@ class StrictRoute(APIRoute):
             receive = whole(request.receive, request.headers.get("content-type", ""))
             read = _StrictRequest(request.scope, receive)
             if self._reads_json() and len(body := await read.body()) > _SHORT:
-                threads = request.app.state.container.bodies
+                threads = request.app.state.container.bodies.reading
                 read.value = await threads.run(partial(self._validated, body))
             return await handle(read)
 

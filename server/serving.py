@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
+import os
 import signal
 import socket
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import structlog
 import uvicorn
@@ -24,66 +29,108 @@ from server.errors import ServerError
 from server.settings import Settings, SettingsError
 
 _LAST_WORDS_SECONDS = 5  # for what was cut off to say so
+_BACKLOG = 2048  # uvicorn's
 
 _EXPECTED = (StoreError, EngineError, ServerError, SettingsError, OSError)
 
 
 class _Server(uvicorn.Server):
-    """Starts the container first, and says so once requests are taken.
+    """Starts the container first, and says so once requests are taken. Its end is the process'.
 
-    The first signal lets running requests finish; a second one ends at once.
+    The first signal cuts a start short, or lets running requests finish; a second one ends at once.
     """
 
     def __init__(self, config: uvicorn.Config, container: Container, console: Console) -> None:
         super().__init__(config)
         self._container = container
         self._console = console
+        self._starting: asyncio.Task[None] | None = None
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn.Server. They come here from before there is a loop."""
+        yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn.Server."""
-        if self._loop is None or not self.started:
-            super().handle_exit(sig, frame)
-        elif not self._container.draining.is_on:
-            self._captured_signals.append(sig)
-            self._container.draining.begin()
-            self._loop.call_soon_threadsafe(self._begin_drain)
-        else:
-            self._captured_signals.append(sig)
-            self.should_exit = self.force_exit = True
+        if self._is_stopping:
+            _leave(0)
+        self._container.draining.begin()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
 
-    def _begin_drain(self) -> None:
-        self._drain = asyncio.create_task(self._finish_requests(), name="drain")
+    @property
+    def _is_stopping(self) -> bool:
+        return self._container.draining.is_on
+
+    def _stop(self) -> None:
+        if self.started:
+            self._drain = asyncio.create_task(self._finish_requests(), name="drain")
+        elif self._starting is not None:
+            self._starting.cancel()
 
     async def _finish_requests(self) -> None:
-        idle = self._container.draining.idle
+        draining = self._container.draining
         with suppress(TimeoutError):
-            await asyncio.wait_for(idle(), self._container.settings.drain_seconds)
-        ending = asyncio.create_task(self._container.end_requests())
+            await asyncio.wait_for(draining.idle(), self._container.settings.drain_seconds)
+        draining.end()
         with suppress(TimeoutError):
-            await asyncio.wait_for(idle(), _LAST_WORDS_SECONDS)
+            await asyncio.wait_for(draining.idle(), _LAST_WORDS_SECONDS)
         self.should_exit = True
-        await ending
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        try:
+            await super().serve(sockets)
+        except SystemExit:  # how uvicorn leaves when it cannot start
+            _leave(1)
+        _leave(0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._starting = asyncio.create_task(self._container.start(), name="start")
+        if self._is_stopping:  # since before there was a loop
+            self._starting.cancel()
         # Here and not in the lifespan: an error is told in one line, not in a traceback.
         try:
-            await self._container.start()
-        except _EXPECTED as error:
-            _print_error(self._console, error)
-            raise SystemExit(1) from error
-        await super().startup(sockets=sockets)
-        if self.started:
+            await self._starting
+        except (asyncio.CancelledError, Exception) as error:
+            if not self._is_stopping:  # else it is of the end that was asked for
+                if not isinstance(error, _EXPECTED):
+                    raise
+                _print_error(self._console, error)
+                raise SystemExit(1) from error
+        else:
+            await super().startup(sockets=sockets)
+        if self._is_stopping:
+            self.should_exit = True
+        elif self.started:
             keep_loaded()
             port = self.servers[0].sockets[0].getsockname()[1]
             line = ready_line(self._container, port)
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def _leave(status: int) -> NoReturn:
+    """End the process, and wait for none of its threads: one may wait for a database for long.
+
+    Its children end with it.
+    """
+    with suppress(Exception):
+        atexit._run_exitfuncs()  # temporary folders
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
 def run_server(settings: Settings, console: Console) -> int:
-    """Serve until a signal comes; the exit status. Raises SettingsError."""
+    """Serve until a signal comes, which ends the process with 0, or with 1 if it cannot start.
+
+    Returns an exit status where it does not come so far. Raises SettingsError.
+    """
     server_logging.configure(settings.log_level, settings.log_format)
     _forward_library_logs(settings.log_level)
     try:
@@ -107,25 +154,20 @@ def run_server(settings: Settings, console: Console) -> int:
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
     )
     server = _Server(config, container, console)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
     console.print(
         f"AdapterMix starts: model {settings.model}, store {settings.store_dir}",
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
-    # uvicorn ends on these by itself, then sends them again to whoever had them before: to us,
-    # and a stop that was asked for is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    try:
-        server.run(sockets=[listening])
-    except SystemExit:  # how uvicorn leaves when it cannot start
-        return 1
+    server.run(sockets=[listening])
     return 0
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """The address taken, though nobody is let in yet: found out before a model is loaded.
+    """The address taken for good, before a model is loaded: who comes early waits to be let in.
 
     Raises OSError that names it.
     """
@@ -137,11 +179,13 @@ def bound_socket(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind(address)
+            made.listen(_BACKLOG)  # until then another process could take it too
         except OSError:
             made.close()
             raise
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # of a name that is none: UnicodeError
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}") from error
     return made
 
 

@@ -34,6 +34,7 @@ from router_engine.routers.encoder.config import EncoderDType
 from server.utf8 import require_utf8
 
 PREFIX = "ADAPTERMIX_"
+_DAY = 86_400.0  # seconds: longer than anybody waits, and less than any clock or database counts
 
 
 class SettingsError(ValueError):
@@ -174,6 +175,7 @@ class Settings(BaseSettings):
     default_timeout: float | None = Field(
         default=None,
         gt=0,
+        le=_DAY,
         allow_inf_nan=False,
         description="Seconds after which a request that says no timeout of its own is cancelled; "
         "none when left out.",
@@ -181,19 +183,22 @@ class Settings(BaseSettings):
     max_timeout: float = Field(
         default=3600.0,
         gt=0,
+        le=_DAY,
         allow_inf_nan=False,
         description="Longest timeout in seconds that a request may ask for.",
     )
     database_patience: float = Field(
         default=10.0,
         gt=0,
+        le=_DAY,
         allow_inf_nan=False,
-        description="Seconds that a database is waited for that is locked or away; then what needs "
-        "it gets 503.",
+        description="Seconds that a database is waited for that is locked, away or hangs; then "
+        "what needs it gets 503.",
     )
     routing_patience: float = Field(
         default=60.0,
         gt=0,
+        le=_DAY,
         allow_inf_nan=False,
         description="Seconds that a request waits for the sentence encoder to be there, and then "
         "for what a router needs of it; after either it gets 503.",
@@ -207,6 +212,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=30.0,
         ge=0,
+        le=_DAY,
+        allow_inf_nan=False,
         description="How long requests may go on once the server is told to stop.",
     )
     engine_threads: int | None = Field(
@@ -218,6 +225,8 @@ class Settings(BaseSettings):
     engine_patience: float = Field(
         default=60.0,
         gt=0,
+        le=_DAY,
+        allow_inf_nan=False,
         description="Seconds without a heartbeat after which the engine process, or the encoder's, "
         "is taken for hung, killed and started again; ten times as long while it computes, as in a "
         "long step of a large model, or has announced long work: a switch of the merged mixture, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -17,7 +17,9 @@ from server.errors import describe
 
 T = TypeVar("T")
 PING_SECONDS = 15
+EVENTS = "text/event-stream"
 _AT_A_TIME = 8  # tokens
+_DONE = "[DONE]"
 
 
 class ClientGoneError(Exception):
@@ -118,11 +120,20 @@ async def _events(frames: AsyncIterator[str], *, openai: bool) -> AsyncGenerator
         async for frame in frames:
             yield _event(frame)
     except Exception as error:  # the status line is gone: the stream itself must say so
-        failure = describe(error)
-        body = failure.openai() if openai else failure.native()
-        yield _event(json.dumps(body, ensure_ascii=False))
+        for event in last_events(error, openai=openai):
+            yield event
+    else:
+        if openai:
+            yield _event(_DONE)
+
+
+def last_events(error: Exception, *, openai: bool) -> Iterator[bytes]:
+    """What ends a stream that cannot go on."""
+    failure = describe(error)
+    body = failure.openai() if openai else failure.native()
+    yield _event(json.dumps(body, ensure_ascii=False))
     if openai:
-        yield _event("[DONE]")
+        yield _event(_DONE)
 
 
 def _event(data: str) -> bytes:

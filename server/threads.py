@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from adapters_store.errors import StoreUnavailableError
@@ -34,3 +35,11 @@ class Threads:
     def close(self) -> None:
         """End the threads once they have nothing to do; nobody waits for them."""
         self._pool.shutdown(wait=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyThreads:
+    """Those for bodies: who waits for an answer does not wait for long bodies of others."""
+
+    reading: Threads
+    writing: Threads

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,8 +48,8 @@ class Database:
     One writer at a time keeps "look, then write" true without retries; writes are rare and short.
 
     A database that is locked or away is waited for, and what it cut off is begun again, for
-    `patience` seconds altogether; then StoreUnavailableError is raised. StoreFullError and
-    StoreBrokenError are raised at once.
+    `patience` seconds altogether; then StoreUnavailableError is raised. One that hangs is given up
+    after about as long. StoreFullError and StoreBrokenError are raised at once.
     """
 
     def __init__(self, url: str | Path, patience: float = DEFAULT_PATIENCE) -> None:
@@ -184,20 +182,13 @@ def _parse(url: str | Path) -> URL:
 def _create(url: URL, patience: float) -> Engine:
     pool: dict[str, Any] = {"max_overflow": _CONNECTIONS, "pool_timeout": patience}
     if url.get_backend_name() != "sqlite":
-        limit = {} if "connect_timeout" in url.query else {"connect_timeout": ceil(patience)}
-        engine = create_engine(url, pool_pre_ping=True, connect_args=limit, **pool)
-        event.listen(engine, "connect", partial(_configure_postgres, patience))
-        return engine
+        from adapters_store.metadata.postgres import postgres_engine  # its driver may be missing
+
+        return postgres_engine(url, patience, **pool)
     engine = create_engine(url, connect_args={"timeout": patience}, **pool)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def _configure_postgres(patience: float, connection: Any, _record: object) -> None:
-    connection.autocommit = True  # or the setting would go with the first rollback
-    connection.execute(f"SET lock_timeout = {ceil(1000 * patience)}")
-    connection.autocommit = False
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -139,7 +139,7 @@ async def show(container: ContainerDep, name: Reference) -> Response:
 
 async def _listed(container: Container, adapters: list[AdapterReply]) -> Response:
     reply = AdapterList(adapters=adapters)
-    return WrittenResponse(await container.bodies.run(partial(json_of, reply)))
+    return WrittenResponse(await container.bodies.writing.run(partial(json_of, reply)))
 
 
 @router.delete(
@@ -165,7 +165,7 @@ async def delete(
 async def texts(container: ContainerDep, name: Reference) -> Response:
     """The texts in force: those set last, else those it was published with."""
     reply = await container.services.catalogue.texts(name)
-    return WrittenResponse(await container.bodies.run(partial(json_of, reply)))
+    return WrittenResponse(await container.bodies.writing.run(partial(json_of, reply)))
 
 
 @router.put(

@@ -20,7 +20,7 @@ from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
-from server.openai_wire import asks_of, characters_of, count_of, prompts_of, sampling_of
+from server.openai_wire import asks_of, characters_of, prompts_of, read_prompt, sampling_of
 from server.reading import StrictRoute
 from server.replies import WrittenResponse, json_of
 from server.schemas.errors import openai_errors
@@ -108,10 +108,14 @@ async def completions(
     tokenization = generation.tokenization
     async with deadline.within():
         adapter = await _adapter_of(body, container)
-        generation.require_places(count_of(body.prompt) * (body.n or 1), "prompt")
-        prompts = await generation.read(
-            partial(prompts_of, body, tokenization), characters_of(body.prompt)
-        )
+        given = prompts_of(body)
+        generation.require_places(len(given) * (body.n or 1), "prompt")
+        characters = characters_of(body.prompt)
+        # One after the other: others have their turn between them, and what is too long ends it.
+        prompts = [
+            await generation.read(partial(read_prompt, prompt, generation), characters)
+            for prompt in given
+        ]
         asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
         writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
         return await _answer(request, body, asks, writer, generation, deadline)

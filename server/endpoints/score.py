@@ -72,21 +72,20 @@ def _reply(completions: Sequence[Completion]) -> bytes:
 async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
     generation.require_places(len(body.completions), "completions")
     characters = len(body.inputs) + sum(map(len, body.completions))
-    ask, given = await generation.read(partial(_read, body, generation), characters)
-    for index, ids in enumerate(given):
+    ask = await generation.read(partial(to_ask, body, generation), characters)
+    generation.require_fit(len(ask.prompt_ids))
+    encode = partial(generation.tokenization.encode, add_special_tokens=False)
+    given = []
+    # One after the other: others have their turn between them, and what is too long ends it.
+    for index, text in enumerate(body.completions):
+        ids = await generation.read(partial(encode, text), characters)
         if not ids:
-            raise InputError(
-                f"completions.{index}", shown(body.completions[index]), "has no tokens to score"
-            )
+            raise InputError(f"completions.{index}", shown(text), "has no tokens to score")
+        generation.require_room(ask, len(ids))
+        given.append(ids)
     jobs = await generation.prepare_scores(ask, given)
     generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "completions")
     return jobs
-
-
-def _read(body: ScoreBody, generation: Generation) -> tuple[Ask, list[tuple[int, ...]]]:
-    encode = generation.tokenization.encode
-    given = [encode(text, add_special_tokens=False) for text in body.completions]
-    return to_ask(body, generation), given
 
 
 def to_ask(body: ScoreBody, generation: Generation) -> Ask:

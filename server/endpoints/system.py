@@ -121,7 +121,7 @@ async def metrics(container: ContainerDep) -> Response:
     if container.is_started:
         engine, age = await container.services.figures.latest()
         now.figures_age.set(age)
-    page = await container.bodies.run(partial(container.metrics.render, engine))
+    page = await container.scraping.run(partial(container.metrics.render, engine))
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 

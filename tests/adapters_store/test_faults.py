@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.adapters_store.servers import Postgres, make_schema, postgres_server
 from tests.support.waiting import HANG_SECONDS
 
 SHORT = 0.2  # of what would wait for ever
+LIMITS = ("connect_timeout", "tcp_", "keepalives_")
 WRITES: dict[str, Callable[[AdapterStore], Any]] = {
     "publish": lambda store: store.publish("math", adapter(tensors(seed=3)), base=BASE),
     "alias": lambda store: store.set_alias("math", "stable", 1),
@@ -214,6 +217,77 @@ def test_a_locked_table_is_told(server: Postgres, tmp_path: Path) -> None:
                 with pytest.raises(StoreUnavailableError, match="lock"):
                     use(store)
         READS["resolve"](store)
+
+
+@pytest.mark.postgres
+def test_a_postgres_that_hangs_is_told_and_its_threads_come_back(
+    server: Postgres, tmp_path: Path
+) -> None:
+    url = make_schema(server.url)
+    with closing(filled(tmp_path, database_url=url, patience=SHORT)) as store:
+        database = Database(url, SHORT)
+        for how in (database.reading, database.writing):
+            with pytest.raises(StoreUnavailableError, match="no answer in"):
+                how(_stopped)
+            with pytest.raises(StoreUnavailableError, match="statement timeout"):
+                how(lambda connection: connection.execute(text("SELECT pg_sleep(10000)")))
+        # Between two uses: it is found out as well, and another connection is there for the next.
+        with stopped(server), ThreadPoolExecutor(len(READS)) as pool:
+            for done in [pool.submit(use, store) for use in READS.values()]:
+                with suppress(StoreUnavailableError):
+                    done.result(HANG_SECONDS)
+        database.close()
+        assert store.resolve("math").version == 2
+
+
+@pytest.mark.postgres
+def test_a_network_that_goes_away_is_noticed(server: Postgres) -> None:
+    assert limits_of(server.url) == {
+        "connect_timeout": "7",
+        "tcp_user_timeout": "7000",
+        "keepalives_idle": "7",
+        "keepalives_interval": "7",
+        "keepalives_count": "1",
+    }
+    url = make_url(server.url).update_query_dict({"connect_timeout": "9"})
+    assert limits_of(url.render_as_string(hide_password=False))["connect_timeout"] == "9"
+
+
+def limits_of(url: str) -> dict[str, str]:
+    """Of the driver, for a patience of 7 seconds."""
+    with closing(Database(url, 7.0)) as database, database.read() as connection:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        given = raw.info.get_parameters()
+    return {name: value for name, value in given.items() if name.startswith(LIMITS)}
+
+
+def _stopped(connection: Any) -> None:
+    """Have the process that serves the connection stand still, and ask it once more."""
+    backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        connection.execute(text("SELECT 1"))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+
+
+@contextmanager
+def stopped(server: Postgres) -> Iterator[None]:
+    """All processes that serve connections now stand still."""
+    clients = text(
+        "SELECT pid FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    with _other(server) as connection:
+        backends = connection.execute(clients).scalars().all()
+    for backend in backends:
+        os.kill(backend, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for backend in backends:
+            os.kill(backend, signal.SIGCONT)
 
 
 @pytest.mark.postgres

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -115,6 +116,58 @@ def test_a_lock_that_stays_is_told(tmp_path: Path, folders: dict[str, Path]) -> 
             assert live.client.post("/generate", json=GENERATE).status_code == 200
             assert live.client.get("/admin/adapters").status_code == 200
         assert live.client.delete("/admin/adapters/math@1").status_code == 200
+
+
+def test_long_bodies_hold_up_neither_figures_nor_answers(bare: Live) -> None:
+    gate, begun = threading.Event(), threading.Semaphore(0)
+    reading = bare.container.bodies.reading
+
+    def long_body() -> None:
+        begun.release()
+        gate.wait()
+
+    async def send() -> None:
+        sent.extend(asyncio.ensure_future(reading.run(long_body)) for _ in range(MOST_ADMINS))
+
+    async def ended() -> None:
+        await asyncio.gather(*sent)
+
+    sent: list[asyncio.Future[None]] = []
+    bare.run(send())
+    try:
+        begun.acquire()
+        assert bare.client.get("/metrics").status_code == 200
+        assert bare.client.get("/admin/adapters").status_code == 200
+        parameters = {"max_new_tokens": 200, "ignore_eos_token": True, "details": True}
+        answer = bare.answer("a", parameters=parameters)
+        assert len(answer["details"]["tokens"]) == 200
+    finally:
+        gate.set()
+    bare.run(ended())
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/score"])
+def test_the_first_text_that_is_too_long_refuses_all(
+    bare: Live, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenization = bare.container.generation.tokenization
+    encode, read = tokenization.encode, []
+
+    def watched(text: str, **options: bool) -> tuple[int, ...]:
+        read.append(text[:1])
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenization, "encode", watched)
+    # Not by its characters alone: it is read before it is known.
+    texts = ["b", "b", "a b " * (bare.container.generation.info.max_model_len // 2), *["c"] * 200]
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"model": "tiny-random", "prompt": texts},
+        "/score": {"inputs": "b", "completions": texts[:64]},
+    }
+    answer = bare.client.post(path, json=bodies[path])
+    assert answer.status_code == 422, answer.text
+    assert "too long" in answer.text
+    assert set(read) == {"a", "b"}
 
 
 def test_a_database_that_hangs_is_not_waited_for_without_end(bare: Live) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.serving import bound_socket
 from tests.server.live import events
 from tests.support.waiting import HANG_SECONDS, wait_for
 
@@ -32,29 +37,36 @@ class Served:
     @property
     def engine(self) -> int:
         """The engine's process id."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        for child in " ".join(path.read_text() for path in children).split():
-            if b"engine_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-        raise AssertionError("there is no engine")
+        engines = children(self.process, b"engine_main")
+        assert engines, "there is no engine"
+        return engines[0]
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=HANG_SECONDS)
-
-    def ask(self, path: str) -> Asked:
-        return Asked(self.url + path)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         wait_for(lambda: self.get("/health/ready").status_code == 503)
 
 
+def children(process: subprocess.Popen[bytes], program: bytes) -> list[int]:
+    """The processes that it has started and that run this program."""
+    found = []
+    for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            with suppress(FileNotFoundError):
+                if program in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
+
+
 class Asked(threading.Thread):
     """A request under way."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, body: dict[str, Any] = BODY) -> None:
         super().__init__()
         self._url = url
+        self._body = body
         self.response: httpx.Response | None = None
         self.start()
 
@@ -64,11 +76,13 @@ class Asked(threading.Thread):
         return self.response
 
     def run(self) -> None:
-        self.response = httpx.post(self._url, json=BODY, timeout=HANG_SECONDS)
+        with suppress(httpx.TransportError):  # of a connection that was cut
+            self.response = httpx.post(self._url, json=self._body, timeout=HANG_SECONDS)
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[Served]:
+def started(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server that loads, and its log."""
     command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
     command += ["--encoder", "none", "--kernels", "reference", "--port", "0", *options]
     log = folder / "log"
@@ -77,17 +91,23 @@ def serving(folder: Path, *options: str) -> Iterator[Served]:
         subprocess.Popen([*command, "--cache", str(folder)], stderr=sink, stdout=sink) as process,
     ):
         try:
-            wait_for(lambda: b"ready: " in log.read_bytes() or process.poll() is not None)
-            found = re.search(r"on (http://\S+),", log.read_text())
-            assert found, log.read_text()
-            yield Served(process, found[1])
+            yield process, log
         finally:
             process.kill()
 
 
-def held(served: Served, *paths: str) -> list[Asked]:
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Served]:
+    with started(folder, *options) as (process, log):
+        wait_for(lambda: b"ready: " in log.read_bytes() or process.poll() is not None)
+        found = re.search(r"on (http://\S+),", log.read_text())
+        assert found, log.read_text()
+        yield Served(process, found[1])
+
+
+def held(served: Served, *paths: str, body: dict[str, Any] = BODY) -> list[Asked]:
     """Requests whose engine stands still once they are under way."""
-    asked = [served.ask(path) for path in paths]
+    asked = [Asked(served.url + path, body) for path in paths]
     gauge = re.compile(rf"adaptermix_requests_running {len(paths)}\.0")
     wait_for(lambda: gauge.search(served.get("/metrics").text) is not None)
     os.kill(served.engine, signal.SIGSTOP)
@@ -124,6 +144,81 @@ def test_what_takes_too_long_is_told_once(tmp_path: Path) -> None:
         assert served.process.wait(HANG_SECONDS) == 0
 
 
+def test_what_is_not_inside_the_engine_has_its_end_too(tmp_path: Path) -> None:
+    # What waits for the database would wait for a day; the process does not.
+    options = ["--drain-seconds", "0.5", "--database-patience", "86400"]
+    with serving(tmp_path, *options) as served, ExitStack() as stack:
+        writer = stack.enter_context(closing(sqlite3.connect(tmp_path / "store" / "adapters.db")))
+        writer.isolation_level = None
+        writer.execute("BEGIN IMMEDIATE")
+        waiting = [stack.enter_context(sent(served, *one)) for one in WAITING]
+        (streamed,) = held(served, "/v1/completions", body=OPENAI_STREAM)
+        served.process.send_signal(signal.SIGTERM)
+        told = [answer_of(connection) for connection in waiting]
+        for answer in told:
+            assert answer.status_code == 503, answer.text
+            assert answer.headers["retry-after"]
+            assert answer.headers["x-request-id"]
+        kinds = [
+            answer.json().get("error_type") or answer.json()["error"]["type"] for answer in told
+        ]
+        assert kinds == ["cancelled"] * len(told)
+        text = streamed.answer().text
+        assert text.endswith("data: [DONE]\n\n")
+        assert text.count('"type": "cancelled"') == 1
+        assert served.process.wait(HANG_SECONDS) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+JSON = "application/json"
+PART = '--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nx'
+WAITING = [  # for the database, or for the rest of a body
+    ("PUT /admin/adapters/x/aliases/y", JSON, f'{{"version": {1:40}}}'),
+    ("POST /generate", JSON, '{"inputs": '),
+    ("POST /v1/completions", JSON, '{"prompt": '),
+    ("POST /admin/adapters", "multipart/form-data; boundary=b", PART),
+]
+OPENAI_STREAM = {"model": "tiny-random", "prompt": "a", "max_tokens": 900, "stream": True}
+
+
+@contextmanager
+def sent(served: Served, request: str, kind: str, body: str) -> Iterator[socket.socket]:
+    """A connection on which a request went out, and no more of its body than this."""
+    host, _, port = served.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"{request} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+        length = len(body) if body.endswith("}") else 2 * len(body)
+        connection.sendall(f"{head}Content-Length: {length}\r\n\r\n{body}".encode())
+        yield connection
+
+
+def answer_of(connection: socket.socket) -> httpx.Response:
+    """What comes on a connection until its end."""
+    with HTTPResponse(connection) as response:
+        response.begin()
+        headers = dict(response.getheaders())
+        return httpx.Response(response.status, headers=headers, content=response.read())
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM)])
+def test_a_start_can_be_cut_short(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    with started(tmp_path) as (process, log):
+        wait_for(lambda: bool(children(process, b"engine_main")))
+        (engine,) = children(process, b"engine_main")
+        handle = os.pidfd_open(engine)
+        if len(signals) == 1:
+            os.kill(engine, signal.SIGSTOP)  # it would load for ever
+        for one in signals:
+            process.send_signal(one)
+        assert process.wait(HANG_SECONDS) == 0
+        ended, _, _ = select.select([handle], [], [], HANG_SECONDS)
+        os.close(handle)
+        assert ended == [handle]
+    assert "Traceback" not in log.read_text()
+    assert "ready: " not in log.read_text()
+    assert "error" not in log.read_text()
+
+
 def ends(answer: httpx.Response) -> list[dict[str, Any]]:
     assert answer.status_code == 200
     return events(answer.text)
@@ -135,8 +230,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         served.stop()
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(HANG_SECONDS) == 0
-        with suppress(AssertionError):  # its connection may have been cut
-            whole.answer()
+        whole.join(HANG_SECONDS)
 
 
 def test_a_port_that_is_taken_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -149,3 +243,16 @@ def test_a_port_that_is_taken_is_found_before_anything_is_loaded(tmp_path: Path)
         lines = [line for line in done.stderr.splitlines() if "import time:" not in line]
         assert any(f"port {port}" in line and "error:" in line for line in lines)
         assert "AdapterMix starts" not in done.stderr
+
+
+def test_a_port_is_taken_for_good() -> None:
+    with bound_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1, port {port}: "):
+            bound_socket("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "b" * 64 + ".example", "\udcff", "a b", "\0"])
+def test_a_host_that_is_none_is_told(host: str) -> None:
+    with pytest.raises(OSError, match="cannot listen on "):
+        bound_socket(host, 0)

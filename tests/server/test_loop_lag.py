@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from adapters_store.metadata import Database
-from adapters_store.metadata.schema import ADAPTERS, TAGS, VERSIONS
+from adapters_store.metadata.schema import ADAPTERS, BLOBS, TAGS, VERSIONS
+from adapters_store.types import AdapterManifest
 from server.schemas.base import Body
 from tests.server.lag import watched
 from tests.server.live import Live, serving, tiny_settings
@@ -31,8 +33,14 @@ OPENAI: dict[str, Any] = {"model": "tiny-random", "max_tokens": 400, "ignore_eos
 TURN = {"role": "user", "content": "a"}
 CHAT = OPENAI | {"messages": [TURN]}
 ONE = {"max_new_tokens": 1}
+BOTH = [{"name": "one"}, {"name": "other"}]
 PART = {"type": "text", "text": "a"}
 LOGPROBS = {"logprobs": True, "top_logprobs": 20}
+
+# Of as many manifests; the last has another rank, so that these are refused.
+DISTINCT = [{"name": f"d{index}"} for index in range(1024)]
+MIXED = {"inputs": "a", "mixture": {"adapters": DISTINCT}}
+LINEAR = {"mixture": {"adapters": DISTINCT, "combination": "linear"}}
 
 JSON_BODIES: dict[str, tuple[str, Any]] = {
     "a long prompt": ("/generate", {"inputs": BIG}),
@@ -83,12 +91,20 @@ JSON_BODIES: dict[str, tuple[str, Any]] = {
         "/v1/completions",
         OPENAI | {"prompt": ["a"] * 4, "max_tokens": 200, "logprobs": 20, "stream": True},
     ),
+    "many adapters": ("/generate", MIXED | {"parameters": {"max_new_tokens": 1}}),
+    "many to merge": ("PUT /admin/merged", {"adapters": DISTINCT}),
+    "adapters of several ranks": (
+        "/score",
+        {"inputs": "a", "completions": ["b"], **LINEAR},
+    ),
     "as many as may wait": (
         "/v1/completions",
         OPENAI | {"prompt": ["a"] * 256, "max_tokens": 2},
     ),
 }
 _ROUTERS: dict[str, dict[str, Any]] = {
+    "distinct candidates": {"candidates": [one["name"] for one in DISTINCT]},
+    "a tag of many": {"candidates": {"tag": "d"}, "level": "layer", "name": "arrow"},
     "candidates": {"candidates": ["a"] * MANY},
     "no candidates": {"candidates": [1] * MANY},
     "a tag": {"candidates": {"tag": "t"}},
@@ -103,7 +119,8 @@ for name, spec in _ROUTERS.items():
 
 def _raw(content: bytes, kind: str, path: str) -> Callable[[httpx.Client], httpx.Response]:
     headers = {"content-type": kind}
-    return lambda client: client.post(path, content=content, headers=headers)
+    method, _, path = path.rpartition(" ")
+    return lambda client: client.request(method or "POST", path, content=content, headers=headers)
 
 
 def _json(path: str, body: Any) -> Callable[[httpx.Client], httpx.Response]:
@@ -147,14 +164,36 @@ INPUTS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with thousands of names, on the event loop that can be watched."""
     root = tmp_path_factory.mktemp("crowded")
-    settings = tiny_settings(root, metrics_adapters=NAMES)
+    settings = tiny_settings(root, metrics_adapters=NAMES, max_candidates=len(DISTINCT))
     with serving(settings, loop="asyncio") as live:
         assert live.publish(make_lora_folder(root / "a", rank=1, seed=1), "a0").status_code == 201
         digest = live.client.get("/admin/adapters/a0").json()["adapters"][0]["digest"]
+        wide = live.publish(make_lora_folder(root / "b", rank=2, seed=2), "b0")
+        assert wide.status_code == 201
         _add_names(settings.store_dir / "adapters.db", digest)
+        _add_manifests(settings.store_dir / "adapters.db", digest, wide.json()["digest"])
         for index in range(NAMES):
             live.container.metrics.add_weights({f"a{index}": 1.0})
         yield live
+
+
+def _add_manifests(file: Path, digest: str, last: str) -> None:
+    """As many manifests as a mixture may name, all like one but for the last; without weights."""
+    names = [one["name"] for one in DISTINCT]
+    digests = [f"sha256:{index:064x}" for index in range(len(names))]
+    database = Database(file)
+    with database.write() as connection:
+        rows = connection.execute(select(BLOBS.c.digest, BLOBS.c.manifest))
+        texts = {row.digest: row.manifest for row in rows}
+        like = dict.fromkeys(digests[:-1], texts[digest]) | {digests[-1]: texts[last]}
+        blob = insert(BLOBS).values(size_bytes=1, num_texts=0)
+        connection.execute(blob, [{"digest": one, "manifest": like[one]} for one in digests])
+        connection.execute(insert(ADAPTERS).values(last_version=1), [{"name": n} for n in names])
+        version = insert(VERSIONS).values(version=1, created_at=0.0)
+        named = zip(names, digests, strict=True)
+        connection.execute(version, [{"name": n, "digest": one} for n, one in named])
+        connection.execute(insert(TAGS).values(version=1, tag="d"), [{"name": n} for n in names])
+    database.close()
 
 
 def _add_names(file: Path, digest: str) -> None:
@@ -198,6 +237,76 @@ def test_many_who_wait_hold_up_nobody(crowded: Live, monkeypatch: pytest.MonkeyP
             if watch.longest()[0] < 1:
                 return
     raise AssertionError(watch.longest())
+
+
+PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "one": ("/generate", {"inputs": "a", "parameters": ONE | {"adapter_id": "one"}}),
+    "several": ("/generate", {"inputs": "a", "parameters": ONE, "mixture": {"adapters": BOTH}}),
+    "linear": (
+        "/score",
+        {
+            "inputs": "a",
+            "completions": ["b"],
+            "mixture": {"adapters": BOTH, "combination": "linear"},
+        },
+    ),
+    "a model": ("/v1/completions", {"model": "other", "prompt": "a", "max_tokens": 1}),
+    "merged": ("PUT /admin/merged", {"adapters": BOTH}),
+    **{
+        f"routed by {level}": (
+            "/generate",
+            {
+                "inputs": "a",
+                "parameters": ONE,
+                "mixture": {
+                    "router": {"name": name, "level": level, "candidates": ["one", "other"]}
+                },
+            },
+        )
+        for level, name in (
+            ("request", "similarity"),
+            ("token", "similarity"),
+            ("token", "hidden_mean"),
+            ("layer", "arrow"),
+        )
+    },
+}
+
+
+def test_manifests_are_read_beside_the_event_loop(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def ident() -> int:
+        return threading.get_ident()
+
+    loop = live.run(ident())
+    readers: list[tuple[int, str]] = []
+
+    def watched_property(name: str, own: property) -> property:
+        def read(manifest: AdapterManifest) -> Any:
+            readers.append((threading.get_ident(), name))
+            assert own.fget is not None
+            return own.fget(manifest)
+
+        return property(read)
+
+    for name, own in list(vars(AdapterManifest).items()):
+        if isinstance(own, property):
+            monkeypatch.setattr(AdapterManifest, name, watched_property(name, own))
+    # Its own adapters: what is known already is not read again.
+    for index, name in enumerate(("one", "other")):
+        folder = make_lora_folder(tmp_path / name, rank=1, seed=90 + index)
+        texts = {"texts": ("t.jsonl", f'"{name} text"\n'.encode())}
+        assert live.publish(folder, name).status_code == 201
+        assert live.client.put(f"/admin/adapters/{name}/texts", files=texts).status_code == 200
+    for name, (path, body) in PLANNED.items():
+        answer = _json(path, body)(live.client)
+        assert answer.status_code == 200, (name, answer.text)
+    assert live.client.delete("/admin/merged").status_code == 200
+    for name in ("one", "other"):
+        assert live.client.delete(f"/admin/adapters/{name}").status_code == 200
+    assert readers
+    assert not [name for thread, name in readers if thread == loop]
 
 
 def test_a_watch_sees_what_takes_long(bare: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import Metrics
 from tests.server.live import Live
+from tests.support.waiting import wait_for
 
 ASKED = {"max_new_tokens": 5, "ignore_eos_token": True}
 FAMILIES = (
@@ -38,6 +39,12 @@ FAMILIES = (
 )
 
 
+def page(live: Live) -> str:
+    """The page once the engine's figures are on it, which no scrape waits for."""
+    wait_for(lambda: "adaptermix_requests_running" in live.client.get("/metrics").text)
+    return live.client.get("/metrics").text
+
+
 def samples(live: Live) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     response = live.client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
@@ -54,7 +61,7 @@ def increase(live: Live, name: str, before: Any, **labels: str) -> float:
 
 
 def test_every_family_is_there_and_parses(live: Live) -> None:
-    text = live.client.get("/metrics").text
+    text = page(live)
     found = {family.name for family in text_string_to_metric_families(text)}
     assert set(FAMILIES) <= found
 
@@ -122,7 +129,7 @@ def test_residency_and_prefix_hits_come_from_the_engine(live: Live) -> None:
 
 def test_what_computes_is_said(live: Live) -> None:
     """The server of these tests runs on the reference."""
-    assert 'adaptermix_kernels_info{name="torch"} 1.0' in live.client.get("/metrics").text
+    assert 'adaptermix_kernels_info{name="torch"} 1.0' in page(live)
 
 
 def test_adapter_labels_are_bounded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -43,6 +44,26 @@ def test_a_bad_value_names_field_variable_and_value(
     assert name in str(caught.value)
     assert variable_of(name) in str(caught.value)
     assert value in str(caught.value)
+
+
+def seconds() -> list[str]:
+    """The settings that are numbers with a fraction: all are seconds."""
+    kinds = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return [name for name, kind in kinds.items() if kind is float or float in get_args(kind)]
+
+
+@pytest.mark.parametrize("name", seconds())
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e300", "86401", "-1", "-1e-300"])
+def test_seconds_are_a_time_that_can_be_waited_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(variable_of(name), value)
+    with pytest.raises(SettingsError, match=name):
+        load_settings()
+
+
+def test_seconds_are_of_several_settings() -> None:
+    assert {"drain_seconds", "database_patience", "default_timeout"} <= set(seconds())
 
 
 def test_a_short_admin_key_is_refused_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:

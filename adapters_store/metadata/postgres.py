@@ -1,0 +1,78 @@
+"""Connections to PostgreSQL that give up: on a lock, on a statement, on a server without a word."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from functools import partial
+from math import ceil, inf
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, Engine, create_engine, event
+
+_LEAST = 2.0  # seconds that a statement may take, however short the patience
+_SILENCE = 1.25  # times as long: the server says first what it gave up
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that closes, with OperationalError, once it has waited `patience` seconds.
+
+    The limits that PostgreSQL keeps help nobody where its process, or the network, stands still.
+    """
+
+    patience = inf
+
+    def wait(self, gen: Generator[Any, Any, Any], *given: Any, **named: Any) -> Any:
+        """See psycopg.Connection: all that waits for an answer waits here."""
+        return super().wait(self._limited(gen), *given, **named)
+
+    def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        end = time.monotonic() + self.patience
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > end:
+                    self.close()
+                    raise psycopg.OperationalError(f"no answer in {self.patience:g} s")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            return done.value
+
+
+def postgres_engine(url: URL, patience: float, **pool: Any) -> Engine:
+    """Connections whose waits end after about `patience` seconds, by what ends each kind of wait.
+
+    What the URL says itself of connection parameters stays.
+    """
+    engine = create_engine(url, pool_pre_ping=True, connect_args=_limits(url, patience), **pool)
+    event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "connect", partial(_configure, patience))
+    return engine
+
+
+def _limits(url: URL, patience: float) -> dict[str, int]:
+    """libpq's own: for a server that takes no connection, and for a network that went away."""
+    seconds = ceil(patience)
+    limits = {
+        "connect_timeout": seconds,
+        "tcp_user_timeout": 1000 * seconds,
+        "keepalives_idle": seconds,
+        "keepalives_interval": seconds,
+        "keepalives_count": 1,
+    }
+    return {name: limit for name, limit in limits.items() if name not in url.query}
+
+
+def _connect(_dialect: object, _record: object, given: Any, named: Any) -> PatientConnection:
+    return PatientConnection.connect(*given, **named)
+
+
+def _configure(patience: float, connection: PatientConnection, _record: object) -> None:
+    longest = max(patience, _LEAST)
+    connection.patience = _SILENCE * longest
+    connection.autocommit = True  # or the settings would go with the first rollback
+    connection.execute(f"SET lock_timeout = {ceil(1000 * patience)}")
+    connection.execute(f"SET statement_timeout = {ceil(1000 * longest)}")
+    connection.autocommit = False
