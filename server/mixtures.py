@@ -183,7 +183,7 @@ class Mixtures:
         return replace(plan, digests=members[0], ensemble=members[1:])
 
     async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
-        self._routing.check(spec)
+        await self._threads.run(partial(self._routing.check, spec))  # parameters may be long
         path = "mixture.router.candidates"
         records = await self._records(await self._candidates(spec, path), path)
         self._refuse_many_rows(records, path)

@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import insert
 
 from adapters_store.metadata import Database
 from adapters_store.metadata.schema import ADAPTERS, TAGS, VERSIONS
+from router_engine.routers.registry import RouterRegistry
 from server.schemas.base import Body
 from tests.server.lag import watched
 from tests.server.live import Live, serving, tiny_settings
@@ -213,23 +215,25 @@ def test_a_watch_sees_what_takes_long(bare: Live, monkeypatch: pytest.MonkeyPatc
 
 def test_every_list_of_a_body_is_refused_at_its_first_bad_item() -> None:
     found = list(_lists())
-    assert len(found) >= 8
+    assert len(found) >= 10
     assert not [where for where, schema in found if not schema.get("fail_fast")]
 
 
 def _lists() -> Iterator[tuple[str, dict[str, Any]]]:
-    waiting = list(Body.__subclasses__())
+    registry = RouterRegistry.discover()
+    waiting: list[type[BaseModel]] = [registry.get(name).params for name in registry.names]
+    waiting += Body.__subclasses__()
     while waiting:
         body = waiting.pop()
         waiting += body.__subclasses__()
-        if body.__module__.startswith("server."):
+        if body.__module__.startswith(("server.", "router_engine.")):
             for schema in _within(body.__pydantic_core_schema__):
                 yield body.__name__, schema
 
 
 def _within(schema: Any) -> Iterator[dict[str, Any]]:
     if isinstance(schema, dict):
-        if schema.get("type") == "list":
+        if schema.get("type") in ("list", "tuple", "set", "frozenset", "dict"):
             yield schema
         for value in schema.values():
             yield from _within(value)
