@@ -10,7 +10,7 @@ from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
 from server.answer import Piece
 from server.errors import InputError
-from server.generation import Ask, Completion, fresh_seed
+from server.generation import Ask, Completion, fresh_seed, text_size
 from server.rendering import routing_of
 from server.schemas.generate import Routing
 from server.schemas.openai import (
@@ -24,6 +24,8 @@ from server.schemas.openai import (
     Usage,
 )
 from server.tokenization import Tokenization
+
+_ID_SIZE = 4  # characters that take as long to read as a token id
 
 
 def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
@@ -79,19 +81,24 @@ def count_of(prompt: str | Sequence[object]) -> int:
     return 1 if is_one else len(prompt)
 
 
-def characters_of(prompt: str | Sequence[object]) -> int:
-    """How much text there is to read, roughly; an id is a few characters."""
+def size_of(prompt: str | Sequence[object]) -> int:
+    """How much there is to read, as `text_size` says."""
     if isinstance(prompt, str):
-        return len(prompt)
+        return text_size([prompt])
     if prompt and isinstance(prompt[0], int):
-        return 4 * len(prompt)
-    return sum(len(item) for item in prompt if isinstance(item, str | list))
+        return _ID_SIZE * len(prompt)
+    lists = [item for item in prompt if isinstance(item, list)]
+    texts = [item for item in prompt if isinstance(item, str)]
+    return text_size(texts) + text_size(lists) + (_ID_SIZE - 1) * sum(map(len, lists))
 
 
 def prompts_of(
     body: CompletionBody, tokenization: Tokenization
 ) -> list[tuple[tuple[int, ...], str]]:
-    """Every prompt as token ids and text. Raises InputError for ids outside the vocabulary."""
+    """Every prompt as token ids and text. Raises InputError for ids outside the vocabulary.
+
+    Of ids there is a text where something reads it: an echo, or a router.
+    """
     prompt = body.prompt
     if isinstance(prompt, str):
         return [(tokenization.encode(prompt), prompt)]
@@ -102,8 +109,25 @@ def prompts_of(
         return [(tokenization.encode(text), text) for text in texts]
     several = [item for item in prompt if isinstance(item, list)]
     lists = several or [[item for item in prompt if isinstance(item, int)]]
+    for ids in lists:
+        tokenization.require_room(len(ids), "prompt")
     checked = [tokenization.check_ids(ids, "prompt") for ids in lists]
-    return [(ids, tokenization.decode(ids)) for ids in checked]
+    is_read = body.echo or (body.mixture is not None and body.mixture.reads_text)
+    return [(ids, tokenization.decode(ids) if is_read else "") for ids in checked]
+
+
+def size_of_chat(body: ChatBody) -> int:
+    """As `size_of`, of a conversation."""
+    contents = [message.content for message in body.messages]
+    parts = [part.text for content in contents if isinstance(content, list) for part in content]
+    texts = [content if isinstance(content, str) else "" for content in contents]
+    return text_size(texts) + text_size(parts)
+
+
+def chat_of(body: ChatBody, tokenization: Tokenization) -> tuple[tuple[int, ...], str]:
+    """A conversation as token ids, and the text that routers read."""
+    messages = [message.plain() for message in body.messages]
+    return tokenization.chat(messages), "\n".join(message["content"] for message in messages)
 
 
 def finish_of(completion: Completion) -> Literal["stop", "length"]:

@@ -20,7 +20,15 @@ from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
-from server.openai_wire import asks_of, characters_of, count_of, prompts_of, sampling_of
+from server.openai_wire import (
+    asks_of,
+    chat_of,
+    count_of,
+    prompts_of,
+    sampling_of,
+    size_of,
+    size_of_chat,
+)
 from server.reading import StrictRoute
 from server.replies import WrittenResponse, json_of
 from server.schemas.errors import openai_errors
@@ -110,7 +118,7 @@ async def completions(
         adapter = await _adapter_of(body, container)
         generation.require_places(count_of(body.prompt) * (body.n or 1), "prompt")
         prompts = await generation.read(
-            partial(prompts_of, body, tokenization), characters_of(body.prompt)
+            partial(prompts_of, body, tokenization), size_of(body.prompt)
         )
         asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
         writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
@@ -133,11 +141,8 @@ async def chat_completions(
     tokenization = generation.tokenization
     async with deadline.within():
         adapter = await _adapter_of(body, container)
-        messages = [message.plain() for message in body.messages]
-        text = "\n".join(message["content"] for message in messages)
-        ids = await generation.read(partial(tokenization.chat, messages), len(text))
-        prompts = [(ids, text)]
-        asks = asks_of(body, prompts, sampling_of(body, body.top_logprobs or 0), adapter)
+        prompt = await generation.read(partial(chat_of, body, tokenization), size_of_chat(body))
+        asks = asks_of(body, [prompt], sampling_of(body, body.top_logprobs or 0), adapter)
         writer = ChatWriter(body, tokenization)
         return await _answer(request, body, asks, writer, generation, deadline)
 

@@ -14,7 +14,7 @@ from router_engine.shown import shown
 from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
-from server.generation import Ask, Completion, Generation, Job
+from server.generation import Ask, Completion, Generation, Job, text_size
 from server.reading import StrictRoute
 from server.rendering import gates_of, routing_of, uncertainty_of
 from server.replies import WrittenResponse, json_of
@@ -71,8 +71,8 @@ def _reply(completions: Sequence[Completion]) -> bytes:
 
 async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
     generation.require_places(len(body.completions), "completions")
-    characters = len(body.inputs) + sum(map(len, body.completions))
-    ask, given = await generation.read(partial(_read, body, generation), characters)
+    size = text_size([body.inputs, *body.completions])
+    ask, given = await generation.read(partial(_read, body, generation), size)
     for index, ids in enumerate(given):
         if not ids:
             raise InputError(
