@@ -90,12 +90,12 @@ def text_problems(texts: Sequence[str], limits: StoreLimits) -> list[Problem]:
 
 def texts_to_jsonl(texts: Sequence[str]) -> bytes:
     """Canonical JSONL, one JSON string a line; b"" for no texts."""
-    return "".join(json.dumps(text) + "\n" for text in texts).encode()
+    return b"".join(json.dumps(text).encode() + b"\n" for text in texts)
 
 
 def texts_from_jsonl(data: bytes) -> list[str]:
     """Read what `texts_to_jsonl` wrote."""
-    return [json.loads(line) for line in data.decode().splitlines()]
+    return [json.loads(line) for line in io.BytesIO(data)]
 
 
 def texts_digest(lines: bytes) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-_SLICE = 1 << 16  # bytes
+SLICE = 1 << 16  # bytes, which are read in a few milliseconds
 _MOST_LEVELS = 200
 _SPACE = b" \t\r\n"
 _SPACES = re.compile(rb"[ \t\r\n]*+")
@@ -55,7 +55,7 @@ class SlicedReader:
                 return self._nested(self._object)
             case b'"':
                 return self._string()
-        scalar = _SCALAR.match(self._text, self._at, self._at + _SLICE)
+        scalar = _SCALAR.match(self._text, self._at, self._at + SLICE)
         if scalar is None:
             raise self._unexpected()
         self._at = scalar.end()
@@ -89,10 +89,10 @@ class SlicedReader:
     def _scalars(self, end: int) -> list[Any]:
         """A list of numbers and the like, up to its end."""
         items: list[Any] = []
-        while end - self._at > _SLICE:
-            cut = self._text.rfind(b",", self._at, self._at + _SLICE)
+        while end - self._at > SLICE:
+            cut = self._text.rfind(b",", self._at, self._at + SLICE)
             if cut < 0:
-                raise ValueError(f"more than {_SLICE} bytes from number to number")
+                raise ValueError(f"more than {SLICE} bytes from number to number")
             items += self._part(cut)
             self._at = cut + 1
         if items or self._text[self._at : end].strip(_SPACE):
@@ -136,7 +136,7 @@ class SlicedReader:
 
     def _boundary(self) -> int:
         """Where a slice from here on ends, which is in no character's middle."""
-        end = min(self._at + _SLICE, len(self._text))
+        end = min(self._at + SLICE, len(self._text))
         while self._at < end < len(self._text) and self._text[end] & 0xC0 == 0x80:
             end -= 1
         return end
@@ -144,7 +144,7 @@ class SlicedReader:
     def _next(self) -> bytes:
         """The byte after spaces; b"" at the end."""
         while (
-            spaces := _SPACES.match(self._text, self._at, self._at + _SLICE)
+            spaces := _SPACES.match(self._text, self._at, self._at + SLICE)
         ) and spaces.end() > self._at:
             self._at = spaces.end()
         return self._text[self._at : self._at + 1]
