@@ -27,7 +27,7 @@ class Most(NamedTuple):
 
 
 class SlicedReader:
-    """Reads one JSON text. Only its brackets are walked here: all else `read` reads, piece by piece.
+    """Reads one JSON text. Only its brackets are walked here: `read` reads all else in pieces.
 
     most: lists and objects, strings, and numbers and the like.
     """

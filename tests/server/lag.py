@@ -78,9 +78,11 @@ class Calls:
         self._longest = 0.0
 
     def __call__(self, frame: FrameType, event: str, function: Any) -> None:
-        if event in ("call", "return"):
+        if event == "call":
             if self._begun:
-                self._note(self._begun[-1], frame.f_code.co_qualname)
+                self._note(self._begun[-1], f"before {frame.f_code.co_qualname}")
+        elif event == "return":
+            if self._begun:
                 self._begun[-1] = used()
         elif function.__name__ in IDLE:
             return

@@ -84,7 +84,7 @@ def test_a_level_or_parameter_that_a_router_lacks_is_refused() -> None:
 def test_of_many_wrong_parameters_a_few_are_told() -> None:
     spec = RouterRegistry.discover().get("similarity")
     wrong = {f"windo{index}": 1 for index in range(60)} | {"top_k": "a", "scoring": 1}
-    with pytest.raises(RouterInputError, match="; and 54 more$") as caught:
+    with pytest.raises(RouterInputError, match=r"; and 54 more$") as caught:
         spec.check("request", wrong)
     assert str(caught.value).count("takes no parameter") == 8
 
