@@ -117,7 +117,7 @@ class SlicedReader:
                 raise self._unexpected()
             key = self._string()
             if key in items:
-                raise ValueError(f"the key {key[:80]!r} twice in one object")
+                raise ValueError(f"duplicate key {key[:80]!r} in an object")
             self._take(b":")
             items[key] = self._value()
         return items

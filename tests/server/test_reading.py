@@ -88,9 +88,9 @@ def test_what_is_long_is_read_in_slices(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (b'{"a": 1, "b": 2, "a": 1}', "key"),
-        (b'{"x": {"a": 1, "\\u0061": 2}}', "key"),
-        (b'["' + b"a" * (2 << 20) + b'", {"a": 1, "a": 2}]', "key"),
+        (b'{"a": 1, "b": 2, "a": 1}', "uplicate key"),
+        (b'{"x": {"a": 1, "\\u0061": 2}}', "uplicate key"),
+        (b'["' + b"a" * (2 << 20) + b'", {"a": 1, "a": 2}]', "uplicate key"),
         (b"[" * 300 + b"]" * 300, "recursion"),
         (b"[" * 40_000 + b"]" * 40_000, "inside each other"),
         (b"[" + b"[],  " * MOST.brackets + b"[]]", f"more than {MOST.brackets} brackets"),
