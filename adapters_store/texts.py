@@ -105,11 +105,11 @@ def texts_digest(lines: bytes) -> str:
 
 def _parse_line(line: bytes) -> str | None:
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=tuple)  # a key may come twice
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, dict) and set(value) == {"text"}:
-        value = value["text"]
+    if isinstance(value, tuple) and len(value) == 1 and value[0][0] == "text":
+        value = value[0][1]
     return value if isinstance(value, str) and is_utf8(value) else None
 
 

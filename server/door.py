@@ -40,6 +40,7 @@ SMALL_BODY = 64 << 10  # bytes of what only names things
 _FORM = ("multipart/form-data",)
 _JSON = ("application/json",)
 _JSON_KIND = re.compile(r"application/[\w!#$%&'*+.^`|~-]+\+json", re.ASCII)
+_ONCE = ("host", "authorization", "content-type", "content-encoding")
 _UTF8 = ("utf-8", "utf8")
 
 
@@ -151,7 +152,7 @@ class Door:
         """What the route may read. Raises ServerError, StoreError and BodyTooLargeError."""
         headers = Headers(scope=scope)
         if entry.access != "anyone":
-            _require_one_host(headers)
+            _require_once(headers)
             await self._require_access(entry, headers)
         if entry.access == "admin" and self._admins >= MOST_ADMINS:
             raise BusyError(f"{self._admins} requests of admins are under way")
@@ -201,10 +202,12 @@ class Door:
                 )
 
 
-def _require_one_host(headers: Headers) -> None:
-    hosts = headers.getlist("host")
-    if len(hosts) > 1:
-        raise BadRequestError(f"{len(hosts)} Host headers: send one")
+def _require_once(headers: Headers) -> None:
+    """Where a header that decides comes twice, two readers may take different ones."""
+    for name in _ONCE:
+        count = len(headers.getlist(name))
+        if count > 1:
+            raise BadRequestError(f"{count} {name.title()} headers: send one")
 
 
 def _require_known_query(entry: Entry, scope: Scope) -> None:

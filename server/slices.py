@@ -126,11 +126,12 @@ class SlicedReader:
         self._at += 1
         self._add("strings")
         parts: list[str] = []
-        while (part := _TEXT.match(self._text, self._at, self._boundary())) and part.group():
+        while self._text[self._at : self._at + 1] != b'"':
+            part = _TEXT.match(self._text, self._at, self._boundary())
+            if part is None or part.end() == self._at:
+                raise self._unexpected()
             parts.append(self._read_piece(b'"' + part.group() + b'"'))
             self._at = part.end()
-        if self._text[self._at : self._at + 1] != b'"':
-            raise self._unexpected()
         self._at += 1
         return "".join(parts)
 
@@ -143,11 +144,11 @@ class SlicedReader:
 
     def _next(self) -> bytes:
         """The byte after spaces; b"" at the end."""
-        while (
-            spaces := _SPACES.match(self._text, self._at, self._at + SLICE)
-        ) and spaces.end() > self._at:
+        while (mark := self._text[self._at : self._at + 1]) and mark in _SPACE:
+            spaces = _SPACES.match(self._text, self._at, self._at + SLICE)
+            assert spaces is not None
             self._at = spaces.end()
-        return self._text[self._at : self._at + 1]
+        return mark
 
     def _take(self, mark: bytes) -> None:
         if self._next() != mark:

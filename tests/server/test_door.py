@@ -278,6 +278,28 @@ def test_websockets_are_closed(bare: Live) -> None:
     assert 400 <= answer.status_code < 500
 
 
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        ("Host", ("127.0.0.1", "localhost")),
+        ("Content-Type", ("application/json", "multipart/form-data")),
+        ("Content-Encoding", ("identity", "gzip")),
+        ("Authorization", ("Bearer x", "Bearer x")),
+    ],
+)
+def test_a_header_that_decides_comes_once(
+    keyed: Keyed, header: str, values: tuple[str, ...]
+) -> None:
+    lines = [f"{header}: {value}" for value in values]
+    if header != "Host":
+        lines.append("Host: 127.0.0.1")
+    if header != "Authorization":
+        lines.append(f"Authorization: Bearer {keyed.admin}")
+    request = "\r\n".join(["POST /generate HTTP/1.1", *lines, "Content-Length: 2", "", "{}"])
+    status, body = exchange(keyed.live.port, request.encode())
+    assert (status, f"2 {header} headers: send one" in str(body)) == (400, True)
+
+
 def chunked(entry: Entry, port: int, *lines: str) -> bytes:
     head = [f"{entry.method} {path_of(entry)} HTTP/1.1", f"Host: 127.0.0.1:{port}", *lines]
     head += ["Transfer-Encoding: chunked", "", "1", "x", "0", "", ""]
