@@ -90,12 +90,12 @@ def text_problems(texts: Sequence[str], limits: StoreLimits) -> list[Problem]:
 
 def texts_to_jsonl(texts: Sequence[str]) -> bytes:
     """Canonical JSONL, one JSON string a line; b"" for no texts."""
-    return "".join(json.dumps(text) + "\n" for text in texts).encode()
+    return b"".join(json.dumps(text).encode() + b"\n" for text in texts)
 
 
 def texts_from_jsonl(data: bytes) -> list[str]:
     """Read what `texts_to_jsonl` wrote."""
-    return [json.loads(line) for line in data.decode().splitlines()]
+    return [json.loads(line) for line in io.BytesIO(data)]
 
 
 def texts_digest(lines: bytes) -> str:
@@ -105,11 +105,11 @@ def texts_digest(lines: bytes) -> str:
 
 def _parse_line(line: bytes) -> str | None:
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=tuple)  # a key may come twice
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, dict) and set(value) == {"text"}:
-        value = value["text"]
+    if isinstance(value, tuple) and len(value) == 1 and value[0][0] == "text":
+        value = value[0][1]
     return value if isinstance(value, str) and is_utf8(value) else None
 
 

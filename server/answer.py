@@ -31,7 +31,6 @@ class Answer:
         self._detokenizer = Detokenizer(decoder)
         self._matcher = StopMatcher(stops)
         self._min_new_tokens = min_new_tokens
-        self._searched_from = 0
         self._waiting: list[Piece] = []
         self._released = 0  # characters that have left
         self.text = ""
@@ -58,17 +57,15 @@ class Answer:
         added = text[already:]
         self.text += added
         self._waiting.append(Piece(event, text))
+        begun = self._matcher.push(added)
         if self.num_tokens <= self._min_new_tokens:
-            self._searched_from = len(self.text)
-        stop = self._matcher.find(self.text, self._searched_from, len(added)) if added else None
-        if stop is not None:
-            self._cut(stop)
+            self._matcher.reset()
+        elif begun is not None:
+            self._cut(len(self.text) - begun)
             return []
         if self._detokenizer.is_pending:
             return []
-        return self._release(
-            len(self.text) - self._matcher.held_back(self.text, self._searched_from)
-        )
+        return self._release(len(self.text) - self._matcher.held_back)
 
     def _cut(self, at: int) -> None:
         """Drop the text from `at` on; it lies in waiting pieces only."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
@@ -71,26 +73,69 @@ class Detokenizer:
 
 
 class StopMatcher:
-    """Finds the first of several stop strings in a growing text."""
+    """Finds the first of several stop strings in a growing text.
+
+    What is added costs as much as it is long, however long text and stop strings are.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._longest = max((len(stop) for stop in stops), default=0)
+        self._stops = [_Progress(stop) for stop in dict.fromkeys(stops)]
 
-    def find(self, text: str, start: int, added: int) -> int | None:
-        """Where the earliest stop string begins, at or after `start`; None without one.
+    def push(self, added: str) -> int | None:
+        """Read on. How many characters before the end of the text the earliest stop string begins.
 
-        Only matches that end in the last `added` characters are new, so only they are looked for.
+        Of those that end in what was added; None without one.
         """
-        begin = max(start, len(text) - added - self._longest + 1, 0)
-        found = [at for stop in self._stops if (at := text.find(stop, begin)) >= 0]
-        return min(found) if found else None
+        begun = [at for stop in self._stops if (at := stop.push(added)) is not None]
+        return max(begun) if begun else None
 
-    def held_back(self, text: str, start: int) -> int:
-        """Length of the longest end of `text` that may become a stop string."""
-        tail = text[max(start, len(text) - self._longest + 1) :] if self._longest else ""
-        for offset in range(len(tail)):
-            end = tail[offset:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return len(end)
-        return 0
+    @property
+    def held_back(self) -> int:
+        """Length of the longest end of the text that may become a stop string."""
+        return max((stop.length for stop in self._stops), default=0)
+
+    def reset(self) -> None:
+        """The text begins here."""
+        for stop in self._stops:
+            stop.length = 0
+
+
+class _Progress:
+    """How much of one stop string the text ends in, after Knuth, Morris and Pratt."""
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._borders = _borders(stop)
+        self.length = 0
+
+    def push(self, added: str) -> int | None:
+        """How many characters before the end of the text the stop string first begins, if it does.
+
+        The text is what it becomes with `added`, in which the stop string ends.
+        """
+        stop, borders, length, found = self._stop, self._borders, self.length, None
+        for index, character in enumerate(added, 1):
+            while length and stop[length] != character:
+                length = borders[length]
+            if stop[length] == character:
+                length += 1
+            if length == len(stop):
+                if found is None:
+                    found = length + len(added) - index
+                length = borders[length]
+        self.length = length
+        return found
+
+
+@lru_cache(maxsize=256)  # the answers of one request have theirs in common
+def _borders(stop: str) -> Sequence[int]:
+    """For each length of a beginning of `stop`, that of the longest shorter one that it ends in."""
+    borders = array("L", [0, 0])
+    border = 0
+    for character in stop[1:]:
+        while border and stop[border] != character:
+            border = borders[border]
+        if stop[border] == character:
+            border += 1
+        borders.append(border)
+    return borders

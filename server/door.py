@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from starlette.datastructures import Headers
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, QueryParams
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,13 +22,16 @@ from server.errors import (
     BodyTooLargeError,
     BusyError,
     ContentTypeError,
+    EncodingError,
     ForbiddenError,
+    InputError,
     MethodNotAllowedError,
     ServerError,
     StoppingError,
     UnknownRouteError,
     error_response,
 )
+from server.shaping import shaped
 
 Access = Literal["anyone", "page", "use", "admin"]
 Body = Literal["none", "small", "json", "upload"]
@@ -36,6 +41,9 @@ BODY_PATIENCE = 30.0  # seconds
 
 _FORM = ("multipart/form-data",)
 _JSON = ("application/json",)
+_JSON_KIND = re.compile(r"application/[\w!#$%&'*+.^`|~-]+\+json", re.ASCII)
+_ONCE = ("host", "authorization", "content-type", "content-encoding")
+_UTF8 = ("utf-8", "utf8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +53,14 @@ class Entry:
     access: page is anyone, but without keys only programs and pages of this machine.
     body: small and json are JSON, of at most SMALL_BODY and ADAPTERMIX_MAX_BODY bytes; upload is a
     multipart form of at most ADAPTERMIX_MAX_UPLOAD.
+    query: the parameters that it takes, each once.
     """
 
     method: str
     path: str  # {name} is one segment, {name:path} several
     access: Access
     body: Body = "none"
+    query: tuple[str, ...] = ()
 
 
 _ADAPTER = "/admin/adapters/{name}"
@@ -76,11 +86,11 @@ ENTRIES = (
     Entry("GET", "/admin/merged", "admin"),
     Entry("PUT", "/admin/merged", "admin", "json"),
     Entry("DELETE", "/admin/merged", "admin"),
-    Entry("GET", "/admin/adapters", "admin"),
+    Entry("GET", "/admin/adapters", "admin", query=("tag",)),
     Entry("POST", "/admin/adapters", "admin", "upload"),
     Entry("POST", "/admin/adapters/check", "admin", "upload"),
     Entry("GET", _ADAPTER, "admin"),
-    Entry("DELETE", _ADAPTER, "admin"),
+    Entry("DELETE", _ADAPTER, "admin", query=("force",)),
     Entry("GET", f"{_ADAPTER}/texts", "admin"),
     Entry("PUT", f"{_ADAPTER}/texts", "admin", "upload"),
     Entry("PUT", f"{_ADAPTER}/aliases/{{alias}}", "admin", "small"),
@@ -130,7 +140,7 @@ class Door:
                 await error_response(scope, error)(scope, receive, send)
                 return
             with self._admin(entry):
-                await self._app(scope, bounded, send)
+                await self._app(scope, bounded, shaped(scope, bounded, send))
 
     @contextmanager
     def _admin(self, entry: Entry) -> Iterator[None]:
@@ -146,19 +156,21 @@ class Door:
         """What the route may read. Raises ServerError, StoreError and BodyTooLargeError."""
         headers = Headers(scope=scope)
         if entry.access != "anyone":
-            _require_one_host(headers)
+            _require_once(headers)
             await self._require_access(entry, headers)
         if entry.access == "admin" and self._admins >= MOST_ADMINS:
             raise BusyError(f"{self._admins} requests of admins are under way")
         if self._draining.is_on and entry.access in ("use", "admin"):
             raise StoppingError
+        _require_known_query(entry, scope)
         limit, setting = self._limits[entry.body]
         too_large = BodyTooLargeError(limit, setting)
         declared = headers.get("content-length", "0")
-        has_body = declared != "0" or "transfer-encoding" in headers
-        if declared.isdecimal() and int(declared[:20]) > limit:
+        length = int(declared[:20]) if declared.isdecimal() else 0
+        is_chunked = "transfer-encoding" in headers
+        if length > limit or (is_chunked and entry.body == "none"):
             raise too_large
-        if has_body and entry.body != "none":
+        if length or is_chunked:
             _require_type(headers, _FORM if entry.body == "upload" else _JSON)
         received = 0
 
@@ -175,7 +187,7 @@ class Door:
     def _entry(self, method: str, path: str) -> Entry:
         allowed = []
         for pattern, entry in self._entries:
-            if pattern.match(path):
+            if pattern.fullmatch(path):  # `$` lets a newline pass
                 if entry.method == method:
                     return entry
                 allowed.append(entry.method)
@@ -194,15 +206,35 @@ class Door:
                 )
 
 
-def _require_one_host(headers: Headers) -> None:
-    hosts = headers.getlist("host")
-    if len(hosts) > 1:
-        raise BadRequestError(f"{len(hosts)} Host headers: send one")
+def _require_once(headers: Headers) -> None:
+    """Where a header that decides comes twice, two readers may take different ones."""
+    for name in _ONCE:
+        count = len(headers.getlist(name))
+        if count > 1:
+            raise BadRequestError(f"{count} {name.title()} headers: send one")
+
+
+def _require_known_query(entry: Entry, scope: Scope) -> None:
+    seen: set[str] = set()
+    for name, _ in QueryParams(scope["query_string"]).multi_items():
+        if name not in entry.query:
+            known = f"known are {', '.join(entry.query)}" if entry.query else "none is known here"
+            raise InputError(name[:80], "a query parameter", f"is unknown; {known}")
+        if name in seen:
+            raise InputError(name, "two query parameters", "send one")
+        seen.add(name)
 
 
 def _require_type(headers: Headers, allowed: Sequence[str]) -> None:
     """JSON may be of a kind of its own, such as application/problem+json."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_json = allowed is _JSON and kind.startswith("application/") and kind.endswith("+json")
-    if kind not in allowed and not is_json:
+    given = headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind not in allowed and not (allowed is _JSON and _JSON_KIND.fullmatch(kind)):
         raise ContentTypeError(kind, allowed)
+    _, options = parse_options_header(given)
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in _UTF8:
+        raise ContentTypeError(f"{kind}; charset={charset}", [f"{allowed[0]} in UTF-8"])
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise EncodingError(encoding)

@@ -23,7 +23,10 @@ log = structlog.get_logger(__name__)
 
 _MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
 _MOST_PROBLEMS = 8
-_TOLD_ALONE = ("missing", "unknown_field", "too_many_fields", "mixture", "contradiction")
+_TOLD_ALONE = (
+    *("missing", "unknown_field", "too_many_fields", "too_many_parts"),
+    *("mixture", "contradiction"),
+)
 _MOST_ECHOED = 80  # characters of one thing that was sent
 
 
@@ -116,6 +119,13 @@ class ContentTypeError(ServerError):
     def __init__(self, given: str, allowed: Sequence[str]) -> None:
         told = f"Content-Type {given[:_MOST_ECHOED]!r}" if given else "no Content-Type"
         super().__init__(f"{told}: send {' or '.join(allowed)}")
+
+
+class EncodingError(ServerError):
+    """The body is packed."""
+
+    def __init__(self, given: str) -> None:
+        super().__init__(f"Content-Encoding {given[:_MOST_ECHOED]!r}: send the body as it is")
 
 
 class BadRequestError(ServerError):
@@ -214,6 +224,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownRouteError, 404, "not_found"),
     (MethodNotAllowedError, 405, "method_not_allowed"),
     (ContentTypeError, 415, "content_type"),
+    (EncodingError, 415, "content_encoding"),
 )
 _HTTP_TYPES = {
     400: "bad_request",
@@ -221,6 +232,7 @@ _HTTP_TYPES = {
     405: "method_not_allowed",
     408: "timeout",
     413: "too_large",
+    416: "range",
     422: "validation",
 }
 _PREFIXED = ("validation",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence, Sized
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -27,6 +27,7 @@ from server.threads import BodyThreads
 from server.tokenization import Tokenization
 
 _SHORT = 4096  # characters, which are read in less time than another thread takes to begin
+_TEXT_SIZE = 64  # characters that take as long to read as a text takes to begin with
 _FEW = 64  # tokens of one adapter, whose JSON is written in less time than that
 Value = TypeVar("Value")
 EndReason = Literal["length", "eos_token", "stop_sequence"]
@@ -100,6 +101,11 @@ def fresh_seed() -> int:
     return secrets.randbits(53)  # JSON readers keep 53 bits
 
 
+def text_size(texts: Iterable[Sized]) -> int:
+    """How much there is to read in texts: their characters, and what each takes however short."""
+    return sum(len(text) + _TEXT_SIZE for text in texts)
+
+
 class Generation:
     """Prepares requests and follows them to their end."""
 
@@ -129,9 +135,12 @@ class Generation:
         weights = sum(len(one.pieces) * max(1, len(one.plan.digests)) for one in completions)
         return work() if weights < _FEW else await self._bodies.writing.run(work)
 
-    async def read(self, work: Callable[[], Value], characters: int) -> Value:
-        """What `work` makes of a body, off the event loop where it has many characters to read."""
-        return work() if characters < _SHORT else await self._bodies.reading.run(work)
+    async def read(self, work: Callable[[], Value], size: int) -> Value:
+        """What `work` makes of a body, off the event loop where it has much to read.
+
+        size: as `text_size` says.
+        """
+        return work() if size < _SHORT else await self._bodies.reading.run(work)
 
     def require_places(self, sequences: int, field: str) -> None:
         """Raises InputError where so many could never wait together."""

@@ -168,7 +168,7 @@ class Mixtures:
         return replace(plan, digests=members[0], ensemble=members[1:])
 
     async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
-        self._routing.check(spec)
+        await self._threads.run(partial(self._routing.check, spec))  # parameters may be long
         records, plan = await self._threads.run(partial(self._routable, spec))
         if spec.level == "token":
             await self._routing.prepare(spec, records)

@@ -10,7 +10,7 @@ from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
 from server.answer import Piece
 from server.errors import InputError
-from server.generation import Ask, Completion, Generation, fresh_seed
+from server.generation import Ask, Completion, fresh_seed, text_size
 from server.rendering import routing_of
 from server.schemas.generate import Routing
 from server.schemas.openai import (
@@ -24,6 +24,8 @@ from server.schemas.openai import (
     Usage,
 )
 from server.tokenization import Tokenization
+
+_ID_SIZE = 4  # characters that take as long to read as a token id
 
 
 def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
@@ -73,40 +75,66 @@ def asks_of(
     ]
 
 
-def characters_of(prompt: str | Sequence[object]) -> int:
-    """How much text there is to read, roughly; an id is a few characters."""
+def size_of(prompt: str | Sequence[object]) -> int:
+    """How much there is to read, as `text_size` says."""
     if isinstance(prompt, str):
-        return len(prompt)
+        return text_size([prompt])
     if prompt and isinstance(prompt[0], int):
-        return 4 * len(prompt)
-    return sum(len(item) for item in prompt if isinstance(item, str | list))
+        return _ID_SIZE * len(prompt)
+    lists = [item for item in prompt if isinstance(item, list)]
+    texts = [item for item in prompt if isinstance(item, str)]
+    return text_size(texts) + text_size(lists) + (_ID_SIZE - 1) * sum(map(len, lists))
 
 
-def prompts_of(body: CompletionBody) -> Sequence[str | Sequence[int]]:
-    """Every prompt, as text or as token ids. Raises InputError where there is none."""
+def prompts_of(body: CompletionBody, tokenization: Tokenization) -> Sequence[str | Sequence[int]]:
+    """Every prompt, as text or as token ids.
+
+    Raises InputError where there is none, or one of too many ids.
+    """
     prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
         raise InputError("prompt", "[]", "give at least one prompt")
-    if isinstance(prompt[0], int):
-        return [prompt]
-    return prompt
+    prompts = [prompt] if isinstance(prompt[0], int) else prompt
+    for each in prompts:
+        if not isinstance(each, str):
+            tokenization.require_room(len(each), "prompt")
+    return prompts
 
 
-def read_prompt(prompt: str | Sequence[int], generation: Generation) -> tuple[tuple[int, ...], str]:
-    """A prompt as token ids and text.
+def reads_text(body: CompletionBody) -> bool:
+    """Whether something reads a prompt's text: an echo, or a router."""
+    return bool(body.echo) or (body.mixture is not None and body.mixture.reads_text)
+
+
+def read_prompt(
+    prompt: str | Sequence[int], tokenization: Tokenization, *, with_text: bool
+) -> tuple[tuple[int, ...], str]:
+    """A prompt as token ids and, of ids where it is wanted, text.
 
     Raises InputError for one that is too long, and for ids outside the vocabulary.
     """
-    tokenization = generation.tokenization
     if isinstance(prompt, str):
         ids = tokenization.encode(prompt)
-        generation.require_fit(len(ids))
+        tokenization.require_room(len(ids), "prompt")
         return ids, prompt
-    generation.require_fit(len(prompt))
     ids = tokenization.check_ids(prompt, "prompt")
-    return ids, tokenization.decode(ids)
+    return ids, tokenization.decode(ids) if with_text else ""
+
+
+def size_of_chat(body: ChatBody) -> int:
+    """As `size_of`, of a conversation."""
+    contents = [message.content for message in body.messages]
+    parts = [part.text for content in contents if isinstance(content, list) for part in content]
+    texts = [content if isinstance(content, str) else "" for content in contents]
+    return text_size(texts) + text_size(parts)
+
+
+def chat_of(body: ChatBody, tokenization: Tokenization) -> tuple[tuple[int, ...], str]:
+    """A conversation as token ids, and the text that routers read."""
+    messages = [message.plain() for message in body.messages]
+    return tokenization.chat(messages), "\n".join(message["content"] for message in messages)
 
 
 def finish_of(completion: Completion) -> Literal["stop", "length"]:

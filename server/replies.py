@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 _FEW = 32  # items that are written in one go
-_SLICE = 1024  # numbers or texts
+_SLICE = 1 << 14  # characters, or as many as numbers take
+_NUMBER = 8  # characters
+_SENT = 1 << 18  # bytes that are sent in one go
 _PLAIN = str | int | float | None
 
 
@@ -19,6 +21,20 @@ class WrittenResponse(Response):
     """An answer whose JSON is there already."""
 
     media_type = "application/json"
+
+
+class PartedResponse(StreamingResponse):
+    """An answer whose JSON is there already, in parts that are never joined: it may be long."""
+
+    media_type = "application/json"
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        super().__init__(_each(parts), headers={"content-length": str(sum(map(len, parts)))})
+
+
+async def _each(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 def json_of(reply: Any) -> bytes:
@@ -30,11 +46,29 @@ def json_of(reply: Any) -> bytes:
     return b"".join(_parts(reply))
 
 
+def json_parts(reply: Any) -> list[bytes]:
+    """As `json_of`, for a `PartedResponse`."""
+    parts: list[bytes] = []
+    waiting: list[bytes] = []
+    size = 0
+    for part in _parts(reply):
+        waiting.append(part)
+        size += len(part)
+        if size >= _SENT:
+            parts.append(b"".join(waiting))
+            waiting, size = [], 0
+    return [*parts, b"".join(waiting)]
+
+
 def _parts(value: Any) -> Iterator[bytes]:
-    if isinstance(value, BaseModel) and not _is_short(value):
+    if _is_short(value):
+        yield to_json(value, inf_nan_mode="null")
+    elif isinstance(value, BaseModel):
         yield from _model(value)
-    elif isinstance(value, list) and not _is_short(value):
+    elif isinstance(value, list):
         yield from _list(value)
+    elif isinstance(value, str):
+        yield from _text(value)
     else:
         yield to_json(value, inf_nan_mode="null")
 
@@ -45,7 +79,7 @@ def _is_short(value: Any) -> bool:
         return all(map(_is_short, value.__dict__.values()))
     if isinstance(value, list | dict):
         return len(value) <= _FEW and all(map(_is_short, islice(value, 1)))
-    return True
+    return not isinstance(value, str) or len(value) <= _SLICE
 
 
 def _model(value: BaseModel) -> Iterator[bytes]:
@@ -62,9 +96,13 @@ def _model(value: BaseModel) -> Iterator[bytes]:
 
 def _list(value: list[Any]) -> Iterator[bytes]:
     separator = b"["
-    if isinstance(value[0], _PLAIN):
-        for start in range(0, len(value), _SLICE):
-            yield separator + to_json(value[start : start + _SLICE], inf_nan_mode="null")[1:-1]
+    if value and isinstance(value[0], _PLAIN):
+        for run in _runs(value):
+            yield separator
+            if len(run) == 1:
+                yield from _parts(run[0])
+            else:
+                yield to_json(run, inf_nan_mode="null")[1:-1]
             separator = b","
     else:
         for item in value:
@@ -72,3 +110,20 @@ def _list(value: list[Any]) -> Iterator[bytes]:
             yield from _parts(item)
             separator = b","
     yield b"]"
+
+
+def _runs(value: Sequence[_PLAIN]) -> Iterator[Sequence[_PLAIN]]:
+    """Neighbours that are written together: many numbers, or a few long texts."""
+    start = size = 0
+    for end, item in enumerate(value, 1):
+        size += _NUMBER + (len(item) if isinstance(item, str) else 0)
+        if size >= _SLICE or end == len(value):
+            yield value[start:end]
+            start, size = end, 0
+
+
+def _text(value: str) -> Iterator[bytes]:
+    yield b'"'
+    for start in range(0, len(value), _SLICE):
+        yield to_json(value[start : start + _SLICE])[1:-1]
+    yield b'"'

@@ -76,6 +76,16 @@ class Tokenization:
         text: str = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         return text
 
+    def require_room(self, tokens: int, field: str) -> None:
+        """Raises InputError for a prompt of so many tokens that none is left for an answer."""
+        if self._max_tokens is not None and tokens >= self._max_tokens:
+            raise InputError(
+                field,
+                f"{tokens} tokens",
+                f"too long: prompt and answer together may have {self._max_tokens} tokens; "
+                "shorten the prompt",
+            )
+
     def check_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
         """Token ids from a client; raises InputError for one outside the vocabulary."""
         size = len(self._tokenizer)

@@ -1,7 +1,7 @@
 """Gives each candidate as much weight as the prompt holds words of its list, plus one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -11,7 +11,9 @@ from router_engine.routers.registry import RouterSpec
 
 
 class Params(BaseModel):
-    words: list[list[str]] = Field(description="One list of words per candidate.")
+    words: list[Annotated[list[str], Field(fail_fast=True)]] = Field(
+        fail_fast=True, max_length=1024, description="One list of words per candidate."
+    )
 
 
 class Keywords:

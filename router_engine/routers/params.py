@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,30 +14,44 @@ from router_engine.shown import shown
 
 Params = TypeVar("Params", bound=BaseModel)
 
+_MOST_TOLD = 8  # problems
+_MOST_READ = 80  # characters of a name
+
 
 def near_names(name: str, known: Iterable[str]) -> str:
     """'; did you mean a, b?' for the known names that look like `name`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:_MOST_READ], list(known), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def parse_params(model: type[Params], router: str, params: Mapping[str, Any]) -> Params:
-    """Validate `params`; raises RouterInputError naming each bad key and value and what works."""
+    """Validate `params`; raises RouterInputError naming bad keys and values and what works.
+
+    It names the first few. A model's lists should have `fail_fast`: without it an error is made of
+    every item.
+    """
     known = list(model.model_fields)
+    unknown = [key for key in params if key not in known]
     problems = [
-        f"router {router!r} takes no parameter {key!r}{near_names(key, known)} "
+        f"router {router!r} takes no parameter {shown(key)}{near_names(key, known)} "
         f"(it takes: {', '.join(known) or 'none'})"
-        for key in params
-        if key not in known
+        for key in islice(unknown, _MOST_TOLD)
     ]
+    count = len(unknown)
     try:
         parsed = model.model_validate({key: params[key] for key in params if key in known})
     except ValidationError as error:
-        problems += [_describe(router, detail) for detail in error.errors(include_url=False)]
-        raise RouterInputError("; ".join(problems)) from error
+        details = error.errors(include_url=False)
+        problems += [_describe(router, detail) for detail in islice(details, _MOST_TOLD)]
+        raise RouterInputError(_told(problems, count + len(details))) from error
     if problems:
-        raise RouterInputError("; ".join(problems))
+        raise RouterInputError(_told(problems, count))
     return parsed
+
+
+def _told(problems: list[str], count: int) -> str:
+    told = "; ".join(problems[:_MOST_TOLD])
+    return told if count <= _MOST_TOLD else f"{told}; and {count - _MOST_TOLD} more"
 
 
 def _describe(router: str, detail: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.forms import known_fields
 from server.reading import StrictRoute
-from server.replies import WrittenResponse, json_of
+from server.replies import PartedResponse, WrittenResponse, json_of, json_parts
 from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
     CHECK_EXAMPLE,
@@ -165,7 +165,7 @@ async def delete(
 async def texts(container: ContainerDep, name: Reference) -> Response:
     """The texts in force: those set last, else those it was published with."""
     reply = await container.services.catalogue.texts(name)
-    return WrittenResponse(await container.bodies.writing.run(partial(json_of, reply)))
+    return PartedResponse(await container.bodies.writing.run(partial(json_parts, reply)))
 
 
 @router.put(

@@ -20,7 +20,16 @@ from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation import Ask, Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
-from server.openai_wire import asks_of, characters_of, prompts_of, read_prompt, sampling_of
+from server.openai_wire import (
+    asks_of,
+    chat_of,
+    prompts_of,
+    read_prompt,
+    reads_text,
+    sampling_of,
+    size_of,
+    size_of_chat,
+)
 from server.reading import StrictRoute
 from server.replies import WrittenResponse, json_of
 from server.schemas.errors import openai_errors
@@ -108,12 +117,14 @@ async def completions(
     tokenization = generation.tokenization
     async with deadline.within():
         adapter = await _adapter_of(body, container)
-        given = prompts_of(body)
+        given = prompts_of(body, tokenization)
         generation.require_places(len(given) * (body.n or 1), "prompt")
-        characters = characters_of(body.prompt)
+        size, with_text = size_of(body.prompt), reads_text(body)
         # One after the other: others have their turn between them, and what is too long ends it.
         prompts = [
-            await generation.read(partial(read_prompt, prompt, generation), characters)
+            await generation.read(
+                partial(read_prompt, prompt, tokenization, with_text=with_text), size
+            )
             for prompt in given
         ]
         asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
@@ -137,11 +148,8 @@ async def chat_completions(
     tokenization = generation.tokenization
     async with deadline.within():
         adapter = await _adapter_of(body, container)
-        messages = [message.plain() for message in body.messages]
-        text = "\n".join(message["content"] for message in messages)
-        ids = await generation.read(partial(tokenization.chat, messages), len(text))
-        prompts = [(ids, text)]
-        asks = asks_of(body, prompts, sampling_of(body, body.top_logprobs or 0), adapter)
+        prompt = await generation.read(partial(chat_of, body, tokenization), size_of_chat(body))
+        asks = asks_of(body, [prompt], sampling_of(body, body.top_logprobs or 0), adapter)
         writer = ChatWriter(body, tokenization)
         return await _answer(request, body, asks, writer, generation, deadline)
 

@@ -14,7 +14,7 @@ from router_engine.shown import shown
 from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
-from server.generation import Ask, Completion, Generation, Job
+from server.generation import Ask, Completion, Generation, Job, text_size
 from server.reading import StrictRoute
 from server.rendering import gates_of, routing_of, uncertainty_of
 from server.replies import WrittenResponse, json_of
@@ -71,14 +71,14 @@ def _reply(completions: Sequence[Completion]) -> bytes:
 
 async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
     generation.require_places(len(body.completions), "completions")
-    characters = len(body.inputs) + sum(map(len, body.completions))
-    ask = await generation.read(partial(to_ask, body, generation), characters)
+    size = text_size([body.inputs, *body.completions])
+    ask = await generation.read(partial(to_ask, body, generation), size)
     generation.require_fit(len(ask.prompt_ids))
     encode = partial(generation.tokenization.encode, add_special_tokens=False)
     given = []
     # One after the other: others have their turn between them, and what is too long ends it.
     for index, text in enumerate(body.completions):
-        ids = await generation.read(partial(encode, text), characters)
+        ids = await generation.read(partial(encode, text), size)
         if not ids:
             raise InputError(f"completions.{index}", shown(text), "has no tokens to score")
         generation.require_room(ask, len(ids))

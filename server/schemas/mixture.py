@@ -139,6 +139,11 @@ class Mixture(Body):
             )
         return self
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether its weights come from the text of the prompt, before there are tokens."""
+        return self.router is not None and self.router.level == "request"
+
 
 class FixedMixture(Body):
     """The mixture that is to be folded into the base."""

@@ -12,7 +12,8 @@ from server.schemas.generate import MAX_TOP, Routing, StopString
 from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
 
 MAX_CHOICES = 16
-MAX_MESSAGES = 4096  # of a conversation, and parts of one message
+MAX_MESSAGES = 4096  # of a conversation
+MAX_PARTS = 4096  # of all its messages together
 
 _IDLE: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
@@ -120,7 +121,7 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[Many[TextPart], Field(max_length=MAX_MESSAGES)]
+    content: str | Annotated[Many[TextPart], Field(max_length=MAX_PARTS)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -156,6 +157,21 @@ class ChatBody(CommonBody):
     top_logprobs: int | None = Field(
         default=None, ge=0, le=MAX_TOP, description="Likeliest tokens beside each; needs logprobs."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_parts(cls, data: Any) -> Any:
+        messages = data.get("messages") if isinstance(data, dict) else None
+        if isinstance(messages, list):
+            contents = [one.get("content") for one in messages if isinstance(one, dict)]
+            parts = sum(len(content) for content in contents if isinstance(content, list))
+            if parts > MAX_PARTS:
+                raise PydanticCustomError(
+                    "too_many_parts",
+                    "messages: {parts} parts of content; all together may have {most}",
+                    {"parts": parts, "most": MAX_PARTS},
+                )
+        return data
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ChatBody:

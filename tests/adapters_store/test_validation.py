@@ -174,7 +174,13 @@ def test_texts_in_the_folder(store: AdapterStore) -> None:
     assert "not used" in store.check("x", files, base=BASE, texts=["three"]).notes[0]
 
 
-@pytest.mark.parametrize("line", [b"7", b"{", b'{"text": 7}', b'{"x": "y"}', b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"7", b"{", b'{"text": 7}', b'{"x": "y"}', b"\xff", b"[]", b"{}"),
+        *(b'{"text": "a", "text": "b"}', b'[["text", "a"]]'),
+    ],
+)
 def test_texts_that_are_none(checker: AdapterStore, line: bytes) -> None:
     report = checker.check("x", {**adapter(), "texts.jsonl": b'"good"\n' + line}, base=BASE)
     assert report.problems[0].where.startswith("texts")

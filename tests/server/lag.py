@@ -1,22 +1,36 @@
-"""Watches what a server's event loop does in one piece, in units that no other load changes."""
+"""Watches what a server's event loop does in one piece, in units that no other load changes.
+
+Where a library is called on another thread, no thread has a turn until it returns: that is watched
+too, call by call.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from resource import RUSAGE_THREAD, getrusage
+from types import FrameType
 from typing import Any
 
+from server.threads import Threads
 from tests.server.live import Live
 
 # What the unit is made of: Python's own work and a library's, as a callback's is. Some 20 ms of a
 # present core; on another, or beside other processes, unit and callbacks take longer alike.
 _TURNS = 130_000
 _BODY = json.dumps([{"name": f"adapter-{i}", "weight": i / 7} for i in range(2_000)])
+
+# What lets other threads have their turn for as long as it takes, and what takes no time.
+FREE = frozenset({"encode_batch", "read", "write", "execute"})
+IDLE = frozenset(
+    {*("isinstance", "len", "min", "next", "getattr", "append", "pop", "extend")}
+    | {*("group", "end", "strip")}
+)
 
 
 def used() -> float:
@@ -39,7 +53,10 @@ def unit() -> float:
 
 @dataclass
 class Watch:
-    """Callbacks of the loop by the CPU seconds that they took, and the units of the same time."""
+    """Callbacks of the loop by the CPU seconds that they took, and the units of the same time.
+
+    As well as the calls of libraries on the server's other threads.
+    """
 
     seen: list[tuple[float, str]] = field(default_factory=list)
     units: list[float] = field(default_factory=list)
@@ -48,6 +65,40 @@ class Watch:
         """The longest callback in units, and what it was."""
         longest, name = max(self.seen)
         return longest / max(self.units), name
+
+
+class Calls:
+    """A profiler of one thread: the CPU seconds of each call of what isn't Python.
+
+    Where such a call calls Python, others have their turn there: its parts count one by one.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._begun: list[float] = []
+        self._longest = 0.0
+
+    def __call__(self, frame: FrameType, event: str, function: Any) -> None:
+        if event == "call":
+            if self._begun:
+                self._note(self._begun[-1], f"before {frame.f_code.co_qualname}")
+        elif event == "return":
+            if self._begun:
+                self._begun[-1] = used()
+        elif function.__name__ in IDLE:
+            return
+        elif event == "c_call":
+            self._begun.append(used())
+        elif self._begun:
+            begun = self._begun.pop()
+            if function.__name__ not in FREE:
+                self._note(begun, f"{function!r} in {frame.f_code.co_qualname}")
+
+    def _note(self, begun: float, what: str) -> None:
+        taken = used() - begun
+        if taken > self._longest:
+            self._longest = taken
+            self._watch.seen.append((taken, what))
 
 
 @contextmanager
@@ -74,8 +125,21 @@ def watched(live: Live, monkeypatch: Any) -> Iterator[Watch]:
         if "measure" not in (name := repr(handle)):
             watch.seen.append((taken, name))
 
+    work = Threads.run
+
+    async def profiled(self: Threads, function: Callable[[], Any]) -> Any:
+        def calls() -> Any:
+            sys.setprofile(Calls(watch))
+            try:
+                return function()
+            finally:
+                sys.setprofile(None)
+
+        return await work(self, calls)
+
     live.run(measure())
     with monkeypatch.context() as patch:
         patch.setattr(asyncio.Handle, "_run", timed)
+        patch.setattr(Threads, "run", profiled)
         yield watch
     live.run(measure())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -146,10 +147,55 @@ def test_stop_strings_do_not_count_before_min_new_tokens() -> None:
     assert answer.text == "a.b.c"
 
 
-def test_matches_are_searched_for_in_new_text_only() -> None:
+ADDED = st.lists(st.text("ab", max_size=6), max_size=8)
+STOPS = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@given(parts=ADDED, stops=STOPS)
+def test_stop_strings_are_found_and_held_back_as_they_are_defined(
+    parts: list[str], stops: list[str]
+) -> None:
+    matcher, text = StopMatcher(stops), ""
+    for added in parts:
+        begun = matcher.push(added)
+        before, text = len(text), text + added
+        ends = [
+            (at, at + len(stop))
+            for stop in stops
+            for at in range(len(text))
+            if text.startswith(stop, at) and at + len(stop) > before
+        ]
+        assert begun == (len(text) - min(ends)[0] if ends else None)
+        beginnings = {stop[:length] for stop in stops for length in range(len(stop))}
+        assert matcher.held_back == max(len(one) for one in beginnings if text.endswith(one))
+
+
+def test_a_text_that_begins_anew_holds_nothing_of_the_old_one() -> None:
     matcher = StopMatcher(["ab", "b"])
-    assert matcher.find("xxab", 0, 1) == 2
-    assert matcher.find("abxx", 0, 1) is None
-    assert matcher.find("xxab", 3, 1) == 3
-    assert matcher.held_back("xa", 0) == 1
-    assert matcher.held_back("xa", 2) == 0
+    assert matcher.push("xxab") == 2
+    assert matcher.push("xx") is None
+    assert matcher.push("a") is None
+    assert matcher.held_back == 1
+    matcher.reset()
+    assert matcher.held_back == 0
+    assert matcher.push("b") == 1
+
+
+class Counted(str):
+    """Text that counts how often one of its characters is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        Counted.looks += 1
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("end", ["x", "y"])
+def test_a_token_costs_what_it_adds_however_long_stop_strings_are(end: str) -> None:
+    added, times = "xxxxx", 1000
+    matcher = StopMatcher([Counted("x" * 1023 + "z")] * 16)
+    Counted.looks = 0
+    for _ in range(times):
+        matcher.push(added + end)
+    assert Counted.looks <= 4 * times * len(added + end)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from router_engine.model.tiny_tokenizer import tiny_tokenizer
+from server.errors import InputError
+from server.openai_wire import prompts_of, read_prompt, reads_text
+from server.schemas.openai import CompletionBody
 from server.tokenization import Tokenization
 from tests.server.live import Live, serving, tiny_settings
 
@@ -107,6 +110,104 @@ def test_names_are_looked_up_while_the_admin_s_work_waits(few: Live, tmp_path: P
 
 async def _all(tasks: list[asyncio.Task[bool]]) -> None:
     await asyncio.gather(*tasks)
+
+
+class Watched(Tokenization):
+    """Notes what is read, and on which thread."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.checked: list[int] = []
+        self.decoded: list[int] = []
+
+    def check_ids(self, ids: Sequence[int], field: str) -> tuple[int, ...]:
+        self.checked.append(len(ids))
+        return super().check_ids(ids, field)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.decoded.append(len(ids))
+        return super().decode(ids)
+
+
+@pytest.mark.parametrize(
+    "prompt", [[5] * 64, [5] * 400_000, [[5], [5] * 64], [[5] * 63, [2**62] * 100_000]]
+)
+def test_ids_are_counted_before_they_are_looked_at(prompt: list[Any]) -> None:
+    watched = Watched(tiny_tokenizer(), (2,), 64)
+    with pytest.raises(InputError, match="may have 64 tokens"):
+        prompts_of(CompletionBody(model="m", prompt=prompt), watched)
+    assert watched.checked == watched.decoded == []
+
+
+@pytest.mark.parametrize(
+    ("more", "is_read"),
+    [
+        ({}, False),
+        ({"mixture": {"adapters": [{"name": "a"}]}}, False),
+        ({"mixture": {"router": {"name": "random", "level": "token", "candidates": ["a"]}}}, False),
+        ({"mixture": {"router": {"name": "random", "candidates": ["a"]}}}, True),
+        ({"echo": True}, True),
+    ],
+)
+def test_ids_are_spelled_where_their_text_is_read(more: dict[str, Any], *, is_read: bool) -> None:
+    watched = Watched(tiny_tokenizer(), (2,), 64)
+    body = CompletionBody.model_validate({"model": "m", "prompt": [[5, 6], [7]], **more})
+    assert reads_text(body) == is_read
+    prompts = [
+        read_prompt(prompt, watched, with_text=is_read) for prompt in prompts_of(body, watched)
+    ]
+    assert [ids for ids, _ in prompts] == [(5, 6), (7,)]
+    assert watched.decoded == ([2, 1] if is_read else [])
+    assert all(bool(text) == is_read for _, text in prompts)
+
+
+def test_ids_too_long_name_the_bound(few: Live) -> None:
+    most = few.container.services.info.max_model_len
+    for prompt in ([5] * most, [[5], [5] * most]):
+        answer = few.client.post("/v1/completions", json={"model": "tiny-random", "prompt": prompt})
+        assert answer.status_code == 422
+        assert f"prompt = {most} tokens" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 70}),
+        ("/v1/completions", {"prompt": ["a" * 4500]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ""}] * 70}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 70}]},
+        ),
+        ("/score", {"inputs": "a", "completions": ["b"] * 64}),
+    ],
+)
+def test_many_short_texts_are_read_beside_the_loop(
+    bare: Live, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    encode = Tokenization.encode
+
+    def noted(self: Tokenization, text: str, **options: Any) -> tuple[int, ...]:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenization, "encode", noted)
+    model = {} if path == "/score" else {"model": "tiny-random", "max_tokens": 1}
+    assert bare.client.post(path, json=model | body).status_code in (200, 422)
+    assert threads == {"bodies"}
+
+
+@pytest.mark.parametrize("count", [1, 11, 2048])
+def test_the_parts_of_all_messages_are_bounded_together(few: Live, count: int) -> None:
+    part = {"type": "text", "text": ""}
+    body = {
+        "model": "tiny-random",
+        "messages": [{"role": "user", "content": [part] * (1 + 4096 // count)}] * count,
+    }
+    answer = few.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 422
+    assert "parts of content; all together may have 4096" in answer.json()["error"]["message"]
 
 
 def test_an_adapter_that_could_never_be_loaded_is_refused(

@@ -276,3 +276,134 @@ def test_websockets_are_closed(bare: Live) -> None:
         },
     )
     assert 400 <= answer.status_code < 500
+
+
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        ("Host", ("127.0.0.1", "localhost")),
+        ("Content-Type", ("application/json", "multipart/form-data")),
+        ("Content-Encoding", ("identity", "gzip")),
+        ("Authorization", ("Bearer x", "Bearer x")),
+    ],
+)
+def test_a_header_that_decides_comes_once(
+    keyed: Keyed, header: str, values: tuple[str, ...]
+) -> None:
+    lines = [f"{header}: {value}" for value in values]
+    if header != "Host":
+        lines.append("Host: 127.0.0.1")
+    if header != "Authorization":
+        lines.append(f"Authorization: Bearer {keyed.admin}")
+    request = "\r\n".join(["POST /generate HTTP/1.1", *lines, "Content-Length: 2", "", "{}"])
+    status, body = exchange(keyed.live.port, request.encode())
+    assert (status, f"2 {header} headers: send one" in str(body)) == (400, True)
+
+
+def chunked(entry: Entry, port: int, *lines: str) -> bytes:
+    head = [f"{entry.method} {path_of(entry)} HTTP/1.1", f"Host: 127.0.0.1:{port}", *lines]
+    head += ["Transfer-Encoding: chunked", "", "1", "x", "0", "", ""]
+    return "\r\n".join(head).encode()
+
+
+@pytest.mark.parametrize("entry", [one for one in ENTRIES if one.body == "none"], ids=named)
+def test_a_route_without_a_body_takes_no_chunks(keyed: Keyed, entry: Entry) -> None:
+    head = chunked(entry, keyed.live.port, f"Authorization: Bearer {keyed.admin}")
+    status, body = exchange(keyed.live.port, head)
+    assert (status, "takes no body" in str(body)) == (413, True)
+
+
+@pytest.mark.parametrize("entry", WITH_BODY, ids=named)
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        *(
+            ("content_encoding", value)
+            for value in ("gzip", "br", "GZIP", "identity, gzip", "x" * 999)
+        ),
+        *(("charset", value) for value in ("utf-16", "latin-1", '"utf-7"', "base64", "x" * 999)),
+    ],
+)
+def test_a_body_in_another_encoding_is_refused(
+    keyed: Keyed, entry: Entry, header: str, value: str
+) -> None:
+    kind = TYPES[entry.body]
+    if header == "charset":
+        headers = {"content_type": f"{kind}; boundary=b; charset={value}"}
+    else:
+        headers = {"content_type": f"{kind}; boundary=b; charset=UTF-8", header: value}
+    status, body = keyed.attempt(entry, keyed.admin, 1000, **headers)
+    assert status == 415
+    assert value.strip('"')[:40] in str(body)
+    assert len(str(body)) < 1024
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("application/x/y+json", "application/+json", "application/a b+json", "application//json"),
+        *("application/json+", "application/jsonx", "application/json,text/plain", "text/x+json"),
+        "/",
+    ],
+)
+def test_what_is_nearly_json_is_refused(bare: Live, kind: str) -> None:
+    answer = bare.client.post("/generate", content=b"{}", headers={"Content-Type": kind})
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["error"]
+
+
+def asked(keyed: Keyed, entry: Entry, query: str) -> tuple[int, dict[str, Any]]:
+    path = f"{path_of(entry)}?{query}"
+    return keyed.attempt(Entry(entry.method, path, entry.access), keyed.admin)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=named)
+@pytest.mark.parametrize(
+    "query", ["tagg=x", "stream=true", "a", "=", "%ff=1", "x" * 9000, "a=1&a=2"]
+)
+def test_a_query_parameter_that_is_not_known_is_refused(
+    keyed: Keyed, entry: Entry, query: str
+) -> None:
+    status, body = asked(keyed, entry, query)
+    assert status == 422
+    told = str(body)
+    assert "query parameter" in told
+    assert all(name in told for name in entry.query)
+    assert len(told) < 1024
+
+
+def test_the_door_knows_the_query_parameters_of_every_route(keyed: Keyed) -> None:
+    operations = {
+        (method.upper(), path): operation
+        for path, methods in create_app(keyed.live.container).openapi()["paths"].items()
+        for method, operation in methods.items()
+    }
+    for entry in ENTRIES:
+        told = operations.get((entry.method, re.sub(r":path\}", "}", entry.path)), {})
+        parameters = told.get("parameters", ())
+        assert set(entry.query) == {one["name"] for one in parameters if one["in"] == "query"}
+
+
+@pytest.mark.parametrize("entry", [one for one in ENTRIES if one.query], ids=named)
+def test_a_query_parameter_comes_once(keyed: Keyed, entry: Entry) -> None:
+    for name in entry.query:
+        status, body = asked(keyed, entry, f"{name}=true&{name}=true")
+        assert (status, f"{name} = two query parameters" in str(body)) == (422, True)
+        assert asked(keyed, entry, f"{name}=true")[0] in (200, 404)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=named)
+def test_a_path_ends_where_the_route_does(keyed: Keyed, entry: Entry) -> None:
+    status, _ = keyed.attempt(Entry(entry.method, f"{path_of(entry)}%0A", "admin"), keyed.admin)
+    assert status in (404, 405, 422)
+
+
+@pytest.mark.parametrize(
+    "given", ["bytes=5-1", "bytes=a-b", "bytes=99999999-", "lines=1-2", "bytes="]
+)
+def test_a_range_that_cannot_be_is_told_in_the_api_s_shape(bare: Live, given: str) -> None:
+    path = "/docs/assets/swagger-ui.css"
+    answer = bare.client.get(path, headers={"Range": given})
+    assert answer.status_code in (400, 416)
+    assert set(answer.json()) == {"error", "error_type"}
+    assert bare.client.get(path, headers={"Range": "bytes=0-3"}).status_code == 206

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jiter
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import insert, select
 
 from adapters_store.metadata import Database
 from adapters_store.metadata.schema import ADAPTERS, BLOBS, TAGS, VERSIONS
 from adapters_store.types import AdapterManifest
+from router_engine.routers.registry import RouterRegistry
 from server.schemas.base import Body
 from tests.server.lag import watched
 from tests.server.live import Live, serving, tiny_settings
@@ -78,6 +81,33 @@ JSON_BODIES: dict[str, tuple[str, Any]] = {
         "/generate",
         {"inputs": "a", "mixture": {"adapters": [{"name": f"x{i}"} for i in range(45_000)]}},
     ),
+    "floats": ("/v1/completions", OPENAI | {"prompt": [0.123456789] * 490_000}),
+    "whole prompts of ids": ("/v1/completions", OPENAI | {"prompt": [[49151] * 2000] * 200}),
+    "texts of prompts": ("/v1/completions", OPENAI | {"prompt": ["[{,\n" * 2000] * 200}),
+    "parts of all messages": (
+        "/v1/chat/completions",
+        CHAT | {"messages": [{"role": "user", "content": [PART] * 4000}] * 11},
+    ),
+    "empty messages": (
+        "/v1/chat/completions",
+        CHAT | {"messages": [TURN | {"content": ""}] * 4096},
+    ),
+    "empty parts": (
+        "/v1/chat/completions",
+        CHAT | {"messages": [{"role": "user", "content": [PART | {"text": ""}] * 4096}]},
+    ),
+    "unlike stops": (
+        "/v1/completions",
+        OPENAI | {"prompt": "a", "n": 16, "stop": [chr(97 + i) + "\2" * 1023 for i in range(16)]},
+    ),
+    "like stops": (
+        "/v1/completions",
+        OPENAI | {"prompt": "a", "n": 16, "stop": ["\2" * 1024] * 16},
+    ),
+    "unread keys": (
+        "/v1/completions",
+        OPENAI | {"prompt": "a", "logit_bias": {str(i): 1 for i in range(60_000)}},
+    ),
     "score": ("/score", {"inputs": "a", "completions": [BIG[:100_000]] * 64}),
     "many scores": ("/score", {"inputs": "a", "completions": ["b" * 800] * 16}),
     "details": ("/generate", {"inputs": "a", "parameters": FULL}),
@@ -111,6 +141,19 @@ _ROUTERS: dict[str, dict[str, Any]] = {
     "a parameter": {"candidates": ["a0"], "x": BIG},
     "parameters": {"candidates": ["a0"], **{f"k{i}": 1 for i in range(MANY)}},
     "a long router": {"candidates": ["a0"], "name": BIG},
+    "a long parameter": {"candidates": ["a0"], BIG[:2_000_000]: 1},
+    "long parameters": {"candidates": ["a0"], **{f"{i}{BIG[:100_000]}": 1 for i in range(60)}},
+    **{
+        f"given {name}": {"name": "given", "level": "token", "candidates": ["a0"], "weights": rows}
+        for name, rows in {
+            "texts": [["a"] * 60_000],
+            "no rows": ["a"] * 60_000,
+            "one row": [[1.5] * 490_000],
+            "a bad end": [[1.5] * 60_000 + ["a"]],
+            "as many as may be": [[1.5] * 65_536],
+            "many rows": [[1.5]] * 16_000,
+        }.items()
+    },
 }
 for name, spec in _ROUTERS.items():
     router = {"name": "random", **spec}
@@ -140,6 +183,13 @@ def _upload(files: list[Any]) -> Callable[[httpx.Client], httpx.Response]:
 
 INPUTS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     **{name: _json(path, body) for name, (path, body) in JSON_BODIES.items()},
+    "escapes": _raw(
+        b'{"inputs": "' + rb"\u00e9" * 1_300_000 + b'"}', "application/json", "/generate"
+    ),
+    "digits": _raw(
+        b'{"inputs": "' + b"123456789012345678 " * 420_000 + b'"}', "application/json", "/generate"
+    ),
+    "no end": _raw(b'{"inputs": "' + rb"\"" * 3_900_000, "application/json", "/generate"),
     "brackets": _raw(b"[" * 8_000_000, "application/json", "/generate"),
     "no JSON": _raw(b" " * 8_000_000, "application/json", "/generate"),
     "no UTF-8": _raw(b'{"inputs": "' + b"\xff" * 8_000_000, "application/json", "/generate"),
@@ -156,6 +206,7 @@ INPUTS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "the listing": _get("/admin/adapters"),
     "the models": _get("/v1/models"),
     "one name": _get("/admin/adapters/a7"),
+    "long texts": _get("/admin/adapters/a0/texts"),
     "merged": _get("/admin/merged"),
 }
 
@@ -167,6 +218,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     settings = tiny_settings(root, metrics_adapters=NAMES, max_candidates=len(DISTINCT))
     with serving(settings, loop="asyncio") as live:
         assert live.publish(make_lora_folder(root / "a", rank=1, seed=1), "a0").status_code == 201
+        texts = b"\n".join([json.dumps("word \n" * 5400).encode()] * 1750)
+        set_texts = live.client.put("/admin/adapters/a0/texts", files={"texts": ("t.jsonl", texts)})
+        assert set_texts.status_code == 200, set_texts.text
         digest = live.client.get("/admin/adapters/a0").json()["adapters"][0]["digest"]
         wide = live.publish(make_lora_folder(root / "b", rank=2, seed=2), "b0")
         assert wide.status_code == 201
@@ -320,25 +374,41 @@ def test_a_watch_sees_what_takes_long(bare: Live, monkeypatch: pytest.MonkeyPatc
         assert watch.longest()[0] > 1
 
 
+def test_a_watch_sees_what_other_threads_are_kept_from(
+    bare: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(bare.container.settings, loop="asyncio") as live:
+        long = json.dumps([{"n": i} for i in range(300_000)]).encode()
+
+        async def elsewhere() -> None:
+            await live.container.bodies.reading.run(lambda: jiter.from_json(long))
+
+        with watched(live, monkeypatch) as watch:
+            live.run(elsewhere())
+        assert watch.longest()[0] > 1
+
+
 def test_every_list_of_a_body_is_refused_at_its_first_bad_item() -> None:
     found = list(_lists())
-    assert len(found) >= 8
+    assert len(found) >= 10
     assert not [where for where, schema in found if not schema.get("fail_fast")]
 
 
 def _lists() -> Iterator[tuple[str, dict[str, Any]]]:
-    waiting = list(Body.__subclasses__())
+    registry = RouterRegistry.discover()
+    waiting: list[type[BaseModel]] = [registry.get(name).params for name in registry.names]
+    waiting += Body.__subclasses__()
     while waiting:
         body = waiting.pop()
         waiting += body.__subclasses__()
-        if body.__module__.startswith("server."):
+        if body.__module__.startswith(("server.", "router_engine.")):
             for schema in _within(body.__pydantic_core_schema__):
                 yield body.__name__, schema
 
 
 def _within(schema: Any) -> Iterator[dict[str, Any]]:
     if isinstance(schema, dict):
-        if schema.get("type") == "list":
+        if schema.get("type") in ("list", "tuple", "set", "frozenset", "dict"):
             yield schema
         for value in schema.values():
             yield from _within(value)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
 from router_engine.routers.token.instant import InstantTokenRouter, Rule
 
+MAX_NUMBERS = 65_536  # rows times candidates
+
 Number = Annotated[float, Strict()]  # no text, no bool
+Row = Annotated[tuple[Number, ...], Field(fail_fast=True, max_length=MAX_NUMBERS)]
 
 
 class GivenParams(BaseModel):
@@ -20,11 +23,24 @@ class GivenParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    weights: tuple[tuple[Number, ...], ...] = Field(
+    weights: tuple[Row, ...] = Field(
         min_length=1,
+        max_length=MAX_NUMBERS,
+        fail_fast=True,
         description="One row per generated token, one number per candidate: row i is in force in "
-        "the pass that yields token i. With `every: n` rows 0, n, 2n, ... are used.",
+        "the pass that yields token i. With `every: n` rows 0, n, 2n, ... are used. At most "
+        f"{MAX_NUMBERS} numbers.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many(cls, data: Any) -> Any:
+        rows = data.get("weights") if isinstance(data, Mapping) else None
+        if isinstance(rows, list | tuple):
+            numbers = sum(len(row) for row in rows if isinstance(row, list | tuple))
+            if numbers > MAX_NUMBERS:
+                raise ValueError(f"weights has {numbers} numbers; at most {MAX_NUMBERS}")
+        return data
 
 
 class GivenTokenRouter(InstantTokenRouter):

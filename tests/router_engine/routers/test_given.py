@@ -9,7 +9,7 @@ import pytest
 
 from router_engine.request import TokenRouting
 from router_engine.routers.base import RoutedWeights
-from router_engine.routers.token.given import GivenTokenRouter
+from router_engine.routers.token.given import MAX_NUMBERS, GivenTokenRouter
 
 ROWS = [[1.0, 0.0], [0.5, 0.5], [-0.25, 2.0]]
 
@@ -52,7 +52,13 @@ def test_a_token_beyond_the_last_row_is_an_error() -> None:
         ({"weights": []}, "weights = []"),
         ({"weights": [[1.0, 0.0], [1.0]]}, "weights.1 has 1 numbers for 2 candidates"),
         ({"weights": [[math.inf, 0.0]]}, "weights.0.0 = inf"),
-        ({"weights": [["1", True]]}, "weights.0.1 = True"),
+        ({"weights": [["1", 1.0]]}, "weights.0.0 = '1'"),
+        ({"weights": [[1.0, True]]}, "weights.0.1 = True"),
+        ({"weights": [["a"] * MAX_NUMBERS]}, "weights.0.0 = 'a'"),
+        ({"weights": ["a"] * MAX_NUMBERS}, "weights.0 = 'a'"),
+        ({"weights": [[1.0] * MAX_NUMBERS, [1.0]]}, f"{MAX_NUMBERS + 1} numbers; at most"),
+        ({"weights": [[]] * (MAX_NUMBERS + 1)}, f"at most {MAX_NUMBERS}"),
+        ({"weights": "a" * 1_000_000}, "weights = 'aaa"),
         ({"weights": ROWS, "wieghts": 1}, "'wieghts'; did you mean weights?"),
     ],
 )

@@ -81,6 +81,26 @@ def test_a_level_or_parameter_that_a_router_lacks_is_refused() -> None:
         registry.get("similarity").check("token", {"every": 2})
 
 
+def test_of_many_wrong_parameters_a_few_are_told() -> None:
+    spec = RouterRegistry.discover().get("similarity")
+    wrong = {f"windo{index}": 1 for index in range(60)} | {"top_k": "a", "scoring": 1}
+    with pytest.raises(RouterInputError, match=r"; and 54 more$") as caught:
+        spec.check("request", wrong)
+    assert str(caught.value).count("takes no parameter") == 8
+
+
+@pytest.mark.parametrize("key", ["windo" * 400_000, "\u4e00" * 400_000, "\ud800"])
+def test_a_long_name_is_read_and_told_in_part(key: str) -> None:
+    registry = RouterRegistry.discover()
+    for refused in (
+        lambda: registry.get("similarity").check("request", {key: 1}),
+        lambda: registry.get(key),
+    ):
+        with pytest.raises(RouterInputError) as caught:
+            refused()
+        assert len(str(caught.value)) < 512
+
+
 def test_only_what_the_services_allow_is_made(tmp_path: Path) -> None:
     registry = RouterRegistry.discover()
     without_encoder = {"random", "uniform"}

@@ -1,0 +1,38 @@
+"""Errors that a library writes as plain text, in the API's shape."""
+
+from __future__ import annotations
+
+from fastapi.exceptions import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from server.errors import error_response
+
+_KEPT = ("content-range", "allow", "retry-after")
+
+
+def shaped(scope: Scope, receive: Receive, send: Send) -> Send:
+    """`send`, but for errors in plain text: their text becomes the message of one of ours."""
+    held: Message | None = None
+    text = b""
+
+    async def sent(message: Message) -> None:
+        nonlocal held, text
+        if message["type"] == "http.response.start" and _is_plain_error(message):
+            held = message
+        elif held is None:
+            await send(message)
+        else:
+            text += message.get("body", b"")
+            if not message.get("more_body", False):
+                headers = Headers(raw=held["headers"])
+                kept = {name: headers[name] for name in _KEPT if name in headers}
+                error = HTTPException(held["status"], text.decode(errors="replace"), kept)
+                await error_response(scope, error)(scope, receive, send)
+
+    return sent
+
+
+def _is_plain_error(message: Message) -> bool:
+    kind = Headers(raw=message["headers"]).get("content-type", "")
+    return message["status"] >= 400 and kind.startswith("text/plain")
