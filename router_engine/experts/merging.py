@@ -113,8 +113,7 @@ class MergeControl:
 
         A mixture is merged only while its adapters are on the device, which they are while it
         dominates, and on the host, which they are while there is room: nothing is loaded for a
-        merge. One that cannot be merged counts as the bare base,
-        and is not tried again.
+        merge. One that cannot be merged counts as the bare base, and is not tried again.
         """
         if self._policy is None or self._by_admin:
             return
