@@ -1,7 +1,7 @@
 """Gives each candidate as much weight as the prompt holds words of its list, plus one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -11,9 +11,7 @@ from router_engine.routers.registry import RouterSpec
 
 
 class Params(BaseModel):
-    words: list[Annotated[list[str], Field(fail_fast=True)]] = Field(
-        fail_fast=True, max_length=1024, description="One list of words per candidate."
-    )
+    words: list[list[str]] = Field(fail_fast=True, description="One list of words per candidate.")
 
 
 class Keywords:
