@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,6 +35,7 @@ from server.utf8 import require_utf8
 
 PREFIX = "ADAPTERMIX_"
 _DAY = 86_400.0  # seconds: longer than anybody waits, and less than any clock or database counts
+Seconds = Annotated[float, Field(gt=0, le=_DAY, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
@@ -118,8 +119,8 @@ class Settings(BaseSettings):
     max_upload: ByteSize = Field(
         default=ByteSize(1 << 30), ge=1024, description="Largest adapter upload, as sent."
     )
-    body_patience: float = Field(
-        default=30.0, gt=0, description="Seconds that a body may pause, or lag behind 16 KiB/s."
+    body_patience: Seconds = Field(
+        default=30.0, description="Seconds that a body may pause, or lag behind 16 KiB/s."
     )
 
     block_size: int = Field(
@@ -172,34 +173,22 @@ class Settings(BaseSettings):
     default_max_new_tokens: int = Field(
         default=128, ge=1, description="Length of an answer when a request does not say."
     )
-    default_timeout: float | None = Field(
+    default_timeout: Seconds | None = Field(
         default=None,
-        gt=0,
-        le=_DAY,
-        allow_inf_nan=False,
         description="Seconds after which a request that says no timeout of its own is cancelled; "
         "none when left out.",
     )
-    max_timeout: float = Field(
+    max_timeout: Seconds = Field(
         default=3600.0,
-        gt=0,
-        le=_DAY,
-        allow_inf_nan=False,
         description="Longest timeout in seconds that a request may ask for.",
     )
-    database_patience: float = Field(
+    database_patience: Seconds = Field(
         default=10.0,
-        gt=0,
-        le=_DAY,
-        allow_inf_nan=False,
         description="Seconds that a database is waited for that is locked, away or hangs; then "
         "what needs it gets 503.",
     )
-    routing_patience: float = Field(
+    routing_patience: Seconds = Field(
         default=60.0,
-        gt=0,
-        le=_DAY,
-        allow_inf_nan=False,
         description="Seconds that a request waits for the sentence encoder to be there, and then "
         "for what a router needs of it; after either it gets 503.",
     )
@@ -222,11 +211,8 @@ class Settings(BaseSettings):
         description="Threads of the engine process, at most the cores that the server may use; "
         "all of these when left out.",
     )
-    engine_patience: float = Field(
+    engine_patience: Seconds = Field(
         default=60.0,
-        gt=0,
-        le=_DAY,
-        allow_inf_nan=False,
         description="Seconds without a heartbeat after which the engine process, or the encoder's, "
         "is taken for hung, killed and started again; ten times as long while it computes, as in a "
         "long step of a large model, or has announced long work: a switch of the merged mixture, "
