@@ -271,13 +271,13 @@ def _refusal_by_name(base: str) -> str | None:
         return "belongs to a sharded adapter; save it as one adapter_model.safetensors"
     if base.endswith(".safetensors"):
         return "is a tensor file that no adapter format reads; send one adapter_model.safetensors"
+    if any(fnmatch(base, pattern) for pattern in HARMLESS):
+        return None
     if base.endswith((*SUFFIXES, *OTHER_ARCHIVES)):
         return (
             f"is an archive that is not unpacked here: send one {', '.join(SUFFIXES[:-1])} or "
             f"{SUFFIXES[-1]} alone, or the files that are in it"
         )
-    if any(fnmatch(base, pattern) for pattern in HARMLESS):
-        return None
     return "is no file of an adapter; leave it out"
 
 

@@ -42,7 +42,7 @@ BODY_PATIENCE = 30.0  # seconds
 _FORM = ("multipart/form-data",)
 _JSON = ("application/json",)
 _JSON_KIND = re.compile(r"application/[\w!#$%&'*+.^`|~-]+\+json", re.ASCII)
-_ONCE = ("host", "authorization", "content-type", "content-encoding")
+_ONCE = ("host", "origin", "authorization", "x-api-key", "content-type", "content-encoding")
 _UTF8 = ("utf-8", "utf8")
 
 
@@ -53,23 +53,23 @@ class Entry:
     access: page is anyone, but without keys only programs and pages of this machine.
     body: small and json are JSON, of at most SMALL_BODY and ADAPTERMIX_MAX_BODY bytes; upload is a
     multipart form of at most ADAPTERMIX_MAX_UPLOAD.
-    query: the parameters that it takes, each once.
+    query: the parameters that it takes, each once; None: any, as monitors add their own.
     """
 
     method: str
     path: str  # {name} is one segment, {name:path} several
     access: Access
     body: Body = "none"
-    query: tuple[str, ...] = ()
+    query: tuple[str, ...] | None = ()
 
 
 _ADAPTER = "/admin/adapters/{name}"
 # A route that is not here does not exist.
 ENTRIES = (
-    Entry("GET", "/health", "anyone"),
-    Entry("GET", "/health/live", "anyone"),
-    Entry("GET", "/health/ready", "anyone"),
-    Entry("GET", "/metrics", "page"),
+    Entry("GET", "/health", "anyone", query=None),
+    Entry("GET", "/health/live", "anyone", query=None),
+    Entry("GET", "/health/ready", "anyone", query=None),
+    Entry("GET", "/metrics", "page", query=None),
     Entry("GET", "/docs", "page"),
     Entry("GET", "/docs/{file:path}", "page"),
     Entry("GET", "/openapi.json", "page"),
@@ -215,6 +215,8 @@ def _require_once(headers: Headers) -> None:
 
 
 def _require_known_query(entry: Entry, scope: Scope) -> None:
+    if entry.query is None:
+        return
     seen: set[str] = set()
     for name, _ in QueryParams(scope["query_string"]).multi_items():
         if name not in entry.query:

@@ -18,7 +18,7 @@ from server.slices import SLICE, Most, SlicedReader
 
 _SHORT = 16 << 10  # bytes that are read in less time than another thread takes to begin
 _LONG_NUMBER = re.compile(rb"\d{19}")
-MOST = Most(brackets=1 << 14, strings=1 << 16, numbers=500_000)
+MOST = Most(brackets=50_000, strings=1 << 16, numbers=500_000)
 _INT64 = range(-(2**63), 2**63)
 
 

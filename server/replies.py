@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 _FEW = 32  # items that are written in one go
 _SLICE = 1 << 14  # characters, or as many as numbers take
 _NUMBER = 8  # characters
 _SENT = 1 << 18  # bytes that are sent in one go
+_TAKEN_SECONDS = 30.0  # in which a client takes as many; one that does not keeps no place
 _PLAIN = str | int | float | None
 
 
@@ -24,12 +29,26 @@ class WrittenResponse(Response):
 
 
 class PartedResponse(StreamingResponse):
-    """An answer whose JSON is there already, in parts that are never joined: it may be long."""
+    """An answer whose JSON is there already, in parts that are never joined: it may be long.
+
+    It is cut off, and the connection with it, where the client does not take a part in time.
+    """
 
     media_type = "application/json"
 
-    def __init__(self, parts: Sequence[bytes]) -> None:
+    def __init__(self, parts: Sequence[bytes], patience: float = _TAKEN_SECONDS) -> None:
         super().__init__(_each(parts), headers={"content-length": str(sum(map(len, parts)))})
+        self._patience = patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Response."""
+
+        async def timely(message: Message) -> None:
+            async with asyncio.timeout(self._patience):
+                await send(message)
+
+        with suppress(ClientDisconnect, TimeoutError):
+            await super().__call__(scope, receive, timely)
 
 
 async def _each(parts: Sequence[bytes]) -> AsyncIterator[bytes]:

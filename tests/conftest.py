@@ -9,11 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from router_engine.processors import usable_cores
 
 REPOSITORY = Path(__file__).parents[1]
 WORKER_BYTES = 4 << 30  # the real model in a test, and a server's three processes
+
+# The same examples everywhere, however long a machine takes for one.
+settings.register_profile(
+    "anywhere", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("anywhere")
 
 
 @pytest.hookimpl(optionalhook=True)

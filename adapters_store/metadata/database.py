@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -208,4 +208,13 @@ def _migrate(connection: Connection) -> None:
     config.set_main_option("script_location", "adapters_store.metadata:migrations")
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _unhurried(connection):
+        command.upgrade(config, "head")
+
+
+def _unhurried(connection: Connection) -> AbstractContextManager[None]:
+    if connection.dialect.name == "sqlite":
+        return nullcontext()
+    from adapters_store.metadata.postgres import unhurried
+
+    return unhurried(connection)

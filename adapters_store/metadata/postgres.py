@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import ceil, inf
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 _LEAST = 2.0  # seconds that a statement may take, however short the patience
+_KEEPALIVE = 32_767  # seconds, the most that Linux takes
 _SILENCE = 1.25  # times as long: the server says first what it gave up
 
 
@@ -47,7 +49,7 @@ def postgres_engine(url: URL, patience: float, **pool: Any) -> Engine:
     What the URL says itself of connection parameters stays.
     """
     engine = create_engine(url, pool_pre_ping=True, connect_args=_limits(url, patience), **pool)
-    event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "do_connect", partial(_connect, patience))
     event.listen(engine, "connect", partial(_configure, patience))
     return engine
 
@@ -58,21 +60,36 @@ def _limits(url: URL, patience: float) -> dict[str, int]:
     limits = {
         "connect_timeout": seconds,
         "tcp_user_timeout": 1000 * seconds,
-        "keepalives_idle": seconds,
-        "keepalives_interval": seconds,
+        "keepalives_idle": min(seconds, _KEEPALIVE),
+        "keepalives_interval": min(seconds, _KEEPALIVE),
         "keepalives_count": 1,
     }
     return {name: limit for name, limit in limits.items() if name not in url.query}
 
 
-def _connect(_dialect: object, _record: object, given: Any, named: Any) -> PatientConnection:
-    return PatientConnection.connect(*given, **named)
+@contextmanager
+def unhurried(connection: Connection) -> Iterator[None]:
+    """One transaction whose statements may take their time: a migration of a large table does."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, PatientConnection)
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    patience, driver.patience = driver.patience, inf
+    try:
+        yield
+    finally:
+        driver.patience = patience
+
+
+def _connect(
+    patience: float, _dialect: object, _record: object, given: Any, named: Any
+) -> PatientConnection:
+    connection = PatientConnection.connect(*given, **named)
+    connection.patience = _SILENCE * max(patience, _LEAST)  # before SQLAlchemy's own first look
+    return connection
 
 
 def _configure(patience: float, connection: PatientConnection, _record: object) -> None:
-    longest = max(patience, _LEAST)
-    connection.patience = _SILENCE * longest
     connection.autocommit = True  # or the settings would go with the first rollback
     connection.execute(f"SET lock_timeout = {ceil(1000 * patience)}")
-    connection.execute(f"SET statement_timeout = {ceil(1000 * longest)}")
+    connection.execute(f"SET statement_timeout = {ceil(1000 * max(patience, _LEAST))}")
     connection.autocommit = False

@@ -6,6 +6,7 @@ scaled rope or a bias of attention nothing would be left, and nothing said.
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,10 @@ _WITH_WIDTH = ("llama", "qwen3")  # whose config may name it
 _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 # Keys that say how a file was made, and values that change nothing of what is computed.
-_SILENT = ("tensor_data_layout", "pooling_type", "rope.scaling.finetuned")
+_SILENT = (
+    *("tensor_data_layout", "pooling_type", "rope.scaling.finetuned"),
+    "use_parallel_residual",  # GPT-NeoX's; converters once wrote it for every architecture
+)
 _IDLE: Mapping[str, Any] = {
     "attention.causal": True,
     "attention.clamp_kqv": 0,
@@ -60,7 +64,6 @@ _IDLE: Mapping[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
     "rope.scaling.attn_factor": 1,
-    "use_parallel_residual": False,
 }
 _YARN = {"rope.scaling.yarn_beta_fast": "beta_fast", "rope.scaling.yarn_beta_slow": "beta_slow"}
 _LENGTH_BEFORE = "rope.scaling.original_context_length"
@@ -106,6 +109,8 @@ def read_config(file: Path) -> PreTrainedConfig:
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
     given.setdefault("vocab_size", header.vocabulary)
+    if model_type != "gpt2":  # as in llama.cpp
+        given.setdefault("num_key_value_heads", given["num_attention_heads"])
     for name, kind in _TOKENS.items():
         given[name] = header.fields.get(f"tokenizer.ggml.{kind}_token_id")
     if given["pad_token_id"] not in range(given["vocab_size"]):  # nothing is padded here
@@ -150,6 +155,13 @@ class _Header:
 
     @classmethod
     def read(cls, file: Path) -> _Header:
+        """A file is read once: that of a large vocabulary takes seconds."""
+        state = file.stat()
+        return cls._read(file, state.st_mtime_ns, state.st_size)
+
+    @classmethod
+    @functools.lru_cache(maxsize=1)
+    def _read(cls, file: Path, _changed: int, _size: int) -> _Header:
         from gguf import GGUFReader, GGUFValueType
 
         reader = GGUFReader(str(file))

@@ -95,8 +95,15 @@ def _client(address: str, key: str | None) -> httpx.Client:
     is_near = is_this_machine(parsed.host)
     try:
         return httpx.Client(
-            base_url=address, headers=headers, timeout=TIMEOUT, trust_env=not is_near
+            base_url=address,
+            headers=headers,
+            timeout=TIMEOUT,
+            trust_env=not is_near,
+            # One of its own goes to no proxy, and still reads which certificates are trusted.
+            transport=httpx.HTTPTransport() if is_near else None,
         )
+    except OSError as error:  # of SSL_CERT_FILE
+        raise CommandError(f"the certificates that are trusted cannot be read: {error}") from error
     except (ImportError, ValueError) as error:  # of a proxy's scheme
         raise CommandError(f"a proxy that the environment names cannot be used: {error}") from error
 

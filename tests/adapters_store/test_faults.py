@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from adapters_store.errors import (
     StoreBrokenError,
@@ -21,6 +22,7 @@ from adapters_store.errors import (
     StoreUnavailableError,
 )
 from adapters_store.metadata import Database
+from adapters_store.metadata.postgres import postgres_engine, unhurried
 from adapters_store.store import AdapterStore
 from tests.adapters_store.folders import BASE, adapter, tensors
 from tests.adapters_store.servers import Postgres, make_schema, postgres_server
@@ -253,13 +255,31 @@ def test_a_network_that_goes_away_is_noticed(server: Postgres) -> None:
     assert limits_of(url.render_as_string(hide_password=False))["connect_timeout"] == "9"
 
 
-def limits_of(url: str) -> dict[str, str]:
-    """Of the driver, for a patience of 7 seconds."""
-    with closing(Database(url, 7.0)) as database, database.read() as connection:
+def limits_of(url: str, patience: float = 7.0) -> dict[str, str]:
+    """Of the driver."""
+    with closing(Database(url, patience)) as database, database.read() as connection:
         raw = connection.connection.driver_connection
         assert raw is not None
         given = raw.info.get_parameters()
     return {name: value for name, value in given.items() if name.startswith(LIMITS)}
+
+
+@pytest.mark.postgres
+def test_the_longest_patience_is_one_that_sockets_take(server: Postgres) -> None:
+    for name in ("keepalives_idle", "keepalives_interval"):
+        assert int(limits_of(server.url, 86_400.0)[name]) <= 32_767
+
+
+@pytest.mark.postgres
+def test_a_migration_may_take_its_time_and_nothing_else(server: Postgres) -> None:
+    engine = postgres_engine(make_url(server.url).set(drivername="postgresql+psycopg"), SHORT)
+    slow = text("SELECT pg_sleep(2.5)")  # longer than any statement may take
+    with engine.connect() as connection:
+        with connection.begin(), unhurried(connection):
+            connection.execute(slow)
+        with connection.begin(), pytest.raises(OperationalError, match="statement timeout"):
+            connection.execute(slow)
+    engine.dispose()
 
 
 def _stopped(connection: Any) -> None:

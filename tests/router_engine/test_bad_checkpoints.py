@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,6 +171,19 @@ def test_shards_that_are_as_their_index_says_are_loaded(tmp_path: Path) -> None:
     check_model(folder)
     parts = load_model(ModelConfig(str(folder))).model.state_dict()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_an_index_may_name_a_tied_head_that_no_shard_holds(tmp_path: Path) -> None:
+    """As converters of the hub leave it."""
+    folder = save_family(tmp_path / "model", "llama-tied")
+    sharded(folder)
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"].setdefault("lm_head.weight", "model-00001-of-00002.safetensors")
+    file.write_text(json.dumps(index))
+    check_model(folder)
+    model: Any = load_model(ModelConfig(str(folder))).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_masks_of_an_old_gpt2_are_no_weights(tmp_path: Path) -> None:

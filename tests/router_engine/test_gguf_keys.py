@@ -114,6 +114,7 @@ IDLE: list[tuple[Keys, dict[str, Any]]] = [
     ({"llama.attention.key_length": WIDTH, "llama.attention.value_length": WIDTH}, {}),
     ({"llama.attention.causal": True, "llama.expert_count": 0}, {}),
     ({"llama.attention.sliding_window": 0}, {}),
+    ({"llama.use_parallel_residual": True}, {}),
     ({"llama.tensor_data_layout": "Meta AI original pth"}, {}),
     ({"general.name": "mistral", "general.type": "model", "general.file_type": 0}, {}),
     ({"split.count": 0, "quantize.imatrix.entries_count": 7}, {}),

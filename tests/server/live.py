@@ -44,6 +44,7 @@ def tiny_settings(root: Path, **overrides: Any) -> Settings:
         "kv_blocks": 256,
         "log_level": "error",
         "routing_patience": HANG_SECONDS,  # a machine may be slow to start an encoder
+        "body_patience": HANG_SECONDS,  # or to send
     }
     return load_settings(**given | overrides)
 

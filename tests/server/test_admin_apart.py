@@ -21,7 +21,7 @@ from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS, wait_for
 
 ADMIN = "an admin key of a test"
-SHORT = 0.1  # seconds of what would hang for ever
+SHORT = 1.0  # seconds of what would hang for ever
 MORE = 6  # than may be under way
 GENERATE = {"inputs": "a", "parameters": {"max_new_tokens": 1, "adapter_id": "math"}}
 

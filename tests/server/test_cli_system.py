@@ -166,6 +166,16 @@ def test_odd_names_of_this_machine_are_reached_past_a_proxy(bare: Live) -> None:
         assert b"proxy" not in done.stderr
 
 
+def test_certificates_of_one_s_own_are_read_for_this_machine_too(tmp_path: Path) -> None:
+    nothing = str(tmp_path / "none.pem")
+    for host in ("localhost", "app.localhost", "127.1"):
+        done = adaptermix(
+            "adapters", "ls", "--url", f"https://{host}:9", environment={"SSL_CERT_FILE": nothing}
+        )
+        assert b"error:" in done.stderr
+        assert b"certificates" in done.stderr
+
+
 @pytest.mark.parametrize(
     "url", ["http://a..b", f"http://{'a' * 64}", f"http://{'a' * 64}.org:80", "http://.a", "//a"]
 )

@@ -53,8 +53,11 @@ def children(process: subprocess.Popen[bytes], program: bytes) -> list[int]:
     """The processes that it has started and that run this program."""
     found = []
     for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
-        for child in path.read_text().split():
-            with suppress(FileNotFoundError):
+        started: list[str] = []
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            started = path.read_text().split()
+        for child in started:
+            with suppress(FileNotFoundError, ProcessLookupError):
                 if program in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.append(int(child))
     return found
@@ -146,7 +149,8 @@ def test_what_takes_too_long_is_told_once(tmp_path: Path) -> None:
 
 def test_what_is_not_inside_the_engine_has_its_end_too(tmp_path: Path) -> None:
     # What waits for the database would wait for a day; the process does not.
-    options = ["--drain-seconds", "0.5", "--database-patience", "86400"]
+    day = "86400"
+    options = ["--drain-seconds", "0.5", "--database-patience", day, "--body-patience", day]
     with serving(tmp_path, *options) as served, ExitStack() as stack:
         writer = stack.enter_context(closing(sqlite3.connect(tmp_path / "store" / "adapters.db")))
         writer.isolation_level = None

@@ -195,7 +195,7 @@ def test_a_watch_sees_what_other_threads_are_kept_from(
     bare: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(bare.container.settings, loop="asyncio") as live:
-        long = json.dumps([{"n": i} for i in range(300_000)]).encode()
+        long = json.dumps([{"n": i} for i in range(1_500_000)]).encode()
 
         async def elsewhere() -> None:
             await live.container.bodies.reading.run(lambda: jiter.from_json(long))

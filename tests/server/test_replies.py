@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import to_json
+from starlette.types import Message
 
 from server import replies
-from server.replies import json_of, json_parts
+from server.replies import PartedResponse, json_of, json_parts
 from server.schemas.adapters import TextsReply
 
+SOON = 0.05  # seconds of what would wait for ever
 LEAVES = st.none() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"]))
 VALUES = st.one_of(
     st.lists(LEAVES, max_size=80),
@@ -50,3 +53,24 @@ def test_no_call_writes_much(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads(b"".join(parts)) == {"name": "a", "texts": LONG[name]}
     assert longest < 1 << 18
     assert max(map(len, parts)) < 1 << 20
+
+
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])  # by which starlette listens for a client's going
+def test_a_long_answer_that_nobody_takes_ends(spec: str) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) > 2:
+            await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def answer() -> None:
+        scope = {"type": "http", "asgi": {"spec_version": spec}}
+        await PartedResponse([b"a", b"b", b"c"], patience=SOON)(scope, receive, send)
+
+    asyncio.run(answer())
+    assert [message.get("body") for message in sent] == [None, b"a", b"b"]
