@@ -12,7 +12,7 @@ from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
 from adapters_store.types import Problem
 
 TEXTS_FILE = "texts.jsonl"
-MAX_TEXTS_BYTES = 64 << 20
+MAX_TEXTS_BYTES = 16 << 20  # the database gives them in one piece: no thread has its turn meanwhile
 _MOST_PROBLEMS = 8
 _MOST_BLANKS = 65_536  # empty lines
 _ESCAPED = 6  # bytes of JSON that one byte of a text takes at most, as \u00e9 does

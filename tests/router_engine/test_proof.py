@@ -206,11 +206,12 @@ def test_a_decoder_that_is_compiled_later_is_proven_too(
     coming: Future[Any] = Future()
     order: list[Any] = []
 
-    def in_background(*args: Any) -> Future[Any]:
+    def in_background(*args: Any, is_there: bool) -> Future[Any]:
+        assert not is_there
         order.extend(args)
         return coming
 
-    monkeypatch.setattr(fast, "_in_background", in_background)
+    monkeypatch.setattr(fast, "_coming", in_background)
     if is_wrong:
         monkeypatch.setattr(decoder, "layout_of", _wrong_layout)
     (expected,) = make_harness(config=_config(compiled, "reference")).run(request("r", PROMPT))
