@@ -33,7 +33,7 @@ from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.real_model
 
-COUNT = 12
+COUNT = 6
 PROMPTS = [
     "Question: A baker makes 12 trays of 8 rolls and sells 61. How many are left?\n\nAnswer:",
     "Question: Which gas do plants take in?\nChoices: A. oxygen\nB. carbon dioxide\n\nAnswer:",
