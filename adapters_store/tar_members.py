@@ -9,7 +9,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Mapping
 
-_BLOCK = 512
 _MOST_DIGITS = 19  # of a length or a size
 _GLOBAL = tarfile.XGLTYPE
 _EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, _GLOBAL)
@@ -73,7 +72,7 @@ def _records(body: bytes) -> dict[str, bytes]:
             raise tarfile.ReadError(f"an extended header is broken at its byte {start}")
         if key.startswith(b"GNU.sparse."):
             raise tarfile.ReadError("it holds a sparse file: pack it without --sparse")
-        if (name := key[:_BLOCK].decode(errors="replace")) in _APPLIED:
+        if (name := key[: tarfile.BLOCKSIZE].decode(errors="replace")) in _APPLIED:
             records[name] = value
         start = end
     return records
@@ -86,4 +85,4 @@ def _text(value: bytes) -> str:
 
 def _padded(size: int) -> int:
     """Bytes that a content of this size takes, in whole blocks."""
-    return -(-size // _BLOCK) * _BLOCK
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -60,7 +60,7 @@ POINTER = (
 
 # Of the format's present name and of its first one.
 _POINTERS = (
-    b"version https://git-lfs.github.com/spec/",
+    b"version https://git-lfs",
     b"version https://hawser.github.com/spec/",
 )
 _CHUNK = 1 << 20

@@ -168,7 +168,6 @@ class Mixtures:
         return replace(plan, digests=members[0], ensemble=members[1:])
 
     async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
-        await self._threads.run(partial(self._routing.check, spec))  # parameters may be long
         records, plan = await self._threads.run(partial(self._routable, spec))
         if spec.level == "token":
             await self._routing.prepare(spec, records)
@@ -179,6 +178,7 @@ class Mixtures:
 
     def _routable(self, spec: RouterSpec) -> tuple[list[AdapterRecord], Plan]:
         """The candidates, and the plan of a request that chooses among them, without weights."""
+        self._routing.check(spec)  # here: parameters may be long
         path = "mixture.router.candidates"
         records = self._records(self._candidates(spec, path), path)
         self._refuse.many_rows(records, path)

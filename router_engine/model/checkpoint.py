@@ -12,6 +12,7 @@ from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adapters_store.upload import is_pointer
 from router_engine.errors import UnsupportedModelError
 
 # Each proven token by token against `generate()`; by the model type that their configs name.
@@ -44,8 +45,6 @@ _JSON = (
 _TEXTS = ("merges.txt", "*.jinja", "additional_chat_templates/*.jinja")
 # transformers would load other files for them than are looked at here, or make other classes.
 _REDIRECTS = ("transformers_weights", "fusion_config")
-# Of the format's present name and of its first one.
-_POINTERS = (b"version https://git-lfs", b"version https://hawser.github.com/spec/")
 _LONGEST = 600  # characters of another library's error
 _MAX_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
@@ -273,11 +272,10 @@ def _check_gguf(file: Path) -> None:
 
 
 def _refuse_pointer(file: Path) -> None:
-    with file.open("rb") as stream:
-        if stream.read(max(map(len, _POINTERS))).startswith(_POINTERS):
-            raise UnsupportedModelError(
-                f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull`"
-            )
+    if is_pointer(file):
+        raise UnsupportedModelError(
+            f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull`"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:

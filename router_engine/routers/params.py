@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from adapters_store.near_names import near_names
 from router_engine.routers.errors import RouterInputError
 from router_engine.shown import shown
 
 Params = TypeVar("Params", bound=BaseModel)
 
 _MOST_TOLD = 8  # problems
-_MOST_READ = 80  # characters of a name
 
 
-def near_names(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; did you mean a, b?' for the known names that look like `name`, or nothing."""
-    near = difflib.get_close_matches(name[:_MOST_READ], list(known), n=3, cutoff=0.5)
+    near = near_names(name, known)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
@@ -33,7 +32,7 @@ def parse_params(model: type[Params], router: str, params: Mapping[str, Any]) ->
     known = list(model.model_fields)
     unknown = [key for key in params if key not in known]
     problems = [
-        f"router {router!r} takes no parameter {shown(key)}{near_names(key, known)} "
+        f"router {router!r} takes no parameter {shown(key)}{did_you_mean(key, known)} "
         f"(it takes: {', '.join(known) or 'none'})"
         for key in islice(unknown, _MOST_TOLD)
     ]

@@ -19,7 +19,7 @@ from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RequestR
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.errors import RouterInputError
-from router_engine.routers.params import near_names, parse_params
+from router_engine.routers.params import did_you_mean, parse_params
 from router_engine.shown import shown
 
 GROUP = "adaptermix.routers"
@@ -120,7 +120,7 @@ class RouterRegistry:
         """Raises RouterInputError, with near names and all known ones, for an unknown name."""
         if name not in self.names:
             raise RouterInputError(
-                f"unknown router {shown(name)}{near_names(name, self.names)} "
+                f"unknown router {shown(name)}{did_you_mean(name, self.names)} "
                 f"(known: {', '.join(self.names)})"
             )
         return self._plugins.load(name)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedWriter, FileIO, TextIOWrapper
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,12 @@ def prepare_streams() -> None:
             os.set_inheritable(os.open(os.devnull, mode), True)
     # With descriptors of the wrong mode, each use is an error as if they were closed; what
     # standard error is told is lost.
-    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or TextIOWrapper(
+        BufferedReader(FileIO(0, closefd=False)), encoding="utf-8"
+    )
+    sys.stderr = sys.stderr or TextIOWrapper(
+        BufferedWriter(FileIO(2, "w", closefd=False)), encoding="utf-8"
+    )
     sys.stdout = TextIOWrapper(
         BufferedWriter(_Output(1, "w", closefd=False)),
         encoding=getattr(sys.stdout, "encoding", "utf-8"),

@@ -142,7 +142,7 @@ def test_names_are_compared_in_one_place() -> None:
         if "difflib" in path.read_text(encoding="utf-8")
     }
     # Of a router's parameters there are as many as a program names.
-    assert found - {"router_engine/routers/params.py"} == {"adapters_store/near_names.py"}
+    assert found == {"adapters_store/near_names.py"}
 
 
 def test_near_names_among_thousands(

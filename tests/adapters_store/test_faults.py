@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ from adapters_store.metadata.postgres import postgres_engine, unhurried
 from adapters_store.store import AdapterStore
 from tests.adapters_store.folders import BASE, adapter, tensors
 from tests.adapters_store.servers import Postgres, make_schema, postgres_server
+from tests.support.stopping import standing_still
 from tests.support.waiting import HANG_SECONDS
 
 SHORT = 0.2  # of what would wait for ever
@@ -285,11 +284,8 @@ def test_a_migration_may_take_its_time_and_nothing_else(server: Postgres) -> Non
 def _stopped(connection: Any) -> None:
     """Have the process that serves the connection stand still, and ask it once more."""
     backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-    os.kill(backend, signal.SIGSTOP)
-    try:
+    with standing_still([backend]):
         connection.execute(text("SELECT 1"))
-    finally:
-        os.kill(backend, signal.SIGCONT)
 
 
 @contextmanager
@@ -301,13 +297,8 @@ def stopped(server: Postgres) -> Iterator[None]:
     )
     with _other(server) as connection:
         backends = connection.execute(clients).scalars().all()
-    for backend in backends:
-        os.kill(backend, signal.SIGSTOP)
-    try:
+    with standing_still(backends):
         yield
-    finally:
-        for backend in backends:
-            os.kill(backend, signal.SIGCONT)
 
 
 @pytest.mark.postgres

@@ -47,11 +47,11 @@ def foreign_server() -> Iterator[Foreign]:
             self.end_headers()
             self.wfile.write(told.body)
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
-
         def log_message(self, format: str, *args: object) -> None:
             """Nothing."""
 
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler.answer)
     with _Server(("127.0.0.1", 0), Handler) as server:
         Handler.told.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)

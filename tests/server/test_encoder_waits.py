@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import pytest
 from router_engine.routers.encoder.messages import MAX_CHARACTERS
 from tests.server.live import Live, serving, tiny_settings
 from tests.server.test_timeouts import children
+from tests.support.stopping import standing_still
 from tests.support.waiting import wait_for
 
 LONG = "".join(" " if i % 5 == 0 else chr(97 + i * i % 26) for i in range(3_000_000))
@@ -41,17 +38,6 @@ def test_the_beginning_is_sent_where_that_is_read(live: Live) -> None:
         for text in (LONG, LONG[:MAX_CHARACTERS], "other" + LONG[:100])
     ]
     assert weights[0] == weights[1] != weights[2]
-
-
-@contextmanager
-def standing_still(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_an_encoder_that_gives_no_answer_is_told(tmp_path: Path, folders: dict[str, Path]) -> None:
