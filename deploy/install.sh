@@ -38,7 +38,7 @@ find_python() {
 if [ -t 1 ]; then quiet=; else quiet=-qq; fi
 
 pip_install() {
-    "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --constraint "$constraints" "$@"
+    "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --no-compile --constraint "$constraints" "$@"
 }
 
 case ${INSTALL_MODE:-editable} in
@@ -66,6 +66,8 @@ echo "Installing torch"
 pip_install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$constraints")"
 echo "Installing AdapterMix and its libraries"
 pip_install $source_option "$root$extras"
+# On all cores, where pip's own compilation takes one. A package may hold files that no Python reads.
+"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null || true
 # Compiled ahead, so that the first start has them; in an image for every processor that it may meet.
 echo "Compiling the CPU kernels"
 "$venv/bin/python" -P -m router_engine.kernels.cpu.build $(if [ -z "$source_option" ]; then echo --all; fi)
