@@ -13,7 +13,7 @@ from tests.server.test_timeouts import children
 from tests.support.stopping import standing_still
 from tests.support.waiting import wait_for
 
-LONG = "".join(" " if i % 5 == 0 else chr(97 + i * i % 26) for i in range(3_000_000))
+LONG = "".join(" " if i % 5 == 0 else chr(97 + i * i % 26) for i in range(130)) * 24_000
 FEW = {"max_new_tokens": 1, "truncate": 4, "details": True}
 
 
