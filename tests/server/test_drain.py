@@ -180,7 +180,10 @@ WAITING = [  # for the database, or for the rest of a body
     ("POST /v1/completions", JSON, '{"prompt": '),
     ("POST /admin/adapters", "multipart/form-data; boundary=b", PART),
 ]
-OPENAI_STREAM = {"model": "tiny-random", "prompt": "a", "max_tokens": 900, "stream": True}
+OPENAI_STREAM = {
+    **{"model": "tiny-random", "prompt": "a", "stream": True},
+    **{"max_tokens": 900, "ignore_eos": True},
+}
 
 
 @contextmanager
