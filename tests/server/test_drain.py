@@ -49,7 +49,7 @@ class Served:
         wait_for(lambda: self.get("/health/ready").status_code == 503)
 
 
-def children(process: subprocess.Popen[bytes], program: bytes) -> list[int]:
+def children(process: subprocess.Popen[Any], program: bytes) -> list[int]:
     """The processes that it has started and that run this program."""
     found = []
     for path in Path(f"/proc/{process.pid}/task").glob("*/children"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from adapters_store.store import AdapterStore
+from tests.server.test_drain import children
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 
@@ -108,8 +111,12 @@ def test_a_kill_among_uploads_leaves_whole_adapters_and_no_half_ones(
     with half_sent(url, tensors):
         uploads.start()
         assert third.wait(HANG_SECONDS)
+        (engine,) = map(os.pidfd_open, children(process, b"engine_main"))
+        assert select.select([engine], [], [], 0)[0] == []
         process.send_signal(signal.SIGKILL)
         uploads.join(HANG_SECONDS)
         process.wait()
+    assert select.select([engine], [], [], HANG_SECONDS)[0] == [engine]  # it ends with its parent
+    os.close(engine)
     count = _assert_whole(tmp_path / "store", asked, tensors)
     assert len(stored) <= count  # what was answered is there

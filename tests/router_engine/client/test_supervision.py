@@ -1,14 +1,14 @@
-"""The engine process dies, hangs or loses its parent: requests end and the engine is back."""
+"""The engine process dies: requests end and the engine is back.
+
+How one ends that hangs, or loses its parent: tests/server/test_hangs.py and test_killed_server.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import select
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +29,6 @@ from router_engine.processes.supervisor import RestartPolicy, RunState
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
-from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -128,29 +127,6 @@ async def test_a_start_that_is_given_up_leaves_no_process_behind(
             await cancelled.start()
     assert cancelled.state is RunState.STOPPED
     assert children.read_text() == before
-
-
-async def test_the_engine_ends_when_its_parent_is_killed(
-    config: EngineProcessConfig,
-    environment: Mapping[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.router_engine.client.parent", config.blobs_url],
-        env={**environment, "TMPDIR": str(tmp_path_factory.mktemp("orphan"))},
-        stdout=subprocess.PIPE,
-    )
-    with parent:
-        assert parent.stdout is not None
-        engine = os.pidfd_open(int(parent.stdout.readline()))
-        try:
-            ended, _, _ = select.select([engine], [], [], 0)
-            assert not ended, "the engine must live before its parent is killed"
-            parent.kill()
-            ended, _, _ = select.select([engine], [], [], HANG_SECONDS)
-            assert ended
-        finally:
-            os.close(engine)
 
 
 class _Heard(logging.Handler):
