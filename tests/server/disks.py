@@ -30,8 +30,8 @@ class OnDisk:
 
     client: httpx.Client
     store: Path
-    fill: dict[str, Callable[[], None]]
-    empty: dict[str, Callable[[], None]]
+    fill: dict[str, Callable[[], object]]
+    empty: dict[str, Callable[[], object]]
 
 
 def _in_a_mount() -> list[str]:

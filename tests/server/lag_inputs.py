@@ -92,7 +92,7 @@ JSON_BODIES: dict[str, tuple[str, Any]] = {
         OPENAI | {"prompt": "a", "logit_bias": {str(i): 1 for i in range(60_000)}},
     ),
     "score": ("/score", {"inputs": "a", "completions": [BIG[:100_000]] * 64}),
-    "many scores": ("/score", {"inputs": "a", "completions": ["b" * 800] * 16}),
+    "many scores": ("/score", {"inputs": "a", "completions": ["b" * 400] * 16}),
     "details": ("/generate", {"inputs": "a", "parameters": FULL}),
     "a stream": ("/generate_stream", {"inputs": "a", "parameters": FULL}),
     "chat logprobs": (

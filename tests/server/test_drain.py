@@ -26,7 +26,10 @@ from tests.server.live import events
 from tests.support.waiting import HANG_SECONDS, wait_for
 
 pytestmark = pytest.mark.slow
-BODY = {"inputs": "hello", "parameters": {"max_new_tokens": 900, "ignore_eos_token": True}}
+BODY: dict[str, Any] = {
+    "inputs": "hello",
+    "parameters": {"max_new_tokens": 900, "ignore_eos_token": True},
+}
 
 
 @dataclass
