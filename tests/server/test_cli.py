@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -17,7 +15,6 @@ from server.cli.generate import weights_table
 from server.cli.main import app
 from server.settings import Settings, variable_of
 from tests.server.live import Live, serving, tiny_settings
-from tests.support.waiting import HANG_SECONDS
 
 Folders = dict[str, Path]
 
@@ -168,7 +165,6 @@ def test_serve_refuses_a_setting_by_name(arguments: tuple[str, ...], said: str) 
     [
         (("--host", "0.0.0.0", "--model", "tiny-random"), 2, "keys create"),
         ((), 1, "adaptermix pull"),
-        (("--model", "/nowhere"), 1, "/nowhere"),
     ],
 )
 def test_serve_says_why_it_does_not_start(
@@ -182,19 +178,3 @@ def test_serve_says_why_it_does_not_start(
     )
     assert done.returncode == status, done.stderr
     assert said in done.stderr
-
-
-@pytest.mark.slow
-def test_serve_says_when_it_is_ready_and_stops_at_a_signal(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
-    quick = ("--encoder", "none", "--kernels", "reference")
-    options = ["--port", "0", "--cache", str(tmp_path), *quick]
-    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if line.startswith("ready: "))
-        url = line.split(" on ")[1].split(",")[0]
-        body = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
-        assert httpx.post(f"{url}/generate", json=body, timeout=HANG_SECONDS).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        assert process.wait(HANG_SECONDS) == 0

@@ -121,6 +121,7 @@ def held(served: Served, *requests: tuple[str, dict[str, Any]]) -> list[Asked]:
 
 
 def test_what_runs_may_finish(tmp_path: Path) -> None:
+    """From the line that says that it is ready to status 0."""
     with serving(tmp_path) as served:
         whole, streamed = held(served, ("/generate", BODY), ("/generate_stream", BODY))
         served.stop()
