@@ -51,6 +51,12 @@ def test_help_names_every_command_and_every_setting() -> None:
         assert f"--{name.replace('_', '-')}" in page
 
 
+def test_a_command_that_is_none_is_told_the_near_ones() -> None:
+    result = run("serv")
+    assert result.exit_code == 2
+    assert "Did you mean 'serve'?" in result.stderr
+
+
 def test_publish_show_alias_list_and_remove(bare: Live, folders: Folders) -> None:
     at = ("--url", bare.url)
     said = ok("adapters", "publish", str(folders["math"]), "--tag", "task", *at)
