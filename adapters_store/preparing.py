@@ -10,19 +10,14 @@ from typing import Literal
 
 from adapters_store.blobs.base import CONFIG, MANIFEST, TENSORS, TEXTS, BlobStore
 from adapters_store.digest import adapter_digest
-from adapters_store.errors import InvalidAdapterError, StoreError
+from adapters_store.errors import InvalidAdapterError
 from adapters_store.formats import FormatInput, FormatRegistry, Reading
 from adapters_store.limits import StoreLimits
 from adapters_store.manifest import manifest_to_json
+from adapters_store.names import name_problems
 from adapters_store.problems import cut, shortened, shortened_names
 from adapters_store.texts import TEXTS_FILE, read_texts, text_problems, texts_to_jsonl
-from adapters_store.types import (
-    NAME_PATTERN,
-    AdapterManifest,
-    BaseModelSpec,
-    CheckReport,
-    Problem,
-)
+from adapters_store.types import AdapterManifest, BaseModelSpec, CheckReport, Problem
 from adapters_store.upload import Upload, unpack
 from adapters_store.validation import validate
 
@@ -130,25 +125,6 @@ class Preparer:
             message = f"holds no adapter of a known format ({', '.join(self.formats.names)}); "
             return Reading(problems=(Problem("upload", f"{message}looked for: {wanted}"),))
         return known.read(given)
-
-
-def name_problems(where: str, names: Sequence[str]) -> list[Problem]:
-    """Why these are no names of adapters, aliases or tags."""
-    return [
-        Problem(
-            where,
-            f"{name[:160]!r}: use letters, digits, '.', '_' and '-', at most 128, no '.' first",
-        )
-        for name in names
-        if not NAME_PATTERN.fullmatch(name)
-    ]
-
-
-def require_names(**given: str | None) -> None:
-    """Raises StoreError for what is no name: databases differ in what text they take."""
-    for kind, name in given.items():
-        if name is not None and (problems := name_problems(kind, [name])):
-            raise StoreError(str(problems[0]))
 
 
 def _base_notes(reading: Reading, wish: Publication) -> tuple[str, ...]:

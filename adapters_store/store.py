@@ -20,13 +20,8 @@ from adapters_store.formats import FormatRegistry
 from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
 from adapters_store.metadata import ApiKeys, Database, NewVersion, Texts, Versions
 from adapters_store.metadata.database import DEFAULT_PATIENCE
-from adapters_store.preparing import (
-    Preparer,
-    Progress,
-    Publication,
-    no_progress,
-    require_names,
-)
+from adapters_store.names import require_names
+from adapters_store.preparing import Preparer, Progress, Publication, no_progress
 from adapters_store.texts import text_problems, texts_from_jsonl, texts_to_jsonl
 from adapters_store.types import (
     AdapterRecord,

@@ -42,8 +42,8 @@ from server.models import (
     base_files,
     encoder_directory,
     encoder_name,
+    is_tiny_encoder,
     load_tokenizer,
-    make_encoder,
 )
 from server.routing import Routing
 from server.settings import Settings, SettingsError
@@ -206,17 +206,16 @@ class Container:
 
     def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
         settings = self.settings
-        environment = settings.child_environment(settings.encoder_threads)
         self._encoder = encoder_supervisor(
             EncoderConfig(
                 encoder_dir=encoder,
                 tokenizer_dir=tokenizer,
                 endpoint=endpoint,
-                environment=environment,
+                environment=settings.child_environment(settings.encoder_threads),
                 dtype=settings.encoder_dtype,
                 num_threads=settings.encoder_threads,
+                make_tiny=is_tiny_encoder(settings),
             ),
-            prepare=partial(make_encoder, settings, encoder, environment),
             patience=settings.engine_patience,
         )
         self._stack.push_async_callback(self._encoder.close, _ENCODER_STOP_SECONDS)

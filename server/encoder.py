@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from functools import partial
 
 from router_engine.processes.supervisor import RestartPolicy, Supervisor
 from router_engine.routers.encoder.child import EncoderChild
@@ -13,20 +12,8 @@ _RESTARTS = RestartPolicy(initial_delay=1.0)
 
 
 def encoder_supervisor(
-    config: EncoderConfig, prepare: Callable[[], None], patience: float | None = None
+    config: EncoderConfig, patience: float | None = None
 ) -> Supervisor[EncoderChild]:
-    """A supervisor that has started nothing yet.
-
-    `prepare` blocks, and is called before every launch until it has worked once. `patience`
-    [seconds] is that of `Supervisor`.
-    """
-    prepared = False
-
-    async def launch() -> EncoderChild:
-        nonlocal prepared
-        if not prepared:
-            await asyncio.to_thread(prepare)
-            prepared = True
-        return await EncoderChild.launch(config)
-
+    """A supervisor that has started nothing yet; `patience` [seconds] is that of `Supervisor`."""
+    launch = partial(EncoderChild.launch, config)
     return Supervisor("encoder", launch, policy=_RESTARTS, patience=patience)

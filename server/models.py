@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -67,13 +64,13 @@ def load_tokenizer(files: BaseFiles) -> Any:
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
     """The sentence encoder's directory; None where none is to run.
 
-    With the tiny random model goes a tiny random encoder, to be made in `scratch` before it is
-    used. Raises AssetError when the default encoder has not been pulled, SettingsError when a
-    directory does not exist, RouterInputError when it holds no encoder.
+    With the tiny random model goes a tiny random encoder, which its worker makes in `scratch`.
+    Raises AssetError when the default encoder has not been pulled, SettingsError when a directory
+    does not exist, RouterInputError when it holds no encoder.
     """
     if settings.encoder == NONE:
         return None
-    if _is_tiny(settings):
+    if is_tiny_encoder(settings):
         return scratch / "encoder"
     if settings.encoder == DEFAULT:
         from router_engine.model.assets import DEFAULT_ENCODER, require
@@ -92,7 +89,7 @@ def encoder_name(settings: Settings) -> str:
     """What to call the sentence encoder; "none" where none is to run."""
     if settings.encoder == NONE:
         return NONE
-    if _is_tiny(settings):
+    if is_tiny_encoder(settings):
         return TINY_RANDOM
     if settings.encoder == DEFAULT:
         from router_engine.model.assets import DEFAULT_ENCODER
@@ -101,20 +98,6 @@ def encoder_name(settings: Settings) -> str:
     return Path(settings.encoder).expanduser().resolve().name
 
 
-def make_encoder(settings: Settings, directory: Path, environment: Mapping[str, str]) -> None:
-    """Make the tiny random encoder, where that is the one; in a process of its own, for torch."""
-    if _is_tiny(settings):
-        command = (sys.executable, "-c", _MAKE_TINY_ENCODER, str(directory))
-        subprocess.run(command, env=dict(environment), check=True, capture_output=True)
-
-
-def _is_tiny(settings: Settings) -> bool:
+def is_tiny_encoder(settings: Settings) -> bool:
+    """Whether the sentence encoder is the tiny random one, which its worker makes."""
     return settings.encoder == DEFAULT and settings.model == TINY_RANDOM
-
-
-_MAKE_TINY_ENCODER = """
-import sys
-from pathlib import Path
-from router_engine.routers.encoder.tiny import save_tiny_encoder
-save_tiny_encoder(Path(sys.argv[1]))
-"""

@@ -13,19 +13,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from server.cli import importing
-from server.cli.client import (
-    JsonOption,
-    KeyOption,
-    UrlOption,
-    adapter_path,
-    body_of,
-    connect,
-    console,
-    moment,
-    size,
-    write_json,
-    write_text,
-)
+from server.cli.client import KeyOption, UrlOption, adapter_path, body_of, connect
+from server.cli.output import JsonOption, console, moment, size, write_json, write_text
 from server.cli.uploading import (
     opened,
     print_notes,

@@ -33,8 +33,8 @@ from benchmarks.soak.settings import SoakSettings
 from benchmarks.uncertainty.settings import UncertaintySettings
 from router_engine.errors import EngineError
 from server.cli import experiments
-from server.cli.client import print_error
 from server.cli.fields import command_of
+from server.cli.output import print_error
 from server.settings import SettingsError, load_settings, use_process_environment
 from training.errors import TrainingError
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.cli.client import JsonOption, console, print_error, write_json
+from server.cli.output import JsonOption, console, print_error, write_json
 from server.settings import Settings, SettingsError, load_settings, use_process_environment
 
 if TYPE_CHECKING:

@@ -24,15 +24,12 @@ from server.cli.client import (
     UrlOption,
     check,
     connect,
-    console,
-    errors,
     events,
-    reason,
     require_shape,
-    write_text,
 )
 from server.cli.explain import legend, silence, verbatim
 from server.cli.options import command_with
+from server.cli.output import console, errors, reason, write_text
 from server.schemas.generate import StreamFrame
 
 _ROWS = 12  # of the weights table

@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.preparing import name_problems
-from server.cli.client import KeyOption, UrlOption, connect, console, print_error
+from adapters_store.names import name_problems
+from server.cli.client import KeyOption, UrlOption, connect
+from server.cli.output import console, print_error
 from server.cli.uploading import publish_adapter
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from server.cli.client import JsonOption, console, errors, fail, moment, write_json, write_text
+from server.cli.output import JsonOption, console, errors, fail, moment, write_json, write_text
 from server.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:

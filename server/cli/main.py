@@ -1,17 +1,51 @@
-"""The program `adaptermix`. Its parts are imported when they are used, so that --help is fast."""
+"""The program `adaptermix`. Its parts are imported when they are used: none waits for another's."""
 
 from __future__ import annotations
 
+import functools
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
-from server.cli import adapters, bench, doctor, evaluate, generate, keys, pull, serve, train
 from server.cli.process import check_arguments, prepare_streams, speak_utf8, told_in_a_line
+
+COMMANDS = {  # each with its module, in the order of --help
+    **{"serve": "serve", "pull": "pull", "doctor": "doctor", "train": "train", "bench": "bench"},
+    **{"eval": "evaluate", "adapters": "adapters", "generate": "generate", "keys": "keys"},
+}
+
+
+class _Program(TyperGroup):
+    """The commands, of which only those that are asked for are imported."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """See TyperGroup."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """See TyperGroup."""
+        if cmd_name in COMMANDS:
+            return command(cmd_name)
+        self.commands = {name: command(name) for name in COMMANDS}  # near ones are suggested
+        return None
+
+
+@functools.cache
+def command(name: str) -> Any:
+    """The command or group of commands of a name, its module imported."""
+    part = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+    import_module(f"server.cli.{COMMANDS[name]}").register(part)
+    check_arguments(part)
+    return get_group(part).commands[name]
+
 
 app = typer.Typer(
     name="adaptermix",
+    cls=_Program,
     help="Serve one base model under thousands of adapters: every request, even every token, "
     "under its own mixture.",
     no_args_is_help=True,
@@ -35,11 +69,6 @@ def program(
     ] = False,
 ) -> None:
     """What all commands have in common."""
-
-
-for part in (serve, pull, doctor, train, bench, evaluate, adapters, generate, keys):
-    part.register(app)
-check_arguments(app)
 
 
 def run() -> None:

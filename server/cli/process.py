@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from server.cli.client import print_error, reason
+from server.cli.output import print_error, reason
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from server.cli.client import errors, print_error
+from server.cli.output import errors, print_error
 from server.settings import Settings, SettingsError, load_settings, variable_of
 
 _GROUPS = {

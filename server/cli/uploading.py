@@ -17,12 +17,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from adapters_store.archives import SUFFIXES, is_archive
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.folders import archive_problems, local_problems, select
 from adapters_store.limits import DEFAULT_LIMITS
-from adapters_store.preparing import name_problems
+from adapters_store.names import name_problems
 from adapters_store.texts import MAX_TEXTS_BYTES, TEXTS_FILE, parse_texts, text_problems
 from adapters_store.types import Problem
-from server.cli.client import CommandError, body_of, console, errors, reason
+from server.cli.client import CommandError, body_of
+from server.cli.output import console, errors, reason
 from server.schemas.adapters import AdapterReply
 
 _CHUNK = 1 << 20
@@ -96,6 +96,9 @@ def stem_of(source: Path) -> str:
 @contextmanager
 def _adapter_files(source: Path) -> Iterator[Mapping[str, Path]]:
     """What to send, by name. Raises CommandError."""
+    # Here, not above: formats know numpy, which most commands have no use for.
+    from adapters_store.folders import archive_problems
+
     with ExitStack() as stack:
         try:
             if source.is_dir():
@@ -109,6 +112,8 @@ def _adapter_files(source: Path) -> Iterator[Mapping[str, Path]]:
 
 
 def _folder_files(source: Path) -> Mapping[str, Path]:
+    from adapters_store.folders import local_problems, select
+
     try:
         found = select(source)
     except InvalidAdapterError as error:

@@ -227,11 +227,16 @@ def test_a_postgres_that_hangs_is_told_and_its_threads_come_back(
     url = make_schema(server.url)
     with closing(filled(tmp_path, database_url=url, patience=SHORT)) as store:
         database = Database(url, SHORT)
-        for how in (database.reading, database.writing):
-            with pytest.raises(StoreUnavailableError, match="no answer in"):
-                how(_stopped)
-            with pytest.raises(StoreUnavailableError, match="statement timeout"):
-                how(lambda connection: connection.execute(text("SELECT pg_sleep(10000)")))
+        # Side by side, as each takes its time; but for the writers, of which there is one.
+        asked = [
+            [(database.writing, _stopped), (database.writing, _asleep)],
+            [(database.reading, _stopped)],
+            [(database.reading, _asleep)],
+        ]
+        with ThreadPoolExecutor(len(asked)) as pool:
+            told = [one for several in pool.map(_faults, asked) for one in several]
+        limits = ("no answer in", "statement timeout", "no answer in", "statement timeout")
+        assert all(limit in fault for limit, fault in zip(limits, told, strict=True)), told
         # Between two uses: it is found out as well, and another connection is there for the next.
         with stopped(server), ThreadPoolExecutor(len(READS)) as pool:
             for done in [pool.submit(use, store) for use in READS.values()]:
@@ -273,12 +278,36 @@ def test_the_longest_patience_is_one_that_sockets_take(server: Postgres) -> None
 def test_a_migration_may_take_its_time_and_nothing_else(server: Postgres) -> None:
     engine = postgres_engine(make_url(server.url).set(drivername="postgresql+psycopg"), SHORT)
     slow = text("SELECT pg_sleep(2.5)")  # longer than any statement may take
-    with engine.connect() as connection:
-        with connection.begin(), unhurried(connection):
+
+    def migrate() -> None:
+        with engine.connect() as connection, connection.begin(), unhurried(connection):
             connection.execute(slow)
+
+    with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
+        migrated = pool.submit(migrate)
         with connection.begin(), pytest.raises(OperationalError, match="statement timeout"):
             connection.execute(slow)
+        migrated.result()
+        # The limit is back once a migration is done.
+        with connection.begin(), unhurried(connection):
+            connection.execute(text("SELECT 1"))
+        with connection.begin():
+            assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "2s"
     engine.dispose()
+
+
+def _faults(asked: list[tuple[Callable[[Callable[[Any], Any]], Any], Any]]) -> list[str]:
+    """What one use after the other is told."""
+    told = []
+    for how, work in asked:
+        with pytest.raises(StoreUnavailableError) as fault:
+            how(work)
+        told.append(str(fault.value))
+    return told
+
+
+def _asleep(connection: Any) -> None:
+    connection.execute(text("SELECT pg_sleep(10000)"))
 
 
 def _stopped(connection: Any) -> None:

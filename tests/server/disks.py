@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,12 +26,12 @@ _AS_ANYBODY = ["unshare", "--mount", "--map-root-user"]
 
 @dataclass
 class OnDisk:
-    """A server, and what fills and empties the disk that its store and uploads lie on."""
+    """A server, and what fills and empties the disk of its store and uploads, by kind."""
 
     client: httpx.Client
-    fill: Callable[[], None]
-    empty: Callable[[], None]
     store: Path
+    fill: dict[str, Callable[[], object]]
+    empty: dict[str, Callable[[], object]]
 
 
 def _in_a_mount() -> list[str]:
@@ -48,14 +49,14 @@ KINDS = ["limit", "tmpfs"] if MOUNTING else ["limit"]
 
 
 @contextmanager
-def server_on_disk(kind: str, root: Path) -> Iterator[OnDisk]:
-    """The tiny model's server, with its store and its temporary files on a disk of this kind."""
+def server_on_disk(root: Path) -> Iterator[OnDisk]:
+    """The tiny model's server, with its store and its temporary files on a small disk."""
     disk = root / "disk"
     disk.mkdir()
     command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
     command += ["--encoder", "none", "--kernels", "reference", "--port", "0"]
     command += ["--cache", str(root / "cache"), "--store", str(disk / "store")]
-    if kind == "tmpfs":
+    if MOUNTING:
         script = 'mount -t tmpfs -o size=$0 none "$1" && mkdir "$1/tmp" && shift && exec "$@"'
         command = [*MOUNTING, "sh", "-c", script, str(_SIZE), str(disk), *command]
     else:
@@ -72,24 +73,16 @@ def server_on_disk(kind: str, root: Path) -> Iterator[OnDisk]:
             assert found, log.read_text()
             with httpx.Client(base_url=found[1], timeout=HANG_SECONDS) as client:
                 seen = Path(f"/proc/{process.pid}/root{disk}")  # in the server's own mounts
-                if kind == "tmpfs":
-                    yield OnDisk(client, lambda: _fill(seen), lambda: _empty(seen), seen / "store")
-                else:
-                    yield _limited(process.pid, client, seen / "store")
+                grown = partial(resource.prlimit, process.pid, resource.RLIMIT_FSIZE)
+                most = grown()
+                yield OnDisk(
+                    client,
+                    seen / "store",
+                    {"tmpfs": partial(_fill, seen), "limit": partial(grown, (_LIMIT, most[1]))},
+                    {"tmpfs": partial(_empty, seen), "limit": partial(grown, most)},
+                )
         finally:
             process.kill()
-
-
-def _limited(pid: int, client: httpx.Client, store: Path) -> OnDisk:
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-
-    def fill() -> None:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (_LIMIT, before[1]))
-
-    def empty() -> None:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
-
-    return OnDisk(client, fill, empty, store)
 
 
 def _fill(disk: Path) -> None:

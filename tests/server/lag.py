@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from resource import RUSAGE_THREAD, getrusage
+from time import CLOCK_THREAD_CPUTIME_ID, clock_gettime
 from types import FrameType
 from typing import Any
 
@@ -35,8 +35,7 @@ IDLE = frozenset(
 
 def used() -> float:
     """CPU seconds of this thread: what others do meanwhile is not among them."""
-    usage = getrusage(RUSAGE_THREAD)
-    return usage.ru_utime + usage.ru_stime
+    return clock_gettime(CLOCK_THREAD_CPUTIME_ID)
 
 
 def unit() -> float:
@@ -79,26 +78,25 @@ class Calls:
         self._longest = 0.0
 
     def __call__(self, frame: FrameType, event: str, function: Any) -> None:
-        if event == "call":
-            if self._begun:
-                self._note(self._begun[-1], f"before {frame.f_code.co_qualname}")
-        elif event == "return":
-            if self._begun:
-                self._begun[-1] = used()
-        elif function.__name__ in IDLE:
+        if event == "c_call":
+            if function.__name__ not in IDLE:
+                self._begun.append(used())
+        elif not self._begun:
             return
-        elif event == "c_call":
-            self._begun.append(used())
-        elif self._begun:
+        elif event == "call":
+            self._note(self._begun[-1], frame, "a call of it")
+        elif event == "return":
+            self._begun[-1] = used()
+        elif function.__name__ not in IDLE:
             begun = self._begun.pop()
             if function.__name__ not in FREE:
-                self._note(begun, f"{function!r} in {frame.f_code.co_qualname}")
+                self._note(begun, frame, function)
 
-    def _note(self, begun: float, what: str) -> None:
+    def _note(self, begun: float, frame: FrameType, what: Any) -> None:
         taken = used() - begun
         if taken > self._longest:
             self._longest = taken
-            self._watch.seen.append((taken, what))
+            self._watch.seen.append((taken, f"{what!r} in {frame.f_code.co_qualname}"))
 
 
 @contextmanager

@@ -14,9 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import Result
 
 from server.cli.client import adapter_path, events
 from tests.server.live import Live
+from tests.server.test_cli import ok, run
 
 ODD = "a\x85b\u2028c\td\r\ne\x0bf\x1cg \x00h"
 
@@ -45,6 +47,15 @@ def require_line(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
     assert done.stdout == b""
     for word in words:
         assert word in told
+
+
+def require_refused(result: Result, *words: str) -> None:
+    """The same of a command that ran in this process: nothing came out as an exception."""
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in (1, 2), result.output
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
 
 
 def frames_of(*texts: str) -> bytes:
@@ -82,17 +93,15 @@ def test_text_comes_out_byte_for_byte(bare: Live) -> None:
 def test_a_server_on_this_machine_is_reached_past_every_proxy(
     bare: Live, variable: str, proxy: str
 ) -> None:
-    done = adaptermix("adapters", "ls", "--json", "--url", bare.url, environment={variable: proxy})
-    assert done.returncode == 0, done.stderr
+    done = run("adapters", "ls", "--json", "--url", bare.url, environment={variable: proxy})
+    assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == []
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1"])
 def test_a_proxy_that_cannot_be_used_is_named(proxy: str) -> None:
-    done = adaptermix(
-        "adapters", "ls", "--url", "http://far.example", environment={"ALL_PROXY": proxy}
-    )
-    require_line(done, "proxy")
+    done = run("adapters", "ls", "--url", "http://far.example", environment={"ALL_PROXY": proxy})
+    require_refused(done, "proxy")
 
 
 def test_a_prompt_that_is_no_utf8_is_refused(bare: Live) -> None:
@@ -107,27 +116,27 @@ def test_a_prompt_that_is_no_utf8_is_refused(bare: Live) -> None:
 
 @pytest.mark.parametrize("key", ["schl\u00fcssel", "a\nb", "\U0001f511"])
 def test_a_key_that_none_can_be_is_refused(bare: Live, key: str) -> None:
-    require_line(adaptermix("adapters", "ls", "--url", bare.url, "--key", key), "API key")
+    require_refused(run("adapters", "ls", "--url", bare.url, "--key", key), "API key")
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "nonsense", "http://", "http://127.0.0.1:99999"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    require_line(adaptermix("adapters", "ls", "--url", url), "error")
+    require_refused(run("adapters", "ls", "--url", url), "error")
 
 
-@pytest.mark.parametrize("command", [["keys", "ls"], ["serve", "--model", "tiny-random"]])
-def test_a_store_that_is_a_file_is_said(tmp_path: Path, command: list[str]) -> None:
+def test_a_store_that_is_a_file_is_said(tmp_path: Path) -> None:
     file = tmp_path / "store"
     file.write_text("no folder")
     for store in (file, file / "below"):
-        require_line(adaptermix(*command, "--store", str(store)), "error", str(file))
+        require_refused(run("keys", "ls", "--store", str(store)), "error", str(file))
+    done = adaptermix("serve", "--model", "tiny-random", "--store", str(file))
+    require_line(done, "error", str(file))
 
 
 @pytest.mark.parametrize("name", ["a/b", "a?b", "a#b", "..", "%00", "a b", "\u00fc"])
 def test_a_name_stays_one_part_of_the_path(bare: Live, name: str) -> None:
     assert httpx.URL(adapter_path(name)).raw_path.count(b"/") == 3
-    done = adaptermix("adapters", "show", name, "--url", bare.url)
-    require_line(done, "error")
+    require_refused(run("adapters", "show", name, "--url", bare.url), "error")
 
 
 def test_the_version() -> None:
@@ -151,9 +160,7 @@ def test_load_pin_merge_unload_and_unalias(bare: Live, folders: dict[str, Path])
     at = ("--url", bare.url)
 
     def said(*arguments: str) -> str:
-        done = adaptermix("adapters", *arguments, *at)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.decode()
+        return ok("adapters", *arguments, *at)
 
     said("publish", str(folders["code"]))
     assert "on device" in said("load", "code")
@@ -165,13 +172,13 @@ def test_load_pin_merge_unload_and_unalias(bare: Live, folders: dict[str, Path])
     assert json.loads(said("merge", "--json"))["mode"] == "merged"
     assert "nothing" in said("merge", "--off")
     assert "code@1" in said("unload", "code")
-    require_line(adaptermix("adapters", "merge", "code=x", *at), "NAME=0.7")
-    require_line(adaptermix("adapters", "unalias", "code", "stable", *at), "does not exist")
+    require_refused(run("adapters", "merge", "code=x", *at), "NAME=0.7")
+    require_refused(run("adapters", "unalias", "code", "stable", *at), "does not exist")
 
 
 def test_keys_and_machine_as_json(tmp_path: Path) -> None:
     store = ("--store", str(tmp_path / "store"))
-    secret = adaptermix("keys", "create", "someone", *store).stdout.decode().strip()
-    (key,) = json.loads(adaptermix("keys", "ls", "--json", *store).stdout)
+    secret = run("keys", "create", "someone", *store).stdout.strip()
+    (key,) = json.loads(run("keys", "ls", "--json", *store).stdout)
     assert key["label"] == "someone"
     assert key["id"] in secret

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +19,7 @@ import httpx
 import pytest
 
 from adapters_store.store import AdapterStore
+from tests.server.test_drain import children
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 
@@ -59,11 +63,9 @@ def _assert_whole(root: Path, names: set[str], expected: bytes) -> int:
         store.close()
 
 
-def test_half_a_body_leaves_nothing(
-    server: tuple[subprocess.Popen[str], str], folder: Path, tmp_path: Path
-) -> None:
-    process, url = server
-    tensors = (folder / "adapter_model.safetensors").read_bytes()
+@contextmanager
+def half_sent(url: str, tensors: bytes) -> Iterator[None]:
+    """An upload of which the server has read the half, and no more comes."""
     part = (
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="files"; '
         f'filename="adapter_model.safetensors"\r\n\r\n'
@@ -78,12 +80,10 @@ def test_half_a_body_leaves_nothing(
         connection.sendall(head.encode())
         assert connection.recv(64).startswith(b"HTTP/1.1 100")  # it reads the body now
         connection.sendall(part)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert _assert_whole(tmp_path / "store", set(), tensors) == 0
+        yield
 
 
-def test_a_kill_among_uploads_leaves_whole_adapters(
+def test_a_kill_among_uploads_leaves_whole_adapters_and_no_half_ones(
     server: tuple[subprocess.Popen[str], str], folder: Path, tmp_path: Path
 ) -> None:
     process, url = server
@@ -106,11 +106,17 @@ def test_a_kill_among_uploads_leaves_whole_adapters(
             if index == 2:
                 third.set()
 
-    uploads = threading.Thread(target=upload)
-    uploads.start()
-    assert third.wait(HANG_SECONDS)
-    process.send_signal(signal.SIGKILL)
-    uploads.join(HANG_SECONDS)
     tensors = (folder / "adapter_model.safetensors").read_bytes()
+    uploads = threading.Thread(target=upload)
+    with half_sent(url, tensors):
+        uploads.start()
+        assert third.wait(HANG_SECONDS)
+        (engine,) = map(os.pidfd_open, children(process, b"engine_main"))
+        assert select.select([engine], [], [], 0)[0] == []
+        process.send_signal(signal.SIGKILL)
+        uploads.join(HANG_SECONDS)
+        process.wait()
+    assert select.select([engine], [], [], HANG_SECONDS)[0] == [engine]  # it ends with its parent
+    os.close(engine)
     count = _assert_whole(tmp_path / "store", asked, tensors)
     assert len(stored) <= count  # what was answered is there

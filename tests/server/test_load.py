@@ -1,11 +1,9 @@
-"""Many requests at once: bounds, clients that go away, an engine that dies."""
+"""Many requests at once: bounds, and clients that go away."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +12,6 @@ from typing import Any
 
 import pytest
 
-from router_engine.client.process import ProcessEngineClient
-from server.container import process_engine
-from server.settings import Settings
 from tests.server.live import Live, serving, tiny_settings
 
 LONG = {"max_new_tokens": 900, "ignore_eos_token": True}
@@ -113,37 +108,3 @@ def test_a_client_that_leaves_before_its_answer_cancels_its_request(bare: Live) 
             bare.run(asyncio.sleep(0))
     _wait_until_idle(bare)
     assert _ended(bare, "cancelled") == before + 1
-
-
-def _process(config: Any, settings: Settings) -> ProcessEngineClient:
-    engine = process_engine(config, settings)
-    assert isinstance(engine, ProcessEngineClient)
-    return engine
-
-
-@pytest.mark.slow
-def test_a_killed_engine_ends_its_requests_and_comes_back(
-    tmp_path: Path, folders: dict[str, Path]
-) -> None:
-    with serving(tiny_settings(tmp_path), _process) as server:
-        engine = server.container.services.engine
-        assert isinstance(engine, ProcessEngineClient)
-        assert server.publish(folders["math"], "math").status_code == 201
-        asked = {"max_new_tokens": 6, "ignore_eos_token": True, "adapter_id": "math"}
-        first = server.answer(parameters=asked)
-        body = {"inputs": "hello", "parameters": LONG | {"adapter_id": "math"}}
-        with server.client.stream("POST", "/generate_stream", json=body) as stream:
-            lines = stream.iter_lines()
-            assert next(lines).startswith("data:")
-            os.kill(engine.pid, signal.SIGKILL)
-            last = json.loads([line for line in lines if line][-1].removeprefix("data:"))
-        assert last["error_type"] == "engine_died"
-        down = server.generate(parameters=asked)
-        assert down.status_code == 503
-        assert int(down.headers["retry-after"]) >= 1
-        assert server.client.get("/health/ready").status_code == 503
-        assert server.client.get("/health/live").status_code == 200
-        assert "adaptermix_engine_ready 0.0" in server.client.get("/metrics").text
-        server.run(engine.wait_ready())
-        assert server.client.get("/health/ready").status_code == 200
-        assert server.answer(parameters=asked)["generated_text"] == first["generated_text"]

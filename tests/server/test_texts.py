@@ -171,15 +171,17 @@ def test_the_command_sets_and_shows_texts(own: Live, mute: list[Path], tmp_path:
 
 
 @pytest.mark.slow
-def test_a_restarted_server_keeps_texts_and_centroids(mute: list[Path], tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, encoder="default")
-    with serving(settings) as server:
-        server.publish(mute[0], "kept")
-        put(server, "kept", "later text")
-        weights(server, "x", "kept")
-        digest = listed(server, "kept@1")["digest"]
-    with serving(settings) as server:
+def test_another_server_on_the_store_has_its_texts_and_centroids(
+    own: Live, mute: list[Path]
+) -> None:
+    """As one that is started again has: it takes all from the store."""
+    own.publish(mute[0], "kept")
+    put(own, "kept", "later text")
+    own.publish(mute[1], "beside", texts=jsonl("another text"))
+    first = weights(own, "x", "kept", "beside")
+    digest = listed(own, "kept@1")["digest"]
+    with serving(own.container.settings) as server:
         assert listed(server, "kept@1")["num_texts"] == 1
         assert server.container.store.texts(digest) == ["later text"]
-        assert weights(server, "x", "kept") == [1.0]
+        assert weights(server, "x", "kept", "beside") == pytest.approx(first, abs=1e-6)
         assert listed(server, "kept@1")["centroid"] == "ready"

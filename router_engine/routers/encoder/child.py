@@ -96,6 +96,7 @@ class EncoderChild(ChildWithProcess):
             num_threads=config.num_threads,
             max_batch=config.max_batch,
             parent_pid=os.getpid(),
+            make_tiny=config.make_tiny,
         )
         await self._process.start(config.environment, msgspec.json.encode(order))
 

@@ -31,6 +31,7 @@ class EncoderConfig:
     num_threads: int = 1  # of torch, inside the worker
     max_batch: int = 32  # texts in one forward pass of the encoder
     start_seconds: float = 120.0  # from launch to ready
+    make_tiny: bool = False  # the worker first writes a tiny random encoder to `encoder_dir`
 
     def __post_init__(self) -> None:
         missing = [name for name in _REQUIRED if name not in self.environment]
@@ -52,3 +53,4 @@ class StartOrder(msgspec.Struct, frozen=True):
     num_threads: int
     max_batch: int
     parent_pid: int
+    make_tiny: bool = False

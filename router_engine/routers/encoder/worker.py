@@ -20,6 +20,7 @@ from router_engine.heap import keep_loaded
 from router_engine.model.checkpoint import refused
 from router_engine.processes.parent import die_with_parent
 from router_engine.routers.encoder.config import StartOrder
+from router_engine.routers.encoder.folder import EncoderFolder
 from router_engine.routers.encoder.messages import encode
 from router_engine.routers.encoder.service import Answer, EncoderService
 
@@ -32,6 +33,9 @@ def build_service(order: StartOrder) -> EncoderService:
 
     The heavy imports are in here: by then this process ends with its parent.
     """
+    directory = Path(order.encoder_dir)
+    if not order.make_tiny:
+        EncoderFolder.read(directory)  # what is no encoder is told before torch is loaded
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -47,7 +51,11 @@ def build_service(order: StartOrder) -> EncoderService:
         trust_remote_code=False,
     )
     tokenizer = refused(str(order.tokenizer_dir), "no tokenizer can be loaded", read)
-    encoder = SentenceEncoder(Path(order.encoder_dir), dtype=order.dtype, max_batch=order.max_batch)
+    if order.make_tiny:
+        from router_engine.routers.encoder.tiny import save_tiny_encoder
+
+        save_tiny_encoder(directory)
+    encoder = SentenceEncoder(directory, dtype=order.dtype, max_batch=order.max_batch)
 
     def decode(token_ids: list[int]) -> str:
         return str(tokenizer.decode(token_ids, skip_special_tokens=True))

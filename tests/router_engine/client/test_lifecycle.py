@@ -63,12 +63,12 @@ async def test_closing_ends_live_requests_and_refuses_new_ones(
     await client.close()
 
 
-@pytest.mark.parametrize("kind", ["inline", pytest.param("process", marks=pytest.mark.slow)])
 async def test_a_model_that_does_not_exist_fails_the_start_by_name(
-    kind: str, config: EngineProcessConfig, environment: Mapping[str, str]
+    config: EngineProcessConfig, environment: Mapping[str, str]
 ) -> None:
+    """Of a process it is the start's failure too: tests/server/test_bad_models.py."""
     engine = replace(config.engine, model=ModelConfig("/nowhere/to-be-found"))
-    client = make_client(kind, msgspec.structs.replace(config, engine=engine), environment)
+    client = make_client("inline", msgspec.structs.replace(config, engine=engine), environment)
     with pytest.raises(EngineError, match="/nowhere/to-be-found"):
         await client.start()
     assert client.state is RunState.STOPPED

@@ -1,15 +1,16 @@
-"""The engine process dies, hangs or loses its parent: requests end and the engine is back."""
+"""The engine process dies: requests end and the engine is back.
+
+How one ends that hangs, or loses its parent: tests/server/test_hangs.py and test_killed_server.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import select
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from router_engine.processes.supervisor import RestartPolicy, RunState
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
-from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -36,10 +36,18 @@ LONG = SamplingParams(max_new_tokens=900)
 
 
 @pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("supervised") / "model")
+
+
+@pytest.fixture(scope="module")
 async def process(
-    anyio_backend: str, config: EngineProcessConfig, environment: Mapping[str, str]
+    anyio_backend: str, config: EngineProcessConfig, environment: Mapping[str, str], model: Path
 ) -> AsyncIterator[ProcessEngineClient]:
-    client = ProcessEngineClient(config, environment=environment)
+    engine = replace(config.engine, model=ModelConfig(str(model)))
+    client = ProcessEngineClient(
+        msgspec.structs.replace(config, engine=engine), environment=environment
+    )
     await client.start()
     yield client
     await client.close()
@@ -61,29 +69,35 @@ async def test_a_request_that_cannot_be_encoded_is_refused(process: ProcessEngin
 
 
 async def test_kill_9_under_load(
-    process: ProcessEngineClient, store: AdapterStore, folders: Mapping[str, Path]
+    process: ProcessEngineClient, store: AdapterStore, folders: Mapping[str, Path], model: Path
 ) -> None:
+    """Everybody is told, and restarts go on until one works, with all as it was before."""
     base = (await process.info()).base
     digest = store.publish("math", folders["math"], base=base).digest
     merged = await process.merge(ResolvedMixture((digest,), (0.5,)))
     await process.pin(digest, pinned=True)
     expected = (await answer_to(process, request("before", PROMPT, {digest: 1.0}))).ids
     live = await started(process, [EngineRequest(f"live-{n}", PROMPT, LONG) for n in range(8)])
+    away = model.rename(model.with_name("away"))  # the first to be started finds no model
 
-    os.kill(process.pid, signal.SIGSTOP)
-    call = asyncio.create_task(process.stats())
-    await asyncio.sleep(0)  # the call is on its way, and no answer will come
-    os.kill(process.pid, signal.SIGKILL)
-    for answer in await asyncio.gather(*live):
-        assert answer.end.reason is FinishReason.ENGINE_DIED
-        assert "SIGKILL" in str(answer.end.error)
-    with pytest.raises(EngineDiedError, match="SIGKILL"):
-        await call
+    with _heard("the engine did not start") as failed:
+        os.kill(process.pid, signal.SIGSTOP)
+        call = asyncio.create_task(process.stats())
+        await asyncio.sleep(0)  # the call is on its way, and no answer will come
+        os.kill(process.pid, signal.SIGKILL)
+        for answer in await asyncio.gather(*live):
+            assert answer.end.reason is FinishReason.ENGINE_DIED
+            assert "SIGKILL" in str(answer.end.error)
+        with pytest.raises(EngineDiedError, match="SIGKILL"):
+            await call
+        await failed.told.wait()
+    assert str(model) in failed.message
     assert process.state is RunState.RESTARTING
     with pytest.raises(EngineNotReadyError, match="restarting"):
         await answer_to(process, request("between", PROMPT))
     with pytest.raises(EngineNotReadyError, match="restarting"):
         await process.merge(None)
+    away.rename(model)
 
     await process.wait_ready()
     assert process.restarts == 1
@@ -91,19 +105,6 @@ async def test_kill_9_under_load(
     assert after.ids == expected
     assert (await process.merged()).mixture == merged.mixture
     assert [adapter.pinned for adapter in await process.residency()] == [True]
-
-
-@pytest.mark.slow
-async def test_a_process_that_hangs_is_killed(
-    config: EngineProcessConfig, environment: Mapping[str, str]
-) -> None:
-    limits = ProcessLimits(patience=1.0)
-    client = ProcessEngineClient(config, environment=environment, limits=limits)
-    await client.start()
-    os.kill(client.pid, signal.SIGSTOP)  # at once: a slow engine, too, would be taken for hung
-    live = await answer_to(client, EngineRequest("live", PROMPT, LONG))
-    assert live.end.reason is FinishReason.ENGINE_DIED
-    await client.close()
 
 
 async def test_a_start_that_is_given_up_leaves_no_process_behind(
@@ -128,66 +129,30 @@ async def test_a_start_that_is_given_up_leaves_no_process_behind(
     assert children.read_text() == before
 
 
-async def test_the_engine_ends_when_its_parent_is_killed(
-    config: EngineProcessConfig,
-    environment: Mapping[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.router_engine.client.parent", config.blobs_url],
-        env={**environment, "TMPDIR": str(tmp_path_factory.mktemp("orphan"))},
-        stdout=subprocess.PIPE,
-    )
-    with parent:
-        assert parent.stdout is not None
-        engine = os.pidfd_open(int(parent.stdout.readline()))
-        try:
-            ended, _, _ = select.select([engine], [], [], 0)
-            assert not ended, "the engine must live before its parent is killed"
-            parent.kill()
-            ended, _, _ = select.select([engine], [], [], HANG_SECONDS)
-            assert ended
-        finally:
-            os.close(engine)
-
-
-@pytest.mark.slow
-async def test_restarts_go_on_until_one_works(
-    tmp_path: Path,
-    config: EngineProcessConfig,
-    environment: Mapping[str, str],
-) -> None:
-    save_tiny(tmp_path / "model")
-    engine = replace(config.engine, model=ModelConfig(str(tmp_path / "model")))
-    client = ProcessEngineClient(
-        msgspec.structs.replace(config, engine=engine), environment=environment
-    )
-    failed = _Heard("the engine did not start")
-    logging.getLogger("router_engine.processes.supervisor").addHandler(failed)
-    await client.start()
-    (tmp_path / "model").rename(tmp_path / "away")
-    os.kill(client.pid, signal.SIGKILL)
-    await failed.event.wait()
-    assert client.state is RunState.RESTARTING
-    (tmp_path / "away").rename(tmp_path / "model")
-    await client.wait_ready()
-    answer = await answer_to(client, request("at-last", PROMPT))
-    assert answer.end.reason is FinishReason.LENGTH
-    logging.getLogger("router_engine.processes.supervisor").removeHandler(failed)
-    await client.close()
-
-
 class _Heard(logging.Handler):
-    """Sets `event` when a message with a text in it is logged."""
+    """Sets `told` when a message with a text in it is logged, and keeps that."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self._text = text
-        self.event = asyncio.Event()
+        self.message = ""
+        self.told = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._text in record.getMessage():
-            self.event.set()
+            self.message = record.getMessage()
+            self.told.set()
+
+
+@contextmanager
+def _heard(text: str) -> Iterator[_Heard]:
+    handler = _Heard(text)
+    logger = logging.getLogger("router_engine.processes.supervisor")
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_restarts_slow_down_up_to_a_bound() -> None:

@@ -15,6 +15,7 @@ from tests.support.waiting import wait_for
 
 _LOOKS = 8
 _PATIENCE = 0.008  # seconds: a look is a millisecond
+_SECOND = 1.0  # in which a process that computes has a turn, however many others there are
 
 
 class _Child:
@@ -137,12 +138,12 @@ def test_a_process_that_computes_is_told_from_one_that_is_stopped() -> None:
         await child.start()
         try:
             child.answer_after(2 * _LOOKS)
-            await asyncio.to_thread(wait_for, lambda: child.cpu_seconds > 1.0)  # it has begun
+            await asyncio.to_thread(wait_for, lambda: child.cpu_seconds > _SECOND)  # it has begun
             with pytest.raises(ConnectionError, match="asked enough"):
-                await until_hung(child, 2.0)
+                await until_hung(child, _SECOND)
             os.kill(child.pid, signal.SIGSTOP)
             child.answer_after(10 * LONG_WORK_PATIENCE * _LOOKS)
-            await until_hung(child, 2.0)
+            await until_hung(child, _SECOND)
             assert child.looks in (_LOOKS, _LOOKS + 1)  # the first may tell of its last moment
         finally:
             await child.kill()

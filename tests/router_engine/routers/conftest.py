@@ -57,6 +57,9 @@ def _session_worker(encoder_config: EncoderConfig) -> Iterator[EncoderProcess]:
     process.start()
     yield process
     process.stop()
+    assert not process.alive
+    assert process.pid is None
+    process.stop()  # of one that has ended: nothing
 
 
 @pytest.fixture

@@ -22,10 +22,18 @@ import os, sys
 from pathlib import Path
 from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.errors import RouterUnavailableError
 
 encoder, tokenizer, endpoint = sys.argv[1:]
 process = EncoderProcess(EncoderConfig(Path(encoder), Path(tokenizer), endpoint, dict(os.environ)))
 process.start()
+try:
+    process.start()
+except RouterUnavailableError as error:
+    assert "runs already" in str(error)
+    assert process.alive
+else:
+    sys.exit("a second worker was started")
 sys.stdout.write(f"{process.pid}\\n")
 sys.stdout.flush()
 sys.stdin.read()
@@ -36,18 +44,6 @@ sys.stdin.read()
 def config(encoder_config: EncoderConfig, tmp_path: Path) -> EncoderConfig:
     """A place of its own, so that the shared worker is left alone."""
     return dataclasses.replace(encoder_config, endpoint=f"ipc://{tmp_path / 'encoder'}")
-
-
-@pytest.mark.slow
-def test_start_returns_when_it_runs_and_stop_ends_it(config: EncoderConfig) -> None:
-    process = EncoderProcess(config)
-    process.start()
-    with pytest.raises(RouterUnavailableError, match="runs already"):
-        process.start()
-    process.stop()
-    assert not process.alive
-    assert process.pid is None
-    process.stop()
 
 
 @pytest.mark.parametrize("wrong", ["encoder", pytest.param("tokenizer", marks=pytest.mark.slow)])
@@ -78,7 +74,7 @@ def test_a_worker_that_is_too_slow_is_stopped(config: EncoderConfig, tmp_path: P
     assert not process.alive
 
 
-def test_the_worker_ends_when_its_parent_is_killed(config: EncoderConfig) -> None:
+def test_a_worker_is_started_once_and_ends_when_its_parent_is_killed(config: EncoderConfig) -> None:
     arguments = [str(config.encoder_dir), str(config.tokenizer_dir), config.endpoint]
     with subprocess.Popen(
         [sys.executable, "-c", _PARENT, *arguments],
