@@ -130,7 +130,7 @@ int main(int count, char** arguments) {
       check(set, 259, 64, rows);
       check(set, 100, 34, rows);
     }
-    for (int rows : {1, 5, 17}) check(set, 960, 576, rows);
+    for (int rows : {1, 5, 17}) check(set, 320, 576, rows);
   }
   return failures != 0;
 }
