@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from benchmarks.evaluation import run, tune
 from benchmarks.evaluation.page import FIGURES, filled
+from benchmarks.evaluation.run import Site, site
 from benchmarks.machine import ROOT
 from server.cli.main import app
 from tests.support.tiny import make_lora_folder
@@ -57,6 +61,23 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first command starts its server; the next ones of the same suite find it there."""
+    opened: list[Site] = []
+    with ExitStack() as stack:
+
+        @contextmanager
+        def shared(*arguments: Any) -> Iterator[Site]:
+            if not opened:
+                opened.append(stack.enter_context(site(*arguments)))
+            yield opened[0]
+
+        for module in (run, tune):
+            monkeypatch.setattr(module, "site", shared)
+        yield
+
+
 def evaluate(desk: Path, data: Path, *arguments: str) -> Result:
     options = ["eval", "--model", "tiny-random", "--kernels", "reference", "--data", str(data)]
     options += ["--suite", str(desk / "suite.json"), "--adapters", str(desk / "adapters")]
@@ -66,7 +87,7 @@ def evaluate(desk: Path, data: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*options, *arguments], env=environment)
 
 
-def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
+def tuned_on_train_rows(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
     """A tuning run on a folder whose test files cannot be read."""
     folder = tmp_path / "train-only"
     shutil.copytree(data, folder)
@@ -79,8 +100,9 @@ def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_server")
 def test_a_whole_evaluation_and_a_part_of_it(desk: Path, data: Path, tmp_path: Path) -> None:
-    tuned = tune(desk, data, tmp_path)
+    tuned = tuned_on_train_rows(desk, data, tmp_path)
     assert all(name.endswith("/train.jsonl.gz") for name in tuned["files"])
     assert len(tuned["files"]) == 4
     family = tuned["families"]["similarity"]
