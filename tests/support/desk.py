@@ -36,6 +36,7 @@ def lay_out(desk: Path) -> Path:
 def asked(desk: Path, python_path: str, encoder: Path) -> Iterator[str]:
     """The URL of a server of the tiny random model with these adapters, under this PYTHONPATH."""
     options = ["--model", "tiny-random", "--store", str(desk / "store"), "--encoder", str(encoder)]
+    options += ["--kernels", "reference"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", python_path)
         # A slow start of the encoder is no fault.

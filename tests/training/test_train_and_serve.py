@@ -22,6 +22,7 @@ def url(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     """Of the server that the scripts find ready."""
     root = tmp_path_factory.mktemp("server")
     options = ["--model", str(tiny_base), "--store", str(root / "store"), "--encoder", "none"]
+    options += ["--kernels", "reference"]
     with server(options, root / "log") as url:
         yield url
 
