@@ -70,7 +70,7 @@ class Site:
 
 @contextmanager
 def prepared(settings: PeerSettings, suites: Sequence[Suite] = SUITES) -> Iterator[Site]:
-    """A site with the adapters of `suites`, without systems; what is started ends with the block."""
+    """A site with adapters, without systems; what is started on it ends with the block."""
     subject = resolve(settings.model)
     with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
