@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import config as inductor
 from torch.nn import functional
 
 from benchmarks.subject import Subject
@@ -192,6 +191,8 @@ def _onednn(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], 
 
 
 def _inductor(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
+    from torch._inductor import config as inductor  # by whoever asks for it alone: it is slow
+
     class Linears(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -118,7 +118,8 @@ def _site(
         options = server_options(subject, model.dtype, kernels, model.threads)
         options += ["--store", str(folder / "store"), "--max-rank-rows", str(rows)]
         options += ["--max-running", str(max(8, *work.concurrency)), "--max-waiting", str(most)]
-        options += ["--encoder", "default" if "similarity" in work.cases else "none"]
+        if "similarity" not in work.cases:
+            options += ["--encoder", "none"]
         with started(options, folder / "server.log") as running:
             texts = make_prompts([48] * TEXTS_PER_ADAPTER, "texts", subject.count_tokens)
             publish(running.url, folders, texts)

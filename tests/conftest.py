@@ -1,4 +1,4 @@
-"""Downloaded models (`make test` brings them), a router that pip installs, and how many workers."""
+"""Downloaded models (`make test` brings them), a newcomer's desk, and how many workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,28 @@ def custom_router_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     assert completed.returncode == 0, completed.stderr
     return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sentence encoder that goes with the tiny random model."""
+    from router_engine.routers.encoder.tiny import save_tiny_encoder
+
+    return save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user sees it, with tiny adapters in place of the examples."""
+    from tests.support.desk import lay_out
+
+    return lay_out(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture(scope="session")
+def desk_url(desk: Path, custom_router_path: str, tiny_encoder: Path) -> Iterator[str]:
+    """A server of the tiny random model, with adapters and a router under the examples' names."""
+    from tests.support.desk import asked
+
+    with asked(desk, custom_router_path, tiny_encoder) as url:
+        yield url

@@ -9,10 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.process import publish, server
 from router_engine.routers.registry import RouterRegistry
 from scripts.docs import ROOT
-from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 
 EXAMPLE = ROOT / "examples" / "custom_router"
@@ -21,25 +19,10 @@ WORDS = [["How many", "sum"], ["def ", "class "]]
 
 
 @pytest.fixture(scope="module")
-def client(
-    custom_router_path: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx.Client]:
-    """Asks a server process that finds the installed package, with two adapters."""
-    root = tmp_path_factory.mktemp("server")
-    quick = ("--encoder", "none", "--kernels", "reference", "--log-level", "error")
-    options = ["--model", "tiny-random", "--store", str(root / "store"), *quick]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", custom_router_path)
-        with (
-            server(options, root / "log") as url,
-            httpx.Client(base_url=url, timeout=HANG_SECONDS) as client,
-        ):
-            folders = [
-                make_lora_folder(root / name, seed=seed)
-                for seed, name in enumerate(("math", "code"))
-            ]
-            publish(url, folders, ["a text"])
-            yield client
+def client(desk_url: str) -> Iterator[httpx.Client]:
+    """Asks a server process that finds the installed package, with the examples' adapters."""
+    with httpx.Client(base_url=desk_url, timeout=HANG_SECONDS) as client:
+        yield client
 
 
 def ask(client: httpx.Client, prompt: str, **params: Any) -> httpx.Response:

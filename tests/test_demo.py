@@ -48,7 +48,7 @@ def test_a_bar_is_divided_by_the_weights() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_on_the_tiny_model(tmp_path: Path) -> None:
+def test_it_runs_on_the_tiny_model(tmp_path: Path, tiny_encoder: Path) -> None:
     for seed, name in enumerate(NAMES):
         folder = make_lora_folder(tmp_path / name, seed=seed)
         texts = [json.dumps(f"{name} text number {number}") for number in range(3)]
@@ -58,7 +58,8 @@ def test_it_runs_on_the_tiny_model(tmp_path: Path) -> None:
     options = ["--model", "tiny-random", "--adapters", str(tmp_path)]
     # No proxy leads to this machine: the one that the environment names is not there.
     proxies = dict.fromkeys(("HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
-    completed = CliRunner().invoke(app, options, env=proxies)
+    environment = {**proxies, "ADAPTERMIX_ENCODER": str(tiny_encoder)}
+    completed = CliRunner().invoke(app, options, env=environment)
     assert completed.exit_code == 0, completed.output
     assert "q_proj" in completed.output  # a column of the gates
     assert "the draws disagree about" in completed.output

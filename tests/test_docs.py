@@ -7,13 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from benchmarks.process import publish, server
 from scripts.docs import (
     BEGIN,
     CONFIGURATION,
@@ -29,20 +27,11 @@ from scripts.docs import (
 from server.errors import TABLE
 from server.metrics import Metrics
 from server.settings import CLIENT_KEY, CLIENT_URL, Settings, variable_of
-from tests.support.tiny import make_lora_folder
-from tests.support.waiting import HANG_SECONDS
 
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SERVER = "http://127.0.0.1:8000"
 _SHELLS = ("sh", "bash")
 _LANGUAGES = (*_SHELLS, "json", "python")
-ADAPTERS = ("math", "science", "code", "reading")
-TEXTS = {
-    "math": ["3 rows of 12 books are 36 books."],
-    "science": ["Ice floats since it is less dense than water."],
-    "code": ["def add(a, b):\n    return a + b"],
-    "reading": ["The passage says that the treaty was signed in 1648."],
-}
 
 
 @dataclass(frozen=True)
@@ -75,30 +64,6 @@ def blocks() -> list[Block]:
 def blocks_in(*languages: str, live: bool) -> list[Block]:
     chosen = [block for block in blocks() if block.language in languages]
     return [block for block in chosen if block.needs_server is live]
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user sees it, with tiny adapters in place of the examples."""
-    folder = tmp_path_factory.mktemp("desk")
-    for seed, name in enumerate(ADAPTERS):
-        make_lora_folder(folder / "examples" / "adapters" / name, seed=seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def live_url(desk: Path, custom_router_path: str) -> Iterator[str]:
-    """A server with the tiny random model, and adapters and a router under the examples' names."""
-    options = ["--model", "tiny-random", "--store", str(desk / "store")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", custom_router_path)
-        patch.setenv(
-            "ADAPTERMIX_ROUTING_PATIENCE", str(HANG_SECONDS)
-        )  # a slow start of the encoder
-        with server(options, desk / "server.log") as url:
-            for name in ADAPTERS:
-                publish(url, [desk / "examples" / "adapters" / name], TEXTS[name])
-            yield url
 
 
 def run(desk: Path, *command: str) -> str:
@@ -198,9 +163,9 @@ def test_code_is_sound(block: Block, desk: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks_in(*_LANGUAGES, live=True), ids=str)
-def test_code_that_asks_the_server_works(block: Block, desk: Path, live_url: str) -> None:
+def test_code_that_asks_the_server_works(block: Block, desk: Path, desk_url: str) -> None:
     """Every curl gets its answer, every client its result."""
-    code = block.code.replace(_SERVER, live_url)
+    code = block.code.replace(_SERVER, desk_url)
     if block.language == "python":
         printed = run(desk, sys.executable, "-c", code)
     else:

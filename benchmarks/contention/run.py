@@ -34,9 +34,9 @@ _SYSTEMS = (OURS, PEFT, LLAMA)
 def run_contention(settings: ContentionSettings) -> dict[str, Any]:
     """Start everything, measure in turn; the result as written to JSON."""
     machine = describe_machine()
-    with prepared(settings.as_peers()) as site:
+    suites = [suite for suite in SUITES if suite.name == PEERS]
+    with prepared(settings.as_peers(), suites) as site:
         opened, versions = open_peers(site)
-        suites = [suite for suite in SUITES if suite.name == PEERS]
         running = serve(site, site.options("store", suites), "server.log", {})
         systems = {OURS: over_http(running)} | {n: opened[n] for n in _SYSTEMS if n in opened}
         serving = serving_of(site, running)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.experiments.job import from_json
-from benchmarks.experiments.run import run
+from benchmarks.experiments.tasks import TASKS, files
+from training.evaluation.tasks import Split
 
 if __name__ == "__main__":
-    result = run(*from_json(sys.stdin.read()))
+    job, place = from_json(sys.stdin.read())
+    for split in get_args(Split):  # what is not there is told before torch takes its seconds
+        files(TASKS[job.task], place.data, split)
+    from benchmarks.experiments.run import run
+
+    result = run(job, place)
     Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")

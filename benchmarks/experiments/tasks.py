@@ -59,15 +59,21 @@ def task_rows(task: ExperimentTask, data: Path, split: Split, seed: int) -> list
     Raises BenchmarkError where a set is not there.
     """
     each = []
-    for name in task.sets:
-        path = data / name / f"{split}.jsonl.gz"
-        if not path.exists():
-            raise BenchmarkError(f"{path} is not there: name its folder with --data")
+    for path in files(task, data, split):
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [_row(json.loads(line)) for line in file]
         random.Random(seed).shuffle(rows)
         each.append(rows)
     return [row for turn in zip(*each, strict=False) for row in turn]
+
+
+def files(task: ExperimentTask, data: Path, split: Split) -> list[Path]:
+    """The files of a split, one a set. Raises BenchmarkError where one is not there."""
+    found = [data / name / f"{split}.jsonl.gz" for name in task.sets]
+    for path in found:
+        if not path.exists():
+            raise BenchmarkError(f"{path} is not there: name its folder with --data")
+    return found
 
 
 def _row(value: dict[str, str | list[str]]) -> TestRow:

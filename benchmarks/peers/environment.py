@@ -44,8 +44,10 @@ class PeerEnvironment:
         if self.has(recipe):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)
-        self.run(sys.executable, "-m", "venv", "--clear", str(self.folder / "venv"))
+        for old in (self.log, self._stamp):  # where this fails, what was there is gone
+            old.unlink(missing_ok=True)
+        bare = ("--clear", "--without-pip")  # pip takes most of the time, and not all need it
+        self.run(sys.executable, "-m", "venv", *bare, str(self.folder / "venv"))
         install(self)
         self._stamp.write_text(_digest(recipe))
 
@@ -55,6 +57,8 @@ class PeerEnvironment:
 
     def pip(self, *arguments: str, environment: Sequence[str] = ()) -> None:
         """`pip` in the environment; `environment` holds NAME=value pairs for what it builds."""
+        if not (self.folder / "venv" / "bin" / "pip3").exists():
+            self.run(self.python, "-m", "ensurepip")
         self.run("env", *environment, self.python, "-m", "pip", *arguments)
 
     def install_torch(self) -> None:

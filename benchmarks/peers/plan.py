@@ -138,13 +138,15 @@ def traffics(new_tokens: int, count_tokens: Callable[[str], int]) -> dict[str, T
     }
 
 
-def write_suites(subject: Subject, root: Path) -> dict[str, list[Path]]:
-    """PEFT folders of every suite, each under a folder of its own."""
+def write_suites(
+    subject: Subject, root: Path, suites: Sequence[Suite] = SUITES
+) -> dict[str, list[Path]]:
+    """PEFT folders of the suites, each under a folder of its own."""
     return {
         suite.name: write_adapters(
             subject, root / suite.name, suite.names, suite.ranks, suite.targets
         )
-        for suite in SUITES
+        for suite in suites
     }
 
 

@@ -69,12 +69,12 @@ class Site:
 
 
 @contextmanager
-def prepared(settings: PeerSettings) -> Iterator[Site]:
-    """A site without systems; what is started on it ends with the block."""
+def prepared(settings: PeerSettings, suites: Sequence[Suite] = SUITES) -> Iterator[Site]:
+    """A site with adapters, without systems; what is started on it ends with the block."""
     subject = resolve(settings.model)
     with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        folders = write_suites(subject, folder / "adapters")
+        folders = write_suites(subject, folder / "adapters", suites)
         threads = settings.threads or usable_cores()
         yield Site(settings, subject, folder, folders, threads, stack, Console(stderr=True))
 
@@ -85,7 +85,7 @@ def serve(
     """A server of ours that runs to the end of the site, with adapters."""
     running = site.stack.enter_context(started(options, site.folder / log))
     for paths in folders.values():
-        publish(running.url, paths, ["a text"])
+        publish(running.url, paths)
     return running
 
 

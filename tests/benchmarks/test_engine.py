@@ -120,12 +120,15 @@ def bench(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_serve_on_a_server_of_its_own(tmp_path: Path) -> None:
+def test_serve_on_a_server_of_its_own(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERMIX_ENCODER", str(tiny_encoder))
     cases = ("base", "one", "many", "mixtures", "given", "similarity", "merged")
     chosen = [word for case in cases for word in ("--case", case)]
-    work = ["--concurrency", "4", "--rounds", "1", "--output", "uniform:4:8"]
+    work = ["--concurrency", "4", "--per-client", "1", "--rounds", "1", "--output", "uniform:4:8"]
     model = ["--model", "tiny-random", "--kernels", "reference", "--threads", "1"]
-    bench("serve", *chosen, *work, *model, "--out", str(tmp_path / "serve"))
+    bench("serve", *chosen, *work, *model, "--adapters", "4", "--out", str(tmp_path / "serve"))
     result = json.loads((tmp_path / "serve.json").read_text())
     assert [cell["case"] for cell in result["cells"]] == list(cases)
     assert all(cell["output_tokens_per_second"] > 0 for cell in result["cells"])

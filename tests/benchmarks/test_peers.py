@@ -8,15 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.cases import Job, Population, Traffic
 from benchmarks.errors import BenchmarkError
-from benchmarks.goals import GOALS, MIXED, OURS
+from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS
 from benchmarks.lengths import parse_lengths
 from benchmarks.load import Load, Round
 from benchmarks.matrix import Cell
+from benchmarks.peers import run
 from benchmarks.peers.context import Context
 from benchmarks.peers.environment import PeerEnvironment
 from benchmarks.peers.memory import descendants, import_bytes, resident_bytes
@@ -35,6 +38,7 @@ from benchmarks.settings import ModelSettings
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
 from router_engine.processors import ThreadsError
+from server.cli.main import app
 
 ECHO = """
 from benchmarks.peers.workers.wire import serve
@@ -181,14 +185,9 @@ def measure(worker: Worker, case: str) -> Round:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "numbers"),
-    [("transformers_peft", ("1",)), ("engine", ("2", "60", "reference"))],
-)
-def test_workers_do_the_work(
-    tiny: tuple[Path, Path], tmp_path: Path, module: str, numbers: tuple[str, ...]
-) -> None:
-    program = ["-m", f"benchmarks.peers.workers.{module}", *map(str, tiny), *numbers]
+def test_a_worker_does_the_work(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    """PEFT's; ours is one of the whole table's systems."""
+    program = ["-m", "benchmarks.peers.workers.transformers_peft", *map(str, tiny), "1"]
     worker = Worker([sys.executable, *program], tmp_path / "log", encode)
     try:
         for case in ("base", "one", "many"):
@@ -200,38 +199,39 @@ def test_workers_do_the_work(
 
 
 @pytest.mark.slow
-def test_an_environment_is_made_once(tmp_path: Path) -> None:
+def test_an_environment_is_made_once_and_what_fails_is_not_taken_for_it(tmp_path: Path) -> None:
     made: list[str] = []
     environment = PeerEnvironment("peer", tmp_path)
-    for recipe in ("one", "one", "two"):
-        environment.ensure(recipe, lambda one: made.append(one.output("-c", "print(1)")))
-    assert made == ["1", "1"]
+
+    def install(one: PeerEnvironment) -> None:
+        one.pip("--version")
+        made.append(one.output("-c", "print(1)"))
+
+    for _ in range(2):
+        environment.ensure("one", install)
+    assert made == ["1"]
+    assert str(environment.folder / "venv") in environment.log.read_text().splitlines()[-1]
     with pytest.raises(BenchmarkError, match="no-such-package-here"):
         environment.ensure("bad", lambda one: one.run(one.python, "-c", "no-such-package-here"))
+    assert not environment.has("one")
 
 
-BREAKS = """
-from benchmarks.peers import run
-from server.cli.main import run as main
-def breaks(*_):
+def breaks(*_: object) -> NoReturn:
     raise KeyError("nothing there")
-run.gpu_scalars = breaks
-main()
-"""
 
 
 @pytest.mark.slow
 def test_ours_alone_makes_the_whole_table_and_a_late_failure_loses_nothing_else(
-    tiny: tuple[Path, Path], tmp_path: Path
+    tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run, "gpu_scalars", breaks)
     model = ["--model", str(tiny[0]), "--kernels", "reference", "--threads", "1"]
     small = ["--concurrency", "1", "--concurrency", "32", "--rounds", "1", "--starts", "1"]
     small += ["--cell-seconds", "0"]  # every cell once
-    work = ["--new-tokens", "4", "--peer", "none", "--out", str(tmp_path / "peers")]
-    command = [sys.executable, "-c", BREAKS, "bench", "peers", *model, *small, *work]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "not measured: gpu" in done.stderr
+    work = ["--new-tokens", "2", "--peer", "none", "--out", str(tmp_path / "peers")]
+    done = CliRunner().invoke(app, ["bench", "peers", *model, *small, *work])
+    assert done.exit_code == 1, done.output
+    assert "not measured: gpu" in done.output
     result = json.loads((tmp_path / "peers.json").read_text())
     assert result["failed"] == ["gpu"]
     assert "nothing there" in result["missing"]["gpu"]
@@ -240,6 +240,7 @@ def test_ours_alone_makes_the_whole_table_and_a_late_failure_loses_nothing_else(
     assert status["eight LoRAs against PEFT `adapter_names`, c = 32"] == "open"
     judged = [what for what, found in status.items() if found != "open"]
     assert len(judged) >= 9
+    assert {cell["system"] for cell in result["cells"]} == {OURS, OFFLINE, INT8}
     page = (tmp_path / "peers.md").read_text()
     assert "| start to ready" in page
     assert "- gpu is missing: 'nothing there'" in page

@@ -199,26 +199,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_routers_and_contexts_are_measured(folder: Path) -> None:
+def test_the_command_measures_routers_and_contexts(folder: Path) -> None:
     (folder / "adapters" / "of no task").mkdir()
-    settings = RoutingSettings(
-        requests=(1, 3),
-        candidates=(4, 9),
-        steps=3,
-        rounds=2,
-        encoder=str(folder / "encoder"),
-        data=folder / "data",
-        adapters=folder / "adapters",
-        rows=3,
-    )
-    model = ModelSettings(str(folder / "model"), kernels="reference")
-    result = run_routing(settings, model, {**os.environ, **THREADS})
+    sizes = ["--requests", "1", "--requests", "3", "--candidates", "4", "--candidates", "9"]
+    times = ["--steps", "3", "--rounds", "1", "--rows", "3"]
+    model = ["--model", str(folder / "model"), "--kernels", "reference", "--threads", "1"]
+    places = [f"--{name}={folder / name}" for name in ("encoder", "data", "adapters")]
+    out = f"--out={folder / 'routing'}"
+    arguments = ["bench", "routing", *sizes, *times, *model, *places, out]
+    done = CliRunner().invoke(app, arguments, env={"TERM": "dumb"})
+    assert done.exit_code == 0, done.output
+    result = json.loads((folder / "routing.json").read_text())
+    check(result)
+    page = filled("<!-- figures: routing -->\n<!-- end of figures -->", folder, "results")
+    assert page.count("| hidden_mean |") == 2
+    assert "| reading | 3 |" in page
+    assert "at most 1.03x" in page
+    assert "## Once a request" in (folder / "routing.md").read_text()
+    assert (folder / "routing.png").stat().st_size > 10_000
+
+
+def check(result: dict[str, Any]) -> None:
+    assert result["settings"]["candidates"] == [4, 9]
     names = [line["case"] for line in result["steps"]]
     assert names == [case.name for case in CASES for _ in range(4)]
     for line in result["steps"]:
         assert line["step_ms"] > 0
         assert line["ratio_range"][0] <= line["ratio"] <= line["ratio_range"][1]
         assert 4 <= line["active_adapters"] <= min(line["candidates"], 4 * line["requests"])
+    assert [verdict["status"] for verdict in result["targets"]][1] == "open"
     routed = {line["router"] for line in result["routes"]}
     assert "similarity" in routed
     assert {line["candidates"] for line in result["routes"]} == {4, 9}
@@ -227,26 +236,6 @@ def test_routers_and_contexts_are_measured(folder: Path) -> None:
     assert first["kl"] == pytest.approx(0, abs=1e-5)
     assert first["equal"] == 1
     assert max(one["kl"] for one in later) > 1e-5
-    (folder / "routing.json").write_text(json.dumps(result, default=str))
-    page = filled("<!-- figures: routing -->\n<!-- end of figures -->", folder, "results")
-    assert page.count("| hidden_mean |") == 2
-    assert "| reading | 3 |" in page
-    assert "at most 1.03x" in page
-
-
-@pytest.mark.slow
-def test_the_command_writes_all_files(tmp_path: Path) -> None:
-    sizes = ["--requests", "2", "--candidates", "5", "--steps", "2", "--rounds", "1"]
-    model = ["--model", "tiny-random", "--kernels", "reference", "--threads", "1"]
-    out = ["--out", str(tmp_path / "routing")]
-    done = CliRunner().invoke(app, ["bench", "routing", *sizes, *model, *out], env={"TERM": "dumb"})
-    assert done.exit_code == 0, done.output
-    result = json.loads((tmp_path / "routing.json").read_text())
-    assert "contexts" not in result
-    assert result["settings"]["candidates"] == [5]
-    assert [verdict["status"] for verdict in result["targets"]][1] == "open"
-    assert "## Once a request" in (tmp_path / "routing.md").read_text()
-    assert (tmp_path / "routing.png").stat().st_size > 10_000
 
 
 def test_a_folder_without_adapters_of_tasks_is_refused_before_anything_is_measured(

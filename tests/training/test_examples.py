@@ -55,7 +55,7 @@ def test_an_example_has_a_card_and_texts_of_its_own(
 def test_a_command_of_the_training_page_makes_an_adapter_of_the_rows_that_come_along(
     place: int, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """As it is written there, but for the base and the folder."""
+    """As it is written there, but for the base, the folder and one epoch."""
     rows = REPOSITORY / "examples" / "data" / "places.jsonl"
     assert len({row.prompt for row in read_rows(rows)}) == 48
     page = (REPOSITORY / "docs" / "training.md").read_text()
@@ -63,7 +63,7 @@ def test_a_command_of_the_training_page_makes_an_adapter_of_the_rows_that_come_a
     assert len(commands) == 2
     words = {"examples/data/places.jsonl": str(rows), "places": str(tmp_path / "places")}
     options = [words.get(word, word) for word in shlex.split(commands[place].replace("\\\n", " "))]
-    result = CliRunner().invoke(app, [*options, "--base", str(tiny_base)])
+    result = CliRunner().invoke(app, [*options, "--base", str(tiny_base), "--epochs", "1"])
     assert result.exit_code == 0, result.output
     tensors = load_file(tmp_path / "places" / "adapter_model.safetensors")
     assert len(tensors) == 2 * 4 * (2, 1)[place]

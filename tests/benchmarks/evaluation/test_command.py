@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from benchmarks.evaluation import run, tune
 from benchmarks.evaluation.page import FIGURES, filled
+from benchmarks.evaluation.run import Site, site
 from benchmarks.machine import ROOT
 from server.cli.main import app
 from tests.support.tiny import make_lora_folder
@@ -24,7 +28,7 @@ def routed(name: str, router: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 SUITE = {
-    "tasks": list(NAMES),
+    "tasks": ["math", "science", "reading"],
     "mixed": [{"name": "reading, then math", "first": "reading", "second": "math"}],
     "routing": [
         {"name": "base"},
@@ -46,14 +50,32 @@ SUITE = {
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters with sample texts, and a suite."""
+def desk(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """Adapters with sample texts, a suite, and a sentence encoder."""
     folder = tmp_path_factory.mktemp("desk")
     for seed, name in enumerate(NAMES):
         path = make_lora_folder(folder / "adapters" / name, seed=seed)
         (path / "texts.jsonl").write_text(json.dumps({"text": f"all about {name}"}) + "\n")
     (folder / "suite.json").write_text(json.dumps(SUITE))
+    (folder / "encoder").symlink_to(tiny_encoder)
     return folder
+
+
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first command starts its server; the next ones of the same suite find it there."""
+    opened: list[Site] = []
+    with ExitStack() as stack:
+
+        @contextmanager
+        def shared(*arguments: Any) -> Iterator[Site]:
+            if not opened:
+                opened.append(stack.enter_context(site(*arguments)))
+            yield opened[0]
+
+        for module in (run, tune):
+            monkeypatch.setattr(module, "site", shared)
+        yield
 
 
 def evaluate(desk: Path, data: Path, *arguments: str) -> Result:
@@ -61,10 +83,11 @@ def evaluate(desk: Path, data: Path, *arguments: str) -> Result:
     options += ["--suite", str(desk / "suite.json"), "--adapters", str(desk / "adapters")]
     options += ["--out", str(desk / "evaluation"), "--tuned", str(desk / "tuned.json")]
     environment = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    environment["ADAPTERMIX_ENCODER"] = str(desk / "encoder")
     return CliRunner().invoke(app, [*options, *arguments], env=environment)
 
 
-def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
+def tuned_on_train_rows(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
     """A tuning run on a folder whose test files cannot be read."""
     folder = tmp_path / "train-only"
     shutil.copytree(data, folder)
@@ -77,31 +100,11 @@ def tune(desk: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_small_evaluation_and_its_pages(desk: Path, data: Path, tmp_path: Path) -> None:
-    chosen = ["--task", "reading", "--routing", "base", "--routing", "math", "--speed-rounds", "0"]
-    done = evaluate(desk, data, *chosen, "--rows", "3", "--answer-rows", "1")
-    assert done.exit_code == 0, done.output
-    assert "about 0 minutes for all of it" in done.output
-    result = json.loads((desk / "evaluation.json").read_text())
-    measures = [entry["measure"] for entry in result["measures"]]
-    assert measures == ["NLL", "NLL of the opening", "exact match", "F1"]
-    nll = cell(result, "reading", "NLL")
-    assert [nll[name]["rows"] for name in ("base", "math")] == [3, 3]
-    assert nll["math"]["to_base"]["mean"] == pytest.approx(
-        nll["math"]["mean"] - nll["base"]["mean"]
-    )
-    for ending in ("md", "png"):
-        assert (desk / f"evaluation.{ending}").stat().st_size > 1000
-    page = filled_from(result, tmp_path)
-    assert "Does token-level routing beat the base?** Not measured in this run." in page
-    assert "| math | " in page
-
-
-@pytest.mark.slow
-def test_a_whole_evaluation(desk: Path, data: Path, tmp_path: Path) -> None:
-    tuned = tune(desk, data, tmp_path)
+@pytest.mark.usefixtures("one_server")
+def test_a_whole_evaluation_and_a_part_of_it(desk: Path, data: Path, tmp_path: Path) -> None:
+    tuned = tuned_on_train_rows(desk, data, tmp_path)
     assert all(name.endswith("/train.jsonl.gz") for name in tuned["files"])
-    assert len(tuned["files"]) == 5
+    assert len(tuned["files"]) == 4
     family = tuned["families"]["similarity"]
     assert family["chosen"] in [entry["params"] for entry in family["grid"]]
     assert family["chosen"] == min(family["grid"], key=lambda entry: entry["nll"])["params"]
@@ -109,19 +112,37 @@ def test_a_whole_evaluation(desk: Path, data: Path, tmp_path: Path) -> None:
     sizes = ["--rows", "2", "--answer-rows", "1", "--mixed-rows", "1"]
     done = evaluate(desk, data, *sizes, "--speed-rounds", "1")
     assert done.exit_code == 0, done.output
+    assert "minutes for all of it" in done.output
     result = json.loads((desk / "evaluation.json").read_text())
     assert all(name.endswith("/test.jsonl.gz") for name in result["files"])
     check_result(result, family["chosen"])
-    page = filled_from(result, tmp_path, tuned)
+    page = filled_from(result, tmp_path / "whole", tuned)
     assert "Not measured" not in page
     assert "| oracle | by task: math: math" in page
 
     answered = (desk / "evaluation.jsonl").read_text()
-    again = evaluate(desk, data, *sizes, "--speed-rounds", "0", "--routing", "base")
+    part = ["--task", "reading", "--routing", "base", "--routing", "math", "--speed-rounds", "0"]
+    again = evaluate(desk, data, *sizes, *part)
     assert again.exit_code == 0, again.output
     assert (desk / "evaluation.jsonl").read_text() == answered
     less = json.loads((desk / "evaluation.json").read_text())
-    assert cell(less, "math", "NLL")["base"]["mean"] == cell(result, "math", "NLL")["base"]["mean"]
+    check_part(less, result)
+    for ending in ("md", "png"):
+        assert (desk / f"evaluation.{ending}").stat().st_size > 1000
+    page = filled_from(less, tmp_path / "part")
+    assert "Does token-level routing beat the base?** Not measured in this run." in page
+    assert "| math | " in page
+
+
+def check_part(less: dict[str, Any], whole: dict[str, Any]) -> None:
+    measures = [entry["measure"] for entry in less["measures"]]
+    assert measures == ["NLL", "NLL of the opening", "exact match", "F1"]
+    nll = cell(less, "reading", "NLL")
+    assert [nll[name]["rows"] for name in ("base", "math")] == [2, 2]
+    assert nll["math"]["to_base"]["mean"] == pytest.approx(
+        nll["math"]["mean"] - nll["base"]["mean"]
+    )
+    assert nll["base"]["mean"] == cell(whole, "reading", "NLL")["base"]["mean"]
 
 
 def cell(result: dict[str, Any], task: str, measure: str) -> dict[str, Any]:
@@ -144,7 +165,7 @@ def check_result(result: dict[str, Any], chosen: dict[str, Any]) -> None:
     assert set(cell(result, "science", "accuracy")) == {*whole, "paper"}
     assert list(cell(result, "average", "NLL")) == whole
     assert list(cell(result, "reading, then math", "NLL of the second part")) == whole
-    assert cell(result, "average", "NLL")["once"]["to_singles"]["rows"] == 8
+    assert cell(result, "average", "NLL")["once"]["to_singles"]["rows"] == 6
     kinds = {gap["kind"] for gap in result["comparisons"]}
     assert kinds == {"cadence", "context", "level", "switch"}
     weights = result["weights"]["reading, then math"]["oracle"]
@@ -157,9 +178,8 @@ def check_result(result: dict[str, Any], chosen: dict[str, Any]) -> None:
     assert chosen.items() <= routings["every 2"]["mixture"]["router"].items()
 
 
-def filled_from(result: dict[str, Any], tmp_path: Path, tuned: dict[str, Any] | None = None) -> str:
-    """The page, made of these results and of them alone."""
-    results = tmp_path / "results"
+def filled_from(result: dict[str, Any], results: Path, tuned: dict[str, Any] | None = None) -> str:
+    """The page, made of these results and of them alone, in a folder to be made."""
     results.mkdir()
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     empty = filled(page, results, "pictures")
@@ -172,7 +192,7 @@ def filled_from(result: dict[str, Any], tmp_path: Path, tuned: dict[str, Any] | 
     full = filled(empty, results, "pictures")
     assert "](pictures/evaluation.png)" in full
     assert filled(full, results, "pictures") == full
-    assert filled(full, tmp_path / "none", "pictures") == empty
+    assert filled(full, results / "none", "pictures") == empty
     return full
 
 

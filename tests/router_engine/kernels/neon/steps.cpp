@@ -1,7 +1,7 @@
 // The decoder's steps for both ARM sets against plain loops: chunks of prompts and single tokens,
 // over blocks that lie in no order, with and without a mixture, on one thread and on several.
-// For each argument one thing in the plain loops is another, and every case that has it must differ:
-// `weight`, `position`, `adapter`, `bias`, `norm` or `window`.
+// For each argument `CASE:WHAT` one thing in that case's plain loops is another, and every set and
+// format must differ: `weight`, `position`, `adapter`, `bias`, `norm` or `window`.
 #include <limits>
 
 #include "reference.h"
@@ -11,6 +11,7 @@ namespace {
 using namespace arm;
 
 constexpr int BLOCK_SIZE = 8, BLOCKS = 16;  // of each request
+constexpr size_t ALTERED_TOKENS = 24;       // of a request, where one number is another: past a window
 
 struct Piece {
   int request, length;
@@ -24,6 +25,7 @@ struct Case {
 
 // By request, token and word.
 typedef std::vector<std::vector<Floats>> Logits;
+typedef std::vector<std::vector<Vector>> Logits64;
 
 // The numbers as their format holds them.
 std::vector<char> stored(Format format, const Floats& values) {
@@ -240,68 +242,90 @@ Logits run(const Set& set, const Weights& weights, const Case& one, int threads,
 // number moves the logits by more: main alters one for each kind.
 double tolerance(Format format) { return format == FP32 ? 1e-5 : format == BF16 ? 1e-2 : 2e-2; }
 
-void compare(const Logits& logits, const Reference& reference, const Case& one, Format format,
-             const std::string& which) {
+void compare(const Logits& logits, const Logits64& exact, Format format, const std::string& which) {
   double worst = 0, top = 0;
-  for (size_t r = 0; r < logits.size(); r++) {
-    const auto exact = reference.logits(one.requests[r]);
-    for (size_t t = 0; t < exact.size(); t++)
+  for (size_t r = 0; r < exact.size(); r++)
+    for (size_t t = 0; t < exact[r].size(); t++)
       for (int i = 0; i < VOCABULARY; i++) {
-        const double error = std::fabs(exact[t][i] - logits[r][t][i]);
+        const double error = std::fabs(exact[r][t][i] - logits[r][t][i]);
         worst = error <= worst ? worst : error;  // NaN is worst
-        top = std::max(top, std::fabs(exact[t][i]));
+        top = std::max(top, std::fabs(exact[r][t][i]));
       }
-  }
   if (worst <= tolerance(format) * top) return;
   fail(which, "logits");
   std::printf("  %g of %g\n", worst, top);
 }
 
-// Makes one number another; false where the weights have none of that kind.
-bool alter(Weights& weights, const std::string& what) {
-  if (weights.biases.empty() && (what == "bias" || what == "norm" || what == "window"))
-    return false;
+// Makes one number another.
+void alter(Weights& weights, const std::string& what) {
   if (what == "weight") weights.linears[DOWN].w[0] += weights.format == INT8 ? 4 * 127 : 1;
   if (what == "adapter") weights.adapters[0].a[Q][0] += 1;
   if (what == "bias") weights.biases[V][0] += 1;
   if (what == "norm") weights.k_norm[0] += 1;
   if (what == "window") weights.window[1]++;
-  return true;
 }
 
-void check(const Set& set, const Weights& weights, const Case& one,
-           const std::vector<std::string>& alterations) {
-  const std::string which = std::string(set.name) + " " + FORMATS[weights.format] + " " + one.name;
-  const Logits logits = run(set, weights, one, 1, which);
-  if (logits != run(set, weights, one, 3, which)) fail(which, "threads");
-  const bool rounds = weights.format == BF16 && set.multiplies_bf16;
-  compare(logits, Reference(weights, rounds), one, weights.format, which);
-  for (const std::string& what : alterations) {
-    Weights other = weights;
-    if (!alter(other, what)) continue;
-    Reference reference(other, rounds);
-    if (what == "position") reference.shifted = 2;
-    compare(logits, reference, one, weights.format, what + " " + which);
+// By the plain loops, of the first `most` tokens of each request: later ones don't change them.
+Logits64 exact_logits(const Reference& reference, const Case& one, size_t most) {
+  Logits64 result;
+  for (Request request : one.requests) {
+    const size_t count = std::min(most, request.tokens.size());
+    request.tokens.resize(count);
+    if (!request.mixture.empty()) request.mixture.resize(count);
+    result.push_back(reference.logits(request));
+  }
+  return result;
+}
+
+// All sets that run here, over the same weights. Those that round alike share the plain loops.
+void check(const Weights& weights, const Case& one, const std::vector<std::string>& alterations) {
+  for (bool rounds : {false, true}) {
+    std::vector<std::pair<std::string, Logits>> found;
+    for (const Set& set : SETS) {
+      const bool its_own = weights.format == BF16 && set.multiplies_bf16;
+      if (its_own != rounds || !mix_runs(set.name)) continue;
+      const std::string which =
+          std::string(set.name) + " " + FORMATS[weights.format] + " " + one.name;
+      found.emplace_back(which, run(set, weights, one, 1, which));
+      if (found.back().second != run(set, weights, one, 3, which)) fail(which, "threads");
+    }
+    if (found.empty()) continue;
+    const auto compare_all = [&](const Reference& reference, size_t most, const std::string& what) {
+      const Logits64 exact = exact_logits(reference, one, most);
+      for (const auto& [which, logits] : found)
+        compare(logits, exact, weights.format, what + which);
+    };
+    compare_all(Reference(weights, rounds), SIZE_MAX, "");
+    for (const std::string& what : alterations) {
+      Weights other = weights;
+      alter(other, what);
+      Reference reference(other, rounds);
+      if (what == "position") reference.shifted = 2;
+      compare_all(reference, ALTERED_TOKENS, what + " ");
+    }
   }
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  const std::vector<std::string> alterations(arguments + 1, arguments + count);
   const std::vector<Case> cases = {
       {"prompt", {request(10, false)}, {{{0, 7}}, {{0, 1}}, {{0, 1}}, {{0, 1}}}},
       batch("batch", false),
       batch("mixture", true)};
   const std::vector<Case> extended_cases = {batch("extended", true)};
-  for (const Set& set : SETS) {
-    if (!mix_runs(set.name)) continue;
-    std::printf("%s\n", set.name);
-    for (Format format : {FP32, BF16, INT8}) {
-      for (bool extended : {false, true}) {
-        const Weights weights(format, extended);
-        for (const Case& one : extended ? extended_cases : cases)
-          check(set, weights, one, alterations);
+  for (const Set& set : SETS)
+    if (mix_runs(set.name)) std::printf("%s\n", set.name);
+  for (Format format : {FP32, BF16, INT8}) {
+    for (bool extended : {false, true}) {
+      const Weights weights(format, extended);
+      for (const Case& one : extended ? extended_cases : cases) {
+        const std::string prefix = std::string(one.name) + ":";
+        std::vector<std::string> alterations;
+        for (int i = 1; i < count; i++)
+          if (std::string(arguments[i]).starts_with(prefix))
+            alterations.push_back(arguments[i] + prefix.size());
+        check(weights, one, alterations);
       }
     }
   }

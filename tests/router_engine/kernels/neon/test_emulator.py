@@ -12,16 +12,19 @@ pytestmark = pytest.mark.arm
 PROBE = (Path(__file__).with_name("probe.cpp"),)
 
 
-def test_products_of_bf16_and_int8_and_threads_that_wait(arm: Arm) -> None:
-    program = arm.compile("probe-bf16", PROBE, BF16)
+@pytest.fixture(scope="module")
+def newer(arm: Arm) -> Path:
+    return arm.compile("probe-bf16", PROBE, BF16)
+
+
+def test_products_of_bf16_and_int8_and_threads_that_wait(arm: Arm, newer: Path) -> None:
     # Four lanes begin at 1; 16 products of int8, 8 of bf16; three threads of 500 turns.
-    assert arm.run(program, "-3", "5") == "-236 -116 1500\n"
+    assert arm.run(newer, "-3", "5") == "-236 -116 1500\n"
 
 
-def test_a_processor_without_bf16_runs_what_is_made_for_it_alone(arm: Arm) -> None:
+def test_a_processor_without_bf16_runs_what_is_made_for_it_alone(arm: Arm, newer: Path) -> None:
     plain = arm.compile("probe-dotprod", PROBE, DOTPROD)
     assert arm.run(plain, "-3", "5", cpu=WITHOUT_BF16) == "-236 0 1500\n"
-    newer = arm.compile("probe-newer", PROBE, BF16)
     done = arm.attempt(newer, "-3", "5", cpu=WITHOUT_BF16)
     assert done.returncode != 0
     assert "Illegal instruction" in done.stderr
