@@ -363,7 +363,6 @@ def test_a_short_soak_holds(tmp_path: Path, tiny_encoder: Path) -> None:
     """Counted in answers; each of the four faults comes once, whatever the machine's speed."""
     model = ["--model", str(save_tiny(tmp_path / "model")), "--kernels", "reference"]
     size = ["--threads", "1", "--clients", "12", "--questions", "20", "--new-tokens", "16"]
-    size += ["--patience", "5"]
     pools = ["--kv-blocks", "48", "--bound", str(HANG_SECONDS), "--minutes", str(HANG_SECONDS)]
     length = ["--answers", "60", "--every", "8", "--calm", "0.3"]
     out = tmp_path / "soak"
