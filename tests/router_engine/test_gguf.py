@@ -104,8 +104,10 @@ def test_an_architecture_that_is_not_served_is_named(tmp_path: Path) -> None:
 def test_the_default_model_as_a_gguf_file(
     real_base: Path, tmp_path: Path, make_harness: MakeHarness, kernel_cache: Path
 ) -> None:
-    """Tokens of odd texts, and log probabilities on the kernels that serve it."""
-    model: Any = AutoModelForCausalLM.from_pretrained(real_base, dtype="bfloat16")
+    """Tokens of odd texts, and log probabilities on the kernels that serve it: of four layers."""
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        real_base, dtype="bfloat16", num_hidden_layers=4
+    )
     vocabulary = Vocabulary.of(real_base)
     name = tmp_path / "SmolLM2.gguf"
     file = save_gguf(name, model, "smollm", kind=Kind.BF16, vocabulary=vocabulary)

@@ -33,7 +33,7 @@ from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.real_model
 
-COUNT = 6
+COUNT = 4
 SAMPLES = 8
 PROMPTS = [
     "Question: A baker makes 12 trays of 8 rolls and sells 61. How many are left?\n\nAnswer:",

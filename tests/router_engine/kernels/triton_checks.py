@@ -258,7 +258,8 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def check_silu(device: str, dtype: str, rows: int | None) -> None:
     inputs = Inputs(device, dtype)
     gate_up = inputs.values(3, 2 * 40)
-    inputs.agree(fused.silu_mul(gate_up, rows=rows), functional.silu(gate_up[:, :40]) * gate_up[:, 40:])
+    expected = functional.silu(gate_up[:, :40]) * gate_up[:, 40:]
+    inputs.agree(fused.silu_mul(gate_up, rows=rows), expected)
 
 
 def check_zero_weights(device: str, number: float) -> None:
