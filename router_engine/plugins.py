@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Generic, Protocol, TypeVar
 
+from adapters_store.installed import installed
 from router_engine.errors import EngineError
 
 
@@ -69,4 +70,4 @@ class Plugins(Generic[Spec]):
 
 def with_installed(built_in: Iterable[EntryPoint], group: str) -> list[EntryPoint]:
     """The built-in entries and those of installed packages."""
-    return [*built_in, *entry_points(group=group)]
+    return [*built_in, *installed(group)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import cast
 
 from adapters_store.errors import StoreError
 from adapters_store.formats.base import AdapterFormat, FormatInput
+from adapters_store.installed import installed
 
 ENTRY_POINT_GROUP = "adaptermix.formats"
 # In this order they are asked: PEFT's takes whatever holds adapter_model.safetensors.
@@ -29,7 +29,7 @@ class FormatRegistry:
     def __init__(self, sources: Mapping[str, str] | None = None) -> None:
         self._sources = dict(BUILT_IN if sources is None else sources)
         if sources is None:
-            for point in entry_points(group=ENTRY_POINT_GROUP):
+            for point in installed(ENTRY_POINT_GROUP):
                 if point.name in self._sources:
                     raise StoreError(
                         f"the adapter format {point.name!r} of {point.value} is registered already"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import (
     URL,
@@ -204,12 +207,25 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _migrate(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    if MigrationContext.configure(connection).get_current_heads() == _heads():
+        return
+    with _unhurried(connection):
+        command.upgrade(config, "head")
+
+
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", "adapters_store.metadata:migrations")
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    with _unhurried(connection):
-        command.upgrade(config, "head")
+    return config
+
+
+@functools.cache
+def _heads() -> tuple[str, ...]:
+    """The newest revisions; finding them loads every migration."""
+    return tuple(ScriptDirectory.from_config(_config()).get_heads())
 
 
 def _unhurried(connection: Connection) -> AbstractContextManager[None]:

@@ -123,6 +123,14 @@ def read_config(file: Path) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **given)
 
 
+def plain_keys(file: Path) -> Mapping[str, Any]:
+    """A GGUF file's keys but for lists, by their whole names.
+
+    Raises whatever the reader raises for a file that is none.
+    """
+    return _Header.read(file).fields
+
+
 def refuse_unread(file: Path, model: PreTrainedModel) -> None:
     """Raises UnsupportedModelError for tensors that a model made of the file has no place for."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map

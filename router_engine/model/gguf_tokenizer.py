@@ -7,13 +7,10 @@ GPT-2. The expressions are those that the models' own tokenizers have.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from router_engine.errors import UnsupportedModelError
-from router_engine.model.gguf_config import alone
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
+from router_engine.model.gguf_config import alone, plain_keys
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = (
@@ -33,15 +30,14 @@ _BYTE_LEVEL = "gpt2"  # tokenizer.ggml.model of vocabularies of bytes
 
 def load_gguf_tokenizer(file: Path) -> Any:
     """The tokenizer of a GGUF file. Raises UnsupportedModelError for an unknown way to cut."""
-    from gguf import GGUFReader
     from transformers import AutoTokenizer
 
     with alone(file) as (folder, own):
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=own, trust_remote_code=False)
-    reader = GGUFReader(str(file))  # reads all of the file's fields: once
-    kind, name = _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre")
-    if kind == _BYTE_LEVEL:
-        tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(name or "default")
+    keys = plain_keys(file)
+    if keys.get("tokenizer.ggml.model") == _BYTE_LEVEL:
+        name = str(keys.get("tokenizer.ggml.pre") or "default")
+        tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(name)
     return tokenizer
 
 
@@ -62,8 +58,3 @@ def _pre_tokenizer(name: str) -> Any:
         f"tokenizer.ggml.pre {name!r} is not supported; supported: {known}. A checkpoint directory "
         "with tokenizer.json brings its own"
     )
-
-
-def _field(reader: GGUFReader, name: str) -> str | None:
-    field = reader.get_field(name)
-    return None if field is None else str(field.contents())

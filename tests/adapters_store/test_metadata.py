@@ -24,6 +24,7 @@ from sqlalchemy import (
     table,
 )
 
+from adapters_store.errors import StoreError
 from adapters_store.metadata import Database, Texts
 from adapters_store.metadata.migrations.versions import v0001_initial, v0002_texts, v0003_changes
 from adapters_store.metadata.schema import METADATA
@@ -63,6 +64,17 @@ def test_opening_again_keeps_everything(tmp_path: Path) -> None:
                 inspect(connection).get_table_names()
             )
         database.close()
+
+
+def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    """Only one whose revision is our newest is opened without a migration."""
+    Database(tmp_path / "x.db").close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(StoreError, match="9999"):
+        Database(tmp_path / "x.db")
 
 
 def test_a_failed_write_is_rolled_back(tmp_path: Path) -> None:

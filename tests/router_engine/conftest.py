@@ -85,12 +85,17 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the library, one for all workers; fails with the compiler's words where it must."""
-    root = tmp_path_factory.getbasetemp()
-    cache = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "kernels"
+    cache = _of_all_workers(tmp_path_factory) / "kernels"
     cache.mkdir(exist_ok=True)
     with FileLock(cache / "lock"):
         build(cache)
     return cache
+
+
+def _of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this run of the suite, which its workers share."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
 @pytest.fixture(
@@ -108,7 +113,7 @@ def path_cache(
 ) -> Path:
     """Where the path finds compiled kernels and verdicts; those that need none compile nothing."""
     if not path.is_compiled:
-        return tmp_path_factory.getbasetemp() / "verdicts"
+        return _of_all_workers(tmp_path_factory) / "verdicts"
     cache: Path = request.getfixturevalue("kernel_cache")
     return cache
 

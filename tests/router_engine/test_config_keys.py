@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig
-from router_engine.model.tiny import save_tiny
+from router_engine.model.tiny import tiny_tokenizer
 from tests.router_engine.conftest import WITHOUT_DECODER, MakeHarness
 from tests.support.harness import request
 from tests.support.isas import here
@@ -106,7 +106,7 @@ CASES = [
 
 def save_with(folder: Path, family: str, keys: dict[str, Any]) -> Path:
     """A checkpoint of a family whose config.json has `keys` too, as written."""
-    save_tiny(folder)
+    tiny_tokenizer().save_pretrained(folder)
     FAMILIES[family]().save_pretrained(folder)
     add_keys(folder, keys)
     with torch.random.fork_rng(devices=[]):

@@ -33,7 +33,8 @@ from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.real_model
 
-COUNT = 6
+COUNT = 4
+SAMPLES = 8
 PROMPTS = [
     "Question: A baker makes 12 trays of 8 rolls and sells 61. How many are left?\n\nAnswer:",
     "Question: Which gas do plants take in?\nChoices: A. oxygen\nB. carbon dioxide\n\nAnswer:",
@@ -92,7 +93,8 @@ class _Oracle:
 
 
 def sample_texts(folder: Path) -> list[str]:
-    lines = (folder / "texts.jsonl").read_text().splitlines()
+    """The first of an adapter's sample texts: enough for a centroid that tells it from others."""
+    lines = (folder / "texts.jsonl").read_text().splitlines()[:SAMPLES]
     return [json.loads(line)["text"] for line in lines]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -149,10 +150,15 @@ def _write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, pre: str 
     writer.add_eos_token_id(vocabulary.end)
 
 
-def _name(name: str, model: PreTrainedModel) -> str:
+@functools.cache
+def _names(architecture: str, layers: int) -> gguf.TensorNameMap:
     kinds = {known: kind for kind, known in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(kinds[model.config.model_type], model.config.num_hidden_layers)
+    return gguf.get_tensor_name_map(kinds[architecture], layers)
+
+
+def _name(name: str, model: PreTrainedModel) -> str:
     path, _, kind = name.rpartition(".")
+    names = _names(model.config.model_type, model.config.num_hidden_layers)
     return f"{names.get_name(path)}.{kind}"
 
 

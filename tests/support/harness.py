@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -46,6 +48,20 @@ class Answer:
         return self.final
 
 
+@functools.cache
+def _new_database() -> bytes:
+    """What a new store's database holds: making its tables takes as long as a tiny engine does."""
+    with tempfile.TemporaryDirectory() as folder:
+        AdapterStore.open(Path(folder)).close()
+        return (Path(folder) / "adapters.db").read_bytes()
+
+
+def _new_store(root: Path) -> AdapterStore:
+    root.mkdir(parents=True)
+    (root / "adapters.db").write_bytes(_new_database())
+    return AdapterStore.open(root)
+
+
 class EngineHarness:
     """One engine, its store, and the answers so far."""
 
@@ -59,7 +75,7 @@ class EngineHarness:
     ) -> None:
         config = config or EngineConfig(cache=CacheConfig(num_blocks=512))
         self.news = threading.Event()
-        self.store = AdapterStore.open(root / "store")
+        self.store = _new_store(root / "store")
         self.engine = Engine(
             replace(config, model=replace(config.model, model=str(model))),
             adapters=wrap_source(open_blobs(root / "store" / "blobs")),

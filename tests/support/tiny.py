@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from router_engine.model.tiny import save_tiny, tiny_config, tiny_model
+from router_engine.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 259,
@@ -72,7 +72,7 @@ def family_model(family: str, seed: int = 0) -> PreTrainedModel:
 
 def save_family(directory: Path, family: str, seed: int = 0) -> Path:
     """A checkpoint directory of a family, with the byte tokenizer."""
-    save_tiny(directory, seed)
+    tiny_tokenizer().save_pretrained(directory)
     family_model(family, seed).save_pretrained(directory)
     return directory
 

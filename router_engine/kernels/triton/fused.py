@@ -12,29 +12,41 @@ import torch
 from torch import Tensor
 
 from router_engine.kernels.triton.device.fused import norm_kernel, rope_kernel, silu_kernel
-from router_engine.kernels.triton.launch import launch, power_of_two
+from router_engine.kernels.triton.launch import launch, power_of_two, rows_a_program
 
 _BLOCK = 1024
 
 
-def norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, *, add: bool) -> Tensor:
+def norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    add: bool,
+    rows: int | None = None,
+) -> Tensor:
     """rmsnorm(residual) * weight after residual += x, or residual = x; [tokens, width] each.
 
-    Changes `residual`, which is contiguous.
+    Changes `residual`, which is contiguous. rows: tokens of a program, a power of two; here and
+    below None is as many as are fastest.
     """
     tokens, width = x.shape
+    rows = rows or rows_a_program(tokens)
     out = torch.empty_like(residual)
     launch(
         norm_kernel,
-        (tokens,),
+        (-(-tokens // rows),),
         x,
         residual,
         weight,
         out,
+        tokens,
         x.stride(0),
         width,
         epsilon,
         ADD=add,
+        ROWS=rows,
         BLOCK=power_of_two(width),
     )
     return out
@@ -64,16 +76,21 @@ def rotate_and_store(
     rotation: Rotation,
     keys: Tensor,
     values: Tensor,
+    *,
+    rows: int | None = None,
 ) -> None:
     """Rotate q in place; rotate k and store it and v. qkv [tokens, (heads + 2 kv_heads) * dim].
 
-    keys, values [slots, kv_heads, dim]; a token with a negative slot stores nothing.
+    keys, values [slots, kv_heads, dim]; a token with a negative slot stores nothing. rows: heads of
+    a program, as of `norm`.
     """
     dim = keys.shape[2]
+    heads = len(qkv) * (rotation.heads + 2 * rotation.kv_heads)
+    rows = rows or rows_a_program(heads)
     unused = rotation.cosines
     launch(
         rope_kernel,
-        (qkv.shape[0], rotation.heads + 2 * rotation.kv_heads),
+        (-(-heads // rows),),
         qkv,
         positions,
         slots,
@@ -83,6 +100,7 @@ def rotate_and_store(
         unused if rotation.k_norm is None else rotation.k_norm,
         keys,
         values,
+        len(qkv),
         qkv.stride(0),
         keys.stride(0),
         keys.stride(1),
@@ -91,13 +109,27 @@ def rotate_and_store(
         rotation.epsilon,
         NORM=rotation.q_norm is not None,
         HEAD=dim,
+        ROWS=rows,
         HALF=power_of_two(dim // 2),
     )
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """[tokens, 2 * width], gates first, contiguous -> silu(gate) * up [tokens, width]."""
+def silu_mul(gate_up: Tensor, *, rows: int | None = None) -> Tensor:
+    """[tokens, 2 * width], gates first, contiguous -> silu(gate) * up [tokens, width].
+
+    rows: as of `norm`.
+    """
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    rows, block = rows or rows_a_program(tokens), min(_BLOCK, power_of_two(width))
     out = gate_up.new_empty(tokens, width)
-    launch(silu_kernel, (tokens, -(-width // _BLOCK)), gate_up, out, width, BLOCK=_BLOCK)
+    launch(
+        silu_kernel,
+        (-(-tokens // rows), -(-width // block)),
+        gate_up,
+        out,
+        tokens,
+        width,
+        ROWS=rows,
+        BLOCK=block,
+    )
     return out

@@ -11,12 +11,22 @@ import triton
 
 _PROGRAMS = 256  # they fill a large card
 _MAX_SPLITS = 8
+_MAX_ROWS = 256
 _MIN_CHUNK = 256  # of the inner dimension: a shorter share is not worth a program
 
 
 def programs_wanted() -> int:
     """Programs that keep every multiprocessor of a large card busy; the interpreter has one."""
     return 1 if interpreted() else _PROGRAMS
+
+
+def rows_a_program(rows: int) -> int:
+    """Of an elementwise kernel: one on a GPU, where rows run at once.
+
+    The interpreter runs one program after another, and each takes as long with many rows as with
+    one.
+    """
+    return min(_MAX_ROWS, power_of_two(rows)) if interpreted() else 1
 
 
 def power_of_two(value: int) -> int:

@@ -42,18 +42,26 @@ def test_places_without_a_request(run: Run) -> None:
     run(checks.check_empty_places)
 
 
+# Rows of a program: one, as on a GPU; some, of which the last program has fewer; all.
+ROWS = [1, 2, None]
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("add", [False, True])
-def test_norm(run: Run, dtype: str, *, add: bool) -> None:
-    run(checks.check_norm, dtype, add=add)
+def test_norm(run: Run, dtype: str, rows: int | None, *, add: bool) -> None:
+    run(checks.check_norm, dtype, rows, add=add)
 
 
+@pytest.mark.parametrize("rows", [1, 8, None])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", [False, True])
-def test_rotation(run: Run, dtype: str, *, norm: bool) -> None:
-    run(checks.check_rotation, dtype, norm=norm)
+def test_rotation(run: Run, dtype: str, rows: int | None, *, norm: bool) -> None:
+    """28 heads of four tokens: eight of them are of two tokens, or of q and k, or of k and v."""
+    run(checks.check_rotation, dtype, rows, norm=norm)
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu(run: Run, dtype: str) -> None:
-    run(checks.check_silu, dtype)
+def test_silu(run: Run, dtype: str, rows: int | None) -> None:
+    run(checks.check_silu, dtype, rows)

@@ -208,16 +208,16 @@ def check_empty_places(device: str) -> None:
         assert float(output[1].abs().max()) == 0
 
 
-def check_norm(device: str, dtype: str, *, add: bool) -> None:
+def check_norm(device: str, dtype: str, rows: int | None, *, add: bool) -> None:
     inputs = Inputs(device, dtype)
     x, residual, weight = inputs.values(5, 72), inputs.values(5, 72), inputs.values(72)
     total = residual + x if add else x.clone()
-    ours = fused.norm(x, residual, weight, 1e-5, add=add)
+    ours = fused.norm(x, residual, weight, 1e-5, add=add, rows=rows)
     inputs.agree(residual, total)
     inputs.agree(ours, _rms_norm(total, weight, 1e-5))
 
 
-def check_rotation(device: str, dtype: str, *, norm: bool) -> None:
+def check_rotation(device: str, dtype: str, rows: int | None, *, norm: bool) -> None:
     """q rotated in place; k rotated and v as it is at their slots; slot -1 stores nothing."""
     inputs = Inputs(device, dtype)
     heads, kv_heads, dim, tokens = 3, 2, 24, 4
@@ -241,7 +241,7 @@ def check_rotation(device: str, dtype: str, *, norm: bool) -> None:
     expected_keys[slots[stored].long()] = k[stored]
     expected_values[slots[stored].long()] = v[stored]
     rotation = fused.Rotation(cosines, sines, heads, kv_heads, q_norm, k_norm, epsilon=1e-6)
-    fused.rotate_and_store(qkv, positions, slots, rotation, keys, values)
+    fused.rotate_and_store(qkv, positions, slots, rotation, keys, values, rows=rows)
     inputs.agree(qkv.view(tokens, -1, dim)[:, :heads], q)
     inputs.agree(keys, expected_keys)
     inputs.agree(values, expected_values)
@@ -255,10 +255,11 @@ def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return normed.detach()
 
 
-def check_silu(device: str, dtype: str) -> None:
+def check_silu(device: str, dtype: str, rows: int | None) -> None:
     inputs = Inputs(device, dtype)
     gate_up = inputs.values(3, 2 * 40)
-    inputs.agree(fused.silu_mul(gate_up), functional.silu(gate_up[:, :40]) * gate_up[:, 40:])
+    expected = functional.silu(gate_up[:, :40]) * gate_up[:, 40:]
+    inputs.agree(fused.silu_mul(gate_up, rows=rows), expected)
 
 
 def check_zero_weights(device: str, number: float) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -28,6 +30,31 @@ def _start_interpreter() -> None:
     assert "triton" not in sys.modules
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
+    _prepare_the_language_once()
+
+
+class _Prepared:
+    """What the interpreter undoes after a launch: here nothing."""
+
+    def restore(self) -> None: ...
+
+
+def _prepare_the_language_once() -> None:
+    """Let the functions of `triton.language` stay those that the interpreter puts there.
+
+    It puts them there at each launch and at each call of one device function by another, which
+    takes longer than kernels of the tests' sizes do, and takes them away for compiled kernels,
+    of which this process has none.
+    """
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    prepare = interpreter._patch_lang
+
+    @functools.cache
+    def prepare_once(function: object) -> _Prepared:
+        prepare(function)
+        return _Prepared()
+
+    interpreter._patch_lang = prepare_once
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_an_ended_session_does_not_answer_and_its_name_is_free(desk: Desk) -> No
     assert desk.answers(1)[0].num_tokens == 3
 
 
-def test_a_killed_worker_fails_live_sessions_and_later_ones_work(
+def test_a_killed_worker_fails_live_sessions_and_later_ones_wait_for_it(
     desk: Desk, worker: EncoderProcess, endpoint: str, centroids: Centroids
 ) -> None:
     for name in ("r", "s"):
@@ -172,28 +172,20 @@ def test_a_killed_worker_fails_live_sessions_and_later_ones_work(
     assert {answer.request_id for answer in failed} == {"r", "s"}
     assert all("died" in str(answer.error) and answer.is_away for answer in failed)
     desk.router.extend("r", [72])  # it has failed: there is nothing more to say of it
+    late = Desk(endpoint, TokenRouterTimeouts(connect=HANG_SECONDS))
+    late.router.begin("gone", [70], CANDIDATES, ROUTING)
+    late.router.begin("waiting", [70], CANDIDATES, ROUTING)
+    late.router.end("gone")
     worker.restart()
+    (answer,) = late.answers(1)
+    late.router.close()
+    assert answer.request_id == "waiting"
+    assert "no centroid of a, b, c" in str(answer.error)  # this worker was given none
+    assert answer.is_away
     put_centroids(endpoint, centroids)
     desk.router.begin("t", [70, 71], CANDIDATES, ROUTING)
     (answer,) = desk.answers(1)
     assert (answer.request_id, answer.error) == ("t", None)
-
-
-@pytest.mark.slow
-def test_a_request_waits_for_a_worker_that_comes(
-    worker: EncoderProcess, endpoint: str, centroids: Centroids
-) -> None:
-    kill(worker)
-    desk = Desk(endpoint, TokenRouterTimeouts(connect=HANG_SECONDS))
-    desk.router.begin("gone", [70], CANDIDATES, ROUTING)
-    desk.router.begin("r", [70], CANDIDATES, ROUTING)
-    desk.router.end("gone")
-    worker.restart()
-    (answer,) = desk.answers(1)
-    desk.router.close()
-    assert answer.request_id == "r"
-    assert "no centroid of a, b, c" in str(answer.error)  # this worker was given none
-    assert answer.is_away
 
 
 def test_a_request_does_not_wait_for_ever(tmp_path: Path) -> None:
