@@ -40,6 +40,7 @@ BROKEN = (
 _RATIO_FREE_BYTES = 16 << 20  # below this a high ratio is normal: a fresh LoRA B is all zeros
 _PACKED_FREE_BYTES = 1 << 20  # of headers and empty parts of a gzip file
 _MAX_DIRECTORY_BYTES = 1 << 20
+_PIECE = 1 << 16
 _MAX_TAR_READ = 4 << 20  # entries are read in smaller pieces
 _MAX_TAR_HEADERS = 1 << 20  # bytes of all headers together, which tarfile makes objects of
 
@@ -147,6 +148,10 @@ def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
             bounded.seek(archive.offset)
             if any(bounded.read(tarfile.BLOCKSIZE)):
                 raise ArchiveError("is broken, or cut short, behind its last readable entry")
+            if is_packed:  # gzip tells at its very end whether all of it is as it was packed
+                bounded.is_header = False
+                while bounded.read(_PIECE):
+                    pass
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:

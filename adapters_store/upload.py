@@ -53,6 +53,8 @@ HARMLESS = (
     *(".gitattributes", ".gitignore", ".ds_store", "._*", "thumbs.db", "sha256sums"),
 )
 
+_APPLE_DOUBLE = "._"  # begins the name of what macOS keeps beside a file, whatever its suffix
+
 POINTER = (
     "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned, then send "
     "it again"
@@ -261,6 +263,8 @@ def is_pointer(path: Path) -> bool:
 
 
 def _refusal_by_name(base: str) -> str | None:
+    if base.startswith(_APPLE_DOUBLE):
+        return None
     if base.endswith(PICKLE_SUFFIXES):
         return (
             "is a pickle, which can run code when it is read: leave it out, and send the weights "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from fastapi.exceptions import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
@@ -27,10 +29,14 @@ def shaped(scope: Scope, receive: Receive, send: Send) -> Send:
             if not message.get("more_body", False):
                 headers = Headers(raw=held["headers"])
                 kept = {name: headers[name] for name in _KEPT if name in headers}
-                error = HTTPException(held["status"], text.decode(errors="replace"), kept)
+                error = HTTPException(held["status"], _said(held["status"], text), kept)
                 await error_response(scope, error)(scope, receive, send)
 
     return sent
+
+
+def _said(status: int, text: bytes) -> str:
+    return text.decode(errors="replace").strip() or HTTPStatus(status).phrase
 
 
 def _is_plain_error(message: Message) -> bool:

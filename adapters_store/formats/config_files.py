@@ -19,6 +19,7 @@ from adapters_store.types import Problem
 # What a model of a thousand layers with experts of every kind needs, some times over.
 _MOST_VALUES = 65_536
 _MOST_LEVELS = 32
+_MOST_DIGITS = 400  # of a whole number: as many as float64's have, and more
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -37,7 +38,7 @@ def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
     if values > _MOST_VALUES:
         raise ConfigError(f"holds {values} values, at most {_MOST_VALUES} are accepted")
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
+        value = json.loads(data, object_pairs_hook=_unique, parse_int=_whole)
     except RecursionError as error:
         raise ConfigError("is nested too deeply") from error
     except ConfigError:
@@ -63,6 +64,12 @@ def _require_shallow(value: dict[str, Any]) -> None:
         ]
     if level:
         raise ConfigError(f"is nested too deeply: at most {_MOST_LEVELS} levels are accepted")
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:  # which would take time quadratic in it
+        raise ConfigError(f"holds a number of {len(text)} digits")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
@@ -106,6 +107,11 @@ def test_names_what_it_ignores(tmp_path: Path) -> None:
     assert all(name in uploaded.notes[0] for name in extra)
 
 
+def test_what_a_mac_adds_is_left_out_whatever_it_is_called_after(tmp_path: Path) -> None:
+    beside = {f"__MACOSX/._{name}": b"\0\x05\x16\7" for name in (*GOOD, "optimizer.bin", "x.zip")}
+    assert contents(unpacked({"a.zip": zipped({**GOOD, **beside})}, tmp_path / "in")) == GOOD
+
+
 def zip_link() -> bytes:
     link = zipfile.ZipInfo("adapter_config.json")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -144,6 +150,21 @@ def zip_with_huge_directory(*, zip64: bool) -> bytes:
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 46 if zip64 else size, 0, 0)
     return (end64 + locator if zip64 else b"") + end
+
+
+def damaged_gzips() -> dict[str, bytes]:
+    """As tar reads them there is nothing wrong: what shows it stands behind the last entry."""
+    sound = gzip.compress(tarred(GOOD), 0)
+    bit = bytearray(sound)
+    bit[sound.index(GOOD["adapter_model.safetensors"])] ^= 1
+    return {
+        "with a bit flipped": bytes(bit),
+        "with another checksum": sound[:-8] + bytes(4) + sound[-4:],
+        "with another length": sound[:-4] + bytes(4),
+        "without its checksum": sound[:-8],
+        "cut before its end": sound[:-20],
+        "with junk behind it": sound + b"junk",
+    }
 
 
 def gzip_bomb(*, header: bool) -> bytes:
@@ -235,6 +256,10 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
     "no tar": ({"a.tar": b"nope"}, "cannot be read"),
     "zip cut short": ({"a.zip": zipped(GOOD)[:-30]}, "no zip file|cannot be read"),
     "tar.gz cut short": ({"a.tar.gz": tarred(GOOD, mode="w:gz")[:-60]}, "cannot be read"),
+    **{
+        f"tar.gz {what}": ({"a.tar.gz": content}, "cannot be read")
+        for what, content in damaged_gzips().items()
+    },
     "broken deflate": ({"a.zip": broken_deflate()}, "cannot be read"),
 }
 
