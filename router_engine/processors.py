@@ -152,9 +152,11 @@ def _quota_v1(folder: Path) -> float | None:
 
 def _ratio(quota: str, period: str) -> float | None:
     """Microseconds of processor time in microseconds of time; "max" and -1 are no limit."""
-    if quota == "max" or int(quota) < 0:
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max", or what only an imitation of cgroups writes
         return None
-    return int(quota) / int(period)
+    return None if share < 0 else share
 
 
 def _plain(field: str) -> str:

@@ -29,6 +29,7 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
+from router_engine.kernels.cpu.build import known_isas
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.config import EncoderDType
 from server.utf8 import require_utf8
@@ -262,6 +263,15 @@ class Settings(BaseSettings):
                 "use merge 'manual', or quantization 'none'"
             )
         return merge
+
+    @field_validator("cpu_isa")
+    @classmethod
+    def _is_of_this_architecture(cls, isa: CpuIsa | None) -> CpuIsa | None:
+        if isa is not None and isa not in known_isas():
+            raise ValueError(
+                f"is of another architecture; here there are {', '.join(known_isas())}"
+            )
+        return isa
 
     @field_validator("engine_threads", "encoder_threads")
     @classmethod

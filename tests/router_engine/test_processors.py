@@ -158,6 +158,16 @@ def test_a_cgroup_that_no_mount_shows(tree: Tree, path: str, shown: str) -> None
     assert cpu_quota(tree.root) is None
 
 
+@pytest.mark.parametrize("text", ["x y", "100000 0", "1 2 3", "-1 100000", "", "max"])
+def test_what_is_no_quota_limits_nothing(tree: Tree, text: str) -> None:
+    tree.v2()
+    tree.write("sys/fs/cgroup/cpu.max", f"{text}\n")
+    assert cpu_quota(tree.root) is None
+    tree.v1()
+    tree.limit_v1(CPU, 50_000, 0)
+    assert cpu_quota(tree.root) is None
+
+
 def test_a_mount_point_with_a_space(tree: Tree) -> None:
     tree.v2(mount="/my\\040groups")
     tree.write("my groups/cpu.max", "150000 100000\n")

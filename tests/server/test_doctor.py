@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from router_engine.config import KernelConfig
-from router_engine.kernels.cpu.build import build
+from router_engine.kernels.cpu.build import ISAS_OF, architecture, build, known_isas
 from server.cli.main import app
 from tests.support.isas import here
 from tests.support.tiny import save_family
@@ -65,6 +65,13 @@ def test_a_model_that_has_no_shape_is_a_problem(
     text = _doctor(tmp_path / "cache", model)
     assert words in " ".join(text.split())
     assert "cores" in text
+
+
+def test_a_set_of_another_architecture_is_refused() -> None:
+    other = next(isas[0] for name, isas in ISAS_OF.items() if name != architecture())
+    result = CliRunner().invoke(app, ["doctor"], env={"ADAPTERMIX_CPU_ISA": other})
+    assert result.exit_code == 2
+    assert known_isas()[0] in result.output
 
 
 def test_an_unknown_set_is_refused_by_name(tmp_path: Path) -> None:

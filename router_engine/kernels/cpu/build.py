@@ -30,7 +30,7 @@ ISAS_OF = {
     "aarch64": ("neon", "neon_bf16"),
 }
 _ANY = ("generic",)
-_AVX2 = frozenset({"avx2", "fma", "bmi2", "f16c"})
+_AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "popcnt"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
 _BF16 = _AVX512 | {"avx512_vnni", "avx512_bf16"}
 _NEEDS = {

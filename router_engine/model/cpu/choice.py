@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from router_engine.config import KernelConfig
 from router_engine.errors import EngineError
 from router_engine.kernels.cpu.build import processor
 from router_engine.kernels.cpu.library import Library, supported_isas
@@ -55,6 +56,15 @@ class Choice:
         }
 
 
+def running(config: KernelConfig, choice: Choice) -> str:
+    """The set that computes where this was measured, or TORCH; the decoder can run the model."""
+    if config.kernels == "reference":
+        return TORCH
+    if config.isa is not None:
+        return config.isa
+    return choice.isa if config.kernels == "cpu" else choice.chosen
+
+
 def layer_shape(layout: Layout) -> LayerShape:
     """That of a model's layers."""
     return LayerShape(
@@ -70,8 +80,11 @@ def choose(path: Path, cache: Path, shape: LayerShape, dtype: torch.dtype, *, in
     """The choice for a library and a model's shape: measured once, kept in `cache`.
 
     Where another process measured at the same time, the first one's counts. A file there that is no
-    choice is measured again. Raises EngineError where no set of the library runs here.
+    choice is measured again. Raises EngineError where no set of the library runs here, and for
+    layers that the decoder cannot run.
     """
+    if shape.refusal is not None:
+        raise EngineError(f"the C++ decoder cannot run such layers: {shape.refusal}")
     isas = supported_isas(path)
     if not isas:
         raise EngineError(f"no instruction set of {path.name} runs on this processor")

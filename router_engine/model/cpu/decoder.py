@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from router_engine.errors import UnsupportedModelError
 from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
 from router_engine.kv.paged_cache import PagedCache
+from router_engine.model.cpu.choice import layer_shape
 from router_engine.model.layout import Layout, layout_of
 from router_engine.model.loader import LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.wrap import MixtureLinear
-
-_LANES = 16  # floats of a vector: widths are whole vectors
-_MAX_HEAD_DIM = 256
-_MAX_GROUP = 64  # query heads a kv head
 
 
 def unsupported(loaded: LoadedModel) -> str | None:
@@ -37,13 +34,7 @@ def unsupported(loaded: LoadedModel) -> str | None:
         layout = layout_of(loaded.model, loaded.attention)
     except UnsupportedModelError as error:
         return str(error)
-    widths = (layout.hidden, layout.intermediate, layout.head_dim)
-    if any(width % _LANES for width in widths):
-        return f"widths {widths} are not multiples of {_LANES}"
-    group = layout.heads / layout.kv_heads
-    if layout.head_dim > _MAX_HEAD_DIM or group > _MAX_GROUP or group != int(group):
-        return f"head_dim {layout.head_dim} with {group} heads a kv head is too large"
-    return None
+    return layer_shape(layout).refusal
 
 
 class Decoder:

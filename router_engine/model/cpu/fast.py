@@ -19,11 +19,11 @@ from router_engine.config import KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.experts.merged import BaseWeights
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.build import build, library_path
+from router_engine.kernels.cpu.build import build, library_path, machine_isas
 from router_engine.kernels.cpu.library import Library
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.cpu.body import CpuBody
-from router_engine.model.cpu.choice import choose, layer_shape
+from router_engine.model.cpu.choice import choose, layer_shape, running
 from router_engine.model.cpu.decoder import Decoder, unsupported
 from router_engine.model.cpu.trial import TORCH
 from router_engine.model.layout import layout_of
@@ -67,6 +67,11 @@ class FastPath:
         self._coming: Future[Library | None] | None = None
         if config.kernels == "reference":
             return
+        if config.isa is not None and config.isa not in machine_isas():
+            raise EngineError(
+                f"instruction set {config.isa!r} does not run here: "
+                f"{', '.join(machine_isas()) or 'none'} do"
+            )
         reason = unsupported(loaded)
         if reason is not None:
             if config.kernels == "cpu":
@@ -150,10 +155,8 @@ def _library(config: KernelConfig, loaded: LoadedModel) -> Library | None:
         return Library(path, config.isa)
     shape = layer_shape(layout_of(loaded.model, loaded.attention))
     int8 = loaded.quantization == "int8"
-    choice = choose(path, config.cache, shape, loaded.dtype, int8=int8)
-    if config.kernels == "auto" and choice.chosen == TORCH:
-        return None
-    return Library(path, choice.isa)
+    name = running(config, choose(path, config.cache, shape, loaded.dtype, int8=int8))
+    return None if name == TORCH else Library(path, name)
 
 
 def _coming(config: KernelConfig, loaded: LoadedModel, *, is_there: bool) -> Future[Library | None]:

@@ -25,6 +25,9 @@ TORCH = "torch"
 _CONTEXT = 128  # tokens that a decoding request has seen
 _BLOCK = 16
 _HEAD = 2048  # outputs of the head: enough to be a product like the others
+_LANES = 16  # floats of a vector: widths are whole vectors
+_MAX_HEAD_DIM = 256
+_MAX_GROUP = 64  # query heads a kv head
 _RUNS = 5
 _LONG = 0.02  # seconds of a run past which one tells enough
 
@@ -38,6 +41,17 @@ class LayerShape:
     kv_heads: int
     head_dim: int
     intermediate: int
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the decoder cannot run such layers, or None if it can: it checks no bounds itself."""
+        widths = (self.hidden, self.intermediate, self.head_dim)
+        if any(width % _LANES for width in widths):
+            return f"widths {widths} are not multiples of {_LANES}"
+        group = self.heads / self.kv_heads
+        if self.head_dim > _MAX_HEAD_DIM or group > _MAX_GROUP or group != int(group):
+            return f"head_dim {self.head_dim} with {group} heads a kv head is too large"
+        return None
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:

@@ -37,9 +37,10 @@ def test_sets_are_found_by_all_that_they_need() -> None:
     """The table against the library's own questions to the processor."""
     if architecture() != "x86_64":
         return
-    haswell = frozenset({"avx2", "fma", "bmi2", "f16c", "sse2"})
+    haswell = frozenset({"avx2", "fma", "bmi1", "bmi2", "abm", "popcnt", "f16c", "sse2"})
     assert isas_of(haswell) == ("avx2",)
-    assert isas_of(haswell - {"fma"}) == ()
+    for hidden in haswell - {"sse2"}:  # by a virtual machine
+        assert isas_of(haswell - {hidden}) == ()
     icelake = haswell | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_vnni"}
     assert isas_of(icelake) == ("avx2", "avx512", "avx512_vnni")
     assert isas_of(icelake | {"avx512_bf16", "amx_tile"})[-1] == "avx512_bf16"

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <system_error>
 #include <thread>
 
 namespace mix {
@@ -37,7 +38,11 @@ void Pool::run(int threads, const std::function<void()>& work) {
 }
 
 void Pool::start(int others) {
-  for (; started_ < others; started_++) std::thread(&Pool::serve, this, started_).detach();
+  // A phase ends when its tasks do, whoever did them: with fewer threads than asked for, too.
+  try {
+    for (; started_ < others; started_++) std::thread(&Pool::serve, this, started_).detach();
+  } catch (const std::system_error&) {
+  }
 }
 
 void Pool::serve(int index) {
