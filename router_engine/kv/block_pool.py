@@ -82,23 +82,31 @@ class BlockPool:
             if self._references[block] == 0:
                 self._put_away(block)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Make an owned block findable. The first block under a key stays; later ones are not."""
-        if self._references[block] < 1:
-            raise ValueError(f"block {block} is not owned, so its content is not known")
-        if block not in self._key_of and key not in self._block_of:
-            self._key_of[block] = key
-            self._block_of[key] = block
+    def publish(self, block: int, key: bytes) -> bool:
+        """Make an owned block findable; returns whether it became so now.
 
-    def retract(self, block: int) -> None:
-        """Make an owned block one that nobody finds; nothing happens where it is one already.
-
-        Whoever shares it keeps it.
+        The first block under a key stays; later ones are not found.
         """
         if self._references[block] < 1:
-            raise ValueError(f"block {block} is not owned, so nobody can say what it holds")
+            raise ValueError(f"block {block} is not owned, so its content is not known")
+        if block in self._key_of or key in self._block_of:
+            return False
+        self._key_of[block] = key
+        self._block_of[key] = block
+        return True
+
+    def retract(self, block: int) -> None:
+        """Make an owned or cached block one that nobody finds; an owned one may be so already.
+
+        Whoever owns it keeps it; a cached one becomes free.
+        """
+        if self._references[block] < 1 and block not in self._cached:
+            raise ValueError(f"block {block} is not owned or cached, so it holds nothing")
         if block in self._key_of:
             del self._block_of[self._key_of.pop(block)]
+        if block in self._cached:
+            del self._cached[block]
+            self._free.append(block)
 
     def find(self, key: bytes) -> int | None:
         return self._block_of.get(key)

@@ -86,19 +86,26 @@ class BlockLedger:
             block = state.block_table.block_ids[index]
             if state.running_mean is not None:
                 self._sums[block] = state.running_mean.block_sums[index]
-            self.pool.publish(block, keys[index])
+            if self.pool.publish(block, keys[index]):
+                state.published[block] = keys[index]
 
     def release(self, state: RequestState, *, is_kept: bool = True) -> None:
         """Take all blocks back; the request starts over if it goes on.
 
-        is_kept: whether others may find what it has written; what it found itself, they may.
+        is_kept: whether others may find what it has written, before it was preempted and under
+        weights that were replaced too; what it found itself, they may.
         """
         if not is_kept:
-            found = state.num_cached_tokens // self.block_size
-            for block in state.block_table.block_ids[found:]:
-                self.pool.retract(block)
+            self._retract(state)
         self.pool.release(state.block_table.clear())
         state.num_computed = 0
+
+    def _retract(self, state: RequestState) -> None:
+        """Let nobody find what a request has published; whoever shares it keeps it."""
+        for block, key in state.published.items():
+            # An evicted block has none or another's. Where that is equal it is lost, and no more.
+            if self.pool.keys.get(block) == key:
+                self.pool.retract(block)
 
     def _shares(self, state: RequestState) -> bool:
         """Whether others find its blocks: not where their KV depends on the tokens behind them."""

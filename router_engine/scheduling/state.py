@@ -46,6 +46,9 @@ class RequestState:
     raised_to: int | None = None  # the level that it goes with, once it was overtaken too often
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    # Key by block of what it has computed itself and others could find, ever: its blocks may have
+    # been released since, or hold another's content. No more entries than the pool has blocks.
+    published: dict[int, bytes] = field(default_factory=dict)
     first_scheduled_time: float | None = None
     group: str = ""  # whose service it counts as
     gate: Gate | None = None  # where weights arise inside the layers

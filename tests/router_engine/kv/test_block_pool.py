@@ -81,6 +81,18 @@ def test_a_retracted_block_is_found_by_nobody_and_ends_free() -> None:
     assert (pool.free, pool.cached) == ((first,), (second,))
 
 
+def test_a_retracted_block_that_is_cached_becomes_free() -> None:
+    pool = BlockPool(2)
+    first, second = pool.allocate(2)
+    assert pool.publish(first, b"1")
+    assert pool.publish(second, b"2")
+    assert not pool.publish(second, b"3")  # it has a key
+    pool.release([first, second])
+    pool.retract(first)
+    assert (pool.free, pool.cached, pool.find(b"1")) == ((first,), (second,), None)
+    assert pool.allocate(2) == [first, second]
+
+
 def test_misuse_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         BlockPool(0)
@@ -111,8 +123,8 @@ def test_every_block_is_in_one_place_whatever_happens(operations: list[tuple[str
         elif operation == "s" and (block := pool.find(bytes([number]))) is not None:
             pool.share(block)
             held.append(block)
-        elif operation == "t" and held:
-            pool.retract(held[number % len(held)])
+        elif operation == "t" and (known := [*held, *pool.cached]):
+            pool.retract(known[number % len(known)])
         elif operation == "r" and held:
             pool.release([held.pop(number % len(held))])
         assert [pool.references(b) for b in range(5)] == [held.count(b) for b in range(5)]
@@ -120,6 +132,8 @@ def test_every_block_is_in_one_place_whatever_happens(operations: list[tuple[str
         assert sorted([*pool.free, *pool.cached, *owned]) == list(range(5))
         assert pool.num_owned == len(owned)
         assert all(pool.find(key) == block for block, key in pool.keys.items())
+        assert not pool.keys.keys() & set(pool.free)
+        assert set(pool.cached) <= pool.keys.keys()
 
 
 @pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2)])

@@ -11,6 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from adapters_store.types import mixture_key
 from router_engine.config import SchedulerConfig
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
@@ -18,6 +20,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.integrity import check_integrity
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
+from router_engine.scheduling.refusal import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
 
 BLOCK_SIZE = 4
@@ -46,16 +49,22 @@ class HashRunner:
     def __init__(self) -> None:
         self.kv: dict[tuple[int, int], tuple[int, bytes]] = {}  # -> (position, entry)
         self.kept: dict[str, dict[int, bytes]] = defaultdict(dict)  # entries of ensembles' members
+        self.spoilt: set[str] = set()  # sequences of which nothing that is computed is finite
+        self.writers: dict[int, str] = {}  # by block: the sequence that wrote there last
 
     def run(self, plan: StepPlan) -> StepOutput:
         samples = []
-        for row in plan.rows:
+        finite = np.ones(plan.num_tokens, dtype=np.bool_)
+        for row, tokens in plan.parts:
+            finite[tokens] = row.request_id not in self.spoilt
             entry = self._run_row(row)
             if row.seat is not None:
                 self.kept[row.seat.ensemble][row.seat.member] = entry
             if row.draws:
                 samples.append(SampledToken(token_from(self._drawn_from(row, entry)), -1.0))
-        return StepOutput(tuple(samples))
+        # Of tapped requests the scheduler adds up the states, whatever they are.
+        tap = np.ones((plan.num_tokens, 1), dtype=np.float32) if plan.is_tapped else None
+        return StepOutput(tuple(samples), tap, finite=finite)
 
     def _drawn_from(self, row: PlannedRow, entry: bytes) -> bytes:
         if row.seat is None:
@@ -70,7 +79,9 @@ class HashRunner:
         for token, weights in zip(row.token_ids, by_position, strict=True):
             position = len(entries)
             entries.append(entry_of(entries, token, row, weights))
-            self.kv[self._place(row, position)] = (position, entries[-1])
+            place = self._place(row, position)
+            self.kv[place] = (position, entries[-1])
+            self.writers[place[0]] = row.request_id
         return entries[-1]
 
     def _read(self, row: PlannedRow, position: int) -> bytes:
@@ -242,6 +253,10 @@ class Drive:
 
     def check(self) -> None:
         check_integrity(self.scheduler, self.pool)
+        failed = {name for name, final in self.finals.items() if final.error == NOT_FINITE}
+        for block in self.pool.keys if failed else ():
+            writer, _, _ = self.runner.writers[block].partition("#")  # the request of a member
+            assert writer not in failed, f"block {block} of {writer!r}, which failed, is findable"
 
     def check_texts(self) -> None:
         """Every request ended once, and its text is that of the request alone."""

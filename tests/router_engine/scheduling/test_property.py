@@ -50,7 +50,7 @@ ROUTING = st.builds(
 
 
 class Traffic(RuleBasedStateMachine):
-    """Requests come, wait, are preempted, cancelled and answered late, in any order."""
+    """Requests come, wait, are preempted, cancelled, spoilt and answered late, in any order."""
 
     @initialize(config=CONFIGS, prefix_cache=st.booleans())
     def start(self, *, config: SchedulerConfig, prefix_cache: bool) -> None:
@@ -124,6 +124,12 @@ class Traffic(RuleBasedStateMachine):
             self.drive.step(cancelled_in_flight=[request_id])
         else:
             self.drive.cancel(request_id)
+
+    @precondition(lambda self: self.drive.scheduler.live)
+    @rule(data=st.data())
+    def spoil(self, data: Any) -> None:
+        """What a sequence computes from now on is not finite; `Drive.check` looks at its blocks."""
+        self.drive.runner.spoilt.add(self._any_live(data))
 
     def teardown(self) -> None:
         if not hasattr(self, "drive"):
