@@ -63,9 +63,10 @@ class Answer:
         elif begun is not None:
             self._cut(len(self.text) - begun)
             return []
-        if self._detokenizer.is_pending:
-            return []
-        return self._release(len(self.text) - self._matcher.held_back)
+        return self._release(
+            len(self.text) - self._matcher.held_back,
+            len(self._waiting) - self._detokenizer.num_pending,
+        )
 
     def _cut(self, at: int) -> None:
         """Drop the text from `at` on; it lies in waiting pieces only."""
@@ -77,10 +78,10 @@ class Answer:
             position += len(piece.text)
             self._waiting[index] = replace(piece, text=piece.text[:room])
 
-    def _release(self, safe: int) -> list[Piece]:
-        """Pieces whose text ends at or before `safe`."""
+    def _release(self, safe: int, most: int) -> list[Piece]:
+        """The first pieces, at most so many, whose text ends at or before `safe`."""
         count, end = 0, self._released
-        for piece in self._waiting:
+        for piece in self._waiting[: max(0, most)]:
             if end + len(piece.text) > safe:
                 break
             end += len(piece.text)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Protocol
 
 REPLACEMENT = "\ufffd"
+_HELD = 8  # tokens; an unfinished character has at most 3 bytes, and so as many tokens
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -17,6 +18,10 @@ class Decoder(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
+        ...
+
+    def is_skipped(self, token_id: int) -> bool:
+        """Whether `decode` leaves a token out: a special one."""
         ...
 
     def token_of(self, token_id: int) -> str:
@@ -28,7 +33,9 @@ class Detokenizer:
     """Incremental decoding whose deltas join to `decode` of all tokens.
 
     A character may take several tokens. Text is held back while it ends in an unfinished character
-    or in byte-fallback tokens (`<0xE2>`), which a later byte can still change.
+    or in byte-fallback tokens (`<0xE2>`), which a later byte can still change. Where it has ended
+    so for longer than a character can be unfinished, all but the last one is settled: a token costs
+    the same however many came before it.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -39,32 +46,46 @@ class Detokenizer:
         self._before = ""  # text of the tokens [window, settled)
 
     @property
-    def is_pending(self) -> bool:
-        """Whether tokens were pushed whose text has not been handed out."""
-        return self._settled < len(self._ids)
+    def num_pending(self) -> int:
+        """How many of the last tokens there are whose text has not been handed out."""
+        return len(self._ids) - self._settled
 
     def push(self, token_id: int) -> str:
         """The text that this token settles; "" while it may still change."""
-        was_pending = self.is_pending
+        if self._decoder.is_skipped(token_id):
+            return ""  # to the decoder the bytes around it are neighbours
+        was_pending = self.num_pending > 0
         self._ids.append(token_id)
         if _BYTE_TOKEN.fullmatch(self._decoder.token_of(token_id)):
             return ""
         if was_pending and not self._decoder.decode([token_id]):
-            return ""  # a special token, say: to the decoder the bytes around it are neighbours
-        delta = self._delta()
-        if delta.endswith(REPLACEMENT):
             return ""
-        return self._settle(delta)
+        delta = self._delta()
+        if not delta.endswith(REPLACEMENT):
+            return self._settle(delta)
+        return self._settle_all_but_last(delta) if self.num_pending > _HELD else ""
 
     def flush(self) -> str:
         """What is still held back, at the end of the answer."""
-        return self._settle(self._delta()) if self.is_pending else ""
+        return self._settle(self._delta()) if self.num_pending else ""
 
     def _delta(self) -> str:
         return self._decoder.decode(self._ids[self._window :])[len(self._before) :]
 
+    def _settle_all_but_last(self, delta: str) -> str:
+        """Hand out all characters but the last: bytes to come can change no other."""
+        settled = delta[:-1]
+        self._before += settled
+        self._settled = len(self._ids) - 1
+        middle = len(self._ids) - _HELD
+        first = self._decoder.decode(self._ids[self._window : middle])
+        rest = self._decoder.decode(self._ids[middle:])
+        if self._before.startswith(first) and first + rest == self._before + delta[-1]:
+            self._window, self._before = middle, self._before[len(first) :]
+        return settled
+
     def _settle(self, delta: str) -> str:
-        # A piece of special tokens alone decodes to "": it gives no context, so it joins the window
+        # A piece that decodes to "" gives no context, so it joins the window
         if delta:
             self._window = self._settled
         self._settled = len(self._ids)

@@ -28,7 +28,7 @@ from server.tokenization import Tokenization
 
 _SHORT = 4096  # characters, which are read in less time than another thread takes to begin
 _TEXT_SIZE = 64  # characters that take as long to read as a text takes to begin with
-_FEW = 64  # tokens of one adapter, whose JSON is written in less time than that
+_FEW = 64  # tokens, weights and alternatives, whose JSON is written in less time than that
 Value = TypeVar("Value")
 EndReason = Literal["length", "eos_token", "stop_sequence"]
 _ENDS: dict[FinishReason, EndReason] = {
@@ -81,6 +81,11 @@ class Completion:
     plan: Plan
     gates: tuple[GateStatistics, ...] | None = None  # None where nobody asked
 
+    @property
+    def size(self) -> int:
+        """How many numbers and texts there are to write of it."""
+        return _size(self.pieces, self.plan)
+
     def weights(self) -> list[list[float]]:
         """Weights in force at each token, [tokens][adapters]; [] where each layer has its own."""
         if self.plan.layer_routing is not None:
@@ -93,7 +98,18 @@ class Update:
     """Newly settled pieces; the last update carries the completion."""
 
     pieces: Sequence[Piece]
+    plan: Plan
     completion: Completion | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers and texts there are to write of it."""
+        return _size(self.pieces, self.plan) + (self.completion.size if self.completion else 0)
+
+
+def _size(pieces: Sequence[Piece], plan: Plan) -> int:
+    alternatives = len(pieces[0].event.top_tokens) if pieces else 0
+    return len(pieces) * (max(1, len(plan.digests)) + alternatives)
 
 
 def fresh_seed() -> int:
@@ -130,10 +146,12 @@ class Generation:
         self.info = info
         self.tokenization = tokenization
 
-    async def write(self, work: Callable[[], Value], completions: Sequence[Completion]) -> Value:
-        """What `work` makes of answers, off the event loop where they are long."""
-        weights = sum(len(one.pieces) * max(1, len(one.plan.digests)) for one in completions)
-        return work() if weights < _FEW else await self._bodies.writing.run(work)
+    async def write(self, work: Callable[[], Value], size: int) -> Value:
+        """What `work` makes of answers, off the event loop where they are long.
+
+        size: theirs together, as `Completion.size` and `Update.size` say.
+        """
+        return work() if size < _FEW else await self._bodies.writing.run(work)
 
     async def read(self, work: Callable[[], Value], size: int) -> Value:
         """What `work` makes of a body, off the event loop where it has much to read.
@@ -243,7 +261,7 @@ class Generation:
                 if follower.answer.is_stopped:
                     break
                 if pieces:
-                    yield Update(pieces)
+                    yield Update(pieces, job.plan)
             final = await self._ended(job.request, events) if job.request.report_gates else None
         yield follower.finish(final)
 
@@ -346,7 +364,7 @@ class _Follower:
             plan=self._job.plan,
             gates=final.gates if final is not None and self._job.request.report_gates else None,
         )
-        return Update(pieces, completion)
+        return Update(pieces, self._job.plan, completion)
 
 
 def _end_of(final: FinalEvent | None) -> EndReason:

@@ -26,6 +26,8 @@ class Tokenization:
         self._fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self.eos_ids = tuple(eos_ids)
         self._special = frozenset(tokenizer.all_special_ids) | frozenset(eos_ids)
+        self._skipped = self._special_of(tokenizer)
+        self.text_of = functools.lru_cache(maxsize=_KEPT)(self._text_of)
         self.token_of = functools.lru_cache(maxsize=_KEPT)(self._token_of)
         self._decode_one = functools.lru_cache(maxsize=_KEPT)(self._decode)
 
@@ -71,7 +73,11 @@ class Tokenization:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 
-    def text_of(self, token_id: int) -> str:
+    def is_skipped(self, token_id: int) -> bool:
+        """Whether `decode` leaves a token out."""
+        return token_id in self._skipped
+
+    def _text_of(self, token_id: int) -> str:
         """A single token's text, special tokens spelled out."""
         text: str = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         return text
@@ -103,6 +109,12 @@ class Tokenization:
                 list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return text
+
+    def _special_of(self, tokenizer: Any) -> frozenset[int]:
+        if self._fast is None:
+            return frozenset(tokenizer.all_special_ids)
+        added = self._fast.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def _token_of(self, token_id: int) -> str:
         token = self._tokenizer.convert_ids_to_tokens(token_id)

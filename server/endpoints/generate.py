@@ -112,7 +112,7 @@ async def _answer(
             return event_response(_frames(renderer, chain_first(first, updates), generation))
         completion = await unless_disconnected(request, generation.run(job))
     reply = await generation.write(
-        lambda: _whole(renderer.reply(completion), as_list=as_list), [completion]
+        lambda: _whole(renderer.reply(completion), as_list=as_list), completion.size
     )
     headers = {
         "x-prompt-tokens": str(completion.prompt_tokens),
@@ -133,8 +133,7 @@ async def _frames(
 ) -> AsyncGenerator[str, None]:
     async with aclosing(updates):
         async for update in updates:
-            ended = [] if update.completion is None else [update.completion]
-            for frame in await generation.write(partial(_written, renderer, update), ended):
+            for frame in await generation.write(partial(_written, renderer, update), update.size):
                 yield frame
 
 

@@ -196,7 +196,9 @@ async def _answer(
     if not body.stream:
         answers = await unless_disconnected(request, _gather(generation, jobs, deadline))
         return WrittenResponse(
-            await generation.write(lambda: json_of(writer.reply(answers)), answers)
+            await generation.write(
+                lambda: json_of(writer.reply(answers)), sum(answer.size for answer in answers)
+            )
         )
     updates = merge([generation.stream(job) for job in jobs], deadline)
     first = await unless_disconnected(request, anext(updates))
@@ -231,10 +233,11 @@ async def _frames(
         for chunk in writer.opening(count):
             yield chunk.model_dump_json()
         async for index, update in updates:
-            ended = [] if update.completion is None else [update.completion]
             if update.completion is not None:
                 done[index] = update.completion
-            for text in await generation.write(partial(_written, writer, index, update), ended):
+            for text in await generation.write(
+                partial(_written, writer, index, update), update.size
+            ):
                 yield text
     if usage:
         yield writer.usage([done[index] for index in sorted(done)]).model_dump_json()

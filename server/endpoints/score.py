@@ -58,7 +58,8 @@ async def score(
     async with container.deadline(body.timeout).within():
         jobs = await _prepare(body, generation)
         completions = await unless_disconnected(request, _run(jobs, generation))
-    return WrittenResponse(await generation.write(partial(_reply, completions), completions))
+    size = sum(completion.size for completion in completions)
+    return WrittenResponse(await generation.write(partial(_reply, completions), size))
 
 
 def _reply(completions: Sequence[Completion]) -> bytes:

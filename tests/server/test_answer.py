@@ -81,9 +81,9 @@ def test_text_comes_as_soon_as_it_is_settled() -> None:
     first, second = BYTES.encode("é")
     assert detokenizer.push(BYTES.encode("a")[0]) == "a"
     assert detokenizer.push(first) == ""
-    assert detokenizer.is_pending
+    assert detokenizer.num_pending == 1
     assert detokenizer.push(second) == "é"
-    assert not detokenizer.is_pending
+    assert not detokenizer.num_pending
 
 
 def run(text: str, stops: Sequence[str], min_new_tokens: int = 0) -> tuple[Answer, list[str]]:
@@ -199,3 +199,46 @@ def test_a_token_costs_what_it_adds_however_long_stop_strings_are(end: str) -> N
     for _ in range(times):
         matcher.push(added + end)
     assert Counted.looks <= 4 * times * len(added + end)
+
+
+class Counting:
+    """A tokenizer that counts what it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.decoded += len(ids)
+        return BYTES.decode(ids)
+
+    def is_skipped(self, token_id: int) -> bool:
+        return BYTES.is_skipped(token_id)
+
+    def token_of(self, token_id: int) -> str:
+        return BYTES.token_of(token_id)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        BYTES.encode("\ufffd" * 1000),
+        BYTES.encode("\ufffd", add_special_tokens=False)[:1] * 3000,
+        BYTES.encode("é")[:1] * 3000,
+        (2,) * 3000,
+        (BYTES.encode("é")[0], *(2,) * 3000, BYTES.encode("é")[1]),
+        (*BYTES.encode("a"), *(2,) * 3000, *BYTES.encode("b")),
+    ],
+    ids=["replacements", "first bytes", "unfinished", "special", "special within", "between"],
+)
+def test_a_token_costs_the_same_however_many_came_before(ids: Sequence[int]) -> None:
+    counting = Counting()
+    answer = Answer(counting)
+    texts, waited = [], 0
+    for token_id in ids:
+        texts += [piece.text for piece in answer.push(TokenEvent("r", token_id, -1.0))]
+        waited = max(waited, answer.num_tokens - len(texts))
+    texts += [piece.text for piece in answer.flush()]
+    assert "".join(texts) == answer.text == BYTES.decode(ids)
+    assert len(texts) == len(ids)
+    assert counting.decoded < 60 * len(ids)
+    assert waited < 20 or 2 in ids

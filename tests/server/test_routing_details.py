@@ -79,7 +79,7 @@ def test_the_end_of_text_token_has_no_row(live: Live) -> None:
     pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),)
     tokenization = live.container.generation.tokenization
     renderer = Renderer(tokenization, Parameters(details=True), plan, None, "hello")
-    update = Update(pieces, Completion("x", "eos_token", pieces, 5, 0, 2, plan))
+    update = Update(pieces, plan, Completion("x", "eos_token", pieces, 5, 0, 2, plan))
     token, end = (frame.model_dump() for frame in renderer.frames(update))
     assert token["routing"] == {"weights": [0.5]}
     assert "routing" not in end
