@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adapters_store.home import expanded
 from router_engine.config import TINY_RANDOM
 from server.settings import Settings, SettingsError
 from server.torchless import torch_hidden
@@ -30,13 +31,13 @@ def base_files(settings: Settings) -> BaseFiles:
     UnsupportedModelError for files that cannot be served, as far as they can be seen at once.
     """
     from router_engine.model.assets import resolve_model
-    from router_engine.model.checkpoint import check_model
+    from router_engine.model.checkpoint import check_model, is_gguf
 
     found = resolve_model(settings.model, settings.cache_dir)
     if isinstance(found, str):
         return BaseFiles(found, found)
     check_model(found)
-    return BaseFiles(found.stem if found.suffix == ".gguf" else found.resolve().name, str(found))
+    return BaseFiles(found.stem if is_gguf(found) else found.resolve().name, str(found))
 
 
 def load_tokenizer(files: BaseFiles) -> Any:
@@ -46,19 +47,34 @@ def load_tokenizer(files: BaseFiles) -> Any:
 
         return tiny_tokenizer()
     path = Path(files.load)
-    is_gguf = path.suffix == ".gguf"
-    with nullcontext() if is_gguf else torch_hidden():  # transformers reads GGUF with torch
+    from router_engine.model.checkpoint import called, is_gguf, refused
+
+    with nullcontext() if is_gguf(path) else torch_hidden():  # transformers reads GGUF with torch
         from transformers import AutoTokenizer
 
-        from router_engine.model.checkpoint import called, refused
-
-        if is_gguf:
+        if is_gguf(path):
             from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
 
             read = partial(load_gguf_tokenizer, path)
         else:
             read = partial(AutoTokenizer.from_pretrained, files.load, trust_remote_code=False)
-        return refused(called(files.load), "its tokenizer cannot be loaded", read)
+        name = called(files.load)
+        tokenizer = refused(name, "its tokenizer cannot be loaded", read)
+        refused(name, "its tokenizer cannot read text", partial(_try, tokenizer))
+        return tokenizer
+
+
+def _try(tokenizer: Any) -> None:
+    """Raises what the library does where not even a word of the tokenizer's own can be read.
+
+    Other texts may still be none to it; who sends one is told.
+    """
+    ids = tokenizer.get_vocab().values()
+    if not ids:
+        raise ValueError("it has no tokens")
+    special = frozenset(tokenizer.all_special_ids)
+    word = min((number for number in ids if number not in special), default=min(ids))
+    tokenizer.encode(tokenizer.decode([word]))
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
@@ -76,7 +92,7 @@ def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
         from router_engine.model.assets import DEFAULT_ENCODER, require
 
         return require(DEFAULT_ENCODER, settings.cache_dir)
-    path = Path(settings.encoder).expanduser()
+    path = expanded(settings.encoder)
     if not path.is_dir():
         raise SettingsError(f"encoder = {settings.encoder!r}: use 'default', 'none' or a directory")
     from router_engine.routers.encoder.folder import EncoderFolder
@@ -95,7 +111,7 @@ def encoder_name(settings: Settings) -> str:
         from router_engine.model.assets import DEFAULT_ENCODER
 
         return DEFAULT_ENCODER
-    return Path(settings.encoder).expanduser().resolve().name
+    return expanded(settings.encoder).resolve().name
 
 
 def is_tiny_encoder(settings: Settings) -> bool:
