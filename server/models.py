@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +44,11 @@ def load_tokenizer(files: BaseFiles) -> Any:
         from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
         return tiny_tokenizer()
-    path = Path(files.load)
-    is_gguf = path.suffix == ".gguf"
+    is_gguf = Path(files.load).suffix == ".gguf"
     with nullcontext() if is_gguf else torch_hidden():  # transformers reads GGUF with torch
-        from transformers import AutoTokenizer
+        from router_engine.model.tokenizer import read_tokenizer
 
-        from router_engine.model.checkpoint import called, refused
-
-        if is_gguf:
-            from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
-
-            read = partial(load_gguf_tokenizer, path)
-        else:
-            read = partial(AutoTokenizer.from_pretrained, files.load, trust_remote_code=False)
-        return refused(called(files.load), "its tokenizer cannot be loaded", read)
+        return read_tokenizer(files.load)
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:

@@ -48,7 +48,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         _check("rank", self.rank, "at least 1", holds=self.rank >= 1)
-        _check("alpha", self.alpha, "above 0", holds=self.alpha > 0)
+        _check("alpha", self.alpha, "a number above 0", holds=0 < self.alpha < math.inf)
         _check("targets", self.targets, "at least one name", holds=len(self.targets) > 0)
         _check("dropout", self.dropout, "from 0 to below 1", holds=0 <= self.dropout < 1)
 
@@ -208,6 +208,7 @@ class MoeLoraSettings:
 
 
 _VARIANTS = get_args(Variant)
+_SEEDS = range(-(2**63), 2**64)  # that torch.manual_seed takes
 _RANK = re.compile(r"[\w.]+=[1-9]\d*")
 
 
@@ -271,10 +272,13 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         rate, warmup = self.learning_rate, self.warmup_ratio
-        _check("learning_rate", rate, "above 0", holds=rate > 0)
+        _check("learning_rate", rate, "a number above 0", holds=0 < rate < math.inf)
         _check("warmup_ratio", warmup, "from 0 to 1", holds=0 <= warmup <= 1)
         _check("max_grad_norm", self.max_grad_norm, "above 0", holds=self.max_grad_norm > 0)
-        _check("weight_decay", self.weight_decay, "at least 0", holds=self.weight_decay >= 0)
+        decay = self.weight_decay
+        _check("weight_decay", decay, "a number of at least 0", holds=0 <= decay < math.inf)
+        allowed = f"from {_SEEDS[0]} to {_SEEDS[-1]}"
+        _check("seed", self.seed, allowed, holds=self.seed in _SEEDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,11 @@ def described_by(model: str) -> PreTrainedConfig:
 
 def read_checkpoint(model: str, dtype: torch.dtype) -> PreTrainedModel:
     """A checkpoint as transformers' own model. Raises UnsupportedModelError, as `load_model`."""
-    return _read(model, described_by(model), dtype)
+    read = _read(model, described_by(model), dtype)
+    refused(model, "its own code cannot run it", functools.partial(attention_calls, read))
+    _check_built(model, read)
+    _eos_ids(model, read)
+    return read
 
 
 def _check_built(name: str, model: PreTrainedModel) -> None:
