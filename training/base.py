@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from router_engine.model.loader import described_by, read_checkpoint
 from router_engine.model.tokenizer import read_tokenizer
@@ -46,7 +49,9 @@ def read_base(base: str, dtype: DTypeName, device: str) -> Any:
     Raises UnsupportedModelError for what could not be served, TrainingError for the device.
     """
     place = torch_device(device)
-    return read_checkpoint(base, getattr(torch, dtype)).to(place)
+    with _without_warnings():
+        model: Any = read_checkpoint(base, getattr(torch, dtype))
+    return model.to(place)
 
 
 def padding_tokenizer(base: str) -> Any:
@@ -55,3 +60,14 @@ def padding_tokenizer(base: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers tells of wrong tensors in a table; the loader's error names them."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -28,7 +28,7 @@ from training.lora_model import lora_model
 from training.moa.budget import shape_of_base
 from training.moa.building import frozen_base
 from training.recipes.lora import train_lora
-from training.settings import AdamixSettings
+from training.settings import AdamixSettings, MoaSettings, MoeLoraSettings
 
 RECIPES = ("lora", "adamix", "moa", "moe-lora")
 Spoil = Callable[[Path], object]
@@ -117,6 +117,23 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(
     assert "noone/nothing (an id on the hub: no such path): its config cannot be read" in told
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: AdamixSettings(copies=2**70), "copies is"),
+        (lambda: AdamixSettings(kind="bottleneck", size=2**70), "size is"),
+        (lambda: MoaSettings(parallel=2**70), "parallel is"),
+        (lambda: MoaSettings(prompt=2**70), "prompt is"),
+        (lambda: MoaSettings(router_factor=2**70), "router_factor is"),
+        (lambda: MoaSettings(ranks=("down_proj=99999",)), "ranks is"),
+        (lambda: MoeLoraSettings(experts=2**70), "experts is"),
+    ],
+)
+def test_sizes_have_an_end(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(TrainingError, match=f"^{words} .*at most 65536"):
+        make()
+
+
 @pytest.mark.parametrize("bad", [_odd("layers that are not there"), _odd("quantised by gptq")])
 def test_every_way_to_read_a_base_has_the_checks(
     bad: Bad, make_run: MakeRun, tmp_path: Path
@@ -171,7 +188,7 @@ def test_a_sound_base_has_the_weights_of_its_file(tiny_base: Path) -> None:
             for option, value in (
                 *(("--alpha", "nan"), ("--alpha", "inf"), ("--learning-rate", "inf")),
                 *(("--learning-rate", "nan"), ("--weight-decay", "inf")),
-                ("--checkpoint-every", "-1"),
+                *(("--checkpoint-every", "-1"), ("--rank", str(2**70)), ("--rank", "65537")),
             )
         ),
     ],
