@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Request
 
+from adapters_store.home import expanded
 from adapters_store.limits import StoreLimits
 from adapters_store.store import AdapterStore
 from router_engine.client.base import EngineClient, EngineInfo
@@ -153,7 +154,7 @@ class Container:
         base_files(self.settings)
         encoder_directory(self.settings, self.settings.cache_dir)
         adapters = self.settings.adapters
-        if adapters is not None and not adapters.expanduser().is_dir():
+        if adapters is not None and not expanded(adapters).is_dir():
             raise SettingsError(f"adapters = {str(adapters)!r} is not a directory")
 
     async def start(self) -> None:
@@ -202,7 +203,7 @@ class Container:
         encoder = await self._connect_encoder(endpoint)
         self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
         if settings.adapters is not None:
-            await self._services.catalogue.publish_folder(settings.adapters.expanduser())
+            await self._services.catalogue.publish_folder(expanded(settings.adapters))
 
     def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
         settings = self.settings

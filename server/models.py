@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters_store.home import expanded
 from router_engine.config import TINY_RANDOM
 from server.settings import Settings, SettingsError
 from server.torchless import torch_hidden
@@ -29,13 +30,13 @@ def base_files(settings: Settings) -> BaseFiles:
     UnsupportedModelError for files that cannot be served, as far as they can be seen at once.
     """
     from router_engine.model.assets import resolve_model
-    from router_engine.model.checkpoint import check_model
+    from router_engine.model.checkpoint import check_model, is_gguf
 
     found = resolve_model(settings.model, settings.cache_dir)
     if isinstance(found, str):
         return BaseFiles(found, found)
     check_model(found)
-    return BaseFiles(found.stem if found.suffix == ".gguf" else found.resolve().name, str(found))
+    return BaseFiles(found.stem if is_gguf(found) else found.resolve().name, str(found))
 
 
 def load_tokenizer(files: BaseFiles) -> Any:
@@ -44,8 +45,10 @@ def load_tokenizer(files: BaseFiles) -> Any:
         from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
         return tiny_tokenizer()
-    is_gguf = Path(files.load).suffix == ".gguf"
-    with nullcontext() if is_gguf else torch_hidden():  # transformers reads GGUF with torch
+    from router_engine.model.checkpoint import is_gguf
+
+    needs_torch = is_gguf(Path(files.load))  # transformers reads GGUF with it
+    with nullcontext() if needs_torch else torch_hidden():
         from router_engine.model.tokenizer import read_tokenizer
 
         return read_tokenizer(files.load)
@@ -66,7 +69,7 @@ def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
         from router_engine.model.assets import DEFAULT_ENCODER, require
 
         return require(DEFAULT_ENCODER, settings.cache_dir)
-    path = Path(settings.encoder).expanduser()
+    path = expanded(settings.encoder)
     if not path.is_dir():
         raise SettingsError(f"encoder = {settings.encoder!r}: use 'default', 'none' or a directory")
     from router_engine.routers.encoder.folder import EncoderFolder
@@ -85,7 +88,7 @@ def encoder_name(settings: Settings) -> str:
         from router_engine.model.assets import DEFAULT_ENCODER
 
         return DEFAULT_ENCODER
-    return Path(settings.encoder).expanduser().resolve().name
+    return expanded(settings.encoder).resolve().name
 
 
 def is_tiny_encoder(settings: Settings) -> bool:

@@ -116,7 +116,7 @@ def read_prompt(
     Raises InputError for one that is too long, and for ids outside the vocabulary.
     """
     if isinstance(prompt, str):
-        ids = tokenization.encode(prompt)
+        ids = tokenization.encode(prompt, field="prompt")
         tokenization.require_room(len(ids), "prompt")
         return ids, prompt
     ids = tokenization.check_ids(prompt, "prompt")

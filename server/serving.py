@@ -17,13 +17,13 @@ from typing import NoReturn
 import structlog
 import uvicorn
 from rich.console import Console
-from rich.markup import escape
 
 from adapters_store.errors import StoreError
 from router_engine.errors import EngineError
 from router_engine.heap import keep_loaded
 from server import logging as server_logging
 from server.app import create_app
+from server.cli.output import shown
 from server.container import Container
 from server.errors import ServerError
 from server.settings import Settings, SettingsError
@@ -190,7 +190,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def _print_error(console: Console, error: Exception) -> None:
-    console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    console.print(f"[red]error:[/] {shown(str(error))}", soft_wrap=True, highlight=False)
 
 
 def ready_line(container: Container, port: int) -> str:

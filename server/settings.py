@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters_store.home import expanded, is_homeless
 from adapters_store.near_names import near_names
 from router_engine.config import (
     AdapterPoolConfig,
@@ -245,6 +246,13 @@ class Settings(BaseSettings):
 
     _text = field_validator("*")(require_utf8)
 
+    @field_validator("cache", "store", "adapters")
+    @classmethod
+    def _begins_somewhere(cls, path: Path | None) -> Path | None:
+        if path is not None and is_homeless(path):
+            raise ValueError(f"no home directory {path.parts[0]} is known: use an absolute path")
+        return path
+
     @field_validator("max_timeout")
     @classmethod
     def _holds_the_default(cls, most: float, info: ValidationInfo) -> float:
@@ -271,11 +279,11 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        return self.cache.expanduser()
+        return expanded(self.cache)
 
     @property
     def store_dir(self) -> Path:
-        return self.store.expanduser() if self.store else self.cache_dir / "store"
+        return expanded(self.store) if self.store else self.cache_dir / "store"
 
     @property
     def lookup_patience(self) -> float:

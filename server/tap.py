@@ -19,6 +19,7 @@ from router_engine.routers.centroids import ANY_THREAD, Threads
 from router_engine.routers.encoder.messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.scoring import Window
+from server.errors import InputError
 from server.tokenization import Tokenization
 
 _AT_ONCE = 8  # texts in the engine
@@ -82,7 +83,10 @@ class TapEncoder:
         read = self._tokenization.encode_first
         if window == "tail":
             read = self._tokenization.encode_last
-        ids = await self._threads.run(partial(read, text, room))
+        try:
+            ids = await self._threads.run(partial(read, text, room))
+        except InputError as error:
+            raise RouterInputError(f"text {text!r}: {error}") from error
         if len(ids) < _FEWEST:
             raise RouterInputError(f"sample text {text!r} has fewer than two tokens: too few")
         async with self._turns:  # one after the other: each finds the one before in the cache

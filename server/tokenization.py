@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from router_engine.model.checkpoint import is_panic, one_line
 from server.errors import InputError
 
 _MARGIN = 1024  # characters: where text is cut the first tokens differ
@@ -29,18 +30,31 @@ class Tokenization:
         self.token_of = functools.lru_cache(maxsize=_KEPT)(self._token_of)
         self._decode_one = functools.lru_cache(maxsize=_KEPT)(self._decode)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids of a prompt. Raises InputError for one that cannot be short enough."""
+    def encode(
+        self, text: str, *, field: str = "inputs", add_special_tokens: bool = True
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt, which came in `field`.
+
+        Raises InputError for one that cannot be short enough, and for one that the tokenizer
+        cannot read.
+        """
         if self._max_tokens is not None:
             most = self._max_tokens * self._longest + _MARGIN
             if len(text) > most:
                 raise InputError(
-                    "inputs",
+                    field,
                     f"{len(text)} characters",
                     f"too long: {self._max_tokens} tokens have at most {most}; shorten the prompt "
                     "or set truncate",
                 )
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        try:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        except BaseException as error:  # of the model's own files, such as one without <unk>
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
+            told = f"{len(text)} characters"
+            hint = f"the base model's tokenizer cannot read it: {one_line(error)}"
+            raise InputError(field, told, hint) from error
 
     def encode_last(self, text: str, count: int) -> tuple[int, ...]:
         """The last `count` token ids of a prompt: what cannot be among them is not read."""
@@ -55,7 +69,10 @@ class Tokenization:
         return self._decode_one(ids[0]) if len(ids) == 1 else self._decode(*ids)
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Token ids of a conversation, ending where the assistant's answer begins."""
+        """Token ids of a conversation, ending where the assistant's answer begins.
+
+        Raises InputError where template or tokenizer refuse it.
+        """
         if not self._tokenizer.chat_template:
             raise InputError(
                 "messages", "given", "this base model has no chat template: use a text prompt"
@@ -66,7 +83,7 @@ class Tokenization:
             )
         except Exception as error:  # templates are code of the model's authors and raise anything
             raise InputError("messages", "given", f"the chat template refused: {error}") from error
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, field="messages", add_special_tokens=False)
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from router_engine.model.checkpoint import is_gguf
 from router_engine.model.loader import described_by, read_checkpoint
 from router_engine.model.tokenizer import read_tokenizer
 from training.errors import TrainingError
@@ -23,7 +25,7 @@ def check_base(base: str) -> None:
 
     Raises TrainingError for a GGUF file, UnsupportedModelError for what could not be served.
     """
-    if base.lower().endswith(".gguf"):
+    if is_gguf(Path(base)):
         raise TrainingError(
             f"base {base} is a GGUF file, which is served but not trained on: name the checkpoint "
             "that it was made from, a directory or a hub id"

@@ -10,10 +10,12 @@ from typing import Any
 from adapters_store.blobs.base import BlobStore
 from adapters_store.blobs.local import LocalBlobs
 from adapters_store.errors import StoreError
+from adapters_store.home import expanded, is_homeless
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "memory")
 _RETRY_FOR = timedelta(seconds=20)  # of one question
 DEFAULT_CACHE_BYTES = 16 << 30
+_CACHE = "~/.cache/adaptermix/blobs"
 
 
 def open_blobs(
@@ -48,7 +50,9 @@ def open_blobs(
         from adapters_store.blobs.remote import RemoteBlobs
     except ImportError as error:
         raise StoreError(f"blobs at {text!r} need the package obstore: {error}") from error
-    root = cache_dir or Path.home() / ".cache" / "adaptermix" / "blobs"
+    root = cache_dir or expanded(_CACHE)
+    if is_homeless(root):
+        raise StoreError(f"blobs at {text!r} are cached in {root}, but no home directory is known")
     given = {} if scheme == "memory" else {"retry_config": {"retry_timeout": _RETRY_FOR}}
     store = from_url(text, **given | dict(options or {}))
     return RemoteBlobs(store, BlobCache(root, cache_bytes))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from adapters_store.home import expanded, is_homeless
 from benchmarks.errors import BenchmarkError
 
 TORCH = "torch==2.13.0"
@@ -27,8 +28,11 @@ class PeerEnvironment:
     """A virtual environment with one peer, and a folder for what it needs beside."""
 
     def __init__(self, name: str, cache: Path) -> None:
+        """Raises BenchmarkError for a cache in a home directory that is not known."""
+        if is_homeless(cache):
+            raise BenchmarkError(f"cache {str(cache)!r} begins at no home directory that is known")
         self.name = name
-        self.folder = cache.expanduser().absolute() / name
+        self.folder = expanded(cache).absolute() / name
         self.log = self.folder / "install.log"
         self._stamp = self.folder / "installed"
 

@@ -22,6 +22,7 @@ from typing import IO, Literal
 
 from filelock import FileLock
 
+from adapters_store.home import expanded
 from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
 
@@ -101,7 +102,7 @@ def resolve_model(model: str, cache: Path) -> Path | str:
     for name in ASSETS:
         if model == name or (model == DEFAULT and name == DEFAULT_MODEL):
             return require(name, cache)
-    found = Path(model).expanduser()
+    found = expanded(model)
     if model and model != TINY_RANDOM and found.exists():
         return found
     if _is_path(model):
@@ -114,7 +115,8 @@ def resolve_model(model: str, cache: Path) -> Path | str:
 
 def _is_path(model: str) -> bool:
     """Whether a name that is no file can be no id on the hub either."""
-    if not model or model.startswith(("/", ".", "~")) or model.endswith((".gguf", ".safetensors")):
+    is_file = model.lower().endswith((".gguf", ".safetensors"))
+    if not model or model.startswith(("/", ".", "~")) or is_file:
         return True
     # Of `owner/name` the owner may be a folder of the same name; then `name` was meant to be in it.
     return model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adapters_store.home import expanded
 from adapters_store.upload import is_pointer
 from router_engine.errors import UnsupportedModelError
 
@@ -47,6 +48,9 @@ _TEXTS = ("merges.txt", "*.jinja", "additional_chat_templates/*.jinja")
 _REDIRECTS = ("transformers_weights", "fusion_config")
 _LONGEST = 600  # characters of another library's error
 _MAX_HEADER = 100_000_000  # bytes, as safetensors itself allows
+_CONTEXT = ("max_position_embeddings", "n_positions")  # GPT-2's is the latter
+_MAX_CONTEXT = 2**31 - 1
+_NUMBERS = range(-(2**63), 2**63)  # that whole numbers of a config may be
 
 
 def check_model(path: Path, *, with_tokenizer: bool = True) -> None:
@@ -58,7 +62,7 @@ def check_model(path: Path, *, with_tokenizer: bool = True) -> None:
     try:
         if path.is_dir():
             _check_folder(path, with_tokenizer=with_tokenizer)
-        elif path.suffix == ".gguf":
+        elif is_gguf(path):
             _check_gguf(path)
         else:
             raise UnsupportedModelError(f"{path} is no directory and no .gguf file")
@@ -66,8 +70,14 @@ def check_model(path: Path, *, with_tokenizer: bool = True) -> None:
         raise UnsupportedModelError(f"{path} cannot be read: {error}") from error
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name; a folder may be called anything."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
+
+
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse by name, from the keys of config.json, what would not be served as it is meant."""
+    _check_numbers(config, where)
     names = config.get("architectures")
     listed = names if isinstance(names, list) else [names]
     if names is not None and not all(isinstance(one, str) for one in listed):
@@ -107,6 +117,34 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         )
 
 
+def _check_numbers(config: Mapping[str, Any], where: str) -> None:
+    for key, number in _numbers(config):
+        if number not in _NUMBERS:
+            raise UnsupportedModelError(
+                f"{where}: its config's {key} is a number of {number.bit_length()} bits: whole "
+                "numbers of up to 64 are supported"
+            )
+    for key in _CONTEXT:
+        positions = config.get(key)
+        if isinstance(positions, int) and positions > _MAX_CONTEXT:
+            raise UnsupportedModelError(
+                f"{where}: its config's {key} is {positions}: at most {_MAX_CONTEXT} is supported"
+            )
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Every whole number of a config, however deep, with the key that it is below."""
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, int):
+            yield key, value
+        elif isinstance(value, Mapping):
+            waiting += [(f"{key}.{name}", each) for name, each in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [(key, each) for each in value]
+
+
 def architecture(names: Any, model_type: str) -> str:
     """The class that a checkpoint is of: as it says, or else what its model type is as a decoder.
 
@@ -125,7 +163,7 @@ def _check_folder(folder: Path, *, with_tokenizer: bool) -> None:
             "and publish it there (`adaptermix adapters publish`)"
         )
     if "config.json" not in names:
-        files = sorted(name for name in names if name.endswith(".gguf"))
+        files = sorted(name for name in names if is_gguf(folder / name))
         advice = (
             f"name the file: {folder / files[0]}"
             if files
@@ -307,9 +345,7 @@ def _read_text(file: Path) -> str:
 
 def called(model: str) -> str:
     """How an error names a model: whoever mistypes a path asks the hub."""
-    return (
-        model if Path(model).expanduser().exists() else f"{model} (an id on the hub: no such path)"
-    )
+    return model if expanded(model).exists() else f"{model} (an id on the hub: no such path)"
 
 
 def one_line(error: BaseException) -> str:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adapters_store.home import is_homeless
+
 _log = logging.getLogger(__name__)
 _Found = TypeVar("_Found")
 
@@ -33,6 +35,8 @@ def keep(file: Path, content: Any, stays: Callable[[], bool] = lambda: False) ->
     stays: whether a file that is there by now, of another process, is left as it is.
     """
     try:
+        if is_homeless(file):
+            raise ValueError("no such home directory is known")
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=file.parent, suffix=".part", delete=False

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from adapters_store.home import expanded
 from adapters_store.types import BaseModelSpec, BlockSpec, EmbeddingSpec, LinearShape
 from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
@@ -34,6 +34,7 @@ from router_engine.model.checkpoint import (
     called,
     check_config,
     check_model,
+    is_gguf,
     refused,
     stored_dtype,
 )
@@ -48,7 +49,6 @@ from router_engine.model.wrap import shape_of
 
 _log = logging.getLogger(__name__)
 _NAMED = 8  # tensors, where many are wrong
-_GGUF = ".gguf"
 _GENERATION = "generation_config.json"
 
 _ATTENTION = "sdpa"  # until ours is put in, whatever a config says
@@ -111,10 +111,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def described_by(model: str, *, with_tokenizer: bool = True) -> PreTrainedConfig:
     """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.exists():
         check_model(path, with_tokenizer=with_tokenizer)
-    if path.suffix == _GGUF:
+    if is_gguf(path):
         if not path.is_file():
             raise UnsupportedModelError(f"{model} is not a file")
         read = functools.partial(read_config, path)
@@ -163,7 +163,7 @@ def _read(
     name: str, described: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     with _source(name) as (place, options):
         read = functools.partial(
             AutoModelForCausalLM.from_pretrained,
@@ -188,7 +188,7 @@ def _read(
                 f"{name}: {what} tensors: {', '.join(names[:_NAMED])}{more}: the "
                 "checkpoint is not whole, or not of this architecture"
             )
-    if path.suffix == _GGUF:
+    if is_gguf(path):
         refuse_unread(path, model)
     elif (path / _GENERATION).is_file():  # which transformers passes over where it is broken
         generation = functools.partial(GenerationConfig.from_pretrained, path)
@@ -200,8 +200,8 @@ def _read(
 @contextmanager
 def _source(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where transformers finds the weights, and the options that it needs for that."""
-    path = Path(model).expanduser()
-    if path.suffix == _GGUF:
+    path = expanded(model)
+    if is_gguf(path):
         with alone(path) as (folder, file):
             yield folder, {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
     else:

@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 import router_engine
+from adapters_store.home import expanded
 from router_engine.errors import UnsupportedModelError
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.cpu.build import processor
@@ -77,7 +78,7 @@ class Proof:
         self._loaded = loaded
         self._experts = experts
         self._cache = cache
-        self._folder = folder.expanduser()
+        self._folder = expanded(folder)
         self._subject = _subject(loaded)
         self._tokens = _prompt(loaded, cache)
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from router_engine.model.checkpoint import called, refused
+from router_engine.model.checkpoint import called, is_gguf, refused
 
 
 def read_tokenizer(model: str, **options: Any) -> Any:
@@ -16,7 +16,7 @@ def read_tokenizer(model: str, **options: Any) -> Any:
     UnsupportedModelError, in one line, whatever is wrong with it.
     """
     path = Path(model)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
 
         read = partial(load_gguf_tokenizer, path)
@@ -24,4 +24,20 @@ def read_tokenizer(model: str, **options: Any) -> Any:
         from transformers import AutoTokenizer
 
         read = partial(AutoTokenizer.from_pretrained, model, trust_remote_code=False, **options)
-    return refused(called(model), "its tokenizer cannot be loaded", read)
+    name = called(model)
+    tokenizer = refused(name, "its tokenizer cannot be loaded", read)
+    refused(name, "its tokenizer cannot read text", partial(_try, tokenizer))
+    return tokenizer
+
+
+def _try(tokenizer: Any) -> None:
+    """Raises what the library does where not even a word of the tokenizer's own can be read.
+
+    Other texts may still be none to it; who sends one is told.
+    """
+    ids = tokenizer.get_vocab().values()
+    if not ids:
+        raise ValueError("it has no tokens")
+    special = frozenset(tokenizer.all_special_ids)
+    word = min((number for number in ids if number not in special), default=min(ids))
+    tokenizer.encode(tokenizer.decode([word]))

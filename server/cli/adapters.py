@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from server.cli import importing
 from server.cli.client import KeyOption, UrlOption, adapter_path, body_of, connect
-from server.cli.output import JsonOption, console, moment, size, write_json, write_text
+from server.cli.output import JsonOption, console, moment, shown, size, write_json, write_text
 from server.cli.uploading import (
     opened,
     print_notes,
@@ -102,10 +101,10 @@ def check(
 
 def _print_report(report: Mapping[str, Any]) -> None:
     for problem in report["problems"]:
-        where, message = escape(problem["where"]), escape(problem["message"])
+        where, message = shown(problem["where"]), shown(problem["message"])
         console.print(f"[red]{where}[/]: {message}", soft_wrap=True)
     for key_name in report["unknown_keys"]:
-        console.print(f"[yellow]unknown key[/]: {escape(key_name)}", soft_wrap=True)
+        console.print(f"[yellow]unknown key[/]: {shown(key_name)}", soft_wrap=True)
     print_notes(report["notes"])
     if report["loads"]:
         console.print(
@@ -148,7 +147,7 @@ def show(
     for adapter in found:
         table = Table("", "", show_header=False, box=None)
         for field, value in adapter.items():
-            table.add_row(f"[dim]{field}[/]", escape(_shown(field, value)))
+            table.add_row(f"[dim]{shown(field)}[/]", shown(_told(field, value)))
         console.print(table)
 
 
@@ -163,7 +162,7 @@ def remove(
     with connect(url, key) as client:
         params = {"force": str(force).lower()}
         gone = body_of(client.delete(adapter_path(name), params=params), DeletedReply)["deleted"]
-    console.print(f"[green]deleted[/] {escape(', '.join(gone))}")
+    console.print(f"[green]deleted[/] {shown(', '.join(gone))}")
 
 
 @app.command()
@@ -186,7 +185,8 @@ def texts(
         with opened([sent_texts(file)]) as parts:
             made = body_of(client.put(path, files=parts), AdapterReply)
     console.print(
-        f"[green]set[/] {made['num_texts']} texts of {_label(made)}, centroid {made['centroid']}"
+        f"[green]set[/] {made['num_texts']} texts of {_label(made)}, "
+        f"centroid {shown(made['centroid'])}"
     )
     print_warnings([made])
 
@@ -203,7 +203,7 @@ def alias(
     with connect(url, key) as client:
         path = adapter_path(name, "aliases", alias)
         made = body_of(client.put(path, json={"version": version}), AdapterReply)
-    console.print(f"[green]{escape(name)}@{escape(alias)}[/] is {_label(made)}")
+    console.print(f"[green]{shown(name)}@{shown(alias)}[/] is {_label(made)}")
 
 
 @app.command()
@@ -217,7 +217,7 @@ def unalias(
     with connect(url, key) as client:
         answer = client.delete(adapter_path(name, "aliases", alias))
         gone = body_of(answer, DeletedReply)["deleted"]
-    console.print(f"[green]removed[/] {escape(', '.join(gone))}")
+    console.print(f"[green]removed[/] {shown(', '.join(gone))}")
 
 
 @app.command()
@@ -243,7 +243,7 @@ def unload(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None
     with connect(url, key) as client:
         freed = body_of(client.post(adapter_path(name, "unload")), UnloadReply)
     console.print(
-        f"[green]unloaded[/] {escape(freed['name'])}, {size(freed['freed_bytes'])} are free"
+        f"[green]unloaded[/] {shown(freed['name'])}, {size(freed['freed_bytes'])} are free"
     )
 
 
@@ -272,7 +272,7 @@ def merge(
         write_json(state)
         return
     pairs = zip(state["adapters"], state["weights"], strict=False)
-    told = " + ".join(f"{weight:g} {escape(name)}" for name, weight in pairs)
+    told = " + ".join(f"{weight:g} {shown(name)}" for name, weight in pairs)
     console.print(f"[green]merged[/]: {told or 'nothing, the base is as it was'}")
 
 
@@ -293,7 +293,7 @@ def _move(
 ) -> None:
     with connect(url, key) as client:
         where = body_of(client.post(adapter_path(name, action), json=body), ResidencyReply)
-    console.print(f"[green]{escape(name)}[/] is on {_where(where)}")
+    console.print(f"[green]{shown(name)}[/] is on {shown(_where(where))}")
 
 
 def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:
@@ -307,27 +307,33 @@ def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
         residency = adapter.get("residency")
         table.add_row(
             _label(adapter),
-            escape(" ".join(adapter["aliases"])),
-            " ".join(adapter["kinds"]),
+            shown(" ".join(adapter["aliases"])),
+            shown(" ".join(adapter["kinds"])),
             str(adapter["max_rank"]),
             size(adapter["size_bytes"]),
-            "disk" if residency is None else _where(residency),
-            f"{adapter['num_texts']}, {adapter['centroid']}" if adapter["num_texts"] else "none",
-            escape(" ".join(adapter["tags"])),
+            "disk" if residency is None else shown(_where(residency)),
+            _texts(adapter),
+            shown(" ".join(adapter["tags"])),
             moment(adapter["created_at"]),
         )
     return table
 
 
+def _texts(adapter: Mapping[str, Any]) -> str:
+    if not adapter["num_texts"]:
+        return "none"
+    return shown(f"{adapter['num_texts']}, {adapter['centroid']}")
+
+
 def _label(adapter: Mapping[str, Any]) -> str:
-    return escape(f"{adapter['name']}@{adapter['version']}")
+    return shown(f"{adapter['name']}@{adapter['version']}")
 
 
 def _where(residency: Mapping[str, Any]) -> str:
     return f"{residency['level']}, pinned" if residency["pinned"] else str(residency["level"])
 
 
-def _shown(field: str, value: Any) -> str:
+def _told(field: str, value: Any) -> str:
     if field == "created_at":
         return moment(value, "%Y-%m-%d %H:%M:%S")
     if field == "size_bytes":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from benchmarks import forced
 from benchmarks.contention.settings import ContentionSettings
@@ -34,7 +33,7 @@ from benchmarks.uncertainty.settings import UncertaintySettings
 from router_engine.errors import EngineError
 from server.cli import experiments
 from server.cli.fields import command_of
-from server.cli.output import print_error
+from server.cli.output import console, print_error, shown
 from server.settings import SettingsError, load_settings, use_process_environment
 from training.errors import TrainingError
 
@@ -68,7 +67,7 @@ def serve(
     from benchmarks.serve import run_serve
 
     result = run_serve(serve, work, adapters, model)
-    Console().print(result_table(result))
+    console.print(result_table(result))
     write(serve.out, result, markdown, plot)
     _require_all(result["missing"])
 
@@ -84,7 +83,7 @@ def engine(
 
     result = run_engine(engine, work, adapters, model)
     if result["cells"]:
-        Console().print(result_table(result))
+        console.print(result_table(result))
     write(engine.out, result, markdown, plot_curves if result["points"] else plot)
     _require_all(result["missing"])
 
@@ -96,7 +95,7 @@ def kernels(kernels: KernelSettings, model: ModelSettings) -> None:
     from benchmarks.plots import plot_kernels
 
     result = run_kernels(kernels, model)
-    Console().print(result_table(result))
+    console.print(result_table(result))
     write(kernels.out, result, markdown, plot_kernels)
 
 
@@ -107,7 +106,7 @@ def quantization(quantization: QuantizationSettings, model: ModelSettings) -> No
 
     result = run_quantization(quantization, model)
     for table in result_tables(result):
-        Console().print(table)
+        console.print(table)
     write(quantization.out, result, markdown)
     _require_all(result["missing"])
 
@@ -121,7 +120,7 @@ def routing(routing: RoutingSettings, model: ModelSettings) -> None:
     environment = load_settings().child_environment(routing.encoder_threads)
     result = run_routing(routing, model, environment)
     for table in result_tables(result):
-        Console().print(table)
+        console.print(table)
     write(routing.out, result, markdown, plot)
     _require_all(result["missing"])
 
@@ -142,7 +141,7 @@ def experts(experts: ExpertSettings, model: ModelSettings) -> None:
     from benchmarks.experts import markdown, result_table, run_experts
 
     result = run_experts(experts, model)
-    Console().print(result_table(result))
+    console.print(result_table(result))
     write(experts.out, result, markdown)
     _require_all(result["missing"])
 
@@ -211,7 +210,7 @@ def write(
     if picture is not None:
         picture(names[2], result)
     for name in names:
-        Console().print(str(name), soft_wrap=True, highlight=False)
+        console.print(shown(str(name)), soft_wrap=True)
 
 
 def _threads(count: int | None) -> None:

@@ -168,4 +168,6 @@ def _message(response: httpx.Response) -> str:
         message = None
     if isinstance(message, str):
         return message
-    return f"the server answered {response.status_code}: {response.text[:200]}"
+    # In UTF-8, whatever it says: there are charsets that are none of text.
+    told = response.content[:200].decode(errors="replace")
+    return f"the server answered {response.status_code}: {told}"

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.cli.output import JsonOption, console, print_error, write_json
+from server.cli.output import JsonOption, console, print_error, shown, write_json
 from server.settings import Settings, SettingsError, load_settings, use_process_environment
 
 if TYPE_CHECKING:
@@ -111,13 +111,19 @@ class Report:
             self.problems.append(told)
             return
         cache, is_int8 = settings.cache_dir / "kernels", settings.quantization == "int8"
-        choice = choose(path, cache, shape, dtype, int8=is_int8)
+        measure = partial(choose, path, cache, shape, dtype)
+        told = "its layers cannot be measured on this machine"
+        try:
+            choice = refused(model, told, partial(measure, int8=is_int8))
+            other = None if is_int8 else refused(model, told, partial(measure, int8=True))
+        except EngineError as error:  # such as of layers larger than the memory
+            self.problems.append(str(error))
+            return
         weights = config.num_hidden_layers * shape.layer_weights + config.vocab_size * shape.hidden
         scale = weights / shape.weights
         self.choice, self.dtype = choice, str(dtype).removeprefix("torch.")
         measured = choice.seconds[choice.chosen]
         self.expected = {n: n / measured[n] / scale for n in _EXPECTED if n in measured}
-        other = choose(path, cache, shape, dtype, int8=True) if not is_int8 else None
         self.faster = _advice(settings, choice, dtype, other)
 
     def as_json(self) -> dict[str, Any]:
@@ -154,13 +160,13 @@ class Report:
             f"chosen        {choice.chosen}, for {told}" if choice else "chosen        torch"
         )
         for line in lines:
-            console.print(line, highlight=False)
+            console.print(shown(line))
         if choice is not None:
             console.print(_table(choice))
         for rows, speed in self.expected.items():
             console.print(f"expected      {speed:8.0f} tokens/s, {_EXPECTED[rows]}")
         for line in self.faster:
-            console.print(f"faster        {line}", soft_wrap=True)
+            console.print(f"faster        {shown(line)}", soft_wrap=True)
 
 
 def _shape(config: Any) -> Any:

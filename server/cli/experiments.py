@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import typer
-from rich.console import Console
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.experiments.settings import ExperimentSettings, PageSettings, Sizes
 from server.cli.fields import command_of
+from server.cli.output import console, shown
 from server.cli.train import Base
 from server.settings import load_settings, use_process_environment
 
@@ -40,7 +40,7 @@ def report(page: PageSettings) -> None:
     from benchmarks.experiments.report import write_pages
 
     for path in write_pages(page.journal, page.pages):
-        Console().print(str(path), soft_wrap=True, highlight=False)
+        console.print(shown(str(path)), soft_wrap=True)
 
 
 def _run(name: str, experiment: ExperimentSettings, sizes: Sizes) -> None:

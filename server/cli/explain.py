@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.color import ColorSystem
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.output import shown
 from server.weights import strongest
 
 # Okabe and Ito's set, which the colour-blind can tell apart; their black is the base's.
@@ -83,7 +83,7 @@ def legend(routing: Mapping[str, Any] | None) -> RenderableType:
     """
     why = silence(routing)
     if routing is None or why is not None:
-        return str(why)
+        return shown(str(why))
     names, rows = routing["adapters"], routing["weights"]
     means = [fmean(column) for column in zip(*rows, strict=True)]
     wins = Counter(strongest(row) for row in rows)
@@ -93,15 +93,13 @@ def legend(routing: Mapping[str, Any] | None) -> RenderableType:
     table.add_column("mean weight", justify="right")
     for index in order[:_ROWS]:
         share = f"{wins[index] / len(rows):.0%}"
-        table.add_row(
-            Text("■", style_of(index)), escape(names[index]), share, f"{means[index]:.2f}"
-        )
+        table.add_row(Text("■", style_of(index)), shown(names[index]), share, f"{means[index]:.2f}")
     if order[_ROWS:]:
         won = sum(wins[index] for index in order[_ROWS:])
         table.add_row("", f"{len(order) - _ROWS} others", f"{won / len(rows):.0%}", "")
     if wins[None]:
         table.add_row("■", "the base alone", f"{wins[None] / len(rows):.0%}", "")
-    return Group(table, summary(routing))
+    return Group(table, shown(summary(routing)))
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

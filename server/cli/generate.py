@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from server.cli.adapters import weighted
@@ -29,7 +28,7 @@ from server.cli.client import (
 )
 from server.cli.explain import legend, silence, verbatim
 from server.cli.options import command_with
-from server.cli.output import console, errors, reason, write_text
+from server.cli.output import console, errors, reason, shown, write_text
 from server.schemas.generate import StreamFrame
 
 _ROWS = 12  # of the weights table
@@ -162,7 +161,7 @@ def _prompt(given: str) -> str:
 def weights_table(routing: Mapping[str, Any]) -> Table:
     """Weights at evenly spaced tokens, the first and the last among them."""
     weights = routing["weights"]
-    table = Table("token", *map(escape, routing["adapters"]))
+    table = Table("token", *map(shown, routing["adapters"]))
     step = max(1, -(-len(weights) // _ROWS))
     for index in sorted({*range(0, len(weights), step), *range(len(weights))[-1:]}):
         table.add_row(str(index), *(f"{weight:.3f}" for weight in weights[index]))
@@ -243,7 +242,7 @@ def _draw(path: Path, routing: Mapping[str, Any] | None, texts: list[str]) -> No
 
     why = silence(routing)
     if routing is None or why is not None:
-        errors.print(f"{why}; {path} is not written", soft_wrap=True, highlight=False)
+        errors.print(shown(f"{why}; {path} is not written"), soft_wrap=True, highlight=False)
         return
     with _written("--heatmap", path):
         # An end-of-text token closes the stream; it has no row of weights.
@@ -255,7 +254,7 @@ def _draw_gates(path: Path, gates: Sequence[Mapping[str, Any]] | None) -> None:
 
     if not gates:
         why = "no adapter that acted has routers inside its layers"
-        errors.print(f"{why}; {path} is not written", soft_wrap=True, highlight=False)
+        errors.print(shown(f"{why}; {path} is not written"), soft_wrap=True, highlight=False)
         return
     with _written("--gates", path):
         write_gates(path, gates)
@@ -268,7 +267,7 @@ def _written(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CommandError(f"{option} {path}: {error.strerror or error}") from error
-    errors.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    errors.print(shown(str(path)), soft_wrap=True, highlight=False)
 
 
 def _json_or_text(option: str, text: str) -> Any:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.names import name_problems
 from server.cli.client import KeyOption, UrlOption, connect
-from server.cli.output import console, print_error
+from server.cli.output import console, print_error, shown
 from server.cli.uploading import publish_adapter
 
 
@@ -171,9 +170,9 @@ def _told() -> Iterator[None]:
 
 def _tell(verb: str, summary: str, out: Path, notes: tuple[str, ...] = ()) -> None:
     for note in notes:
-        console.print(f"[yellow]note[/]: {escape(note)}", soft_wrap=True)
-    console.print(f"[green]{verb}[/] {summary}", soft_wrap=True)
-    console.print(str(out), soft_wrap=True, highlight=False, markup=False)
+        console.print(f"[yellow]note[/]: {shown(note)}", soft_wrap=True)
+    console.print(f"[green]{verb}[/] {shown(summary)}", soft_wrap=True)
+    console.print(shown(str(out)), soft_wrap=True)
 
 
 def _publish(out: Path, name: str | None, url: str | None, key: str | None) -> None:

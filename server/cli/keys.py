@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from server.cli.output import JsonOption, console, errors, fail, moment, write_json, write_text
+from server.cli.output import (
+    JsonOption,
+    console,
+    errors,
+    fail,
+    moment,
+    shown,
+    write_json,
+    write_text,
+)
 from server.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -51,7 +59,7 @@ def create(
         key, secret = opened.create_key(label, kind.value)
         try:
             errors.print(
-                f"[green]made[/] {key.kind} key {key.id} for {escape(key.label)}; keep the secret:"
+                f"[green]made[/] {key.kind} key {key.id} for {shown(key.label)}; keep the secret:"
             )
             write_text(f"{secret}\n")
         except BaseException:  # whoever was to read it has gone, or has no room
@@ -75,7 +83,7 @@ def list_keys(
     table = Table("id", "label", "kind", "made", "revoked")
     for key in keys:
         table.add_row(
-            key.id, escape(key.label), key.kind, _day(key.created_at), _day(key.revoked_at)
+            key.id, shown(key.label), key.kind, _day(key.created_at), _day(key.revoked_at)
         )
     console.print(table)
 
@@ -90,7 +98,7 @@ def revoke(
     """Take a key out of force, at once."""
     with _opened(cache, store, database_url) as opened:
         key = opened.revoke_key(key_id)
-    console.print(f"[green]revoked[/] {key.kind} key {key.id} of {escape(key.label)}")
+    console.print(f"[green]revoked[/] {key.kind} key {key.id} of {shown(key.label)}")
 
 
 @contextmanager

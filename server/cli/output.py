@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleDimensions
+from rich.markup import escape
 from rich.text import Text
 
 _PIPED = 10_000  # columns: what reads a pipe wants whole lines, uncut and unfolded
@@ -28,8 +29,9 @@ class _Output(Console):
         self._width, self._height = new_size
 
 
-console = _Output(highlight=False)  # a digest is one piece
-errors = Console(stderr=True)
+# A digest is one piece, and a:b:c may be a name: no smiley is meant by it.
+console = _Output(highlight=False, emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
@@ -55,8 +57,18 @@ def print_error(message: object) -> None:
 
     What is no character to be seen, such as a terminal's escape, is shown by its number.
     """
-    line = "".join(map(_seen, str(message).strip()))
+    line = seen(str(message).strip())
     errors.print(Text.assemble(("error:", "red"), f" {line}"), soft_wrap=True)
+
+
+def seen(text: str) -> str:
+    """A text with what is no character to be seen, such as a terminal's escape, by its number."""
+    return "".join(map(_seen, text))
+
+
+def shown(text: str) -> str:
+    """Somebody else's text as rich's markup, for a line or a cell of a table; see `seen`."""
+    return escape(seen(text))
 
 
 def _seen(character: str) -> str:

@@ -10,7 +10,6 @@ from typing import Annotated, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -29,6 +28,7 @@ from router_engine.model.assets import (
     OnProgress,
     ensure,
 )
+from server.cli.output import console, print_error, shown
 from server.settings import SettingsError, load_settings
 
 
@@ -47,17 +47,17 @@ def pull(
     ] = None,
 ) -> None:
     """Bring the default base model and the sentence encoder into the cache."""
-    console = Console(file=sys.stderr)  # bound now: a conversion hides what libraries write
+    bound = Console(file=sys.stderr)  # bound now: a conversion hides what libraries write
     try:
         chosen = [_asset_name(name) for name in names or list(ASSETS)]
         directory = load_settings(cache=cache).cache_dir
-        with _bars(console) as on_progress:
+        with _bars(bound) as on_progress:
             kept = [ensure(name, directory, on_progress) for name in chosen]
     except (AssetError, SettingsError) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        print_error(error)
         raise typer.Exit(1) from error
     for path in kept:
-        Console().print(str(path), soft_wrap=True, highlight=False)
+        console.print(shown(str(path)), soft_wrap=True)
 
 
 def _asset_name(name: str) -> AssetName:

@@ -21,7 +21,7 @@ from router_engine.errors import EngineError
 from router_engine.model.assets import DEFAULT, DEFAULT_MODEL, resolve_model
 from router_engine.processors import check_threads, limit_torch
 from server.cli.fields import command_of
-from server.cli.output import fail, reason
+from server.cli.output import console, fail, reason, shown
 from server.settings import SettingsError, load_settings
 from training.errors import TrainingError
 from training.settings import (
@@ -240,12 +240,11 @@ def _train(train: Callable[..., Outcome], output: Output, settings: RunSettings)
             restart=output.restart,
             on_step=on_step,
         )
-    console = Console()
     if outcome.dev_before is not None and outcome.dev_after is not None:
         console.print(f"dev loss {outcome.dev_before:.4f} -> {outcome.dev_after:.4f}")
     for what, said in outcome.notes.items():
-        console.print(f"{what}: {said}", soft_wrap=True, highlight=False)
-    console.print(str(output.out), soft_wrap=True, highlight=False)
+        console.print(shown(f"{what}: {said}"), soft_wrap=True)
+    console.print(shown(str(output.out)), soft_wrap=True)
 
 
 def evaluate(evaluation: Evaluation, base: Base) -> None:
@@ -274,7 +273,8 @@ def evaluate(evaluation: Evaluation, base: Base) -> None:
     evaluation.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     tables = evaluation.out.with_suffix(".md")
     tables.write_text(markdown(results), encoding="utf-8")
-    Console().print(f"{evaluation.out}\n{tables}", soft_wrap=True, highlight=False)
+    for written_to in (evaluation.out, tables):
+        console.print(shown(str(written_to)), soft_wrap=True)
 
 
 def _reporting(command: Callable[..., None]) -> Callable[..., None]:
@@ -303,7 +303,7 @@ def _require_extra() -> None:
 def _bar(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar; yields advance(done, total, note)."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

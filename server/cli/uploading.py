@@ -12,7 +12,6 @@ from typing import IO, Any
 import httpx
 from pydantic import BaseModel
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from adapters_store.archives import SUFFIXES, is_archive
@@ -22,7 +21,7 @@ from adapters_store.names import name_problems
 from adapters_store.texts import MAX_TEXTS_BYTES, TEXTS_FILE, parse_texts, text_problems
 from adapters_store.types import Problem
 from server.cli.client import CommandError, body_of
-from server.cli.output import console, errors, reason
+from server.cli.output import console, errors, reason, seen, shown
 from server.schemas.adapters import AdapterReply
 
 _CHUNK = 1 << 20
@@ -38,7 +37,7 @@ def publish_adapter(
 ) -> None:
     """Upload an adapter and say what it became. Raises CommandError."""
     made = upload(client, "/admin/adapters", source, form, texts, AdapterReply)
-    label = escape(f"{made['name']}@{made['version']}  {made['digest']}")
+    label = shown(f"{made['name']}@{made['version']}  {made['digest']}")
     console.print(f"[green]published[/] {label}")
     print_notes(made.get("notes", ()))
     print_warnings([made])
@@ -158,16 +157,16 @@ def _refuse(problems: Sequence[Problem]) -> None:
 @contextmanager
 def opened(sent: Sequence[Sent]) -> Iterator[list[_Part]]:
     """Parts of a multipart form, each with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=errors) as bars, ExitStack() as stack:
         parts: list[_Part] = []
         for field, name, content in sent:
             told = name.encode(errors="replace").decode()  # a header has UTF-8 alone
             file: Any
             if isinstance(content, bytes):
-                file = bars.wrap_file(io.BytesIO(content), len(content), description=escape(told))
+                file = bars.wrap_file(io.BytesIO(content), len(content), description=seen(told))
             else:
-                file = bars.open(content, "rb", description=escape(told))
+                file = bars.open(content, "rb", description=seen(told))
             parts.append((field, (told, stack.enter_context(file))))
         yield parts
 
@@ -175,11 +174,11 @@ def opened(sent: Sequence[Sent]) -> Iterator[list[_Part]]:
 def print_notes(notes: Sequence[str], output: Console = console) -> None:
     """What is worth knowing of an upload, and no reason to refuse it."""
     for note in notes:
-        output.print(f"[yellow]note[/]: {escape(note)}", soft_wrap=True)
+        output.print(f"[yellow]note[/]: {shown(note)}", soft_wrap=True)
 
 
 def print_warnings(adapters: Sequence[Mapping[str, Any]]) -> None:
     """What the server finds odd about adapters."""
     for adapter in adapters:
         for warning in adapter.get("warnings", ()):
-            console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+            console.print(f"[yellow]warning[/]: {shown(warning)}", soft_wrap=True)

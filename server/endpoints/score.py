@@ -74,13 +74,15 @@ async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
     size = text_size([body.inputs, *body.completions])
     ask = await generation.read(partial(to_ask, body, generation), size)
     generation.require_fit(len(ask.prompt_ids))
-    encode = partial(generation.tokenization.encode, add_special_tokens=False)
+    encode = generation.tokenization.encode
     given = []
     # One after the other: others have their turn between them, and what is too long ends it.
     for index, text in enumerate(body.completions):
-        ids = await generation.read(partial(encode, text), size)
+        field = f"completions.{index}"
+        read = partial(encode, text, field=field, add_special_tokens=False)
+        ids = await generation.read(read, size)
         if not ids:
-            raise InputError(f"completions.{index}", shown(text), "has no tokens to score")
+            raise InputError(field, shown(text), "has no tokens to score")
         generation.require_room(ask, len(ids))
         given.append(ids)
     jobs = await generation.prepare_scores(ask, given)

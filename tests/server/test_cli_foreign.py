@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import Result
 
-from server.cli import adapters
-from server.schemas.adapters import ADAPTER_EXAMPLE, CHECK_EXAMPLE
+from server.cli import adapters, output
+from server.schemas.adapters import ADAPTER_EXAMPLE, CHECK_EXAMPLE, MERGED_EXAMPLE
 from tests.server.foreign import Foreign, foreign_server
 from tests.server.test_cli import run
 
@@ -104,6 +104,18 @@ def test_an_error_of_another_server_is_one_line(foreign: Foreign, status: int) -
             assert "\x07" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "charset", ["base64", "hex", "bz2", "zlib", "rot13", "idna", "punycode", "utf-16", "undefined"]
+)
+def test_an_error_in_a_charset_that_is_none_of_text_is_one_line(
+    foreign: Foreign, charset: str
+) -> None:
+    foreign.answer(b"<html>no\xff", f"text/html; charset={charset}", status=502)
+    for arguments in (("adapters", "ls"), ("generate", "x")):
+        result = run(*arguments, "--url", foreign.url)
+        require_error(result, "answered 502: <html>no\ufffd")
+
+
 @pytest.mark.parametrize("body", [*ODD, events(FRAME, FRAME | {"details": DETAILS})])
 def test_a_stream_that_is_none_is_no_answer(foreign: Foreign, body: bytes) -> None:
     foreign.answer(body, "text/html")
@@ -167,6 +179,65 @@ def test_brackets_in_an_answer_are_text(foreign: Foreign, folders: dict[str, Pat
         result = run("adapters", *command, "--url", foreign.url)
         assert result.exit_code == 0, result.output
         assert "[/x]" in result.stdout
+
+
+ODD_TEXT = "a:smile:b\x1b[31mc\x07[/red]\td"
+SEEN_TEXT = "a:smile:b\\x1b[31mc\\x07[/red] d"
+
+
+def test_texts_of_a_server_are_shown_as_they_are_and_act_on_no_terminal(
+    foreign: Foreign, folders: dict[str, Path]
+) -> None:
+    odd = dict.fromkeys(("name", "digest", "base_model"), ODD_TEXT)
+    lists = {key: [ODD_TEXT] for key in ("aliases", "tags", "notes", "warnings")}
+    adapter = ADAPTER_EXAMPLE | odd | lists | {ODD_TEXT: "later"}
+    problem = {"where": ODD_TEXT, "message": ODD_TEXT}
+    report = CHECK_EXAMPLE | {
+        "loads": False,
+        "problems": [problem],
+        "unknown_keys": [ODD_TEXT],
+        "notes": [ODD_TEXT],
+    }
+    folder = str(folders["math"])
+    merged = {"mode": "merged", "adapters": [ODD_TEXT], "weights": [1.0]}
+    answers: dict[tuple[str, ...], Any] = {
+        ("ls",): {"adapters": [adapter]},
+        ("show", "a"): {"adapters": [adapter]},
+        ("publish", folder): adapter,
+        ("alias", "a", "b", "1"): adapter,
+        ("rm", "a"): {"deleted": [ODD_TEXT]},
+        ("unalias", "a", "b"): {"deleted": [ODD_TEXT]},
+        ("check", folder): report,
+        ("merge",): MERGED_EXAMPLE | merged,
+    }
+    for command, answer in answers.items():
+        foreign.answer(json.dumps(answer).encode())
+        result = run("adapters", *command, "--url", foreign.url)
+        assert isinstance(result.exception, SystemExit | None), (command, result.exception)
+        assert SEEN_TEXT in result.stdout, (command, result.output)
+        assert "\x1b" not in result.output
+        assert "\x07" not in result.output
+
+
+def test_a_label_is_shown_as_it_was_given(tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    made = run("keys", "create", ODD_TEXT, *store)
+    assert SEEN_TEXT in made.stderr
+    assert SEEN_TEXT in run("keys", "ls", *store).stdout
+    (key,) = json.loads(run("keys", "ls", "--json", *store).stdout)
+    assert key["label"] == ODD_TEXT
+    assert SEEN_TEXT in run("keys", "revoke", key["id"], *store).stdout
+
+
+def test_commands_write_by_the_common_console() -> None:
+    """Which shows what it is given; train's error line is the one that escapes by itself."""
+    folder = Path(output.__file__).parent
+    for file in sorted(folder.glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        assert "Console()" not in text, file
+        if file.name not in ("output.py", "train.py"):
+            assert "rich.markup" not in text, file
+    assert output.console.size.width > 1000  # of no terminal: tables are whole
 
 
 def test_a_check_for_programs(foreign: Foreign, folders: dict[str, Path]) -> None:

@@ -67,6 +67,15 @@ def test_a_model_that_has_no_shape_is_a_problem(
     assert "cores" in text
 
 
+def test_layers_larger_than_the_memory_are_a_problem(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 1 << 42}))
+    text = " ".join(_doctor(tmp_path / "cache", model).split())
+    assert "its layers cannot be measured on this machine" in text
+    assert "chosen torch" in text
+
+
 def test_an_unknown_set_is_refused_by_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["doctor"], env={"ADAPTERMIX_CPU_ISA": "sse9"})
     assert result.exit_code == 2

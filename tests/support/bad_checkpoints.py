@@ -247,6 +247,15 @@ BAD = [
     ),
     Bad("a Llama of a mistral",
         keys(model_type="mistral"), ("LlamaForCausalLM", "makes a MistralForCausalLM")),
+    *(
+        Bad(f"{name} of {value}", keys(**{name: value}), (f"{name} is ", "supported"))
+        for name, value in (
+            ("max_position_embeddings", 36893488147419103232), ("max_position_embeddings", 2**31),
+            ("hidden_size", 2**70), ("vocab_size", 2**63), ("eos_token_id", [2, 2**70]),
+            ("num_hidden_layers", -(2**63) - 1), ("bos_token_id", 10**4000), ("n_positions", 2**31),
+        )
+    ),
+    Bad("a deep number", keys(extra={"a": [{"b": 2**64}]}), ("extra.a.b is a number of 65 bits",)),
     Bad("other weights",
         keys(transformers_weights="other.safetensors"), ("transformers_weights", "remove it")),
     Bad("the same weights by name",
@@ -273,7 +282,7 @@ ODD = [
     Bad("layers as text", keys(num_hidden_layers="2"), ("num_hidden_layers",)),
     Bad("layers that are not there", keys(num_hidden_layers=3), ("missing tensors",)),
     Bad("heads that do not fit", keys(num_attention_heads=3), ("number of attention heads",)),
-    Bad("more than a machine holds", keys(hidden_size=2**70), ("its ",)),
+    Bad("more than a machine holds", keys(hidden_size=2**62), ("its ",)),
     Bad("no heads", keys(num_attention_heads=0), ("its ",)),
     Bad("no width", keys(head_dim=0), ("model",)),
     Bad("unknown activation", keys(hidden_act="nope"), ("nope",)),

@@ -128,7 +128,17 @@ def test_objects_beside_the_tensors_are_refused_by_name(model: Any, tmp_path: Pa
 def test_what_torch_did_not_save_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     said = refused(tmp_path, tmp_path / "model.pt")
-    assert "is no file of torch.save, or is damaged" in said
+    assert said.endswith("is no file of torch.save, or is damaged")  # without torch's advice
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(POINTER)
+    said = refused(tmp_path, tmp_path / "model.pt")
+    assert "is a Git LFS pointer" in said
+    assert "git lfs pull" in said
 
 
 @pytest.mark.parametrize("kind", KINDS)

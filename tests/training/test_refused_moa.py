@@ -33,6 +33,8 @@ Change = Callable[[dict[str, Any]], object]
 GIVEN = Heads(HEADS, KV_HEADS)
 HF_1, NATIVE_1 = f"{HF_PREFIX}.1", f"{NATIVE_PREFIX}.1"
 ROUTER = "adapter_type_router.weight"
+HF_FILE, NATIVE_FILE = "adapter_model.bin", "adapter.pth"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
 def without(*parts: str) -> Change:
@@ -225,6 +227,22 @@ def test_spans_make_layers_differ(tmp_path: Path) -> None:
         ("model.layers.1.mlp#parallel", 0),
     ]
     assert "layers without experts, whose routers are left out: 2" in imported.adapter.notes
+
+
+@pytest.mark.parametrize("content", [POINTER, b"garbage"])
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, content: bytes) -> None:
+    hf = save_hf(tmp_path / "hf", {}, hf_config())
+    native = save_native(tmp_path / "native", {}, native_params(SOFT))
+    told = "is a Git LFS pointer.*git lfs pull" if content == POINTER else "or is damaged$"
+    (hf / HF_FILE).write_bytes(content)
+    with pytest.raises(InvalidAdapterError, match=told):
+        import_hf(hf, None, tmp_path / "out")
+    (native / NATIVE_FILE).write_bytes(content)
+    with pytest.raises(InvalidAdapterError, match=told):
+        import_native(native, GIVEN, None, tmp_path / "out")
+    (native / "adapter_params.json").write_bytes(POINTER)
+    with pytest.raises(InvalidAdapterError, match=r"adapter_params.json.*Git LFS pointer"):
+        import_native(native, GIVEN, None, tmp_path / "out")
 
 
 def test_what_has_no_effect_is_noted(tmp_path: Path) -> None:

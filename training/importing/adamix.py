@@ -11,7 +11,7 @@ from adapters_store.formats.adamix import AdamixLora, checked_alpha, read_lora
 from adapters_store.formats.adamix_bottleneck import AdamixBottleneck, read_bottlenecks
 from adapters_store.formats.adamix_state import has_bottlenecks, refusal, state_of
 from adapters_store.formats.peft import CONFIG_FILE
-from training.importing.folders import check_out, write_native, write_tensors
+from training.importing.folders import check_out, refuse_pointers, write_native, write_tensors
 from training.importing.pickles import arrays_of, read_pickle
 
 _CARD = """\
@@ -76,6 +76,7 @@ def import_adamix(
     nothing is written.
     """
     check_out(out)
+    refuse_pointers(checkpoint)
     with checkpoint.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0)

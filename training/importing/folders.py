@@ -16,6 +16,7 @@ from adapters_store.formats.native import MANIFEST_FILE, NativeAdapter
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import Problem
+from adapters_store.upload import is_pointer
 from training.importing.pickles import arrays_of, read_pickle
 
 
@@ -25,6 +26,13 @@ def check_out(out: Path) -> None:
         raise InvalidAdapterError(
             [Problem("--out", f"{out} exists already: name a new or an empty folder")]
         )
+
+
+def refuse_pointers(*files: Path) -> None:
+    """Raise InvalidAdapterError for what Git LFS keeps elsewhere."""
+    if pointers := [file.name for file in files if is_pointer(file)]:
+        told = "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned"
+        raise InvalidAdapterError([Problem(name, told) for name in pointers])
 
 
 def write_tensors(out: Path, tensors: Mapping[str, NDArray[Any]], card: str) -> None:

@@ -12,7 +12,7 @@ from adapters_store.formats.moa import summary
 from adapters_store.formats.moa_native import Heads
 from adapters_store.formats.native import NativeAdapter
 from adapters_store.types import Problem
-from training.importing.folders import check_out, read_flat, write_native
+from training.importing.folders import check_out, read_flat, refuse_pointers, write_native
 
 _MAX_CONFIG_BYTES = 1 << 20
 _CARD = """\
@@ -56,7 +56,7 @@ def import_hf(folder: Path, gamma_max: float | None, out: Path) -> Imported:
     written.
     """
     check_out(out)
-    _refuse_missing(folder, moa_hf.CONFIG_FILE, moa_hf.TENSOR_FILE)
+    _require(folder, moa_hf.CONFIG_FILE, moa_hf.TENSOR_FILE)
     config = _load(folder / moa_hf.CONFIG_FILE)
     state, sha256 = read_flat(folder / moa_hf.TENSOR_FILE)
     adapter = moa_hf.convert(config, state, gamma_max)
@@ -72,7 +72,7 @@ def import_native(folder: Path, heads: Heads, base: Path | None, out: Path) -> I
     check_out(out)
     if base is not None:
         heads = _heads_of(base, heads)
-    _refuse_missing(folder, moa_native.PARAMS_FILE, moa_native.TENSOR_FILE)
+    _require(folder, moa_native.PARAMS_FILE, moa_native.TENSOR_FILE)
     params = _load(folder / moa_native.PARAMS_FILE)
     state, sha256 = read_flat(folder / moa_native.TENSOR_FILE)
     adapter = moa_native.convert(params, state, heads)
@@ -86,10 +86,11 @@ def _load(path: Path) -> dict[str, object]:
         raise InvalidAdapterError([Problem(path.name, str(error))]) from error
 
 
-def _refuse_missing(folder: Path, *names: str) -> None:
+def _require(folder: Path, *names: str) -> None:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise InvalidAdapterError([Problem(name, f"is missing in {folder}") for name in absent])
+    refuse_pointers(*(folder / name for name in names))
 
 
 def _heads_of(base: Path, given: Heads) -> Heads:
@@ -97,7 +98,7 @@ def _heads_of(base: Path, given: Heads) -> Heads:
         raise InvalidAdapterError(
             [Problem("--base", "is given with --heads or --kv-heads: give one or the other")]
         )
-    _refuse_missing(base, "config.json")
+    _require(base, "config.json")
     config = _load(base / "config.json")
     query = config.get("num_attention_heads")
     key_value = config.get("num_key_value_heads", query)

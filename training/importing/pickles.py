@@ -41,8 +41,7 @@ def _reason(error: Exception) -> str:
             f"holds {foreign['name']}, not only tensors: such a file can run code when it is read, "
             "so nothing of it was. Where it was written, save the tensors alone"
         )
-    lines = str(error).splitlines() or [type(error).__name__]
-    return f"is no file of torch.save, or is damaged: {lines[0][:200]}"
+    return "is no file of torch.save, or is damaged"
 
 
 def arrays_of(state: Mapping[str, object]) -> dict[str, NDArray[np.generic]]:

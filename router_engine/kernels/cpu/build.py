@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
 from pathlib import Path
 
+from adapters_store.home import expanded, is_homeless
 from router_engine.errors import EngineError
 from router_engine.processors import usable_cores
 
@@ -82,7 +83,7 @@ def library_path(cache: Path, isas: Sequence[str] | None = None) -> Path:
     for held in (known_isas(), machine_isas()):
         if isas is None and (shipped := SHIPPED / _name(held)).exists():
             return shipped
-    return cache.expanduser() / _name(machine_isas() if isas is None else isas)
+    return expanded(cache) / _name(machine_isas() if isas is None else isas)
 
 
 def build(cache: Path, isas: Sequence[str] | None = None) -> Path:
@@ -92,6 +93,8 @@ def build(cache: Path, isas: Sequence[str] | None = None) -> Path:
     """
     path = library_path(cache, isas)
     if not path.exists():
+        if is_homeless(path):
+            raise KernelBuildError(f"{path.parent} begins at no home directory that is known")
         _compile(path, machine_isas() if isas is None else isas)
     return path
 

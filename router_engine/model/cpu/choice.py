@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from adapters_store.home import expanded
 from router_engine.errors import EngineError
 from router_engine.kernels.cpu.build import processor
 from router_engine.kernels.cpu.library import Library, supported_isas
@@ -75,7 +76,7 @@ def choose(path: Path, cache: Path, shape: LayerShape, dtype: torch.dtype, *, in
     isas = supported_isas(path)
     if not isas:
         raise EngineError(f"no instruction set of {path.name} runs on this processor")
-    kept = cache.expanduser() / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
+    kept = expanded(cache) / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
     tried = isas[-_MOST:]
     parse = partial(parse_choice, (*tried, *([] if int8 else [TORCH])))
     before = read_kept(kept, parse)

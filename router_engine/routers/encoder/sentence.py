@@ -107,6 +107,7 @@ class SentenceEncoder:
         )
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._folder.max_pieces, direction=_DIRECTION[window])
+        refused(file, "the tokenizer cannot read text", partial(tokenizer.encode, "text"))
         return tokenizer
 
     def _pieces(self, texts: Sequence[str], window: Window) -> list[Pieces]:
