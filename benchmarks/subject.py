@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from adapters_store.types import BaseModelSpec, LinearShape
 from benchmarks.process import default_model
 from router_engine.model.assets import DEFAULT
-from router_engine.model.loader import base_spec
+from router_engine.model.loader import base_spec, described_by
 from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
+from router_engine.model.tokenizer import read_tokenizer
 
 RANK = 8
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -42,14 +43,17 @@ class Subject:
 
     @classmethod
     def of(cls, model: str) -> Subject:
-        """The tiny random model by that name, otherwise a checkpoint directory."""
+        """The tiny random model by that name, otherwise a checkpoint directory.
+
+        Raises UnsupportedModelError for one that could not be served.
+        """
         if model == TINY_RANDOM:
             return cls(model, model, tiny_config(), tiny_tokenizer())
         return cls(
             model,
             Path(model).name,
-            AutoConfig.from_pretrained(model),
-            AutoTokenizer.from_pretrained(model),
+            described_by(model),
+            read_tokenizer(model),
         )
 
     def count_tokens(self, text: str) -> int:

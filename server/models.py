@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +45,13 @@ def load_tokenizer(files: BaseFiles) -> Any:
         from router_engine.model.tiny_tokenizer import tiny_tokenizer
 
         return tiny_tokenizer()
-    path = Path(files.load)
-    from router_engine.model.checkpoint import called, is_gguf, refused
+    from router_engine.model.checkpoint import is_gguf
 
-    with nullcontext() if is_gguf(path) else torch_hidden():  # transformers reads GGUF with torch
-        from transformers import AutoTokenizer
+    needs_torch = is_gguf(Path(files.load))  # transformers reads GGUF with it
+    with nullcontext() if needs_torch else torch_hidden():
+        from router_engine.model.tokenizer import read_tokenizer
 
-        if is_gguf(path):
-            from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
-
-            read = partial(load_gguf_tokenizer, path)
-        else:
-            read = partial(AutoTokenizer.from_pretrained, files.load, trust_remote_code=False)
-        name = called(files.load)
-        tokenizer = refused(name, "its tokenizer cannot be loaded", read)
-        refused(name, "its tokenizer cannot read text", partial(_try, tokenizer))
-        return tokenizer
-
-
-def _try(tokenizer: Any) -> None:
-    """Raises what the library does where not even a word of the tokenizer's own can be read.
-
-    Other texts may still be none to it; who sends one is told.
-    """
-    ids = tokenizer.get_vocab().values()
-    if not ids:
-        raise ValueError("it has no tokens")
-    special = frozenset(tokenizer.all_special_ids)
-    word = min((number for number in ids if number not in special), default=min(ids))
-    tokenizer.encode(tokenizer.decode([word]))
+        return read_tokenizer(files.load)
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         return list(_rows(path))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as JSON lines: {error}") from error
 
 
@@ -74,7 +75,7 @@ def _rows(path: Path) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: no JSON: {error}") from error
             yield _row(value, f"{path}:{number}")
 
@@ -85,6 +86,8 @@ def _row(value: object, where: str) -> Row:
         text = value.get(key) if isinstance(value, dict) else None
         if not isinstance(text, str) or not text:
             raise DataError(f"{where}: {key!r} must be a text that is not empty")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{where}: {key!r} holds half of a surrogate pair: no character")
         texts.append(text)
     return Row(prompt=texts[0], completion=texts[1])
 

@@ -8,18 +8,16 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from training.base import read_base
 from training.errors import TrainingError
 from training.settings import RunSettings
 
 
 def lora_model(settings: RunSettings) -> Any:
     """The frozen base in `dtype` with fresh LoRA pairs in fp32 (A random, B zero)."""
-    base = AutoModelForCausalLM.from_pretrained(
-        settings.base, dtype=getattr(torch, settings.dtype), trust_remote_code=False
-    ).to(settings.device)
+    base = read_base(settings.base, settings.dtype, settings.device)
     model = get_peft_model(base, _peft_config(settings, base))
     model.peft_config["default"].base_model_name_or_path = settings.base_name
     return model

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoTokenizer
 
+from router_engine.model.tokenizer import read_tokenizer
 from training import checkpoint
+from training.base import check_base
 from training.card import Described, describe_lora, write_card
 from training.data import Example, Split, plan_batches, read_rows, split_rows, tokenize
 from training.loop import Learner, Loop, StepReport
@@ -75,13 +76,14 @@ def run_recipe(
     Goes on from the checkpoint in `out` where there is one, unless `restart`. Equal settings give
     equal adapters on one machine; the caller's random state is left as it was.
     """
+    check_base(settings.base)
     out.mkdir(parents=True, exist_ok=True)
     if restart:
         checkpoint.remove(out)
     data, seed = settings.data, settings.loop.seed
     rows = [row for path in settings.files for row in read_rows(path)]
     split = split_rows(rows, dev_rows=data.dev_rows, max_rows=data.max_rows, seed=seed)
-    tokenizer = AutoTokenizer.from_pretrained(settings.base, trust_remote_code=False)
+    tokenizer = read_tokenizer(settings.base)
     examples, left_out = tokenize(split.train, tokenizer, data.max_length)
     dev, dev_left_out = tokenize(split.dev, tokenizer, data.max_length)
     plan = plan_batches(

@@ -31,6 +31,13 @@ def _check(name: str, value: object, allowed: str, *, holds: bool) -> None:
         raise TrainingError(f"{name} is {value!r}; it must be {allowed}")
 
 
+def _check_sizes(settings: object, *names: str) -> None:
+    """Widths and numbers of parts: what is far beyond a model's own is a slip of the hand."""
+    for name in names:
+        value = getattr(settings, name)
+        _check(name, value, f"at most {_LARGEST}", holds=value is None or value <= _LARGEST)
+
+
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
     """The adapter: y = W x + scale * B (A x), scale = alpha / rank, or alpha / sqrt(rank)."""
@@ -48,7 +55,8 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         _check("rank", self.rank, "at least 1", holds=self.rank >= 1)
-        _check("alpha", self.alpha, "above 0", holds=self.alpha > 0)
+        _check_sizes(self, "rank")
+        _check("alpha", self.alpha, "a number above 0", holds=0 < self.alpha < math.inf)
         _check("targets", self.targets, "at least one name", holds=len(self.targets) > 0)
         _check("dropout", self.dropout, "from 0 to below 1", holds=0 <= self.dropout < 1)
 
@@ -95,6 +103,7 @@ class AdamixSettings:
         _check("size", self.size, "left out with LoRA", holds=self.size is None or not of_lora)
         _check("size", self.size, "at least 1", holds=self.size is None or self.size >= 1)
         _check("copies", self.copies, "at least 1", holds=self.copies >= 1)
+        _check_sizes(self, "size", "copies")
         _check("share", self.share, "none, down or up", holds=self.share in get_args(Share))
         _check("routing", self.routing, "batch or example", holds=self.routing in get_args(Routing))
         weight = self.consistency
@@ -165,6 +174,7 @@ class MoaSettings:
         for name in ("parallel", "prompt", "router_factor"):
             value = getattr(self, name)
             _check(name, value, "at least 0", holds=value >= 0)
+        _check_sizes(self, "parallel", "prompt", "router_factor")
         given = self.router_input
         _check("router_input", given, "pre_norm or post_norm", holds=given in get_args(RouterInput))
         allowed = "frozen, straight_through or constant"
@@ -173,6 +183,8 @@ class MoaSettings:
         _check("temperature", self.temperature, "above 0", holds=self.temperature > 0)
         read = all(_RANK.fullmatch(text) for text in self.ranks)
         _check("ranks", self.ranks, "as 'down_proj=16'", holds=read)
+        small = all(rank <= _LARGEST for rank in self.rank_of.values())
+        _check("ranks", self.ranks, f"of at most {_LARGEST}", holds=small)
         for name, unused in (
             ("gamma_max", self.variant != "sparse"),
             ("threshold", self.variant != "sparse"),
@@ -201,6 +213,7 @@ class MoeLoraSettings:
 
     def __post_init__(self) -> None:
         _check("experts", self.experts, "at least 2", holds=self.experts >= 2)
+        _check_sizes(self, "experts")
         allowed = f"from 1 to experts, {self.experts}"
         _check("top_k", self.top_k, allowed, holds=1 <= self.top_k <= self.experts)
         given = self.router_input
@@ -208,6 +221,8 @@ class MoeLoraSettings:
 
 
 _VARIANTS = get_args(Variant)
+_LARGEST = 65_536
+_SEEDS = range(-(2**63), 2**64)  # that torch.manual_seed takes
 _RANK = re.compile(r"[\w.]+=[1-9]\d*")
 
 
@@ -271,10 +286,13 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         rate, warmup = self.learning_rate, self.warmup_ratio
-        _check("learning_rate", rate, "above 0", holds=rate > 0)
+        _check("learning_rate", rate, "a number above 0", holds=0 < rate < math.inf)
         _check("warmup_ratio", warmup, "from 0 to 1", holds=0 <= warmup <= 1)
         _check("max_grad_norm", self.max_grad_norm, "above 0", holds=self.max_grad_norm > 0)
-        _check("weight_decay", self.weight_decay, "at least 0", holds=self.weight_decay >= 0)
+        decay = self.weight_decay
+        _check("weight_decay", decay, "a number of at least 0", holds=0 <= decay < math.inf)
+        allowed = f"from {_SEEDS[0]} to {_SEEDS[-1]}"
+        _check("seed", self.seed, allowed, holds=self.seed in _SEEDS)
 
 
 @dataclass(frozen=True, slots=True)

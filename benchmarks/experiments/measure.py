@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from sacrebleu.metrics.bleu import BLEU
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from benchmarks.experiments.tasks import ExperimentTask, TestRow, completions_of
 from training.adamix.draws import seeded
@@ -23,14 +22,6 @@ T = TypeVar("T")
 _BATCH_TOKENS = 2048
 _GENERATE_ROWS = 30
 _DIGITS = 4  # of what is kept of a row
-
-
-def load_tokenizer(base: str) -> Any:
-    """The base's tokenizer, which pads on the left."""
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = tokenizer.eos_token_id
-    return tokenizer
 
 
 def row_nll(model: Any, rows: Sequence[Row], tokenizer: Any) -> tuple[list[float], list[int]]:

@@ -15,10 +15,11 @@ import torch
 from adapters_store.tensor_header import read_header
 from benchmarks.experiments.arms import Arm, experiment_named
 from benchmarks.experiments.job import Job, Place
-from benchmarks.experiments.measure import answers, draws_nll, load_tokenizer, row_nll
+from benchmarks.experiments.measure import answers, draws_nll, row_nll
 from benchmarks.experiments.settings import Sizes
 from benchmarks.experiments.tasks import TASKS, TestRow, task_rows, within_budget
 from benchmarks.machine import describe_machine, describe_software
+from training.base import padding_tokenizer
 from training.data import Row, tokenize
 from training.loop import Losses
 from training.loss import Batch
@@ -33,7 +34,7 @@ _LAST_STEPS = 10  # whose mean a curve's end is
 def run(job: Job, place: Place) -> dict[str, Any]:
     """Train and measure; what the journal keeps."""
     arm, task = experiment_named(job.experiment).arms[job.arm], TASKS[job.task]
-    tokenizer = load_tokenizer(place.base)
+    tokenizer = padding_tokenizer(place.base)
     train = task_rows(task, place.data, "train", job.seed)
     sizes = job.sizes
     rows = within_budget(train, sizes.tokens, sizes.max_length, lambda row: _length(row, tokenizer))

@@ -53,14 +53,15 @@ _MAX_CONTEXT = 2**31 - 1
 _NUMBERS = range(-(2**63), 2**63)  # that whole numbers of a config may be
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, *, with_tokenizer: bool = True) -> None:
     """Look at a checkpoint's directory or a GGUF file, in milliseconds.
 
+    `with_tokenizer`: whether the directory has to hold one.
     Raises UnsupportedModelError, which says what to do, for one that cannot be served.
     """
     try:
         if path.is_dir():
-            _check_folder(path)
+            _check_folder(path, with_tokenizer=with_tokenizer)
         elif is_gguf(path):
             _check_gguf(path)
         else:
@@ -154,7 +155,7 @@ def architecture(names: Any, model_type: str) -> str:
     return ARCHITECTURES.get(model_type, model_type)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, *, with_tokenizer: bool) -> None:
     names = {file.name for file in folder.iterdir()}
     if "adapter_config.json" in names:
         raise UnsupportedModelError(
@@ -173,7 +174,8 @@ def _check_folder(folder: Path) -> None:
         )
     check_config(read_json(folder / "config.json"), str(folder))
     _check_weights(folder)
-    _check_tokenizer(folder)
+    if with_tokenizer:
+        _check_tokenizer(folder)
     for name in _JSON:
         if (folder / name).is_file():
             read_json(folder / name)

@@ -109,11 +109,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
 
 
-def described_by(model: str) -> PreTrainedConfig:
+def described_by(model: str, *, with_tokenizer: bool = True) -> PreTrainedConfig:
     """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does."""
     path = expanded(model)
     if path.exists():
-        check_model(path)
+        check_model(path, with_tokenizer=with_tokenizer)
     if is_gguf(path):
         if not path.is_file():
             raise UnsupportedModelError(f"{model} is not a file")
@@ -132,8 +132,15 @@ def described_by(model: str) -> PreTrainedConfig:
 
 
 def read_checkpoint(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A checkpoint as transformers' own model. Raises UnsupportedModelError, as `load_model`."""
-    return _read(model, described_by(model), dtype)
+    """A checkpoint as transformers' own model, for which it needs no tokenizer.
+
+    Raises UnsupportedModelError as `load_model` does.
+    """
+    read = _read(model, described_by(model, with_tokenizer=False), dtype)
+    refused(model, "its own code cannot run it", functools.partial(attention_calls, read))
+    _check_built(model, read)
+    _eos_ids(model, read)
+    return read
 
 
 def _check_built(name: str, model: PreTrainedModel) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from router_engine.config import TINY_RANDOM
@@ -22,7 +21,7 @@ from router_engine.errors import EngineError
 from router_engine.model.assets import DEFAULT, DEFAULT_MODEL, resolve_model
 from router_engine.processors import check_threads, limit_torch
 from server.cli.fields import command_of
-from server.cli.output import console, shown
+from server.cli.output import console, fail, reason, shown
 from server.settings import SettingsError, load_settings
 from training.errors import TrainingError
 from training.settings import (
@@ -78,17 +77,21 @@ class Base:
     )
 
     def resolve(self) -> tuple[str, str]:
-        """(what transformers loads, public name); sets the number of threads."""
+        """(what transformers loads, public name), both checked; sets the number of threads."""
         import torch
+
+        from training.base import check_base, torch_device
 
         if self.base == TINY_RANDOM:
             raise TrainingError(f"base {TINY_RANDOM!r} is made anew each time; use a directory")
         check_threads("threads", self.threads)
+        torch_device(self.device)
         if self.threads is None:
             limit_torch()
         else:
             torch.set_num_threads(self.threads)
         found = resolve_model(self.base, load_settings(cache=self.cache).cache_dir)
+        check_base(str(found))
         named = _DEFAULT_MODEL_NAME if self.base in (DEFAULT, DEFAULT_MODEL) else str(found)
         public = Path(named).name if isinstance(found, Path) else named
         return str(found), self.base_name or public
@@ -114,6 +117,12 @@ class Output:
     )
     restart: bool = field(default=False, metadata=about("Begin anew instead of going on."))
 
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 0:
+            raise TrainingError(
+                f"checkpoint_every is {self.checkpoint_every}; it must be at least 0"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -128,6 +137,13 @@ class Evaluation:
     nll_rows: int = field(default=150, metadata=about("Test rows of a task for the NLL."))
     answer_rows: int = field(default=100, metadata=about("Of those, rows to answer and score."))
     seed: int = field(default=0, metadata=about("Chooses the rows."))
+
+    def __post_init__(self) -> None:
+        names = [folder.resolve().name for folder in self.adapters]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise TrainingError(
+                f"several adapters are called {', '.join(sorted(twice))}: rename their folders"
+            )
 
 
 def lora(
@@ -270,8 +286,7 @@ def _reporting(command: Callable[..., None]) -> Callable[..., None]:
             _require_extra()
             command(**values)
         except (TrainingError, EngineError, SettingsError, OSError) as error:
-            Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(1) from error
+            fail(reason(error), error)
 
     return reporting
 

@@ -16,12 +16,13 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.experiments.arms import EXPERIMENTS
 from benchmarks.experiments.harness import jobs_of, run_experiment
 from benchmarks.experiments.job import Job, Place, from_json, to_json
-from benchmarks.experiments.measure import answers, draws_nll, load_tokenizer, row_nll
+from benchmarks.experiments.measure import answers, draws_nll, row_nll
 from benchmarks.experiments.run import run
 from benchmarks.experiments.settings import ExperimentSettings, Sizes
 from benchmarks.experiments.tasks import TASKS, completions_of, task_rows, within_budget
 from router_engine.model.tiny import save_tiny
 from training.adamix.draws import seeded
+from training.base import padding_tokenizer
 from training.data import Row
 from training.recipes.adamix import AdamixPupil, adamix_recipe
 from training.settings import AdamixSettings, RunSettings
@@ -113,7 +114,7 @@ def test_a_draw_is_one_choice_for_all_rows_and_the_ensemble_the_mean_of_probabil
     base: Path, pupil: AdamixPupil
 ) -> None:
     """Against each row alone, under the same seeds."""
-    tokenizer = load_tokenizer(str(base))
+    tokenizer = padding_tokenizer(str(base))
     rows = [Row("ab", "cde"), Row("a longer prompt", " x"), Row("q", "r")]
     draws, ensemble = draws_nll(pupil, rows, tokenizer, draws=3, ensemble=2)
     totals, tokens = [0.0] * 3, 0
@@ -139,7 +140,7 @@ def test_a_draw_is_one_choice_for_all_rows_and_the_ensemble_the_mean_of_probabil
 
 
 def test_answers_are_scored_against_every_reference(base: Path, data: Path) -> None:
-    tokenizer = load_tokenizer(str(base))
+    tokenizer = padding_tokenizer(str(base))
     rows = task_rows(TASKS["e2e"], data, "test", 0)[:3]
     prompts = [one.row.prompt for one in rows]
 

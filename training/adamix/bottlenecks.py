@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
-from transformers import AutoModelForCausalLM
 
 from adapters_store.expert_types import BottleneckExpertSpec
 from adapters_store.expert_types import Copies as Kept
 from router_engine.model.tap import layers_of
 from training.adamix.copies import Copies
 from training.adamix.draws import Draws
+from training.base import read_base, torch_device
 from training.card import Described
 from training.native import save_native
 from training.settings import AdamixSettings, RunSettings
@@ -58,9 +58,7 @@ class Bottlenecks:
     """The frozen base with a bottleneck of copies, in fp32, after each feed-forward module."""
 
     def __init__(self, settings: RunSettings, adamix: AdamixSettings, draws: Draws) -> None:
-        base: Any = AutoModelForCausalLM.from_pretrained(
-            settings.base, dtype=getattr(torch, settings.dtype), trust_remote_code=False
-        )
+        base = read_base(settings.base, settings.dtype, "cpu")
         self.model = base.requires_grad_(requires_grad=False)
         self._settings = settings
         activation: Gelu = "gelu_tanh" if base.config.model_type == "gpt2" else "gelu"
@@ -70,7 +68,7 @@ class Bottlenecks:
             bottleneck = Bottleneck(base.config.hidden_size, adamix, draws, activation)
             _put_after(layer.mlp, bottleneck)
             self._held[f"{path}.{index}.mlp"] = bottleneck
-        base.to(settings.device)
+        base.to(torch_device(settings.device))
 
     def merge(self) -> None:
         """Put the means in place of the copies."""

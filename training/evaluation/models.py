@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from router_engine.model.checkpoint import refused
+from training.base import check_base, padding_tokenizer, read_base
 from training.data import Row, tokenize
 from training.errors import TrainingError
+from training.evaluation.adapters import check_adapter
 from training.evaluation.tasks import options_of
 from training.loss import nll_per_row
 from training.settings import DTypeName
@@ -26,34 +29,41 @@ _GENERATE_ROWS = 50
 
 
 class Systems:
-    """One base model with adapters beside it, one of which answers at a time."""
+    """One base model with adapters beside it, one of which answers at a time.
+
+    Raises TrainingError for adapters that do not fit it, UnsupportedModelError for a base that
+    could not be served.
+    """
 
     def __init__(
         self, base: str, adapters: Mapping[str, Path], dtype: DTypeName, device: str
     ) -> None:
         if not adapters or BASE in adapters:
             raise TrainingError(f"name at least one adapter, none of them {BASE!r}")
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            base, padding_side="left", trust_remote_code=False
-        )
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token_id = self.tokenizer.eos_token_id
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, dtype), trust_remote_code=False
-        ).to(device)
-        self._device = torch.device(device)
-        first, *others = adapters
-        self._model = PeftModel.from_pretrained(
-            model, adapters[first], adapter_name=first, autocast_adapter_dtype=False
-        ).eval()
-        for name in others:
-            self._model.load_adapter(adapters[name], name, autocast_adapter_dtype=False)
+        check_base(base)
+        self.tokenizer = padding_tokenizer(base)
+        model = read_base(base, dtype, device)
+        self._device = model.device
+        for folder in adapters.values():
+            check_adapter(folder, model)
+        # PEFT allows no dots in its names.
+        self._peft_names = {name: f"adapter{index}" for index, name in enumerate(adapters)}
+        self._model: Any = None
+        for name, folder in adapters.items():
+            first = partial(PeftModel.from_pretrained, model)
+            load = first if self._model is None else self._model.load_adapter
+            put = partial(
+                load, folder, adapter_name=self._peft_names[name], autocast_adapter_dtype=False
+            )
+            put_in = refused(str(folder), "PEFT cannot load it", put)
+            self._model = put_in if self._model is None else self._model
+        self._model.eval()
         self.names = (BASE, *adapters)
 
     @contextmanager
     def _under(self, name: str) -> Iterator[Any]:
         if name != BASE:
-            self._model.set_adapter(name)
+            self._model.set_adapter(self._peft_names[name])
         with torch.no_grad(), self._model.disable_adapter() if name == BASE else nullcontext():
             yield self._model
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
@@ -16,6 +17,8 @@ from adapters_store.expert_types import (
     LoraExpertSpec,
 )
 from adapters_store.types import AdapterManifest, BaseModelSpec
+from router_engine.model.checkpoint import refused
+from router_engine.model.loader import described_by
 from training.moa.plan import moe_lora_manifest, shape_of
 from training.settings import LoraSettings, MoeLoraSettings
 
@@ -27,10 +30,9 @@ def parameters(manifest: AdapterManifest) -> int:
 
 def shape_of_base(base: str) -> BaseModelSpec:
     """The shape of the base in a directory or of a hub id, without its weights."""
+    make = partial(AutoModelForCausalLM.from_config, described_by(base), trust_remote_code=False)
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return shape_of(base, model)
+        return shape_of(base, refused(base, "its own code cannot run it", make))
 
 
 def lora_parameters(base: BaseModelSpec, lora: LoraSettings) -> int:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from router_engine.model.loader import check_supported
+from training.base import read_base
 from training.moa.model import MoaModel
 from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
 from training.moa.router import RouterTraining
@@ -16,11 +13,7 @@ from training.settings import MoaSettings, MoeLoraSettings, RunSettings
 
 def frozen_base(settings: RunSettings) -> Any:
     """The base in `dtype` on `device`; raises UnsupportedModelError for what isn't served."""
-    base = AutoModelForCausalLM.from_pretrained(
-        settings.base, dtype=getattr(torch, settings.dtype), trust_remote_code=False
-    ).to(settings.device)
-    check_supported(base.config)
-    return base
+    return read_base(settings.base, settings.dtype, settings.device)
 
 
 def moa_model(settings: RunSettings, moa: MoaSettings) -> MoaModel:
