@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers.convert_slow_tokenizer import generate_merges
 
-    ids, scores = vocabulary.ids, vocabulary.items("scores", float, one_each=True)
+    ids, scores = vocabulary.ids, vocabulary.items("scores", Real, one_each=True)
     merges = generate_merges(ids, dict(zip(vocabulary.tokens, scores, strict=True)))
     unknown = vocabulary.token("unknown")
     backend = Tokenizer(

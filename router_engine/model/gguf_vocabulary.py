@@ -9,7 +9,7 @@ PREFIX = "tokenizer.ggml."
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # tokenizer.ggml.model: how pieces are spelled
 LISTS = ("tokens", "token_type", "merges", "scores")  # those that are read
 
-_APPLIED = ("model", "pre", *LISTS)
+_APPLIED = ("model", "pre")
 _FLAGS = ("add_bos_token", "add_eos_token")
 _ID = "_token_id"  # bos, eos, unknown and padding are applied; nothing here asks for others
 _SILENT = ("token_type_count",)  # segments of a BERT
@@ -42,6 +42,8 @@ def _refusal(key: str, value: Any, tokens: int, *, of_bytes: bool) -> str | None
     """Why a key's value cannot be served."""
     if key in _APPLIED or key in _SILENT:
         return None
+    if key in LISTS:
+        return None if isinstance(value, list) else "a list is supported"
     if key.endswith(_ID):
         is_id = isinstance(value, int) and not isinstance(value, bool)
         return None if is_id and 0 <= value < tokens else f"the vocabulary has {tokens} tokens"
