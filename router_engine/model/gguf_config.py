@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_engine.errors import UnsupportedModelError
+from router_engine.model import gguf_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_TOKEN_LIST = f"{gguf_vocabulary.PREFIX}tokens"
+_READ = tuple(f"{gguf_vocabulary.PREFIX}{name}" for name in gguf_vocabulary.LISTS)
 _NAMED = 8  # keys or tensors, where many are wrong
 _LONGEST = 80  # characters of one that are shown
 _FREQUENCIES = "rope_freqs.weight"
@@ -102,13 +105,14 @@ def read_config(file: Path) -> PreTrainedConfig:
     header = _Header.read(file)
     header.check_kind()
     header.check_keys()
+    header.check_vocabulary()
     model_type = header.architecture
     given = {
         **{name: header.number(key, needed=True) for key, name in _KEYS[model_type].items()},
         **{name: header.number(key) for key, name in _OPTIONAL.items() if key in header.keys},
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
-    given.setdefault("vocab_size", header.vocabulary)
+    given.setdefault("vocab_size", len(header.fields.get(_TOKEN_LIST, ())))
     if model_type != "gpt2":  # as in llama.cpp
         given.setdefault("num_key_value_heads", given["num_attention_heads"])
     for name, kind in _TOKENS.items():
@@ -123,12 +127,15 @@ def read_config(file: Path) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **given)
 
 
-def plain_keys(file: Path) -> Mapping[str, Any]:
-    """A GGUF file's keys but for lists, by their whole names.
+def read_keys(file: Path) -> Mapping[str, Any]:
+    """A GGUF file's keys, by their whole names; of its lists only those of the vocabulary.
 
-    Raises whatever the reader raises for a file that is none.
+    Raises UnsupportedModelError for a key of the vocabulary that nothing here applies, by name, and
+    whatever the reader raises for a file that is none.
     """
-    return _Header.read(file).fields
+    header = _Header.read(file)
+    header.check_vocabulary()
+    return header.fields
 
 
 def refuse_unread(file: Path, model: PreTrainedModel) -> None:
@@ -156,9 +163,8 @@ class _Header:
     """A file's keys and the names of its tensors."""
 
     file: Path
-    fields: Mapping[str, Any]  # those that are no lists
+    fields: Mapping[str, Any]  # of lists only those of the vocabulary are filled
     tensors: frozenset[str]
-    vocabulary: int
     frequencies: NDArray[Any] | None  # factors of the rope, if the file has some
 
     @classmethod
@@ -173,18 +179,16 @@ class _Header:
         from gguf import GGUFReader, GGUFValueType
 
         reader = GGUFReader(str(file))
-        plain, tokens = {}, 0
+        fields = {}
         for name, field in reader.fields.items():
             if field.types[0] != GGUFValueType.ARRAY:
-                plain[name] = field.contents()
-            elif name == "tokenizer.ggml.tokens":
-                tokens = len(field.data)
+                fields[name] = field.contents()
             else:
-                plain[name] = _List()
+                fields[name] = _List(field.contents() if name in _READ else ())
         factors = [tensor.data for tensor in reader.tensors if tensor.name == _FREQUENCIES]
         names = frozenset(tensor.name for tensor in reader.tensors)
         # A copy: the reader's lies in the mapped file.
-        return cls(file, plain, names, tokens, np.array(factors[0]) if factors else None)
+        return cls(file, fields, names, np.array(factors[0]) if factors else None)
 
     @property
     def architecture(self) -> str:
@@ -236,6 +240,16 @@ class _Header:
             raise self.refuse(
                 f"not supported in a GGUF file: {_some(sorted(unknown))}. A checkpoint directory "
                 "of the same model may be served"
+            )
+
+    def check_vocabulary(self) -> None:
+        """Raises UnsupportedModelError for keys of the vocabulary that nothing here applies."""
+        found = gguf_vocabulary.unapplied(self.fields)
+        if found:
+            told = [f"{name} = {_shown(self.fields[name])} ({why})" for name, why in found.items()]
+            raise self.refuse(
+                f"not supported in a GGUF file: {_some(sorted(told))}. A checkpoint directory of "
+                "the same model may be served"
             )
 
     def number(self, key: str, *, needed: bool = False) -> Any:
@@ -320,8 +334,8 @@ def llama3_factors(base: float, width: int, factor: float) -> NDArray[np.float64
     return np.asarray(1.0 / ((1.0 - part) / factor + part))
 
 
-class _List:
-    """Stands for a list, whatever is in it: no key of a model that is served has one."""
+class _List(list[Any]):
+    """A list of a file's; shown without what is in it."""
 
     def __str__(self) -> str:
         return "a list"

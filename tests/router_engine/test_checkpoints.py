@@ -90,7 +90,6 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(tmp_path: Path) -> None:
 
 
 CUTS = {
-    None: ["a", "\n\n", " 12"],
     "gpt-2": ["a", "\n\n", " 12"],
     "smollm": ["a", "\n\n ", "1", "2"],
     "llama-bpe": ["a", "\n\n", " ", "12"],
@@ -99,13 +98,13 @@ CUTS = {
 
 
 @pytest.mark.parametrize("pre", CUTS)
-def test_a_gguf_file_says_how_text_is_cut(tmp_path: Path, pre: str | None) -> None:
+def test_a_gguf_file_says_how_text_is_cut(tmp_path: Path, pre: str) -> None:
     file = save_gguf(tmp_path / "tiny.gguf", tiny_model(), pre)
     tokenizer = load_gguf_tokenizer(file)
     text = "a\n\n 12"
     pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
     assert [text[begin:end] for _, (begin, end) in pieces] == CUTS[pre]
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
 
 
 def test_a_way_to_cut_that_nobody_knows_is_named(tmp_path: Path) -> None:

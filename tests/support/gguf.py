@@ -1,4 +1,4 @@
-"""Models with a byte-level vocabulary, as GGUF files: of every family that has such files."""
+"""Models as GGUF files: of every family that has such files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,17 +18,22 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-Value = str | bool | int | float | list[int]
+Value = str | bool | int | float | list[int] | list[str] | list[float]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Byte-level pieces by id, those of them that are control tokens, and the merges."""
+    """Pieces by id, those of them that are control tokens or a user's, and the merges.
+
+    They are byte-level, but for those of sentencepiece, whose scores stand for merges.
+    """
 
     tokens: Sequence[str]
     control: AbstractSet[int]
     merges: Sequence[str]
     end: int
+    user_defined: AbstractSet[int] = frozenset()
+    is_sentencepiece: bool = False
 
     @classmethod
     def of_bytes(cls, size: int) -> Vocabulary:
@@ -38,6 +43,23 @@ class Vocabulary:
         special = [f"<|special{i}|>" for i in range(size - len(tokens))]
         control = frozenset(range(len(tokens), size))
         return cls([*tokens, *special], control, ["1 2", "Ċ Ċ"], 258)
+
+    @classmethod
+    def of_sentencepiece(cls, size: int) -> Vocabulary:
+        """Three control tokens, pieces of "hi", then bytes up to `size`."""
+        pieces = ["<unk>", "<s>", "</s>", "▁hi", "▁h", "hi", "▁", "h", "i"]
+        tokens = [*pieces, *(f"<0x{byte:02X}>" for byte in range(size - len(pieces)))]
+        return cls(tokens, frozenset({1, 2}), [], 2, is_sentencepiece=True)
+
+    def with_last(self, token: str, *, control: bool) -> Vocabulary:
+        """With another token at the last id, a control token or one that a user defined."""
+        last = frozenset({len(self.tokens) - 1})
+        return replace(
+            self,
+            tokens=[*self.tokens[:-1], token],
+            control=self.control - last | (last if control else frozenset()),
+            user_defined=frozenset() if control else last,
+        )
 
     @classmethod
     def of(cls, folder: Path) -> Vocabulary:
@@ -134,18 +156,21 @@ def _write_shape(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
 
 
 def _write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, pre: str | None) -> None:
-    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
-    writer.add_tokenizer_model("gpt2")
+    kinds = [gguf.TokenType.NORMAL] * len(vocabulary.tokens)
+    for index in vocabulary.control:
+        kinds[index] = gguf.TokenType.CONTROL
+    for index in vocabulary.user_defined:
+        kinds[index] = gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("llama" if vocabulary.is_sentencepiece else "gpt2")
     if pre is not None:
         writer.add_tokenizer_pre(pre)
     writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types(
-        [
-            control if index in vocabulary.control else normal
-            for index in range(len(vocabulary.tokens))
-        ]
-    )
-    writer.add_token_merges(list(vocabulary.merges))
+    writer.add_token_types(kinds)
+    if vocabulary.is_sentencepiece:
+        writer.add_token_scores([-float(index) for index in range(len(vocabulary.tokens))])
+        writer.add_unk_token_id(0)
+    else:
+        writer.add_token_merges(list(vocabulary.merges))
     writer.add_bos_token_id(vocabulary.end)
     writer.add_eos_token_id(vocabulary.end)
 
