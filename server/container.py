@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -21,6 +20,7 @@ from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.process import ProcessEngineClient, ProcessLimits
 from router_engine.errors import EngineNotReadyError
+from router_engine.processes.socket_folder import socket_folder
 from router_engine.processes.supervisor import Supervisor
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.child import EncoderChild
@@ -175,9 +175,7 @@ class Container:
     async def _start(self) -> None:
         settings = self.settings
         self.auth.require_safe_host()
-        # A start that is cut off may leave a thread that still writes there.
-        folder = tempfile.TemporaryDirectory(prefix="adaptermix-", ignore_cleanup_errors=True)
-        scratch = Path(self._stack.enter_context(folder))
+        scratch = Path(self._stack.enter_context(socket_folder()))
         files = await asyncio.to_thread(base_files, settings)
         encoder_files = await asyncio.to_thread(encoder_directory, settings, scratch)
         endpoint = f"ipc://{scratch / 'encoder.sock'}" if encoder_files else None
