@@ -33,7 +33,7 @@ from server.catalogue import Catalogue
 from server.centroids import StoredCentroids
 from server.deadline import Deadline, deadline_of
 from server.draining import Draining
-from server.encoder import encoder_supervisor
+from server.encoder import TokenizerFiles, encoder_supervisor
 from server.figures import EngineFigures, figures_of
 from server.generation import Generation
 from server.metrics import Metrics
@@ -195,19 +195,20 @@ class Container:
         )
         if encoder_files is not None and endpoint is not None:
             # After the engine: it is what a first request needs.
-            await asyncio.to_thread(tokenizer.save_pretrained, scratch / "tokenizer")
-            self._start_encoder(encoder_files, scratch / "tokenizer", endpoint)
+            tokenizer_files = TokenizerFiles(tokenizer, scratch / "tokenizer")
+            await asyncio.to_thread(tokenizer_files.write)
+            self._start_encoder(encoder_files, tokenizer_files, endpoint)
         encoder = await self._connect_encoder(endpoint)
         self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
         if settings.adapters is not None:
             await self._services.catalogue.publish_folder(settings.adapters.expanduser())
 
-    def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
+    def _start_encoder(self, encoder: Path, tokenizer: TokenizerFiles, endpoint: str) -> None:
         settings = self.settings
         self._encoder = encoder_supervisor(
             EncoderConfig(
                 encoder_dir=encoder,
-                tokenizer_dir=tokenizer,
+                tokenizer_dir=tokenizer.folder,
                 endpoint=endpoint,
                 environment=settings.child_environment(settings.encoder_threads),
                 dtype=settings.encoder_dtype,
@@ -215,6 +216,7 @@ class Container:
                 make_tiny=is_tiny_encoder(settings),
             ),
             patience=settings.engine_patience,
+            prepare=tokenizer.write,
         )
         self._stack.push_async_callback(self._encoder.close, _ENCODER_STOP_SECONDS)
         self._encoder.start_soon()
