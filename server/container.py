@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -22,6 +21,7 @@ from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.process import ProcessEngineClient, ProcessLimits
 from router_engine.errors import EngineNotReadyError
+from router_engine.processes.socket_folder import socket_folder
 from router_engine.processes.supervisor import Supervisor
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.child import EncoderChild
@@ -34,7 +34,7 @@ from server.catalogue import Catalogue
 from server.centroids import StoredCentroids
 from server.deadline import Deadline, deadline_of
 from server.draining import Draining
-from server.encoder import encoder_supervisor
+from server.encoder import TokenizerFiles, encoder_supervisor
 from server.figures import EngineFigures, figures_of
 from server.generation import Generation
 from server.metrics import Metrics
@@ -176,9 +176,7 @@ class Container:
     async def _start(self) -> None:
         settings = self.settings
         self.auth.require_safe_host()
-        # A start that is cut off may leave a thread that still writes there.
-        folder = tempfile.TemporaryDirectory(prefix="adaptermix-", ignore_cleanup_errors=True)
-        scratch = Path(self._stack.enter_context(folder))
+        scratch = Path(self._stack.enter_context(socket_folder()))
         files = await asyncio.to_thread(base_files, settings)
         encoder_files = await asyncio.to_thread(encoder_directory, settings, scratch)
         endpoint = f"ipc://{scratch / 'encoder.sock'}" if encoder_files else None
@@ -198,19 +196,20 @@ class Container:
         )
         if encoder_files is not None and endpoint is not None:
             # After the engine: it is what a first request needs.
-            await asyncio.to_thread(tokenizer.save_pretrained, scratch / "tokenizer")
-            self._start_encoder(encoder_files, scratch / "tokenizer", endpoint)
+            tokenizer_files = TokenizerFiles(tokenizer, scratch / "tokenizer")
+            await asyncio.to_thread(tokenizer_files.write)
+            self._start_encoder(encoder_files, tokenizer_files, endpoint)
         encoder = await self._connect_encoder(endpoint)
         self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
         if settings.adapters is not None:
             await self._services.catalogue.publish_folder(expanded(settings.adapters))
 
-    def _start_encoder(self, encoder: Path, tokenizer: Path, endpoint: str) -> None:
+    def _start_encoder(self, encoder: Path, tokenizer: TokenizerFiles, endpoint: str) -> None:
         settings = self.settings
         self._encoder = encoder_supervisor(
             EncoderConfig(
                 encoder_dir=encoder,
-                tokenizer_dir=tokenizer,
+                tokenizer_dir=tokenizer.folder,
                 endpoint=endpoint,
                 environment=settings.child_environment(settings.encoder_threads),
                 dtype=settings.encoder_dtype,
@@ -218,6 +217,7 @@ class Container:
                 make_tiny=is_tiny_encoder(settings),
             ),
             patience=settings.engine_patience,
+            prepare=tokenizer.write,
         )
         self._stack.push_async_callback(self._encoder.close, _ENCODER_STOP_SECONDS)
         self._encoder.start_soon()

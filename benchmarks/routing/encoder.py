@@ -12,6 +12,7 @@ from benchmarks.settings import RoutingSettings
 from benchmarks.subject import Subject
 from router_engine.model.assets import DEFAULT, DEFAULT_ENCODER
 from router_engine.model.tiny import TINY_RANDOM
+from router_engine.processes.socket_folder import socket_folder
 from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.encoder.process import EncoderProcess
 from router_engine.routers.encoder.tiny import save_tiny_encoder
@@ -27,21 +28,22 @@ def encoder_worker(
     """
     tokenizer = folder / "tokenizer"
     subject.tokenizer.save_pretrained(tokenizer)
-    endpoint = f"ipc://{folder / 'socket'}"
-    config = EncoderConfig(
-        encoder_dir=_files(subject, settings.encoder, folder / "encoder"),
-        tokenizer_dir=tokenizer,
-        endpoint=endpoint,
-        environment=environment,
-        dtype=settings.encoder_dtype,
-        num_threads=settings.encoder_threads,
-    )
-    worker = EncoderProcess(config)
-    worker.start()
-    try:
-        yield endpoint
-    finally:
-        worker.stop()
+    encoder = _files(subject, settings.encoder, folder / "encoder")
+    with socket_folder() as sockets:
+        config = EncoderConfig(
+            encoder_dir=encoder,
+            tokenizer_dir=tokenizer,
+            endpoint=f"ipc://{Path(sockets) / 'socket'}",
+            environment=environment,
+            dtype=settings.encoder_dtype,
+            num_threads=settings.encoder_threads,
+        )
+        worker = EncoderProcess(config)
+        worker.start()
+        try:
+            yield config.endpoint
+        finally:
+            worker.stop()
 
 
 def _files(subject: Subject, encoder: str, scratch: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -31,6 +30,7 @@ from router_engine.processes.child_process import (
     ChildProcess,
     ChildWithProcess,
 )
+from router_engine.processes.socket_folder import socket_folder
 
 _MODULE = "router_engine.client.engine_main"
 
@@ -43,7 +43,7 @@ class EngineChild(ChildWithProcess):
 
     def __init__(self) -> None:
         super().__init__(ChildProcess(_MODULE, _output_logger, self._died))
-        self._directory = tempfile.TemporaryDirectory(prefix="adaptermix-")  # mode 0700
+        self._directory = socket_folder()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set_hwm(0)

@@ -164,20 +164,33 @@ class EncoderClient:
             raise RouterUnavailableError(f"{len(self._waiting)} asks wait for the encoder worker")
         future: asyncio.Future[m.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[ask.id] = future
+        reply: m.Reply | None = None
         try:
-            await self._socket.send(m.encode(ask))
-            reply = await asyncio.wait_for(future, self._answer_seconds)
+            async with asyncio.timeout(self._answer_seconds):
+                await self._socket.send(m.encode(ask))
+                reply = await future
         except TimeoutError as error:
             raise RouterUnavailableError(
                 f"the encoder worker gave no answer in {self._answer_seconds:g} s"
             ) from error
         finally:
             self._waiting.pop(ask.id, None)
+            if reply is None:
+                self._cancel(ask.id)
         if isinstance(reply, kind):
             return reply
         if not isinstance(reply, m.Failed):
             raise RouterError(f"unexpected {reply!r}")
         raise (RouterUnavailableError if reply.is_away else RouterError)(reply.error)
+
+    def _cancel(self, id_: int) -> None:
+        """Tell the worker that nobody waits for this answer.
+
+        Also one that has come in place of a dead one: it may be handed what that one never read.
+        Behind more than the socket holds it is sent when there is room, as the ask itself is.
+        """
+        if self._socket is not None:
+            self._socket.send(m.encode(m.Cancel(id_)))
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:

@@ -81,9 +81,15 @@ class Extend(Message, frozen=True):
 
 
 class End(Message, frozen=True):
-    """Forget a session. No answer."""
+    """Forget a session and what waits of it. No answer."""
 
     session: str
+
+
+class Cancel(Message, frozen=True):
+    """Drop the ask `id` if it still waits: nobody waits for its answer. No answer."""
+
+    id: int
 
 
 class Embedded(Message, frozen=True):
@@ -141,7 +147,9 @@ class SessionFailed(Message, frozen=True):
     is_away: bool = False
 
 
-Ask = Embed | Route | Retrieve | PutCentroids | PutExamples | AskInfo | Begin | Extend | End
+Ask = (
+    Embed | Route | Retrieve | PutCentroids | PutExamples | AskInfo | Cancel | Begin | Extend | End
+)
 Reply = Embedded | Routed | Retrieved | Done | Info | Failed | SessionRouted | SessionFailed
 
 encode = msgspec.msgpack.Encoder().encode

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from router_engine.errors import RouterError
 from router_engine.routers.encoder import messages as m
 from router_engine.routers.encoder.examples import MAX_SETS, ExampleBank
+from router_engine.routers.encoder.queue import Client, OwnedQueue
 from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.neighbours import RetrievalParams, nearest, weights_from_neighbours
 from router_engine.routers.scoring import (
@@ -30,7 +31,6 @@ from router_engine.routers.scoring import (
 
 logger = logging.getLogger(__name__)
 
-Client = bytes  # the socket identity of whoever asked
 Answer = tuple[Client, m.Reply]
 
 
@@ -58,8 +58,7 @@ class _Session:
 class _Pending:
     """One text that waits for the encoder, and what is made of its embedding [d]."""
 
-    client: Client
-    text: str
+    read: Callable[[], str]
     window: Window
     answer: Callable[[NDArray[np.float32]], m.Reply]
     fail: Callable[[str], m.Reply]
@@ -68,7 +67,8 @@ class _Pending:
 class EncoderService:
     """Owns sessions, centroids, examples and the queue of texts. Only `work` encodes.
 
-    Every ask is answered once, those of one session in order. Texts of all sessions and
+    Every ask is answered once, those of one session in order, but for what waits when its session
+    ends or is begun anew, or when it is cancelled: that is dropped. Texts of all sessions and
     requests that wait share one encoder batch. Centroid texts (`Embed`) come after them, one
     message a turn, so that publishing an adapter slows live routing but never stops it.
     """
@@ -91,8 +91,8 @@ class EncoderService:
         self._centroids: dict[str, NDArray[np.float32]] = {}
         self._examples = ExampleBank(encoder.dimension, num_sets=max_example_sets)
         self._matrices: OrderedDict[tuple[str, ...], Vector] = OrderedDict()
-        self._texts: deque[_Pending] = deque()
-        self._embeds: deque[tuple[Client, m.Embed]] = deque()
+        self._texts: OwnedQueue[_Pending] = OwnedQueue()
+        self._embeds: OwnedQueue[m.Embed] = OwnedQueue()
         self._ready: deque[Answer] = deque()
         self._warned = False
 
@@ -100,6 +100,11 @@ class EncoderService:
     def pending(self) -> int:
         """Messages taken in that still need work."""
         return len(self._texts) + len(self._embeds) + len(self._ready)
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that have begun and not ended."""
+        return len(self._sessions)
 
     def receive(self, client: Client, payload: bytes) -> None:
         """Take one message in; what cannot be read or done is answered with an error."""
@@ -118,27 +123,26 @@ class EncoderService:
         answers = [*self._ready]
         self._ready.clear()
         if self._texts:
-            count = min(len(self._texts), self._max_batch)
-            answers += self._route([self._texts.popleft() for _ in range(count)])
-        if self._embeds:
-            answers.append(self._embed(*self._embeds.popleft()))
+            taken = self._texts.take(self._max_batch)
+            answers += self._route([(client, pending) for (client, _), pending in taken])
+        answers += [self._embed(client, ask) for (client, _), ask in self._embeds.take(1)]
         return answers
 
     def forget(self, client: Client) -> None:
         """Drop what a client that has gone left behind."""
         for key in [key for key in self._sessions if key[0] == client]:
             del self._sessions[key]
+        self._texts.drop_client(client)
+        self._embeds.drop_client(client)
 
     def _take(self, client: Client, ask: m.Ask) -> None:
         match ask:
             case m.Embed():
-                if len(ask.texts) > m.MAX_TEXTS:
-                    raise RouterError(f"{len(ask.texts)} texts in one ask; at most {m.MAX_TEXTS}")
-                self._embeds.append((client, ask))
+                self._embeds.put((client, ask.id), _checked(ask))
             case m.Route():
-                self._texts.append(self._one_text(client, ask))
+                self._texts.put((client, ask.id), self._one_text(ask))
             case m.Retrieve():
-                self._texts.append(self._one_retrieval(client, ask))
+                self._texts.put((client, ask.id), self._one_retrieval(ask))
             case m.PutCentroids() | m.PutExamples():
                 self._put(ask)
                 self._ready.append((client, m.Done(ask.id)))
@@ -150,37 +154,43 @@ class EncoderService:
             case m.Extend():
                 self._extend(client, ask.session, ask.token_ids)
             case m.End():
-                self._sessions.pop((client, ask.session), None)
+                self._drop_session(client, ask.session)
+            case m.Cancel():
+                self._texts.drop((client, ask.id))
+                self._embeds.drop((client, ask.id))
+
+    def _drop_session(self, client: Client, name: str) -> int:
+        """Forget it; how many of its texts waited."""
+        self._sessions.pop((client, name), None)
+        return self._texts.drop((client, name))
 
     def _refuse(self, client: Client, ask: m.Ask, error: Exception) -> None:
         is_away = isinstance(error, RouterUnavailableError)
         match ask:
             case m.Begin() | m.Extend():
-                self._sessions.pop((client, ask.session), None)
+                self._drop_session(client, ask.session)
                 self._ready.append((client, m.SessionFailed(ask.session, 0, str(error), is_away)))
-            case m.End():
-                logger.warning("cannot end session %s: %s", ask.session, error)
+            case m.End() | m.Cancel():
+                logger.warning("cannot do %r: %s", ask, error)
             case _:
                 self._ready.append((client, m.Failed(ask.id, str(error), is_away)))
 
-    def _one_text(self, client: Client, ask: m.Route) -> _Pending:
+    def _one_text(self, ask: m.Route) -> _Pending:
         params = SimilarityParams.parse(ask.params)
         centroids = self._matrix(ask.candidates)
         return _Pending(
-            client,
-            ask.text,
+            lambda: ask.text,
             params.window,
             answer=lambda embedding: m.Routed(ask.id, self._weigh(embedding, centroids, params)),
             fail=lambda error: m.Failed(ask.id, error),
         )
 
-    def _one_retrieval(self, client: Client, ask: m.Retrieve) -> _Pending:
+    def _one_retrieval(self, ask: m.Retrieve) -> _Pending:
         params = RetrievalParams.parse(ask.params)
         if not ask.candidates:
             raise RouterError("no candidates to route between")
         return _Pending(
-            client,
-            ask.text,
+            lambda: ask.text,
             params.window,
             answer=lambda embedding: self._retrieve(embedding, ask, params),
             fail=lambda error: m.Failed(ask.id, error),
@@ -188,12 +198,17 @@ class EncoderService:
 
     def _begin(self, client: Client, ask: m.Begin) -> None:
         params = SimilarityParams.parse(ask.params)
-        key = (client, ask.session)
-        self._sessions[key] = _Session(self._matrix(ask.candidates), params)
-        self._sessions.move_to_end(key)
+        session = _Session(self._matrix(ask.candidates), params)
+        self._drop_session(client, ask.session)
+        self._sessions[client, ask.session] = session
         if len(self._sessions) > self._max_sessions:  # left behind by a client that died
-            self._sessions.popitem(last=False)
+            self._evict(*next(iter(self._sessions)))
         self._extend(client, ask.session, ask.token_ids)
+
+    def _evict(self, client: Client, name: str) -> None:
+        if self._drop_session(client, name):
+            error = "the encoder worker holds too many sessions"
+            self._ready.append((client, m.SessionFailed(name, 0, error, is_away=True)))
 
     def _extend(self, client: Client, name: str, token_ids: Sequence[int]) -> None:
         session = self._sessions.get((client, name))
@@ -202,16 +217,17 @@ class EncoderService:
         self._sessions.move_to_end((client, name))
         session.token_ids.extend(token_ids)
         count = len(session.token_ids)
-        self._texts.append(
+        self._texts.put(
+            (client, name),
             _Pending(
-                client,
-                self._decode(session.token_ids),
+                # Only once its turn has come: a session that ends before costs nothing.
+                lambda: self._decode(session.token_ids[:count]),
                 session.params.window,
                 answer=lambda embedding: m.SessionRouted(
                     name, count, self._weigh(embedding, session.centroids, session.params)
                 ),
                 fail=lambda error: m.SessionFailed(name, count, error),
-            )
+            ),
         )
 
     def _require_centroids(self, candidates: Sequence[str]) -> None:
@@ -243,26 +259,25 @@ class EncoderService:
         self._centroids.update((digest, vector[0]) for digest, vector in vectors.items())
         self._matrices.clear()
 
-    def _route(self, batch: list[_Pending]) -> Iterator[Answer]:
+    def _route(self, batch: list[tuple[Client, _Pending]]) -> Iterator[Answer]:
         try:
-            embeddings = self._encode(batch)
+            embeddings = self._encode([pending for _, pending in batch])
         except Exception as error:  # the loop must outlive a bad text, and so must the others
             if len(batch) > 1:
-                return chain.from_iterable(self._route([pending]) for pending in batch)
+                return chain.from_iterable(self._route([each]) for each in batch)
             logger.exception("the sentence encoder failed")
-            return iter(
-                [(p.client, p.fail(f"the sentence encoder failed: {error}")) for p in batch]
-            )
+            said = f"the sentence encoder failed: {error}"
+            return iter([(client, pending.fail(said)) for client, pending in batch])
         return (
-            (pending.client, pending.answer(embedding))
-            for pending, embedding in zip(batch, embeddings, strict=True)
+            (client, pending.answer(embedding))
+            for (client, pending), embedding in zip(batch, embeddings, strict=True)
         )
 
     def _encode(self, batch: list[_Pending]) -> list[NDArray[np.float32]]:
         found: dict[int, NDArray[np.float32]] = {}
         for window in {pending.window for pending in batch}:
             rows = [i for i, pending in enumerate(batch) if pending.window == window]
-            vectors = self._encoder.encode([batch[i].text for i in rows], window)
+            vectors = self._encoder.encode([batch[i].read() for i in rows], window)
             found.update(zip(rows, vectors, strict=True))
         return [found[i] for i in range(len(batch))]
 
@@ -309,6 +324,12 @@ class EncoderService:
             logger.exception("the sentence encoder failed")
             return client, m.Failed(ask.id, f"the sentence encoder failed: {error}")
         return client, m.Embedded(ask.id, m.pack_vector(vectors), self._encoder.dimension)
+
+
+def _checked(ask: m.Embed) -> m.Embed:
+    if len(ask.texts) > m.MAX_TEXTS:
+        raise RouterError(f"{len(ask.texts)} texts in one ask; at most {m.MAX_TEXTS}")
+    return ask
 
 
 def _read_id(payload: bytes) -> int | None:

@@ -7,7 +7,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from queue import Empty, SimpleQueue
 
 import zmq
@@ -139,7 +141,7 @@ class _Link:
         self._poller.register(self._monitor, zmq.POLLIN)
         self._bell = -1
         self._connected = False
-        self._held: deque[SessionAsk] = deque()  # asked while the worker is away
+        self._held: dict[str, list[SessionAsk]] = {}  # by session: asked while the worker is away
         self._live: dict[str, _Live] = {}
         self._answers: list[RoutedWeights] = []
 
@@ -168,10 +170,14 @@ class _Link:
     def post(self, ask: SessionAsk) -> None:
         if not self._register(ask):
             return
-        if self._connected:
+        if isinstance(ask, m.End):
+            self._end(ask.session)
+        elif self._connected:
             self._socket.send(m.encode(ask))
+        elif isinstance(ask, m.Begin):
+            self._held[ask.session] = [ask]
         else:
-            self._held.append(ask)
+            self._held[ask.session].append(ask)
 
     def expire(self) -> None:
         """Fail the sessions whose answer is overdue."""
@@ -211,8 +217,9 @@ class _Link:
         deadline = time.monotonic() + self._timeouts.answer
         for live in self._live.values():
             live.deadline = deadline
-        while self._held:
-            self._socket.send(m.encode(self._held.popleft()))
+        for ask in chain.from_iterable(self._held.values()):
+            self._socket.send(m.encode(ask))
+        self._held.clear()
 
     def _lose(self) -> None:
         self._connected = False
@@ -235,6 +242,16 @@ class _Link:
     def _fail(self, name: str, error: str, *, is_away: bool = False) -> None:
         live = self._live.pop(name)
         self._answers.append(RoutedWeights(name, live.num_tokens, error=error, is_away=is_away))
+        self._end(name)
+
+    def _end(self, name: str) -> None:
+        """Take back what was asked for a session, so that the worker keeps and encodes none of it.
+
+        The worker is told even when it has died: the next one may be handed what it never read.
+        """
+        if self._held.pop(name, None) is None:
+            with suppress(zmq.Again):  # no connection is even tried: it holds nothing either
+                self._socket.send(m.encode(m.End(name)), zmq.NOBLOCK)
 
 
 def _receive_all(socket: zmq.Socket[bytes]) -> list[list[bytes]]:
