@@ -214,8 +214,11 @@ class _StructlogHandler(logging.Handler):
     """Sends the standard library's records through structlog, so that all lines look alike."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger = structlog.get_logger(record.name)
-        logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        try:
+            logger = structlog.get_logger(record.name)
+            logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        except Exception:  # who logs goes on
+            self.handleError(record)
 
 
 def _forward_library_logs(level: str) -> None:
