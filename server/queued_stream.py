@@ -27,7 +27,7 @@ class QueuedStream(io.TextIOBase):
     def __init__(self, stream: TextIO, notice: Callable[[int], str]) -> None:
         """Raises OSError where `stream` has no descriptor."""
         self._stream = stream
-        self._descriptor = stream.fileno()
+        self._descriptor = os.dup(stream.fileno())  # its number stays, whoever closes that one
         self._notice = notice
         self._changed = threading.Condition()  # reentrant: signal handlers write too
         self._waiting: list[bytes] = []
