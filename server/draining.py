@@ -55,7 +55,8 @@ class Draining:
 class LastWords:
     """ASGI middleware: a request that is cut off as the server ends has an end all the same.
 
-    That is a 503 where no answer has begun, and the last event of a stream that has.
+    That is a 503 where no answer has begun, and the last event of a stream that has, unless that
+    was sent already.
     """
 
     def __init__(self, app: ASGIApp, draining: Draining) -> None:
@@ -66,6 +67,7 @@ class LastWords:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})  # in which a stream tells how near its end it is
         answer = _Answer(send)
         with self._draining.under_way():
             try:
@@ -100,5 +102,5 @@ class _Answer:
         if self._kind is None:
             await error_response(scope, error)(scope, receive, self._send)
         elif self._kind.startswith(EVENTS) and not self._is_whole:
-            body = b"".join(last_events(error, openai=is_openai(scope)))
+            body = b"".join(last_events(error, scope, openai=is_openai(scope)))
             await self._send({"type": "http.response.body", "body": body})

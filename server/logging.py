@@ -7,11 +7,13 @@ import re
 import sys
 import time
 import uuid
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.queued_stream import QueuedStream
 
 REQUEST_ID = "x-request-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -21,23 +23,43 @@ log = structlog.get_logger("adaptermix.access")
 
 
 def configure(level: str, log_format: Literal["console", "json"]) -> None:
-    """Set up structlog for this process, on standard error."""
+    """Set up structlog for this process, on standard error, which is a QueuedStream from then on.
+
+    So whatever else writes there (warnings, other libraries) neither waits nor fails either.
+    """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.processors.format_exc_info,
+        renderer,
+    ]
+    sys.stderr = _queued(sys.stderr, processors)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
+
+
+def _queued(stream: TextIO, processors: list[structlog.typing.Processor]) -> TextIO:
+    if isinstance(stream, QueuedStream):
+        return stream
+    teller = structlog.wrap_logger(
+        structlog.ReturnLogger(),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    )
+    try:
+        queued = QueuedStream(stream, lambda lost: f"{teller.warning('log_lost', lines=lost)}\n")
+    except (OSError, ValueError):  # in memory, where nobody waits
+        return stream
+    return cast(TextIO, queued)
 
 
 class RequestLogMiddleware:

@@ -193,17 +193,25 @@ def _print_error(console: Console, error: Exception) -> None:
     console.print(f"[red]error:[/] {shown(str(error))}", soft_wrap=True, highlight=False)
 
 
+def server_url(host: str, port: int) -> str:
+    """Where a server that listens on this host can be asked from its own machine."""
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    if ":" in host:  # an address of IPv6, perhaps with a zone
+        host = f"[{host.replace('%', '%25')}]"
+    return f"http://{host}:{port}"
+
+
 def ready_line(container: Container, port: int) -> str:
     """Where the server is, and a curl that works."""
     settings = container.settings
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     key = "" if container.auth.is_open else ' -H "Authorization: Bearer $KEY"'
     names = [record.name for record in container.services.catalogue.newest()]
     mixture = (
         f', "mixture": {{"adapters": [{{"name": "{names[0]}", "weight": 1.0}}]}}' if names else ""
     )
     body = f'{{"inputs": "Question: What is 7 times 6?\\n\\nAnswer:"{mixture}}}'
-    url = f"http://{host}:{port}"
+    url = server_url(settings.host, port)
     return (
         f"ready: {container.services.base_name} on {url}, adapters: {len(names)}, API: {url}/docs\n"
         f"  curl {url}/generate{key} -H 'Content-Type: application/json' -d '{body}'"
@@ -214,8 +222,11 @@ class _StructlogHandler(logging.Handler):
     """Sends the standard library's records through structlog, so that all lines look alike."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger = structlog.get_logger(record.name)
-        logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        try:
+            logger = structlog.get_logger(record.name)
+            logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        except Exception:  # who logs goes on
+            self.handleError(record)
 
 
 def _forward_library_logs(level: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from server.deadline import Deadline
 from server.errors import describe
@@ -20,6 +21,36 @@ PING_SECONDS = 15
 EVENTS = "text/event-stream"
 _AT_A_TIME = 8  # tokens
 _DONE = "[DONE]"
+_ENDING = "ending"  # in a request's state
+
+
+class LastFrame(str):
+    """The frame with which an answer is whole."""
+
+    __slots__ = ()
+
+
+class _Ending:
+    """What of a stream is still to come, once its answer, or an error, has been sent."""
+
+    def __init__(self) -> None:
+        self.left: list[bytes] | None = None  # None before
+
+
+class _Events(EventSourceResponse):
+    """A stream that tells in the request's state how near its end it is."""
+
+    def __init__(
+        self, frames: AsyncIterator[str], headers: dict[str, str] | None, *, openai: bool
+    ) -> None:
+        self._ending = _Ending()
+        events = _events(frames, self._ending, openai=openai)
+        super().__init__(events, ping=PING_SECONDS, sep="\n", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Response."""
+        scope.setdefault("state", {})[_ENDING] = self._ending
+        await super().__call__(scope, receive, send)
 
 
 class ClientGoneError(Exception):
@@ -45,9 +76,7 @@ def event_response(
     frames: AsyncIterator[str], *, openai: bool = False, headers: dict[str, str] | None = None
 ) -> EventSourceResponse:
     """Stream JSON texts as `data:` frames; an error becomes a last frame of its own."""
-    return EventSourceResponse(
-        _events(frames, openai=openai), ping=PING_SECONDS, sep="\n", headers=headers
-    )
+    return _Events(frames, headers, openai=openai)
 
 
 async def chain_first(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
@@ -115,25 +144,42 @@ async def merge(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _events(frames: AsyncIterator[str], *, openai: bool) -> AsyncGenerator[bytes, None]:
+async def _events(
+    frames: AsyncIterator[str], ending: _Ending, *, openai: bool
+) -> AsyncGenerator[bytes, None]:
+    closing = _closing(openai=openai)
     try:
         async for frame in frames:
             yield _event(frame)
+            # Whoever asks for the next event has sent this one.
+            if isinstance(frame, LastFrame):
+                ending.left = closing
     except Exception as error:  # the status line is gone: the stream itself must say so
-        for event in last_events(error, openai=openai):
-            yield event
-    else:
-        if openai:
-            yield _event(_DONE)
+        failed = _failed(error, openai=openai)
+        if ending.left is None:
+            yield failed
+    ending.left = closing
+    for event in closing:
+        yield event
+    ending.left = []
 
 
-def last_events(error: Exception, *, openai: bool) -> Iterator[bytes]:
-    """What ends a stream that cannot go on."""
+def last_events(error: Exception, scope: Scope, *, openai: bool) -> list[bytes]:
+    """What ends the stream of a request that cannot go on. An answer that is whole stays so."""
+    ending = scope.get("state", {}).get(_ENDING)
+    if ending is not None and ending.left is not None:
+        return list(ending.left)
+    return [_failed(error, openai=openai), *_closing(openai=openai)]
+
+
+def _failed(error: Exception, *, openai: bool) -> bytes:
     failure = describe(error)
     body = failure.openai() if openai else failure.native()
-    yield _event(json.dumps(body, ensure_ascii=False))
-    if openai:
-        yield _event(_DONE)
+    return _event(json.dumps(body, ensure_ascii=False))
+
+
+def _closing(*, openai: bool) -> list[bytes]:
+    return [_event(_DONE)] if openai else []
 
 
 def _event(data: str) -> bytes:

@@ -194,19 +194,37 @@ class Supervisor(Generic[C]):
             self._put(child)
         while True:
             started = clock()
-            how = await self._outlive(child)
-            self._child = None
-            self._set_state(RunState.RESTARTING)
-            await child.kill()
-            _logger.error(
-                "%s process %d %s, starting another%s", self._name, child.pid, how, child.tail()
-            )
+            try:
+                await self._see_out(child)
+            except Exception as error:  # whatever it was, another must follow
+                self._lose(child)
+                self._tell("the %s's end cannot be seen to: %r", self._name, error)
             if clock() - started >= self._policy.stable_after:
                 failures = 0
             failures += 1
             child = await self._launch_until_it_works(failures)
             self.restarts += 1
             self._put(child)
+
+    async def _see_out(self, child: C) -> None:
+        """Wait for the child's end, free what it held and tell of it."""
+        how = await self._outlive(child)
+        self._child = None
+        self._set_state(RunState.RESTARTING)
+        await child.kill()
+        self._tell("%s process %d %s, starting another%s", self._name, child.pid, how, child.tail())
+
+    def _lose(self, child: C) -> None:
+        """Leave a child that cannot be seen out, dead if possible."""
+        self._child = None
+        self._set_state(RunState.RESTARTING)
+        with suppress(Exception):
+            child.signal_kill()
+
+    def _tell(self, message: str, *args: object) -> None:
+        """Log an error. A log that cannot be written must not end the keeping."""
+        with suppress(Exception):
+            _logger.error(message, *args)
 
     async def _outlive(self, child: C) -> str:
         """How the child ended, when it has."""
@@ -225,7 +243,7 @@ class Supervisor(Generic[C]):
         except Exception:  # a question that fails tells less than the end of the process will
             _logger.debug("%s process %d cannot be asked", self._name, child.pid, exc_info=True)
             return
-        _logger.error(
+        self._tell(
             "%s process %d gave no heartbeat for %g s", self._name, child.pid, self._patience
         )
         child.signal_kill()
@@ -238,7 +256,7 @@ class Supervisor(Generic[C]):
             try:
                 return await self._launch_restored()
             except Exception as error:  # whatever it was, the next one may start
-                _logger.error("the %s did not start: %s", self._name, error)
+                self._tell("the %s did not start: %s", self._name, error)
                 failures += 1
 
     async def _launch_restored(self) -> C:

@@ -26,7 +26,7 @@ from server.schemas.generate import (
     GenerateReply,
     Parameters,
 )
-from server.streaming import chain_first, event_response, limited, unless_disconnected
+from server.streaming import LastFrame, chain_first, event_response, limited, unless_disconnected
 
 router = APIRouter(
     route_class=StrictRoute,
@@ -138,7 +138,8 @@ async def _frames(
 
 
 def _written(renderer: Renderer, update: Update) -> list[str]:
-    return [json_of(frame).decode() for frame in renderer.frames(update)]
+    frames = [json_of(frame).decode() for frame in renderer.frames(update)]
+    return frames if update.completion is None else [*frames[:-1], LastFrame(frames[-1])]
 
 
 def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]:

@@ -44,7 +44,7 @@ from server.schemas.openai import (
     ModelCard,
     ModelList,
 )
-from server.streaming import chain_first, event_response, merge, unless_disconnected
+from server.streaming import LastFrame, chain_first, event_response, merge, unless_disconnected
 
 log = structlog.get_logger(__name__)
 router = APIRouter(
@@ -235,12 +235,14 @@ async def _frames(
         async for index, update in updates:
             if update.completion is not None:
                 done[index] = update.completion
-            for text in await generation.write(
-                partial(_written, writer, index, update), update.size
-            ):
+            texts = await generation.write(partial(_written, writer, index, update), update.size)
+            if len(done) == count and not usage:
+                texts[-1] = LastFrame(texts[-1])
+            for text in texts:
                 yield text
     if usage:
-        yield writer.usage([done[index] for index in sorted(done)]).model_dump_json()
+        told = writer.usage([done[index] for index in sorted(done)])
+        yield LastFrame(told.model_dump_json())
 
 
 def _written(writer: Writer, index: int, update: Update) -> list[str]:

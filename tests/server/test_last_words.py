@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.draining import Draining, LastWords
+from server.errors import RequestCancelledError
+from server.streaming import LastFrame, event_response
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 WHOLE = [(b"content-type", b"application/json"), (b"content-length", b"9")]
@@ -109,6 +111,101 @@ def test_a_stream_has_one_last_event(path: str, last: str) -> None:
     assert text.count('"cancelled"') >= 1
     assert text.endswith(f"{last}\n\n")
     assert not sent[-1].get("more_body", False)
+
+
+class _Stuck:
+    """A connection that takes so many events, and no more: its client does not read."""
+
+    def __init__(self, room: int) -> None:
+        self.sent: list[bytes] = []
+        self.is_stuck = asyncio.Event()
+        self._room = room
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            if len(self.sent) == self._room and not self.is_stuck.is_set():
+                self.is_stuck.set()  # what comes later is of the end, and is taken
+                await _wait_for_nothing()
+            self.sent.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                self.sent.append(b"<end>")
+
+
+def cut_off_stream(
+    path: str, room: int, *frames: str | Exception, hangs: bool = False
+) -> list[str]:
+    """The events, and the end, that a client gets that takes so many before the server ends.
+
+    With `hangs` the stream itself goes no further after its frames.
+    """
+
+    async def run() -> list[str]:
+        draining, connection = Draining(), _Stuck(room)
+
+        async def told() -> AsyncIterator[str]:
+            for frame in frames:
+                if isinstance(frame, Exception):
+                    raise frame
+                yield frame
+            if hangs:
+                connection.is_stuck.set()
+                await _wait_for_nothing()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response = event_response(told(), openai=path.startswith("/v1"))
+            await response(scope, receive, send)
+
+        async def receive() -> Message:
+            await _wait_for_nothing()
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+        words = LastWords(app, draining)(scope, receive, connection.send)
+        request = asyncio.ensure_future(words)
+        await connection.is_stuck.wait()
+        draining.begin()
+        draining.end()
+        await request
+        return b"".join(connection.sent).decode().replace("data: ", "").split("\n\n")
+
+    return asyncio.run(run())
+
+
+LAST = LastFrame('"last"')
+NATIVE, OPENAI = "/generate_stream", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("path", "room", "frames", "hangs"),
+    [
+        (NATIVE, 2, ["1", LAST], False),  # the empty end waits
+        (NATIVE, 2, ["1", "2"], False),
+        (NATIVE, 1, ["1", LAST], False),  # the last frame waits: it is not sent
+        (NATIVE, 2, ["1", LAST], True),
+        (OPENAI, 3, ["1", LAST], False),
+        (OPENAI, 2, ["1", LAST], False),  # [DONE] waits
+        (OPENAI, 2, ["1", "2"], False),
+        (OPENAI, 2, ["1", LAST], True),
+        (OPENAI, 1, ["1", LAST], False),
+        (NATIVE, 2, ["1", LAST, RequestCancelledError("late")], False),
+        (OPENAI, 2, ["1", RequestCancelledError("early")], False),
+        (NATIVE, 2, ["1", RequestCancelledError("early")], False),
+    ],
+)
+def test_a_stream_has_one_end(
+    path: str, room: int, frames: list[str | Exception], *, hangs: bool
+) -> None:
+    *events, end = cut_off_stream(path, room, *frames, hangs=hangs)
+    assert end == "<end>"
+    if path == OPENAI:
+        assert events.pop() == "[DONE]"
+    taken = [one for one in frames[:room] if isinstance(one, str)]
+    assert events[: len(taken)] == taken
+    failed = events[len(taken) :]
+    is_whole = len(taken) == 2
+    assert len(failed) == (0 if is_whole else 1)
+    assert all('"cancelled"' in one for one in failed)
+    assert events.count("[DONE]") == 0
 
 
 def test_what_is_whole_and_what_cannot_be_ended_is_left() -> None:

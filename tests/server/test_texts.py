@@ -30,7 +30,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def mute(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """PEFT folders without texts."""
     root = tmp_path_factory.mktemp("mute")
-    return [make_lora_folder(root / str(seed), seed=seed) for seed in range(1, 9)]
+    return [make_lora_folder(root / str(seed), seed=seed) for seed in range(1, 16)]
 
 
 def jsonl(*texts: str) -> bytes:
@@ -91,7 +91,7 @@ def test_other_texts_are_routed_by_from_the_next_request_on(own: Live, mute: lis
 
 
 def test_hidden_states_are_routed_by_the_texts_in_force_too(own: Live, mute: list[Path]) -> None:
-    for folder, name in zip(mute[2:4], ("up", "down"), strict=True):
+    for folder, name in zip(mute[13:15], ("up", "down"), strict=True):
         own.publish(folder, name, texts=jsonl(f"{name} {name}"))
     spec = {"name": "hidden_mean", "level": "token", "temperature": 0.5}
     first = weights(own, "def f(x)", "up", "down", **spec)
@@ -147,7 +147,7 @@ def test_texts_that_cannot_be_are_refused(own: Live, content: bytes, said: str) 
 def test_without_an_encoder_texts_are_kept_and_none_are_pending(
     bare: Live, mute: list[Path]
 ) -> None:
-    bare.publish(mute[0], "quiet")
+    bare.publish(mute[12], "quiet")
     reply = put(bare, "quiet", "a", "b").json()
     assert (reply["num_texts"], reply["centroid"], reply["encoder"]) == (2, "none", None)
     empty = bare.client.put("/admin/adapters/quiet/texts", files={"texts": ("t.jsonl", b"")})
@@ -155,7 +155,7 @@ def test_without_an_encoder_texts_are_kept_and_none_are_pending(
 
 
 def test_the_command_sets_and_shows_texts(own: Live, mute: list[Path], tmp_path: Path) -> None:
-    own.publish(mute[0], "spoken")
+    own.publish(mute[8], "spoken")
     file = tmp_path / "texts.jsonl"
     file.write_bytes(jsonl("[bold]one[/]", "two\nlines"))
     said = ok("adapters", "texts", "spoken", str(file), "--url", own.url)
@@ -163,7 +163,7 @@ def test_the_command_sets_and_shows_texts(own: Live, mute: list[Path], tmp_path:
     shown = ok("adapters", "texts", "spoken", "--url", own.url)
     assert [json.loads(line) for line in shown.splitlines()] == ["[bold]one[/]", "two\nlines"]
     assert "2, ready" in ok("adapters", "ls", "--url", own.url)
-    published = ok("adapters", "publish", str(mute[1]), "--name", "echo", "--url", own.url)
+    published = ok("adapters", "publish", str(mute[9]), "--name", "echo", "--url", own.url)
     assert "warning" not in published
     said = ok("adapters", "texts", "echo", str(file), "--url", own.url)
     assert "warning: echo@1 is hard to tell from" in said
@@ -175,9 +175,9 @@ def test_another_server_on_the_store_has_its_texts_and_centroids(
     own: Live, mute: list[Path]
 ) -> None:
     """As one that is started again has: it takes all from the store."""
-    own.publish(mute[0], "kept")
+    own.publish(mute[10], "kept")
     put(own, "kept", "later text")
-    own.publish(mute[1], "beside", texts=jsonl("another text"))
+    own.publish(mute[11], "beside", texts=jsonl("another text"))
     first = weights(own, "x", "kept", "beside")
     digest = listed(own, "kept@1")["digest"]
     with serving(own.container.settings) as server:
