@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from router_engine.model.cpu.choice import Choice
 
 _EXPECTED = {1: "1 client", 8: "8 clients", 256: "reading prompts"}  # by rows of a step
-_NO_BF16 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "neon")  # products in fp32
+_NO_BF16 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "neon", "generic")  # in fp32
 
 
 def register(app: typer.Typer) -> None:
@@ -92,7 +93,7 @@ class Report:
         from router_engine.kernels.cpu.library import DTYPES
         from router_engine.model.assets import resolve_model
         from router_engine.model.checkpoint import refused
-        from router_engine.model.cpu.choice import choose
+        from router_engine.model.cpu.choice import choose, running
         from router_engine.model.loader import described_by, dtype_of
 
         settings = self._settings
@@ -103,8 +104,8 @@ class Report:
         except EngineError as error:
             self.problems.append(f"the model's shape could not be read: {error}")
             return
-        asked = settings.engine_config(settings.model).model
-        found = dtype_of(asked, config, torch.device("cpu"))
+        asked = settings.engine_config(settings.model)
+        found = dtype_of(asked.model, config, torch.device("cpu"))
         dtype = (getattr(config, "dtype", None) or torch.float32) if found == "auto" else found
         if dtype not in DTYPES:
             told = f"nothing is measured in {dtype}: set ADAPTERMIX_DTYPE=float32 or bfloat16"
@@ -121,8 +122,9 @@ class Report:
             return
         weights = config.num_hidden_layers * shape.layer_weights + config.vocab_size * shape.hidden
         scale = weights / shape.weights
+        choice = replace(choice, chosen=running(asked.kernels, choice))
         self.choice, self.dtype = choice, str(dtype).removeprefix("torch.")
-        measured = choice.seconds[choice.chosen]
+        measured = choice.seconds.get(choice.chosen, {})
         self.expected = {n: n / measured[n] / scale for n in _EXPECTED if n in measured}
         self.faster = _advice(settings, choice, dtype, other)
 
@@ -202,7 +204,7 @@ def _advice(
     found = []
     if settings.cpu_isa is not None:
         found.append(f"without ADAPTERMIX_CPU_ISA={settings.cpu_isa}, if the machine has more")
-    if dtype == torch.float32 and choice.chosen not in _NO_BF16:
+    if dtype == torch.float32 and choice.isa not in _NO_BF16:
         found.append("--dtype bfloat16: half the bytes, and products of its own")
     if int8 is not None:
         ratio = choice.seconds[choice.chosen][1] / int8.seconds[int8.isa][1]

@@ -67,6 +67,37 @@ def test_a_model_that_has_no_shape_is_a_problem(
     assert "cores" in text
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"head_dim": 40},
+        {"head_dim": 320},
+        {"hidden_size": 72},
+        {"intermediate_size": 404},
+        {"num_attention_heads": 65, "num_key_value_heads": 1, "head_dim": 16},
+    ],
+)
+def test_layers_that_the_decoder_cannot_run_are_told_before_they_are_measured(
+    tmp_path: Path, keys: dict[str, object]
+) -> None:
+    """The decoder checks no bounds: it would read and write beyond its memory."""
+    model = save_family(tmp_path / "model", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | keys))
+    text = " ".join(_doctor(tmp_path / "cache", model).split())
+    assert "the C++ decoder cannot run such layers" in text
+    assert "chosen torch" in text
+
+
+@pytest.mark.slow
+def test_what_is_asked_for_is_what_it_says_runs(tmp_path: Path) -> None:
+    model = save_family(tmp_path / "model", "llama")
+    text = _doctor(tmp_path / "cache", model, ADAPTERMIX_KERNELS="reference")
+    assert "chosen torch, for" in " ".join(text.split())
+    text = _doctor(tmp_path / "other", model, ADAPTERMIX_KERNELS="cpu")
+    assert "chosen torch" not in " ".join(text.split())
+
+
 def test_a_set_of_another_architecture_is_refused() -> None:
     other = next(isas[0] for name, isas in ISAS_OF.items() if name != architecture())
     result = CliRunner().invoke(app, ["doctor"], env={"ADAPTERMIX_CPU_ISA": other})
