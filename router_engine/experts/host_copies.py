@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from router_engine.config import AdapterPoolConfig
@@ -69,11 +70,15 @@ class HostCopies:
         self._copies.move_to_end(digest)
         return self._copies[digest]
 
-    def start(self, digest: str) -> None:
-        """Have an adapter read, unless it is being read."""
-        if digest not in self._reading:
-            self._reading[digest] = self.ask(digest, lambda: self._read(digest))
-            self._reading[digest].add_done_callback(lambda _: self._wake())
+    def read_ahead(self, digests: Collection[str]) -> None:
+        """Have adapters read, in this order; others are not, unless that has begun."""
+        for digest in [digest for digest in self._reading if digest not in digests]:
+            if self._reading[digest].cancel():
+                del self._reading[digest]
+        for digest in digests:
+            if digest not in self._reading:
+                self._reading[digest] = self.ask(digest, partial(self._read, digest))
+                self._reading[digest].add_done_callback(lambda _: self._wake())
 
     def ask(self, digest: str, act: Callable[[], T]) -> Future[T]:
         """What a loader's thread finds in an adapter's files; the future raises AdapterLoadError.

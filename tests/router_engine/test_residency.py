@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from tests.support.harness import EngineHarness, request
 from tests.support.waiting import HANG_SECONDS
 
 PROMPT = list(range(5, 20))
+MISSING = "sha256:" + "0" * 64
 SMALL = EngineConfig(adapters=AdapterPoolConfig(max_rank_rows=14))
 
 
@@ -87,26 +90,35 @@ def test_an_adapter_in_use_is_not_unloaded(make_harness: MakeHarness, folders: l
 
 
 class _SlowSource:
-    """A real blob store whose first fetch waits until the test lets it go."""
+    """A real blob store whose fetches wait until the test lets them go; it notes their order."""
 
     def __init__(self, source: AdapterSource) -> None:
         self._source = source
         self.go_on = threading.Event()
+        self.begun = threading.Event()
+        self.order: list[str] = []
 
     def fetch(self, digest: str) -> AdapterFiles:
+        self.order.append(digest)
+        self.begun.set()
+        if digest == MISSING:
+            return self._source.fetch(digest)
         assert self.go_on.wait(HANG_SECONDS)
         return self._source.fetch(digest)
 
 
+def _slow(make: MakeHarness, **options: Any) -> tuple[EngineHarness, _SlowSource]:
+    sources: list[_SlowSource] = []
+
+    def wrap(source: AdapterSource) -> AdapterSource:
+        sources.append(_SlowSource(source))
+        return sources[0]
+
+    return make(wrap_source=wrap, **options), sources[0]
+
+
 def test_a_load_holds_up_nobody_else(make_harness: MakeHarness, folders: list[Path]) -> None:
-    gates: list[_SlowSource] = []
-
-    def gated(source: AdapterSource) -> AdapterSource:
-        gates.append(_SlowSource(source))
-        return gates[0]
-
-    harness = make_harness(wrap_source=gated)
-    (slow,) = gates
+    harness, slow = _slow(make_harness)
     (digest,) = _publish(harness, folders[:1])
     harness.add(request("slow", PROMPT, {digest: 1.0}))
     (quick,) = harness.run(request("quick", PROMPT))
@@ -118,14 +130,68 @@ def test_a_load_holds_up_nobody_else(make_harness: MakeHarness, folders: list[Pa
     assert harness.answers["slow"].end.reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("asked", ["request", "load", "pin", "unpin"])
+def test_what_nobody_waits_for_any_more_is_not_read(
+    asked: str, make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    """Requests for many adapters that are cancelled at once hold up nobody's load.
+
+    One of them is asked for by another request, too, which is served.
+    """
+    harness, slow = _slow(make_harness)
+    *digests, mine = _publish(harness, folders)
+    for index, digest in enumerate(digests):
+        harness.add(request(f"r{index}", PROMPT, {digest: 1.0}))
+        assert slow.begun.wait(HANG_SECONDS)
+    harness.add(request("stays", PROMPT, {digests[2]: 1.0, digests[3]: 0.5}))
+    for index in range(len(digests)):
+        harness.engine.cancel(f"r{index}")
+    engine = harness.engine
+    if asked == "request":
+        harness.add(request("mine", PROMPT, {mine: 1.0}))
+    else:
+        done = {
+            "load": engine.load,
+            "pin": partial(engine.pin, pinned=True),
+            "unpin": partial(engine.pin, pinned=False),
+        }[asked](mine)
+    slow.go_on.set()
+    if asked == "request":
+        while harness.answers["mine"].final is None:
+            harness.step()
+        assert harness.answers["mine"].end.reason is FinishReason.LENGTH
+    else:
+        assert harness.wait(done).digest == mine
+    while harness.answers["stays"].final is None:
+        harness.step()
+    assert harness.answers["stays"].end.reason is FinishReason.LENGTH
+    assert slow.order == [digests[0], digests[2], digests[3], mine]
+    (again,) = harness.run(request("again", PROMPT, {digests[1]: 1.0}))  # it is read when asked for
+    assert again.end.reason is FinishReason.LENGTH
+
+
+def test_a_request_that_fails_has_the_rest_of_its_adapters_not_read(
+    make_harness: MakeHarness, folders: list[Path]
+) -> None:
+    harness, slow = _slow(make_harness)
+    digests = _publish(harness, folders[:3])
+    wanted = dict.fromkeys((MISSING, *digests), 1.0)
+    harness.add(request("bad", PROMPT, wanted))
+    while harness.answers["bad"].final is None:
+        harness.step()
+    slow.go_on.set()
+    (good,) = harness.run(request("good", PROMPT, {digests[2]: 1.0}))
+    assert good.end.reason is FinishReason.LENGTH
+    assert slow.order.count(digests[1]) == 0
+
+
 def test_an_adapter_that_cannot_be_read_fails_its_requests_only(
     make_harness: MakeHarness, folders: list[Path]
 ) -> None:
     harness = make_harness()
-    missing = "sha256:" + "0" * 64
-    bad, good = harness.run(request("bad", PROMPT, {missing: 1.0}), request("good", PROMPT))
+    bad, good = harness.run(request("bad", PROMPT, {MISSING: 1.0}), request("good", PROMPT))
     assert bad.end.reason is FinishReason.FAILED
-    assert missing in str(bad.end.error)
+    assert MISSING in str(bad.end.error)
     assert good.end.reason is FinishReason.LENGTH
 
 
