@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -265,10 +266,12 @@ class ResidencyManager:
         return tuple(waiter.owner for waiter in arrived)
 
     def _read_ahead(self) -> None:
-        """Have the files read that waiters lack, and no others."""
-        waiters = self._waiters
-        lacking = [each for one in waiters for each in one.digests if self._lacks_file(one, each)]
-        self._host.read_ahead(dict.fromkeys(lacking))
+        """Have the files read that waiters lack, those in front first, and no others."""
+        needs = [
+            [one for one in each.digests if self._needs_copy(each, one)] for each in self._waiters
+        ]
+        arriving = (one.digests for one in self._arriving if one.on_host)
+        self._host.read_ahead(needs, [*chain.from_iterable(arriving)])
 
     def _load(self, digest: str) -> HostAdapter:
         files, variant = self._source.fetch(plain_digest(digest)), variant_of(digest)
@@ -326,9 +329,10 @@ class ResidencyManager:
 
     def _lacks_file(self, waiter: Waiter, digest: str) -> bool:
         """Whether a file must be read before an adapter is where the waiter wants it."""
-        if digest not in waiter.digests or digest in self._host:
-            return False
-        return waiter.on_host or digest not in self._device
+        return self._needs_copy(waiter, digest) and digest not in self._host
+
+    def _needs_copy(self, waiter: Waiter, digest: str) -> bool:
+        return digest in waiter.digests and (waiter.on_host or digest not in self._device)
 
     def _make_room(self, waiter: Waiter) -> bool:
         """Place what the waiter still lacks, evicting unused adapters; all of it or nothing."""
@@ -368,8 +372,7 @@ class ResidencyManager:
             self._manifests.pop(digest, None)
 
     def _trim_host(self) -> None:
-        waiters = (*self._waiters, *(one for one in self._arriving if one.on_host))
-        for digest in self._host.trim({each for one in waiters for each in one.digests}):
+        for digest in self._host.trim():
             self._forget(digest)
 
     def _count_overtaken(self, waiters: Sequence[Waiter]) -> None:

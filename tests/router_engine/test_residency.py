@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from router_engine.client.base import Residency
+from router_engine.client.base import AdapterResidency, Residency
 from router_engine.config import AdapterPoolConfig, EngineConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import FinishReason
@@ -17,6 +19,7 @@ from router_engine.experts.allocator import RowAllocator, Span
 from router_engine.experts.base import AdapterFiles, AdapterSource
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
+from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 
 PROMPT = list(range(5, 20))
@@ -150,11 +153,12 @@ def test_what_nobody_waits_for_any_more_is_not_read(
     if asked == "request":
         harness.add(request("mine", PROMPT, {mine: 1.0}))
     else:
-        done = {
+        acts: dict[str, Callable[[str], Future[AdapterResidency]]] = {
             "load": engine.load,
             "pin": partial(engine.pin, pinned=True),
             "unpin": partial(engine.pin, pinned=False),
-        }[asked](mine)
+        }
+        done = acts[asked](mine)
     slow.go_on.set()
     if asked == "request":
         while harness.answers["mine"].final is None:
@@ -219,3 +223,83 @@ def test_compaction_keeps_the_answers(make_harness: MakeHarness, folders: list[P
     harness.engine.unload(digests[2])
     (after,) = harness.run(request("8 again", PROMPT[:], {digests[1]: 1.0}))
     assert before.ids == after.ids
+
+
+HOST_BYTES = [0, 20_000, 45_000]  # one copy at a time, room for one, room for three
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight adapters of one size, 14,464 bytes on the host."""
+    root = tmp_path_factory.mktemp("alike")
+    return [make_lora_folder(root / str(index), seed=index + 1) for index in range(8)]
+
+
+def _room(harness: EngineHarness, digest: str, host_bytes: int) -> int:
+    """How many copies like this one fit."""
+    return host_bytes // harness.engine._residency.host_copy(digest).num_bytes
+
+
+@pytest.mark.parametrize("host_bytes", HOST_BYTES)
+@pytest.mark.parametrize("together", [1, 3])
+def test_copies_for_those_who_wait_keep_to_the_bytes_of_the_host(
+    together: int, host_bytes: int, make_harness: MakeHarness, alike: list[Path]
+) -> None:
+    """What the first of them needs at once may pass it, or nobody would go on."""
+    pool = AdapterPoolConfig(max_rank_rows=12, host_bytes=host_bytes)
+    small, large = make_harness(config=EngineConfig(adapters=pool)), make_harness()
+    digests = _publish(small, alike)
+    _publish(large, alike)
+    mixtures = [digests[i : i + together] for i in range(len(digests) - together + 1)]
+    requests = [
+        request(f"r{i}", PROMPT[i:], dict.fromkeys(mixture, 0.5), max_new_tokens=4)
+        for i, mixture in enumerate(mixtures * 2)
+    ]
+    expected = [answer.ids for answer in large.run(*requests)]
+    most = max(together, _room(large, digests[0], host_bytes))
+    small.add(*requests)
+    while any(small.answers[asked.request_id].final is None for asked in requests):
+        small.step()
+        assert small.engine.stats().adapters_host <= most
+    assert [small.answers[asked.request_id].ids for asked in requests] == expected
+
+
+@pytest.mark.parametrize("host_bytes", HOST_BYTES)
+def test_no_more_is_read_ahead_than_fits(
+    host_bytes: int, make_harness: MakeHarness, alike: list[Path]
+) -> None:
+    """While one request has all rows: copies of those in front, and one that proves too large."""
+    pool = AdapterPoolConfig(max_rank_rows=4, host_bytes=host_bytes)
+    harness, slow = _slow(make_harness, config=EngineConfig(adapters=pool))
+    slow.go_on.set()
+    digests = _publish(harness, alike)
+    for index, digest in enumerate(digests):
+        harness.add(request(f"r{index}", PROMPT, {digest: 1.0}, max_new_tokens=40))
+    while harness.answers["r0"].final is None:
+        harness.step()
+    assert len(slow.order) <= 1 + max(1, _room(harness, digests[0], host_bytes)) + 1
+    assert slow.order[:2] == digests[:2]
+    while harness.answers["r7"].final is None:
+        harness.step()
+    ends = [harness.answers[f"r{index}"].end.reason for index in range(len(digests))]
+    assert ends == [FinishReason.LENGTH] * len(digests)
+
+
+def test_who_waits_for_a_file_does_not_hold_up_those_whose_copy_is_there(
+    make_harness: MakeHarness, alike: list[Path]
+) -> None:
+    """Neither where the host has room for one copy only."""
+    pool = AdapterPoolConfig(max_rank_rows=12, host_bytes=20_000)
+    harness, slow = _slow(make_harness, config=EngineConfig(adapters=pool))
+    digests = _publish(harness, alike)
+    slow.go_on.set()
+    harness.wait(harness.engine.load(digests[1]))
+    slow.go_on.clear()
+    harness.add(request("waits", PROMPT, {digests[0]: 1.0}))
+    (there,) = harness.run(request("there", PROMPT, {digests[1]: 1.0}))
+    assert there.end.reason is FinishReason.LENGTH
+    assert not harness.answers["waits"].tokens
+    slow.go_on.set()
+    while harness.answers["waits"].final is None:
+        harness.step()
+    assert harness.answers["waits"].end.reason is FinishReason.LENGTH
