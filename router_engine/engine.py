@@ -106,7 +106,7 @@ class Engine:
         self._residency = ResidencyManager(
             pool, adapters, config.adapters, loaded.dtype, projections, wake, config.scheduler
         )
-        bound = MergeBound(base, loaded.dtype, len(blocks))
+        bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
         self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
         self._runner.prove(proof)

@@ -163,7 +163,9 @@ class Settings(BaseSettings):
     host_bytes: ByteSize = Field(
         default=ByteSize(1 << 30),
         ge=0,
-        description="Host memory for copies of adapters. The traffic merges only what has one.",
+        description="Host memory for copies of adapters, those that are read ahead for waiting "
+        "requests among them; what the first of these needs at once may exceed it. The traffic "
+        "merges only what has a copy.",
     )
 
     max_waiting: int = Field(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from router_engine.config import AdapterPoolConfig
@@ -34,7 +37,10 @@ class ResidencyCounters:
 class HostCopies:
     """Reads adapters beside the running steps and keeps what fits `config.host_bytes`.
 
-    All but what `read` does belongs to the engine's thread.
+    What the first waiter needs is read and kept however large it is, or nobody would go on. Until
+    `collect` there may be one more for each loader's thread: a size is known once it is read.
+
+    All but what `read` and `_read_one` do belongs to the engine's thread.
     """
 
     def __init__(
@@ -48,8 +54,14 @@ class HostCopies:
         self._limit = config.host_bytes
         self._wake = wake
         self._executor = ThreadPoolExecutor(config.loader_threads, "adapter-loader")
-        self._reading: dict[str, Future[HostAdapter]] = {}
+        self._reading: dict[str, Future[HostAdapter | None]] = {}
         self._copies: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self._sizes: dict[str, int] = {}  # bytes of what waiters need and was read once
+        self._first: frozenset[str] = frozenset()  # what the first waiter needs: read in any case
+        self._front: set[str] = set()  # what is to be read or kept
+        self._held = 0  # bytes of copies of these
+        self._uncollected = 0  # bytes that have been read and not collected
+        self._counting = threading.Lock()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._copies
@@ -69,11 +81,42 @@ class HostCopies:
         self._copies.move_to_end(digest)
         return self._copies[digest]
 
-    def start(self, digest: str) -> None:
-        """Have an adapter read, unless it is being read."""
-        if digest not in self._reading:
-            self._reading[digest] = self.ask(digest, lambda: self._read(digest))
-            self._reading[digest].add_done_callback(lambda _: self._wake())
+    def read_ahead(self, needs: Sequence[Sequence[str]], kept: Collection[str]) -> None:
+        """Have copies read that waiters need: the first's, and those of later ones while all fit.
+
+        `needs`: of each waiter, in their order. `kept`: copies that are needed besides. None of
+        them is dropped by `trim`. Others are not read, unless that has begun.
+        """
+        wanted = dict.fromkeys(chain.from_iterable(needs))
+        copies = {one: self._copies[one].num_bytes for one in (*wanted, *kept) if one in self}
+        sizes = self._sizes | copies
+        self._sizes = {digest: sizes[digest] for digest in wanted if digest in sizes}
+        self._first = frozenset(needs[0] if needs else ())
+        self._front = {*kept}
+        room = self._limit - sum(copies.get(digest, 0) for digest in kept)
+        for digest in [digest for digest in wanted if digest not in self._front]:
+            room -= sizes.get(digest, 1)  # one that was never read takes what is left
+            if room < 0 and digest not in self._first:
+                break
+            self._front.add(digest)
+        self._held = sum(size for digest, size in copies.items() if digest in self._front)
+        for digest in [digest for digest in self._reading if digest not in self._front]:
+            if self._reading[digest].cancel():
+                del self._reading[digest]
+        for digest in [digest for digest in wanted if digest in self._front]:
+            if digest not in self._reading and digest not in self._copies:
+                self._reading[digest] = self.ask(digest, partial(self._read_one, digest))
+                self._reading[digest].add_done_callback(lambda _: self._wake())
+
+    def _read_one(self, digest: str) -> HostAdapter | None:
+        """On a loader's thread. None: what was read since `read_ahead` leaves no room for it."""
+        taken = self._held + self._uncollected + self._sizes.get(digest, 1)
+        if taken > self._limit and digest not in self._first:
+            return None
+        copy = self._read(digest)
+        with self._counting:
+            self._uncollected += copy.num_bytes
+        return copy
 
     def ask(self, digest: str, act: Callable[[], T]) -> Future[T]:
         """What a loader's thread finds in an adapter's files; the future raises AdapterLoadError.
@@ -98,10 +141,13 @@ class HostCopies:
         for digest, future in [item for item in self._reading.items() if item[1].done()]:
             del self._reading[digest]
             error = future.exception()
-            if error is None:
-                self._copies[digest] = future.result()
-                read.append(self._copies[digest])
-            else:
+            copy = None if error is not None else future.result()
+            if copy is not None:
+                with self._counting:
+                    self._uncollected -= copy.num_bytes
+                self._copies[digest] = copy
+                read.append(copy)
+            elif error is not None:
                 failed.append((digest, str(error)))
         return read, failed
 
@@ -110,11 +156,11 @@ class HostCopies:
         copy = self._copies.pop(digest, None)
         return 0 if copy is None else copy.num_bytes
 
-    def trim(self, wanted: Collection[str]) -> list[str]:
-        """Drop copies that nobody wants until the rest fits; names them."""
+    def trim(self) -> list[str]:
+        """Drop copies that `read_ahead` did not choose until the rest fits; names them."""
         held = sum(copy.num_bytes for copy in self._copies.values())
         dropped: list[str] = []
-        for digest in [digest for digest in self._copies if digest not in wanted]:
+        for digest in [digest for digest in self._copies if digest not in self._front]:
             if held <= self._limit:
                 break
             held -= self.drop(digest)

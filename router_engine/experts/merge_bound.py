@@ -10,6 +10,8 @@ subtraction leaves behind. With u the unit roundoff of the weights' format, for 
 
 So a layer's output is off by 3 (u + sqrt(n) u32) |D| / |W| of its size, |.| the Frobenius norm. The
 layers' errors are independent: of L decoder layers they add up to sqrt(L) times that of the worst.
+The output head's outputs are read one by one: there |D| is sqrt(outputs) times the largest norm of
+D's rows, which is the Frobenius norm where all are alike.
 The bound is this number, held against the tolerance of log probabilities in the format. Of what it
 lets in, less than two thirds of the tolerance was measured, also where D reads just the direction
 that the activations have.
@@ -58,11 +60,12 @@ class _Effect:
 class MergeBound:
     """Refuses mixtures that would change the answers of others; knows the base's norms."""
 
-    def __init__(self, base: MergedBase, dtype: torch.dtype, num_layers: int) -> None:
-        """`dtype`: that of the base's weights."""
+    def __init__(self, base: MergedBase, dtype: torch.dtype, layers: Sequence[str]) -> None:
+        """`dtype`: that of the base's weights. `layers`: paths of the decoder's layers."""
         self._base = base
         self._dtype = dtype
-        self._num_layers = num_layers
+        self._num_layers = len(layers)
+        self._inside = tuple(f"{path}." for path in layers)
         self._norms: dict[str, float] = {}  # of the untouched weights, by layer
 
     def check(self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]) -> None:
@@ -115,8 +118,9 @@ class MergeBound:
             if module in adapter.pairs
         ]
         factors = _summed(terms) if mixture.combination == "sum" else _folded(terms)
-        size = factors.size()
-        fits, lost = factors.followed(self._dtype)
+        is_head = not module.startswith(self._inside)
+        size = factors.widest() if is_head else factors.size()
+        fits, lost = factors.followed(self._dtype, by_output=is_head)
         if module not in self._norms:
             self._norms[module] = self._base.norm(module)
         norm, inputs = self._norms[module], terms[0][1].a.shape[1]
@@ -157,13 +161,22 @@ class _Factors:
         product, size = _product(a.sum(0), b.sum(0)), float(rows.norm())
         return size if not product > size else product  # no number where a row is none
 
-    def followed(self, dtype: torch.dtype) -> tuple[bool, float]:
+    def widest(self) -> float:
+        """As `size`, were each row of D, which makes one output, as large as the largest is."""
+        a, b = self.p[:, :, None] * self.a, self.q[:, :, None] * self.b
+        rows = a.norm(dim=2).sum(0)[:, None] * b.abs().sum(0)
+        a, b = a.sum(0), b.sum(0)
+        product, size = ((a @ a.T) @ b * b).sum(0).max(), rows.square().sum(0).max()
+        largest = size if not product > size else product
+        return math.sqrt(b.shape[1] * float(largest))
+
+    def followed(self, dtype: torch.dtype, *, by_output: bool) -> tuple[bool, float]:
         """Whether all numbers fit their formats; what may be lost of y below them.
 
         Each number, whatever it is, may be off by the smallest one of its format: some processors
         read and write smaller ones as 0. Of fp16 they all know the subnormal ones, too. x has a
         root mean square of _ACTIVATIONS, or of its inverse, whichever is worse; what is lost is
-        relative to it.
+        relative to it. by_output: as if all outputs lost as much as the one that loses most.
         """
         form = torch.finfo(dtype)
         least = unread = form.smallest_normal
@@ -171,6 +184,8 @@ class _Factors:
             least, unread = form.smallest_normal * form.eps, 0.0
         p, a, b = self.p.abs(), self.a.norm(dim=2), self.b.norm(dim=2)
         wide_in, wide_out = self.a.shape[2] ** 0.5, self.b.shape[2] ** 0.5
+        if by_output:
+            b = wide_out * self.b.abs().amax(dim=2)
         read, lost = wide_in * a, 3 * wide_in * unread + least  # of a and x, of products and sums
         inner, lost = p * read, p * lost + least * read + least
         folded, lost = inner.sum(0), lost.sum(0)

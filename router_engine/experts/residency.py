@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -79,7 +80,7 @@ class ResidencyManager:
             return True
         self._waiters.append(waiter)
         self._changed = True
-        self._start_loads(waiter)
+        self._read_ahead()
         return False
 
     def are_resident(self, digests: Sequence[str]) -> bool:
@@ -107,7 +108,7 @@ class ResidencyManager:
         self._changed = True
         self._held.pop(owner, None)
         self._for_good.discard(owner)
-        self._waiters = [waiter for waiter in self._waiters if waiter.owner != owner]
+        self._drop_waiters([owner])
         self._arriving = [waiter for waiter in self._arriving if waiter.owner != owner]
         for digest in [digest for digest, users in self._users.items() if owner in users]:
             self._users[digest].discard(owner)
@@ -142,6 +143,7 @@ class ResidencyManager:
             elif blocked is None and self._has_files(waiter):
                 blocked = waiter
         self._drain()
+        self._read_ahead()
         self._trim_host()
         return Grants(self._collect_arrived(), tuple(failed), tuple(refused))
 
@@ -225,10 +227,6 @@ class ResidencyManager:
         )
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiters)
-
-    @property
     def num_device(self) -> int:
         return len(self._device)
 
@@ -267,10 +265,13 @@ class ResidencyManager:
         self._arriving = [waiter for waiter in self._arriving if waiter not in arrived]
         return tuple(waiter.owner for waiter in arrived)
 
-    def _start_loads(self, waiter: Waiter) -> None:
-        for digest in waiter.digests:
-            if self._lacks_file(waiter, digest):
-                self._host.start(digest)
+    def _read_ahead(self) -> None:
+        """Have the files read that waiters lack, those in front first, and no others."""
+        needs = [
+            [one for one in each.digests if self._needs_copy(each, one)] for each in self._waiters
+        ]
+        arriving = (one.digests for one in self._arriving if one.on_host)
+        self._host.read_ahead(needs, [*chain.from_iterable(arriving)])
 
     def _load(self, digest: str) -> HostAdapter:
         files, variant = self._source.fetch(plain_digest(digest)), variant_of(digest)
@@ -288,19 +289,21 @@ class ResidencyManager:
             for waiter in self._waiters
             if self._lacks_file(waiter, digest)
         ]
-        self._drop_waiters(failed)
+        self._drop_waiters([owner for owner, _ in failed])
         return failed
 
     def _take_misfits(self, staying: Collection[str]) -> list[tuple[str, str]]:
         """Those who wait in vain for as long as `staying` are on the device; they wait no more."""
         problems = ((waiter.owner, self._misfit(waiter, staying)) for waiter in self._waiters)
         told = [(owner, problem) for owner, problem in problems if problem is not None]
-        self._drop_waiters(told)
+        self._drop_waiters([owner for owner, _ in told])
         return told
 
-    def _drop_waiters(self, told: Sequence[tuple[str, str]]) -> None:
-        gone = {owner for owner, _ in told}
-        self._waiters = [waiter for waiter in self._waiters if waiter.owner not in gone]
+    def _drop_waiters(self, owners: Collection[str]) -> None:
+        staying = [waiter for waiter in self._waiters if waiter.owner not in owners]
+        if len(staying) < len(self._waiters):
+            self._waiters = staying
+            self._read_ahead()
 
     @property
     def _staying(self) -> set[str]:
@@ -326,14 +329,14 @@ class ResidencyManager:
 
     def _lacks_file(self, waiter: Waiter, digest: str) -> bool:
         """Whether a file must be read before an adapter is where the waiter wants it."""
-        if digest not in waiter.digests or digest in self._host:
-            return False
-        return waiter.on_host or digest not in self._device
+        return self._needs_copy(waiter, digest) and digest not in self._host
+
+    def _needs_copy(self, waiter: Waiter, digest: str) -> bool:
+        return digest in waiter.digests and (waiter.on_host or digest not in self._device)
 
     def _make_room(self, waiter: Waiter) -> bool:
         """Place what the waiter still lacks, evicting unused adapters; all of it or nothing."""
         if not self._has_files(waiter):
-            self._start_loads(waiter)
             return False
         missing = self._missing(waiter)
         victims = [
@@ -369,8 +372,7 @@ class ResidencyManager:
             self._manifests.pop(digest, None)
 
     def _trim_host(self) -> None:
-        waiters = (*self._waiters, *(one for one in self._arriving if one.on_host))
-        for digest in self._host.trim({each for one in waiters for each in one.digests}):
+        for digest in self._host.trim():
             self._forget(digest)
 
     def _count_overtaken(self, waiters: Sequence[Waiter]) -> None:

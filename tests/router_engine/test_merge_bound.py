@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig, MergeConfig, ModelConfig
 from router_engine.errors import MixtureError
 from router_engine.experts.merge_bound import MergeBound
+from router_engine.model.tiny import tiny_config, tiny_tokenizer
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.tolerances import TOLERANCES
 from tests.router_engine.conftest import ALL_LINEARS, MakeHarness
@@ -262,3 +264,62 @@ def test_families_and_an_adapter_along_the_activations(
     share = float(str(refused.value).split("merge it at ")[1].split()[0])
     harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e6 * share,))))
     assert _difference(_scored(harness, "merged", {}), untouched) <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A tiny llama with a real vocabulary's size; what its output head reads [tokens, hidden]."""
+    path = tmp_path_factory.mktemp("many-tokens")
+    config = tiny_config()
+    config.vocab_size = 32000
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    with torch.no_grad():
+        hidden: torch.Tensor = model.model(torch.tensor([PROMPT + GIVEN])).last_hidden_state[0]
+    return path, hidden
+
+
+def _on_one_token(folder: Path, place: int, hidden: torch.Tensor) -> Path:
+    """A LoRA of lm_head that changes the logit of GIVEN[place] alone, most where it is next."""
+    make_lora_folder(folder, rank=1, targets=["lm_head"])
+    file = folder / "adapter_model.safetensors"
+    read = hidden[len(PROMPT) + place - 1]
+    a, b = (read / read.norm())[None], torch.zeros(32000, 1)
+    b[GIVEN[place]] = 1.0
+    names = {name: a if "lora_A" in name else b for name in load_file(file)}
+    save_file(names, file)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_what_one_token_of_the_output_head_gains_is_not_spread_over_all(
+    dtype: str,
+    make_harness: MakeHarness,
+    many_tokens: tuple[Path, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    """The heaviest weight that is let in, and some below it, which may round less well."""
+    model, hidden = many_tokens
+    harness = make_harness(model, config=_config(dtype))
+    digest = harness.publish("a", _on_one_token(tmp_path / "a", place=5, hidden=hidden))
+    (untouched,) = _scored(harness, "untouched", {})
+    (greedy,) = harness.run(request("greedy", PROMPT))
+    tolerance = TOLERANCES[getattr(torch, dtype)]
+    with pytest.raises(MixtureError, match="at lm_head it is too large") as refused:
+        harness.wait(harness.engine.merge(ResolvedMixture((digest,), (1e4,))))
+    share = float(str(refused.value).split("merge it at ")[1].split()[0])
+    for part in (1.0, 0.8, 0.6, 0.3):
+        mixture = ResolvedMixture((digest,), (1e4 * share * part,))
+        harness.wait(harness.engine.merge(mixture))
+        (found,) = _scored(harness, f"merged {part}", {})
+        assert _difference(found, untouched) <= tolerance
+        (answer,) = harness.run(request(f"greedy {part}", PROMPT))
+        if dtype == "float32":
+            assert answer.ids == greedy.ids
+    assert share * 1e4 >= 0.5  # an ordinary change of a token goes in

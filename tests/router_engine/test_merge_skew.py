@@ -109,6 +109,45 @@ def test_others_are_answered_as_before_or_nothing_is_merged(
     assert merged.isdisjoint((POWERS[dtype][0], POWERS[dtype][-1]))
 
 
+def _on_one_token(folder: Path, token: int) -> Path:
+    """A LoRA folder of lm_head with all of B 0 but the row of a token."""
+    file = make_lora_folder(folder, targets=["lm_head"], seed=token) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            only = torch.zeros_like(tensor)
+            only[token] = tensor[token]
+            tensors[name] = only
+    save_file(tensors, file)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", POWERS)
+@pytest.mark.parametrize("combination", ["sum", "linear"])
+def test_one_token_of_the_output_head_is_answered_as_before_too(
+    combination: Combination, dtype: Any, make_harness: MakeHarness, tmp_path: Path
+) -> None:
+    """What is lost below the smallest number is lost by that token alone."""
+    kernels = KernelConfig("reference", tmp_path / "k")
+    config = EngineConfig(model=ModelConfig(dtype=dtype), cache=CACHE, kernels=kernels)
+    harness = make_harness(config=config)
+    token = GIVEN[2]
+    plain = harness.publish("plain", _on_one_token(tmp_path / "plain", GIVEN[3]))
+    untouched = _scored(harness, "untouched", {}, {plain: 1.0})
+    merged = set()
+    for power in POWERS[dtype]:
+        folder = skewed(_on_one_token(tmp_path / str(power), token), 10.0**power)
+        mixture = ResolvedMixture((harness.publish("skewed", folder),), (1.0,), combination)
+        if _is_merged(harness, mixture):
+            merged.add(power)
+            found = _scored(harness, f"{power}", {}, {plain: 1.0})
+            difference = (found - untouched).abs().max() / untouched.abs().max()
+            assert difference <= TOLERANCES[getattr(torch, dtype)]
+            harness.wait(harness.engine.merge(None))
+    assert merged >= {*ORDINARY[dtype]}
+    assert merged.isdisjoint((POWERS[dtype][0], POWERS[dtype][-1]))
+
+
 @pytest.mark.parametrize(
     ("dtype", "factor", "back", "weight"),
     [  # of A, of B, and of the mixture

@@ -1,7 +1,8 @@
 """Scheduler and residency together, as the engine runs them, around a runner without a model.
 
-Adapters are read from a real store into a real row pool, all before the first request: how many
-others pass while a file is read is up to the disk. Clients ask again as soon as they are answered,
+Adapters are read from a real store into a real row pool. How many others pass while a file is read
+is up to the disk, so all are read before the first request, and a step waits for what is read again
+because `host_bytes` left no room for it. Clients ask again as soon as they are answered,
 so that there is no pause in which a request that is passed by would get its turn.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +55,7 @@ class Simulation:
     config: SchedulerConfig
     rows: int
     num_blocks: int = 64
+    host_bytes: int = 1 << 30
     waits: dict[str, Wait] = field(default_factory=dict)
     finals: dict[str, FinalEvent] = field(default_factory=dict)
     news: threading.Event = field(default_factory=threading.Event)
@@ -75,7 +78,7 @@ class Simulation:
         self.residency = ResidencyManager(
             RowPool(self.rows, dtype=torch.float32, device=torch.device("cpu")),
             open_blobs(self.blobs),
-            AdapterPoolConfig(max_rank_rows=self.rows),
+            AdapterPoolConfig(max_rank_rows=self.rows, host_bytes=self.host_bytes),
             torch.float32,
             ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
             self.news.set,
@@ -97,6 +100,7 @@ class Simulation:
         if not self.scheduler.has_runnable and not self.residency.has_news:
             assert self.news.wait(HANG_SECONDS), "live requests, but none can run"
         self.news.clear()
+        wait(self.residency._host._reading.values(), HANG_SECONDS)
         grants = self.residency.pump()
         assert not grants.failed
         for name in grants.ready:

@@ -75,10 +75,12 @@ class Client:
         return [self.digests[index] for index in chosen]
 
 
-def _serve(adapters: Adapters, config: SchedulerConfig, seed: int) -> Simulation:
+def _serve(
+    adapters: Adapters, config: SchedulerConfig, seed: int, host_bytes: int = 1 << 30
+) -> Simulation:
     draw = random.Random(seed)
     clients = {str(i): Client(i, adapters.digests, draw) for i in range(10)}
-    simulation = Simulation(adapters.blobs, adapters.digests, config, ROWS, num_blocks=24)
+    simulation = Simulation(adapters.blobs, adapters.digests, config, ROWS, 24, host_bytes)
     try:
         simulation.serve(clients, ANSWERS)
     finally:
@@ -99,6 +101,20 @@ def test_whoever_waits_is_passed_by_no_more_than_a_bound(
     most = config.max_overtaken + config.max_running * LONGEST
     for wait in _serve(adapters, config, seed).waits.values():
         assert wait.passed <= (wait.older + 1) * most
+
+
+@pytest.mark.parametrize("host_bytes", [0, 60_000])
+@pytest.mark.parametrize("policy", ["fifo", "priority"])
+def test_the_bound_holds_where_hardly_a_copy_fits_the_host(
+    policy: Policy, host_bytes: int, adapters: Adapters
+) -> None:
+    """One adapter's copy at a time, or some: files are read when their turn comes."""
+    config = replace(CONFIG, policy=policy)
+    simulation = _serve(adapters, config, seed=0, host_bytes=host_bytes)
+    most = config.max_overtaken + config.max_running * LONGEST
+    for wait in simulation.waits.values():
+        assert wait.passed <= (wait.older + 1) * most
+    assert simulation.residency.counters.loads > len(adapters.digests)
 
 
 @pytest.mark.parametrize("policy", ["fifo", "priority"])
