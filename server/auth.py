@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import re
 from functools import partial
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from fastapi import Depends
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -16,7 +16,10 @@ from server.errors import ForbiddenError, UnauthorizedError
 from server.settings import Settings, SettingsError
 from server.threads import Threads
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_OWN = r"(?:127\.0\.0\.1|localhost|\[::1\])(?::([0-9]{0,5}))?"
+_OWN_HOST = re.compile(_OWN, re.IGNORECASE | re.ASCII)
+_OWN_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{_OWN}", re.IGNORECASE | re.ASCII)
+_LAST_PORT = 65535
 _NEED = "an API key is needed: send Authorization: Bearer <key> or X-Api-Key: <key>"
 _THREADS = 2  # of lookups of keys: they wait for the database, and for nothing else
 
@@ -68,13 +71,13 @@ class Auth:
         Raises ForbiddenError.
         """
         host = headers.get("host", "")
-        if _hostname(f"//{host}") not in _LOOPBACK:
+        if not _is_own(_OWN_HOST, host):
             raise ForbiddenError(
                 f"Host {host[:80]!r}: without API keys the server answers to localhost and "
                 "127.0.0.1 only"
             )
         origin = headers.get("origin")
-        if origin is not None and _hostname(origin) not in _LOOPBACK:
+        if origin is not None and not _is_own(_OWN_ORIGIN, origin):
             raise ForbiddenError(
                 f"Origin {origin[:80]!r}: without API keys the server answers to pages of this "
                 "machine only"
@@ -110,8 +113,7 @@ def _secret(headers: Headers) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:  # no URL at all
-        return None
+def _is_own(pattern: re.Pattern[str], given: str) -> bool:
+    """Whether this is a name of this machine, and nothing else that readers could take apart."""
+    found = pattern.fullmatch(given)
+    return found is not None and int(found[1] or 0) <= _LAST_PORT

@@ -38,11 +38,16 @@ Body = Literal["none", "small", "json", "upload"]
 MOST_ADMINS = 64  # of admins' requests at a time
 SMALL_BODY = 64 << 10  # bytes of what only names things
 BODY_PATIENCE = 30.0  # seconds
+MOST_QUERY = 2048  # bytes, which are parsed in no time
+MOST_TYPE = 256  # characters of a Content-Type, likewise
 
 _FORM = ("multipart/form-data",)
 _JSON = ("application/json",)
 _JSON_KIND = re.compile(r"application/[\w!#$%&'*+.^`|~-]+\+json", re.ASCII)
-_ONCE = ("host", "origin", "authorization", "x-api-key", "content-type", "content-encoding")
+_ONCE = (
+    *("host", "origin", "authorization", "x-api-key"),
+    *("content-type", "content-encoding", "transfer-encoding"),
+)
 _UTF8 = ("utf-8", "utf8")
 
 
@@ -163,15 +168,19 @@ class Door:
         if self._draining.is_on and entry.access in ("use", "admin"):
             raise StoppingError
         _require_known_query(entry, scope)
+        # Nothing here reads cookies, and the library that parses them does so for every request.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"cookie"]
         limit, setting = self._limits[entry.body]
         too_large = BodyTooLargeError(limit, setting)
         declared = headers.get("content-length", "0")
         length = int(declared[:20]) if declared.isdecimal() else 0
         is_chunked = "transfer-encoding" in headers
+        kinds = _FORM if entry.body == "upload" else _JSON
+        _require_short_type(headers, kinds)
         if length > limit or (is_chunked and entry.body == "none"):
             raise too_large
         if length or is_chunked:
-            _require_type(headers, _FORM if entry.body == "upload" else _JSON)
+            _require_type(headers, kinds)
         received = 0
 
         async def bounded() -> Message:
@@ -215,16 +224,27 @@ def _require_once(headers: Headers) -> None:
 
 
 def _require_known_query(entry: Entry, scope: Scope) -> None:
+    known = f"known are {', '.join(entry.query)}" if entry.query else "none is known here"
+    if (size := len(scope["query_string"])) > MOST_QUERY:
+        told = f"at most {MOST_QUERY} are read"
+        told = told if entry.query is None else f"{told}; {known}"
+        raise InputError("the query", f"{size} bytes of query parameters", told)
     if entry.query is None:
         return
     seen: set[str] = set()
     for name, _ in QueryParams(scope["query_string"]).multi_items():
         if name not in entry.query:
-            known = f"known are {', '.join(entry.query)}" if entry.query else "none is known here"
             raise InputError(name[:80], "a query parameter", f"is unknown; {known}")
         if name in seen:
             raise InputError(name, "two query parameters", "send one")
         seen.add(name)
+
+
+def _require_short_type(headers: Headers, allowed: Sequence[str]) -> None:
+    given = headers.get("content-type", "")
+    if len(given) > MOST_TYPE:
+        shown = f"{given[:32]}...{given[-40:]}"
+        raise ContentTypeError(shown, [f"{allowed[0]} in at most {MOST_TYPE} characters"])
 
 
 def _require_type(headers: Headers, allowed: Sequence[str]) -> None:
@@ -237,6 +257,7 @@ def _require_type(headers: Headers, allowed: Sequence[str]) -> None:
     charset = options.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in _UTF8:
         raise ContentTypeError(f"{kind}; charset={charset}", [f"{allowed[0]} in UTF-8"])
-    encoding = headers.get("content-encoding", "identity")
-    if encoding.strip().lower() != "identity":
-        raise EncodingError(encoding)
+    for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        encoding = headers.get(name, plain)
+        if encoding.strip().lower() != plain:
+            raise EncodingError(name, encoding)

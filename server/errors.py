@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 _MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
 _MOST_PROBLEMS = 8
 _TOLD_ALONE = (
-    *("missing", "unknown_field", "too_many_fields", "too_many_parts"),
+    *("missing", "unknown_field", "too_many_fields", "too_many_parts", "too_many_prompts"),
     *("mixture", "contradiction"),
 )
 _MOST_ECHOED = 80  # characters of one thing that was sent
@@ -124,8 +124,25 @@ class ContentTypeError(ServerError):
 class EncodingError(ServerError):
     """The body is packed."""
 
-    def __init__(self, given: str) -> None:
-        super().__init__(f"Content-Encoding {given[:_MOST_ECHOED]!r}: send the body as it is")
+    def __init__(self, header: str, given: str) -> None:
+        super().__init__(f"{header} {given[:_MOST_ECHOED]!r}: send the body as it is")
+
+
+class HeadTooLargeError(ServerError):
+    """More of a request's head, or of one thing in it, than is read."""
+
+    def __init__(self, what: str, most: str) -> None:
+        super().__init__(f"{what}: at most {most} are read")
+
+
+class HeadTooSlowError(ServerError):
+    """A head that does not become whole."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "the head of the request did not arrive: send it whole within "
+            f"{seconds:g} s (ADAPTERMIX_BODY_PATIENCE)"
+        )
 
 
 class BadRequestError(ServerError):
@@ -171,7 +188,7 @@ class Failure:
         return {"error": _bounded(self.message), "error_type": self.error_type}
 
     def openai(self) -> dict[str, Any]:
-        is_clients = self.status < 429 and self.status != 408
+        is_clients = self.status < 500 and self.status not in (408, 429)
         kind = "invalid_request_error" if is_clients else self.error_type
         param = self.param and _bounded(self.param, _MOST_ECHOED)
         code = self.error_type if param is None else f"invalid_{param.split('.')[0]}"
@@ -225,6 +242,8 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (MethodNotAllowedError, 405, "method_not_allowed"),
     (ContentTypeError, 415, "content_type"),
     (EncodingError, 415, "content_encoding"),
+    (HeadTooLargeError, 431, "head_too_large"),
+    (HeadTooSlowError, 408, "timeout"),
 )
 _HTTP_TYPES = {
     400: "bad_request",

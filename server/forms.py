@@ -2,40 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastapi import Request
-from python_multipart.multipart import parse_options_header
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
 from server.errors import InputError
 
+MOST_PART_HEADER = 1024  # bytes of one header of a part
 _SPACE = b" \t\r\n"
+_MARK = b"\r\n-"  # a boundary begins like this, and much that is none
+_PIECE = 2 << 10  # bytes with many marks, which are parsed in a few milliseconds
 
 
 def whole(receive: Receive, content_type: str) -> Receive:
-    """What `receive` gives of a multipart form, which must have its end.
+    """What `receive` gives of a multipart form, which must have its end, in pieces.
 
-    The parser takes a form that was cut for a whole one, without its last part. Raises
-    MultiPartException, which becomes a 400.
+    The parser takes a form that was cut for a whole one, without its last part, and reads at once
+    whatever it is given: between two pieces that may hold several parts others have their turn.
+    Raises MultiPartException, which becomes a 400.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         return receive
     end = b"--" + boundary + b"--"
-    tail = b""
+    heads: MultipartParser | None = None
+    tail = held = b""
+    more = True
 
     async def checked() -> Message:
-        nonlocal tail
-        message = await receive()
-        if message["type"] == "http.request":
-            tail = (tail + message.get("body", b""))[-len(end) - len(_SPACE) :]
-            is_last = tail and not message.get("more_body")
-            if is_last and not tail.rstrip(_SPACE).endswith(end):
+        nonlocal heads, tail, held, more
+        if held:
+            await asyncio.sleep(0)
+        else:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            held = message.get("body", b"")
+            more = bool(message.get("more_body"))
+            tail = (tail + held)[-len(end) - len(_SPACE) :]
+            if tail and not more and not tail.rstrip(_SPACE).endswith(end):
                 raise MultiPartException("the form does not end with its boundary: cut short?")
-        return message
+        size = len(held) if held.count(_MARK) <= 1 else _PIECE
+        piece, held = held[:size], held[size:]
+        try:
+            if heads is None:
+                heads = MultipartParser(boundary, {}, max_header_size=MOST_PART_HEADER)
+            heads.write(piece)
+        except FormParserError as error:
+            told = f"a part has at most 8 headers of at most {MOST_PART_HEADER} bytes each"
+            raise MultiPartException(f"Invalid multipart data: {error}; {told}") from error
+        return {"type": "http.request", "body": piece, "more_body": more or bool(held)}
 
     return checked
 

@@ -128,7 +128,8 @@ def size_of_chat(body: ChatBody) -> int:
     contents = [message.content for message in body.messages]
     parts = [part.text for content in contents if isinstance(content, list) for part in content]
     texts = [content if isinstance(content, str) else "" for content in contents]
-    return text_size(texts) + text_size(parts)
+    names = [message.name for message in body.messages if message.name is not None]
+    return text_size(texts) + text_size(parts) + text_size(names)
 
 
 def chat_of(body: ChatBody, tokenization: Tokenization) -> tuple[tuple[int, ...], str]:

@@ -26,6 +26,7 @@ from server.app import create_app
 from server.cli.output import shown
 from server.container import Container
 from server.errors import ServerError
+from server.heads import heads_within
 from server.settings import Settings, SettingsError
 
 _LAST_WORDS_SECONDS = 5  # for what was cut off to say so
@@ -145,15 +146,7 @@ def run_server(settings: Settings, console: Console) -> int:
     except OSError as error:
         _print_error(console, error)
         return 1
-    config = uvicorn.Config(
-        create_app(container),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
-    )
-    server = _Server(config, container, console)
+    server = _Server(config_of(container), container, console)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     console.print(
@@ -164,6 +157,20 @@ def run_server(settings: Settings, console: Console) -> int:
     )
     server.run(sockets=[listening])
     return 0
+
+
+def config_of(container: Container) -> uvicorn.Config:
+    """The configuration of uvicorn for one server."""
+    settings = container.settings
+    return uvicorn.Config(
+        create_app(container),
+        host=settings.host,
+        port=settings.port,
+        http=heads_within(settings.body_patience),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
+    )
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

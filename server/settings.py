@@ -122,7 +122,8 @@ class Settings(BaseSettings):
         default=ByteSize(1 << 30), ge=1024, description="Largest adapter upload, as sent."
     )
     body_patience: Seconds = Field(
-        default=30.0, description="Seconds that a body may pause, or lag behind 16 KiB/s."
+        default=30.0,
+        description="Seconds that a body may pause, or lag behind 16 KiB/s; and that a head has.",
     )
 
     block_size: int = Field(

@@ -73,19 +73,39 @@ class Tokenization:
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation, ending where the assistant's answer begins.
 
-        Raises InputError where template or tokenizer refuse it.
+        Raises InputError where template or tokenizer refuse it, and for a `name` that the template
+        doesn't read.
         """
         if not self._tokenizer.chat_template:
             raise InputError(
                 "messages", "given", "this base model has no chat template: use a text prompt"
             )
+        text = self._rendered(messages)
+        for role in sorted({message["role"] for message in messages if "name" in message}):
+            # A template may read it in one role and not in another: only rendering can tell.
+            without = [
+                {key: value for key, value in message.items() if key != "name"}
+                if message["role"] == role
+                else message
+                for message in messages
+            ]
+            if self._rendered(without) == text:
+                raise InputError(
+                    "messages.name",
+                    f"given with the role {role}",
+                    "this model's chat template does not read it: leave it out, and say in "
+                    "content who speaks",
+                )
+        return self.encode(text, field="messages", add_special_tokens=False)
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # templates are code of the model's authors and raise anything
             raise InputError("messages", "given", f"the chat template refused: {error}") from error
-        return self.encode(text, field="messages", add_special_tokens=False)
+        return text
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special

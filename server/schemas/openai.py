@@ -14,6 +14,7 @@ from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
 MAX_CHOICES = 16
 MAX_MESSAGES = 4096  # of a conversation
 MAX_PARTS = 4096  # of all its messages together
+MAX_PROMPTS = 4096  # of one request, as token ids
 
 _IDLE: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
@@ -103,6 +104,19 @@ class CompletionBody(CommonBody):
         default=None, ge=0, le=MAX_TOP, description="Report this many likeliest tokens beside each."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_prompts(cls, data: Any) -> Any:
+        prompt = data.get("prompt") if isinstance(data, dict) else None
+        # A library validates lists of lists in one call, which keeps all threads from their turn.
+        if isinstance(prompt, list) and len(prompt) > MAX_PROMPTS and isinstance(prompt[0], list):
+            raise PydanticCustomError(
+                "too_many_prompts",
+                "prompt: {count} prompts of token ids; one request may have {most}",
+                {"count": len(prompt), "most": MAX_PROMPTS},
+            )
+        return data
+
     @model_validator(mode="after")
     def _echo_without_logprobs(self) -> CompletionBody:
         if self.echo and self.logprobs is not None:
@@ -122,7 +136,11 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[Many[TextPart], Field(max_length=MAX_PARTS)]
-    name: str | None = None
+    name: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Who speaks; refused where the model's chat template does not read it.",
+    )
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""

@@ -45,6 +45,11 @@ JSON_BODIES: dict[str, tuple[str, Any]] = {
     "large ids": ("/v1/completions", OPENAI | {"prompt": [5] * MANY + [2**62]}),
     "no ids": ("/v1/completions", OPENAI | {"prompt": [1.5] * MANY}),
     "lists of ids": ("/v1/completions", OPENAI | {"prompt": [[1, 2]] * 40_000}),
+    "empty lists of ids": ("/v1/completions", OPENAI | {"prompt": [[]] * 49_000}),
+    "lists with a bad end": (
+        "/v1/completions",
+        OPENAI | {"prompt": [[5, 5]] * 49_000 + [["a"]]},
+    ),
     "mixed lists": ("/v1/completions", OPENAI | {"prompt": [[1, "a"]] * 8000}),
     "messages": ("/v1/chat/completions", CHAT | {"messages": [TURN] * 40_000}),
     "parts": (
@@ -179,6 +184,24 @@ INPUTS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
         [("files", ("a.json", b"{}")), ("texts", ("t.jsonl", b"not json\n" * 1_000_000))]
     ),
     "a large file": _upload([("files", ("adapter_model.safetensors", bytes(32 << 20)))]),
+    "small files": _raw(
+        b"".join(HEAD.replace(b'"a"', b'"%d"' % i) + b"x\r\n" for i in range(999)) + TAIL[2:],
+        WAYS,
+        "/admin/adapters",
+    ),
+    "parts with long headers": _raw(
+        (HEAD.replace(b'"\r', b'"; z="' + b";" * 900 + b"\r") + b"x\r\n") * 64 + TAIL[2:],
+        WAYS,
+        "/admin/adapters",
+    ),
+    "a long cookie": lambda client: client.get("/health", headers={"cookie": "a=b;" * 7000}),
+    "a long query": lambda client: client.get("/health?" + "a&" * 15_000),
+    "a long encoded query": lambda client: client.get("/metrics?" + "%41&" * 7500),
+    "a long type": _raw(b"{}", 'application/json; a="' + ";" * 30_000, "/generate"),
+    "a long type of a form": _raw(TAIL, WAYS + '; a="' + ";" * 30_000, "/admin/adapters"),
+    "as many headers as may be": lambda client: client.get(
+        "/health", headers={f"x-{i}": "v" * 280 for i in range(90)}
+    ),
     "files": _upload([("files", (f"f{i}", b"x")) for i in range(990)]),
     "headers": _raw((b"--b\r\nX-A: " + b"v" * 60 + b"\r\n\r\n\r\n") * 900, WAYS, "/admin/adapters"),
     "lines": _raw(HEAD + b"\r\n-" * 3_000_000 + TAIL, WAYS, "/admin/adapters"),

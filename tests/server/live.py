@@ -21,6 +21,7 @@ from router_engine.client.inline import InlineEngineClient
 from router_engine.client.messages import EngineProcessConfig
 from server.app import create_app
 from server.container import Container, EngineFactory
+from server.heads import heads_within
 from server.settings import Settings, load_settings
 from tests.support.waiting import HANG_SECONDS
 
@@ -110,11 +111,14 @@ def events(text: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def serving(
-    settings: Settings, engine: EngineFactory = inline_engine, loop: LoopKind = "auto"
+    settings: Settings,
+    engine: EngineFactory = inline_engine,
+    loop: LoopKind = "auto",
+    head_patience: float = HANG_SECONDS,
 ) -> Iterator[Live]:
     """Run a server; an error at its start is raised here."""
     container = Container(settings, engine)
-    server = _Server(container, loop)
+    server = _Server(container, loop, head_patience)
     thread = threading.Thread(target=server.run_until_exit, name="server")
     thread.start()
     server.settled.wait()
@@ -132,9 +136,11 @@ def serving(
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, container: Container, loop: LoopKind) -> None:
-        app = create_app(container)
-        super().__init__(uvicorn.Config(app, port=0, loop=loop, log_config=None, access_log=False))
+    def __init__(self, container: Container, loop: LoopKind, head_patience: float) -> None:
+        app, http = create_app(container), heads_within(head_patience)
+        super().__init__(
+            uvicorn.Config(app, port=0, loop=loop, http=http, log_config=None, access_log=False)
+        )
         self.settled = threading.Event()
         self.loop: asyncio.AbstractEventLoop
         self.port = 0

@@ -153,7 +153,7 @@ def test_the_first_text_that_is_too_long_refuses_all(
     tokenization = bare.container.generation.tokenization
     encode, read = tokenization.encode, []
 
-    def watched(text: str, **options: bool) -> tuple[int, ...]:
+    def watched(text: str, **options: Any) -> tuple[int, ...]:
         read.append(text[:1])
         return encode(text, **options)
 

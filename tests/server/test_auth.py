@@ -105,3 +105,37 @@ def test_without_keys_web_pages_cannot_speak_for_the_user(bare: Live) -> None:
         assert response.status_code == 403
     own = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
     assert bare.client.get("/admin/adapters", headers=own).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "evil@localhost",
+            "localhost#evil",
+            "localhost/evil",
+            "localhost?evil",
+            "localhost\\evil",
+        ),
+        *("localhost:99999999", "localhost:65536", "localhost:x", "localhost:-1", "localhost:8:8"),
+        *(
+            "[::1",
+            "::1",
+            "[::1]evil",
+            "[::1%25eth0]",
+            "localhost.",
+            "localhost evil",
+            "x@127.0.0.1",
+        ),
+        *("127.0.0.1.evil.example", "http://localhost", ""),
+    ],
+)
+def test_a_host_is_a_name_and_a_port_and_nothing_else(bare: Live, host: str) -> None:
+    for headers in ({"Host": host}, {"Origin": f"http://{host}"}):
+        assert bare.client.get("/admin/adapters", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:65535", "[::1]:8000"])
+def test_names_of_this_machine_are_its_own(bare: Live, host: str) -> None:
+    own = {"Host": host, "Origin": f"https://{host}"}
+    assert bare.client.get("/admin/adapters", headers=own).status_code == 200

@@ -300,6 +300,7 @@ def test_a_route_without_a_body_takes_no_chunks(keyed: Keyed, entry: Entry) -> N
             ("content_encoding", value)
             for value in ("gzip", "br", "GZIP", "identity, gzip", "x" * 999)
         ),
+        *(("transfer_encoding", value) for value in ("gzip, chunked", "identity, chunked")),
         *(("charset", value) for value in ("utf-16", "latin-1", '"utf-7"', "base64", "x" * 999)),
     ],
 )
@@ -311,7 +312,8 @@ def test_a_body_in_another_encoding_is_refused(
         headers = {"content_type": f"{kind}; boundary=b; charset={value}"}
     else:
         headers = {"content_type": f"{kind}; boundary=b; charset=UTF-8", header: value}
-    status, body = keyed.attempt(entry, keyed.admin, 1000, **headers)
+    size = 0 if header == "transfer_encoding" else 1000
+    status, body = keyed.attempt(entry, keyed.admin, size, **headers)
     assert status == 415
     assert value.strip('"')[:40] in str(body)
     assert len(str(body)) < 1024
@@ -366,3 +368,16 @@ def test_a_query_parameter_comes_once(keyed: Keyed, entry: Entry) -> None:
 def test_a_path_ends_where_the_route_does(keyed: Keyed, entry: Entry) -> None:
     status, _ = keyed.attempt(Entry(entry.method, f"{path_of(entry)}%0A", "admin"), keyed.admin)
     assert status in (404, 405, 422)
+
+
+def test_a_transfer_encoding_comes_once(keyed: Keyed) -> None:
+    entry = next(one for one in ENTRIES if one.path == "/generate")
+    head = chunked(
+        entry,
+        keyed.live.port,
+        f"Authorization: Bearer {keyed.admin}",
+        "Content-Type: application/json",
+        "Transfer-Encoding: chunked",
+    )
+    status, body = exchange(keyed.live.port, head)
+    assert (status, body["error_type"]) == (400, "bad_request")

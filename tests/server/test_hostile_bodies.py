@@ -85,7 +85,7 @@ WORKING: Mapping[tuple[str, str], tuple[type[BaseModel], list[dict[str, Any]]]] 
         [
             {
                 "messages": [
-                    {"role": "system", "content": "s", "name": "n"},
+                    {"role": "system", "content": "s"},
                     {"role": "user", "content": [{"type": "text", "text": "t"}]},
                 ],
                 **COMMON,

@@ -8,6 +8,11 @@ from typing import Any
 import openai
 import pytest
 
+from router_engine.model.tiny_tokenizer import tiny_tokenizer
+from server.errors import InputError
+from server.openai_wire import size_of_chat
+from server.schemas.openai import ChatBody
+from server.tokenization import Tokenization
 from tests.server.live import Live
 
 ROUTED: dict[str, Any] = {
@@ -49,6 +54,65 @@ def test_completions(client: openai.OpenAI, live: Live) -> None:
     assert reply.choices[0].finish_reason in ("length", "stop")
     assert reply.usage.prompt_tokens == 5
     assert reply.usage.total_tokens == 5 + reply.usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[[5, 5]] * 49_000, [[]] * 4097, [[5]] * 49_000 + [["a"]], [[5]] * 4096 + [1]],
+    ids=["lists", "empty lists", "a bad end", "a number at the end"],
+)
+def test_too_many_prompts_are_refused_by_their_number(live: Live, prompt: list[object]) -> None:
+    body = {"model": live.container.services.base_name, "prompt": prompt, "max_tokens": 1}
+    answer = live.client.post("/v1/completions", json=body)
+    assert answer.status_code == 422
+    told = answer.json()["error"]["message"]
+    assert f"prompt: {len(prompt)} prompts of token ids" in told
+    assert "4096" in told
+
+
+def test_a_long_prompt_of_ids_is_one_prompt(live: Live) -> None:
+    body = {"model": live.container.services.base_name, "prompt": [5] * 5000, "max_tokens": 1}
+    answer = live.client.post("/v1/completions", json=body)
+    assert "5000 tokens" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
+def test_a_name_that_the_template_does_not_read_is_refused(live: Live, role: str) -> None:
+    messages = [{"role": role, "content": "a", "name": "Ann"}, {"role": "user", "content": "b"}]
+    body = {"model": live.container.services.base_name, "messages": messages, "max_tokens": 1}
+    answer = live.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 422
+    told = answer.json()["error"]
+    assert told["param"] == "messages.name"
+    assert role in told["message"]
+    del messages[0]["name"]
+    assert live.client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_name_that_the_template_reads_is_applied() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}"
+        "{% if m['role'] == 'user' and m['name'] %} {{ m['name'] }}{% endif %}"
+        ": {{ m['content'] }}\n{% endfor %}"
+    )
+    tokenization = Tokenization(tokenizer, (0,))
+    ann = {"role": "user", "content": "a", "name": "Ann"}
+    assert tokenization.decode(tokenization.chat([ann])) == "user Ann: a\n"
+    for role in ("assistant", "system"):
+        with pytest.raises(InputError, match=f"{role}.*does not read it"):
+            tokenization.chat([ann, ann | {"role": role}])
+
+
+def test_a_name_is_bounded_and_counted(live: Live) -> None:
+    messages = [{"role": "user", "content": "a", "name": "n" * 65}]
+    body = {"model": live.container.services.base_name, "messages": messages}
+    answer = live.client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, "64" in answer.text) == (422, True)
+    messages[0]["name"] = "n" * 64
+    named = ChatBody.model_validate(body)
+    del messages[0]["name"]
+    assert size_of_chat(named) >= size_of_chat(ChatBody.model_validate(body)) + 64
 
 
 def test_model_names_an_adapter(client: openai.OpenAI, live: Live) -> None:
