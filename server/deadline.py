@@ -17,11 +17,6 @@ class Deadline:
         self._seconds = seconds
         self._at = None if seconds is None else asyncio.get_running_loop().time() + seconds
 
-    @property
-    def is_set(self) -> bool:
-        """Whether there is an end at all."""
-        return self._at is not None
-
     @asynccontextmanager
     async def within(self) -> AsyncIterator[None]:
         """Cancel the body once the moment has come. Raises RequestTimeoutError then."""

@@ -17,11 +17,11 @@ from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.errors import RouterUnavailableError
 from server.admission import Admission
 from server.answer import Answer, Piece
+from server.asks import NATIVE, Ask, Fields
 from server.errors import GenerationFailedError, InputError, RequestCancelledError
 from server.metrics import Metrics
 from server.mixtures import Mixtures, Plan
 from server.recording import Recorder
-from server.schemas.mixture import Mixture
 from server.streaming import yield_now_and_then
 from server.threads import BodyThreads
 from server.tokenization import Tokenization
@@ -35,27 +35,6 @@ _ENDS: dict[FinishReason, EndReason] = {
     FinishReason.LENGTH: "length",
     FinishReason.STOP_TOKEN: "eos_token",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What an API asks for, in nobody's wire format.
-
-    `max_new_tokens` None means the server's default, or the room that is left in model and KV cache
-    if that is less.
-    """
-
-    prompt_ids: tuple[int, ...]
-    text: str  # what request routers read
-    sampling: SamplingParams
-    max_new_tokens: int | None = None
-    mixture: Mixture | None = None
-    adapter: str | None = None
-    stops: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    priority: int = 0
-    endpoint: str = "generate"
-    report_gates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,17 +254,17 @@ class Generation:
                 return event
         return None
 
-    def require_fit(self, prompt: int, sequences: int = 1) -> None:
+    def require_fit(self, prompt: int, sequences: int = 1, fields: Fields = NATIVE) -> None:
         """Raises InputError for a prompt of so many tokens that no answer has room behind it."""
         limit = self.info.longest(sequences)
         if prompt == 0:
-            raise InputError("inputs", "no tokens", "give at least one token of prompt")
+            raise InputError(fields.prompt, "no tokens", "give at least one token of prompt")
         if prompt >= limit:
             raise InputError(
-                "inputs",
+                fields.prompt,
                 f"{prompt} tokens",
                 f"too long: prompt and answer together may have {limit} tokens"
-                f"{self._why(limit, sequences)}; shorten the prompt or set truncate",
+                f"{self._why(limit, sequences)}; {fields.shorten}",
             )
 
     def require_room(self, ask: Ask, tokens: int) -> None:
@@ -297,12 +276,13 @@ class Generation:
         limit = self.info.longest(sequences)
         why = self._why(limit, sequences)
         prompt, least = len(ask.prompt_ids), ask.sampling.min_new_tokens
-        self.require_fit(prompt, sequences)
+        fields = ask.fields
+        self.require_fit(prompt, sequences, fields)
         room = limit - prompt
         if ask.max_new_tokens is None:
             if least > room:
                 raise InputError(
-                    "min_new_tokens",
+                    fields.least,
                     str(least),
                     f"too many: the prompt has {prompt} tokens, and prompt and answer together "
                     f"may have {limit}{why}; use at most {room}",
@@ -310,13 +290,13 @@ class Generation:
             return max(min(self._default_max_new_tokens, room), least)
         if ask.max_new_tokens < least:
             raise InputError(
-                "min_new_tokens",
+                fields.least,
                 str(least),
-                f"must not be above max_new_tokens = {ask.max_new_tokens}",
+                f"must not be above {fields.most} = {ask.max_new_tokens}",
             )
         if ask.max_new_tokens > room:
             raise InputError(
-                "max_new_tokens",
+                fields.most,
                 str(ask.max_new_tokens),
                 f"too long: the prompt has {prompt} tokens, and prompt and answer together may "
                 f"have {limit}{why}; use at most {room}",

@@ -9,8 +9,9 @@ from typing import Literal
 from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
 from server.answer import Piece
+from server.asks import Ask, Fields
 from server.errors import InputError
-from server.generation import Ask, Completion, fresh_seed, text_size
+from server.generation import Completion, fresh_seed, text_size
 from server.rendering import routing_of
 from server.schemas.generate import Routing
 from server.schemas.openai import (
@@ -55,8 +56,14 @@ def asks_of(
     """One ask for each answer: `n` for each prompt (token ids, text), seeds counting up."""
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     limit = body.max_tokens
+    fields = Fields("prompt", "max_tokens", "min_tokens", "shorten it")
     if isinstance(body, ChatBody):
-        limit = body.max_completion_tokens or limit
+        fields = replace(fields, prompt="messages")
+        if body.max_completion_tokens:
+            limit, fields = (
+                body.max_completion_tokens,
+                replace(fields, most="max_completion_tokens"),
+            )
     return [
         Ask(
             prompt_ids=ids,
@@ -69,6 +76,7 @@ def asks_of(
             ignore_eos=body.ignore_eos,
             priority=body.priority,
             endpoint="chat" if isinstance(body, ChatBody) else "completions",
+            fields=fields,
         )
         for ids, text in prompts
         for choice in range(body.n or 1)

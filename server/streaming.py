@@ -94,8 +94,11 @@ async def yield_now_and_then(count: int) -> None:
 
 
 def limited(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
-    """What a stream yields until the deadline, which ends it as it ends those of `merge`."""
-    return _only(merge([stream], deadline)) if deadline.is_set else stream
+    """What a stream yields until the deadline, if there is one.
+
+    As with `merge` it runs at its own pace: who reads slowly keeps nothing but memory.
+    """
+    return _only(merge([stream], deadline))
 
 
 async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T, None]:

@@ -46,8 +46,8 @@ class Tokenization:
                 raise InputError(
                     field,
                     f"{len(text)} characters",
-                    f"too long: {self._max_tokens} tokens have at most {most}; shorten the prompt "
-                    "or set truncate",
+                    f"too long: {self._max_tokens} tokens have at most {most}; "
+                    + ("shorten the prompt or set truncate" if field == "inputs" else "shorten it"),
                 )
         try:
             return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 
 from router_engine.request import SamplingParams
+from server.asks import Ask
 from server.auth import documented_key
 from server.container import Container, ContainerDep
-from server.generation import Ask, Generation, Update, fresh_seed
+from server.generation import Generation, Update, fresh_seed
 from server.reading import StrictRoute
 from server.rendering import Renderer
 from server.replies import WrittenResponse, json_of
@@ -27,6 +28,8 @@ from server.schemas.generate import (
     Parameters,
 )
 from server.streaming import LastFrame, chain_first, event_response, limited, unless_disconnected
+
+_LONGEST_HEADER = 4096  # characters; proxies and clients take no line that is much longer
 
 router = APIRouter(
     route_class=StrictRoute,
@@ -118,8 +121,10 @@ async def _answer(
         "x-prompt-tokens": str(completion.prompt_tokens),
         "x-generated-tokens": str(len(completion.pieces)),
         "x-total-tokens": str(completion.prompt_tokens + len(completion.pieces)),
-        "x-adapter-id": ",".join(job.plan.labels),
     }
+    labels = ",".join(job.plan.labels)
+    if len(labels) <= _LONGEST_HEADER:
+        headers["x-adapter-id"] = labels
     return WrittenResponse(reply, headers=headers)
 
 

@@ -14,11 +14,12 @@ from fastapi.responses import Response
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
 from router_engine.shown import shown
+from server.asks import Ask
 from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
-from server.generation import Ask, Completion, Generation, Job, Update
+from server.generation import Completion, Generation, Job, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
 from server.openai_wire import (
     asks_of,

@@ -11,10 +11,11 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 
 from router_engine.request import SamplingParams
 from router_engine.shown import shown
+from server.asks import Ask
 from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
-from server.generation import Ask, Completion, Generation, Job, text_size
+from server.generation import Completion, Generation, Job, text_size
 from server.reading import StrictRoute
 from server.rendering import gates_of, routing_of, uncertainty_of
 from server.replies import WrittenResponse, json_of

@@ -10,7 +10,8 @@ import pytest
 
 from adapters_store.errors import AdapterInUseError, AdapterNotFoundError
 from router_engine.request import SamplingParams
-from server.generation import Ask, Job, Update
+from server.asks import Ask
+from server.generation import Job, Update
 from server.uses import Uses
 from tests.server.live import Live
 

@@ -241,3 +241,32 @@ def test_errors_have_openai_s_shape(client: openai.OpenAI) -> None:
         complete(client, prompt=[1, 999])
     with pytest.raises(openai.UnprocessableEntityError, match="logprobs"):
         complete(client, echo=True, logprobs=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("completions", {"prompt": ""}, "prompt"),
+        ("completions", {"prompt": [""]}, "prompt"),
+        ("completions", {"prompt": [[]]}, "prompt"),
+        ("completions", {"prompt": "a " * 5000}, "prompt"),
+        ("completions", {"prompt": "a", "max_tokens": 5000}, "max_tokens"),
+        ("completions", {"prompt": "a", "min_tokens": 5000}, "min_tokens"),
+        ("completions", {"prompt": "a", "min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a " * 5000}]}, "messages"),
+        ("chat/completions", {"max_tokens": 5000}, "max_tokens"),
+        ("chat/completions", {"max_completion_tokens": 5000}, "max_completion_tokens"),
+    ],
+)
+def test_what_has_no_room_is_told_by_the_field_that_was_sent(
+    live: Live, path: str, body: dict[str, Any], field: str
+) -> None:
+    asked = {"model": "tiny-random", **body}
+    if path == "chat/completions":
+        asked.setdefault("messages", [{"role": "user", "content": "a"}])
+    answer = live.client.post(f"/v1/{path}", json=asked)
+    assert answer.status_code == 422, answer.text
+    error = answer.json()["error"]
+    assert error["param"].split(".")[0] == field
+    assert "new_tokens" not in error["message"]
+    assert "truncate" not in error["message"]

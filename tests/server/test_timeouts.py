@@ -6,17 +6,19 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.deadline import Deadline
 from server.schemas.generate import GenerateAnyBody, GenerateBody
 from server.schemas.openai import ChatBody, CompletionBody
 from server.schemas.score import ScoreBody
 from server.settings import SettingsError
+from server.streaming import limited
 from tests.server.live import Live, events, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS, wait_for
 
@@ -124,6 +126,28 @@ def test_what_waits_for_a_thread_ends(bare: Live) -> None:
     finally:
         gate.set()
         bare.run(_all(held))
+
+
+@pytest.mark.parametrize("seconds", [None, HANG_SECONDS])
+def test_a_stream_that_nobody_reads_runs_to_its_end(seconds: float | None) -> None:
+    """What it holds, such as its adapters, is free again however slowly the client takes it."""
+
+    async def read_one() -> None:
+        ended = asyncio.Event()
+
+        async def source() -> AsyncGenerator[int, None]:
+            try:
+                for number in range(100):
+                    yield number
+            finally:
+                ended.set()
+
+        stream = limited(source(), Deadline(seconds))
+        assert await anext(stream) == 0
+        await ended.wait()
+        assert [number async for number in stream] == list(range(1, 100))
+
+    asyncio.run(read_one())
 
 
 async def _all(tasks: list[asyncio.Task[bool]]) -> None:
