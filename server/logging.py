@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import uuid
+from contextlib import suppress
 from typing import Literal, TextIO, cast
 
 import structlog
@@ -43,8 +44,21 @@ def configure(level: str, log_format: Literal["console", "json"]) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _StandardError())),
     )
+
+
+class _StandardError:
+    """What standard error is at the moment: a line of the log never fails who writes it."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def _queued(stream: TextIO, processors: list[structlog.typing.Processor]) -> TextIO:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters_store.home import expanded, is_homeless
@@ -30,7 +30,7 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
-from router_engine.kernels.cpu.build import known_isas
+from router_engine.kernels.cpu.build import known_isa
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.config import EncoderDType
 from server.utf8 import require_utf8
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         "is compared with transformers' own code at its first start, and where it differs that "
         "runs, with a warning, or nothing, under 'cpu'; the verdict is kept in the cache.",
     )
-    cpu_isa: CpuIsa | None = Field(
+    cpu_isa: Annotated[CpuIsa | None, AfterValidator(known_isa)] = Field(
         default=None,
         description="The widest instruction set that the C++ decoder may use. All that the "
         "processor and the system run when left out.",
@@ -274,15 +274,6 @@ class Settings(BaseSettings):
                 "use merge 'manual', or quantization 'none'"
             )
         return merge
-
-    @field_validator("cpu_isa")
-    @classmethod
-    def _is_of_this_architecture(cls, isa: CpuIsa | None) -> CpuIsa | None:
-        if isa is not None and isa not in known_isas():
-            raise ValueError(
-                f"is of another architecture; here there are {', '.join(known_isas())}"
-            )
-        return isa
 
     @field_validator("engine_threads", "encoder_threads")
     @classmethod

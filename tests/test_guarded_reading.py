@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("adapters_store", "router_engine", "server", "training", "benchmarks", "deploy")
 # Where `refused` is not around the reading itself, and why.
 ELSEWHERE = {
-    "router_engine/model/gguf_tokenizer.py": "`read_tokenizer` and the caches' makers are around",
     "benchmarks/peers/workers/transformers_peft.py": "a peer, on a base that ours has read before",
     "benchmarks/gpu/peft.py": "a peer, on a base that ours has read before",
 }

@@ -74,7 +74,7 @@ def test_a_model_that_has_no_shape_is_a_problem(
         {"head_dim": 320},
         {"hidden_size": 72},
         {"intermediate_size": 404},
-        {"num_attention_heads": 65, "num_key_value_heads": 1, "head_dim": 16},
+        {"hidden_size": 1040, "num_attention_heads": 65, "num_key_value_heads": 1, "head_dim": 16},
     ],
 )
 def test_layers_that_the_decoder_cannot_run_are_told_before_they_are_measured(

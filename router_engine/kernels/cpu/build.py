@@ -75,6 +75,13 @@ def known_isas() -> tuple[str, ...]:
     return ISAS_OF.get(architecture(), _ANY)
 
 
+def known_isa(isa: str | None) -> str | None:
+    """The same, or None. Raises ValueError for an instruction set of another architecture."""
+    if isa is not None and isa not in known_isas():
+        raise ValueError(f"is of another architecture; here there are {', '.join(known_isas())}")
+    return isa
+
+
 def library_path(cache: Path, isas: Sequence[str] | None = None) -> Path:
     """Where the library is, be it there or not: shipped with the package, or else in the cache.
 
