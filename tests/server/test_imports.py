@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +69,6 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     done = subprocess.run(
         [sys.executable, "-c", _WORKS, str(place)],
         cwd=Path(__file__).parents[2],
-        # Without the packages that other tests' servers are given: a router may load what it likes.
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=True,

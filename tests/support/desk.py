@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,11 +37,12 @@ def asked(desk: Path, python_path: str, encoder: Path) -> Iterator[str]:
     """The URL of a server of the tiny random model with these adapters, under this PYTHONPATH."""
     options = ["--model", "tiny-random", "--store", str(desk / "store"), "--encoder", str(encoder)]
     options += ["--kernels", "reference"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", python_path)
-        # A slow start of the encoder is no fault.
-        patch.setenv("ADAPTERMIX_ROUTING_PATIENCE", str(HANG_SECONDS))
-        with server(options, desk / "server.log") as url:
-            for folder in adapters(desk):
-                publish(url, [folder], TEXTS[folder.name])
-            yield url
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # of the server alone, not of what else runs
+            patch.setenv("PYTHONPATH", python_path)
+            # A slow start of the encoder is no fault.
+            patch.setenv("ADAPTERMIX_ROUTING_PATIENCE", str(HANG_SECONDS))
+            url = stack.enter_context(server(options, desk / "server.log"))
+        for folder in adapters(desk):
+            publish(url, [folder], TEXTS[folder.name])
+        yield url
