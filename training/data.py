@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters_store.texts import is_utf8
 from training.errors import DataError
 
 _GROUP = 32  # batches sorted by length together: little padding, still well shuffled
@@ -86,7 +87,7 @@ def _row(value: object, where: str) -> Row:
         text = value.get(key) if isinstance(value, dict) else None
         if not isinstance(text, str) or not text:
             raise DataError(f"{where}: {key!r} must be a text that is not empty")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_utf8(text):
             raise DataError(f"{where}: {key!r} holds half of a surrogate pair: no character")
         texts.append(text)
     return Row(prompt=texts[0], completion=texts[1])
