@@ -24,9 +24,12 @@ class QueuedStream(io.TextIOBase):
     As the process ends it stays a while for what waits.
     """
 
+    encoding = ""
+    errors = "backslashreplace"
+
     def __init__(self, stream: TextIO, notice: Callable[[int], str]) -> None:
         """Raises OSError where `stream` has no descriptor."""
-        self._stream = stream
+        self.encoding = stream.encoding
         self._descriptor = os.dup(stream.fileno())  # its number stays, whoever closes that one
         self._notice = notice
         self._changed = threading.Condition()  # reentrant: signal handlers write too
@@ -37,16 +40,6 @@ class QueuedStream(io.TextIOBase):
         self._is_cut = False  # the last line that was written
         threading.Thread(target=self._write_on, name="log-writer", daemon=True).start()
         atexit.register(self.finish)
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """See io.TextIOBase."""
-        return self._stream.encoding
-
-    @property
-    def errors(self) -> str:  # type: ignore[override]
-        """See io.TextIOBase."""
-        return "backslashreplace"
 
     def fileno(self) -> int:
         """See io.IOBase."""

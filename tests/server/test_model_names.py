@@ -16,7 +16,7 @@ from tests.support.gguf import save_gguf
 
 @pytest.mark.parametrize("name", ["TINY.GGUF", "tiny.gguf"])
 @pytest.mark.parametrize("is_folder", [False, True])
-def test_it_is_served(tmp_path: Path, name: str, is_folder: bool) -> None:  # noqa: FBT001
+def test_it_is_served(tmp_path: Path, name: str, *, is_folder: bool) -> None:
     path = tmp_path / name
     if is_folder:
         save_tiny(path)
