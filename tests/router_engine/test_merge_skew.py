@@ -102,11 +102,15 @@ def test_others_are_answered_as_before_or_nothing_is_merged(
                 continue
             merged.add(power)
             found = _scored(harness, f"{power} {len(mixture.digests)}", {}, {plain: 1.0})
-            difference = (found - untouched).abs().max() / untouched.abs().max()
-            assert difference <= TOLERANCES[getattr(torch, dtype)]
+            _check_as_before(found, untouched, dtype)
             harness.wait(harness.engine.merge(None))
     assert merged >= {*ORDINARY[dtype]}
     assert merged.isdisjoint((POWERS[dtype][0], POWERS[dtype][-1]))
+
+
+def _check_as_before(found: torch.Tensor, untouched: torch.Tensor, dtype: str) -> None:
+    difference = (found - untouched).abs().max() / untouched.abs().max()
+    assert difference <= TOLERANCES[getattr(torch, dtype)]
 
 
 def _on_one_token(folder: Path, token: int) -> Path:
@@ -141,8 +145,7 @@ def test_one_token_of_the_output_head_is_answered_as_before_too(
         if _is_merged(harness, mixture):
             merged.add(power)
             found = _scored(harness, f"{power}", {}, {plain: 1.0})
-            difference = (found - untouched).abs().max() / untouched.abs().max()
-            assert difference <= TOLERANCES[getattr(torch, dtype)]
+            _check_as_before(found, untouched, dtype)
             harness.wait(harness.engine.merge(None))
     assert merged >= {*ORDINARY[dtype]}
     assert merged.isdisjoint((POWERS[dtype][0], POWERS[dtype][-1]))
