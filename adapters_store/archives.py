@@ -54,7 +54,7 @@ class ArchiveError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchiveEntry:
     """One thing in an upload. `refusal` is set when it is no plain file."""
 
     name: str
@@ -73,7 +73,7 @@ def unpack_limit(path: Path, limits: StoreLimits) -> int:
     return min(limits.max_unpacked_bytes, ratio)
 
 
-def read_archive(path: Path, name: str, limits: StoreLimits) -> Iterator[Entry]:
+def read_archive(path: Path, name: str, limits: StoreLimits) -> Iterator[ArchiveEntry]:
     """Entries of an archive in order; folders are left out. Read each before the next.
 
     Raises ArchiveError, or one of BROKEN from the archive libraries. The caller counts entries
@@ -85,13 +85,15 @@ def read_archive(path: Path, name: str, limits: StoreLimits) -> Iterator[Entry]:
         yield from _read_tar(path, unpack_limit(path, limits))
 
 
-def _read_zip(path: Path) -> Iterator[Entry]:
+def _read_zip(path: Path) -> Iterator[ArchiveEntry]:
     with path.open("rb") as stream:
         _check_zip_directory(stream)
         with zipfile.ZipFile(stream) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
-                    yield Entry(info.orig_filename, partial(archive.open, info), _zip_refusal(info))
+                    yield ArchiveEntry(
+                        info.orig_filename, partial(archive.open, info), _zip_refusal(info)
+                    )
 
 
 def _zip_refusal(info: zipfile.ZipInfo) -> str | None:
@@ -129,7 +131,7 @@ def _check_zip_directory(stream: BinaryIO) -> None:
         )
 
 
-def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
+def _read_tar(path: Path, limit: int) -> Iterator[ArchiveEntry]:
     with path.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -142,7 +144,7 @@ def _read_tar(path: Path, limit: int) -> Iterator[Entry]:
                 if member.isdir():
                     continue
                 bounded.is_header = False
-                yield Entry(member.name, _tar_opener(archive, member), _tar_refusal(member))
+                yield ArchiveEntry(member.name, _tar_opener(archive, member), _tar_refusal(member))
                 bounded.is_header = True
             # tarfile takes a broken header for the end.
             bounded.seek(archive.offset)

@@ -137,7 +137,7 @@ class ThresholdSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRouterSpec:
+class GatingNetworkSpec:
     """The router inside one layer: gates g_t [outputs] of every token, before its attention.
 
     v is what the layer reads, before (pre_norm) or after (post_norm) its first norm.

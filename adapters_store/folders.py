@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats import FormatInput, FormatRegistry
+from adapters_store.formats import AdapterFolder, FormatRegistry
 from adapters_store.formats.listing import some
 from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
 from adapters_store.problems import shortened
@@ -71,7 +71,7 @@ def local_problems(
     pointers = [Problem(name, POINTER) for name, path in files.items() if is_pointer(path)]
     if pointers:
         return pointers
-    given = FormatInput(files, _ANY_BASE, limits)
+    given = AdapterFolder(files, _ANY_BASE, limits)
     formats = FormatRegistry()
     known = formats.recognise(given)
     if known is None:

@@ -11,7 +11,7 @@ from typing import Literal
 from adapters_store.blobs.base import CONFIG, MANIFEST, TENSORS, TEXTS, BlobStore
 from adapters_store.digest import adapter_digest
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats import FormatInput, FormatRegistry, Reading
+from adapters_store.formats import AdapterFolder, FormatRegistry, ParsedAdapter
 from adapters_store.limits import StoreLimits
 from adapters_store.manifest import manifest_to_json
 from adapters_store.names import name_problems
@@ -71,7 +71,7 @@ class Preparer:
             progress("unpacked")
             texts, notes, found = self._texts(wish, uploaded.files.get(TEXTS_FILE))
             problems += found
-            given = FormatInput(uploaded.files, wish.base, self.limits)
+            given = AdapterFolder(uploaded.files, wish.base, self.limits)
             reading = self._read(given)
             problems += reading.problems
             if reading.manifest is not None and reading.tensors is not None:
@@ -118,16 +118,16 @@ class Preparer:
             texts, problems = read_texts(path, self.limits)
         return texts, notes, [*problems, *text_problems(texts, self.limits)]
 
-    def _read(self, given: FormatInput) -> Reading:
+    def _read(self, given: AdapterFolder) -> ParsedAdapter:
         known = self.formats.recognise(given)
         if known is None:
             wanted = ", ".join(self.formats.all_files())
             message = f"holds no adapter of a known format ({', '.join(self.formats.names)}); "
-            return Reading(problems=(Problem("upload", f"{message}looked for: {wanted}"),))
+            return ParsedAdapter(problems=(Problem("upload", f"{message}looked for: {wanted}"),))
         return known.read(given)
 
 
-def _base_notes(reading: Reading, wish: Publication) -> tuple[str, ...]:
+def _base_notes(reading: ParsedAdapter, wish: Publication) -> tuple[str, ...]:
     said = reading.manifest.base_model if reading.manifest is not None else None
     if not said or said == wish.base.name:
         return ()
@@ -137,7 +137,7 @@ def _base_notes(reading: Reading, wish: Publication) -> tuple[str, ...]:
 
 
 def _stage(
-    folder: Path, reading: Reading, texts: Sequence[str], report: CheckReport
+    folder: Path, reading: ParsedAdapter, texts: Sequence[str], report: CheckReport
 ) -> CheckReport:
     """Write the blob's files, and complete the report by digest and size."""
     if reading.manifest is None or reading.tensors is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from adapters_store.errors import InvalidReferenceError
-from adapters_store.expert_types import ExpertSpec, LayerRouterSpec, LoraExpertSpec
+from adapters_store.expert_types import ExpertSpec, GatingNetworkSpec, LoraExpertSpec
 
 Combination = Literal["sum", "linear"]
 
@@ -117,7 +117,7 @@ class AdapterManifest:
     format: str  # the foreign format it came in, e.g. "peft"
     experts: tuple[ExpertSpec, ...]
     base_model: str | None = None  # what the adapter itself says that it was trained on
-    routers: tuple[LayerRouterSpec, ...] = ()
+    routers: tuple[GatingNetworkSpec, ...] = ()
     schema: int = 1
 
     @property
@@ -195,7 +195,7 @@ def _gate_label(gate: int, sites: Sequence[str]) -> str:
     return names.pop() if is_one else str(gate)
 
 
-def _router_size(router: LayerRouterSpec) -> int:
+def _router_size(router: GatingNetworkSpec) -> int:
     rows = router.outputs if router.kind == "linear" else 2 * router.hidden
     rows += router.threshold is not None and router.threshold.prefix is not None
     return rows * router.features + router.hidden * router.outputs

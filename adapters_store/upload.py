@@ -17,8 +17,8 @@ from adapters_store.archives import (
     BROKEN,
     OTHER_ARCHIVES,
     SUFFIXES,
+    ArchiveEntry,
     ArchiveError,
-    Entry,
     is_archive,
     read_archive,
     unpack_limit,
@@ -97,7 +97,7 @@ def unpack(
     return collector.finish()
 
 
-def _entries(upload: Upload, collector: _Collector, limits: StoreLimits) -> Iterator[Entry]:
+def _entries(upload: Upload, collector: _Collector, limits: StoreLimits) -> Iterator[ArchiveEntry]:
     if isinstance(upload, Path):
         if upload.is_dir():
             return _folder_entries(upload)
@@ -128,15 +128,15 @@ def _on_disk(content: bytes | Path, folder: Path) -> Path:
     return path
 
 
-def _file_entries(files: Mapping[str, bytes | Path]) -> Iterator[Entry]:
+def _file_entries(files: Mapping[str, bytes | Path]) -> Iterator[ArchiveEntry]:
     for name, content in files.items():
         if isinstance(content, bytes):
-            yield Entry(name, partial(io.BytesIO, content))
+            yield ArchiveEntry(name, partial(io.BytesIO, content))
         else:
-            yield Entry(name, _opener(content))
+            yield ArchiveEntry(name, _opener(content))
 
 
-def _folder_entries(folder: Path) -> Iterator[Entry]:
+def _folder_entries(folder: Path) -> Iterator[ArchiveEntry]:
     for parent, folders, names in os.walk(folder):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for name in sorted([*names, *links]):
@@ -145,7 +145,7 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
             refusal = (
                 None if plain else "is a link or a special file, only plain files are accepted"
             )
-            yield Entry(path.relative_to(folder).as_posix(), _opener(path), refusal)
+            yield ArchiveEntry(path.relative_to(folder).as_posix(), _opener(path), refusal)
 
 
 def _opener(path: Path) -> Callable[[], IO[bytes]]:
@@ -177,7 +177,7 @@ class _Collector:
     def refuse(self, where: str, message: str) -> None:
         self.problems.append(Problem(_printable(where), message))
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: ArchiveEntry) -> None:
         self.seen += 1
         if self.seen > self.limits.max_files:
             raise ArchiveError(f"holds more than {self.limits.max_files} files")
@@ -211,7 +211,7 @@ class _Collector:
         self.names[key] = name
         return None if twin is None else f"comes twice, as {twin!r} too (case does not count)"
 
-    def _sort(self, name: str, entry: Entry) -> None:
+    def _sort(self, name: str, entry: ArchiveEntry) -> None:
         """Keep, ignore or refuse an honest plain file."""
         base = PurePosixPath(name).name
         if self.wanted(base):
@@ -223,7 +223,7 @@ class _Collector:
         else:
             self.strays.setdefault(reason, []).append(name)
 
-    def _copy(self, name: str, entry: Entry) -> None:
+    def _copy(self, name: str, entry: ArchiveEntry) -> None:
         target = self.into / f"file-{len(self.kept)}"
         with entry.open() as source, target.open("wb") as sink:
             while chunk := source.read(_CHUNK):

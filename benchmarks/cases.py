@@ -19,7 +19,7 @@ PEER_CASES = ("base", "one", "many")  # what any server with adapters can be ask
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class CaseMixture:
     """Adapters with weights, or with a router that chooses them. None at all is the base."""
 
     adapters: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Job:
 
     prompt: str
     max_new_tokens: int
-    mixture: Mixture = Mixture()
+    mixture: CaseMixture = CaseMixture()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,18 @@ class Population:
             return self.mixtures
         return len(self.names) if case == "many" else 1
 
-    def mixture(self, case: str, choice: int, new_tokens: int) -> Mixture:
-        """Mixture number `choice` of a case; `new_tokens` is the length of the answer."""
-        makers: dict[str, Callable[[], Mixture]] = {
-            "base": Mixture,
-            "one": lambda: Mixture((self.names[0],), (1.0,)),
-            "many": lambda: Mixture((self.names[choice],), (1.0,)),
-            "mixtures": lambda: Mixture(self._members(choice), self._weights()),
-            "merged": lambda: Mixture(self._members(0), self._weights()),
+    def mixture(self, case: str, choice: int, new_tokens: int) -> CaseMixture:
+        """CaseMixture number `choice` of a case; `new_tokens` is the length of the answer."""
+        makers: dict[str, Callable[[], CaseMixture]] = {
+            "base": CaseMixture,
+            "one": lambda: CaseMixture((self.names[0],), (1.0,)),
+            "many": lambda: CaseMixture((self.names[choice],), (1.0,)),
+            "mixtures": lambda: CaseMixture(self._members(choice), self._weights()),
+            "merged": lambda: CaseMixture(self._members(0), self._weights()),
             "given": lambda: self._given(choice, new_tokens),
-            "similarity": lambda: Mixture(self._members(0), router="similarity", every=self.every),
+            "similarity": lambda: CaseMixture(
+                self._members(0), router="similarity", every=self.every
+            ),
         }
         return makers[case]()
 
@@ -122,11 +124,11 @@ class Population:
         whole = self.mixture_size * (self.mixture_size + 1) / 2
         return tuple((self.mixture_size - index) / whole for index in range(self.mixture_size))
 
-    def _given(self, choice: int, new_tokens: int) -> Mixture:
+    def _given(self, choice: int, new_tokens: int) -> CaseMixture:
         """The weights of `mixtures`, turned by one place at each token: no two rows are alike."""
         weights, size = self._weights(), self.mixture_size
         rows = tuple((*weights[row % size :], *weights[: row % size]) for row in range(new_tokens))
-        return Mixture(self._members(choice), router="given", every=self.every, rows=rows)
+        return CaseMixture(self._members(choice), router="given", every=self.every, rows=rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.bandwidth import read_bandwidth
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.offline import Offline, Sizes, Step
 from benchmarks.prompts import make_prompts
 from benchmarks.settings import EngineSettings
@@ -152,7 +152,7 @@ def _jobs(point: Point, subject: Subject) -> list[Job]:
     for request in range(point.requests):
         (text,) = make_prompts([point.context], f"{request}", subject.count_tokens)
         names = point.names(request)
-        jobs.append(Job(text, 0, Mixture(names, (1 / max(1, len(names)),) * len(names))))
+        jobs.append(Job(text, 0, CaseMixture(names, (1 / max(1, len(names)),) * len(names))))
     return jobs
 
 

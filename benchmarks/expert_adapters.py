@@ -15,7 +15,7 @@ from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     Placement,
     ThresholdSpec,
@@ -45,7 +45,7 @@ class _Maker:
     generator: torch.Generator
     tensors: dict[str, Tensor] = field(default_factory=dict)
     experts: list[ExpertSpec] = field(default_factory=list)
-    routers: list[LayerRouterSpec] = field(default_factory=list)
+    routers: list[GatingNetworkSpec] = field(default_factory=list)
 
     def targets(self, block: BlockSpec) -> list[str]:
         """The linear layers of a block that LoRA changes."""
@@ -99,7 +99,7 @@ class _Maker:
             threshold = ThresholdSpec(MAXIMUM, f"{block.path}.threshold")
             self._affine(f"{block.path}.threshold", 1, width)
         self.routers.append(
-            LayerRouterSpec(
+            GatingNetworkSpec(
                 block.path,
                 "swiglu",
                 "post_norm",

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.expert_adapters import (
     COPIES,
     HIDDEN,
@@ -133,8 +133,8 @@ def _jobs(case: str, subject: Subject, settings: ExpertSettings) -> list[Job]:
     """Equal prompts in every case; each request under one adapter, the adapters in turn."""
     lengths = [settings.context] * settings.requests
     prompts = make_prompts(lengths, f"experts {settings.seed}", subject.count_tokens)
-    own = [Mixture((f"{case}-{i}",), (1.0,)) for i in range(settings.adapters)]
-    mixtures = [Mixture()] if case == BASE else own
+    own = [CaseMixture((f"{case}-{i}",), (1.0,)) for i in range(settings.adapters)]
+    mixtures = [CaseMixture()] if case == BASE else own
     return [Job(text, 0, mixtures[i % len(mixtures)]) for i, text in enumerate(prompts)]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, ResolvedMixture
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round, Sample
 from benchmarks.subject import Subject
@@ -35,7 +35,7 @@ from router_engine.config import (
 )
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
-from router_engine.heap import keep_loaded
+from router_engine.heap import freeze_loaded
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 
 _BLOCK = 16  # tokens
@@ -307,7 +307,7 @@ class Offline:
             request_id, tokens, sampling, adapters=resolved.digests, routing=routing
         )
 
-    def _resolved(self, mixture: Mixture) -> ResolvedMixture:
+    def _resolved(self, mixture: CaseMixture) -> ResolvedMixture:
         digests = tuple(self._records[name].digest for name in mixture.adapters)
         return ResolvedMixture(digests, mixture.weights)
 
@@ -345,7 +345,7 @@ def offline(
             records = {
                 path.name: shelf.publish(path.name, path, base=engine.base) for path in folders
             }
-            keep_loaded()  # as the engine's process does
+            freeze_loaded()  # as the engine's process does
             yield Offline(engine, subject, records, news)
         finally:
             gc.unfreeze()  # another engine may follow, and this one must go

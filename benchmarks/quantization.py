@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.offline import Sizes, offline
@@ -187,7 +187,11 @@ def _steps(
 
 def _jobs(case: str, requests: int, subject: Subject, names: Sequence[str]) -> list[Job]:
     prompts = make_prompts([_CONTEXT] * requests, case, subject.count_tokens)
-    own = (Mixture(),) if case == "base" else tuple(Mixture((name,), (1.0,)) for name in names)
+    own = (
+        (CaseMixture(),)
+        if case == "base"
+        else tuple(CaseMixture((name,), (1.0,)) for name in names)
+    )
     return [Job(text, 0, own[i % len(own)]) for i, text in enumerate(prompts)]
 
 

@@ -36,7 +36,7 @@ NAME = "adaptermix"
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class BenchServer:
     """A server that is ready for load."""
 
     url: str
@@ -100,12 +100,12 @@ def _site(
     work: WorkSettings,
     adapters: AdapterSettings,
     model: ModelSettings,
-) -> Iterator[Site]:
+) -> Iterator[BenchServer]:
     if serve.url is not None:
         known = {} if serve.target == "openai" else info(serve.url)
         name = serve.served or known.get("model_id", "")
         serving = {"url": serve.url, "dtype": known.get("dtype"), "kernels": None, "threads": None}
-        yield Site(serve.url, name, serve.adapter, serving)
+        yield BenchServer(serve.url, name, serve.adapter, serving)
         return
     most = max(requests for _, requests in loads(work, serve))
     kernels = model.kernels or default_kernels()
@@ -131,7 +131,7 @@ def _site(
                 "threads": model.threads or machine["cores"],
                 "start_seconds": running.start_seconds,
             }
-            yield Site(running.url, known["model_id"], names, serving)
+            yield BenchServer(running.url, known["model_id"], names, serving)
 
 
 def server_options(subject: Subject, dtype: str, kernels: str, threads: int | None) -> list[str]:
@@ -142,7 +142,7 @@ def server_options(subject: Subject, dtype: str, kernels: str, threads: int | No
 
 
 async def _measure(
-    site: Site, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
+    site: BenchServer, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
 ) -> Measured:
     cells = [
         Cell(NAME, case, load, requests)

@@ -44,11 +44,11 @@ from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_m
 from router_engine.model.projections import ModelProjections
 from router_engine.model.proof import Proof
 from router_engine.model.runner import ModelRunner
-from router_engine.model.tap import tap_digest
+from router_engine.model.tap import probe_digest
 from router_engine.model.wrap import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
-from router_engine.routers.running import Routing
+from router_engine.routers.running import RunningRouters
 from router_engine.scheduling.gates import GateCounts
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
@@ -70,7 +70,7 @@ class Engine:
         layer_routers: Mapping[str, LayerRouter] = MappingProxyType({}),
     ) -> None:
         loaded = load_model(config.model)
-        self._routing = Routing(token_routers, hidden_routers, layer_routers)
+        self._routing = RunningRouters(token_routers, hidden_routers, layer_routers)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
         kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
@@ -360,7 +360,7 @@ def _info(
     base: BaseModelSpec,
     config: EngineConfig,
     num_blocks: int,
-    routing: Routing,
+    routing: RunningRouters,
 ) -> EngineInfo:
     wanted = config.scheduler.max_model_len
     return EngineInfo(
@@ -373,7 +373,7 @@ def _info(
         token_routers=routing.names,
         layer_routers=routing.layer_names,
         hidden_size=base.hidden_size,
-        tap=tap_digest(loaded.model, loaded.tap_layer, loaded.quantization),
+        tap=probe_digest(loaded.model, loaded.tap_layer, loaded.quantization),
         kv_blocks=num_blocks,
         kv_block_size=config.cache.block_size,
     )

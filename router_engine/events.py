@@ -20,7 +20,7 @@ class FinishReason(StrEnum):
     ENGINE_DIED = "engine_died"
 
 
-class Uncertainty(msgspec.Struct, frozen=True):
+class TokenUncertainty(msgspec.Struct, frozen=True):
     """How unsure a next token is, in nats. p = mean_i p_i over an ensemble's members.
 
     entropy: H[p]. mutual_information: H[p] - mean_i H[p_i], what the members disagree on; None
@@ -43,7 +43,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     logprob: float  # log softmax of the raw logits, before temperature and penalties
     top_tokens: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
     weights: tuple[float, ...] = ()
-    uncertainty: Uncertainty | None = None  # of ensembles, and with `report_entropy`
+    uncertainty: TokenUncertainty | None = None  # of ensembles, and with `report_entropy`
 
 
 class GateStatistics(msgspec.Struct, frozen=True):

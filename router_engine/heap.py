@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 
-def keep_loaded() -> None:
+def freeze_loaded() -> None:
     """Take all that lives now out of the garbage collector's sight; called once, when all is there.
 
     torch and transformers alone leave some 400,000 objects. A full collection looks at each and

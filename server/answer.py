@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from router_engine.events import TokenEvent
-from server.detokenizer import Decoder, Detokenizer, StopMatcher
+from server.detokenizer import Detokenizer, StopMatcher, TokenDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Piece:
     text: str
 
 
-class Answer:
+class AnswerText:
     """Collects the tokens of one answer.
 
     Pieces leave in order, one a token, and their texts join to the whole answer. A piece waits
@@ -26,7 +26,7 @@ class Answer:
     """
 
     def __init__(
-        self, decoder: Decoder, stops: Sequence[str] = (), min_new_tokens: int = 0
+        self, decoder: TokenDecoder, stops: Sequence[str] = (), min_new_tokens: int = 0
     ) -> None:
         self._detokenizer = Detokenizer(decoder)
         self._matcher = StopMatcher(stops)

@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from server import errors
 from server.container import Container
-from server.door import Door
+from server.door import AccessMiddleware
 from server.draining import LastWords
 from server.endpoints import adapters, generate, merged, openai, score, system
 from server.logging import RequestLogMiddleware
@@ -58,7 +58,7 @@ def create_app(container: Container) -> FastAPI:
     app.add_exception_handler(ClientGoneError, _client_gone)
     settings = container.settings
     app.add_middleware(
-        Door,
+        AccessMiddleware,
         auth=container.auth,
         draining=container.draining,
         max_body=int(settings.max_body),

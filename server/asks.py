@@ -9,8 +9,8 @@ from server.schemas.mixture import Mixture
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
-    """What an API calls the parts of an Ask, for the errors that name them."""
+class InputNames:
+    """What an API calls the parts of an GenerationInput, for the errors that name them."""
 
     prompt: str = "inputs"
     most: str = "max_new_tokens"
@@ -18,11 +18,11 @@ class Fields:
     shorten: str = "shorten the prompt or set truncate"
 
 
-NATIVE = Fields()
+NATIVE = InputNames()
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationInput:
     """What an API asks for, in nobody's wire format.
 
     `max_new_tokens` None means the server's default, or the room that is left in model and KV cache
@@ -40,4 +40,4 @@ class Ask:
     priority: int = 0
     endpoint: str = "generate"
     report_gates: bool = False
-    fields: Fields = NATIVE
+    fields: InputNames = NATIVE

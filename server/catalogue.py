@@ -50,7 +50,7 @@ CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are 
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class Catalogue:
+class AdapterService:
     """Publishes, lists, moves and removes adapters, and says where they are."""
 
     def __init__(

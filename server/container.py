@@ -30,7 +30,7 @@ from router_engine.routers.encoder.config import EncoderConfig
 from router_engine.routers.registry import RequestServices, RouterRegistry
 from server.admission import Admission
 from server.auth import Auth
-from server.catalogue import Catalogue
+from server.catalogue import AdapterService
 from server.centroids import StoredCentroids
 from server.deadline import Deadline, deadline_of
 from server.draining import Draining
@@ -46,9 +46,9 @@ from server.models import (
     is_tiny_encoder,
     load_tokenizer,
 )
-from server.routing import Routing
+from server.routing import RequestRouting
 from server.settings import Settings, SettingsError
-from server.tap import TapEncoder
+from server.tap import HiddenStateEncoder
 from server.text_states import TextStates
 from server.threads import BodyThreads, Threads
 from server.tokenization import Tokenization
@@ -84,8 +84,8 @@ class Services:
     info: EngineInfo
     generation: Generation
     mixtures: Mixtures
-    routing: Routing
-    catalogue: Catalogue
+    routing: RequestRouting
+    catalogue: AdapterService
     figures: EngineFigures
 
 
@@ -241,11 +241,11 @@ class Container:
         _warn_of_unusable_tokens(tokenizer, info.vocab_size)
         tokenization = Tokenization(tokenizer, info.eos_token_ids, info.max_model_len)
         stored = StoredCentroids(store)
-        tap = TapEncoder(engine, info, tokenization, registry.hidden_names, self._readers)
+        tap = HiddenStateEncoder(engine, info, tokenization, registry.hidden_names, self._readers)
         service = partial(CentroidService, stored, readers=self._readers, writers=self._writers)
         centroids = service(encoder, encoder) if encoder else None
         hidden = service(tap)
-        routing = Routing(
+        routing = RequestRouting(
             registry,
             registry.request_routers(RequestServices(encoder, centroids)),
             info.token_routers,
@@ -273,7 +273,9 @@ class Container:
             self.bodies,
         )
         states = TextStates(centroids, hidden, encoder_name(settings))
-        catalogue = Catalogue(store, engine, info, states, mixtures, base_name, self._admin_threads)
+        catalogue = AdapterService(
+            store, engine, info, states, mixtures, base_name, self._admin_threads
+        )
         self._stack.push_async_callback(catalogue.close)
         figures = EngineFigures(partial(figures_of, engine))
         self._stack.push_async_callback(figures.close)

@@ -13,7 +13,7 @@ _HELD = 8  # tokens; an unfinished character has at most 3 bytes, and so as many
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """What a tokenizer must offer here."""
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -38,7 +38,7 @@ class Detokenizer:
     the same however many came before it.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: TokenDecoder) -> None:
         self._decoder = decoder
         self._ids: list[int] = []
         self._window = 0  # start of the last settled piece: context for joining the next

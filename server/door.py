@@ -52,7 +52,7 @@ _UTF8 = ("utf-8", "utf8")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RouteAccess:
     """One route: who may use it, and what its body may be.
 
     access: page is anyone, but without keys only programs and pages of this machine.
@@ -71,42 +71,42 @@ class Entry:
 _ADAPTER = "/admin/adapters/{name}"
 # A route that is not here does not exist.
 ENTRIES = (
-    Entry("GET", "/health", "anyone", query=None),
-    Entry("GET", "/health/live", "anyone", query=None),
-    Entry("GET", "/health/ready", "anyone", query=None),
-    Entry("GET", "/metrics", "page", query=None),
-    Entry("GET", "/docs", "page"),
-    Entry("GET", "/docs/{file:path}", "page"),
-    Entry("GET", "/openapi.json", "page"),
-    Entry("GET", "/info", "use"),
-    Entry("POST", "/", "use", "json"),
-    Entry("POST", "/generate", "use", "json"),
-    Entry("POST", "/generate_stream", "use", "json"),
-    Entry("POST", "/score", "use", "json"),
-    Entry("GET", "/v1/models", "use"),
-    Entry("GET", "/v1/models/{model:path}", "use"),
-    Entry("POST", "/v1/completions", "use", "json"),
-    Entry("POST", "/v1/chat/completions", "use", "json"),
-    Entry("GET", "/admin/routers", "admin"),
-    Entry("GET", "/admin/merged", "admin"),
-    Entry("PUT", "/admin/merged", "admin", "json"),
-    Entry("DELETE", "/admin/merged", "admin"),
-    Entry("GET", "/admin/adapters", "admin", query=("tag",)),
-    Entry("POST", "/admin/adapters", "admin", "upload"),
-    Entry("POST", "/admin/adapters/check", "admin", "upload"),
-    Entry("GET", _ADAPTER, "admin"),
-    Entry("DELETE", _ADAPTER, "admin", query=("force",)),
-    Entry("GET", f"{_ADAPTER}/texts", "admin"),
-    Entry("PUT", f"{_ADAPTER}/texts", "admin", "upload"),
-    Entry("PUT", f"{_ADAPTER}/aliases/{{alias}}", "admin", "small"),
-    Entry("DELETE", f"{_ADAPTER}/aliases/{{alias}}", "admin"),
-    Entry("POST", f"{_ADAPTER}/load", "admin"),
-    Entry("POST", f"{_ADAPTER}/pin", "admin", "small"),
-    Entry("POST", f"{_ADAPTER}/unload", "admin"),
+    RouteAccess("GET", "/health", "anyone", query=None),
+    RouteAccess("GET", "/health/live", "anyone", query=None),
+    RouteAccess("GET", "/health/ready", "anyone", query=None),
+    RouteAccess("GET", "/metrics", "page", query=None),
+    RouteAccess("GET", "/docs", "page"),
+    RouteAccess("GET", "/docs/{file:path}", "page"),
+    RouteAccess("GET", "/openapi.json", "page"),
+    RouteAccess("GET", "/info", "use"),
+    RouteAccess("POST", "/", "use", "json"),
+    RouteAccess("POST", "/generate", "use", "json"),
+    RouteAccess("POST", "/generate_stream", "use", "json"),
+    RouteAccess("POST", "/score", "use", "json"),
+    RouteAccess("GET", "/v1/models", "use"),
+    RouteAccess("GET", "/v1/models/{model:path}", "use"),
+    RouteAccess("POST", "/v1/completions", "use", "json"),
+    RouteAccess("POST", "/v1/chat/completions", "use", "json"),
+    RouteAccess("GET", "/admin/routers", "admin"),
+    RouteAccess("GET", "/admin/merged", "admin"),
+    RouteAccess("PUT", "/admin/merged", "admin", "json"),
+    RouteAccess("DELETE", "/admin/merged", "admin"),
+    RouteAccess("GET", "/admin/adapters", "admin", query=("tag",)),
+    RouteAccess("POST", "/admin/adapters", "admin", "upload"),
+    RouteAccess("POST", "/admin/adapters/check", "admin", "upload"),
+    RouteAccess("GET", _ADAPTER, "admin"),
+    RouteAccess("DELETE", _ADAPTER, "admin", query=("force",)),
+    RouteAccess("GET", f"{_ADAPTER}/texts", "admin"),
+    RouteAccess("PUT", f"{_ADAPTER}/texts", "admin", "upload"),
+    RouteAccess("PUT", f"{_ADAPTER}/aliases/{{alias}}", "admin", "small"),
+    RouteAccess("DELETE", f"{_ADAPTER}/aliases/{{alias}}", "admin"),
+    RouteAccess("POST", f"{_ADAPTER}/load", "admin"),
+    RouteAccess("POST", f"{_ADAPTER}/pin", "admin", "small"),
+    RouteAccess("POST", f"{_ADAPTER}/unload", "admin"),
 )
 
 
-class Door:
+class AccessMiddleware:
     """ASGI middleware. What it refuses is answered before one byte of the body is read."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Door:
         draining: Draining,
         max_body: int,
         max_upload: int,
-        entries: Sequence[Entry] = ENTRIES,
+        entries: Sequence[RouteAccess] = ENTRIES,
         body_patience: float = BODY_PATIENCE,
     ) -> None:
         self._app = app
@@ -148,7 +148,7 @@ class Door:
                 await self._app(scope, bounded, shaped(scope, bounded, send))
 
     @contextmanager
-    def _admin(self, entry: Entry) -> Iterator[None]:
+    def _admin(self, entry: RouteAccess) -> Iterator[None]:
         """Around an answer: admins' work has a bound of its own."""
         count = entry.access == "admin"
         self._admins += count
@@ -157,7 +157,7 @@ class Door:
         finally:
             self._admins -= count
 
-    async def _admit(self, entry: Entry, scope: Scope, receive: Receive) -> Receive:
+    async def _admit(self, entry: RouteAccess, scope: Scope, receive: Receive) -> Receive:
         """What the route may read. Raises ServerError, StoreError and BodyTooLargeError."""
         headers = Headers(scope=scope)
         if entry.access != "anyone":
@@ -193,7 +193,7 @@ class Door:
 
         return timely(bounded, self._body_patience)
 
-    def _entry(self, method: str, path: str) -> Entry:
+    def _entry(self, method: str, path: str) -> RouteAccess:
         allowed = []
         for pattern, entry in self._entries:
             if pattern.fullmatch(path):  # `$` lets a newline pass
@@ -204,7 +204,7 @@ class Door:
             raise MethodNotAllowedError(method, allowed)
         raise UnknownRouteError(path)
 
-    async def _require_access(self, entry: Entry, headers: Headers) -> None:
+    async def _require_access(self, entry: RouteAccess, headers: Headers) -> None:
         if self._auth.is_open:
             self._auth.require_own_page(headers)
         elif entry.access != "page":
@@ -223,7 +223,7 @@ def _require_once(headers: Headers) -> None:
             raise BadRequestError(f"{count} {name.title()} headers: send one")
 
 
-def _require_known_query(entry: Entry, scope: Scope) -> None:
+def _require_known_query(entry: RouteAccess, scope: Scope) -> None:
     known = f"known are {', '.join(entry.query)}" if entry.query else "none is known here"
     if (size := len(scope["query_string"])) > MOST_QUERY:
         told = f"at most {MOST_QUERY} are read"

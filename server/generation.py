@@ -16,11 +16,11 @@ from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStat
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.errors import RouterUnavailableError
 from server.admission import Admission
-from server.answer import Answer, Piece
-from server.asks import NATIVE, Ask, Fields
+from server.answer import AnswerText, Piece
+from server.asks import NATIVE, GenerationInput, InputNames
 from server.errors import GenerationFailedError, InputError, RequestCancelledError
 from server.metrics import Metrics
-from server.mixtures import Mixtures, Plan
+from server.mixtures import Mixtures, PlannedMixture
 from server.recording import Recorder
 from server.streaming import yield_now_and_then
 from server.threads import BodyThreads
@@ -38,11 +38,11 @@ _ENDS: dict[FinishReason, EndReason] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PreparedRequest:
     """An admissible request, ready to be submitted."""
 
     request: EngineRequest
-    plan: Plan
+    plan: PlannedMixture
     stops: tuple[str, ...]
     endpoint: str
 
@@ -57,7 +57,7 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int | None  # None where a stop string ended the request before the engine did
     stop_token_id: int | None
-    plan: Plan
+    plan: PlannedMixture
     gates: tuple[GateStatistics, ...] | None = None  # None where nobody asked
 
     @property
@@ -77,7 +77,7 @@ class Update:
     """Newly settled pieces; the last update carries the completion."""
 
     pieces: Sequence[Piece]
-    plan: Plan
+    plan: PlannedMixture
     completion: Completion | None = None
 
     @property
@@ -86,7 +86,7 @@ class Update:
         return _size(self.pieces, self.plan) + (self.completion.size if self.completion else 0)
 
 
-def _size(pieces: Sequence[Piece], plan: Plan) -> int:
+def _size(pieces: Sequence[Piece], plan: PlannedMixture) -> int:
     alternatives = len(pieces[0].event.top_tokens) if pieces else 0
     return len(pieces) * (max(1, len(plan.digests)) + alternatives)
 
@@ -149,7 +149,7 @@ class Generation:
                 f"at most {most} may wait at a time (ADAPTERMIX_MAX_WAITING); ask in parts",
             )
 
-    async def prepare(self, ask: Ask) -> Job:
+    async def prepare(self, ask: GenerationInput) -> PreparedRequest:
         """Check, resolve and route: every error that can be known before submission comes here."""
         self._room(ask)  # what is too long is not routed
         plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
@@ -160,7 +160,9 @@ class Generation:
         )
         return self._job(ask, plan, sampling)
 
-    async def prepare_scores(self, ask: Ask, completions: Sequence[tuple[int, ...]]) -> list[Job]:
+    async def prepare_scores(
+        self, ask: GenerationInput, completions: Sequence[tuple[int, ...]]
+    ) -> list[PreparedRequest]:
         """One job a completion, whose tokens it yields. The prompt alone is routed, once."""
         for completion in completions:
             self.require_room(ask, len(completion))
@@ -174,7 +176,9 @@ class Generation:
             for ids in completions
         ]
 
-    def _job(self, ask: Ask, plan: Plan, sampling: SamplingParams) -> Job:
+    def _job(
+        self, ask: GenerationInput, plan: PlannedMixture, sampling: SamplingParams
+    ) -> PreparedRequest:
         request = EngineRequest(
             request_id=uuid.uuid4().hex,
             prompt_token_ids=ask.prompt_ids,
@@ -190,9 +194,9 @@ class Generation:
             ensemble=plan.ensemble,
             report_gates=ask.report_gates,
         )
-        return Job(request, plan, ask.stops, ask.endpoint)
+        return PreparedRequest(request, plan, ask.stops, ask.endpoint)
 
-    async def run(self, job: Job) -> Completion:
+    async def run(self, job: PreparedRequest) -> Completion:
         """The whole answer. Cancelling the caller cancels the request."""
         async with aclosing(self.stream(job)) as updates:
             async for update in updates:
@@ -200,7 +204,7 @@ class Generation:
                     return update.completion
         raise GenerationFailedError("the engine ended the request without a final event")
 
-    async def stream(self, job: Job) -> AsyncGenerator[Update, None]:
+    async def stream(self, job: PreparedRequest) -> AsyncGenerator[Update, None]:
         """Updates as they come; closing it early cancels the request.
 
         Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError,
@@ -226,7 +230,9 @@ class Generation:
             finally:
                 recorder.end(reason, len(job.request.prompt_token_ids))
 
-    async def _follow(self, job: Job, recorder: Recorder) -> AsyncGenerator[Update, None]:
+    async def _follow(
+        self, job: PreparedRequest, recorder: Recorder
+    ) -> AsyncGenerator[Update, None]:
         follower = _Follower(job, self.tokenization)
         async with aclosing(self._engine.submit(job.request)) as events:
             async for event in events:
@@ -254,7 +260,7 @@ class Generation:
                 return event
         return None
 
-    def require_fit(self, prompt: int, sequences: int = 1, fields: Fields = NATIVE) -> None:
+    def require_fit(self, prompt: int, sequences: int = 1, fields: InputNames = NATIVE) -> None:
         """Raises InputError for a prompt of so many tokens that no answer has room behind it."""
         limit = self.info.longest(sequences)
         if prompt == 0:
@@ -267,11 +273,11 @@ class Generation:
                 f"{self._why(limit, sequences)}; {fields.shorten}",
             )
 
-    def require_room(self, ask: Ask, tokens: int) -> None:
+    def require_room(self, ask: GenerationInput, tokens: int) -> None:
         """Raises InputError where an answer of so many tokens has no room."""
         self._room(replace(ask, max_new_tokens=tokens))
 
-    def _room(self, ask: Ask, sequences: int = 1) -> int:
+    def _room(self, ask: GenerationInput, sequences: int = 1) -> int:
         """How many tokens the answer may have. Raises InputError with both lengths."""
         limit = self.info.longest(sequences)
         why = self._why(limit, sequences)
@@ -314,11 +320,11 @@ class Generation:
 class _Follower:
     """Turns one request's events into updates; keeps the last pieces for the completion."""
 
-    def __init__(self, job: Job, tokenization: Tokenization) -> None:
+    def __init__(self, job: PreparedRequest, tokenization: Tokenization) -> None:
         self._job = job
         self._kept: list[Piece] = []  # have left
         self._last: list[Piece] = []  # settled, but the request ends with them
-        self.answer = Answer(tokenization, job.stops, job.request.sampling.min_new_tokens)
+        self.answer = AnswerText(tokenization, job.stops, job.request.sampling.min_new_tokens)
 
     def push(self, event: TokenEvent) -> Sequence[Piece]:
         pieces = self.answer.push(event)

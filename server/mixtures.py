@@ -24,11 +24,11 @@ from router_engine.request import LayerRouting, TokenRouting
 from server.copies import member_digests, refuse_copies
 from server.errors import InputError
 from server.facts import Refusals
-from server.routing import Routing
+from server.routing import RequestRouting
 from server.schemas.mixture import (
     Mixture,
     PlanLevel,
-    RouterSpec,
+    RouterChoice,
     TagCandidates,
     WeightedAdapter,
 )
@@ -36,7 +36,7 @@ from server.threads import Threads
 from server.uses import Uses
 
 
-class Shelf(Protocol):
+class AdapterResolver(Protocol):
     """What is needed of the store. Its methods block."""
 
     def resolve(self, reference: str | AdapterRef) -> AdapterRecord: ...
@@ -49,7 +49,7 @@ class Shelf(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedMixture:
     """What one request runs under. `labels` name the adapters as responses show them.
 
     `weights` has one entry an adapter, and is empty where the engine renews them (`routing`) or
@@ -87,9 +87,9 @@ class Mixtures:
 
     def __init__(
         self,
-        store: Shelf,
+        store: AdapterResolver,
         base: BaseModelSpec,
-        routing: Routing,
+        routing: RequestRouting,
         max_candidates: int,
         threads: Threads,
         max_rank_rows: int | None = None,
@@ -104,7 +104,9 @@ class Mixtures:
         self._misfits: dict[str, str | None] = {}  # by digest
         self.uses = Uses()
 
-    async def plan(self, mixture: Mixture | None, adapter: str | None, prompt: str) -> Plan:
+    async def plan(
+        self, mixture: Mixture | None, adapter: str | None, prompt: str
+    ) -> PlannedMixture:
         """The plan of one request.
 
         `adapter` is one reference at weight 1 and excludes `mixture`. Raises AdapterNotFoundError
@@ -114,7 +116,7 @@ class Mixtures:
             one = [WeightedAdapter(name=adapter)]
             plan = partial(self._fixed, one, "sum", "adapter")
         elif mixture is None:
-            return Plan()
+            return PlannedMixture()
         elif mixture.router is not None:
             return await self._routed(mixture.router, prompt)
         else:
@@ -122,7 +124,7 @@ class Mixtures:
             plan = partial(self._fixed, several, mixture.combination, "mixture.adapters")
         return await self._threads.run(plan)
 
-    async def require_there(self, plan: Plan) -> None:
+    async def require_there(self, plan: PlannedMixture) -> None:
         """Raises AdapterNotFoundError where an adapter was deleted since the plan was made."""
         try:
             await self._threads.run(partial(self._store.resolve_all, plan.labels))
@@ -156,7 +158,7 @@ class Mixtures:
 
     def _fixed(
         self, adapters: Sequence[WeightedAdapter], combination: Combination, path: str
-    ) -> Plan:
+    ) -> PlannedMixture:
         records = self._records([item.name for item in adapters], path)
         weights = tuple(item.weight for item in adapters)
         if combination == "linear":
@@ -167,7 +169,7 @@ class Mixtures:
         plan = _plan(records, weights=weights, combination=combination)
         return replace(plan, digests=members[0], ensemble=members[1:])
 
-    async def _routed(self, spec: RouterSpec, prompt: str) -> Plan:
+    async def _routed(self, spec: RouterChoice, prompt: str) -> PlannedMixture:
         records, plan = await self._threads.run(partial(self._routable, spec))
         if spec.level == "token":
             await self._routing.prepare(spec, records)
@@ -176,7 +178,7 @@ class Mixtures:
             return replace(plan, weights=weights)
         return plan
 
-    def _routable(self, spec: RouterSpec) -> tuple[list[AdapterRecord], Plan]:
+    def _routable(self, spec: RouterChoice) -> tuple[list[AdapterRecord], PlannedMixture]:
         """The candidates, and the plan of a request that chooses among them, without weights."""
         self._routing.check(spec)  # here: parameters may be long
         path = "mixture.router.candidates"
@@ -199,7 +201,7 @@ class Mixtures:
             )
         return records, _plan(records, combination=spec.combination, router=spec.name)
 
-    def _candidates(self, spec: RouterSpec, path: str) -> list[str]:
+    def _candidates(self, spec: RouterChoice, path: str) -> list[str]:
         if isinstance(spec.candidates, TagCandidates):
             tag = spec.candidates.tag
             references = self._tagged(tag)
@@ -288,13 +290,13 @@ def _plan(
     routing: TokenRouting | None = None,
     layer_routing: LayerRouting | None = None,
     router: str | None = None,
-) -> Plan:
+) -> PlannedMixture:
     level: PlanLevel = "fixed" if router is None else "request"
     if routing is not None:
         level = "token"
     if layer_routing is not None:
         level = "layer"
-    return Plan(
+    return PlannedMixture(
         labels=tuple(record.label for record in records),
         digests=tuple(record.digest for record in records),
         weights=weights,

@@ -10,7 +10,7 @@ from typing import Any
 from adapters_store.home import expanded
 from router_engine.config import TINY_RANDOM
 from server.settings import Settings, SettingsError
-from server.torchless import torch_hidden
+from server.torchless import without_torch
 
 DEFAULT = "default"
 NONE = "none"
@@ -48,7 +48,7 @@ def load_tokenizer(files: BaseFiles) -> Any:
     from router_engine.model.checkpoint import is_gguf
 
     needs_torch = is_gguf(Path(files.load))  # transformers reads GGUF with it
-    with nullcontext() if needs_torch else torch_hidden():
+    with nullcontext() if needs_torch else without_torch():
         from router_engine.model.tokenizer import read_tokenizer
 
         return read_tokenizer(files.load)

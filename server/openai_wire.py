@@ -9,7 +9,7 @@ from typing import Literal
 from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
 from server.answer import Piece
-from server.asks import Ask, Fields
+from server.asks import GenerationInput, InputNames
 from server.errors import InputError
 from server.generation import Completion, fresh_seed, text_size
 from server.rendering import routing_of
@@ -52,11 +52,11 @@ def asks_of(
     prompts: Sequence[tuple[tuple[int, ...], str]],
     sampling: SamplingParams,
     adapter: str | None,
-) -> list[Ask]:
+) -> list[GenerationInput]:
     """One ask for each answer: `n` for each prompt (token ids, text), seeds counting up."""
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     limit = body.max_tokens
-    fields = Fields("prompt", "max_tokens", "min_tokens", "shorten it")
+    fields = InputNames("prompt", "max_tokens", "min_tokens", "shorten it")
     if isinstance(body, ChatBody):
         fields = replace(fields, prompt="messages")
         if body.max_completion_tokens:
@@ -65,7 +65,7 @@ def asks_of(
                 replace(fields, most="max_completion_tokens"),
             )
     return [
-        Ask(
+        GenerationInput(
             prompt_ids=ids,
             text=text,
             sampling=replace(sampling, seed=sampling.seed + choice),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from router_engine.events import FinalEvent, TokenEvent
 from server.metrics import Metrics
-from server.mixtures import Plan
+from server.mixtures import PlannedMixture
 from server.weights import entropy, strongest, switches
 
 
@@ -15,7 +15,7 @@ class Recorder:
     """The clock of one request. `begun` is told the wait at the first token."""
 
     def __init__(
-        self, metrics: Metrics, plan: Plan, endpoint: str, begun: Callable[[float], None]
+        self, metrics: Metrics, plan: PlannedMixture, endpoint: str, begun: Callable[[float], None]
     ) -> None:
         self._metrics = metrics
         self._plan = plan

@@ -7,7 +7,7 @@ from statistics import fmean
 from router_engine.events import TokenEvent
 from server.answer import Piece
 from server.generation import Completion, Update
-from server.mixtures import Plan
+from server.mixtures import PlannedMixture
 from server.schemas.generate import (
     AdapterGates,
     Alternative,
@@ -77,7 +77,7 @@ class Renderer:
         self,
         tokenization: Tokenization,
         parameters: Parameters,
-        plan: Plan,
+        plan: PlannedMixture,
         seed: int | None,
         prompt: str,
     ) -> None:

@@ -12,12 +12,12 @@ from router_engine.routers.centroids import CentroidService
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.registry import RouterRegistry
 from server.centroids import routable
-from server.schemas.mixture import RouterSpec
+from server.schemas.mixture import RouterChoice
 
 PATH = "mixture.router"
 
 
-class Routing:
+class RequestRouting:
     """Which routers run here. Of token and layer routers, the names that the engine serves."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Routing:
         }
         return [level for level, names in levels.items() if name in names]
 
-    def check(self, spec: RouterSpec) -> None:
+    def check(self, spec: RouterChoice) -> None:
         """Raises RouterInputError for an unknown router, level or parameter, and what is known."""
         known = self.registry.get(spec.name)
         known.check(spec.level, spec.params)
@@ -64,7 +64,7 @@ class Routing:
                 "(ADAPTERMIX_ENCODER)"
             )
 
-    async def prepare(self, spec: RouterSpec, candidates: Sequence[AdapterRecord]) -> None:
+    async def prepare(self, spec: RouterChoice, candidates: Sequence[AdapterRecord]) -> None:
         """See to it that every candidate can be routed to. Raises RouterError."""
         known = self.registry.get(spec.name)
         if known.needs_encoder and self.centroids is not None:
@@ -73,12 +73,12 @@ class Routing:
         if known.hidden is not None and self.hidden is not None:
             await self.hidden.ensure(map(routable, candidates))
 
-    def is_tapped(self, spec: RouterSpec) -> bool:
+    def is_tapped(self, spec: RouterChoice) -> bool:
         """Whether the router reads hidden states."""
         return self.registry.get(spec.name).hidden is not None
 
     async def weights(
-        self, spec: RouterSpec, candidates: Sequence[AdapterRecord], text: str
+        self, spec: RouterChoice, candidates: Sequence[AdapterRecord], text: str
     ) -> tuple[float, ...]:
         """One weight a candidate from the prompt. Raises RouterError."""
         router = self._request_routers[spec.name]
@@ -87,7 +87,7 @@ class Routing:
             return await router.route(text, [record.digest for record in candidates], spec.params)
 
     @asynccontextmanager
-    async def _in_time(self, spec: RouterSpec) -> AsyncIterator[None]:
+    async def _in_time(self, spec: RouterChoice) -> AsyncIterator[None]:
         """Raises RouterUnavailableError when a sentence encoder takes longer than it may.
 
         One that is starting is waited for as long again, by its client.

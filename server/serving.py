@@ -20,7 +20,7 @@ from rich.console import Console
 
 from adapters_store.errors import StoreError
 from router_engine.errors import EngineError
-from router_engine.heap import keep_loaded
+from router_engine.heap import freeze_loaded
 from server import logging as server_logging
 from server.app import create_app
 from server.cli.output import shown
@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
         if self._is_stopping:
             self.should_exit = True
         elif self.started:
-            keep_loaded()
+            freeze_loaded()
             port = self.servers[0].sockets[0].getsockname()[1]
             line = ready_line(self._container, port)
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)

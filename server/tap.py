@@ -15,7 +15,7 @@ from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.events import FinalEvent, FinishReason
 from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams
-from router_engine.routers.centroids import ANY_THREAD, Threads
+from router_engine.routers.centroids import ANY_THREAD, ThreadRunner
 from router_engine.routers.encoder.messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.scoring import Window
@@ -28,7 +28,7 @@ _FEWEST = 2  # tokens: the first has no say
 _FORM = "mean and mean square over quarters"
 
 
-class TapEncoder:
+class HiddenStateEncoder:
     """A `CentroidEncoder` for the routers that read hidden states: it runs in the engine.
 
     A text becomes the means of e and of e^2 over its quarters, e being the mean hidden state of its
@@ -42,7 +42,7 @@ class TapEncoder:
         info: EngineInfo,
         tokenization: Tokenization,
         routers: Sequence[str],
-        threads: Threads = ANY_THREAD,
+        threads: ThreadRunner = ANY_THREAD,
     ) -> None:
         """`routers`: those that are given the centroids. `threads`: they tokenize."""
         self._threads = threads

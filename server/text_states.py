@@ -13,7 +13,13 @@ from adapters_store.errors import StoreError
 from adapters_store.types import AdapterRecord
 from router_engine.errors import RouterError
 from router_engine.routers.centroids import Centroid, CentroidService
-from router_engine.routers.nearness import BOUND, RATIO, TEMPERATURE, Near, near_centroids
+from router_engine.routers.nearness import (
+    BOUND,
+    RATIO,
+    TEMPERATURE,
+    CentroidOverlap,
+    overlapping_centroids,
+)
 from server.centroids import routable
 
 log = structlog.get_logger(__name__)
@@ -111,11 +117,11 @@ def _warnings(
     centroids = [ready[record.digest] for record in compared]
     return {
         compared[near.index].digest: (_warning(near, compared),)
-        for near in near_centroids(centroids, of)
+        for near in overlapping_centroids(centroids, of)
     }
 
 
-def _warning(near: Near, compared: Sequence[AdapterRecord]) -> str:
+def _warning(near: CentroidOverlap, compared: Sequence[AdapterRecord]) -> str:
     pairs = zip(near.others[:_NAMED], near.cosines, strict=False)
     named = ", ".join(f"{compared[index].label} ({cosine:.3f})" for index, cosine in pairs)
     more = len(near.others) - _NAMED

@@ -18,7 +18,7 @@ from router_engine.routers.registry import GROUP
 
 
 @contextmanager
-def torch_hidden() -> Iterator[None]:
+def without_torch() -> Iterator[None]:
     """Within it transformers finds no torch, and remembers that; `import torch` works afterwards.
 
     Nothing is hidden where torch is loaded already, nor beside routers of other packages: they run

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters_store.expert_types import ExpertSpec, LayerRouterSpec
+from adapters_store.expert_types import ExpertSpec, GatingNetworkSpec
 from adapters_store.formats.native import FORMAT, MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
@@ -22,7 +22,7 @@ def save_native(
     settings: RunSettings,
     experts: Sequence[ExpertSpec],
     tensors: Mapping[str, Tensor],
-    routers: Sequence[LayerRouterSpec] = (),
+    routers: Sequence[GatingNetworkSpec] = (),
 ) -> None:
     """Write `adaptermix.json` and the tensors, in the dtype of the base, into `out`.
 

@@ -42,7 +42,7 @@ class Outcome:
         return self.curves["loss"]
 
 
-class Pupil(Learner, Protocol):
+class Trainee(Learner, Protocol):
     """What a recipe trains, from the first step to the folder."""
 
     def finish(self, out: Path, dev_nll: Callable[[], float | None]) -> Mapping[str, str]:
@@ -58,7 +58,7 @@ class Recipe:
 
     command: str  # as the card calls it
     identity: Mapping[str, Any]  # plain values that the result depends on beside RunSettings
-    build: Callable[[RunSettings], Pupil]  # under the run's seed
+    build: Callable[[RunSettings], Trainee]  # under the run's seed
     describe: Callable[[RunSettings], Described] = describe_lora  # for the card
 
 

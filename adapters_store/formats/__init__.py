@@ -3,7 +3,7 @@
 `adamix` is none of them: it turns the tensors of a checkpoint, which no upload may be, into PEFT's.
 """
 
-from adapters_store.formats.base import AdapterFormat, FormatInput, Reading
+from adapters_store.formats.base import AdapterFolder, AdapterFormat, ParsedAdapter
 from adapters_store.formats.registry import FormatRegistry
 
-__all__ = ["AdapterFormat", "FormatInput", "FormatRegistry", "Reading"]
+__all__ = ["AdapterFolder", "AdapterFormat", "FormatRegistry", "ParsedAdapter"]

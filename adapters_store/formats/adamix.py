@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adapters_store.expert_types import Copies, LoraExpertSpec
 from adapters_store.formats.adamix_copies import average, stacked, weights_of
-from adapters_store.formats.adamix_keys import Layer, sort_keys
+from adapters_store.formats.adamix_keys import AdamixLayer, sort_keys
 from adapters_store.formats.adamix_state import STATE, check_layers, refusal
 from adapters_store.formats.listing import some
 from adapters_store.formats.native import FORMAT, NativeAdapter
@@ -39,7 +39,7 @@ class AdamixLora:
     copies_a: int  # M, or 1 where all experts share A
     copies_b: int
     weighted: bool  # whether some scores differ, so that the average isn't the mean
-    kept: tuple[Layer, ...]
+    kept: tuple[AdamixLayer, ...]
 
     @property
     def layers(self) -> tuple[tuple[Array, Array], ...]:

@@ -94,7 +94,7 @@ class Side:
 
 
 @dataclass(slots=True)
-class Layer:
+class AdamixBottleneckLayer:
     """Both sides of one layer; sizes hold once `problems` are none."""
 
     where: str  # the feed-forward module
@@ -102,7 +102,7 @@ class Layer:
     b: Side
 
     @classmethod
-    def of(cls, index: int) -> Layer:
+    def of(cls, index: int) -> AdamixBottleneckLayer:
         where = f"transformer.h.{index}.mlp"
         soup = f"{where}.ExpertSoup"
         return cls(where, Side(f"{soup}.MoA_A"), Side(f"{soup}.MoA_B"))
@@ -139,7 +139,7 @@ class Layer:
 class AdamixBottleneck:
     """The bottleneck variant, by layers."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[AdamixBottleneckLayer, ...]
 
     @property
     def copies_a(self) -> int:
@@ -195,7 +195,7 @@ def read_bottlenecks(state: Mapping[str, Array]) -> AdamixBottleneck:
     that aren't finite stay: the store refuses them. Raises InvalidAdapterError with every problem
     found: unknown tensors, missing layers or experts, shapes, layers that disagree.
     """
-    layers: dict[int, Layer] = {}
+    layers: dict[int, AdamixBottleneckLayer] = {}
     base = BaseTensors()
     for name, array in state.items():
         match = _KEY.fullmatch(name)
@@ -203,7 +203,7 @@ def read_bottlenecks(state: Mapping[str, Array]) -> AdamixBottleneck:
             base.add(name, array)
             continue
         index = int(match["layer"])
-        layer = layers.setdefault(index, Layer.of(index))
+        layer = layers.setdefault(index, AdamixBottleneckLayer.of(index))
         side = layer.a if match["way"] == "A" else layer.b
         if match["expert"] is None:
             side.score = array

@@ -38,7 +38,7 @@ _LORA_KEY = re.compile(
 
 
 @dataclass(slots=True)
-class Layer:
+class AdamixLayer:
     """The copies of A and B of one layer by expert; sizes hold once `problems` are none."""
 
     where: str
@@ -113,16 +113,16 @@ class Layer:
 
 
 @dataclass(slots=True)
-class Keys:
+class AdamixKeys:
     """A checkpoint's tensors by what they are."""
 
-    layers: dict[int, Layer] = field(default_factory=dict)
+    layers: dict[int, AdamixLayer] = field(default_factory=dict)
     base: BaseTensors = field(default_factory=BaseTensors)
 
 
-def sort_keys(state: Mapping[str, Array]) -> Keys:
+def sort_keys(state: Mapping[str, Array]) -> AdamixKeys:
     """Which tensor is what. Of base weights only shapes are kept."""
-    keys = Keys()
+    keys = AdamixKeys()
     for name, array in state.items():
         lora = _LORA_KEY.fullmatch(name)
         if lora is not None:
@@ -132,9 +132,9 @@ def sort_keys(state: Mapping[str, Array]) -> Keys:
     return keys
 
 
-def _put(layers: dict[int, Layer], match: re.Match[str], array: Array) -> None:
+def _put(layers: dict[int, AdamixLayer], match: re.Match[str], array: Array) -> None:
     index = int(match["layer"])
-    layer = layers.setdefault(index, Layer(f"transformer.h.{index}.attn.c_attn"))
+    layer = layers.setdefault(index, AdamixLayer(f"transformer.h.{index}.attn.c_attn"))
     if match["side"] is not None:
         copies = layer.a if match["side"] == "A" else layer.b
         copies[int(match["expert"])] = array

@@ -12,7 +12,7 @@ from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 
 
 @dataclass(frozen=True, slots=True)
-class FormatInput:
+class AdapterFolder:
     """The uploaded files by name, checked to be plain files; the model that they must fit."""
 
     files: Mapping[str, Path]
@@ -21,7 +21,7 @@ class FormatInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedAdapter:
     """What a format made of the files. The manifest is None only if there are problems."""
 
     tensors: Path | None = None  # safetensors with the keys that the manifest names
@@ -43,8 +43,8 @@ class AdapterFormat(Protocol):
     def files(self) -> frozenset[str]:
         """Base names of the files that it reads; all others of an upload are left alone."""
 
-    def recognises(self, given: FormatInput) -> bool:
+    def recognises(self, given: AdapterFolder) -> bool:
         """Whether these files are of this format. Reads as little as it can; never raises."""
 
-    def read(self, given: FormatInput) -> Reading:
+    def read(self, given: AdapterFolder) -> ParsedAdapter:
         """The manifest, or every reason why there is none. Never raises for bad input."""

@@ -16,7 +16,7 @@ from adapters_store.errors import InvalidAdapterError
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
     ThresholdSpec,
@@ -28,8 +28,8 @@ from adapters_store.formats.moa_keys import (
     SWIGLU,
     THRESHOLD,
     Array,
-    Keys,
-    Layer,
+    MoaKeys,
+    MoaLayer,
 )
 from adapters_store.formats.native import FORMAT, NativeAdapter
 from adapters_store.types import AdapterManifest, Problem
@@ -64,7 +64,7 @@ def summary(adapter: NativeAdapter) -> str:
     )
 
 
-def build(keys: Keys, convention: Convention, base_model: str | None = None) -> NativeAdapter:
+def build(keys: MoaKeys, convention: Convention, base_model: str | None = None) -> NativeAdapter:
     """Experts and routers of all layers that have experts.
 
     `keys` has no problems left. Raises InvalidAdapterError with every layer whose router does not
@@ -104,11 +104,11 @@ def refuse(problems: Iterable[Problem]) -> None:
 class _Builder:
     convention: Convention
     experts: list[ExpertSpec] = field(default_factory=list)
-    routers: list[LayerRouterSpec] = field(default_factory=list)
+    routers: list[GatingNetworkSpec] = field(default_factory=list)
     tensors: dict[str, Array] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, layer: Layer) -> None:
+    def add(self, layer: MoaLayer) -> None:
         """Layers without experts have a router of no gates, which is left out."""
         if not layer.experts:
             return
@@ -133,7 +133,7 @@ class _Builder:
             self.experts.append(expert)
             self._keep(layer, part, name, expert)
 
-    def _router(self, path: str, layer: Layer) -> LayerRouterSpec | None:
+    def _router(self, path: str, layer: MoaLayer) -> GatingNetworkSpec | None:
         kinds = [kind for kind in _ROUTERS if kind in layer.parts]
         if len(kinds) != 1:
             self._refuse(path, f"has {' and a '.join(kinds) or 'no'} router, expected one")
@@ -148,7 +148,7 @@ class _Builder:
         pieces = layer.parts[kinds[0]]
         first = pieces["weight" if kinds[0] == LINEAR else "w1.weight"]
         last = pieces["weight" if kinds[0] == LINEAR else "w2.weight"]
-        return LayerRouterSpec(
+        return GatingNetworkSpec(
             layer=path,
             kind=kinds[0],
             input=self.convention.router_input,
@@ -197,7 +197,9 @@ class _Builder:
             gate=gate,
         )
 
-    def _keep(self, layer: Layer, part: str, name: str, spec: ExpertSpec | LayerRouterSpec) -> None:
+    def _keep(
+        self, layer: MoaLayer, part: str, name: str, spec: ExpertSpec | GatingNetworkSpec
+    ) -> None:
         """The part's tensors, as `name` and their pieces; `spec` says what shapes they have."""
         shapes = tensor_shapes(spec)
         for piece, array in layer.parts[part].items():

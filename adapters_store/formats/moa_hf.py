@@ -21,7 +21,7 @@ from adapters_store.formats.moa_keys import (
     SWIGLU,
     THRESHOLD,
     Array,
-    Layer,
+    MoaLayer,
     Naming,
     sort_keys,
 )
@@ -85,7 +85,7 @@ def convert(
     return NativeAdapter(made.manifest, made.tensors, tuple(_notes(said, made, threshold)))
 
 
-def _disagreements(layers: list[Layer]) -> Iterator[Problem]:
+def _disagreements(layers: list[MoaLayer]) -> Iterator[Problem]:
     """The port makes all layers alike."""
     first = layers[0]
     for layer in layers[1:]:

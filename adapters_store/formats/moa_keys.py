@@ -68,7 +68,7 @@ class Naming:
 
 
 @dataclass(slots=True)
-class Layer:
+class MoaLayer:
     """One layer's tensors by part and piece, and the keys that they had."""
 
     index: int
@@ -99,10 +99,10 @@ class Layer:
 
 
 @dataclass(slots=True)
-class Keys:
+class MoaKeys:
     """A checkpoint's tensors by what they are."""
 
-    layers: dict[int, Layer] = field(default_factory=dict)
+    layers: dict[int, MoaLayer] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     harmless: list[str] = field(default_factory=list)
 
@@ -119,16 +119,16 @@ class Keys:
             yield from layer.problems()
 
 
-def sort_keys(state: Mapping[str, Array], naming: Naming) -> Keys:
+def sort_keys(state: Mapping[str, Array], naming: Naming) -> MoaKeys:
     """Which tensor is what."""
-    keys = Keys()
+    keys = MoaKeys()
     pattern = re.compile(re.escape(naming.prefix) + r"(0|[1-9]\d{0,2})\.(.+)")
     for key, array in state.items():
         match = pattern.fullmatch(key)
         found = None if match is None else naming.find(match[2])
         if match is not None and found is not None:
             part, piece = found
-            layer = keys.layers.setdefault(int(match[1]), Layer(int(match[1])))
+            layer = keys.layers.setdefault(int(match[1]), MoaLayer(int(match[1])))
             layer.parts.setdefault(part, {})[piece] = array
             layer.keys[part, piece] = key
         elif match is not None and naming.harmless and naming.harmless.fullmatch(match[2]):

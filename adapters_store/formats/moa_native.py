@@ -25,8 +25,8 @@ from adapters_store.formats.moa_keys import (
     SWIGLU,
     THRESHOLD,
     Array,
-    Keys,
-    Layer,
+    MoaKeys,
+    MoaLayer,
     Naming,
     sort_keys,
 )
@@ -163,7 +163,7 @@ def _span(text: str) -> frozenset[int] | None:
     return frozenset(layers)
 
 
-def _span_problems(said: _Params, keys: Keys) -> Iterator[Problem]:
+def _span_problems(said: _Params, keys: MoaKeys) -> Iterator[Problem]:
     """Each layer must have exactly the experts that the params give it."""
     wanted: dict[int, set[str]] = {}
     spans = {
@@ -175,7 +175,7 @@ def _span_problems(said: _Params, keys: Keys) -> Iterator[Problem]:
         for index in _span(text) or ():
             wanted.setdefault(index, set()).add(part)
     for index in sorted(wanted.keys() | keys.layers.keys()):
-        layer = keys.layers.get(index, Layer(index))
+        layer = keys.layers.get(index, MoaLayer(index))
         ours, theirs = wanted.get(index, set()), set(layer.experts)
         where = f"{_NAMING.prefix}{index}"
         if ours - theirs:
@@ -190,7 +190,7 @@ def _span_problems(said: _Params, keys: Keys) -> Iterator[Problem]:
             )
 
 
-def _order_rows(keys: Keys, heads: Heads) -> list[Problem]:
+def _order_rows(keys: MoaKeys, heads: Heads) -> list[Problem]:
     """Put the rows of B of queries and keys in the order of halves, in place; why that fails."""
     problems = []
     for part, option, count in (
@@ -215,7 +215,7 @@ def _order_rows(keys: Keys, heads: Heads) -> list[Problem]:
     return problems
 
 
-def _order_rows_of(layer: Layer, part: str, option: str, heads: int) -> list[Problem]:
+def _order_rows_of(layer: MoaLayer, part: str, option: str, heads: int) -> list[Problem]:
     b = layer.parts[part]["lora_B.weight"]
     if len(b) % (2 * heads):
         where = layer.keys[part, "lora_B.weight"]
@@ -251,7 +251,7 @@ def _unlike(where: str, key: str, said: int, found: int) -> Iterator[Problem]:
         yield Problem(where, f"has {key} {found} by its tensors, but {PARAMS_FILE} says {said}")
 
 
-def _notes(said: _Params, keys: Keys) -> Iterator[str]:
+def _notes(said: _Params, keys: MoaKeys) -> Iterator[str]:
     for key in ("bool_weights", "adapter_noisy"):
         if getattr(said, key):
             yield f"{key} has no effect: the published code does not use it"

@@ -21,12 +21,12 @@ from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
     ThresholdSpec,
 )
-from adapters_store.formats.base import FormatInput, Reading
+from adapters_store.formats.base import AdapterFolder, ParsedAdapter
 from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
@@ -44,7 +44,7 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # in models, in d
 _PEFT_CONFIG = "adapter_config.json"
 _SPECS = (
     *(LoraExpertSpec, BottleneckExpertSpec, PromptExpertSpec),
-    *(Copies, LayerRouterSpec, ThresholdSpec, AdapterManifest),
+    *(Copies, GatingNetworkSpec, ThresholdSpec, AdapterManifest),
 )
 _PARTS = ("experts", "routers")
 _MOST_PARTS = 4096
@@ -93,7 +93,7 @@ _DOCUMENT = TypeAdapter(_Document)
 _EXPERTS = TypeAdapter(
     tuple[Annotated[ExpertSpec, Field(discriminator="kind")], ...], config=_STRICT
 )
-_ROUTERS = TypeAdapter(tuple[LayerRouterSpec, ...], config=_STRICT)
+_ROUTERS = TypeAdapter(tuple[GatingNetworkSpec, ...], config=_STRICT)
 
 
 @dataclass(slots=True)
@@ -131,10 +131,10 @@ class NativeFormat:
     name = FORMAT
     files = frozenset({MANIFEST_FILE, TENSOR_FILE})
 
-    def recognises(self, given: FormatInput) -> bool:
+    def recognises(self, given: AdapterFolder) -> bool:
         return MANIFEST_FILE in given.files
 
-    def read(self, given: FormatInput) -> Reading:
+    def read(self, given: AdapterFolder) -> ParsedAdapter:
         problems: list[Problem] = []
         if _PEFT_CONFIG in given.files:
             problems.append(
@@ -148,7 +148,7 @@ class NativeFormat:
         header = read_tensor_file(given, MANIFEST_FILE, problems)
         if manifest is not None and header is not None:
             problems += _strays(manifest, header)
-        return Reading(
+        return ParsedAdapter(
             tensors=given.files.get(TENSOR_FILE),
             config=given.files.get(MANIFEST_FILE),
             manifest=None if header is None else manifest,
@@ -158,7 +158,7 @@ class NativeFormat:
 
 
 def _read_manifest(
-    given: FormatInput, problems: list[Problem]
+    given: AdapterFolder, problems: list[Problem]
 ) -> tuple[AdapterManifest | None, tuple[str, ...]]:
     path = given.files[MANIFEST_FILE]
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adapters_store.base_copies import is_own
 from adapters_store.expert_types import LoraExpertSpec
-from adapters_store.formats.base import FormatInput, Reading
+from adapters_store.formats.base import AdapterFolder, ParsedAdapter
 from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
@@ -53,10 +53,10 @@ class PeftLoraFormat:
     name = "peft"
     files = frozenset({CONFIG_FILE, TENSOR_FILE})
 
-    def recognises(self, given: FormatInput) -> bool:
+    def recognises(self, given: AdapterFolder) -> bool:
         return CONFIG_FILE in given.files or TENSOR_FILE in given.files
 
-    def read(self, given: FormatInput) -> Reading:
+    def read(self, given: AdapterFolder) -> ParsedAdapter:
         problems: list[Problem] = []
         config, unknown = _read_config(given, problems)
         header = read_tensor_file(given, CONFIG_FILE, problems)
@@ -67,7 +67,7 @@ class PeftLoraFormat:
             manifest = builder.build()
             problems += builder.problems
             notes = tuple(builder.notes)
-        return Reading(
+        return ParsedAdapter(
             tensors=given.files.get(TENSOR_FILE),
             config=given.files.get(CONFIG_FILE),
             manifest=manifest,
@@ -78,7 +78,7 @@ class PeftLoraFormat:
 
 
 def _read_config(
-    given: FormatInput, problems: list[Problem]
+    given: AdapterFolder, problems: list[Problem]
 ) -> tuple[PeftLoraConfig | None, list[str]]:
     path = given.files.get(CONFIG_FILE)
     if path is None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import cast
 
 from adapters_store.errors import StoreError
-from adapters_store.formats.base import AdapterFormat, FormatInput
+from adapters_store.formats.base import AdapterFolder, AdapterFormat
 from adapters_store.installed import installed
 
 ENTRY_POINT_GROUP = "adaptermix.formats"
@@ -50,7 +50,7 @@ class FormatRegistry:
         """Whether some format reads a file of this base name."""
         return any(name in known.files for known in self.formats)
 
-    def recognise(self, given: FormatInput) -> AdapterFormat | None:
+    def recognise(self, given: AdapterFolder) -> AdapterFormat | None:
         """The first format that says that these files are its own."""
         return next((known for known in self.formats if known.recognises(given)), None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapters_store.errors import TensorFileError
-from adapters_store.formats.base import FormatInput
+from adapters_store.formats.base import AdapterFolder
 from adapters_store.tensor_header import TensorHeader, read_header
 from adapters_store.types import Problem
 
@@ -11,7 +11,7 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 
 def read_tensor_file(
-    given: FormatInput, config_file: str, problems: list[Problem]
+    given: AdapterFolder, config_file: str, problems: list[Problem]
 ) -> TensorHeader | None:
     """Its header; None where there is none beside `config_file`, or it is wrong: see `problems`."""
     path = given.files.get(TENSOR_FILE)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
 )
@@ -75,7 +75,7 @@ def _prompt(expert: PromptExpertSpec, base: BaseModelSpec, hints: int) -> Iterat
 
 
 def _features(
-    part: BottleneckExpertSpec | PromptExpertSpec | LayerRouterSpec, base: BaseModelSpec
+    part: BottleneckExpertSpec | PromptExpertSpec | GatingNetworkSpec, base: BaseModelSpec
 ) -> Iterator[Problem]:
     if part.features != base.hidden_size:
         yield Problem(

@@ -10,7 +10,7 @@ from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
     ThresholdSpec,
@@ -28,7 +28,7 @@ def structure_problems(manifest: AdapterManifest) -> Iterator[Problem]:
     if not manifest.experts:
         yield Problem("experts", "are none; an adapter holds at least one")
     yield from _twice(manifest)
-    routers: dict[str, LayerRouterSpec] = {}
+    routers: dict[str, GatingNetworkSpec] = {}
     for router in manifest.routers:
         if router.layer in routers:
             yield Problem(where_of(router), "comes twice; a layer has one router at most")
@@ -40,7 +40,7 @@ def structure_problems(manifest: AdapterManifest) -> Iterator[Problem]:
 
 def values_of(part: Part, limits: StoreLimits) -> Iterator[Problem]:
     """Numbers of one expert or router that cannot be."""
-    if isinstance(part, LayerRouterSpec):
+    if isinstance(part, GatingNetworkSpec):
         yield from _router(part)
         return
     sizes = _sizes(part)
@@ -98,7 +98,7 @@ def _twice(manifest: AdapterManifest) -> Iterator[Problem]:
             yield Problem(site, f"has {count} LoRA with gate {gate}; give each a gate of its own")
 
 
-def _router_of(module: str, routers: dict[str, LayerRouterSpec]) -> LayerRouterSpec | None:
+def _router_of(module: str, routers: dict[str, GatingNetworkSpec]) -> GatingNetworkSpec | None:
     """The router of the layer that a module lies in."""
     layer = module
     while layer:
@@ -108,7 +108,7 @@ def _router_of(module: str, routers: dict[str, LayerRouterSpec]) -> LayerRouterS
     return None
 
 
-def _gate(expert: ExpertSpec, gate: int, router: LayerRouterSpec | None) -> Iterator[Problem]:
+def _gate(expert: ExpertSpec, gate: int, router: GatingNetworkSpec | None) -> Iterator[Problem]:
     """`gate` indexes the outputs of its layer's router."""
     if router is None:
         yield Problem(
@@ -135,7 +135,7 @@ def _copies(where: str, copies: Copies) -> Iterator[Problem]:
             yield Problem(where, f"{name} adds up to {math.fsum(weights):g}: weights add up to 1")
 
 
-def _router(router: LayerRouterSpec) -> Iterator[Problem]:
+def _router(router: GatingNetworkSpec) -> Iterator[Problem]:
     where = where_of(router)
     yield from _positive(router, {"outputs": router.outputs, "features": router.features})
     if router.kind == "swiglu":
@@ -153,7 +153,9 @@ def _router(router: LayerRouterSpec) -> Iterator[Problem]:
         yield from _threshold(where, router, router.threshold)
 
 
-def _threshold(where: str, router: LayerRouterSpec, threshold: ThresholdSpec) -> Iterator[Problem]:
+def _threshold(
+    where: str, router: GatingNetworkSpec, threshold: ThresholdSpec
+) -> Iterator[Problem]:
     if router.activation != "sigmoid":
         yield Problem(where, f"has a threshold with {router.activation}: sigmoid can have it")
     if not 0 <= threshold.maximum <= 1:

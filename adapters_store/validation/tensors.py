@@ -9,14 +9,14 @@ from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
 )
 from adapters_store.tensor_header import TensorHeader, count_non_finite
 from adapters_store.types import Problem
 
-Part = ExpertSpec | LayerRouterSpec
+Part = ExpertSpec | GatingNetworkSpec
 Shape = tuple[int, ...]
 
 DTYPES = ("F32", "F16", "BF16")
@@ -58,7 +58,7 @@ def value_problems(part: Part, header: TensorHeader, tensors: Path) -> list[Prob
 
 def where_of(part: Part) -> str:
     """How problems name an expert or a router."""
-    return f"router of {part.layer}" if isinstance(part, LayerRouterSpec) else part.site
+    return f"router of {part.layer}" if isinstance(part, GatingNetworkSpec) else part.site
 
 
 def _lora(expert: LoraExpertSpec) -> Mapping[str, Shape]:
@@ -94,7 +94,7 @@ def _prompt(expert: PromptExpertSpec) -> Mapping[str, Shape]:
     }
 
 
-def _router(router: LayerRouterSpec) -> Mapping[str, Shape]:
+def _router(router: GatingNetworkSpec) -> Mapping[str, Shape]:
     prefix, features = router.prefix, router.features
     shapes: dict[str, Shape] = {}
     if router.kind == "linear":

@@ -18,7 +18,7 @@ from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
 from benchmarks.peers.measure import PRACTICE, turn
 from benchmarks.peers.plan import SUITES, jobs, traffics, wave
-from benchmarks.peers.site import Site, open_peers, over_http, prepared, serve, serving_of
+from benchmarks.peers.site import PeerServer, open_peers, over_http, prepared, serve, serving_of
 
 Rates = dict[str, dict[int, list[float]]]  # {system: {busy loops: tokens/s, one a round}}
 MOST = 8
@@ -58,7 +58,7 @@ def run_contention(settings: ContentionSettings) -> dict[str, Any]:
 
 
 async def _measure(
-    site: Site, systems: Mapping[str, System], settings: ContentionSettings
+    site: PeerServer, systems: Mapping[str, System], settings: ContentionSettings
 ) -> Rates:
     """All systems in turn beside each number of loops, round after round; a practice first.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.rows import Case, Words
-from benchmarks.evaluation.suite import Routing
+from benchmarks.evaluation.suite import SuiteRouting
 
 Answer = Mapping[str, Any]  # as kept: see `Ask.kept`
 Body = dict[str, Any]
@@ -57,7 +57,7 @@ class Ask:
         return {"scores": [_parts(text, score, self.cuts) for text, score in pairs]}
 
 
-def score_ask(case: Case, routing: Routing, mixture: Body | None, words: Words) -> Ask:
+def score_ask(case: Case, routing: SuiteRouting, mixture: Body | None, words: Words) -> Ask:
     """How likely the completion is, or all options of a choice."""
     completion, cuts = case.completion, case.cuts
     if routing.completion_tokens is not None:
@@ -67,14 +67,14 @@ def score_ask(case: Case, routing: Routing, mixture: Body | None, words: Words) 
     return Ask(routing.name, "/score", _under(body, mixture), cuts, routing.cost)
 
 
-def answer_ask(case: Case, routing: Routing, mixture: Body | None, max_new_tokens: int) -> Ask:
+def answer_ask(case: Case, routing: SuiteRouting, mixture: Body | None, max_new_tokens: int) -> Ask:
     """A greedy answer, up to the end of text or `max_new_tokens`."""
     parameters = {"max_new_tokens": max_new_tokens, "temperature": 0}
     body: Body = {"inputs": case.prompt, "parameters": parameters}
     return Ask(routing.name, "/generate", _under(body, mixture), cost=routing.cost)
 
 
-def mixture_for(routing: Routing, task: str) -> Body | None:
+def mixture_for(routing: SuiteRouting, task: str) -> Body | None:
     """What the rows of a plain task run under: of `by_task` its one adapter."""
     if routing.by_task is None:
         return routing.mixture
@@ -82,7 +82,7 @@ def mixture_for(routing: Routing, task: str) -> Body | None:
 
 
 def mixture_for_mixed(
-    routing: Routing, first: str, second: str, case: Case, words: Words
+    routing: SuiteRouting, first: str, second: str, case: Case, words: Words
 ) -> Body | None:
     """What a mixed prompt runs under: `by_task` gives the weights of each token.
 

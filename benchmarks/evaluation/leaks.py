@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.evaluation.asking import Asking
 from benchmarks.evaluation.asks import Ask
-from benchmarks.evaluation.suite import Routing
+from benchmarks.evaluation.suite import SuiteRouting
 
 _PROMPT = "Question: Tom has 3 boxes with 12 pencils each. How many pencils are there?\n\nAnswer:"
 _ALIKE = " There are 3 boxes with 12 pencils in each of them, so"
@@ -35,7 +35,7 @@ class Leak:
     later: float | None
 
 
-async def find_leak(asking: Asking, routing: Routing) -> dict[str, Any]:
+async def find_leak(asking: Asking, routing: SuiteRouting) -> dict[str, Any]:
     """Score both completions. Raises BenchmarkError where the server refuses the routing."""
     texts = [_ALIKE + end for end in _ENDS]
     body: dict[str, Any] = {"inputs": _PROMPT, "completions": texts}

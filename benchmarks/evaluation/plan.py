@@ -17,7 +17,7 @@ from benchmarks.evaluation.asks import (
 )
 from benchmarks.evaluation.rows import Case, Rows, Words, mixed_cases, plain_cases
 from benchmarks.evaluation.settings import EvaluationSettings
-from benchmarks.evaluation.suite import MixedTask, Routing, Suite
+from benchmarks.evaluation.suite import MixedTask, Suite, SuiteRouting
 from training.data import Row
 from training.evaluation.tasks import Task, task_named
 
@@ -26,12 +26,12 @@ _KINDS: tuple[Kind, ...] = ("score", "mixed", "answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class EvaluationCell:
     """One task under one routing, asked about in one way. `asks[i]` is about `cases[i]`."""
 
     kind: Kind
     task: str
-    routing: Routing
+    routing: SuiteRouting
     cases: Sequence[Case]
     asks: Sequence[Ask]
 
@@ -41,10 +41,12 @@ class Cell:
         return self.routing.cost, _KINDS.index(self.kind)
 
 
-def plan_cells(suite: Suite, settings: EvaluationSettings, rows: Rows, words: Words) -> list[Cell]:
+def plan_cells(
+    suite: Suite, settings: EvaluationSettings, rows: Rows, words: Words
+) -> list[EvaluationCell]:
     """Every cell of the suite; an empty one is left out."""
     read = _Reader(settings, rows)
-    cells: list[Cell] = []
+    cells: list[EvaluationCell] = []
     for name in suite.tasks:
         task = task_named(name)
         cases = plain_cases(task, read(task), words)
@@ -74,42 +76,42 @@ class _Reader:
 
 def _plain(
     task: Task,
-    routing: Routing,
+    routing: SuiteRouting,
     cases: Sequence[Case],
     settings: EvaluationSettings,
     words: Words,
-) -> Iterator[Cell]:
+) -> Iterator[EvaluationCell]:
     mixture = mixture_for(routing, task.name)
     chosen = cases[: _least(settings.rows, routing.rows)]
     asks = [score_ask(case, routing, mixture, words) for case in chosen]
-    yield Cell("score", task.name, routing, chosen, asks)
+    yield EvaluationCell("score", task.name, routing, chosen, asks)
     if task.scores and routing.completion_tokens is None:
         chosen = cases[: _least(settings.answer_rows, routing.answer_rows)]
         asks = [answer_ask(case, routing, mixture, task.max_new_tokens) for case in chosen]
-        yield Cell("answer", task.name, routing, chosen, asks)
+        yield EvaluationCell("answer", task.name, routing, chosen, asks)
 
 
 def _mixed(
     task: MixedTask,
-    routing: Routing,
+    routing: SuiteRouting,
     cases: Sequence[Case],
     settings: EvaluationSettings,
     words: Words,
-) -> Cell:
+) -> EvaluationCell:
     count = _least(settings.mixed_rows, routing.mixed_rows)
     chosen = cases[:count] if routing.completion_tokens is None else ()
     asks = []
     for case in chosen:
         mixture = mixture_for_mixed(routing, task.first, task.second, case, words)
         asks.append(score_ask(case, routing, mixture, words))
-    return Cell("mixed", task.name, routing, chosen, asks)
+    return EvaluationCell("mixed", task.name, routing, chosen, asks)
 
 
 def _least(wanted: int, bound: int | None) -> int:
     return wanted if bound is None else min(wanted, bound)
 
 
-def waves(cells: Sequence[Cell]) -> Iterator[list[Ask]]:
+def waves(cells: Sequence[EvaluationCell]) -> Iterator[list[Ask]]:
     """The asks of each lane and task, row by row over the cells: the cheapest lane first.
 
     The same row is asked under every routing at about the same time: what depends on its text

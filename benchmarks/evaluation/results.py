@@ -16,9 +16,9 @@ from benchmarks.evaluation.series import (
     mean_of,
     plain_mean,
 )
-from benchmarks.evaluation.suite import Routing, Suite
+from benchmarks.evaluation.suite import Suite, SuiteRouting
 
-Test = Callable[[Routing], bool]
+Test = Callable[[SuiteRouting], bool]
 
 
 def measures_of(columns: Columns, suite: Suite) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def _names(suite: Suite, test: Test) -> list[str]:
     return [routing.name for routing in suite.routing if test(routing)]
 
 
-def _is_token_router(routing: Routing) -> bool:
+def _is_token_router(routing: SuiteRouting) -> bool:
     return routing.is_token_level and routing.router.get("name") != "given"
 
 
@@ -124,7 +124,7 @@ def _switches(columns: Columns, suite: Suite) -> Iterator[Pair]:
                 yield "switch", (task.name, NLL), routing.name, best
 
 
-def _is_fixed(routing: Routing) -> bool:
+def _is_fixed(routing: SuiteRouting) -> bool:
     """Whether one mixture answers the whole request."""
     level = routing.router.get("level", "request")
     return routing.by_task is None and level == "request"

@@ -19,7 +19,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.asking import Asking
 from benchmarks.evaluation.journal import Journal
 from benchmarks.evaluation.leaks import find_leak
-from benchmarks.evaluation.plan import Cell, adapters_of, plan_cells, waves
+from benchmarks.evaluation.plan import EvaluationCell, adapters_of, plan_cells, waves
 from benchmarks.evaluation.results import comparisons_of, measures_of
 from benchmarks.evaluation.rows import Rows, Words
 from benchmarks.evaluation.series import columns_of, mixed_weights
@@ -38,7 +38,7 @@ _OPTIONS = 5  # of a choice, at most
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class EvaluationServer:
     """A server that is ready. `identity` is what its answers depend on beside a request."""
 
     url: str
@@ -74,9 +74,9 @@ def run_evaluation(settings: EvaluationSettings, model: ModelSettings) -> dict[s
 
 
 async def _measure(
-    at: Site,
+    at: EvaluationServer,
     suite: Suite,
-    cells: Sequence[Cell],
+    cells: Sequence[EvaluationCell],
     settings: EvaluationSettings,
     subject: Subject,
     journal: Journal,
@@ -107,7 +107,7 @@ async def _measure(
 @contextlib.contextmanager
 def site(
     subject: Subject, suite: Suite, settings: EvaluationSettings, model: ModelSettings
-) -> Iterator[Site]:
+) -> Iterator[EvaluationServer]:
     """A server of its own with the adapters that the suite names. Raises BenchmarkError."""
     folders = _folders(settings.adapters, suite)
     kernels = model.kernels or default_kernels()
@@ -134,7 +134,7 @@ def site(
                 "kernels": kernels,
                 "adapters": _digests(running.url, folders),
             }
-            yield Site(running.url, serving, identity)
+            yield EvaluationServer(running.url, serving, identity)
 
 
 def words_of(subject: Subject) -> Words:

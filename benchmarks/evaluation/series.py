@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.evaluation.asks import Answer, Ask
-from benchmarks.evaluation.plan import Cell
+from benchmarks.evaluation.plan import EvaluationCell
 from benchmarks.evaluation.rows import Case
 from training.evaluation import bootstrap
 from training.evaluation.scores import parses_as_python
@@ -43,7 +43,7 @@ Strata = Sequence[Series]  # one a task: several for an average over tasks
 Columns = Mapping[Key, Mapping[str, Strata]]  # {(task, measure): {routing: strata}}
 
 
-def columns_of(cells: Sequence[Cell], answer: Callable[[Ask], Answer]) -> Columns:
+def columns_of(cells: Sequence[EvaluationCell], answer: Callable[[Ask], Answer]) -> Columns:
     """Every measure of every cell, and the averages of the routings that have all tasks."""
     columns: dict[Key, dict[str, Strata]] = {}
     for cell in cells:
@@ -67,7 +67,7 @@ def _add_average(columns: dict[Key, dict[str, Strata]], measure: str, parts: Seq
         }
 
 
-def _measures(cell: Cell, answers: Sequence[Answer]) -> Iterator[tuple[str, Series]]:
+def _measures(cell: EvaluationCell, answers: Sequence[Answer]) -> Iterator[tuple[str, Series]]:
     if cell.kind == "mixed":
         parts = [answer["scores"][0]["parts"] for answer in answers]
         yield NLL, _nll(parts)
@@ -79,7 +79,7 @@ def _measures(cell: Cell, answers: Sequence[Answer]) -> Iterator[tuple[str, Seri
         yield from _scores(task_named(cell.task), cell.cases, answers)
 
 
-def _likelihoods(cell: Cell, answers: Sequence[Answer]) -> Iterator[tuple[str, Series]]:
+def _likelihoods(cell: EvaluationCell, answers: Sequence[Answer]) -> Iterator[tuple[str, Series]]:
     pairs = list(zip(cell.cases, answers, strict=True))
     right = [case.options.index(case.completion) if case.options else 0 for case, _ in pairs]
     parts = [a["scores"][i]["parts"] for (_, a), i in zip(pairs, right, strict=True)]
@@ -154,7 +154,9 @@ def mean_of(systems: Sequence[Strata]) -> Strata:
     return means
 
 
-def mixed_weights(cells: Sequence[Cell], answer: Callable[[Ask], Answer]) -> dict[str, Any]:
+def mixed_weights(
+    cells: Sequence[EvaluationCell], answer: Callable[[Ask], Answer]
+) -> dict[str, Any]:
     """{mixed task: {routing: {adapter: [first part, between, second part]}}}: mean weights."""
     found: dict[str, Any] = {}
     for cell in cells:

@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.clients import GenerateClient
 from benchmarks.errors import BenchmarkError
-from benchmarks.evaluation.suite import Routing
+from benchmarks.evaluation.suite import SuiteRouting
 from benchmarks.load import Load, Round
 from benchmarks.matrix import Cell, Driven, measure
 from benchmarks.prompts import TokenCount, make_prompts
@@ -26,7 +26,7 @@ _SYSTEM = "adaptermix"
 
 
 @dataclass(frozen=True, slots=True)
-class Written(Mixture):
+class Written(CaseMixture):
     """A mixture as it is written in a suite."""
 
     written: dict[str, Any] | None = None
@@ -38,7 +38,7 @@ class Written(Mixture):
 
 async def measure_speed(
     http: aiohttp.ClientSession,
-    routings: Sequence[Routing],
+    routings: Sequence[SuiteRouting],
     rounds: int,
     count_tokens: TokenCount,
     console: Console,

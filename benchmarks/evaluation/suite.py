@@ -31,7 +31,7 @@ class MixedTask(_Strict):
     second: str
 
 
-class Routing(_Strict):
+class SuiteRouting(_Strict):
     """One row of the table: the `mixture` of its requests.
 
     Neither `mixture` nor `by_task` is the base. `by_task` names the adapter that each task's rows
@@ -53,7 +53,7 @@ class Routing(_Strict):
     cost: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
-    def _one_way(self) -> Routing:
+    def _one_way(self) -> SuiteRouting:
         if self.mixture is not None and self.by_task is not None:
             raise ValueError("give mixture or by_task, not both")
         if self.family is not None and not self.router:
@@ -88,7 +88,7 @@ class Routing(_Strict):
     def every(self) -> int:
         return int(self.router.get("every", 1))
 
-    def tuned(self, chosen: Mapping[str, Mapping[str, Any]]) -> Routing:
+    def tuned(self, chosen: Mapping[str, Mapping[str, Any]]) -> SuiteRouting:
         """The same with the parameters that were chosen for its family."""
         params = chosen.get(self.family or "")
         if not params:
@@ -119,7 +119,7 @@ class Suite(_Strict):
 
     tasks: list[str] = Field(min_length=1)
     mixed: list[MixedTask] = Field(default_factory=list)
-    routing: list[Routing] = Field(min_length=1)
+    routing: list[SuiteRouting] = Field(min_length=1)
     tuning: list[Tuning] = Field(default_factory=list)
 
     @model_validator(mode="after")

@@ -16,12 +16,12 @@ from benchmarks.evaluation.asking import Asking
 from benchmarks.evaluation.asks import score_ask
 from benchmarks.evaluation.journal import Journal
 from benchmarks.evaluation.leaks import find_leak
-from benchmarks.evaluation.plan import Cell, waves
+from benchmarks.evaluation.plan import EvaluationCell, waves
 from benchmarks.evaluation.rows import Rows, Words, plain_cases
-from benchmarks.evaluation.run import Site, site, words_of
+from benchmarks.evaluation.run import EvaluationServer, site, words_of
 from benchmarks.evaluation.series import NLL, columns_of, plain_mean
 from benchmarks.evaluation.settings import EvaluationSettings
-from benchmarks.evaluation.suite import Routing, Suite, Tuning, load_suite
+from benchmarks.evaluation.suite import Suite, SuiteRouting, Tuning, load_suite
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.settings import ModelSettings
 from benchmarks.subject import resolve
@@ -34,7 +34,7 @@ class Trial:
 
     family: str
     params: Mapping[str, Any]
-    routing: Routing
+    routing: SuiteRouting
 
 
 def run_tuning(settings: EvaluationSettings, model: ModelSettings) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def trials_of(tuning: Tuning) -> list[Trial]:
         params = dict(zip(tuning.grid, values, strict=True))
         told = ", ".join(f"{name} {value}" for name, value in params.items())
         mixture = {"router": {**tuning.mixture["router"], **params}}
-        routing = Routing(name=f"{tuning.family}: {told}", mixture=mixture, cost=tuning.cost)
+        routing = SuiteRouting(name=f"{tuning.family}: {told}", mixture=mixture, cost=tuning.cost)
         trials.append(Trial(tuning.family, params, routing))
     return trials
 
@@ -98,7 +98,7 @@ def _cells(
     settings: EvaluationSettings,
     rows: Rows,
     words: Words,
-) -> list[Cell]:
+) -> list[EvaluationCell]:
     cells = []
     for name in suite.tasks:
         task = task_named(name)
@@ -106,14 +106,14 @@ def _cells(
         for trial in trials:
             mixture = trial.routing.mixture
             asks = [score_ask(case, trial.routing, mixture, words) for case in cases]
-            cells.append(Cell("score", name, trial.routing, cases, asks))
+            cells.append(EvaluationCell("score", name, trial.routing, cases, asks))
     return cells
 
 
 async def _measure(
-    at: Site,
+    at: EvaluationServer,
     trials: Sequence[Trial],
-    cells: Sequence[Cell],
+    cells: Sequence[EvaluationCell],
     settings: EvaluationSettings,
     journal: Journal,
     console: Console,

@@ -17,16 +17,16 @@ from rich.console import Console
 from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.journal import Journal
 from benchmarks.experiments.arms import experiment_named
-from benchmarks.experiments.job import Job, Place, to_json
-from benchmarks.experiments.settings import ExperimentSettings, Sizes
+from benchmarks.experiments.job import Place, TrainingJob, to_json
+from benchmarks.experiments.settings import ExperimentSettings, ExperimentSizes
 from benchmarks.experiments.tasks import TASKS
 
 _LAST_LINES = 5  # of what a failed run said
 
 
 def jobs_of(
-    experiment: str, settings: ExperimentSettings, sizes: Sizes, base_name: str
-) -> list[Job]:
+    experiment: str, settings: ExperimentSettings, sizes: ExperimentSizes, base_name: str
+) -> list[TrainingJob]:
     """Every run that is asked for: seeds one after another, so that the first is whole early.
 
     Raises BenchmarkError for an arm or task that the experiment doesn't have.
@@ -35,7 +35,7 @@ def jobs_of(
     arms = _chosen("arm", settings.only, list(known.arms))
     tasks = _chosen("task", settings.task, list(TASKS), known.tasks)
     return [
-        Job(experiment, arm, task, seed, sizes, base_name)
+        TrainingJob(experiment, arm, task, seed, sizes, base_name)
         for seed in settings.seeds
         for task in tasks
         for arm in arms
@@ -43,7 +43,7 @@ def jobs_of(
 
 
 def run_experiment(
-    experiment: str, settings: ExperimentSettings, sizes: Sizes, base: str, base_name: str
+    experiment: str, settings: ExperimentSettings, sizes: ExperimentSizes, base: str, base_name: str
 ) -> int:
     """Run what the journal lacks; the number of runs that failed.
 
@@ -90,7 +90,7 @@ class _Processes:
         self._lock = Lock()
         self._ended = False
 
-    def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    def results(self, jobs: Sequence[TrainingJob]) -> Iterator[tuple[TrainingJob, dict[str, Any]]]:
         """(job, result) as runs end."""
         with ThreadPoolExecutor(self._settings.jobs) as pool:
             futures = {pool.submit(self._run, job): job for job in jobs}
@@ -108,7 +108,7 @@ class _Processes:
             for process in self._running:
                 process.terminate()
 
-    def _run(self, job: Job) -> dict[str, Any]:
+    def _run(self, job: TrainingJob) -> dict[str, Any]:
         short = hashlib.sha256(job.key.encode()).hexdigest()[:8]
         folder = (self._settings.work / f"{job.label}-{short}").resolve()
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments.settings import Sizes
+from benchmarks.experiments.settings import ExperimentSizes
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """An arm on a task under a seed."""
 
     experiment: str
     arm: str
     task: str
     seed: int
-    sizes: Sizes
+    sizes: ExperimentSizes
     base_name: str
 
     @property
@@ -41,17 +41,17 @@ class Place:
     folder: Path  # of the adapter and the rows that it learns
 
 
-def to_json(job: Job, place: Place) -> str:
+def to_json(job: TrainingJob, place: Place) -> str:
     """What a run's process is told."""
     paths = {name: str(path) for name, path in asdict(place).items()}
     return json.dumps({"job": asdict(job), "place": paths})
 
 
-def from_json(text: str) -> tuple[Job, Place]:
+def from_json(text: str) -> tuple[TrainingJob, Place]:
     """What `to_json` wrote."""
     value: dict[str, Any] = json.loads(text)
     job, place = value["job"], value["place"]
     return (
-        Job(**job | {"sizes": Sizes(**job["sizes"])}),
+        TrainingJob(**job | {"sizes": ExperimentSizes(**job["sizes"])}),
         Place(place["base"], Path(place["data"]), Path(place["folder"])),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.experiments.arms import Experiment, experiment_named, names_of
 from benchmarks.experiments.plots import plot_draws, plot_nll
 from benchmarks.experiments.results import Results, Run, difference, nll, read_results, score
-from benchmarks.experiments.settings import Sizes
+from benchmarks.experiments.settings import ExperimentSizes
 from benchmarks.experiments.tasks import TASKS
 from benchmarks.experiments.verdicts import interval, verdicts
 from benchmarks.report import row
@@ -90,7 +90,7 @@ def _made_of(results: Results) -> list[str]:
 
 
 def _commands(results: Results) -> list[str]:
-    default = Sizes()
+    default = ExperimentSizes()
     changed = [
         f"--{name.replace('_', '-')} {value}"
         for name, value in results.sizes.items()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.experiments.settings import Sizes
+from benchmarks.experiments.settings import ExperimentSizes
 from training.evaluation import bootstrap
 from training.evaluation.bootstrap import Estimate
 
@@ -60,7 +60,7 @@ def read_results(journal: Path, experiment: str) -> Results:
             continue
         if entry["answer"]["job"]["experiment"] == experiment:
             newest[entry["key"]] = entry["answer"]
-    sizes = list(newest.values())[-1]["job"]["sizes"] if newest else asdict(Sizes())
+    sizes = list(newest.values())[-1]["job"]["sizes"] if newest else asdict(ExperimentSizes())
     alike = [run for run in newest.values() if run["job"]["sizes"] == sizes]
     whole = tuple(run for run in alike if "failed" not in run)
     failed = tuple(run for run in alike if "failed" in run)

@@ -14,9 +14,9 @@ import torch
 
 from adapters_store.tensor_header import read_header
 from benchmarks.experiments.arms import Arm, experiment_named
-from benchmarks.experiments.job import Job, Place
+from benchmarks.experiments.job import Place, TrainingJob
 from benchmarks.experiments.measure import answers, draws_nll, row_nll
-from benchmarks.experiments.settings import Sizes
+from benchmarks.experiments.settings import ExperimentSizes
 from benchmarks.experiments.tasks import TASKS, TestRow, task_rows, within_budget
 from benchmarks.machine import describe_machine, describe_software
 from training.base import padding_tokenizer
@@ -24,14 +24,14 @@ from training.data import Row, tokenize
 from training.loop import Losses
 from training.loss import Batch
 from training.recipes.adamix import AdamixPupil
-from training.run import Pupil, run_recipe
+from training.run import Trainee, run_recipe
 from training.settings import DataSettings, LoopSettings, RunSettings
 
 _TEST_SEED = 0  # all runs are measured on the same rows
 _LAST_STEPS = 10  # whose mean a curve's end is
 
 
-def run(job: Job, place: Place) -> dict[str, Any]:
+def run(job: TrainingJob, place: Place) -> dict[str, Any]:
     """Train and measure; what the journal keeps."""
     arm, task = experiment_named(job.experiment).arms[job.arm], TASKS[job.task]
     tokenizer = padding_tokenizer(place.base)
@@ -77,22 +77,22 @@ def run(job: Job, place: Place) -> dict[str, Any]:
 class _Watched:
     """A pupil whose copies are measured before they are merged."""
 
-    sizes: Sizes
+    sizes: ExperimentSizes
     test: Sequence[TestRow]
     tokenizer: Any
     trained: int = 0
     cpu_seconds: float = 0.0  # of training alone: other work on the machine doesn't count
     measured: dict[str, Any] = field(default_factory=dict)
-    _pupil: Pupil | None = None
+    _pupil: Trainee | None = None
 
-    def watch(self, pupil: Pupil) -> Pupil:
+    def watch(self, pupil: Trainee) -> Trainee:
         learnt = (p.numel() for p in pupil.model.parameters() if p.requires_grad)
         self._pupil, self.trained = pupil, sum(learnt)
         self.cpu_seconds = -time.process_time()
         return self
 
     @property
-    def pupil(self) -> Pupil:
+    def pupil(self) -> Trainee:
         assert self._pupil is not None, "the recipe builds its pupil first"
         return self._pupil
 
@@ -122,7 +122,7 @@ class _Watched:
         self.pupil.save(out)
 
 
-def _settings(job: Job, place: Place, arm: Arm, rows: Path) -> RunSettings:
+def _settings(job: TrainingJob, place: Place, arm: Arm, rows: Path) -> RunSettings:
     sizes = job.sizes
     return RunSettings(
         base=place.base,

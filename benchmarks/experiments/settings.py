@@ -14,7 +14,7 @@ PAGES = Path("docs") / "experiments"
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ExperimentSizes:
     """How much is trained and measured: a run of other sizes is another run."""
 
     tokens: int = field(

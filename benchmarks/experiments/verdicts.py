@@ -27,7 +27,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ClaimVerdict:
     """What a claim came to on a task."""
 
     claim: str
@@ -58,7 +58,7 @@ CLAIMS = {
 }
 
 
-def verdicts(results: Results) -> list[Verdict]:
+def verdicts(results: Results) -> list[ClaimVerdict]:
     """Every claim on every task of which the runs are there."""
     said = []
     for task in experiment_named(results.experiment).tasks:
@@ -66,7 +66,7 @@ def verdicts(results: Results) -> list[Verdict]:
             gap = difference(results.of(task, claim.better), results.of(task, claim.worse))
             if gap is not None:
                 text = f"{claim.text} (`{claim.better}` - `{claim.worse}`)"
-                said.append(Verdict(text, task, _said(gap), interval(gap, sign="+")))
+                said.append(ClaimVerdict(text, task, _said(gap), interval(gap, sign="+")))
         said += _of_draws(results, task)
     return said
 
@@ -92,7 +92,7 @@ def _said(gap: Estimate) -> str:
     return "**does not hold**" if gap.low > 0 else "not told apart"
 
 
-def _of_draws(results: Results, task: str) -> list[Verdict]:
+def _of_draws(results: Results, task: str) -> list[ClaimVerdict]:
     said = []
     for arm in experiment_named(results.experiment).arms:
         runs = {seed: run for seed, run in results.of(task, arm).items() if "draws" in run}
@@ -102,9 +102,9 @@ def _of_draws(results: Results, task: str) -> list[Verdict]:
         count = sum(len(run["draws"]) for run in runs.values())
         word = "**holds**" if beaten >= _NEAR_TOP * count else "**does not hold**"
         claim = f"merged is near the top of the draws (`{arm}`)"
-        said.append(Verdict(claim, task, word, f"better than {beaten} of {count} draws"))
+        said.append(ClaimVerdict(claim, task, word, f"better than {beaten} of {count} draws"))
         gap = ensemble_difference(runs)
         if gap is not None:
             claim = f"an ensemble of draws beats merged (`{arm}`)"
-            said.append(Verdict(claim, task, _said(gap), interval(gap, sign="+")))
+            said.append(ClaimVerdict(claim, task, _said(gap), interval(gap, sign="+")))
     return said

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.gpu.measure import Plan, run
+from benchmarks.gpu.measure import CardPlan, run
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.shape import SHAPES
-from benchmarks.gpu.steps import Sizes
+from benchmarks.gpu.steps import CardSizes
 
 CONTEXT = 128  # tokens of a prompt
 
@@ -35,8 +35,8 @@ def main(
         raise typer.BadParameter(f"{targets!r} is not one of all, attention")
     logging.basicConfig(level=logging.WARNING)
     console = Console()
-    plan = Plan(
-        shape, kernels, Sizes(requests, CONTEXT, steps), rounds, max(steps // 4, 1), targets
+    plan = CardPlan(
+        shape, kernels, CardSizes(requests, CONTEXT, steps), rounds, max(steps // 4, 1), targets
     )
     result = run(plan, folder, console)
     out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.gpu.peft import PeftSteps
 from benchmarks.gpu.shape import write_checkpoint
-from benchmarks.gpu.steps import CASES, EngineSteps, Sizes, Turn
+from benchmarks.gpu.steps import CASES, CardSizes, EngineSteps, Turn
 from benchmarks.machine import describe_machine
 from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 
@@ -26,18 +26,18 @@ _TARGETS = {"all": ALL_TARGETS, "attention": TARGETS}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CardPlan:
     """What is run. targets: linears that the adapters change, `all` seven or `attention`'s four."""
 
     shape: str
     kernels: str
-    sizes: Sizes
+    sizes: CardSizes
     rounds: int
     peft_tokens: int
     targets: str = "all"
 
 
-def run(plan: Plan, folder: Path | None, console: Console) -> dict[str, Any]:
+def run(plan: CardPlan, folder: Path | None, console: Console) -> dict[str, Any]:
     """Measure everything; `folder` holds the checkpoint while it runs (memory is fastest)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="adaptermix-gpu-", dir=folder) as temporary:
@@ -107,7 +107,7 @@ def memory_bandwidth(device: torch.device) -> float:
 
 
 def _engine(
-    plan: Plan, model: Path, adapters: Sequence[Path], console: Console
+    plan: CardPlan, model: Path, adapters: Sequence[Path], console: Console
 ) -> tuple[dict[str, list[Turn]], int, str]:
     """All cases in turn, round by round, so that a slow moment falls on all alike."""
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def _engine(
 
 
 def _peft(
-    plan: Plan, model: Path, adapters: Sequence[Path], device: torch.device, console: Console
+    plan: CardPlan, model: Path, adapters: Sequence[Path], device: torch.device, console: Console
 ) -> list[float]:
     peft = PeftSteps(model, adapters, device)
     peft.step_seconds(plan.sizes, 1)

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu.steps import Sizes
+from benchmarks.gpu.steps import CardSizes
 
 _FEW = 2  # new tokens of the run whose time is taken off: the prompt and what comes with it
 
@@ -28,12 +28,12 @@ class PeftSteps:
         self._device = device
         self._names = [f"a{index}" for index in range(len(adapters))]
 
-    def step_seconds(self, sizes: Sizes, new_tokens: int) -> float:
+    def step_seconds(self, sizes: CardSizes, new_tokens: int) -> float:
         """Seconds of one decode step of `sizes.requests` requests."""
         return (self._run(sizes, _FEW + new_tokens) - self._run(sizes, _FEW)) / new_tokens
 
     @torch.inference_mode()
-    def _run(self, sizes: Sizes, new_tokens: int) -> float:
+    def _run(self, sizes: CardSizes, new_tokens: int) -> float:
         prompts = torch.randint(
             3,
             self._model.config.vocab_size,

@@ -34,7 +34,7 @@ _LOAD_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class CardSizes:
     """How much one measurement runs."""
 
     requests: int
@@ -53,7 +53,9 @@ class Turn:
 class EngineSteps:
     """One engine with adapters on the device."""
 
-    def __init__(self, model: Path, adapters: Sequence[Path], kernels: str, sizes: Sizes) -> None:
+    def __init__(
+        self, model: Path, adapters: Sequence[Path], kernels: str, sizes: CardSizes
+    ) -> None:
         self._sizes = sizes
         self._news = threading.Event()
         blocks = -(-(sizes.context + sizes.steps + 64) // _BLOCK)

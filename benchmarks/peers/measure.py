@@ -41,7 +41,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredPeers:
     """What came out. A cell that failed is in `missing`, by its name and with the reason."""
 
     rounds: Mapping[Cell, list[Round]]
@@ -70,7 +70,7 @@ class Measurement:
         self._clock = clock
         self._missing: dict[str, str] = {}
 
-    async def run(self, cells: Sequence[Cell], pace: Pace) -> Measured:
+    async def run(self, cells: Sequence[Cell], pace: Pace) -> MeasuredPeers:
         """Measure `cells`, each of them one wave: a request a client."""
         started = self._clock()
         expected = await self._practise(cells, pace.cell_seconds)
@@ -88,7 +88,7 @@ class Measurement:
             "round_seconds": seconds,
         }
         whole = {cell: rounds for cell, rounds in measured.items() if rounds}
-        return Measured(whole, self._missing, timing)
+        return MeasuredPeers(whole, self._missing, timing)
 
     async def _practise(self, cells: Sequence[Cell], wanted: float) -> dict[Cell, float]:
         """Every cell once, uncounted: it loads adapters and fills caches of code.

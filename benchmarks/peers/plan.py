@@ -35,7 +35,7 @@ LEAST_REQUESTS = 2  # of a wave
 
 
 @dataclass(frozen=True, slots=True)
-class Suite:
+class PeerSuite:
     """Adapters of one kind."""
 
     name: str
@@ -57,9 +57,9 @@ class Suite:
 
 
 SUITES = (
-    Suite(PEERS, 8, (16,), ALL_TARGETS),
-    Suite(OWN, 8, (8,), TARGETS),
-    Suite(MIXED, 64, (4, 8, 16, 32, 64), TARGETS, ZIPF),
+    PeerSuite(PEERS, 8, (16,), ALL_TARGETS),
+    PeerSuite(OWN, 8, (8,), TARGETS),
+    PeerSuite(MIXED, 64, (4, 8, 16, 32, 64), TARGETS, ZIPF),
 )
 
 # system, suite, case, clients
@@ -139,7 +139,7 @@ def traffics(new_tokens: int, count_tokens: Callable[[str], int]) -> dict[str, T
 
 
 def write_suites(
-    subject: Subject, root: Path, suites: Sequence[Suite] = SUITES
+    subject: Subject, root: Path, suites: Sequence[PeerSuite] = SUITES
 ) -> dict[str, list[Path]]:
     """PEFT folders of the suites, each under a folder of its own."""
     return {

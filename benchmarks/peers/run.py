@@ -18,7 +18,7 @@ from benchmarks.goals import INT8, MIXED, OFFLINE, OURS, PEERS, goals_of, judge
 from benchmarks.load import Load
 from benchmarks.machine import describe_machine, describe_software
 from benchmarks.matrix import Cell, System
-from benchmarks.peers.measure import Measured, Measurement, Pace, turn
+from benchmarks.peers.measure import MeasuredPeers, Measurement, Pace, turn
 from benchmarks.peers.memory import above_import
 from benchmarks.peers.plan import (
     SUITES,
@@ -32,7 +32,7 @@ from benchmarks.peers.plan import (
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.site import (
     KV_BYTES,
-    Site,
+    PeerServer,
     offline,
     open_peers,
     over_http,
@@ -100,7 +100,7 @@ def failed(missing: Mapping[str, str]) -> list[str]:
 PARTS = ("steps", "bytes", "memory", "gpu", "goals")  # that come after the rounds
 
 
-def part(site: Site, name: str, make: Callable[[], T], otherwise: T) -> T:
+def part(site: PeerServer, name: str, make: Callable[[], T], otherwise: T) -> T:
     """What `make` gives. Where it fails, whatever the reason, the result still has all the rest."""
     try:
         return make()
@@ -109,7 +109,7 @@ def part(site: Site, name: str, make: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _others(site: Site) -> dict[str, System]:
+def _others(site: PeerServer) -> dict[str, System]:
     """Our systems beside the server, as far as they start."""
 
     def int8() -> System:
@@ -124,7 +124,7 @@ def _others(site: Site) -> dict[str, System]:
     return {name: system for name, system in found.items() if system is not None}
 
 
-def _scalars(site: Site, measured: Measured, systems: Mapping[str, System]) -> Scalars:
+def _scalars(site: PeerServer, measured: MeasuredPeers, systems: Mapping[str, System]) -> Scalars:
     """All that isn't a rate, as far as it can be measured."""
     worker = systems.get(OFFLINE)
     found: Scalars = {}
@@ -141,7 +141,7 @@ def _scalars(site: Site, measured: Measured, systems: Mapping[str, System]) -> S
     return found
 
 
-def _cells(site: Site, measured: Measured) -> list[dict[str, Any]]:
+def _cells(site: PeerServer, measured: MeasuredPeers) -> list[dict[str, Any]]:
     made = traffics(site.settings.new_tokens, site.subject.count_tokens)
     return [
         cell_of(made[cell.suite].population.title(cell.case), cell, rounds)
@@ -149,7 +149,7 @@ def _cells(site: Site, measured: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def _judged(site: Site, measured: Measured, scalars: Scalars) -> list[dict[str, Any]]:
+def _judged(site: PeerServer, measured: MeasuredPeers, scalars: Scalars) -> list[dict[str, Any]]:
     found = goals_of(site.settings.isa or _widest())
     rounds_of = measured.rounds.items()
     by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
@@ -173,7 +173,7 @@ def gpu_scalars(path: Path) -> Scalars:
     return found
 
 
-def _starts(site: Site) -> list[float]:
+def _starts(site: PeerServer) -> list[float]:
     """Seconds from launch to ready. The server that is there, and sleeps, has filled the caches."""
     seconds = []
     for number in range(site.settings.starts):
@@ -183,7 +183,7 @@ def _starts(site: Site) -> list[float]:
     return seconds
 
 
-def _measure(site: Site, systems: Mapping[str, System]) -> Measured:
+def _measure(site: PeerServer, systems: Mapping[str, System]) -> MeasuredPeers:
     settings = site.settings
     made = traffics(settings.new_tokens, site.subject.count_tokens)
 
@@ -195,7 +195,7 @@ def _measure(site: Site, systems: Mapping[str, System]) -> Measured:
     return uvloop.run(measurement.run(cells(settings, list(systems)), pace))
 
 
-def _steps(site: Site, worker: Worker) -> Scalars:
+def _steps(site: PeerServer, worker: Worker) -> Scalars:
     """Time of a decode step over that of its best products, in turn; the first is not counted."""
     found: Scalars = {}
     settings = site.settings
@@ -212,7 +212,7 @@ def _steps(site: Site, worker: Worker) -> Scalars:
     return found
 
 
-def _bytes_read(site: Site, measured: Measured) -> Scalars:
+def _bytes_read(site: PeerServer, measured: MeasuredPeers) -> Scalars:
     weights = 2 * site.subject.num_parameters()  # in bf16, whatever the server holds them in
     traffic = traffics(site.settings.new_tokens, site.subject.count_tokens)[MIXED]
     for cell, rounds in measured.rounds.items():
@@ -223,7 +223,7 @@ def _bytes_read(site: Site, measured: Measured) -> Scalars:
     return {}
 
 
-def _memory(site: Site) -> Scalars:
+def _memory(site: PeerServer) -> Scalars:
     """Of both processes of a server with room for eight adapters, once its cache has filled."""
     suite = next(suite for suite in SUITES if suite.name == PEERS)
     load = Load(clients=max(site.settings.concurrency))

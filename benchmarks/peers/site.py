@@ -19,7 +19,7 @@ from benchmarks.machine import ROOT
 from benchmarks.matrix import System
 from benchmarks.peers import llama_cpp, transformers_peft, vllm_cpu
 from benchmarks.peers.context import Context, OpenPeer
-from benchmarks.peers.plan import LONGEST_PROMPT, SUITES, Suite, write_suites
+from benchmarks.peers.plan import LONGEST_PROMPT, SUITES, PeerSuite, write_suites
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.systems import HttpSystem, Worker
 from benchmarks.process import Running, info, publish, started
@@ -37,7 +37,7 @@ _OPEN: Mapping[str, OpenPeer] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class PeerServer:
     """What the parts of a run share; `missing` fills with what is left out, and why."""
 
     settings: PeerSettings
@@ -54,7 +54,7 @@ class Site:
         """The most of a prompt and its answer."""
         return LONGEST_PROMPT + self.settings.new_tokens + _MARGIN
 
-    def options(self, store: str, suites: Sequence[Suite] = SUITES) -> list[str]:
+    def options(self, store: str, suites: Sequence[PeerSuite] = SUITES) -> list[str]:
         """Of `adaptermix serve`, with room for the adapters of `suites`."""
         options = server_options(self.subject, "auto", self.settings.kernels, self.settings.threads)
         rows = sum(suite.rank_rows for suite in suites)
@@ -69,18 +69,18 @@ class Site:
 
 
 @contextmanager
-def prepared(settings: PeerSettings, suites: Sequence[Suite] = SUITES) -> Iterator[Site]:
+def prepared(settings: PeerSettings, suites: Sequence[PeerSuite] = SUITES) -> Iterator[PeerServer]:
     """A site with adapters, without systems; what is started on it ends with the block."""
     subject = resolve(settings.model)
     with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
         folders = write_suites(subject, folder / "adapters", suites)
         threads = settings.threads or usable_cores()
-        yield Site(settings, subject, folder, folders, threads, stack, Console(stderr=True))
+        yield PeerServer(settings, subject, folder, folders, threads, stack, Console(stderr=True))
 
 
 def serve(
-    site: Site, options: Sequence[str], log: str, folders: Mapping[str, Sequence[Path]]
+    site: PeerServer, options: Sequence[str], log: str, folders: Mapping[str, Sequence[Path]]
 ) -> Running:
     """A server of ours that runs to the end of the site, with adapters."""
     running = site.stack.enter_context(started(options, site.folder / log))
@@ -89,7 +89,7 @@ def serve(
     return running
 
 
-def serving_of(site: Site, running: Running) -> dict[str, Any]:
+def serving_of(site: PeerServer, running: Running) -> dict[str, Any]:
     """What a result says of how ours served."""
     return {
         "dtype": info(running.url)["dtype"],
@@ -104,7 +104,7 @@ def over_http(running: Running) -> HttpSystem:
     return HttpSystem(running, GenerateClient, stops=False)
 
 
-def offline(site: Site) -> Worker:
+def offline(site: PeerServer) -> Worker:
     """Our engine without HTTP."""
     settings = site.settings
     sizes = max(settings.concurrency), site.tokens
@@ -144,7 +144,7 @@ def engine_worker(
     return Worker(command, log, subject.tokenizer.encode)
 
 
-def open_peers(site: Site) -> tuple[dict[str, System], dict[str, Any]]:
+def open_peers(site: PeerServer) -> tuple[dict[str, System], dict[str, Any]]:
     """Systems of the chosen peers, and their versions; who can't be opened is left out."""
     systems: dict[str, System] = {}
     versions: dict[str, Any] = {}

@@ -18,7 +18,7 @@ TOP_K = 4  # weights above 0, with every router that can be told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class RoutingCase:
     """One way to choose weights. `fields` are those of its requests.
 
     Without a routing in `fields` the weights are fixed: those that the first case of the same
@@ -36,30 +36,30 @@ class Case:
 
 def _token(
     name: str, router: str, *, every: int = 1, lag: int = 0, is_tapped: bool = False
-) -> Case:
+) -> RoutingCase:
     routing = TokenRouting(router, {"top_k": TOP_K}, every, lag=lag)
-    return Case(name, router, {"routing": routing, "is_tapped": is_tapped})
+    return RoutingCase(name, router, {"routing": routing, "is_tapped": is_tapped})
 
 
 # The first case of a router gives its baseline the weights.
 CASES = (
     _token("hidden_mean", "hidden_mean", is_tapped=True),
     _token("hidden_mean, every 2", "hidden_mean", every=2, is_tapped=True),
-    Case("fixed, above the tap", "hidden_mean", {"is_tapped": True}),
+    RoutingCase("fixed, above the tap", "hidden_mean", {"is_tapped": True}),
     _token("similarity", "similarity"),
     _token("similarity, lag 1", "similarity", lag=1),
     _token("similarity, every 2", "similarity", every=2),
-    Case("arrow", "arrow", {"layer_routing": LayerRouting("arrow", {"top_k": TOP_K})}),
+    RoutingCase("arrow", "arrow", {"layer_routing": LayerRouting("arrow", {"top_k": TOP_K})}),
 )
 
 
-def groups(routers: Sequence[str]) -> list[tuple[Case, list[Case]]]:
+def groups(routers: Sequence[str]) -> list[tuple[RoutingCase, list[RoutingCase]]]:
     """(fixed weights, the cases beside them) of each of these routers that has cases."""
     found = []
     for router in dict.fromkeys(case.router for case in CASES):
         if router in routers:
             cases = [case for case in CASES if case.router == router]
-            found.append((Case(f"fixed, as {router}", router), cases))
+            found.append((RoutingCase(f"fixed, as {router}", router), cases))
     return found
 
 
@@ -102,7 +102,7 @@ class Size:
 
 
 def line_of(
-    case: Case, size: Size, routed: Sequence[Window], fixed: Sequence[Window], active: int
+    case: RoutingCase, size: Size, routed: Sequence[Window], fixed: Sequence[Window], active: int
 ) -> dict[str, Any]:
     """One case at one size as written to JSON, from windows [rounds] beside fixed ones.
 
@@ -128,7 +128,7 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RoutingTarget:
     """At most this ratio of a case to fixed weights, at every size or with so many requests."""
 
     what: str
@@ -157,10 +157,10 @@ class Target:
         return max(chosen, key=lambda line: float(line["ratio"]), default=None)
 
 
-FREE = Target("`hidden_mean` against fixed weights, at every size", "hidden_mean", 1.03)
+FREE = RoutingTarget("`hidden_mean` against fixed weights, at every size", "hidden_mean", 1.03)
 TARGETS = (
     FREE,
-    Target(
+    RoutingTarget(
         "`similarity` with lag 1 against fixed weights, 8 requests", "similarity, lag 1", 1.1, 8
     ),
 )

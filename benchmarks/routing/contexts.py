@@ -47,7 +47,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ContextRow:
     """What came out for a text. kl: in nats; is_equal: the same most likely token; a token each."""
 
     task: str
@@ -132,7 +132,7 @@ async def _put_centroids(client: EncoderClient, system: Offline, folders: Sequen
         await client.put_centroids({digest: centroid(await client.embed(texts, window="head"))})
 
 
-def _compare(system: Offline, texts: Sequence[Text]) -> list[Row]:
+def _compare(system: Offline, texts: Sequence[Text]) -> list[ContextRow]:
     def requests(context: Context) -> list[EngineRequest]:
         routing = TokenRouting("similarity", context=context)
         return [
@@ -155,16 +155,16 @@ def _compare(system: Offline, texts: Sequence[Text]) -> list[Row]:
     ]
 
 
-def _row(task: str, kept: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> Row:
+def _row(task: str, kept: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
     pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(kept, again, strict=True)]
-    return Row(
+    return ContextRow(
         task,
         tuple(bucketed_kl(ours, theirs) for ours, theirs in pairs),
         tuple(ours[0][0] == theirs[0][0] for ours, theirs in pairs),
     )
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
+def summary(rows: Sequence[ContextRow]) -> dict[str, Any]:
     """Means over tokens with 95 % intervals over rows, by task and in all; and by position."""
     tasks = [*dict.fromkeys(row.task for row in rows), ALL]
     positions = []
@@ -180,7 +180,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _estimates(task: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _estimates(task: str, rows: Sequence[ContextRow]) -> dict[str, Any]:
     counts = [float(len(row.kl)) for row in rows]
     return {
         "task": task,

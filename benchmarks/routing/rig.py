@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.errors import BenchmarkError
 from benchmarks.offline import Offline, Window
 from benchmarks.prompts import make_prompts
-from benchmarks.routing.cases import Case, Size, around, even_mixture
+from benchmarks.routing.cases import RoutingCase, Size, around, even_mixture
 from benchmarks.settings import RoutingSettings
 from benchmarks.subject import Subject
 from router_engine.request import EngineRequest, SamplingParams
@@ -62,7 +62,7 @@ class Rig:
             vectors = dict(zip(digests, states.tolist(), strict=True))
             self.system.engine.put_centroids(router, vectors)
 
-    def practise(self, case: Case, size: Size) -> None:
+    def practise(self, case: RoutingCase, size: Size) -> None:
         """Uncounted. The first case of a router says which weights its baseline has."""
         requests = self._requests(case, size, report=True)
         window = self._window(requests, None)
@@ -73,7 +73,7 @@ class Rig:
             ]
 
     def window(
-        self, case: Case, size: Size, within: AbstractContextManager[object] | None = None
+        self, case: RoutingCase, size: Size, within: AbstractContextManager[object] | None = None
     ) -> Window:
         """A turn of a case that has been practised."""
         return self._window(self._requests(case, size, report=False), within)
@@ -91,7 +91,7 @@ class Rig:
     ) -> Window:
         return self.system.window(requests, self._settings.steps, _MOST_SECONDS, within)
 
-    def _requests(self, case: Case, size: Size, *, report: bool) -> list[EngineRequest]:
+    def _requests(self, case: RoutingCase, size: Size, *, report: bool) -> list[EngineRequest]:
         """Prompts end in what is their turn's own: the worker remembers texts, and would be free.
 
         All before is found in the prefix cache, unless weights come from the whole text.

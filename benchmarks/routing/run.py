@@ -19,7 +19,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.machine import default_kernels, describe_machine, describe_software
 from benchmarks.offline import Sizes, Window, offline
 from benchmarks.prompts import make_prompts
-from benchmarks.routing.cases import FREE, TARGETS, TOP_K, Case, Size, groups, line_of
+from benchmarks.routing.cases import FREE, TARGETS, TOP_K, RoutingCase, Size, groups, line_of
 from benchmarks.routing.contexts import compare_contexts, task_folders
 from benchmarks.routing.encoder import encoder_worker
 from benchmarks.routing.profile import dearest, own_ms
@@ -35,8 +35,8 @@ RANK = 4
 _ROUTES = 20  # timed requests of a request router
 _UNCOUNTED = 2
 
-Windows = Mapping[tuple[Case, Size], Sequence[Window]]
-Group = tuple[Case, Sequence[Case]]  # fixed weights, and what is compared with them
+Windows = Mapping[tuple[RoutingCase, Size], Sequence[Window]]
+Group = tuple[RoutingCase, Sequence[RoutingCase]]  # fixed weights, and what is compared with them
 
 
 def run_routing(
@@ -140,7 +140,7 @@ async def _rounds(
         for fixed, (first, *others) in chosen
         for case in (first, fixed, *others)
     ]
-    turns = Turns[tuple[Case, Size], Window](
+    turns = Turns[tuple[RoutingCase, Size], Window](
         parts, lambda part: f"{part[0].name}, {part[1].title}", console
     )
     started = time.perf_counter()

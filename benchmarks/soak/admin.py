@@ -20,7 +20,7 @@ import aiohttp
 import msgspec
 
 from benchmarks.soak.answers import MalformedError, error_of
-from benchmarks.soak.ledger import Ledger
+from benchmarks.soak.ledger import SoakRecord
 from benchmarks.soak.questions import ALIAS, FRESH, MOVING, VERSIONS
 
 _PAUSE_SECONDS = 0.25
@@ -41,7 +41,7 @@ class Admin:
     """Alone in what it does: so it knows what must be there when it looks."""
 
     http: aiohttp.ClientSession
-    ledger: Ledger
+    ledger: SoakRecord
     adapters: Sequence[str]
     folders: Path  # of those that come and go
     database: Path  # SQLite, of the store

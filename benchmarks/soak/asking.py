@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from benchmarks.soak.answers import MalformedError, Told, error_of, read_stream, read_whole
-from benchmarks.soak.questions import Question
+from benchmarks.soak.questions import SoakRequest
 
 Manner = Literal["whole", "stream", "slow", "cancel", "leave", "hurry"]
 _SLOW_SECONDS = 0.1  # between two events, of a client that reads slowly
@@ -38,7 +38,7 @@ class Ended:
 
 async def ask(
     http: aiohttp.ClientSession,
-    question: Question,
+    question: SoakRequest,
     body: Mapping[str, Any],
     manner: Manner,
     bound: float,
@@ -61,7 +61,7 @@ async def ask(
 
 
 async def _ask(
-    http: aiohttp.ClientSession, question: Question, body: Mapping[str, Any], manner: Manner
+    http: aiohttp.ClientSession, question: SoakRequest, body: Mapping[str, Any], manner: Manner
 ) -> dict[str, Any]:
     """What `Ended` is made of."""
     if manner == "leave":
@@ -80,7 +80,7 @@ async def _ask(
 
 
 async def _leave(
-    http: aiohttp.ClientSession, question: Question, body: Mapping[str, Any]
+    http: aiohttp.ClientSession, question: SoakRequest, body: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Go away while the answer is made, most likely before its first token."""
     request = asyncio.ensure_future(http.post(question.route, json=dict(body)))
@@ -94,7 +94,7 @@ async def _leave(
 
 
 async def _follow(
-    question: Question, response: aiohttp.ClientResponse, manner: Manner
+    question: SoakRequest, response: aiohttp.ClientResponse, manner: Manner
 ) -> dict[str, Any]:
     frames: list[Any] = []
     async with aclosing(_frames(response)) as events:

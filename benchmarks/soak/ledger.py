@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.soak.answers import Comparison, Told, compare, unversioned
 from benchmarks.soak.asking import Ended
-from benchmarks.soak.questions import Question
+from benchmarks.soak.questions import SoakRequest
 
 MEMORY_GROWTH = 0.05
 _MOST_KEPT = 20  # examples of one kind of trouble
@@ -31,7 +31,7 @@ _ALWAYS = ("overloaded",)
 
 
 @dataclass(slots=True)
-class Ledger:
+class SoakRecord:
     """Every request ends in here, once. `begun` less all ends must be 0 when it is over."""
 
     tolerance: float
@@ -62,7 +62,7 @@ class Ledger:
         return self.begun - ends - self.num_wrong - self.num_lost - self.num_undocumented
 
     def note(
-        self, question: Question, references: Sequence[Told], ended: Ended, *, calm: bool = False
+        self, question: SoakRequest, references: Sequence[Told], ended: Ended, *, calm: bool = False
     ) -> None:
         """One request has ended; `calm`: nothing was broken while it ran."""
         name = f"{question.kind} on {question.route}"
@@ -107,7 +107,7 @@ class Ledger:
         self.ties += found.match == "tie"
         self.largest = max(self.largest, found.difference)
 
-    def _refused(self, question: Question, name: str, ended: Ended, *, calm: bool) -> None:
+    def _refused(self, question: SoakRequest, name: str, ended: Ended, *, calm: bool) -> None:
         told = f"{ended.status or 'in a stream'} {ended.error}"
         expected = set(_ALWAYS if calm else EXPECTED)
         if question.comes_and_goes:
@@ -126,7 +126,7 @@ def _keep(examples: list[str], what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SoakVerdict:
     """One promise, and whether the run kept it; None where the run cannot say."""
 
     promise: str
@@ -134,7 +134,7 @@ class Verdict:
     holds: bool | None
 
 
-def verdicts(result: dict[str, Any]) -> list[Verdict]:
+def verdicts(result: dict[str, Any]) -> list[SoakVerdict]:
     """What a soak promises, from its result as written to JSON."""
     counts, after = result["requests"], result["after"]
     faults = result["faults"]
@@ -145,7 +145,7 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
         _none("lost requests", counts["lost"] + counts["unaccounted"]),
         _none("errors that are not documented for it", counts["undocumented"]),
         _forced(result["counters"]),
-        Verdict(
+        SoakVerdict(
             "a process that was killed or stopped is replaced",
             f"{len(faults) - len(away)} of {len(faults)}",
             not away if faults else None,
@@ -158,24 +158,24 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
         _none("processes left behind", len(after["processes"])),
         _none("temporary files left behind", len(after["files"])),
         _none("exceptions in the log", after["exceptions"]),
-        Verdict("the server ends with 0 after SIGTERM", str(after["exit"]), after["exit"] == 0),
+        SoakVerdict("the server ends with 0 after SIGTERM", str(after["exit"]), after["exit"] == 0),
     ]
 
 
-def _forced(counters: dict[str, float]) -> Verdict:
+def _forced(counters: dict[str, float]) -> SoakVerdict:
     """A soak without them would have kept its promises too easily."""
     found = {name: counters.get(name, 0.0) for name in ("preemptions", "evictions", "merges")}
     told = ", ".join(f"{count:,.0f}" for count in found.values())
-    return Verdict(f"there were {', '.join(found)}", told, all(found.values()))
+    return SoakVerdict(f"there were {', '.join(found)}", told, all(found.values()))
 
 
-def _none(what: str, count: float) -> Verdict:
-    return Verdict(f"no {what}", f"{count:g}", count == 0)
+def _none(what: str, count: float) -> SoakVerdict:
+    return SoakVerdict(f"no {what}", f"{count:g}", count == 0)
 
 
-def _memory(line: dict[str, Any]) -> Verdict:
+def _memory(line: dict[str, Any]) -> SoakVerdict:
     growth = line["growth"]
     promise = f"memory of the {line['role']} within {MEMORY_GROWTH:.0%}"
     if growth is None:
-        return Verdict(promise, "too short a run", None)
-    return Verdict(promise, f"{growth:+.1%}", growth <= MEMORY_GROWTH)
+        return SoakVerdict(promise, "too short a run", None)
+    return SoakVerdict(promise, f"{growth:+.1%}", growth <= MEMORY_GROWTH)

@@ -25,7 +25,7 @@ Maker = Callable[[random.Random, Sequence[str]], Mixture]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SoakRequest:
     """One request. `asks` are those that give its references: itself, but for a moving alias."""
 
     route: Route
@@ -42,7 +42,7 @@ class Question:
 
 def questions(
     settings: SoakSettings, adapters: Sequence[str], base: str, count_tokens: TokenCount
-) -> list[Question]:
+) -> list[SoakRequest]:
     """As many as the settings say, kinds and routes in turn."""
     chooser = random.Random(f"questions {settings.seed}")
     lengths = [
@@ -72,7 +72,7 @@ def _question(
     base: str,
     prompt: str,
     settings: SoakSettings,
-) -> Question:
+) -> SoakRequest:
     mixture = KINDS[kind](chooser, adapters)
     new_tokens = chooser.randint(max(1, settings.new_tokens // 2), settings.new_tokens)
 
@@ -81,10 +81,10 @@ def _question(
 
     if kind == "alias":
         asks = tuple(body(_fixed({f"{MOVING}@{version}": 1.0})) for version in VERSIONS)
-        return Question(route, body(mixture), kind, asks)
+        return SoakRequest(route, body(mixture), kind, asks)
     name = mixture["adapters"][0]["name"] if kind == "fresh" and mixture is not None else None
     others = (body(None),) if kind in ("one adapter", "fresh") else ()
-    return Question(route, body(mixture), kind, (body(mixture),), others, name)
+    return SoakRequest(route, body(mixture), kind, (body(mixture),), others, name)
 
 
 def _fixed(weights: Mapping[str, float], combination: str = "sum") -> Mixture:

@@ -28,11 +28,11 @@ from benchmarks.soak.answers import Told, compare
 from benchmarks.soak.asking import Manner, ask
 from benchmarks.soak.faults import Fault, Order, strike
 from benchmarks.soak.figures import Figures, pools_of
-from benchmarks.soak.ledger import Ledger, verdicts
+from benchmarks.soak.ledger import SoakRecord, verdicts
 from benchmarks.soak.processes import Incarnation, Role, Watch
-from benchmarks.soak.questions import FRESH, Question, questions
+from benchmarks.soak.questions import FRESH, SoakRequest, questions
 from benchmarks.soak.settings import SoakSettings
-from benchmarks.soak.site import Site, opened
+from benchmarks.soak.site import SoakServer, opened
 from benchmarks.subject import resolve
 from router_engine.processors import usable_cores
 
@@ -50,7 +50,7 @@ _EMPTY_SECONDS = 60.0  # until requests that were left have been taken out of th
 _STOP_SECONDS = 120.0
 _LEFT_SECONDS = 10.0  # a process that was killed takes a moment to vanish
 
-Asked = tuple[Question, tuple[Told, ...]]  # with its references
+Asked = tuple[SoakRequest, tuple[Told, ...]]  # with its references
 
 
 @dataclass(slots=True)
@@ -58,9 +58,9 @@ class Soak:
     """One run under way."""
 
     settings: SoakSettings
-    site: Site
+    site: SoakServer
     http: aiohttp.ClientSession
-    ledger: Ledger
+    ledger: SoakRecord
     watch: Watch
     console: Console
     figures: Figures = field(default_factory=Figures)
@@ -186,21 +186,21 @@ def run_soak(settings: SoakSettings, model: ModelSettings) -> dict[str, Any]:
 
 
 async def _run(
-    settings: SoakSettings, site: Site, chosen: Sequence[Question], console: Console
+    settings: SoakSettings, site: SoakServer, chosen: Sequence[SoakRequest], console: Console
 ) -> tuple[Soak, dict[str, float], float]:
     """The run, what the pools hold after it, and its seconds."""
     async with http_client(site.running.url) as http:
         console.print(f"asking {len(chosen)} questions of the idle server", highlight=False)
         asked = [(one, await _references(http, one, settings, site.tolerance)) for one in chosen]
         watch = Watch(site.running.pid)
-        soak = Soak(settings, site, http, Ledger(site.tolerance), watch, console)
+        soak = Soak(settings, site, http, SoakRecord(site.tolerance), watch, console)
         await soak.traffic(asked)
         seconds = time.perf_counter() - soak.began
         return soak, await pools_of(http, _EMPTY_SECONDS), seconds
 
 
 async def _references(
-    http: aiohttp.ClientSession, question: Question, settings: SoakSettings, tolerance: float
+    http: aiohttp.ClientSession, question: SoakRequest, settings: SoakSettings, tolerance: float
 ) -> tuple[Told, ...]:
     """What an idle server says, asked one at a time.
 
@@ -241,7 +241,7 @@ def _end(soak: Soak) -> dict[str, Any]:
     }
 
 
-def _requests(ledger: Ledger, manners: Counter[str]) -> dict[str, Any]:
+def _requests(ledger: SoakRecord, manners: Counter[str]) -> dict[str, Any]:
     return {
         "begun": ledger.begun,
         "answers": ledger.num_answers,

@@ -29,7 +29,7 @@ _RESIDENT_ON_HOST = 3  # adapters that fit in the memory of those that left the 
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class SoakServer:
     """A server that is ready, with all adapters there."""
 
     running: Running
@@ -45,7 +45,7 @@ class Site:
 
 
 @contextmanager
-def opened(settings: SoakSettings, model: ModelSettings, subject: Subject) -> Iterator[Site]:
+def opened(settings: SoakSettings, model: ModelSettings, subject: Subject) -> Iterator[SoakServer]:
     """The server runs until the block ends, unless it was told to end before."""
     with tempfile.TemporaryDirectory(prefix="adaptermix-soak-") as name:
         root = Path(name)
@@ -63,7 +63,7 @@ def opened(settings: SoakSettings, model: ModelSettings, subject: Subject) -> It
             with http_process([*command, *options], url, "/health/ready", log) as running:
                 known = info(running.url)
                 _publish(running.url, folders, adapters, subject)
-                yield Site(
+                yield SoakServer(
                     running,
                     known["model_id"],
                     adapters,

@@ -45,7 +45,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class AnswerUncertainty:
     """options [options]: their probabilities, which sum to 1.
 
     token_entropy and information in nats, of the first token of the answer over the vocabulary;
@@ -61,13 +61,13 @@ class Doubt:
         return float(-sum(p * math.log(p) for p in self.options if p > 0))
 
 
-def doubt_of(reply: Mapping[str, Any]) -> Doubt:
+def doubt_of(reply: Mapping[str, Any]) -> AnswerUncertainty:
     """From a reply of /score."""
     logprobs = np.array([score["logprob"] for score in reply["scores"]])
     shares = np.exp(logprobs - logprobs.max())
     said = reply["scores"][0]["tokens"][0]["uncertainty"]
     information = said.get("mutual_information", math.nan)
-    return Doubt(shares / shares.sum(), said["entropy"], information)
+    return AnswerUncertainty(shares / shares.sum(), said["entropy"], information)
 
 
 async def ask_all(
@@ -76,9 +76,9 @@ async def ask_all(
     mixtures: Mapping[str, dict[str, Any]],
     concurrency: int,
     console: Console,
-) -> dict[str, list[Doubt]]:
+) -> dict[str, list[AnswerUncertainty]]:
     """Every question under every mixture, by the mixture's name. Raises BenchmarkError."""
-    found: dict[str, dict[int, Doubt]] = {name: {} for name in mixtures}
+    found: dict[str, dict[int, AnswerUncertainty]] = {name: {} for name in mixtures}
     waiting = iter([(n, q, name) for n, q in enumerate(questions) for name in mixtures])
     with Progress(console=console) as progress:
         bar = progress.add_task("asking", total=len(questions) * len(mixtures))
@@ -97,7 +97,9 @@ async def ask_all(
     return {name: [one[n] for n in range(len(questions))] for name, one in found.items()}
 
 
-async def _ask(http: aiohttp.ClientSession, question: Question, mixture: dict[str, Any]) -> Doubt:
+async def _ask(
+    http: aiohttp.ClientSession, question: Question, mixture: dict[str, Any]
+) -> AnswerUncertainty:
     body = {
         "inputs": question.prompt,
         "completions": list(question.options),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.uncertainty.asking import Doubt, Question
+from benchmarks.uncertainty.asking import AnswerUncertainty, Question
 from benchmarks.uncertainty.measures import (
     Values,
     auroc,
@@ -25,7 +25,7 @@ SCORES = (
     *((ENSEMBLE, score) for score in (OPTIONS, TOKEN, INFORMATION)),
 )
 
-Doubts = Mapping[str, Sequence[Doubt]]  # by way of serving, one a question
+Doubts = Mapping[str, Sequence[AnswerUncertainty]]  # by way of serving, one a question
 
 
 def measures_of(questions: Sequence[Question], doubts: Doubts, seed: int) -> dict[str, Any]:
@@ -40,7 +40,9 @@ def measures_of(questions: Sequence[Question], doubts: Doubts, seed: int) -> dic
     }
 
 
-def _way(doubts: Sequence[Doubt], right: Sequence[int | None], seed: int) -> dict[str, Any]:
+def _way(
+    doubts: Sequence[AnswerUncertainty], right: Sequence[int | None], seed: int
+) -> dict[str, Any]:
     """Accuracy, NLL of the right option and ECE, each with its interval; and the bins."""
     sure = np.array([one.options.max() for one in doubts])
     hits = 1.0 - _misses(doubts, right)
@@ -89,7 +91,7 @@ def _unfamiliar(questions: Sequence[Question], doubts: Doubts, seed: int) -> lis
     return found
 
 
-def _score(doubts: Sequence[Doubt], score: str) -> Values:
+def _score(doubts: Sequence[AnswerUncertainty], score: str) -> Values:
     if score == OPTIONS:
         return np.array([one.option_entropy for one in doubts])
     if score == TOKEN:
@@ -97,7 +99,7 @@ def _score(doubts: Sequence[Doubt], score: str) -> Values:
     return np.array([one.information for one in doubts])
 
 
-def _misses(doubts: Sequence[Doubt], right: Sequence[int | None]) -> Values:
+def _misses(doubts: Sequence[AnswerUncertainty], right: Sequence[int | None]) -> Values:
     """1 where the likeliest option is not the right one, else 0."""
     pairs = zip(doubts, right, strict=True)
     return np.array([float(one.options.argmax() != n) for one, n in pairs])

@@ -16,7 +16,7 @@ from benchmarks.clients import http_client
 from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.rows import Rows
 from benchmarks.evaluation.speed import measure_speed, relative
-from benchmarks.evaluation.suite import Routing
+from benchmarks.evaluation.suite import SuiteRouting
 from benchmarks.machine import default_kernels, describe_machine, describe_software
 from benchmarks.process import info, publish, started
 from benchmarks.serve import server_options
@@ -114,7 +114,7 @@ async def _measure(
         doubts = await ask_all(http, questions, mixtures, settings.concurrency, console)
         speed: dict[str, Any] = {}
         if settings.speed_rounds:
-            routings = [Routing(name=way, mixture=body) for way, body in mixtures.items()]
+            routings = [SuiteRouting(name=way, mixture=body) for way, body in mixtures.items()]
             rates = await measure_speed(
                 http, routings, settings.speed_rounds, subject.count_tokens, console
             )

@@ -15,7 +15,7 @@ _ATTEMPTS = 3
 _logger = logging.getLogger(__name__)
 
 
-class DesiredState:
+class RestartState:
     """The pins and the merged mixture that an engine shall have."""
 
     def __init__(self) -> None:

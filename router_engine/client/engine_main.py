@@ -28,7 +28,7 @@ from router_engine.client.messages import (
     encode,
 )
 from router_engine.errors import EngineError
-from router_engine.heap import keep_loaded
+from router_engine.heap import freeze_loaded
 from router_engine.processes.parent import die_with_parent
 
 _STDIN = 0
@@ -68,7 +68,7 @@ def _build(config: EngineProcessConfig, wake: Callable[[], None]) -> SteppedEngi
     from router_engine.client.build import build_engine
 
     engine = build_engine(config, wake)
-    keep_loaded()
+    freeze_loaded()
     return engine
 
 

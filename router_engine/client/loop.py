@@ -16,19 +16,19 @@ from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.client.messages import (
     AnyCall,
+    CallFailed,
+    CallResult,
     Cancel,
     Command,
-    Failure,
     GetMerged,
     GetResidency,
     GetStats,
-    Load,
+    LoadAdapter,
     LongWork,
     Merge,
     Pin,
     PutCentroids,
     Ready,
-    Reply,
     Report,
     Shutdown,
     StartFailed,
@@ -175,7 +175,7 @@ class EngineLoop:
         try:
             result = self._run_call(command)
         except (EngineError, StoreError, ValueError) as error:
-            self._channel.send(Failure(command.call, WireError.of(error)))
+            self._channel.send(CallFailed(command.call, WireError.of(error)))
             return
         if isinstance(result, Future):
             result.add_done_callback(partial(self._settle, command.call))
@@ -185,7 +185,7 @@ class EngineLoop:
     def _run_call(self, command: AnyCall) -> object:
         engine = self._engine
         match command:
-            case Load(_, digest):
+            case LoadAdapter(_, digest):
                 return engine.load(digest)
             case Pin(_, digest, pinned):
                 return engine.pin(digest, pinned=pinned)
@@ -217,7 +217,7 @@ class EngineLoop:
             if error is None:
                 self._reply(call, future.result())
             else:
-                self._channel.send(Failure(call, WireError.of(error)))
+                self._channel.send(CallFailed(call, WireError.of(error)))
 
     def _reply(self, call: int, value: object) -> None:
-        self._channel.send(Reply(call, msgspec.Raw(encode(value))))
+        self._channel.send(CallResult(call, msgspec.Raw(encode(value))))

@@ -48,12 +48,12 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A command that is answered by one Reply or Failure with the same `call`."""
+    """A command that is answered by one CallResult or CallFailed with the same `call`."""
 
     call: int
 
 
-class Load(Call, frozen=True, tag=True):
+class LoadAdapter(Call, frozen=True, tag=True):
     digest: str
 
 
@@ -87,7 +87,7 @@ class PutCentroids(Call, frozen=True, tag=True):
     centroids: dict[str, tuple[float, ...]]
 
 
-AnyCall = Load | Pin | Unload | Merge | GetResidency | GetMerged | GetStats | PutCentroids
+AnyCall = LoadAdapter | Pin | Unload | Merge | GetResidency | GetMerged | GetStats | PutCentroids
 Command = Submit | Cancel | Shutdown | AnyCall
 
 
@@ -123,21 +123,21 @@ class LongWork(msgspec.Struct, frozen=True, tag=True):
     what: str | None
 
 
-class Reply(msgspec.Struct, frozen=True, tag=True):
+class CallResult(msgspec.Struct, frozen=True, tag=True):
     """The answer to a call; the caller knows the type of `value`."""
 
     call: int
     value: msgspec.Raw
 
 
-class Failure(msgspec.Struct, frozen=True, tag=True):
+class CallFailed(msgspec.Struct, frozen=True, tag=True):
     """The error that a call ended with."""
 
     call: int
     error: WireError
 
 
-Report = Ready | StartFailed | StepEvents | LongWork | Reply | Failure
+Report = Ready | StartFailed | StepEvents | LongWork | CallResult | CallFailed
 
 
 def _path_as_text(value: object) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.client.child import EngineChild
-from router_engine.client.desired import DesiredState
+from router_engine.client.desired import RestartState
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.client.session import EngineSession
 from router_engine.client.session_client import SessionClient
@@ -47,7 +47,7 @@ class ProcessEngineClient(SessionClient):
         self._config = config
         self._environment = dict(environment)
         self._limits = limits or ProcessLimits()
-        self._desired = DesiredState()
+        self._desired = RestartState()
         self._info: EngineInfo | None = None
         self._supervisor = Supervisor(
             "engine",

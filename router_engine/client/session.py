@@ -13,19 +13,19 @@ from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.client.messages import (
     AnyCall,
+    CallFailed,
+    CallResult,
     Cancel,
     Command,
-    Failure,
     GetMerged,
     GetResidency,
     GetStats,
-    Load,
+    LoadAdapter,
     LongWork,
     Merge,
     Pin,
     PutCentroids,
     Ready,
-    Reply,
     Report,
     StartFailed,
     StepEvents,
@@ -77,9 +77,9 @@ class EngineSession:
                 self._hand_out(report)
             case LongWork(what):
                 self.long_work = what
-            case Reply(call, value):
+            case CallResult(call, value):
                 _resolve(self._calls.pop(call, None), value)
-            case Failure(call, error):
+            case CallFailed(call, error):
                 _fail(self._calls.pop(call, None), error.exception())
 
     def _hand_out(self, events: StepEvents) -> None:
@@ -133,7 +133,7 @@ class EngineSession:
             self._send(Cancel(request_id))
 
     async def load(self, digest: str) -> AdapterResidency:
-        return await self._call(Load(next(self._numbers), digest), _RESIDENCY)
+        return await self._call(LoadAdapter(next(self._numbers), digest), _RESIDENCY)
 
     async def pin(self, digest: str, *, pinned: bool) -> AdapterResidency:
         return await self._call(Pin(next(self._numbers), digest, pinned), _RESIDENCY)

@@ -13,11 +13,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, LayerRouterSpec
+from adapters_store.expert_types import Activation, GatingNetworkSpec
 from adapters_store.types import AdapterManifest
 
 
-class AdapterFiles(Protocol):
+class AdapterContents(Protocol):
     """What a blob store hands out for a digest."""
 
     @property
@@ -30,7 +30,7 @@ class AdapterFiles(Protocol):
 class AdapterSource(Protocol):
     """Where adapters come from, by digest: `adapters_store.blobs` in production."""
 
-    def fetch(self, digest: str) -> AdapterFiles:
+    def fetch(self, digest: str) -> AdapterContents:
         """Files of a digest, local. Raises AdapterNotFoundError or IntegrityError."""
         ...
 
@@ -95,7 +95,7 @@ class ExpertRows:
 
 
 @dataclass(frozen=True, slots=True)
-class HostRouter:
+class HostGatingNetwork:
     """The router inside one layer, on the host; the pool keeps one like it on the device.
 
     wide [rows, features], in the pool's dtype: R [outputs] of a linear router, or W1 and then W3
@@ -103,7 +103,7 @@ class HostRouter:
     wide_bias [rows] fp32. w2 [outputs, hidden], bias2 [outputs] fp32: of swiglu, else None.
     """
 
-    spec: LayerRouterSpec
+    spec: GatingNetworkSpec
     wide: Tensor
     wide_bias: Tensor
     w2: Tensor | None = None
@@ -114,7 +114,7 @@ class HostRouter:
         parts = (self.wide, self.wide_bias, self.w2, self.bias2)
         return sum(part.nbytes for part in parts if part is not None)
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> HostRouter:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> HostGatingNetwork:
         """The same with every tensor changed."""
         return replace(
             self,
@@ -138,7 +138,7 @@ class HostAdapter:
     manifest: AdapterManifest
     pairs: dict[str, ExpertRows]
     load_seconds: float
-    routers: dict[str, HostRouter] = field(default_factory=dict)
+    routers: dict[str, HostGatingNetwork] = field(default_factory=dict)
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from router_engine.experts.base import HostRouter
-from router_engine.experts.readings import GateReadings
-from router_engine.experts.rows import ActiveRows, RowPool
-from router_engine.kernels.reference.layer_router import layer_gates
+from router_engine.experts.base import HostGatingNetwork
+from router_engine.experts.readings import GateTensors
+from router_engine.experts.rows import GatheredRows, RowPool
+from router_engine.kernels.reference.layer_router import gating_values
 from router_engine.mixture.weights import PromptTokens, StepWeights
 from router_engine.scheduling.gates import GateColumns, PromptGates
 
@@ -41,20 +41,20 @@ class StepGateValues:
                 v = x_pre if router.spec.input == "pre_norm" else x_post
                 found = values[layer, :, 1 + first : 1 + first + router.spec.outputs]
                 if router.spec.scope == "token":
-                    found[:] = layer_gates(router, v)
+                    found[:] = gating_values(router, v)
                     continue
                 for prompt in self._prompts:
                     if prompt.kept is None and digest in prompt.adapters:
                         found[prompt.tokens] = _of_prompt(router, v, prompt)
 
-    def per_row(self, layer: int, rows: ActiveRows, gate: Tensor) -> Tensor:
+    def per_row(self, layer: int, rows: GatheredRows, gate: Tensor) -> Tensor:
         """[tokens, rows]: what multiplies each row at a site of a layer; `gate` is `rows.gate`."""
         assert self._values is not None, "the layer has not been routed"
         starts = self._starts.to(gate.device)
         index = torch.where(gate < 0, 0, starts[rows.owner] + gate)
         return self._values[layer].index_select(1, index)
 
-    def readings(self, weights: StepWeights, tap_layer: int) -> GateReadings:
+    def readings(self, weights: StepWeights, tap_layer: int) -> GateTensors:
         """What was said, under the step's weights; below the tap they may have their own."""
         assert self._values is not None, "no layer has been routed"
         values = self._values[:, :, 1:].to("cpu", copy=True)
@@ -81,15 +81,15 @@ def known_gates(
     return values
 
 
-def _of_prompt(router: HostRouter, v: Tensor, prompt: PromptTokens) -> Tensor:
+def _of_prompt(router: HostGatingNetwork, v: Tensor, prompt: PromptTokens) -> Tensor:
     """The gates of a prompt [outputs]: those of the mean of v [tokens, features]."""
     read = v[prompt.first : prompt.first + prompt.prompt]
-    return layer_gates(router, read.float().mean(0, keepdim=True).to(v.dtype))[0]
+    return gating_values(router, read.float().mean(0, keepdim=True).to(v.dtype))[0]
 
 
 def gate_readings(
     pool: RowPool, weights: StepWeights, columns: GateColumns, values: Tensor, tap_layer: int
-) -> GateReadings:
+) -> GateTensors:
     """Readings of the gates that a step has found, which are kept of its prompts.
 
     values [layers, tokens, width], on the host: of all tokens; those of tokens that do not use an
@@ -102,13 +102,13 @@ def gate_readings(
             column = part.digests.index(digest)
             idle = slice(None) if part.total is None else (part.total[:, column] == 0).cpu()
             values[layers, idle, first : first + count] = torch.nan
-    return GateReadings(values, columns, found)
+    return GateTensors(values, columns, found)
 
 
 def _found_in_prompts(
     pool: RowPool, prompts: Sequence[PromptTokens], columns: GateColumns, values: Tensor
 ) -> dict[str, PromptGates]:
-    """What a step has found and later ones need: see `GateReadings.of_prompts`.
+    """What a step has found and later ones need: see `GateTensors.of_prompts`.
 
     values [layers, tokens, width]: gates of all tokens, on the host.
     """

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from adapters_store.expert_types import BottleneckExpertSpec, PromptExpertSpec
-from router_engine.experts.base import AdapterFiles, BaseProjections, ExpertRows, HostAdapter
+from router_engine.experts.base import AdapterContents, BaseProjections, ExpertRows, HostAdapter
 from router_engine.experts.bottleneck.weights import bottleneck_rows
 from router_engine.experts.contained import contained
 from router_engine.experts.copies import AdapterTensors
@@ -20,7 +20,7 @@ from router_engine.experts.variants import Variant, average
 
 def load_adapter(
     digest: str,
-    files: AdapterFiles,
+    files: AdapterContents,
     dtype: torch.dtype,
     base: BaseProjections,
     variant: Variant = average,

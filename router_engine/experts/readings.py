@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from router_engine.scheduling.gates import GateColumns, PromptGates, StepReadings
+from router_engine.scheduling.gates import GateColumns, GateValues, PromptGates
 
 
 @dataclass(frozen=True, slots=True)
-class GateReadings:
+class GateTensors:
     """values [layers, tokens, width]: gates, fp32 on the host; the adapter's weight is not in them.
 
     NaN where a token does not use the adapter at that layer, and where the layer has no such gate.
@@ -24,6 +24,6 @@ class GateReadings:
     columns: GateColumns
     of_prompts: Mapping[str, PromptGates] = field(default_factory=dict)
 
-    def as_numpy(self) -> StepReadings:
+    def as_numpy(self) -> GateValues:
         """The same without torch."""
-        return StepReadings(self.values.numpy(), self.columns, self.of_prompts)
+        return GateValues(self.values.numpy(), self.columns, self.of_prompts)

@@ -23,7 +23,7 @@ from router_engine.experts.host_copies import HostCopies, ResidencyCounters
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
-from router_engine.experts.waiting import Grants, Waiter, fewest, misfit
+from router_engine.experts.waiting import LoadResults, Waiter, fewest, misfit
 
 _TURNS = SchedulerConfig()
 
@@ -123,7 +123,7 @@ class ResidencyManager:
         else:
             self._pins.discard(digest)
 
-    def pump(self) -> Grants:
+    def pump(self) -> LoadResults:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
         self._changed = False
         failed = [*self._collect_loads(), *self._take_misfits(())]
@@ -145,7 +145,7 @@ class ResidencyManager:
         self._drain()
         self._read_ahead()
         self._trim_host()
-        return Grants(self._collect_arrived(), tuple(failed), tuple(refused))
+        return LoadResults(self._collect_arrived(), tuple(failed), tuple(refused))
 
     @property
     def has_news(self) -> bool:

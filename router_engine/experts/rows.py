@@ -16,14 +16,14 @@ from torch import Tensor
 
 from adapters_store.expert_types import Activation
 from router_engine.experts.allocator import Span
-from router_engine.experts.base import HostAdapter, HostRouter
-from router_engine.experts.site_rows import SiteRows, Traits
+from router_engine.experts.base import HostAdapter, HostGatingNetwork
+from router_engine.experts.site_rows import RowAttributes, SiteRows
 from router_engine.experts.transfer import Transfer, transfer_for
 from router_engine.scheduling.gates import GateColumns
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveRows:
+class GatheredRows:
     """The rows of a step's adapters at one site.
 
     a [rows, in]; b [rows, out]; owner [rows]: column of the step's weight matrix;
@@ -51,7 +51,7 @@ class ActiveRows:
 
 
 @dataclass(frozen=True, slots=True)
-class LocatedRows:
+class RowPointers:
     """Where an adapter's rows lie at a site. Good until the pool's `version` changes.
 
     Addresses of its first row in each part, 0 where the site has no such part: a and b in the
@@ -87,9 +87,9 @@ class RowPool:
         self._device = device
         self._sites: dict[str, SiteRows] = {}
         self._residents: dict[str, dict[str, int]] = {}  # digest -> site -> rows
-        self._routers: dict[str, dict[str, HostRouter]] = {}  # digest -> layer -> router
+        self._routers: dict[str, dict[str, HostGatingNetwork]] = {}  # digest -> layer -> router
         self._beyond_lora: set[str] = set()
-        self._gathered: dict[str, tuple[tuple[str, ...], ActiveRows | None]] = {}
+        self._gathered: dict[str, tuple[tuple[str, ...], GatheredRows | None]] = {}
         self.version = 0  # changes whenever rows do
 
     @property
@@ -147,7 +147,7 @@ class RowPool:
         self._changed()
         return freed
 
-    def active(self, site: str, digests: tuple[str, ...]) -> ActiveRows | None:
+    def active(self, site: str, digests: tuple[str, ...]) -> GatheredRows | None:
         """The rows of `digests` at a site, or None where none of them touches it.
 
         The gathered copy is kept until the pool or the set changes: in steady decoding nothing is
@@ -163,14 +163,14 @@ class RowPool:
         self._gathered[site] = (digests, gathered)
         return gathered
 
-    def located(self, site: str, digest: str) -> LocatedRows | None:
+    def located(self, site: str, digest: str) -> RowPointers | None:
         """Where an adapter's rows lie at a site, or None where it does not touch it."""
         rows = self._sites.get(site)
         span = None if rows is None else rows.allocator.owners.get(digest)
         if rows is None or span is None:
             return None
         traits = rows.traits[digest]
-        return LocatedRows(
+        return RowPointers(
             a=rows.address("a", span.start),
             b=rows.address("b", span.start),
             prototype=rows.address("prototype", span.start),
@@ -182,7 +182,7 @@ class RowPool:
             has_up_bias=traits.has_up_bias,
         )
 
-    def routers(self, digest: str) -> Mapping[str, HostRouter]:
+    def routers(self, digest: str) -> Mapping[str, HostGatingNetwork]:
         """A resident adapter's routers by layer, on the device; empty where it has none."""
         return self._routers[digest]
 
@@ -252,7 +252,7 @@ class RowPool:
         for source, target in rows.allocator.compact():
             rows.move(source, target)
 
-    def _gather(self, rows: SiteRows, digests: tuple[str, ...]) -> ActiveRows | None:
+    def _gather(self, rows: SiteRows, digests: tuple[str, ...]) -> GatheredRows | None:
         owners = rows.allocator.owners
         present = [(col, owners[digest]) for col, digest in enumerate(digests) if digest in owners]
         if not present:
@@ -268,7 +268,7 @@ class RowPool:
         lengths = torch.tensor([span.length for _, span in present])
         columns = torch.tensor([column for column, _ in present])
         parts = {name: part[pick] for name, part in rows.parts.items()}
-        return ActiveRows(
+        return GatheredRows(
             a=parts["a"],
             b=parts["b"],
             owner=columns.repeat_interleave(lengths).to(self._device),
@@ -285,9 +285,9 @@ class RowPool:
 
 
 def _activations(
-    traits: Sequence[Traits], lengths: Sequence[int]
+    traits: Sequence[RowAttributes], lengths: Sequence[int]
 ) -> tuple[tuple[Activation, int, int], ...]:
-    """As `ActiveRows.activations`, for adapters with so many rows each."""
+    """As `GatheredRows.activations`, for adapters with so many rows each."""
     found: list[tuple[Activation, int, int]] = []
     first = 0
     for one, length in zip(traits, lengths, strict=True):

@@ -16,7 +16,7 @@ _ABSENT = {"bias": 0, "gate": -1}
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
+class RowAttributes:
     """What all rows of an adapter at a site have in common, as in `ExpertRows`."""
 
     scale: float
@@ -34,7 +34,7 @@ class SiteRows:
 
     allocator: RowAllocator
     parts: dict[str, Tensor]
-    traits: dict[str, Traits] = field(default_factory=dict)
+    traits: dict[str, RowAttributes] = field(default_factory=dict)
 
     @classmethod
     def like(
@@ -65,7 +65,7 @@ class SiteRows:
 
     def keep(self, digest: str, rows: ExpertRows) -> None:
         """Note an adapter's traits; storage for parts that no adapter had here before."""
-        self.traits[digest] = Traits(rows.scale, rows.activation, rows.has_up_bias)
+        self.traits[digest] = RowAttributes(rows.scale, rows.activation, rows.has_up_bias)
         for name, absent in _ABSENT.items():
             theirs: Tensor | None = getattr(rows, name)
             if theirs is not None and name not in self.parts:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from adapters_store.types import BlockSpec
 from router_engine.experts.layer_gates import StepGateValues
-from router_engine.experts.readings import GateReadings
-from router_engine.experts.rows import ActiveRows, RowPool
+from router_engine.experts.readings import GateTensors
+from router_engine.experts.rows import GatheredRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.gates import gate_weights
+from router_engine.kernels.reference.gates import layer_routing_weights
 from router_engine.kernels.weighted import weighted
-from router_engine.mixture.weights import StepGates, StepWeights
+from router_engine.mixture.weights import LayerRoutedTokens, StepWeights
 
 _Key = tuple[int, tuple[tuple[int, int], ...]]  # a matrix of weights, a layout of rows
 
@@ -133,7 +133,7 @@ class StepExperts:
             attend_prompts(attended, query, rows.a, rows.b, spread, lengths)
         return attended
 
-    def readings(self) -> GateReadings | None:
+    def readings(self) -> GateTensors | None:
         """What the routers inside layers said in this pass; None where no adapter has any."""
         weights = self._weights
         if self._gates is None or weights is None:
@@ -161,7 +161,7 @@ class StepExperts:
             self._layers[site] = inside[0] if inside else None
         return self._layers[site]
 
-    def _weighed(self, site: str) -> tuple[ActiveRows, Tensor] | None:
+    def _weighed(self, site: str) -> tuple[GatheredRows, Tensor] | None:
         """The rows at a site that is no linear layer, and what multiplies each of them."""
         weights = self._acting(site)
         if weights is None or weights.total is None:
@@ -171,14 +171,14 @@ class StepExperts:
             return None
         return rows, self._times_gates(site, rows, self._per_row(weights.total, rows))
 
-    def _times_gates(self, site: str, rows: ActiveRows, spread: Tensor) -> Tensor:
+    def _times_gates(self, site: str, rows: GatheredRows, spread: Tensor) -> Tensor:
         """Weights [tokens, rows] times the gates of the rows that have one."""
         layer = self._layer(site)
         if rows.gate is None or self._gates is None or layer is None:
             return spread
         return weighted(self._gates.per_row(layer, rows, rows.gate), spread)
 
-    def _per_row(self, weights: Tensor, rows: ActiveRows) -> Tensor:
+    def _per_row(self, weights: Tensor, rows: GatheredRows) -> Tensor:
         """Weights [tokens, adapters] spread over rank rows [tokens, rows]."""
         key = (id(weights), rows.layout)
         spread = self._spread.get(key)
@@ -188,7 +188,7 @@ class StepExperts:
         return spread
 
     def _sum(
-        self, y: Tensor, x: Tensor, module: str, rows: ActiveRows, total: Tensor, fill: float
+        self, y: Tensor, x: Tensor, module: str, rows: GatheredRows, total: Tensor, fill: float
     ) -> None:
         spread = self._per_row(total, rows)
         key = (id(total), rows.layout)
@@ -202,19 +202,21 @@ class StepExperts:
         y: Tensor,
         x: Tensor,
         module: str,
-        rows: ActiveRows,
+        rows: GatheredRows,
         total: Tensor | None,
-        gates: StepGates,
+        gates: LayerRoutedTokens,
     ) -> None:
         """As `_sum`, with the weights that the layer finds added to those that are given."""
         parts = (gates.candidates, gates.top_k, gates.temperature)
-        weights = gate_weights(x, rows.a, rows.prototype, rows.owner, *parts)
+        weights = layer_routing_weights(x, rows.a, rows.prototype, rows.owner, *parts)
         if total is not None:
             weights += total
         spread = self._times_gates(module, rows, weights.index_select(1, rows.owner))
         self._operations.mix_sum(y, x, rows.a, rows.b, spread)
 
-    def _linear(self, y: Tensor, x: Tensor, rows: ActiveRows, root: Tensor, *, sign: float) -> None:
+    def _linear(
+        self, y: Tensor, x: Tensor, rows: GatheredRows, root: Tensor, *, sign: float
+    ) -> None:
         spread = self._per_row(root, rows)
         self._operations.mix_linear(
             y,

@@ -37,7 +37,7 @@ class Transfer(Protocol):
         ...
 
 
-class Direct:
+class SyncTransfer:
     """A copy is over when the call returns."""
 
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
@@ -53,7 +53,7 @@ class Direct:
         pass
 
 
-class SideStream:
+class StreamTransfer:
     """Copies on a CUDA stream of their own."""
 
     def __init__(self, device: torch.device) -> None:
@@ -92,4 +92,4 @@ class SideStream:
 
 def transfer_for(device: torch.device) -> Transfer:
     """The way to a device."""
-    return SideStream(device) if device.type == "cuda" else Direct()
+    return StreamTransfer(device) if device.type == "cuda" else SyncTransfer()

@@ -20,7 +20,7 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class Grants:
+class LoadResults:
     """What one `pump` settled: owners whose adapters are all on the device, and failures.
 
     refused: those whose adapters find no room however long they wait.

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
-from router_engine.routers.base import Gate
+from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.gates import PromptGates
 from router_engine.scheduling.plan import PlannedRow
 from router_engine.sparse import SparseWeights
 
 
 @dataclass(frozen=True, slots=True)
-class StepGates:
+class LayerRoutedTokens:
     """Tokens whose weights arise inside the layers, to be added to those in `total`.
 
     candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token that has no gate.
@@ -35,9 +35,9 @@ class StepGates:
     top_k: Tensor
     temperature: Tensor
 
-    def rows(self, index: Tensor) -> StepGates:
+    def rows(self, index: Tensor) -> LayerRoutedTokens:
         """The same step seen by some of its tokens only."""
-        return StepGates(self.candidates[index], self.top_k[index], self.temperature[index])
+        return LayerRoutedTokens(self.candidates[index], self.top_k[index], self.temperature[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class StepWeights:
     root: Tensor | None = None
     merged_root: Tensor | None = None
     fill: float = 1.0
-    gates: StepGates | None = None
+    gates: LayerRoutedTokens | None = None
     lower: StepWeights | None = None
     prompts: tuple[PromptTokens, ...] = ()
 
@@ -194,7 +194,7 @@ class _Parts:
             other._root[each] = 0
         return other
 
-    def _gate(self, tokens: slice, own: list[int], gate: Gate) -> None:
+    def _gate(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
         if self._gates is None:
             self._gates = _GateParts(self._total.shape)
         self._gates.write(tokens, own, gate)
@@ -246,18 +246,18 @@ def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
 
 
 class _GateParts:
-    """`StepGates` while they are filled, on the host."""
+    """`LayerRoutedTokens` while they are filled, on the host."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.candidates: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
         self._top_k: NDArray[np.int32] = np.zeros(shape[0], dtype=np.int32)
         self._temperature: NDArray[np.float32] = np.ones(shape[0], dtype=np.float32)
 
-    def write(self, tokens: slice, own: list[int], gate: Gate) -> None:
+    def write(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
         self.candidates[tokens, own] = True
         self._top_k[tokens] = gate.top_k
         self._temperature[tokens] = gate.temperature
 
-    def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepGates:
+    def tensors(self, used: NDArray[np.bool_], device: torch.device) -> LayerRoutedTokens:
         parts = (self.candidates[:, used], self._top_k, self._temperature)
-        return StepGates(*(torch.from_numpy(part).to(device) for part in parts))
+        return LayerRoutedTokens(*(torch.from_numpy(part).to(device) for part in parts))

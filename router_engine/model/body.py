@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from router_engine.experts.readings import GateReadings
+from router_engine.experts.readings import GateTensors
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
@@ -23,7 +23,7 @@ class BodyOutput(NamedTuple):
     logits: Tensor
     summary: LogitSummary | None = None
     tap: Tensor | None = None
-    gates: GateReadings | None = None
+    gates: GateTensors | None = None
     finite: Tensor | None = None
 
 

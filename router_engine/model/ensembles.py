@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from router_engine.events import Uncertainty
+from router_engine.events import TokenUncertainty
 from router_engine.scheduling.plan import PlannedRow
 
 
@@ -24,7 +24,7 @@ class Ensembles:
 
     def draw_from(
         self, logits: Tensor, rows: Sequence[PlannedRow]
-    ) -> tuple[Tensor, dict[int, Uncertainty]]:
+    ) -> tuple[Tensor, dict[int, TokenUncertainty]]:
         """What tokens are drawn from, and its uncertainty by row where that is wanted.
 
         logits [rows, vocab] of a plan's `sampled_rows`, in any float dtype; they come back as they
@@ -34,7 +34,7 @@ class Ensembles:
         if all(row.seat is None for row in rows):
             return logits, _entropies(logits, rows)
         drawn: list[Tensor] = []
-        found: dict[int, Uncertainty] = {}
+        found: dict[int, TokenUncertainty] = {}
         for row, own in zip(rows, logits.float().unbind(), strict=True):
             if row.seat is not None:
                 kept = self._kept.setdefault(row.seat.ensemble, {})
@@ -46,7 +46,7 @@ class Ensembles:
                 members = torch.stack([kept[index] for index in range(row.seat.size)])
                 own, found[len(drawn)] = averaged(members)
             elif row.sampling.report_entropy:
-                found[len(drawn)] = Uncertainty(float(_entropy(own.log_softmax(-1))))
+                found[len(drawn)] = TokenUncertainty(float(_entropy(own.log_softmax(-1))))
             drawn.append(own)
         return torch.stack(drawn) if drawn else logits[:0], found
 
@@ -55,7 +55,7 @@ class Ensembles:
         self._kept.pop(request_id, None)
 
 
-def averaged(logits: Tensor) -> tuple[Tensor, Uncertainty]:
+def averaged(logits: Tensor) -> tuple[Tensor, TokenUncertainty]:
     """Logits of p [vocab] from those of the members [members, vocab], fp32, and its uncertainty.
 
     They are log p + mean_i log sum e^logits_i: a repetition penalty depends on where 0 lies, so
@@ -69,15 +69,15 @@ def averaged(logits: Tensor) -> tuple[Tensor, Uncertainty]:
     apart = torch.where(shares > 0, members - mean, 0.0)
     information = float((shares * apart).sum(-1).mean())
     entropy = float(_entropy(mean))
-    return mean + normalisers.mean(), Uncertainty(entropy, max(0.0, information))
+    return mean + normalisers.mean(), TokenUncertainty(entropy, max(0.0, information))
 
 
-def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, Uncertainty]:
+def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, TokenUncertainty]:
     asked = [index for index, row in enumerate(rows) if row.sampling.report_entropy]
     if not asked:
         return {}
     entropies = _entropy(logits[asked].float().log_softmax(-1)).tolist()
-    return {index: Uncertainty(one) for index, one in zip(asked, entropies, strict=True)}
+    return {index: TokenUncertainty(one) for index, one in zip(asked, entropies, strict=True)}
 
 
 def _entropy(logprobs: Tensor) -> Tensor:

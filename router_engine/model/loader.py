@@ -43,7 +43,7 @@ from router_engine.model.embeddings import embedding_specs
 from router_engine.model.gguf_config import alone, read_config, refuse_unread
 from router_engine.model.layout import DECODER_FAMILIES
 from router_engine.model.quantized import quantize_linears
-from router_engine.model.tap import layers_of, tap_layer_of
+from router_engine.model.tap import layers_of, probe_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 from router_engine.model.wrap import shape_of
 
@@ -103,7 +103,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         dtype=model.dtype,
         device=device,
         quantization=config.quantization,
-        tap_layer=tap_layer_of(model, config.tap_layer),
+        tap_layer=probe_layer_of(model, config.tap_layer),
         embeddings=embeddings,
         attention=calls,
     )

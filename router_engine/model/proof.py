@@ -51,7 +51,7 @@ _STANDS_OUT = 8
 Run = Callable[[StepPlan, StepWeights | None], BodyOutput]
 
 
-class Verdict(NamedTuple):
+class ProofVerdict(NamedTuple):
     """difference: see `difference`; not a number where one of both computes none."""
 
     difference: float
@@ -82,7 +82,7 @@ class Proof:
         self._subject = _subject(loaded)
         self._tokens = _prompt(loaded, cache)
 
-    def kept(self, name: str) -> Verdict | None:
+    def kept(self, name: str) -> ProofVerdict | None:
         """The verdict on what computes under a name, if there was one before."""
         return read_kept(self._file(name), lambda kept: self._verdict(float(kept["difference"])))
 
@@ -104,7 +104,7 @@ class Proof:
             model.set_attn_implementation(ATTENTION)
         return logits[0].float().cpu()
 
-    def judge(self, name: str, run: Run, expected: Tensor) -> Verdict:
+    def judge(self, name: str, run: Run, expected: Tensor) -> ProofVerdict:
         """Compare what `run` computes, and keep the verdict under `name`."""
         verdict = self._verdict(difference(expected, self._logits(run)))
         keep(self._file(name), {"name": name, **verdict._asdict()})
@@ -146,10 +146,10 @@ class Proof:
                 found.append(run(StepPlan((row,)), None).logits.float().cpu().clone())
         return torch.cat(found)
 
-    def _verdict(self, found: float) -> Verdict:
+    def _verdict(self, found: float) -> ProofVerdict:
         loaded = self._loaded
         is_int8 = loaded.quantization == "int8"
-        return Verdict(found, _INT8_TOLERANCE if is_int8 else TOLERANCES[loaded.dtype])
+        return ProofVerdict(found, _INT8_TOLERANCE if is_int8 else TOLERANCES[loaded.dtype])
 
     def _file(self, name: str) -> Path:
         parts = (self._subject, name, len(self._tokens), self._cache.block_size)

@@ -21,7 +21,7 @@ from router_engine.model.finite import FiniteReader
 from router_engine.model.loader import LoadedModel
 from router_engine.model.proof import Proof
 from router_engine.model.sampler import Sampler, SamplingRow
-from router_engine.model.tap import Tap, normed
+from router_engine.model.tap import HiddenStateProbe, normed
 from router_engine.scheduling.plan import StepOutput, StepPlan
 
 
@@ -44,7 +44,7 @@ class ModelRunner:
         self._cache = cache
         self._operations = operations
         self._fast = fast
-        self._tap = Tap(loaded.model, loaded.tap_layer)
+        self._tap = HiddenStateProbe(loaded.model, loaded.tap_layer)
         self._finite = FiniteReader(loaded.model)
         self._sampler = Sampler()
         self._ensembles = Ensembles()

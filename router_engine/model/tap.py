@@ -29,7 +29,7 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def tap_layer_of(model: nn.Module, wanted: int | None) -> int:
+def probe_layer_of(model: nn.Module, wanted: int | None) -> int:
     """The index of the tap layer: `wanted`, or a fifth of the way up.
 
     Raises UnsupportedModelError where the model has no such layer.
@@ -51,7 +51,7 @@ def normed(states: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(states / roots[:, None], dtype=np.float32)
 
 
-def tap_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
+def probe_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
     """sha256 over what the states at the tap depend on: the layer and the weights.
 
     Norm weights stand for all of them: no two checkpoints have the same.
@@ -64,22 +64,22 @@ def tap_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
     return digest.hexdigest()
 
 
-class Reading:
+class ProbedStates:
     """What one pass brought. value [tokens, hidden] in fp32 on the host, or None."""
 
     value: Tensor | None = None
 
 
-class Tap:
+class HiddenStateProbe:
     """Reads what enters the tap layer of a transformers model."""
 
     def __init__(self, model: nn.Module, tap_layer: int) -> None:
         self._layer = layers_of(model)[1][tap_layer]
 
     @contextmanager
-    def reading(self, *, is_wanted: bool) -> Iterator[Reading]:
+    def reading(self, *, is_wanted: bool) -> Iterator[ProbedStates]:
         """The reading of the pass inside the block."""
-        reading = Reading()
+        reading = ProbedStates()
         if not is_wanted:
             yield reading
             return

@@ -42,7 +42,7 @@ class Prior(NamedTuple):
     window: int | None = None
 
 
-class HiddenQuestion(NamedTuple):
+class HiddenQuery(NamedTuple):
     """mean [hidden]: of the states at the tap over a text's first `num_tokens`, but for the first.
 
     Of the latest of these only where the prior gave a window. None where there are none.
@@ -53,7 +53,7 @@ class HiddenQuestion(NamedTuple):
     mean: NDArray[np.float32] | None
 
 
-class HiddenAnswer(NamedTuple):
+class HiddenWeights(NamedTuple):
     """Weights of `request_id` made from its first `num_tokens` tokens."""
 
     request_id: str
@@ -62,7 +62,7 @@ class HiddenAnswer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class LayerRoutingParams:
     """How layers weigh the candidates of a request (`kernels.reference.gates` holds the equation).
 
     softmax(score / temperature) over the `top_k` candidates that score highest at a layer.
@@ -78,7 +78,9 @@ class Gate:
         return self.router.encode() + struct.pack("<xqf", self.top_k, self.temperature)
 
 
-LayerRouter = Callable[[Mapping[str, Any]], Gate]  # from parameters; raises RouterInputError
+LayerRouter = Callable[
+    [Mapping[str, Any]], LayerRoutingParams
+]  # from parameters; raises RouterInputError
 
 
 class RequestRouter(Protocol):
@@ -129,7 +131,7 @@ class HiddenRouter(Protocol):
         """Start on a request. Raises RouterError when it cannot be routed."""
         ...
 
-    def weigh(self, questions: Sequence[HiddenQuestion]) -> Sequence[HiddenAnswer]:
+    def weigh(self, questions: Sequence[HiddenQuery]) -> Sequence[HiddenWeights]:
         """One answer a question."""
         ...
 

@@ -83,7 +83,7 @@ class CentroidStore(Protocol):
         ...
 
 
-class Threads(Protocol):
+class ThreadRunner(Protocol):
     """Runs blocking work off the event loop."""
 
     async def run(self, work: Callable[[], Value]) -> Value:
@@ -95,7 +95,7 @@ class AnyThread:
     """The threads that the event loop has for everybody."""
 
     async def run(self, work: Callable[[], Value]) -> Value:
-        """See `Threads.run`."""
+        """See `ThreadRunner.run`."""
         return await asyncio.to_thread(work)
 
 
@@ -160,8 +160,8 @@ class CentroidService:
         encoder: CentroidEncoder,
         examples: ExampleHolder | None = None,
         *,
-        readers: Threads = ANY_THREAD,
-        writers: Threads = ANY_THREAD,
+        readers: ThreadRunner = ANY_THREAD,
+        writers: ThreadRunner = ANY_THREAD,
     ) -> None:
         """`examples` None: only centroids are kept. Requests wait for `readers`, and not for
         `writers`: a store may be locked for writers alone."""

@@ -25,7 +25,7 @@ _ROWS = 512  # of one product: its memory stays small beside thousands of centro
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
+class CentroidOverlap:
     """The centroids that lie too near to that of row `index`, the nearest first."""
 
     index: int
@@ -33,7 +33,7 @@ class Near:
     cosines: tuple[float, ...]
 
 
-def near_centroids(centroids: ArrayLike, of: Sequence[int]) -> list[Near]:
+def overlapping_centroids(centroids: ArrayLike, of: Sequence[int]) -> list[CentroidOverlap]:
     """For each row in `of` that has any, the other rows above BOUND; centroids [n, d]."""
     rows = unit_rows(centroids)
     found = []
@@ -44,5 +44,7 @@ def near_centroids(centroids: ArrayLike, of: Sequence[int]) -> list[Near]:
             near = np.flatnonzero(cosines > BOUND)
             if len(near):
                 near = near[np.argsort(-cosines[near], kind="stable")]
-                found.append(Near(index, tuple(near.tolist()), tuple(cosines[near].tolist())))
+                found.append(
+                    CentroidOverlap(index, tuple(near.tolist()), tuple(cosines[near].tolist()))
+                )
     return found

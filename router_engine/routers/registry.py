@@ -15,7 +15,13 @@ from pydantic import BaseModel
 from router_engine.errors import RouterError
 from router_engine.plugins import Plugins, with_installed
 from router_engine.request import Level
-from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, RequestRouter, TokenRouter
+from router_engine.routers.base import (
+    HiddenRouter,
+    LayerRouter,
+    LayerRoutingParams,
+    RequestRouter,
+    TokenRouter,
+)
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.client import EncoderClient
 from router_engine.routers.errors import RouterInputError
@@ -69,7 +75,7 @@ class RouterSpec:
     token: Callable[[TokenServices], TokenRouter] | None = None
     hidden: Callable[[], HiddenRouter] | None = None  # at level token, from hidden states
     needs_encoder: bool = False  # reads text: candidates need centroids, a worker must run
-    layer: Callable[[Any], Gate] | None = None
+    layer: Callable[[Any], LayerRoutingParams] | None = None
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -88,7 +94,7 @@ class RouterSpec:
             )
         parse_params(self.params, self.name, params)
 
-    def gate(self, params: Mapping[str, Any]) -> Gate:
+    def gate(self, params: Mapping[str, Any]) -> LayerRoutingParams:
         """What layers compute under these parameters; raises RouterInputError as `check`."""
         self.check("layer", params)
         assert self.layer is not None

@@ -9,7 +9,7 @@ from typing import Protocol
 from router_engine.errors import RouterError
 from router_engine.events import FinishReason
 from router_engine.request import EngineRequest
-from router_engine.routers.base import Gate, HiddenRouter, LayerRouter, TokenRouter
+from router_engine.routers.base import HiddenRouter, LayerRouter, LayerRoutingParams, TokenRouter
 from router_engine.routers.errors import RouterUnavailableError
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.sparse import SparseWeights
@@ -23,7 +23,7 @@ class Fail(Protocol):
     ) -> None: ...
 
 
-class Routing:
+class RunningRouters:
     """Those that read text answer later and are polled; those that read hidden states, at once.
 
     Layer routers are asked for a gate, once a request.
@@ -47,7 +47,7 @@ class Routing:
     def layer_names(self) -> tuple[str, ...]:
         return tuple(sorted(self._layer))
 
-    def gate(self, request: EngineRequest) -> tuple[Gate | None, str | None]:
+    def gate(self, request: EngineRequest) -> tuple[LayerRoutingParams | None, str | None]:
         """What the layers compute for a request, if it asks for that; or why it can't be routed."""
         routing = request.layer_routing
         if routing is None:

@@ -8,7 +8,7 @@ from router_engine.scheduling.plan import PlannedRow, StepPlan
 from router_engine.scheduling.state import RequestState
 
 
-class StepDraft:
+class StepBuilder:
     """Chunks by request; a request that is preempted meanwhile gives its tokens back."""
 
     def __init__(self, max_tokens: int, background_tokens: int) -> None:
@@ -18,7 +18,7 @@ class StepDraft:
         self._chunks: dict[str, tuple[RequestState, int]] = {}  # (request, stop position)
 
     @classmethod
-    def of(cls, config: SchedulerConfig, *, is_idle: bool) -> StepDraft:
+    def of(cls, config: SchedulerConfig, *, is_idle: bool) -> StepBuilder:
         """is_idle: all that goes on is in the background."""
         beside, most = config.background_tokens_beside, config.background_tokens
         return cls(config.max_step_tokens, most if is_idle else beside)

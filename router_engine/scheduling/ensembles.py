@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from router_engine.request import EngineRequest
-from router_engine.scheduling.plan import Seat
+from router_engine.scheduling.plan import EnsembleMember
 from router_engine.scheduling.state import RequestState
 
 
@@ -28,7 +28,7 @@ def follower_requests(request: EngineRequest) -> tuple[EngineRequest, ...]:
     )
 
 
-def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, Seat]:
+def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, EnsembleMember]:
     """Seats of the members whose logits come of a step, by request id.
 
     chunks: (request, stop position) of the step's rows, in their order. The last row of an ensemble
@@ -41,7 +41,7 @@ def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, Seat]:
             sampled[name] = state
             last[state.head.request_id] = name
     return {
-        name: Seat(
+        name: EnsembleMember(
             ensemble=state.head.request_id,
             member=state.head.members.index(state),
             size=len(state.head.members),

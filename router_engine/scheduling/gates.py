@@ -19,8 +19,8 @@ PromptGates = Mapping[str, Gates]
 
 
 @dataclass(frozen=True, slots=True)
-class StepReadings:
-    """As `router_engine.experts.readings.GateReadings`, without torch."""
+class GateValues:
+    """As `router_engine.experts.readings.GateTensors`, without torch."""
 
     values: Gates  # [layers, tokens, width]
     columns: GateColumns
@@ -35,7 +35,7 @@ class GateSums:
         self._sums: dict[str, _Sums] = {}
         self._until = 0
 
-    def add(self, start: int, gates: StepReadings, tokens: slice) -> None:
+    def add(self, start: int, gates: GateValues, tokens: slice) -> None:
         """Take in the step's `tokens`, at positions from `start` on; those known change nothing."""
         known = max(self._until - start, 0)
         fresh = gates.values[:, tokens][:, known:]
@@ -114,7 +114,7 @@ class GateCounts:
         """One a bound, and one above all."""
         return tuple(self._counts.tolist())
 
-    def add(self, gates: StepReadings, tokens: NDArray[np.intp]) -> None:
+    def add(self, gates: GateValues, tokens: NDArray[np.intp]) -> None:
         """Count the gates of some tokens of a step."""
         values = gates.values[:, tokens].ravel()
         values = values[~np.isnan(values)]

@@ -9,7 +9,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.block_table import BlockTable, blocks_for
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest
-from router_engine.routers.base import Gate
+from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.tap import Sum
 
@@ -22,7 +22,7 @@ class PrefixCounters:
     hit: int = 0
 
 
-class BlockLedger:
+class KVBlockManager:
     """A block is published once its KV is computed, and shared by whoever has the same key."""
 
     def __init__(self, pool: BlockPool, block_size: int, *, prefix_cache: bool) -> None:
@@ -37,7 +37,7 @@ class BlockLedger:
     def new_table(self) -> BlockTable:
         return BlockTable(self.block_size)
 
-    def new_keys(self, request: EngineRequest, gate: Gate | None) -> BlockKeys:
+    def new_keys(self, request: EngineRequest, gate: LayerRoutingParams | None) -> BlockKeys:
         salt = b"tapped" if request.is_tapped else b"" if gate is None else gate.key
         return BlockKeys(self.block_size, request.adapters, request.combination, salt)
 

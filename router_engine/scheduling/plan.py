@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters_store.types import Combination
-from router_engine.events import Uncertainty
+from router_engine.events import TokenUncertainty
 from router_engine.request import SamplingParams
-from router_engine.routers.base import Gate
-from router_engine.scheduling.gates import PromptGates, StepReadings
+from router_engine.routers.base import LayerRoutingParams
+from router_engine.scheduling.gates import GateValues, PromptGates
 from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.weights import WeightRun
 
 
-class Seat(NamedTuple):
+class EnsembleMember(NamedTuple):
     """A row's place in an ensemble. draws: its logits are the last that the others wait for."""
 
     ensemble: str  # the request
@@ -53,8 +53,8 @@ class PlannedRow(msgspec.Struct, frozen=True):
     prompt_token_ids: tuple[int, ...]
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
     arrival: int  # tells the request from a later one of the same id
-    gate: Gate | None = None  # instead of the weights of `weight_runs`
-    seat: Seat | None = None  # of an ensemble's member whose logits are wanted
+    gate: LayerRoutingParams | None = None  # instead of the weights of `weight_runs`
+    seat: EnsembleMember | None = None  # of an ensemble's member whose logits are wanted
     reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
     prompt_gates: PromptGates | None = None  # theirs; None: this chunk holds the prompt
 
@@ -77,7 +77,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
         return self.known_tokens[len(self.prompt_token_ids) :]
 
     @classmethod
-    def of(cls, state: RequestState, stop: int, seat: Seat | None) -> PlannedRow:
+    def of(cls, state: RequestState, stop: int, seat: EnsembleMember | None) -> PlannedRow:
         """Compute `state` up to position `stop`; its block table must cover that."""
         request, start = state.request, state.num_computed
         return cls(
@@ -148,7 +148,7 @@ class SampledToken(msgspec.Struct, frozen=True):
     token_id: int
     logprob: float
     top_tokens: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first
-    uncertainty: Uncertainty | None = None
+    uncertainty: TokenUncertainty | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class StepOutput:
 
     samples: tuple[SampledToken, ...]
     tap: NDArray[np.float32] | None = None
-    gates: StepReadings | None = None
+    gates: GateValues | None = None
     finite: NDArray[np.bool_] | None = None
 
     def is_finite(self, tokens: slice, sample: SampledToken | None) -> bool:

@@ -6,14 +6,14 @@ from collections import deque
 
 from router_engine.errors import RouterError
 from router_engine.request import EngineRequest
-from router_engine.routers.base import HiddenQuestion
+from router_engine.routers.base import HiddenQuery
 from router_engine.scheduling.refusal import weights_problem
 from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.tap import RunningMean, RunningMeans
 from router_engine.sparse import SparseWeights
 
 
-class Questions:
+class RouterQueries:
     """Answers are taken in the order of the questions.
 
     A router that reads text is asked about the prompt by whoever adds the request, then here after
@@ -65,14 +65,14 @@ class Questions:
         self._text = []
         return asked
 
-    def take_tapped(self) -> dict[str, list[HiddenQuestion]]:
+    def take_tapped(self) -> dict[str, list[HiddenQuery]]:
         """What is to be asked now of each router that reads hidden states."""
         due = [each for each in self._tapped if each[0].status is not RequestStatus.FINISHED]
         self._tapped = []
         means = self._means.means([running for _, running, _ in due])
-        asked: dict[str, list[HiddenQuestion]] = {}
+        asked: dict[str, list[HiddenQuery]] = {}
         for (state, _, router), mean in zip(due, means, strict=True):
-            question = HiddenQuestion(state.request_id, state.asked[0], mean)
+            question = HiddenQuery(state.request_id, state.asked[0], mean)
             asked.setdefault(router, []).append(question)
         return asked
 

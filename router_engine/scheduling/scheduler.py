@@ -15,17 +15,17 @@ from router_engine.errors import RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest
-from router_engine.routers.base import Gate
-from router_engine.scheduling.budget import StepDraft
+from router_engine.routers.base import LayerRoutingParams
+from router_engine.scheduling.budget import StepBuilder
 from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
 from router_engine.scheduling.ensembles import follower_requests
 from router_engine.scheduling.fairness import ServiceCounters, group_of
 from router_engine.scheduling.gates import GateSums
-from router_engine.scheduling.ledger import BlockLedger
+from router_engine.scheduling.ledger import KVBlockManager
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.policy import in_turn, make_policy
 from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
-from router_engine.scheduling.questions import Questions
+from router_engine.scheduling.questions import RouterQueries
 from router_engine.scheduling.queue import WaitingQueue
 from router_engine.scheduling.refusal import NOT_FINITE, Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
@@ -54,8 +54,8 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.service = ServiceCounters()
         self._means = RunningMeans(block_size)
-        self.questions = Questions(self._means)
-        self.ledger = BlockLedger(pool, block_size, prefix_cache=prefix_cache)
+        self.questions = RouterQueries(self._means)
+        self.ledger = KVBlockManager(pool, block_size, prefix_cache=prefix_cache)
         self.limits = Limits(
             max_model_len, block_size, pool.num_blocks, config.max_running, vocab_size
         )
@@ -94,7 +94,9 @@ class Scheduler:
 
     # Coming and going
 
-    def add(self, request: EngineRequest, gate: Gate | None = None) -> FinalEvent | None:
+    def add(
+        self, request: EngineRequest, gate: LayerRoutingParams | None = None
+    ) -> FinalEvent | None:
         """Take a request on; a final event if it can never run. `gate`: of its layer routing.
 
         One with adapters waits for `adapters_ready`, one with routing for `set_weights` too.
@@ -171,7 +173,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step: running requests, decodes first, then waiting ones; None if nobody can."""
-        draft = StepDraft.of(self.config, is_idle=self._num_background == len(self._live))
+        draft = StepBuilder.of(self.config, is_idle=self._num_background == len(self._live))
         before, after = in_turn(self._policy, self._running.values(), self._queue.head())
         for state in before:
             self._plan_running(state, draft)
@@ -217,7 +219,7 @@ class Scheduler:
         state = self._live.get(row.request_id)
         return state if state is not None and state.arrival == row.arrival else None
 
-    def _plan_running(self, state: RequestState, draft: StepDraft) -> None:
+    def _plan_running(self, state: RequestState, draft: StepBuilder) -> None:
         if state.status is not RequestStatus.RUNNING or not draft.has_room(state):
             return  # preempted in this very step, or no budget left
         if not state.block_table.block_ids:  # all of it is to be computed again
@@ -232,14 +234,14 @@ class Scheduler:
             self._preempt(victim, draft)
         self._advance(state, stop, draft)
 
-    def _advance(self, state: RequestState, stop: int, draft: StepDraft) -> None:
+    def _advance(self, state: RequestState, stop: int, draft: StepBuilder) -> None:
         if stop > state.num_computed:
             self.ledger.grow(state, stop)
             draft.add(state, stop)
         else:  # the prefix cache gave all whose weights are known
             self.questions.computed(state)
 
-    def _admit(self, draft: StepDraft) -> None:
+    def _admit(self, draft: StepBuilder) -> None:
         while draft.tokens_left > 0:
             state = self._queue.head(background=draft.takes_background)
             if state is None or not self._make_room(state, draft):
@@ -258,7 +260,7 @@ class Scheduler:
             state.num_cached_tokens = min(found, state.num_prompt)
             self.service.charge_prompt(state.group, state.num_prompt - found)
 
-    def _make_room(self, state: RequestState, draft: StepDraft) -> bool:
+    def _make_room(self, state: RequestState, draft: StepBuilder) -> bool:
         """Whether the head of the queue may come in; displaces later levels to let it."""
         level = self._policy.level(state)
         if any(self._policy.level(stalled) <= level for stalled in draft.stalled):
@@ -277,7 +279,7 @@ class Scheduler:
         # Each running request may soon need a block: one admitted into those would be preempted.
         return self.ledger.can_admit(members, reserve=running)
 
-    def _preempt(self, state: RequestState, draft: StepDraft) -> None:
+    def _preempt(self, state: RequestState, draft: StepBuilder) -> None:
         # All of an ensemble or none: a member that has its logits would hold blocks while the one
         # that it waits for finds none.
         for member in state.head.members:
@@ -291,7 +293,10 @@ class Scheduler:
     # Requests changing
 
     def _enter(
-        self, request: EngineRequest, gate: Gate | None, lead: RequestState | None = None
+        self,
+        request: EngineRequest,
+        gate: LayerRoutingParams | None,
+        lead: RequestState | None = None,
     ) -> RequestState:
         state = self._new_state(request, gate)
         if lead is not None:
@@ -301,7 +306,7 @@ class Scheduler:
         self.counters.submitted += 1
         return state
 
-    def _new_state(self, request: EngineRequest, gate: Gate | None) -> RequestState:
+    def _new_state(self, request: EngineRequest, gate: LayerRoutingParams | None) -> RequestState:
         fixed = request.routing is None
         # Under a gate these say which adapters may act, in the keys of blocks too.
         weights = request.weights if gate is None else (1.0,) * len(request.adapters)

@@ -10,8 +10,8 @@ from router_engine.events import FinalEvent, FinishReason
 from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
-from router_engine.routers.base import Gate
-from router_engine.scheduling.gates import GateSums, PromptGates, StepReadings
+from router_engine.routers.base import LayerRoutingParams
+from router_engine.scheduling.gates import GateSums, GateValues, PromptGates
 from router_engine.scheduling.tap import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
 
@@ -51,7 +51,7 @@ class RequestState:
     published: dict[int, bytes] = field(default_factory=dict)
     first_scheduled_time: float | None = None
     group: str = ""  # whose service it counts as
-    gate: Gate | None = None  # where weights arise inside the layers
+    gate: LayerRoutingParams | None = None  # where weights arise inside the layers
     reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
     prompt_gates: PromptGates | None = None  # theirs, once the prompt is computed
     # An ensemble's members share `tokens` and status; its first is the request to all others.
@@ -122,7 +122,7 @@ class RequestState:
     def is_runnable(self) -> bool:
         return self.num_runnable > 0
 
-    def read_gates(self, start: int, gates: StepReadings, tokens: slice) -> None:
+    def read_gates(self, start: int, gates: GateValues, tokens: slice) -> None:
         """Take in what the routers said of the step's `tokens`, at positions from `start` on."""
         if self.lacks_prompt_gates:
             self.prompt_gates = gates.of_prompts[self.request_id]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.experiments.settings import ExperimentSettings, PageSettings, Sizes
+from benchmarks.experiments.settings import ExperimentSettings, ExperimentSizes, PageSettings
 from server.cli.fields import command_of
 from server.cli.output import console, shown
 from server.cli.train import Base
@@ -25,12 +25,12 @@ def register(app: typer.Typer, reporting: Callable[[Command], Command]) -> None:
     app.add_typer(group, name="experiments")
 
 
-def adamix(experiment: ExperimentSettings, sizes: Sizes) -> None:
+def adamix(experiment: ExperimentSettings, sizes: ExperimentSizes) -> None:
     """AdaMix against one LoRA and one bottleneck: with and without consistency, merged, drawn."""
     _run("adamix", experiment, sizes)
 
 
-def moa(experiment: ExperimentSettings, sizes: Sizes) -> None:
+def moa(experiment: ExperimentSettings, sizes: ExperimentSizes) -> None:
     """Mixtures of heterogeneous experts against LoRA and mixtures of LoRA."""
     _run("moa", experiment, sizes)
 
@@ -43,7 +43,7 @@ def report(page: PageSettings) -> None:
         console.print(shown(str(path)), soft_wrap=True)
 
 
-def _run(name: str, experiment: ExperimentSettings, sizes: Sizes) -> None:
+def _run(name: str, experiment: ExperimentSettings, sizes: ExperimentSizes) -> None:
     use_process_environment(load_settings().child_environment(1))  # runs inherit it
     from benchmarks.experiments.harness import run_experiment
 

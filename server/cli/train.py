@@ -251,12 +251,12 @@ def evaluate(evaluation: Evaluation, base: Base) -> None:
     """Measure adapters and the base: completion NLL and answers, with 95 % intervals."""
     from training.evaluation.models import Systems
     from training.evaluation.report import markdown
-    from training.evaluation.run import EvaluationSettings, provenance
+    from training.evaluation.run import ScoringSettings, provenance
     from training.evaluation.run import evaluate as measure
     from training.evaluation.tasks import task_named
 
     tasks = [task_named(name) for name in evaluation.tasks]
-    settings = EvaluationSettings(
+    settings = ScoringSettings(
         evaluation.data, evaluation.nll_rows, evaluation.answer_rows, evaluation.seed
     )
     path, name = base.resolve()

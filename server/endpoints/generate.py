@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 
 from router_engine.request import SamplingParams
-from server.asks import Ask
+from server.asks import GenerationInput
 from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.generation import Generation, Update, fresh_seed
@@ -147,7 +147,7 @@ def _written(renderer: Renderer, update: Update) -> list[str]:
     return frames if update.completion is None else [*frames[:-1], LastFrame(frames[-1])]
 
 
-def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]:
+def to_ask(body: GenerateBody, generation: Generation) -> tuple[GenerationInput, int | None]:
     """What the body asks for, and the seed that the answer reports (None when greedy)."""
     parameters = body.parameters
     tokenization = generation.tokenization
@@ -159,7 +159,7 @@ def to_ask(body: GenerateBody, generation: Generation) -> tuple[Ask, int | None]
     else:
         ids = tokenization.encode(body.inputs)
     sampling, seed = _sampling(parameters)
-    ask = Ask(
+    ask = GenerationInput(
         prompt_ids=ids,
         text=body.inputs,
         sampling=sampling,

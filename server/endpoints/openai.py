@@ -14,12 +14,12 @@ from fastapi.responses import Response
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
 from router_engine.shown import shown
-from server.asks import Ask
+from server.asks import GenerationInput
 from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
-from server.generation import Completion, Generation, Job, Update
+from server.generation import Completion, Generation, PreparedRequest, Update
 from server.openai_replies import ChatWriter, CompletionWriter, Writer
 from server.openai_wire import (
     asks_of,
@@ -185,7 +185,7 @@ async def model(
 async def _answer(
     request: Request,
     body: CommonBody,
-    asks: Sequence[Ask],
+    asks: Sequence[GenerationInput],
     writer: Writer,
     generation: Generation,
     deadline: Deadline,
@@ -209,7 +209,7 @@ async def _answer(
 
 
 async def _gather(
-    generation: Generation, jobs: Sequence[Job], deadline: Deadline
+    generation: Generation, jobs: Sequence[PreparedRequest], deadline: Deadline
 ) -> list[Completion]:
     """All answers; when one fails the others are cancelled and its error is raised."""
     updates = merge([generation.stream(job) for job in jobs], deadline)

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 
 from router_engine.request import SamplingParams
 from router_engine.shown import shown
-from server.asks import Ask
+from server.asks import GenerationInput
 from server.auth import documented_key
 from server.container import ContainerDep
 from server.errors import InputError
-from server.generation import Completion, Generation, Job, text_size
+from server.generation import Completion, Generation, PreparedRequest, text_size
 from server.reading import StrictRoute
 from server.rendering import gates_of, routing_of, uncertainty_of
 from server.replies import WrittenResponse, json_of
@@ -71,7 +71,7 @@ def _reply(completions: Sequence[Completion]) -> bytes:
     return json_of(reply)
 
 
-async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
+async def _prepare(body: ScoreBody, generation: Generation) -> list[PreparedRequest]:
     generation.require_places(len(body.completions), "completions")
     size = text_size([body.inputs, *body.completions])
     ask = await generation.read(partial(to_ask, body, generation), size)
@@ -92,9 +92,9 @@ async def _prepare(body: ScoreBody, generation: Generation) -> list[Job]:
     return jobs
 
 
-def to_ask(body: ScoreBody, generation: Generation) -> Ask:
+def to_ask(body: ScoreBody, generation: Generation) -> GenerationInput:
     """What the body asks for, without its completions."""
-    return Ask(
+    return GenerationInput(
         prompt_ids=generation.tokenization.encode(body.inputs),
         text=body.inputs,
         sampling=SamplingParams(report_entropy=body.uncertainty),
@@ -106,7 +106,7 @@ def to_ask(body: ScoreBody, generation: Generation) -> Ask:
     )
 
 
-async def _run(jobs: Sequence[Job], generation: Generation) -> list[Completion]:
+async def _run(jobs: Sequence[PreparedRequest], generation: Generation) -> list[Completion]:
     """The first alone: the others find the prompt's blocks in the prefix cache."""
     first = await generation.run(jobs[0])
     try:

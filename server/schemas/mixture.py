@@ -37,7 +37,7 @@ class TagCandidates(Body):
     tag: str = Field(min_length=1, examples=["task"])
 
 
-class RouterSpec(Body):
+class RouterChoice(Body):
     """A router that chooses the weights from the text.
 
     Fields beyond these are parameters of the router (of similarity: scoring, temperature, top_k,
@@ -78,7 +78,7 @@ class RouterSpec(Body):
     )
 
     @model_validator(mode="after")
-    def _settings_that_apply(self) -> RouterSpec:
+    def _settings_that_apply(self) -> RouterChoice:
         if self.level != "token" and self.model_fields_set & {"every", "context", "lag"}:
             raise PydanticCustomError(
                 "contradiction",
@@ -123,7 +123,7 @@ class Mixture(Body):
         default="sum",
         description="sum is exact; linear is PEFT's (equal ranks, no negative weights).",
     )
-    router: RouterSpec | None = None
+    router: RouterChoice | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Mixture:

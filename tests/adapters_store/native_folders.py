@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
     ThresholdSpec,
@@ -89,7 +89,7 @@ MANIFEST = AdapterManifest(
         PromptExpertSpec(f"{LAYER}.self_attn", 7, HIDDEN, HEADS, "p.p", "p.c", gate=3),
     ),
     routers=(
-        LayerRouterSpec(
+        GatingNetworkSpec(
             LAYER,
             "swiglu",
             "post_norm",
@@ -99,7 +99,7 @@ MANIFEST = AdapterManifest(
             hidden=12,
             threshold=ThresholdSpec(0.5, "t0"),
         ),
-        LayerRouterSpec(
+        GatingNetworkSpec(
             OTHER, "linear", "pre_norm", 3, HIDDEN, "r1", activation="softmax", top_k=2
         ),
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.errors import StoreError
-from adapters_store.formats import AdapterFormat, FormatInput, FormatRegistry, Reading
+from adapters_store.formats import AdapterFormat, AdapterFolder, FormatRegistry, ParsedAdapter
 from adapters_store.formats.native import NativeFormat
 from adapters_store.formats.peft import PeftLoraFormat
 from adapters_store.formats.registry import BUILT_IN, ENTRY_POINT_GROUP
@@ -23,18 +23,18 @@ class OtherFormat:
     name = "other"
     files = frozenset({"other.json"})
 
-    def recognises(self, given: FormatInput) -> bool:
+    def recognises(self, given: AdapterFolder) -> bool:
         return "other.json" in given.files
 
-    def read(self, given: FormatInput) -> Reading:
-        return Reading(tensors=given.files["other.json"])
+    def read(self, given: AdapterFolder) -> ParsedAdapter:
+        return ParsedAdapter(tensors=given.files["other.json"])
 
 
 HERE = f"{__name__}:OtherFormat"
 
 
-def given(*names: str) -> FormatInput:
-    return FormatInput({name: Path(name) for name in names}, BASE, StoreLimits())
+def given(*names: str) -> AdapterFolder:
+    return AdapterFolder({name: Path(name) for name in names}, BASE, StoreLimits())
 
 
 def test_the_first_that_recognises_reads() -> None:

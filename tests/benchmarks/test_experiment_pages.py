@@ -14,21 +14,23 @@ from sacrebleu.metrics.bleu import BLEU
 from typer.testing import CliRunner
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.experiments.job import Job
+from benchmarks.experiments.job import TrainingJob
 from benchmarks.experiments.report import write_pages
 from benchmarks.experiments.results import difference, nll, read_results, score
-from benchmarks.experiments.settings import Sizes
+from benchmarks.experiments.settings import ExperimentSizes
 from benchmarks.experiments.verdicts import verdicts
 from server.cli import bench
 
 ROWS = 20
-SIZES = Sizes(tokens=100, nll_rows=ROWS, answer_rows=2, draw_rows=4)
+SIZES = ExperimentSizes(tokens=100, nll_rows=ROWS, answer_rows=2, draw_rows=4)
 
 
-def _run(arm: str, nats: float, seed: int = 0, sizes: Sizes = SIZES, **more: Any) -> dict[str, Any]:
+def _run(
+    arm: str, nats: float, seed: int = 0, sizes: ExperimentSizes = SIZES, **more: Any
+) -> dict[str, Any]:
     """A run of which every row of two tokens has `nats` per token, a little apart."""
     losses = [2 * nats + 0.01 * (row % 3) for row in range(ROWS)]
-    job = Job("adamix", arm, "e2e", seed, sizes, "tiny")
+    job = TrainingJob("adamix", arm, "e2e", seed, sizes, "tiny")
     counts = [[4, 3, 2, 1, 5, 4, 3, 2, 5, 5], [2, 0, 0, 0, 4, 3, 2, 1, 4, 6]]
     return {
         "job": asdict(job),
@@ -96,7 +98,7 @@ def test_bleu_is_that_of_all_texts_together(tmp_path: Path) -> None:
 
 def test_a_partial_journal_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     failed = {"job": _run("adamix-lora-c0", 1.0)["job"], "failed": "exit code 1: no memory"}
-    old = _run("lora", 9.0, sizes=Sizes(tokens=50))
+    old = _run("lora", 9.0, sizes=ExperimentSizes(tokens=50))
     drawn: Any = {"draws": [1.2, 1.1, 1.3], "ensemble": [1.9] * 4}
     journal = _journal(
         tmp_path / "j.jsonl", old, _run("lora", 1.5), failed, _run("adamix-lora", 1.0, **drawn)

@@ -15,10 +15,10 @@ import torch
 from benchmarks.errors import BenchmarkError
 from benchmarks.experiments.arms import EXPERIMENTS
 from benchmarks.experiments.harness import jobs_of, run_experiment
-from benchmarks.experiments.job import Job, Place, from_json, to_json
+from benchmarks.experiments.job import Place, TrainingJob, from_json, to_json
 from benchmarks.experiments.measure import answers, draws_nll, row_nll
 from benchmarks.experiments.run import run
-from benchmarks.experiments.settings import ExperimentSettings, Sizes
+from benchmarks.experiments.settings import ExperimentSettings, ExperimentSizes
 from benchmarks.experiments.tasks import TASKS, completions_of, task_rows, within_budget
 from router_engine.model.tiny import save_tiny
 from training.adamix.draws import seeded
@@ -27,7 +27,7 @@ from training.data import Row
 from training.recipes.adamix import AdamixPupil, adamix_recipe
 from training.settings import AdamixSettings, RunSettings
 
-SIZES = Sizes(
+SIZES = ExperimentSizes(
     tokens=300,
     batch_tokens=128,
     nll_rows=5,
@@ -65,8 +65,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _job(arm: str, task: str = "e2e") -> Job:
-    return Job("adamix", arm, task, 0, SIZES, "tiny")
+def _job(arm: str, task: str = "e2e") -> TrainingJob:
+    return TrainingJob("adamix", arm, task, 0, SIZES, "tiny")
 
 
 def test_sets_are_taken_in_turn_and_short_rows_up_to_the_budget(data: Path) -> None:
@@ -213,4 +213,4 @@ def test_jobs_are_whole_by_seed_and_unknown_names_are_refused(tmp_path: Path) ->
     with pytest.raises(BenchmarkError, match="arm 'x' is not known: use lora, adamix-lora"):
         jobs_of("adamix", replace(settings, only=("x",)), SIZES, "tiny")
     with pytest.raises(BenchmarkError, match="ensemble is 4; it must be from 1 to draws, 2"):
-        Sizes(draws=2)
+        ExperimentSizes(draws=2)

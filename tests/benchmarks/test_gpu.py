@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks.goals import GOALS
-from benchmarks.gpu.measure import Plan, run, scalars
+from benchmarks.gpu.measure import CardPlan, run, scalars
 from benchmarks.gpu.report import markdown
-from benchmarks.gpu.steps import Sizes, Turn
+from benchmarks.gpu.steps import CardSizes, Turn
 
 
 def test_what_the_targets_are_about() -> None:
@@ -36,7 +36,7 @@ def test_what_the_targets_are_about() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_a_run_of_a_tiny_shape(tmp_path: Path) -> None:
-    plan = Plan("tiny", "reference", Sizes(2, 16, 2), rounds=1, peft_tokens=1)
+    plan = CardPlan("tiny", "reference", CardSizes(2, 16, 2), rounds=1, peft_tokens=1)
     result = run(plan, tmp_path, Console(quiet=True))
     assert json.loads(json.dumps(result))["plan"]["shape"] == "tiny"
     assert len(result["peft_step_seconds"]) == 3

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, Round, Sample, closed_loop, drive, open_loop
@@ -150,11 +150,11 @@ class TestOpenAI:
             seen.append(body["model"])
             return chunks(["a"], tokens=3)
 
-        complete(answer, Job("text", 3, Mixture(("math",), (1.0,))))
+        complete(answer, Job("text", 3, CaseMixture(("math",), (1.0,))))
         assert seen == ["math"]
 
     def test_a_mixture_is_refused(self) -> None:
-        mixed = Job("text", 3, Mixture(("a", "b"), (0.5, 0.5)))
+        mixed = Job("text", 3, CaseMixture(("a", "b"), (0.5, 0.5)))
         with pytest.raises(BenchmarkError, match="use base, one or many"):
             complete(lambda body: chunks([], 3), mixed)
 

@@ -12,7 +12,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.goals import MIXED
 from benchmarks.load import Load, OnDone, Round, Sample
 from benchmarks.matrix import Cell, System
-from benchmarks.peers.measure import MOST_WAVES, PRACTICE, Measured, Measurement, Pace
+from benchmarks.peers.measure import MOST_WAVES, PRACTICE, MeasuredPeers, Measurement, Pace
 from benchmarks.peers.plan import jobs, traffics, waves
 
 PACE = Pace(rounds=3, cell_seconds=4.0, minutes=50.0)
@@ -51,7 +51,7 @@ def work(cell: Cell, turn: str) -> list[Job]:
 
 def measured(
     systems: dict[str, Timed], pace: Pace = PACE, forgiven: Sequence[str] = ("slow",)
-) -> tuple[Measured, str]:
+) -> tuple[MeasuredPeers, str]:
     seen: dict[str, System] = {**systems}
     said = io.StringIO()
     measurement = Measurement(

@@ -21,14 +21,14 @@ from benchmarks.routing.cases import (
     CASES,
     FREE,
     TARGETS,
-    Case,
+    RoutingCase,
     Size,
     around,
     even_mixture,
     groups,
     line_of,
 )
-from benchmarks.routing.contexts import Row, bucketed_kl, summary
+from benchmarks.routing.contexts import ContextRow, bucketed_kl, summary
 from benchmarks.routing.profile import dearest, own_ms
 from benchmarks.routing.run import fitting_rounds, run_routing
 from benchmarks.settings import ModelSettings, RoutingSettings
@@ -121,7 +121,7 @@ class TestNumbers:
             "hidden_mean, every 2",
             "fixed, above the tap",
         ]
-        assert not Case("fixed", "x", {"is_tapped": True}).is_routed
+        assert not RoutingCase("fixed", "x", {"is_tapped": True}).is_routed
 
     def test_even_mixtures_take_turns(self) -> None:
         digests = [f"{i}" for i in range(6)]
@@ -170,7 +170,7 @@ class TestContexts:
         assert bucketed_kl(ours, ours) == pytest.approx(0)
 
     def test_means_are_over_tokens(self) -> None:
-        rows = [Row("math", (0.0, 0.3), (True, False)), Row("code", (0.6,), (True,))]
+        rows = [ContextRow("math", (0.0, 0.3), (True, False)), ContextRow("code", (0.6,), (True,))]
         found = summary(rows)
         means = {line["task"]: line["kl"]["mean"] for line in found["tasks"]}
         assert means == pytest.approx({"math": 0.15, "code": 0.6, "all": 0.3})

@@ -32,9 +32,9 @@ from benchmarks.soak.answers import (
 from benchmarks.soak.asking import Ended, ask
 from benchmarks.soak.faults import Order
 from benchmarks.soak.figures import Figures
-from benchmarks.soak.ledger import MEMORY_GROWTH, Ledger, verdicts
+from benchmarks.soak.ledger import MEMORY_GROWTH, SoakRecord, verdicts
 from benchmarks.soak.processes import LEAST_SAMPLES, Incarnation, Watch
-from benchmarks.soak.questions import KINDS, Question, questions
+from benchmarks.soak.questions import KINDS, SoakRequest, questions
 from benchmarks.soak.report import filled, markdown
 from benchmarks.soak.settings import SoakSettings
 from router_engine.model.tiny import save_tiny
@@ -43,7 +43,7 @@ from tests.support.waiting import HANG_SECONDS
 
 TOLERANCE = 1e-3
 TOLD = Told(("5", "6", "7"), (-1.0, -2.0, -3.0), (0.5, 1e-4, 0.5), "abc", ("a@1",))
-QUESTION = Question("/generate", {"inputs": "x"}, "one adapter")
+QUESTION = SoakRequest("/generate", {"inputs": "x"}, "one adapter")
 
 
 def differing(**changes: Any) -> Comparison:
@@ -140,8 +140,8 @@ def test_errors_of_both_apis_are_told_by_their_kind() -> None:
     assert error_of({"error": {"message": "gone", "code": "not_found"}}) == "not_found"
 
 
-def noted(question: Question, *ends: Ended, calm: bool = False) -> Ledger:
-    ledger = Ledger(TOLERANCE)
+def noted(question: SoakRequest, *ends: Ended, calm: bool = False) -> SoakRecord:
+    ledger = SoakRecord(TOLERANCE)
     for end in ends:
         ledger.begun += 1
         ledger.note(question, [TOLD], end, calm=calm)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from adapters_store.expert_types import LoraExpertSpec
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
-from router_engine.events import FinishReason, Uncertainty
+from router_engine.events import FinishReason, TokenUncertainty
 from router_engine.experts.variants import Side, Stochastic, variant_digest
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.request import EngineRequest, SamplingParams
@@ -68,11 +68,11 @@ def members(adapter: CopiesAdapter) -> list[PreTrainedModel]:
 @torch.no_grad()
 def oracle(
     models: Sequence[PreTrainedModel], sampling: SamplingParams
-) -> tuple[list[int], list[Tensor], list[Uncertainty]]:
+) -> tuple[list[int], list[Tensor], list[TokenUncertainty]]:
     """Tokens, log p [vocab] and uncertainty of each, all recomputed each time: the equation."""
     ids = list(PROMPT)
     rows: list[Tensor] = []
-    said: list[Uncertainty] = []
+    said: list[TokenUncertainty] = []
     for position in range(sampling.max_new_tokens):
         logits = torch.stack(
             [
@@ -84,7 +84,7 @@ def oracle(
         p = each.mean(0)
         entropy = -(p * p.log()).sum()
         said.append(
-            Uncertainty(float(entropy), float(entropy + (each * each.log()).sum(-1).mean()))
+            TokenUncertainty(float(entropy), float(entropy + (each * each.log()).sum(-1).mean()))
         )
         rows.append(p.log().float())
         row = SamplingRow(sampling, PROMPT, ids[len(PROMPT) :], position)

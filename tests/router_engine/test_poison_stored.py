@@ -14,7 +14,7 @@ from _pytest.mark import ParameterSet
 
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig
 from router_engine.events import FinishReason
-from router_engine.experts.base import AdapterFiles, AdapterSource
+from router_engine.experts.base import AdapterContents, AdapterSource
 from router_engine.model.tiny import save_tiny, tiny_model
 from router_engine.request import EngineRequest
 from router_engine.scheduling.refusal import NOT_FINITE
@@ -48,7 +48,7 @@ class SpoiltSource:
         self._source = source
         self._spoilt = spoilt
 
-    def fetch(self, digest: str) -> AdapterFiles:
+    def fetch(self, digest: str) -> AdapterContents:
         if digest in self._spoilt:
             return FolderFiles.of(self._spoilt[digest])
         return self._source.fetch(digest)

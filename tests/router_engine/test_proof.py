@@ -79,7 +79,7 @@ def test_the_size_of_a_difference() -> None:
     one[1, 17] += 4  # of a thousand: a mean alone would hide it
     assert difference(logits, one) > 3e-2
     one[1, 17] = torch.nan
-    assert not proof.Verdict(difference(logits, one), 0.1).holds
+    assert not proof.ProofVerdict(difference(logits, one), 0.1).holds
 
 
 @pytest.mark.slow

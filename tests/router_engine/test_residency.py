@@ -16,7 +16,7 @@ from router_engine.config import AdapterPoolConfig, EngineConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import FinishReason
 from router_engine.experts.allocator import RowAllocator, Span
-from router_engine.experts.base import AdapterFiles, AdapterSource
+from router_engine.experts.base import AdapterContents, AdapterSource
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import make_lora_folder
@@ -101,7 +101,7 @@ class _SlowSource:
         self.begun = threading.Event()
         self.order: list[str] = []
 
-    def fetch(self, digest: str) -> AdapterFiles:
+    def fetch(self, digest: str) -> AdapterContents:
         self.order.append(digest)
         self.begun.set()
         if digest == MISSING:

@@ -17,7 +17,7 @@ from router_engine.experts.base import ExpertRows, HostAdapter
 from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ResidencyManager
 from router_engine.experts.rows import RowPool
-from router_engine.experts.transfer import Direct, SideStream, transfer_for
+from router_engine.experts.transfer import StreamTransfer, SyncTransfer, transfer_for
 from router_engine.model.loader import load_model
 from router_engine.model.projections import ModelProjections
 from router_engine.model.weights import ParameterWeights
@@ -26,7 +26,7 @@ from tests.router_engine.conftest import MakeHarness
 CPU = torch.device("cpu")
 
 
-class _Slow(Direct):
+class _Slow(SyncTransfer):
     """Rows arrive when the test says so."""
 
     def __init__(self) -> None:
@@ -47,13 +47,13 @@ class _Slow(Direct):
 
 
 def test_each_kind_of_device_has_its_way() -> None:
-    assert isinstance(transfer_for(CPU), Direct)
+    assert isinstance(transfer_for(CPU), SyncTransfer)
 
 
 @pytest.mark.gpu
 def test_a_gpu_copies_from_pinned_memory_beside_the_steps() -> None:
     transfer = transfer_for(torch.device("cuda"))
-    assert isinstance(transfer, SideStream)
+    assert isinstance(transfer, StreamTransfer)
     target = torch.zeros(4, 8, device="cuda")
     source = torch.ones(4, 8).pin_memory()
     with transfer.placing("a"):

@@ -17,7 +17,7 @@ from router_engine.client.base import Residency
 from router_engine.config import AdapterPoolConfig, EngineConfig, MergeConfig
 from router_engine.errors import AdapterLoadError
 from router_engine.events import FinishReason
-from router_engine.experts.base import AdapterFiles, AdapterSource
+from router_engine.experts.base import AdapterContents, AdapterSource
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
 from tests.support.waiting import HANG_SECONDS
@@ -37,7 +37,7 @@ class _Failing:
         self.error: Exception | None = None
         self.threads: set[str] = set()
 
-    def fetch(self, digest: str) -> AdapterFiles:
+    def fetch(self, digest: str) -> AdapterContents:
         self.threads.add(threading.current_thread().name)
         if self.error is not None:
             raise self.error

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from router_engine.events import TokenEvent
 from router_engine.model.tiny import tiny_tokenizer
-from server.answer import Answer
+from server.answer import AnswerText
 from server.detokenizer import Detokenizer, StopMatcher
 from server.tokenization import Tokenization
 
@@ -86,9 +86,9 @@ def test_text_comes_as_soon_as_it_is_settled() -> None:
     assert not detokenizer.num_pending
 
 
-def run(text: str, stops: Sequence[str], min_new_tokens: int = 0) -> tuple[Answer, list[str]]:
+def run(text: str, stops: Sequence[str], min_new_tokens: int = 0) -> tuple[AnswerText, list[str]]:
     """Feed a text byte by byte; the answer and the texts of its pieces."""
-    answer = Answer(BYTES, stops, min_new_tokens)
+    answer = AnswerText(BYTES, stops, min_new_tokens)
     pieces: list[str] = []
     for token_id in BYTES.encode(text):
         pieces += [piece.text for piece in answer.push(TokenEvent("r", token_id, -1.0))]
@@ -135,7 +135,7 @@ def test_any_stop_strings_cut_where_the_text_first_holds_one(text: str, stops: l
 
 
 def test_what_may_become_a_stop_string_is_held_back() -> None:
-    answer = Answer(BYTES, ["<end>"])
+    answer = AnswerText(BYTES, ["<end>"])
     released = []
     for token_id in BYTES.encode("a<en!"):
         released.append([piece.text for piece in answer.push(TokenEvent("r", token_id, -1.0))])
@@ -232,7 +232,7 @@ class Counting:
 )
 def test_a_token_costs_the_same_however_many_came_before(ids: Sequence[int]) -> None:
     counting = Counting()
-    answer = Answer(counting)
+    answer = AnswerText(counting)
     texts, waited = [], 0
     for token_id in ids:
         texts += [piece.text for piece in answer.push(TokenEvent("r", token_id, -1.0))]

@@ -10,18 +10,18 @@ import pytest
 
 from adapters_store.errors import AdapterInUseError, AdapterNotFoundError
 from router_engine.request import SamplingParams
-from server.asks import Ask
-from server.generation import Job, Update
+from server.asks import GenerationInput
+from server.generation import PreparedRequest, Update
 from server.uses import Uses
 from tests.server.live import Live
 
 Folders = dict[str, Path]
 
 
-async def prepared(server: Live, adapter: str) -> Job:
+async def prepared(server: Live, adapter: str) -> PreparedRequest:
     generation = server.container.services.generation
     ids = generation.tokenization.encode("hello")
-    ask = Ask(ids, "hello", SamplingParams(), 4, adapter=adapter, ignore_eos=True)
+    ask = GenerationInput(ids, "hello", SamplingParams(), 4, adapter=adapter, ignore_eos=True)
     return await generation.prepare(ask)
 
 

@@ -18,7 +18,7 @@ from starlette.types import Message, Scope
 from server.app import create_app
 from server.auth import Auth
 from server.container import Container
-from server.door import ENTRIES, SMALL_BODY, Door, Entry
+from server.door import ENTRIES, SMALL_BODY, AccessMiddleware, RouteAccess
 from tests.server.live import Live, serving, tiny_settings
 
 ADMIN = "an-admin-key-from-the-environment"
@@ -28,11 +28,11 @@ WITH_BODY = [entry for entry in CLOSED if entry.body != "none"]
 TYPES = {"json": "application/json", "small": "application/json", "upload": "multipart/form-data"}
 
 
-def named(entry: Entry) -> str:
+def named(entry: RouteAccess) -> str:
     return f"{entry.method} {entry.path}"
 
 
-def path_of(entry: Entry) -> str:
+def path_of(entry: RouteAccess) -> str:
     """A path that the entry stands for."""
     return re.sub(r"\{\w+(:path)?\}", "x", entry.path)
 
@@ -44,7 +44,7 @@ class Keyed:
     admin: str
 
     def attempt(
-        self, entry: Entry, key: str | None, body: int = 0, **headers: str
+        self, entry: RouteAccess, key: str | None, body: int = 0, **headers: str
     ) -> tuple[int, dict[str, Any]]:
         """Status and JSON of an answer that comes though the body never does."""
         lines = [f"{entry.method} {path_of(entry)} HTTP/1.1", f"Host: 127.0.0.1:{self.live.port}"]
@@ -90,7 +90,7 @@ def test_every_operation_is_in_the_table_and_nothing_else(keyed: Keyed) -> None:
 
 @pytest.mark.parametrize("entry", CLOSED, ids=named)
 @pytest.mark.parametrize("key", [None, "wrong", "amx_0_0", "caf\xe9", "x" * 10_000])
-def test_without_a_key_nothing_is_read(keyed: Keyed, entry: Entry, key: str | None) -> None:
+def test_without_a_key_nothing_is_read(keyed: Keyed, entry: RouteAccess, key: str | None) -> None:
     for size in (0, HUGE):
         status, body = keyed.attempt(entry, key, size)
         assert status == 401
@@ -98,14 +98,16 @@ def test_without_a_key_nothing_is_read(keyed: Keyed, entry: Entry, key: str | No
 
 
 @pytest.mark.parametrize("entry", CLOSED, ids=named)
-def test_a_use_key_opens_what_is_for_use(keyed: Keyed, entry: Entry) -> None:
+def test_a_use_key_opens_what_is_for_use(keyed: Keyed, entry: RouteAccess) -> None:
     status, _ = keyed.attempt(entry, keyed.use, HUGE if entry.access == "admin" else 0)
     assert (status == 403) == (entry.access == "admin")
     assert status != 401
 
 
 @pytest.mark.parametrize("entry", CLOSED, ids=named)
-def test_a_body_that_is_too_large_is_refused_by_its_length(keyed: Keyed, entry: Entry) -> None:
+def test_a_body_that_is_too_large_is_refused_by_its_length(
+    keyed: Keyed, entry: RouteAccess
+) -> None:
     kind = TYPES.get(entry.body, "application/json")
     status, body = keyed.attempt(entry, keyed.admin, 2 << 30, content_type=kind)
     assert status == 413
@@ -122,7 +124,9 @@ def test_a_body_that_is_too_large_is_refused_by_its_length(keyed: Keyed, entry: 
 @pytest.mark.parametrize(
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "x" * 999]
 )
-def test_a_body_of_another_kind_is_refused(keyed: Keyed, entry: Entry, kind: str | None) -> None:
+def test_a_body_of_another_kind_is_refused(
+    keyed: Keyed, entry: RouteAccess, kind: str | None
+) -> None:
     headers = {} if kind is None else {"content_type": kind}
     status, body = keyed.attempt(entry, keyed.admin, 1000, **headers)
     assert status == 415
@@ -135,7 +139,7 @@ def test_a_body_of_another_kind_is_refused(keyed: Keyed, entry: Entry, kind: str
 )
 def test_what_is_not_in_the_table_does_not_exist(keyed: Keyed, path: str) -> None:
     for key in (None, keyed.admin):
-        entry = Entry("POST", path, "admin")
+        entry = RouteAccess("POST", path, "admin")
         assert keyed.attempt(entry, key, HUGE)[0] == 404
 
 
@@ -222,7 +226,7 @@ async def _read_nothing() -> Message:
 
 
 @pytest.mark.parametrize("entry", CLOSED, ids=named)
-def test_the_door_never_asks_for_the_body(keyed: Keyed, entry: Entry) -> None:
+def test_the_door_never_asks_for_the_body(keyed: Keyed, entry: RouteAccess) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -237,7 +241,7 @@ def test_the_door_never_asks_for_the_body(keyed: Keyed, entry: Entry) -> None:
         "extensions": {},
     }
     container = keyed.live.container
-    door = Door(create_app(container), container.auth, container.draining, 1024, 1024)
+    door = AccessMiddleware(create_app(container), container.auth, container.draining, 1024, 1024)
     asyncio.run(door(scope, _read_nothing, send))
     assert sent[0]["status"] == 401
 
@@ -279,14 +283,14 @@ def test_a_header_that_decides_comes_once(
     assert (status, f"2 {header} headers: send one" in str(body)) == (400, True)
 
 
-def chunked(entry: Entry, port: int, *lines: str) -> bytes:
+def chunked(entry: RouteAccess, port: int, *lines: str) -> bytes:
     head = [f"{entry.method} {path_of(entry)} HTTP/1.1", f"Host: 127.0.0.1:{port}", *lines]
     head += ["Transfer-Encoding: chunked", "", "1", "x", "0", "", ""]
     return "\r\n".join(head).encode()
 
 
 @pytest.mark.parametrize("entry", [one for one in ENTRIES if one.body == "none"], ids=named)
-def test_a_route_without_a_body_takes_no_chunks(keyed: Keyed, entry: Entry) -> None:
+def test_a_route_without_a_body_takes_no_chunks(keyed: Keyed, entry: RouteAccess) -> None:
     head = chunked(entry, keyed.live.port, f"Authorization: Bearer {keyed.admin}")
     status, body = exchange(keyed.live.port, head)
     assert (status, "takes no body" in str(body)) == (413, True)
@@ -305,7 +309,7 @@ def test_a_route_without_a_body_takes_no_chunks(keyed: Keyed, entry: Entry) -> N
     ],
 )
 def test_a_body_in_another_encoding_is_refused(
-    keyed: Keyed, entry: Entry, header: str, value: str
+    keyed: Keyed, entry: RouteAccess, header: str, value: str
 ) -> None:
     kind = TYPES[entry.body]
     if header == "charset":
@@ -319,9 +323,9 @@ def test_a_body_in_another_encoding_is_refused(
     assert len(str(body)) < 1024
 
 
-def asked(keyed: Keyed, entry: Entry, query: str) -> tuple[int, dict[str, Any]]:
+def asked(keyed: Keyed, entry: RouteAccess, query: str) -> tuple[int, dict[str, Any]]:
     path = f"{path_of(entry)}?{query}"
-    return keyed.attempt(Entry(entry.method, path, entry.access), keyed.admin)
+    return keyed.attempt(RouteAccess(entry.method, path, entry.access), keyed.admin)
 
 
 @pytest.mark.parametrize("entry", [one for one in ENTRIES if one.query is not None], ids=named)
@@ -329,7 +333,7 @@ def asked(keyed: Keyed, entry: Entry, query: str) -> tuple[int, dict[str, Any]]:
     "query", ["tagg=x", "stream=true", "a", "=", "%ff=1", "x" * 9000, "a=1&a=2"]
 )
 def test_a_query_parameter_that_is_not_known_is_refused(
-    keyed: Keyed, entry: Entry, query: str
+    keyed: Keyed, entry: RouteAccess, query: str
 ) -> None:
     status, body = asked(keyed, entry, query)
     assert status == 422
@@ -340,7 +344,7 @@ def test_a_query_parameter_that_is_not_known_is_refused(
 
 
 @pytest.mark.parametrize("entry", [one for one in ENTRIES if one.query is None], ids=named)
-def test_what_watches_a_server_may_add_a_query(keyed: Keyed, entry: Entry) -> None:
+def test_what_watches_a_server_may_add_a_query(keyed: Keyed, entry: RouteAccess) -> None:
     assert keyed.live.client.get(f"{entry.path}?ts=1&ts=2").status_code == 200
 
 
@@ -357,7 +361,7 @@ def test_the_door_knows_the_query_parameters_of_every_route(keyed: Keyed) -> Non
 
 
 @pytest.mark.parametrize("entry", [one for one in ENTRIES if one.query], ids=named)
-def test_a_query_parameter_comes_once(keyed: Keyed, entry: Entry) -> None:
+def test_a_query_parameter_comes_once(keyed: Keyed, entry: RouteAccess) -> None:
     for name in entry.query or ():
         status, body = asked(keyed, entry, f"{name}=true&{name}=true")
         assert (status, f"{name} = two query parameters" in str(body)) == (422, True)
@@ -365,8 +369,10 @@ def test_a_query_parameter_comes_once(keyed: Keyed, entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=named)
-def test_a_path_ends_where_the_route_does(keyed: Keyed, entry: Entry) -> None:
-    status, _ = keyed.attempt(Entry(entry.method, f"{path_of(entry)}%0A", "admin"), keyed.admin)
+def test_a_path_ends_where_the_route_does(keyed: Keyed, entry: RouteAccess) -> None:
+    status, _ = keyed.attempt(
+        RouteAccess(entry.method, f"{path_of(entry)}%0A", "admin"), keyed.admin
+    )
     assert status in (404, 405, 422)
 
 

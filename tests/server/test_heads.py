@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from server.container import Container
-from server.door import ENTRIES, MOST_QUERY, MOST_TYPE, Entry
+from server.door import ENTRIES, MOST_QUERY, MOST_TYPE, RouteAccess
 from server.heads import MOST_HEAD, MOST_LINES, BoundedHeads
 from server.serving import config_of
 from tests.server.live import Live, inline_engine, serving, tiny_settings
@@ -102,7 +102,7 @@ def test_what_is_no_http_is_refused_in_the_same_shape(bare: Live) -> None:
     assert (status, body["error_type"]) == (400, "bad_request")
 
 
-def requested(entry: Entry, query: str = "", kind: str = "", size: int = 0) -> bytes:
+def requested(entry: RouteAccess, query: str = "", kind: str = "", size: int = 0) -> bytes:
     path = re.sub(r"\{\w+(:path)?\}", "x", entry.path)
     lines = [f"{entry.method} {path}{query} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}"]
     return "\r\n".join([*lines, f"Content-Length: {size}", "", ""]).encode()

@@ -10,7 +10,7 @@ import pytest
 from router_engine.events import TokenEvent
 from server.answer import Piece
 from server.generation import Completion, Update
-from server.mixtures import Plan
+from server.mixtures import PlannedMixture
 from server.rendering import Renderer, routing_of
 from server.schemas.generate import Parameters
 from tests.server.live import Live
@@ -43,7 +43,7 @@ def test_entropy_and_switches_of_given_weights(live: Live) -> None:
 @pytest.mark.parametrize("num_tokens", [0, 2])
 def test_without_weights_there_is_neither_entropy_nor_switches(num_tokens: int) -> None:
     """No tokens, or a router that reports no weights for them."""
-    plan = Plan(labels=("math@1",), router="inner", level="layer")
+    plan = PlannedMixture(labels=("math@1",), router="inner", level="layer")
     pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),) * num_tokens
     routing = routing_of(Completion("x" * num_tokens, "eos_token", pieces, 5, 0, 2, plan))
     assert routing is not None
@@ -75,7 +75,7 @@ def test_frames_say_nothing_where_nothing_was_asked_or_no_adapter_acts(live: Liv
 
 def test_the_end_of_text_token_has_no_row(live: Live) -> None:
     """Its frame closes the stream, and details.routing does not count it either."""
-    plan = Plan(labels=("math@1",), weights=(0.5,))
+    plan = PlannedMixture(labels=("math@1",), weights=(0.5,))
     pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),)
     tokenization = live.container.generation.tokenization
     renderer = Renderer(tokenization, Parameters(details=True), plan, None, "hello")

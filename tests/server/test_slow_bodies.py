@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Message
 
 from server.arrival import SLOWEST, timely
-from server.door import ENTRIES, MOST_ADMINS, Entry
+from server.door import ENTRIES, MOST_ADMINS, RouteAccess
 from server.errors import BodyTooSlowError
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS
@@ -30,7 +30,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield live
 
 
-def begun(entry: Entry, framing: str, body: bytes) -> bytes:
+def begun(entry: RouteAccess, framing: str, body: bytes) -> bytes:
     """A request whose body ends too soon."""
     kind = "multipart/form-data; boundary=b" if entry.body == "upload" else "application/json"
     path = entry.path.replace("{name}", "x").replace("{alias}", "y")
@@ -63,7 +63,7 @@ def require_408(connection: socket.socket, path: str) -> None:
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunks"])
 @pytest.mark.parametrize("is_begun", [False, True], ids=["nothing", "a part"])
 def test_a_body_that_stalls_is_not_waited_for(
-    hasty: Live, entry: Entry, *, is_chunked: bool, is_begun: bool
+    hasty: Live, entry: RouteAccess, *, is_chunked: bool, is_begun: bool
 ) -> None:
     body = (FORM if entry.body == "upload" else b'{"inputs": ') if is_begun else b""
     framing = "Content-Length: 1000"

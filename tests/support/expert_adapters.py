@@ -19,7 +19,7 @@ from adapters_store.expert_types import (
     BottleneckExpertSpec,
     Copies,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
     ThresholdSpec,
@@ -84,7 +84,7 @@ class _Maker:
     experts: list[ExpertSpec] = field(default_factory=list)
     gates: int = 0  # of the layer so far
 
-    def layer(self, block: BlockSpec) -> LayerRouterSpec | None:
+    def layer(self, block: BlockSpec) -> GatingNetworkSpec | None:
         self.gates = 0
         before = len(self.experts)
         targets = [path for path in self.shapes if path.startswith(f"{block.path}.")]
@@ -172,7 +172,7 @@ class _Maker:
             )
         )
 
-    def _router(self, path: str) -> LayerRouterSpec | None:
+    def _router(self, path: str) -> GatingNetworkSpec | None:
         layers, prefix, d = self.layers, f"{path}.router", self.hidden
         if layers.router is None:
             return None
@@ -190,7 +190,7 @@ class _Maker:
             if net is not None:
                 self._affine(net, 1, d)
             threshold = ThresholdSpec(layers.threshold, net)
-        return LayerRouterSpec(
+        return GatingNetworkSpec(
             path,
             layers.router,
             layers.router_input,
@@ -239,7 +239,7 @@ def make_expert_folder(
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """A native folder as a loader reads it: `router_engine.experts.base.AdapterFiles`."""
+    """A native folder as a loader reads it: `router_engine.experts.base.AdapterContents`."""
 
     manifest: AdapterManifest
     tensors: Path

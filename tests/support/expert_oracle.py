@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
 )
@@ -36,8 +36,8 @@ ACT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def router_gates(spec: LayerRouterSpec, tensors: dict[str, Tensor], v: Tensor) -> Tensor:
-    """g [tokens, outputs] of v [tokens, features], as `LayerRouterSpec` says."""
+def router_gates(spec: GatingNetworkSpec, tensors: dict[str, Tensor], v: Tensor) -> Tensor:
+    """g [tokens, outputs] of v [tokens, features], as `GatingNetworkSpec` says."""
 
     def affine(prefix: str, x: Tensor) -> Tensor:
         return x @ tensors[f"{prefix}.weight"].T + tensors[f"{prefix}.bias"]
@@ -182,7 +182,7 @@ def put_experts(
     return adapters
 
 
-def _hook_router(model: nn.Module, adapter: OracleAdapter, spec: LayerRouterSpec) -> None:
+def _hook_router(model: nn.Module, adapter: OracleAdapter, spec: GatingNetworkSpec) -> None:
     layer: Any = model.get_submodule(spec.layer)
     norm = layer.input_layernorm if hasattr(layer, "input_layernorm") else layer.ln_1
 

@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
 )
@@ -54,7 +54,7 @@ class Written:
         out: Tensor = self._base.lm_head(model.norm(x))
         return out
 
-    def _gates(self, router: LayerRouterSpec, v: Tensor) -> Tensor:
+    def _gates(self, router: GatingNetworkSpec, v: Tensor) -> Tensor:
         t, p = self._tensors, router.prefix
         if router.kind == "linear":
             z = v @ t[f"{p}.weight"].T + t[f"{p}.bias"]

@@ -17,7 +17,7 @@ from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
 from tests.support.tiny import family_model
 from tests.training.conftest import MakeRun
-from training.adamix.bottlenecks import Bottlenecks
+from training.adamix.bottlenecks import CopiedBottlenecks
 from training.adamix.draws import Draws
 from training.data import Example
 from training.errors import TrainingError
@@ -99,7 +99,7 @@ def test_the_whole_model_is_the_base_with_a_bottleneck_after_each_feed_forward(
 
 def test_gpt2_takes_the_tanh_form(settings: RunSettings, tmp_path: Path) -> None:
     family_model("gpt2").save_pretrained(tmp_path)
-    held = Bottlenecks(replace(settings, base=str(tmp_path)), ONE, Draws("batch", SEED))
+    held = CopiedBottlenecks(replace(settings, base=str(tmp_path)), ONE, Draws("batch", SEED))
     bottleneck = held.model.transformer.h[1].mlp.adamix
     torch.nn.init.normal_(bottleneck.down.weights[0])
     u = torch.randn(1, 5, FEATURES, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Copies of A and B: what a draw computes, what it leaves alone, and what their mean is."""
+"""CopiedLinear of A and B: what a draw computes, what it leaves alone, and what their mean is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.support.tiny import family_model
-from training.adamix.copies import Copies
+from training.adamix.copies import CopiedLinear
 from training.adamix.draws import Draws
 from training.adamix.pairs import make_copies, merge_copies
 from training.errors import TrainingError
@@ -40,8 +40,8 @@ def _model(family: str, settings: AdamixSettings, draws: Draws) -> Any:
     return model.eval()
 
 
-def _copies(model: Any) -> list[Copies]:
-    return [module for module in model.modules() if isinstance(module, Copies)]
+def _copies(model: Any) -> list[CopiedLinear]:
+    return [module for module in model.modules() if isinstance(module, CopiedLinear)]
 
 
 def _weights(model: Any) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def _weights(model: Any) -> dict[str, Tensor]:
     return {
         f"{name}.weights.{index}": weight.detach().clone()
         for name, module in model.named_modules()
-        if isinstance(module, Copies)
+        if isinstance(module, CopiedLinear)
         for index, weight in enumerate(module.weights)
     }
 
@@ -116,7 +116,7 @@ def test_with_draws_for_examples_each_copy_learns_from_its_own() -> None:
     """The gradient of a batch is that of its examples one by one."""
     draws, same = Draws("example", SEED), Draws("batch", SEED)
     weights = [torch.randn(3, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    together, alone = Copies(list(weights), draws), Copies(list(weights), same)
+    together, alone = CopiedLinear(list(weights), draws), CopiedLinear(list(weights), same)
     x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(9))
     with draws.random():
         torch.autograd.backward(together(x).square().sum())
@@ -185,6 +185,6 @@ def test_one_copy_takes_no_draw() -> None:
 
 def test_examples_that_cannot_be_told_apart_are_refused() -> None:
     draws = Draws("example", SEED)
-    module = Copies([torch.ones(2, 8), torch.zeros(2, 8)], draws)
+    module = CopiedLinear([torch.ones(2, 8), torch.zeros(2, 8)], draws)
     with draws.random(), pytest.raises(TrainingError, match=r"routing is 'example'.*use 'batch'"):
         module(torch.ones(5, 8))

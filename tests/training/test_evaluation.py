@@ -17,7 +17,7 @@ from training.errors import DataError, TrainingError
 from training.evaluation import bootstrap
 from training.evaluation.models import BASE, Systems
 from training.evaluation.report import markdown
-from training.evaluation.run import EvaluationSettings, evaluate, provenance
+from training.evaluation.run import ScoringSettings, evaluate, provenance
 from training.evaluation.scores import exact_match, number_match, rouge_l, token_f1
 from training.evaluation.tasks import TASKS, options_of, task_named
 from training.recipes.lora import train_lora
@@ -80,7 +80,7 @@ def test_unknown_tasks_and_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="'maths' is not known: use math, science"):
         task_named("maths")
     with pytest.raises(TrainingError, match="nll_rows is 0"):
-        EvaluationSettings(tmp_path, nll_rows=0)
+        ScoringSettings(tmp_path, nll_rows=0)
     with pytest.raises(TrainingError, match="at least one adapter"):
         Systems("unused", {}, "float32", "cpu")
 
@@ -112,7 +112,7 @@ def test_every_system_is_measured_on_every_task(
         train_lora(make_run(lora={"rank": len(name)}), tmp_path / name)
     adapters = {name: tmp_path / name for name in ("one", "two")}
     systems = Systems(str(tiny_base), adapters, "float32", "cpu")
-    settings = EvaluationSettings(sets, nll_rows=5, answer_rows=3)
+    settings = ScoringSettings(sets, nll_rows=5, answer_rows=3)
     cells: list[tuple[str, str]] = []
     results = evaluate(
         systems, list(TASKS.values()), settings, lambda task, name: cells.append((task, name))

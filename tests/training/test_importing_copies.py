@@ -29,7 +29,7 @@ from tests.support.adamix_checkpoint import (
     state_of,
 )
 from tests.support.tiny import family_model
-from training.importing.adamix import Imported, import_adamix
+from training.importing.adamix import ImportedAdamix, import_adamix
 
 SCORES = [0.3 * expert for expert in range(EXPERTS)]
 SOUP = "module.transformer.h.1.mlp.ExpertSoup"
@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def published(imported: Imported, root: Path) -> tuple[AdapterManifest, dict[str, Tensor]]:
+def published(imported: ImportedAdamix, root: Path) -> tuple[AdapterManifest, dict[str, Tensor]]:
     """The manifest and the tensors that a store of the tiny GPT-2 keeps of the folder."""
     store = AdapterStore.open(root / "store")
     model = family_model("gpt2")

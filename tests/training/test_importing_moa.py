@@ -40,7 +40,7 @@ from tests.support.moa_original import (
     Original,
     Served,
 )
-from training.importing.moa import Imported, import_hf, import_native
+from training.importing.moa import ImportedMoa, import_hf, import_native
 
 BASE = BaseModelSpec(
     "tiny",
@@ -63,7 +63,7 @@ GIVEN = Heads(HEADS, KV_HEADS)
 X = torch.randn(9, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
-def served(imported: Imported, store_root: Path) -> tuple[Any, dict[str, Tensor]]:
+def served(imported: ImportedMoa, store_root: Path) -> tuple[Any, dict[str, Tensor]]:
     """The manifest and tensors that a store makes of the folder, once it took it."""
     store = AdapterStore.open(store_root)
     record = store.publish("moa", imported.folder, base=BASE)

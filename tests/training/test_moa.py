@@ -27,7 +27,7 @@ from training.moa.budget import (
 )
 from training.moa.building import moa_model, moe_lora_model
 from training.moa.folder import load_moa
-from training.moa.gates import GateStatistics, mean_and_spread
+from training.moa.gates import GateSummary, mean_and_spread
 from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
 from training.recipes.moa import train_moa, train_moe_lora
 from training.run import Outcome
@@ -140,7 +140,7 @@ def test_a_folder_without_a_manifest_is_refused(make_run: MakeRun, tmp_path: Pat
 
 
 def test_statistics_of_gates() -> None:
-    statistics = GateStatistics()
+    statistics = GateSummary()
     gates = torch.tensor([[[0.2, 0.6], [0.0, 0.4]], [[1.0, 1.0], [0.5, 0.7]]])  # 2 layers, 2 tokens
     statistics.add(gates[:, :1])
     statistics.add(gates[:, 1:])

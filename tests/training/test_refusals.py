@@ -18,7 +18,7 @@ from router_engine.model.tiny import save_tiny
 from server.cli import train
 from tests.support.bad_checkpoints import BAD, ODD, POINTER, Bad, keys, removed, written
 from tests.training.conftest import MakeRun
-from training.adamix.bottlenecks import Bottlenecks
+from training.adamix.bottlenecks import CopiedBottlenecks
 from training.adamix.draws import Draws
 from training.base import check_base, read_base
 from training.data import read_rows
@@ -146,7 +146,7 @@ def test_every_way_to_read_a_base_has_the_checks(
         lambda: read_base(run.base, "float32", "cpu"),
         lambda: lora_model(run),
         lambda: frozen_base(run),
-        lambda: Bottlenecks(run, adamix, Draws("batch", 0)),
+        lambda: CopiedBottlenecks(run, adamix, Draws("batch", 0)),
         lambda: train_lora(run, tmp_path / "out"),
         lambda: Systems(run.base, {"one": tmp_path}, "float32", "cpu"),
     ]

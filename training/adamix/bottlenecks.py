@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 from adapters_store.expert_types import BottleneckExpertSpec
 from adapters_store.expert_types import Copies as Kept
 from router_engine.model.tap import layers_of
-from training.adamix.copies import Copies
+from training.adamix.copies import CopiedLinear
 from training.adamix.draws import Draws
 from training.base import read_base, torch_device
 from training.card import Described
@@ -29,7 +29,7 @@ _ACTIVATIONS: dict[Gelu, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Bottleneck(torch.nn.Module):
+class CopiedBottleneck(torch.nn.Module):
     """y = u + U gelu(D u + d) + e for the output u of a feed-forward module, [.., features].
 
     D [size, features], d [size], U [features, size] and e [features] are copies under `draws`.
@@ -54,7 +54,7 @@ class Bottleneck(torch.nn.Module):
         return y.to(u.dtype)
 
 
-class Bottlenecks:
+class CopiedBottlenecks:
     """The frozen base with a bottleneck of copies, in fp32, after each feed-forward module."""
 
     def __init__(self, settings: RunSettings, adamix: AdamixSettings, draws: Draws) -> None:
@@ -62,10 +62,10 @@ class Bottlenecks:
         self.model = base.requires_grad_(requires_grad=False)
         self._settings = settings
         activation: Gelu = "gelu_tanh" if base.config.model_type == "gpt2" else "gelu"
-        self._held: dict[str, Bottleneck] = {}
+        self._held: dict[str, CopiedBottleneck] = {}
         path, layers = layers_of(base)
         for index, layer in enumerate(layers):
-            bottleneck = Bottleneck(base.config.hidden_size, adamix, draws, activation)
+            bottleneck = CopiedBottleneck(base.config.hidden_size, adamix, draws, activation)
             _put_after(layer.mlp, bottleneck)
             self._held[f"{path}.{index}.mlp"] = bottleneck
         base.to(torch_device(settings.device))
@@ -98,7 +98,7 @@ class Bottlenecks:
         self,
         out: Path,
         tensors_of: Callable[[Any], tuple[Tensor, Tensor]],
-        kept: Callable[[Bottleneck], Kept | None],
+        kept: Callable[[CopiedBottleneck], Kept | None],
     ) -> None:
         experts, tensors = [], {}
         for path, bottleneck in self._held.items():
@@ -122,12 +122,12 @@ class Bottlenecks:
         save_native(out, self._settings, experts, tensors)
 
 
-def _copies(out_features: int, in_features: int, count: int, draws: Draws) -> Copies:
+def _copies(out_features: int, in_features: int, count: int, draws: Draws) -> CopiedLinear:
     weights = [torch.randn(out_features, in_features) * _STD for _ in range(count)]
-    return Copies(weights, draws, [torch.zeros(out_features) for _ in range(count)])
+    return CopiedLinear(weights, draws, [torch.zeros(out_features) for _ in range(count)])
 
 
-def _put_after(module: Any, bottleneck: Bottleneck) -> None:
+def _put_after(module: Any, bottleneck: CopiedBottleneck) -> None:
     """Let what `module` puts out go through `bottleneck`, which becomes a part of it."""
     module.adamix = bottleneck
     module.register_forward_hook(lambda module, inputs, output: module.adamix(output))

@@ -1,4 +1,4 @@
-"""Copies of one linear map, one of which is drawn each time (AdaMix, section 3)."""
+"""CopiedLinear of one linear map, one of which is drawn each time (AdaMix, section 3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from training.adamix.draws import Draws
 
 
-class Copies(torch.nn.Module):
+class CopiedLinear(torch.nn.Module):
     """Stands for one linear map: y = W_i x + b_i, where i is drawn at each call.
 
     weights: [out, in] each. biases: [out] each, none for maps without. Outside of `Draws.random` it

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 
 from adapters_store.expert_types import Copies as Kept
 from adapters_store.expert_types import LoraExpertSpec
-from training.adamix.copies import Copies
+from training.adamix.copies import CopiedLinear
 from training.adamix.draws import Draws
 from training.card import Described, describe_lora
 from training.lora_model import lora_model, save_lora
@@ -78,7 +78,7 @@ def make_copies(model: Any, settings: AdamixSettings, draws: Draws) -> None:
             if side == "down" and settings.init == "independent":
                 for weight in weights[1:]:
                     torch.nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as PEFT's own A
-            held[_ADAPTER] = Copies(weights, draws)
+            held[_ADAPTER] = CopiedLinear(weights, draws)
 
 
 def merge_copies(model: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapters_store.formats import FormatInput
+from adapters_store.formats import AdapterFolder
 from adapters_store.formats.peft import PeftLoraFormat
 from adapters_store.limits import StoreLimits
 from adapters_store.problems import shortened
@@ -33,7 +33,7 @@ def _problems(folder: Path, base: BaseModelSpec) -> Iterator[Problem]:
         wanted = " and ".join(sorted(reader.files))
         yield Problem("files", f"{wanted} are not there: name a folder that PEFT has written")
         return
-    reading = reader.read(FormatInput(files, base, limits))
+    reading = reader.read(AdapterFolder(files, base, limits))
     yield from reading.problems
     if reading.manifest is not None and reading.tensors is not None:
         yield from validate(reading.manifest, reading.tensors, base, limits)

@@ -20,7 +20,7 @@ from training.evaluation.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationSettings:
+class ScoringSettings:
     """How many test rows, drawn by `seed`: for the NLL, and the first of them for answers."""
 
     data: Path
@@ -34,7 +34,7 @@ class EvaluationSettings:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
-def provenance(base_name: str, dtype: str, settings: EvaluationSettings) -> dict[str, Any]:
+def provenance(base_name: str, dtype: str, settings: ScoringSettings) -> dict[str, Any]:
     """What was measured where: goes beside the results."""
     return {
         "base": base_name,
@@ -51,7 +51,7 @@ def provenance(base_name: str, dtype: str, settings: EvaluationSettings) -> dict
 def evaluate(
     systems: Systems,
     tasks: Sequence[Task],
-    settings: EvaluationSettings,
+    settings: ScoringSettings,
     on_cell: Callable[[str, str], None] = lambda task, system: None,
 ) -> dict[str, Any]:
     """{task: {measure: {"rows": n, "systems": {system: {mean, low, high, difference}}}}}.
@@ -65,7 +65,7 @@ def evaluate(
 def _evaluate_task(
     systems: Systems,
     task: Task,
-    settings: EvaluationSettings,
+    settings: ScoringSettings,
     on_cell: Callable[[str, str], None],
 ) -> dict[str, Any]:
     rows = task.rows(settings.data, settings.nll_rows, settings.seed)

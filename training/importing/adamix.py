@@ -44,7 +44,7 @@ _KEPT = "its experts are kept apart, with the weights of their average."
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedAdamix:
     """What was read, and where it went."""
 
     adapter: AdamixLora | AdamixBottleneck
@@ -67,7 +67,7 @@ class Imported:
 
 def import_adamix(
     checkpoint: Path, alpha: float | None, out: Path, *, keep_copies: bool = False
-) -> Imported:
+) -> ImportedAdamix:
     """Read a checkpoint and write `out`, a folder for the GPT-2 that it was trained on.
 
     A LoRA is averaged into a PEFT folder; bottlenecks, and whatever keeps its copies, become a
@@ -87,13 +87,13 @@ def import_adamix(
                 "--alpha", "is given, but AdaMix's bottlenecks have no scale: leave it out"
             )
         bottleneck = read_bottlenecks(arrays_of(state))
-        imported = Imported(bottleneck, None, sha256, out, keep_copies)
+        imported = ImportedAdamix(bottleneck, None, sha256, out, keep_copies)
         native = bottleneck.native(keep_copies=keep_copies)
         write_native(out, native, _bottleneck_card(imported, bottleneck, checkpoint.name))
         return imported
     alpha = checked_alpha(alpha)
     lora = read_lora(arrays_of(state))
-    imported = Imported(lora, alpha, sha256, out, keep_copies)
+    imported = ImportedAdamix(lora, alpha, sha256, out, keep_copies)
     card = _lora_card(imported, lora, alpha, checkpoint.name)
     if keep_copies:
         write_native(out, lora.native(alpha), card)
@@ -104,7 +104,7 @@ def import_adamix(
     return imported
 
 
-def _lora_card(imported: Imported, lora: AdamixLora, alpha: float, file: str) -> str:
+def _lora_card(imported: ImportedAdamix, lora: AdamixLora, alpha: float, file: str) -> str:
     stored = f"alpha {2 * alpha:g}, the same scale"
     if imported.has_copies:
         stored = "all copies, the same scale"
@@ -116,7 +116,7 @@ def _lora_card(imported: Imported, lora: AdamixLora, alpha: float, file: str) ->
     return _card(imported, file, "A LoRA adapter", rows, len(lora.kept))
 
 
-def _bottleneck_card(imported: Imported, bottleneck: AdamixBottleneck, file: str) -> str:
+def _bottleneck_card(imported: ImportedAdamix, bottleneck: AdamixBottleneck, file: str) -> str:
     rows = (
         f"| stored as | bottlenecks of size {bottleneck.size} after each `mlp`, GELU in its tanh "
         "form, float32 |"
@@ -124,7 +124,7 @@ def _bottleneck_card(imported: Imported, bottleneck: AdamixBottleneck, file: str
     return _card(imported, file, "Bottleneck adapters", rows, len(bottleneck.layers))
 
 
-def _card(imported: Imported, file: str, kind: str, rows: str, layers: int) -> str:
+def _card(imported: ImportedAdamix, file: str, kind: str, rows: str, layers: int) -> str:
     adapter, is_kept = imported.adapter, imported.has_copies
     is_peft = isinstance(adapter, AdamixLora) and not is_kept
     return _CARD.format(

@@ -40,7 +40,7 @@ from; the licences of that data and of the base bind the adapter.
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedMoa:
     """What was read, and where it went."""
 
     adapter: NativeAdapter
@@ -48,7 +48,7 @@ class Imported:
     folder: Path
 
 
-def import_hf(folder: Path, gamma_max: float | None, out: Path) -> Imported:
+def import_hf(folder: Path, gamma_max: float | None, out: Path) -> ImportedMoa:
     """Read a folder of MoA's port to transformers and write `out`, a folder of our own format.
 
     `gamma_max` is the highest threshold of a sparse adapter, 0.5 unless given: nothing in the
@@ -63,7 +63,7 @@ def import_hf(folder: Path, gamma_max: float | None, out: Path) -> Imported:
     return _write(adapter, out, ("moa-hf", moa_hf.TENSOR_FILE, sha256))
 
 
-def import_native(folder: Path, heads: Heads, base: Path | None, out: Path) -> Imported:
+def import_native(folder: Path, heads: Heads, base: Path | None, out: Path) -> ImportedMoa:
     """Read a folder of MoA's own implementation and write `out`, a folder of our own format.
 
     The base's heads come from `heads` or from the config.json of the checkpoint at `base`. Raises
@@ -109,7 +109,7 @@ def _heads_of(base: Path, given: Heads) -> Heads:
     return Heads(query, key_value)
 
 
-def _write(adapter: NativeAdapter, out: Path, source: tuple[str, str, str]) -> Imported:
+def _write(adapter: NativeAdapter, out: Path, source: tuple[str, str, str]) -> ImportedMoa:
     """`source`: the command, the file, its sha256."""
     command, file, sha256 = source
     manifest = adapter.manifest
@@ -134,4 +134,4 @@ def _write(adapter: NativeAdapter, out: Path, source: tuple[str, str, str]) -> I
         notes="".join(f"\nNote: {note}.\n" for note in adapter.notes),
     )
     write_native(out, adapter, card)
-    return Imported(adapter, said, out)
+    return ImportedMoa(adapter, said, out)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
 )
 from adapters_store.types import AdapterManifest, BaseModelSpec
@@ -74,7 +74,7 @@ def _of_expert(expert: ExpertSpec) -> int:
     return expert.length * expert.features + expert.heads
 
 
-def _of_router(router: LayerRouterSpec) -> int:
+def _of_router(router: GatingNetworkSpec) -> int:
     wide = router.features + 1
     if router.kind == "linear":
         total = router.outputs * wide

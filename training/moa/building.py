@@ -7,7 +7,7 @@ from typing import Any
 from training.base import read_base
 from training.moa.model import MoaModel
 from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
-from training.moa.router import RouterTraining
+from training.moa.router import GatingTraining
 from training.settings import MoaSettings, MoeLoraSettings, RunSettings
 
 
@@ -20,7 +20,7 @@ def moa_model(settings: RunSettings, moa: MoaSettings) -> MoaModel:
     """MoA as it begins."""
     base = frozen_base(settings)
     manifest = moa_manifest(shape_of(settings.base_name, base), settings.lora, moa)
-    training = RouterTraining(
+    training = GatingTraining(
         threshold="straight_through" if moa.threshold == "straight_through" else "frozen",
         temperature=moa.temperature,
     )

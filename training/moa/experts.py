@@ -13,7 +13,7 @@ from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec, Pr
 from router_engine.kernels.reference.experts import ACTIVATIONS
 
 
-class Lora(nn.Module):
+class TrainedLora(nn.Module):
     """g scale B A dropout(x); A Kaiming-uniform, B zero, so that it begins as nothing."""
 
     def __init__(self, spec: LoraExpertSpec, dropout: float = 0.0) -> None:
@@ -35,7 +35,7 @@ class Lora(nn.Module):
         return {self.spec.tensor_a: self.a, self.spec.tensor_b: self.b}
 
 
-class Bottleneck(nn.Module):
+class TrainedBottleneck(nn.Module):
     """g scale (U act(D v + d) + u); tiny weights, biases zero: it begins as nearly nothing."""
 
     def __init__(self, spec: BottleneckExpertSpec) -> None:
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         return {name: tensor for name, tensor in named.items() if name is not None}
 
 
-class Prompt(nn.Module):
+class TrainedPrompt(nn.Module):
     """Learned keys and values with a softmax of their own; head gates zero: it begins as nothing.
 
     `attention` is the base's module, whose k_proj, v_proj and k_norm are read and not trained.
@@ -113,4 +113,4 @@ class Prompt(nn.Module):
         return {self.spec.tensor_prompt: self.prompt, self.spec.tensor_head_gates: self.head_gates}
 
 
-Expert = Lora | Bottleneck | Prompt
+Expert = TrainedLora | TrainedBottleneck | TrainedPrompt

@@ -18,7 +18,7 @@ def mean_and_spread(gates: Tensor) -> tuple[Tensor, Tensor]:
     return gates.mean(), gates.std(dim=-1, correction=0).mean()
 
 
-class GateStatistics:
+class GateSummary:
     """Sums over the tokens that it was shown."""
 
     def __init__(self) -> None:
@@ -50,9 +50,9 @@ class GateStatistics:
 
 
 @contextmanager
-def recorded(model: MoaModel) -> Iterator[GateStatistics]:
+def recorded(model: MoaModel) -> Iterator[GateSummary]:
     """The gates of every call inside."""
-    statistics = GateStatistics()
+    statistics = GateSummary()
 
     def add(called: MoaModel, inputs: Any, output: Any) -> None:
         statistics.add(called.gates)

@@ -14,8 +14,8 @@ from transformers.masking_utils import sdpa_mask
 from adapters_store.expert_types import ExpertSpec, LoraExpertSpec, PromptExpertSpec
 from adapters_store.types import AdapterManifest
 from training.errors import TrainingError
-from training.moa.experts import Bottleneck, Expert, Lora, Prompt
-from training.moa.router import Router, RouterTraining
+from training.moa.experts import Expert, TrainedBottleneck, TrainedLora, TrainedPrompt
+from training.moa.router import GatingNetwork, GatingTraining
 
 _ATTENTION = "adaptermix_prompt"
 
@@ -31,12 +31,12 @@ class MoaModel(nn.Module):
         self,
         base: Any,
         manifest: AdapterManifest,
-        training: RouterTraining | None = None,
+        training: GatingTraining | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.manifest = manifest
-        self.training_of_routers = training or RouterTraining()
+        self.training_of_routers = training or GatingTraining()
         self.layers = nn.ModuleList(
             _Layer(base, manifest, index, self.training_of_routers, dropout)
             for index in range(len(manifest.routers))
@@ -114,7 +114,7 @@ class MoaModel(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Router and experts of one layer. Its gates are made when the layer's first norm has run,
+    """Gating network and experts of one layer. The gates are made when its first norm has run,
     and read by its experts until the layer ends."""
 
     def __init__(
@@ -122,12 +122,12 @@ class _Layer(nn.Module):
         base: Any,
         manifest: AdapterManifest,
         index: int,
-        training: RouterTraining,
+        training: GatingTraining,
         dropout: float,
     ) -> None:
         super().__init__()
         spec = manifest.routers[index]
-        self.router = Router(spec, training)
+        self.router = GatingNetwork(spec, training)
         self.experts = nn.ModuleList()
         self.gates = torch.empty(0)  # [rows, tokens or 1, outputs]
         self.prompt_mask: Tensor | None = None
@@ -137,12 +137,14 @@ class _Layer(nn.Module):
         for path, specs in _by_module(manifest, spec.layer).items():
             module = base.get_submodule(path)
             if isinstance(specs[0], PromptExpertSpec):
-                prompt = Prompt(specs[0], module)
+                prompt = TrainedPrompt(specs[0], module)
                 module.attend_prompt = _prompting(self, prompt)
                 self.experts.append(prompt)
                 continue
             added = [
-                Lora(each, dropout) if isinstance(each, LoraExpertSpec) else Bottleneck(each)
+                TrainedLora(each, dropout)
+                if isinstance(each, LoraExpertSpec)
+                else TrainedBottleneck(each)
                 for each in specs
                 if not isinstance(each, PromptExpertSpec)
             ]
@@ -150,7 +152,11 @@ class _Layer(nn.Module):
             self.experts.extend(added)
 
     def parts(self) -> list[Expert]:
-        return [e for e in self.experts if isinstance(e, Lora | Bottleneck | Prompt)]
+        return [
+            e
+            for e in self.experts
+            if isinstance(e, TrainedLora | TrainedBottleneck | TrainedPrompt)
+        ]
 
     def gate_of(self, expert: Expert) -> Tensor:
         """[rows, tokens or 1, 1]."""
@@ -175,7 +181,9 @@ def _by_module(manifest: AdapterManifest, layer: str) -> dict[str, list[ExpertSp
     return found
 
 
-def _adding(layer: _Layer, experts: Sequence[Lora | Bottleneck]) -> Callable[..., Tensor]:
+def _adding(
+    layer: _Layer, experts: Sequence[TrainedLora | TrainedBottleneck]
+) -> Callable[..., Tensor]:
     """A forward hook that adds experts to what a module puts out, in that one's dtype."""
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -187,7 +195,7 @@ def _adding(layer: _Layer, experts: Sequence[Lora | Bottleneck]) -> Callable[...
     return add
 
 
-def _prompting(layer: _Layer, prompt: Prompt) -> Callable[[Tensor], Tensor]:
+def _prompting(layer: _Layer, prompt: TrainedPrompt) -> Callable[[Tensor], Tensor]:
     def attend(query: Tensor) -> Tensor:
         attended: Tensor = prompt(query, layer.gate_of(prompt))
         return attended

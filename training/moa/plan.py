@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from adapters_store.expert_types import (
     BottleneckExpertSpec,
     ExpertSpec,
-    LayerRouterSpec,
+    GatingNetworkSpec,
     LoraExpertSpec,
     PromptExpertSpec,
     ThresholdSpec,
@@ -168,8 +168,8 @@ def _prompt(base: BaseModelSpec, block: BlockSpec, length: int) -> PromptExpertS
 
 def _router(
     base: BaseModelSpec, block: BlockSpec, outputs: int, read: Literal["pre_norm", "post_norm"]
-) -> LayerRouterSpec:
-    return LayerRouterSpec(
+) -> GatingNetworkSpec:
+    return GatingNetworkSpec(
         layer=block.path,
         kind="linear",
         input=read,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from adapters_store.expert_types import LayerRouterSpec
+from adapters_store.expert_types import GatingNetworkSpec
 
 
 @dataclass(frozen=True, slots=True)
-class RouterTraining:
+class GatingTraining:
     """How routers train, which the manifest doesn't say.
 
     threshold: `frozen`, as in the published code: it stands in a comparison only, so no gradient
@@ -25,10 +25,10 @@ class RouterTraining:
     temperature: float = 0.1
 
 
-class Router(nn.Module):
-    """Gates of every token, as `LayerRouterSpec` says; weights as torch begins a linear layer."""
+class GatingNetwork(nn.Module):
+    """Gates of every token, as `GatingNetworkSpec` says; weights as torch begins a linear layer."""
 
-    def __init__(self, spec: LayerRouterSpec, training: RouterTraining) -> None:
+    def __init__(self, spec: GatingNetworkSpec, training: GatingTraining) -> None:
         super().__init__()
         self.spec = spec
         self.pooled = spec.scope == "prompt"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from training.adamix.bottlenecks import Bottlenecks
+from training.adamix.bottlenecks import CopiedBottlenecks
 from training.adamix.draws import Draws, seeded
 from training.adamix.pairs import Pairs
 from training.card import Described
@@ -58,12 +58,12 @@ def adamix_recipe(adamix: AdamixSettings) -> Recipe:
         if adamix.kind == "lora":
             return AdamixPupil(Pairs(settings, adamix, draws), draws, adamix)
         _require_no_lora(settings.lora)
-        return AdamixPupil(Bottlenecks(settings, adamix, draws), draws, adamix)
+        return AdamixPupil(CopiedBottlenecks(settings, adamix, draws), draws, adamix)
 
     def describe(settings: RunSettings) -> Described:
         if adamix.kind == "lora":
             return Pairs.describe(settings)
-        return Bottlenecks.describe(adamix)
+        return CopiedBottlenecks.describe(adamix)
 
     return Recipe("train adamix", depends_on, build, describe)
 
@@ -88,7 +88,7 @@ def _require_no_lora(lora: LoraSettings) -> None:
 class AdamixPupil:
     """A model with copies under `draws`."""
 
-    experts: Pairs | Bottlenecks
+    experts: Pairs | CopiedBottlenecks
     draws: Draws
     adamix: AdamixSettings
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.bandwidth import read_bandwidth
-from benchmarks.cases import Job, Mixture
+from benchmarks.cases import CaseMixture, Job
 from benchmarks.load import Load
 from benchmarks.offline import Offline, Sizes, offline
 from benchmarks.peers.workers.wire import Handle, serve
@@ -72,7 +72,7 @@ class Ours:
 
 def _job(job: dict[str, Any], subject: Subject) -> Job:
     adapter = job["adapter"]
-    mixture = Mixture() if adapter is None else Mixture((adapter,), (1.0,))
+    mixture = CaseMixture() if adapter is None else CaseMixture((adapter,), (1.0,))
     return Job(subject.tokenizer.decode(job["tokens"]), job["new_tokens"], mixture)
 
 

@@ -48,7 +48,7 @@ class Sequence:
     arrivals: list[float] = field(default_factory=list)
 
 
-class Peer:
+class LlamaPeer:
     """A model, and a context for the base and each adapter."""
 
     def __init__(self, model: str, adapters: Path, threads: int, clients: int, tokens: int) -> None:
@@ -150,7 +150,7 @@ class Peer:
 def make() -> tuple[dict[str, Any], Handle]:
     model, adapters, *numbers = sys.argv[1:]
     threads, clients, tokens = map(int, numbers)
-    return {"threads": threads}, Peer(model, Path(adapters), threads, clients, tokens).round
+    return {"threads": threads}, LlamaPeer(model, Path(adapters), threads, clients, tokens).round
 
 
 if __name__ == "__main__":

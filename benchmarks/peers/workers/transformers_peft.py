@@ -34,7 +34,7 @@ class Clock:
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-class Peer:
+class TransformersPeer:
     """The plain model for the base, a second one with all adapters."""
 
     def __init__(self, model: str, adapters: Path, threads: int) -> None:
@@ -104,7 +104,7 @@ class Peer:
 
 def make() -> tuple[dict[str, Any], Handle]:
     model, adapters, threads = sys.argv[1:]
-    peer = Peer(model, Path(adapters), int(threads))
+    peer = TransformersPeer(model, Path(adapters), int(threads))
     about = {"threads": torch.get_num_threads(), "dtype": peer.dtype}
     return about, peer.round
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from adapters_store.expert_types import LayerRouterSpec
-from router_engine.experts.base import HostRouter
+from adapters_store.expert_types import GatingNetworkSpec
+from router_engine.experts.base import HostGatingNetwork
 from router_engine.experts.copies import AdapterTensors
 
 
 def router_weights(
-    spec: LayerRouterSpec, tensors: AdapterTensors, dtype: torch.dtype
-) -> HostRouter:
+    spec: GatingNetworkSpec, tensors: AdapterTensors, dtype: torch.dtype
+) -> HostGatingNetwork:
     """What reads the layer's input stacked as one matrix, what follows as it is."""
     prefixes = [spec.prefix]
     if spec.kind == "swiglu":
@@ -22,7 +22,7 @@ def router_weights(
     if spec.kind == "swiglu":
         w2 = tensors.get(f"{spec.prefix}.w2.weight").contiguous()
         bias2 = tensors.get(f"{spec.prefix}.w2.bias").contiguous()
-    return HostRouter(
+    return HostGatingNetwork(
         spec=spec,
         wide=torch.cat([tensors.get(f"{prefix}.weight") for prefix in prefixes]).to(dtype),
         wide_bias=torch.cat([tensors.get(f"{prefix}.bias").reshape(-1) for prefix in prefixes]),

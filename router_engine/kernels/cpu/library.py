@@ -20,7 +20,7 @@ DTYPES = (torch.bfloat16, torch.float32)  # of activations, cache and adapters
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights
 
 
-class Linear(Structure):
+class LinearStruct(Structure):
     _fields_ = (
         ("packed", c_void_p),
         ("bias", c_void_p),
@@ -34,9 +34,9 @@ class Linear(Structure):
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-class Layer(Structure):
+class LayerStruct(Structure):
     _fields_ = (
-        *((name, Linear) for name in LINEARS),
+        *((name, LinearStruct) for name in LINEARS),
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
         ("q_norm", c_void_p),
@@ -50,13 +50,13 @@ class Layer(Structure):
     )
 
 
-class ModelSpec(Structure):
+class ModelStruct(Structure):
     _fields_ = (
-        ("layers", POINTER(Layer)),
+        ("layers", POINTER(LayerStruct)),
         ("embedding", c_void_p),
         ("final_norm", c_void_p),
         ("frequencies", c_void_p),
-        ("head", Linear),
+        ("head", LinearStruct),
         ("num_layers", c_int32),
         ("hidden", c_int32),
         ("heads", c_int32),
@@ -70,7 +70,7 @@ class ModelSpec(Structure):
     )
 
 
-class Expert(Structure):
+class ExpertStruct(Structure):
     _fields_ = (
         ("a", c_void_p),
         ("b", c_void_p),
@@ -90,7 +90,7 @@ ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType(
 )
 
 
-class Router(Structure):
+class GatingStruct(Structure):
     _fields_ = (
         ("wide", c_void_p),
         ("wide_bias", c_void_p),
@@ -110,7 +110,7 @@ class Router(Structure):
 NO_THRESHOLD, CONSTANT_THRESHOLD, NET_THRESHOLD = 0, 1, 2  # `Threshold` in src/layer_router.h
 
 
-class Gates(Structure):
+class GateValuesStruct(Structure):
     _fields_ = (
         ("top_k", c_void_p),  # null: no token has a gate
         ("temperature", c_void_p),
@@ -118,7 +118,7 @@ class Gates(Structure):
     )
 
 
-class Prompt(Structure):
+class PromptStruct(Structure):
     _fields_ = (
         ("column", c_int32),
         ("first", c_int32),
@@ -127,31 +127,31 @@ class Prompt(Structure):
     )
 
 
-class Routing(Structure):
+class LayerRoutingStruct(Structure):
     _fields_ = (
-        ("routers", c_void_p),  # [columns] addresses of arrays of Router
+        ("routers", c_void_p),  # [columns] addresses of arrays of GatingStruct
         ("first", c_void_p),
         ("gates", c_void_p),
-        ("prompts", c_void_p),  # [num_prompts] of Prompt
+        ("prompts", c_void_p),  # [num_prompts] of PromptStruct
         ("num_prompts", c_int32),
         ("width", c_int32),
     )
 
 
-class Weights(Structure):
+class WeightsStruct(Structure):
     _fields_ = (
         ("columns", c_int32),
-        ("experts", c_void_p),  # [columns] addresses of arrays of Expert
+        ("experts", c_void_p),  # [columns] addresses of arrays of ExpertStruct
         ("total", c_void_p),
         ("root", c_void_p),
         ("merged_root", c_void_p),
-        ("gates", Gates),
-        ("routing", Routing),
+        ("gates", GateValuesStruct),
+        ("routing", LayerRoutingStruct),
         ("beside", c_int32),
     )
 
 
-class Step(Structure):
+class StepStruct(Structure):
     _fields_ = (
         ("token_ids", c_void_p),
         ("positions", c_void_p),
@@ -161,8 +161,8 @@ class Step(Structure):
         ("logits", c_void_p),
         ("best", c_void_p),
         ("normaliser", c_void_p),
-        ("weights", Weights),
-        ("lower", Weights),
+        ("weights", WeightsStruct),
+        ("lower", WeightsStruct),
         ("tap", c_void_p),
         ("finite", c_void_p),
         ("tokens", c_int32),
@@ -219,11 +219,11 @@ class Library:
         self._unpack = function(
             *("unpack", None, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32)
         )
-        self._model_new = function("model_new", c_void_p, c_int32, POINTER(ModelSpec))
-        self._model_run = function("model_run", None, c_void_p, POINTER(Step))
+        self._model_new = function("model_new", c_void_p, c_int32, POINTER(ModelStruct))
+        self._model_run = function("model_run", None, c_void_p, POINTER(StepStruct))
         self._model_free = function("model_free", None, c_void_p)
         self._linears = function(
-            *("linears", None, c_int32, c_void_p, POINTER(Linear), c_int32),
+            *("linears", None, c_int32, c_void_p, POINTER(LinearStruct), c_int32),
             *(c_int32, c_void_p, c_int32, c_int32),
         )
         self._peak = function("peak", c_double, c_int32)
@@ -272,13 +272,13 @@ class Library:
         stride = -(-outputs // 16) * 16
         y = torch.empty(rows, stride)
         specs = (
-            Linear(packed.data_ptr(), None, inputs, outputs, 0, packed.dtype == torch.int8)
+            LinearStruct(packed.data_ptr(), None, inputs, outputs, 0, packed.dtype == torch.int8)
             for packed in layers
         )
         self._linears(
             x.dtype == torch.bfloat16,
             x.data_ptr(),
-            (Linear * len(layers))(*specs),
+            (LinearStruct * len(layers))(*specs),
             len(layers),
             rows,
             y.data_ptr(),
@@ -291,11 +291,11 @@ class Library:
         """Operations a second in fp32 that all threads reach in registers alone."""
         return float(self._peak(torch.get_num_threads()))
 
-    def new_model(self, dtype: torch.dtype, spec: ModelSpec) -> int:
+    def new_model(self, dtype: torch.dtype, spec: ModelStruct) -> int:
         """A decoder; what `spec` points at must outlive it. Freed by `free_model`."""
         return int(self._model_new(dtype == torch.bfloat16, ctypes.byref(spec)))
 
-    def run_model(self, model: int, step: Step) -> None:
+    def run_model(self, model: int, step: StepStruct) -> None:
         self._model_run(model, ctypes.byref(step))
 
     def free_model(self, model: int) -> None:

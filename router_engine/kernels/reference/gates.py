@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def gate_weights(
+def layer_routing_weights(
     x: Tensor,
     a: Tensor,
     prototype: Tensor,

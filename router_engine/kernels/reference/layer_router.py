@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router_engine.experts.base import HostRouter
+from router_engine.experts.base import HostGatingNetwork
 
 
-def layer_gates(router: HostRouter, v: Tensor) -> Tensor:
+def gating_values(router: HostGatingNetwork, v: Tensor) -> Tensor:
     """The gates g [tokens, outputs], fp32, of every token at one layer.
 
     linear: z = R v + r. swiglu: z = W2 (silu(W1 v + b1) * (W3 v + b3)) + b2. Then sigmoid(z), or

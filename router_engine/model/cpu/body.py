@@ -13,13 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router_engine.experts.layer_gates import gate_readings, known_gates
-from router_engine.experts.readings import GateReadings
+from router_engine.experts.readings import GateTensors
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.library import Gates, Prompt, Routing, Step, Weights
+from router_engine.kernels.cpu.library import (
+    GateValuesStruct,
+    LayerRoutingStruct,
+    PromptStruct,
+    StepStruct,
+    WeightsStruct,
+)
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.body import BodyOutput
-from router_engine.model.cpu.decoder import Decoder
-from router_engine.model.cpu.lists import AdapterLists
+from router_engine.model.cpu.decoder import PackedModel
+from router_engine.model.cpu.lists import AdapterPointers
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
 
@@ -29,14 +35,16 @@ _LANES = 16
 class CpuBody:
     """Runs whole steps; owns what it needs between them."""
 
-    def __init__(self, decoder: Decoder, pool: RowPool, vocab_size: int, tap_layer: int) -> None:
+    def __init__(
+        self, decoder: PackedModel, pool: RowPool, vocab_size: int, tap_layer: int
+    ) -> None:
         self._decoder = decoder
         self._tap_layer = tap_layer
         self._pool = pool
         self._vocab = vocab_size
         self._stride = -(-vocab_size // _LANES) * _LANES
         self._buffer = torch.empty(0)
-        self._lists = AdapterLists(pool, decoder.sites, decoder.layers)
+        self._lists = AdapterPointers(pool, decoder.sites, decoder.layers)
 
     def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
         """See `Body.run`. The logits are in fp32 and overwritten by the next call."""
@@ -49,7 +57,7 @@ class CpuBody:
         lower = _Mixture(weights and weights.lower, self._pool, self._lists, readings)
         tap = torch.empty(len(arrays.token_ids), self._decoder.hidden) if plan.is_tapped else None
         finite = torch.empty(len(arrays.token_ids), dtype=torch.bool)
-        step = Step(
+        step = StepStruct(
             token_ids=arrays.token_ids.ctypes.data,
             positions=arrays.positions.ctypes.data,
             rows=arrays.rows.ctypes.data,
@@ -77,7 +85,7 @@ class CpuBody:
             readings = gate_readings(self._pool, weights, columns, values, self._tap_layer)
         return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings, finite)
 
-    def _readings(self, weights: StepWeights | None, tokens: int) -> GateReadings | None:
+    def _readings(self, weights: StepWeights | None, tokens: int) -> GateTensors | None:
         """Room for the gates of a step's adapters, if any has a router."""
         if weights is None or self._pool.only_lora(weights.digests):
             return None
@@ -85,7 +93,7 @@ class CpuBody:
         if not columns:
             return None
         layers = len(self._decoder.layers)
-        return GateReadings(known_gates(layers, tokens, columns, weights.prompts), columns)
+        return GateTensors(known_gates(layers, tokens, columns, weights.prompts), columns)
 
     def _room(self, samples: int) -> Tensor:
         """[samples, stride], in memory that is kept: fresh pages are megabytes of faults a step."""
@@ -103,10 +111,10 @@ class _Mixture:
         self,
         weights: StepWeights | None,
         pool: RowPool,
-        lists: AdapterLists,
-        readings: GateReadings | None,
+        lists: AdapterPointers,
+        readings: GateTensors | None,
     ) -> None:
-        self.weights = Weights()
+        self.weights = WeightsStruct()
         if weights is None:
             return
         self._experts = [lists.experts(digest) for digest in weights.digests]
@@ -122,12 +130,12 @@ class _Mixture:
         if weights.gates is not None:
             gates = weights.gates
             self._gates = (gates.top_k, gates.temperature, gates.candidates.contiguous())
-            self.weights.gates = Gates(*(part.data_ptr() for part in self._gates))
+            self.weights.gates = GateValuesStruct(*(part.data_ptr() for part in self._gates))
         if readings is not None:
             self._route(weights, pool, lists, readings)
 
     def _route(
-        self, weights: StepWeights, pool: RowPool, lists: AdapterLists, readings: GateReadings
+        self, weights: StepWeights, pool: RowPool, lists: AdapterPointers, readings: GateTensors
     ) -> None:
         digests = weights.digests
         first = {digest: first for digest, first, _ in readings.columns}
@@ -135,14 +143,14 @@ class _Mixture:
         self._router_pointers = _addresses(self._routers)
         self._first = (ctypes.c_int32 * len(digests))(*(first.get(each, 0) for each in digests))
         prompts = [
-            Prompt(digests.index(digest), each.first, each.count, each.prompt)
+            PromptStruct(digests.index(digest), each.first, each.count, each.prompt)
             for each in weights.prompts
             if each.kept is None
             for digest in each.adapters
             if digest in first and pool.reads_whole_prompts(digest)
         ]
-        self._prompts = (Prompt * len(prompts))(*prompts)
-        self.weights.routing = Routing(
+        self._prompts = (PromptStruct * len(prompts))(*prompts)
+        self.weights.routing = LayerRoutingStruct(
             routers=ctypes.addressof(self._router_pointers),
             first=ctypes.addressof(self._first),
             gates=readings.values.data_ptr(),

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from router_engine.errors import UnsupportedModelError
-from router_engine.kernels.cpu.library import DTYPES, LINEARS, Layer, Library, Linear, ModelSpec
+from router_engine.kernels.cpu.library import (
+    DTYPES,
+    LINEARS,
+    LayerStruct,
+    Library,
+    LinearStruct,
+    ModelStruct,
+)
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.cpu.choice import layer_shape
 from router_engine.model.layout import Layout, layout_of
@@ -37,7 +44,7 @@ def unsupported(loaded: LoadedModel) -> str | None:
     return layer_shape(layout).refusal
 
 
-class Decoder:
+class PackedModel:
     """The model as the kernels read it: packed weights, norms in fp32, and where the cache lies.
 
     Afterwards the layers of `linears` hold no weights. As `experts.merged.BaseWeights`.
@@ -66,7 +73,7 @@ class Decoder:
         layout = layout_of(loaded.model, loaded.attention)
         self.hidden = layout.hidden
         windows = [call.window or 0 for call in loaded.attention]
-        layers = (Layer * len(body.layers))(
+        layers = (LayerStruct * len(body.layers))(
             *(
                 self._layer(index, layer, cache, window)
                 for index, (layer, window) in enumerate(zip(body.layers, windows, strict=True))
@@ -127,13 +134,13 @@ class Decoder:
         self,
         loaded: LoadedModel,
         layout: Layout,
-        layers: ctypes.Array[Layer],
+        layers: ctypes.Array[LayerStruct],
         cache: PagedCache,
-    ) -> ModelSpec:
+    ) -> ModelStruct:
         body: Any = loaded.model.base_model
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
-        return ModelSpec(
+        return ModelStruct(
             layers=layers,
             embedding=self._keep(body.embed_tokens.weight),
             final_norm=self._floats(body.norm.weight),
@@ -151,7 +158,7 @@ class Decoder:
             rope_scale=float(body.rotary_emb.attention_scaling),
         )
 
-    def _layer(self, index: int, layer: Any, cache: PagedCache, window: int) -> Layer:
+    def _layer(self, index: int, layer: Any, cache: PagedCache, window: int) -> LayerStruct:
         attention, mlp = layer.self_attn, layer.mlp
         parts = (
             *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -159,7 +166,7 @@ class Decoder:
         )
         linears = {name: self._linear(part) for name, part in zip(LINEARS, parts, strict=True)}
         path = self.layers[index]
-        return Layer(
+        return LayerStruct(
             **linears,
             parallel=self._site(f"{path}.mlp#parallel"),
             serial=self._site(f"{path}.mlp#serial"),
@@ -173,9 +180,9 @@ class Decoder:
             window=window,
         )
 
-    def _linear(self, linear: MixtureLinear) -> Linear:
+    def _linear(self, linear: MixtureLinear) -> LinearStruct:
         bias: nn.Parameter | None = getattr(linear.base, "bias", None)
-        return Linear(
+        return LinearStruct(
             packed=self._packed[linear.path].data_ptr(),
             bias=None if bias is None else self._floats(bias),
             inputs=linear.shape.in_features,

@@ -24,11 +24,11 @@ from router_engine.kernels.cpu.library import Library
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.cpu.body import CpuBody
 from router_engine.model.cpu.choice import choose, layer_shape, running
-from router_engine.model.cpu.decoder import Decoder, unsupported
+from router_engine.model.cpu.decoder import PackedModel, unsupported
 from router_engine.model.cpu.trial import TORCH
 from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
-from router_engine.model.proof import Proof, Verdict
+from router_engine.model.proof import Proof, ProofVerdict
 from router_engine.model.weights import ParameterWeights
 from router_engine.model.wrap import MixtureLinear
 
@@ -118,7 +118,7 @@ class FastPath:
             return None
         expected = None if verdict is not None else self._proof.expected()
         with self._moving:
-            decoder = Decoder(library, self._loaded, self._linears, self._cache)
+            decoder = PackedModel(library, self._loaded, self._linears, self._cache)
             self._weights = decoder
         body = CpuBody(decoder, self._pool, decoder.vocab, self._loaded.tap_layer)
         if expected is not None:
@@ -130,13 +130,13 @@ class FastPath:
         self.name = library.isa
         return body
 
-    def _take_back(self, decoder: Decoder) -> None:
+    def _take_back(self, decoder: PackedModel) -> None:
         embedding: Any = self._loaded.model.get_input_embeddings()
         with self._moving:
             decoder.give_back(self._linears, embedding.weight)
             self._weights = ParameterWeights(self._loaded, self._linears)
 
-    def _refuse(self, library: Library, verdict: Verdict) -> None:
+    def _refuse(self, library: Library, verdict: ProofVerdict) -> None:
         if not self._has_fallback:
             raise UnsupportedModelError(
                 f"kernels 'cpu' cannot run this model exactly: on {library.isa} {verdict}. Use "

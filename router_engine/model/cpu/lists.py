@@ -5,19 +5,19 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 
-from router_engine.experts.base import HostRouter
-from router_engine.experts.rows import LocatedRows, RowPool
+from router_engine.experts.base import HostGatingNetwork
+from router_engine.experts.rows import RowPointers, RowPool
 from router_engine.kernels.cpu.library import (
     ACTIVATIONS,
     CONSTANT_THRESHOLD,
     NET_THRESHOLD,
     NO_THRESHOLD,
-    Expert,
-    Router,
+    ExpertStruct,
+    GatingStruct,
 )
 
 
-class AdapterLists:
+class AdapterPointers:
     """An adapter's experts, site by site, and its routers, layer by layer.
 
     They are kept until the pool changes: what they point at moves then.
@@ -28,15 +28,15 @@ class AdapterLists:
         self._pool = pool
         self._sites = sites
         self._layers = layers
-        self._experts: dict[str, ctypes.Array[Expert]] = {}
-        self._routers: dict[str, ctypes.Array[Router]] = {}
+        self._experts: dict[str, ctypes.Array[ExpertStruct]] = {}
+        self._routers: dict[str, ctypes.Array[GatingStruct]] = {}
         self._version = pool.version
 
-    def experts(self, digest: str) -> ctypes.Array[Expert]:
+    def experts(self, digest: str) -> ctypes.Array[ExpertStruct]:
         """[sites]: rank 0 where the adapter does not touch one."""
         self._refresh()
         if digest not in self._experts:
-            experts = (Expert * len(self._sites))()
+            experts = (ExpertStruct * len(self._sites))()
             for site in self._pool.residents[digest]:
                 found = self._pool.located(site, digest)
                 if found is not None:
@@ -44,14 +44,14 @@ class AdapterLists:
             self._experts[digest] = experts
         return self._experts[digest]
 
-    def routers(self, digest: str) -> ctypes.Array[Router]:
+    def routers(self, digest: str) -> ctypes.Array[GatingStruct]:
         """[layers]: no outputs where the adapter has no router."""
         self._refresh()
         if digest not in self._routers:
             routers = self._pool.routers(digest)
             found = (routers.get(layer) for layer in self._layers)
-            listed = (Router() if router is None else _router(router) for router in found)
-            self._routers[digest] = (Router * len(self._layers))(*listed)
+            listed = (GatingStruct() if router is None else _router(router) for router in found)
+            self._routers[digest] = (GatingStruct * len(self._layers))(*listed)
         return self._routers[digest]
 
     def _refresh(self) -> None:
@@ -61,8 +61,8 @@ class AdapterLists:
             self._version = self._pool.version
 
 
-def _expert(rows: LocatedRows) -> Expert:
-    return Expert(
+def _expert(rows: RowPointers) -> ExpertStruct:
+    return ExpertStruct(
         a=rows.a,
         b=rows.b,
         rank=rows.count,
@@ -76,12 +76,12 @@ def _expert(rows: LocatedRows) -> Expert:
     )
 
 
-def _router(router: HostRouter) -> Router:
+def _router(router: HostGatingNetwork) -> GatingStruct:
     spec, threshold = router.spec, router.spec.threshold
     kind = NO_THRESHOLD
     if threshold is not None:
         kind = CONSTANT_THRESHOLD if threshold.prefix is None else NET_THRESHOLD
-    return Router(
+    return GatingStruct(
         wide=router.wide.data_ptr(),
         wide_bias=router.wide_bias.data_ptr(),
         narrow=None if router.w2 is None else router.w2.data_ptr(),

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router_engine.kernels.cpu.library import LINEARS, Layer, Library, Linear, ModelSpec, Step
+from router_engine.kernels.cpu.library import (
+    LINEARS,
+    LayerStruct,
+    Library,
+    LinearStruct,
+    ModelStruct,
+    StepStruct,
+)
 
 DECODE = (1, 8)  # requests
 PROMPTS = (64, 256)  # tokens
@@ -102,16 +109,16 @@ class DecoderTrial:
         blocks = max(DECODE) * (_CONTEXT // _BLOCK + 1) + max(PROMPTS) // _BLOCK
         cache = torch.zeros(2, blocks * _BLOCK, shape.kv_heads, shape.head_dim, dtype=dtype)
         ones = self._keep(torch.ones(max(shape.hidden, shape.head_dim)))
-        layer = Layer(
+        layer = LayerStruct(
             **{name: linears[name] for name in LINEARS},
             attention_norm=ones,
             mlp_norm=ones,
             keys=self._keep(cache[0]),
             values=self._keep(cache[1]),
         )
-        self._kept += [layers := (Layer * 1)(layer)]
+        self._kept += [layers := (LayerStruct * 1)(layer)]
         embedding = torch.randn(1, shape.hidden).to(dtype)
-        self._spec = ModelSpec(
+        self._spec = ModelStruct(
             layers=layers,
             embedding=self._keep(embedding),
             final_norm=ones,
@@ -152,7 +159,7 @@ class DecoderTrial:
         sampled = (np.arange(rows) if decodes else np.array([rows - 1])).astype(np.int32)
         logits, normaliser = torch.empty(samples, _HEAD), torch.empty(samples)
         best = torch.empty(samples, dtype=torch.int64)
-        step = Step(
+        step = StepStruct(
             token_ids=tokens.ctypes.data,
             positions=positions.ctypes.data,
             rows=table.ctypes.data,
@@ -174,14 +181,14 @@ class DecoderTrial:
         self._library.free_model(self._handle)
         self._kept.clear()
 
-    def _pack(self, weight: Tensor) -> Linear:
+    def _pack(self, weight: Tensor) -> LinearStruct:
         outputs, inputs = weight.shape
         packed = torch.empty(
             self._library.packed_size(weight.shape, weight.dtype), dtype=weight.dtype
         )
         is_int8 = weight.dtype == torch.int8
         self._library.pack(weight, packed, torch.ones(outputs) * 1e-3 if is_int8 else None)
-        return Linear(self._keep(packed), None, inputs, outputs, 0, is_int8)
+        return LinearStruct(self._keep(packed), None, inputs, outputs, 0, is_int8)
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)

@@ -22,7 +22,7 @@ from router_engine.routers.scoring import Window
 
 logger = logging.getLogger(__name__)
 
-ClientAsk = m.Embed | m.Route | m.Retrieve | m.PutCentroids | m.PutExamples | m.AskInfo
+ClientAsk = m.Embed | m.Route | m.Retrieve | m.PutEncoderCentroids | m.PutExamples | m.AskInfo
 _Reply = TypeVar("_Reply", m.Embedded, m.Routed, m.Retrieved, m.Done, m.Info)
 
 _EMBED_TEXTS = 8  # texts of one message: what a live routed request may have to wait behind
@@ -138,7 +138,7 @@ class EncoderClient:
     async def put_centroids(self, centroids: Mapping[str, NDArray[np.float32]]) -> None:
         """Register centroids [d] by adapter digest; the worker keeps them until it ends."""
         packed = {digest: m.pack_vector(vector) for digest, vector in centroids.items()}
-        await self._ask(m.PutCentroids(next(self._ids), packed), m.Done)
+        await self._ask(m.PutEncoderCentroids(next(self._ids), packed), m.Done)
 
     async def info(self) -> m.Info:
         """The encoder's digest and dimension."""
@@ -190,7 +190,7 @@ class EncoderClient:
         Behind more than the socket holds it is sent when there is room, as the ask itself is.
         """
         if self._socket is not None:
-            self._socket.send(m.encode(m.Cancel(id_)))
+            self._socket.send(m.encode(m.CancelQuery(id_)))
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:

@@ -14,11 +14,11 @@ MAX_CHARACTERS = 1 << 16  # of one text: no encoder reads as many (see `part_rea
 MAX_TEXTS = 64  # of one Embed: a longer one would hold up the routing of live requests
 
 
-class Message(msgspec.Struct, frozen=True, tag=True):
+class EncoderMessage(msgspec.Struct, frozen=True, tag=True):
     """Base of all messages; the tag is the class name."""
 
 
-class Embed(Message, frozen=True):
+class Embed(EncoderMessage, frozen=True):
     """Texts to embed: answered by Embedded or Failed."""
 
     id: int
@@ -26,7 +26,7 @@ class Embed(Message, frozen=True):
     window: Window
 
 
-class Route(Message, frozen=True):
+class Route(EncoderMessage, frozen=True):
     """Weights from one text: answered by Routed or Failed."""
 
     id: int
@@ -35,7 +35,7 @@ class Route(Message, frozen=True):
     params: dict[str, Any]
 
 
-class Retrieve(Message, frozen=True):
+class Retrieve(EncoderMessage, frozen=True):
     """Weights from one text and the examples nearest to it: answered by Retrieved or Failed."""
 
     id: int
@@ -44,27 +44,27 @@ class Retrieve(Message, frozen=True):
     params: dict[str, Any]
 
 
-class PutExamples(Message, frozen=True):
+class PutExamples(EncoderMessage, frozen=True):
     """Embeddings of single sample texts by the texts' digest, each [n, d]: Done or Failed."""
 
     id: int
     examples: dict[str, bytes]
 
 
-class PutCentroids(Message, frozen=True):
+class PutEncoderCentroids(EncoderMessage, frozen=True):
     """Centroids by adapter digest, each [d]: answered by Done or Failed."""
 
     id: int
     centroids: dict[str, bytes]
 
 
-class AskInfo(Message, frozen=True):
+class AskInfo(EncoderMessage, frozen=True):
     """Who is there: answered by Info."""
 
     id: int
 
 
-class Begin(Message, frozen=True):
+class Begin(EncoderMessage, frozen=True):
     """A request's prompt: answered by SessionRouted or SessionFailed. Replaces a namesake."""
 
     session: str
@@ -73,37 +73,37 @@ class Begin(Message, frozen=True):
     params: dict[str, Any]
 
 
-class Extend(Message, frozen=True):
+class Extend(EncoderMessage, frozen=True):
     """More tokens of a session: answered as Begin is."""
 
     session: str
     token_ids: tuple[int, ...]
 
 
-class End(Message, frozen=True):
+class End(EncoderMessage, frozen=True):
     """Forget a session and what waits of it. No answer."""
 
     session: str
 
 
-class Cancel(Message, frozen=True):
+class CancelQuery(EncoderMessage, frozen=True):
     """Drop the ask `id` if it still waits: nobody waits for its answer. No answer."""
 
     id: int
 
 
-class Embedded(Message, frozen=True):
+class Embedded(EncoderMessage, frozen=True):
     id: int
     vectors: bytes  # [n, d]
     dimension: int
 
 
-class Routed(Message, frozen=True):
+class Routed(EncoderMessage, frozen=True):
     id: int
     weights: tuple[float, ...]
 
 
-class Retrieved(Message, frozen=True):
+class Retrieved(EncoderMessage, frozen=True):
     """Either weights, or the candidates whose examples must be put first."""
 
     id: int
@@ -111,17 +111,17 @@ class Retrieved(Message, frozen=True):
     lacking: tuple[str, ...] = ()
 
 
-class Done(Message, frozen=True):
+class Done(EncoderMessage, frozen=True):
     id: int
 
 
-class Info(Message, frozen=True):
+class Info(EncoderMessage, frozen=True):
     id: int
     digest: str
     dimension: int
 
 
-class Failed(Message, frozen=True):
+class Failed(EncoderMessage, frozen=True):
     """The ask `id` got no answer; id None when not even that could be read.
 
     is_away: the worker lacks what one before it was given, and will have it in a moment.
@@ -132,13 +132,13 @@ class Failed(Message, frozen=True):
     is_away: bool = False
 
 
-class SessionRouted(Message, frozen=True):
+class SessionRouted(EncoderMessage, frozen=True):
     session: str
     num_tokens: int  # the weights were made from the first `num_tokens` tokens
     weights: tuple[float, ...]
 
 
-class SessionFailed(Message, frozen=True):
+class SessionFailed(EncoderMessage, frozen=True):
     """A session that gets no more answers; is_away as in `Failed`."""
 
     session: str
@@ -148,7 +148,16 @@ class SessionFailed(Message, frozen=True):
 
 
 Ask = (
-    Embed | Route | Retrieve | PutCentroids | PutExamples | AskInfo | Cancel | Begin | Extend | End
+    Embed
+    | Route
+    | Retrieve
+    | PutEncoderCentroids
+    | PutExamples
+    | AskInfo
+    | CancelQuery
+    | Begin
+    | Extend
+    | End
 )
 Reply = Embedded | Routed | Retrieved | Done | Info | Failed | SessionRouted | SessionFailed
 

@@ -143,7 +143,7 @@ class EncoderService:
                 self._texts.put((client, ask.id), self._one_text(ask))
             case m.Retrieve():
                 self._texts.put((client, ask.id), self._one_retrieval(ask))
-            case m.PutCentroids() | m.PutExamples():
+            case m.PutEncoderCentroids() | m.PutExamples():
                 self._put(ask)
                 self._ready.append((client, m.Done(ask.id)))
             case m.AskInfo():
@@ -155,7 +155,7 @@ class EncoderService:
                 self._extend(client, ask.session, ask.token_ids)
             case m.End():
                 self._drop_session(client, ask.session)
-            case m.Cancel():
+            case m.CancelQuery():
                 self._texts.drop((client, ask.id))
                 self._embeds.drop((client, ask.id))
 
@@ -170,7 +170,7 @@ class EncoderService:
             case m.Begin() | m.Extend():
                 self._drop_session(client, ask.session)
                 self._ready.append((client, m.SessionFailed(ask.session, 0, str(error), is_away)))
-            case m.End() | m.Cancel():
+            case m.End() | m.CancelQuery():
                 logger.warning("cannot do %r: %s", ask, error)
             case _:
                 self._ready.append((client, m.Failed(ask.id, str(error), is_away)))
@@ -239,14 +239,14 @@ class EncoderService:
                 f"the encoder worker has no centroid of {', '.join(unknown)}"
             )
 
-    def _put(self, ask: m.PutCentroids | m.PutExamples) -> None:
-        if isinstance(ask, m.PutCentroids):
+    def _put(self, ask: m.PutEncoderCentroids | m.PutExamples) -> None:
+        if isinstance(ask, m.PutEncoderCentroids):
             self._put_centroids(ask)
             return
         for key, data in ask.examples.items():
             self._examples.put(key, m.unpack_vectors(data, self._encoder.dimension))
 
-    def _put_centroids(self, ask: m.PutCentroids) -> None:
+    def _put_centroids(self, ask: m.PutEncoderCentroids) -> None:
         vectors = {
             digest: m.unpack_vectors(data, self._encoder.dimension)
             for digest, data in ask.centroids.items()

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from router_engine.heap import keep_loaded
+from router_engine.heap import freeze_loaded
 from router_engine.model.checkpoint import refused
 from router_engine.processes.parent import die_with_parent
 from router_engine.routers.encoder.config import StartOrder
@@ -115,7 +115,7 @@ def main() -> None:
     context = zmq.Context[zmq.Socket[bytes]]()
     try:
         service = build_service(order)
-        keep_loaded()
+        freeze_loaded()
         # Only now: whoever reaches the socket takes the worker for one that answers.
         socket = listen(context, order.endpoint)
     except Exception as error:  # one line: the parent puts it into what it says

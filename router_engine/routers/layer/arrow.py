@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from router_engine.routers.base import Gate
+from router_engine.routers.base import LayerRoutingParams
 from router_engine.routers.registry import RouterSpec
 
 
@@ -30,8 +30,8 @@ class ArrowParams(BaseModel):
     )
 
 
-def _gate(params: ArrowParams) -> Gate:
-    return Gate("arrow", params.top_k, params.temperature)
+def _gate(params: ArrowParams) -> LayerRoutingParams:
+    return LayerRoutingParams("arrow", params.top_k, params.temperature)
 
 
 SPEC = RouterSpec(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from router_engine.request import TokenRouting
-from router_engine.routers.base import HiddenAnswer, HiddenQuestion, Prior
+from router_engine.routers.base import HiddenQuery, HiddenWeights, Prior
 from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
@@ -129,16 +129,16 @@ class HiddenMeanRouter:
         self._sessions[request_id] = self._groups.setdefault((group.candidates, params), group)
         return Prior(_prior(params, len(candidates)), params.warmup or None, params.window)
 
-    def weigh(self, questions: Sequence[HiddenQuestion]) -> list[HiddenAnswer]:
+    def weigh(self, questions: Sequence[HiddenQuery]) -> list[HiddenWeights]:
         """See `HiddenRouter.weigh`."""
-        groups: dict[_Group, list[HiddenQuestion]] = {}
-        answers: list[HiddenAnswer] = []
+        groups: dict[_Group, list[HiddenQuery]] = {}
+        answers: list[HiddenWeights] = []
         for question in questions:
             group = self._sessions[question.request_id]
             if question.mean is None:
                 weights = _prior(group.params, len(group.candidates))
                 sparse = SparseWeights.of(weights)
-                answers.append(HiddenAnswer(question.request_id, question.num_tokens, sparse))
+                answers.append(HiddenWeights(question.request_id, question.num_tokens, sparse))
             else:
                 groups.setdefault(group, []).append(question)
         for group, members in groups.items():
@@ -149,12 +149,12 @@ class HiddenMeanRouter:
         """Forget a request."""
         self._sessions.pop(request_id, None)
 
-    def _weigh(self, group: _Group, questions: Sequence[HiddenQuestion]) -> Iterator[HiddenAnswer]:
+    def _weigh(self, group: _Group, questions: Sequence[HiddenQuery]) -> Iterator[HiddenWeights]:
         candidates = self._matrix(group.candidates)
         means = np.stack([question.mean for question in questions if question.mean is not None])
         rows = weigh_rows(candidates.scores(means), group.params)
         for question, row in zip(questions, rows, strict=True):
-            yield HiddenAnswer(question.request_id, question.num_tokens, row)
+            yield HiddenWeights(question.request_id, question.num_tokens, row)
 
     def _matrix(self, candidates: tuple[str, ...]) -> _Candidates:
         found = self._matrices.get(candidates)

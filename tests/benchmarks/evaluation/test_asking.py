@@ -15,7 +15,7 @@ from benchmarks.evaluation.asking import Asking
 from benchmarks.evaluation.asks import Ask
 from benchmarks.evaluation.journal import Journal
 from benchmarks.evaluation.leaks import find_leak, leak_of
-from benchmarks.evaluation.suite import Routing
+from benchmarks.evaluation.suite import SuiteRouting
 from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder
@@ -132,7 +132,7 @@ def leak(live: Live, router: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         async with http_client(live.url) as http:
             with Journal(tmp_path / "journal.jsonl") as journal:
                 asking = Asking(http, journal, IDENTITY, 1, Console(quiet=True))
-                return await find_leak(asking, Routing(name="x", mixture={"router": router}))
+                return await find_leak(asking, SuiteRouting(name="x", mixture={"router": router}))
 
     return asyncio.run(run())
 

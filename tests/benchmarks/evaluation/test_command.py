@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.evaluation import run, tune
 from benchmarks.evaluation.page import FIGURES, filled
-from benchmarks.evaluation.run import Site, site
+from benchmarks.evaluation.run import EvaluationServer, site
 from benchmarks.machine import ROOT
 from server.cli.main import app
 from tests.support.tiny import make_lora_folder
@@ -64,11 +64,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 @pytest.fixture
 def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The first command starts its server; the next ones of the same suite find it there."""
-    opened: list[Site] = []
+    opened: list[EvaluationServer] = []
     with ExitStack() as stack:
 
         @contextmanager
-        def shared(*arguments: Any) -> Iterator[Site]:
+        def shared(*arguments: Any) -> Iterator[EvaluationServer]:
             if not opened:
                 opened.append(stack.enter_context(site(*arguments)))
             yield opened[0]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation.asks import Answer, Ask, mixture_for, mixture_for_mixed, score_ask
-from benchmarks.evaluation.plan import Cell, plan_cells, waves
+from benchmarks.evaluation.plan import EvaluationCell, plan_cells, waves
 from benchmarks.evaluation.results import comparisons_of, measures_of
 from benchmarks.evaluation.rows import Case, Rows, Words, plain_cases
 from benchmarks.evaluation.series import (
@@ -23,14 +23,14 @@ from benchmarks.evaluation.series import (
     mean_of,
 )
 from benchmarks.evaluation.settings import EvaluationSettings
-from benchmarks.evaluation.suite import Routing, Suite, Tuning
+from benchmarks.evaluation.suite import Suite, SuiteRouting, Tuning
 from training.data import Row
 from training.evaluation.scores import parses_as_python
 from training.evaluation.tasks import task_named
 
-BASE = Routing(name="base")
-ONE = Routing(name="one", mixture={"adapters": [{"name": "one"}]})
-TWO = Routing(name="two", mixture={"adapters": [{"name": "two"}]})
+BASE = SuiteRouting(name="base")
+ONE = SuiteRouting(name="one", mixture={"adapters": [{"name": "one"}]})
+TWO = SuiteRouting(name="two", mixture={"adapters": [{"name": "two"}]})
 
 
 def reply(text: str, logprobs: list[float], weights: Any = None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def scored(*rows: tuple[float, int]) -> list[Answer]:
     return [{"scores": [{"parts": [[nll, tokens], [0.0, 0]]}]} for nll, tokens in rows]
 
 
-def cells_of(answers: dict[tuple[str, str], list[Answer]]) -> tuple[list[Cell], Any]:
+def cells_of(answers: dict[tuple[str, str], list[Answer]]) -> tuple[list[EvaluationCell], Any]:
     """Score cells {(task, routing): answers}, and how to look an answer up."""
     routings = {r.name: r for r in (BASE, ONE, TWO)}
     known: dict[int, Answer] = {}
@@ -89,7 +89,7 @@ def cells_of(answers: dict[tuple[str, str], list[Answer]]) -> tuple[list[Cell], 
         asks = [Ask(name, "/score", {"inputs": f"{task}{i}"}) for i in range(len(given))]
         known.update((id(ask), answer) for ask, answer in zip(asks, given, strict=True))
         cases = [Case("p", " x", (2,)) for _ in given]
-        cells.append(Cell("score", task, routings[name], cases, asks))
+        cells.append(EvaluationCell("score", task, routings[name], cases, asks))
     return cells, lambda ask: known[id(ask)]
 
 
@@ -129,7 +129,7 @@ def test_a_choice_is_the_likeliest_option() -> None:
     ]
     asks = [Ask("base", "/score", {"inputs": str(i)}) for i in range(3)]
     known = {ask.body["inputs"]: a for ask, a in zip(asks, answers, strict=True)}
-    cells = [Cell("score", "science", BASE, [case] * 3, asks)]
+    cells = [EvaluationCell("score", "science", BASE, [case] * 3, asks)]
     columns = columns_of(cells, lambda ask: known[ask.body["inputs"]])
     assert columns["science", "accuracy"]["base"][0].values == (0.0, 1.0, 0.0)
     assert columns["science", NLL]["base"][0].values == (2.0, 1.0, 1.0)
@@ -140,7 +140,7 @@ def test_answers_are_scored() -> None:
     rows = {" x = 1": "```python\nx = 1\n```", " for (;;) {}": " x", " y = 2": " y ="}
     cases = [Case("p", completion, (1,)) for completion in rows]
     asks = [Ask("base", "/generate", {"inputs": completion}) for completion in rows]
-    cells = [Cell("answer", "code", BASE, cases, asks)]
+    cells = [EvaluationCell("answer", "code", BASE, cases, asks)]
     columns = columns_of(cells, lambda ask: {"text": rows[ask.body["inputs"]]})
     # The second row's own solution is no Python.
     assert columns["code", "parses"]["base"][0].values == (1.0, 0.0)
@@ -187,8 +187,8 @@ def test_pairs_cancel_what_rows_have_in_common() -> None:
 
 
 def test_questions_are_answered_by_pairs() -> None:
-    def routed(name: str, **router: Any) -> Routing:
-        return Routing(name=name, mixture={"router": {"name": "similarity", **router}})
+    def routed(name: str, **router: Any) -> SuiteRouting:
+        return SuiteRouting(name=name, mixture={"router": {"name": "similarity", **router}})
 
     suite = Suite(
         tasks=["math", "code"],
@@ -218,8 +218,8 @@ def test_questions_are_answered_by_pairs() -> None:
 def test_a_router_of_tokens_alone_is_compared_with_all_that_choose_once() -> None:
     """And a cadence with those of its own family only."""
 
-    def routed(label: str, family: str | None = None, **router: Any) -> Routing:
-        return Routing(name=label, family=family, mixture={"router": router})
+    def routed(label: str, family: str | None = None, **router: Any) -> SuiteRouting:
+        return SuiteRouting(name=label, family=family, mixture={"router": router})
 
     suite = Suite(
         tasks=["math"],
@@ -246,7 +246,7 @@ def test_a_router_of_tokens_alone_is_compared_with_all_that_choose_once() -> Non
 
 
 def test_an_oracle_changes_over_between_the_answers(words: Words) -> None:
-    oracle = Routing(name="oracle", by_task={"reading": "a", "math": "b"})
+    oracle = SuiteRouting(name="oracle", by_task={"reading": "a", "math": "b"})
     assert mixture_for(oracle, "math") == {"adapters": [{"name": "b"}]}
     case = Case("p", " 308\n\nAnswer: 18", (4, 13))
     mixture = mixture_for_mixed(oracle, "reading", "math", case, words)
@@ -258,7 +258,7 @@ def test_an_oracle_changes_over_between_the_answers(words: Words) -> None:
 
 
 def test_a_cut_completion_is_the_opening_of_the_whole(words: Words) -> None:
-    cut = Routing(name="cut", completion_tokens=32)
+    cut = SuiteRouting(name="cut", completion_tokens=32)
     (case,) = plain_cases(task_named("math"), [Row("p", "x" * 40)], words)
     ask = score_ask(case, cut, None, words)
     assert ask.body["completions"] == ["x" * 32]
@@ -269,7 +269,7 @@ def test_cheap_lanes_come_first_and_rows_run_side_by_side(data: Path, words: Wor
     suite = Suite(
         tasks=["reading"],
         routing=[
-            Routing(name="slow", mixture={"router": {}}, cost=5.0, rows=1, answer_rows=0),
+            SuiteRouting(name="slow", mixture={"router": {}}, cost=5.0, rows=1, answer_rows=0),
             BASE,
             ONE,
         ],

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks.uncertainty.asking import Doubt, Question, doubt_of
+from benchmarks.uncertainty.asking import AnswerUncertainty, Question, doubt_of
 from benchmarks.uncertainty.measures import auroc, calibration_error, estimate, reliability
 from benchmarks.uncertainty.results import AVERAGE, ENSEMBLE, INFORMATION, measures_of
 
@@ -67,9 +67,9 @@ def test_scores_that_know_and_scores_that_do_not() -> None:
         questions.append(Question("?", (" A", " B"), None if is_other else 0))
         first = 0.4 if is_wrong else 0.6
         noise = float(chance.uniform())
-        average.append(Doubt(np.array([first, 1 - first]), noise, math.nan))
+        average.append(AnswerUncertainty(np.array([first, 1 - first]), noise, math.nan))
         known = 2.0 + noise if is_other else 1.0 + noise / 2 if is_wrong else noise
-        ensemble.append(Doubt(np.array([first, 1 - first]), noise, known))
+        ensemble.append(AnswerUncertainty(np.array([first, 1 - first]), noise, known))
     found = measures_of(questions, {AVERAGE: average, ENSEMBLE: ensemble}, seed=0)
     assert found["ways"][AVERAGE]["rows"] == 150
     assert found["ways"][AVERAGE]["accuracy"]["mean"] == pytest.approx(2 / 3)

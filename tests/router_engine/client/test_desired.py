@@ -10,8 +10,8 @@ import pytest
 
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, MergedState, Residency
-from router_engine.client.desired import DesiredState
-from router_engine.client.messages import Command, Failure, Merge, Pin, Reply, encode
+from router_engine.client.desired import RestartState
+from router_engine.client.messages import CallFailed, CallResult, Command, Merge, Pin, encode
 from router_engine.client.session import EngineSession
 from router_engine.client.wire_errors import WireError
 from router_engine.errors import EngineDiedError, MixtureError
@@ -26,15 +26,15 @@ RESIDENT = AdapterResidency(
 )
 
 
-def desired() -> DesiredState:
-    desired = DesiredState()
+def desired() -> RestartState:
+    desired = RestartState()
     desired.set_pin(DIGEST, pinned=True)
     desired.set_merged(MIXTURE)
     return desired
 
 
 async def asked_of_an_engine(
-    desired: DesiredState, answer: Callable[[EngineSession, Command], None]
+    desired: RestartState, answer: Callable[[EngineSession, Command], None]
 ) -> list[type]:
     """The kinds of commands that `restore` sends to an engine which answers by `answer`."""
     asked: list[type] = []
@@ -51,14 +51,14 @@ async def asked_of_an_engine(
 def accept(session: EngineSession, command: Command) -> None:
     match command:
         case Pin(call):
-            session.receive(Reply(call, msgspec.Raw(encode(RESIDENT))))
+            session.receive(CallResult(call, msgspec.Raw(encode(RESIDENT))))
         case Merge(call, mixture):
-            session.receive(Reply(call, msgspec.Raw(encode(MergedState(mixture, 0.1)))))
+            session.receive(CallResult(call, msgspec.Raw(encode(MergedState(mixture, 0.1)))))
 
 
 def refuse(session: EngineSession, command: Command) -> None:
     assert isinstance(command, Pin | Merge)
-    session.receive(Failure(command.call, WireError.of(MixtureError("its adapter is gone"))))
+    session.receive(CallFailed(command.call, WireError.of(MixtureError("its adapter is gone"))))
 
 
 def die(session: EngineSession, command: Command) -> None:

@@ -23,7 +23,13 @@ from router_engine.client.base import AdapterResidency, EngineInfo, MergedState,
 from router_engine.client.wire_errors import WireError
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
-from router_engine.events import FinalEvent, FinishReason, GateStatistics, TokenEvent, Uncertainty
+from router_engine.events import (
+    FinalEvent,
+    FinishReason,
+    GateStatistics,
+    TokenEvent,
+    TokenUncertainty,
+)
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.stats import EngineStats
 
@@ -52,7 +58,7 @@ COMMANDS: list[m.Command] = [
     m.Submit(ENSEMBLE),
     m.Cancel("r1"),
     m.Shutdown(),
-    m.Load(1, MIXTURE.digests[0]),
+    m.LoadAdapter(1, MIXTURE.digests[0]),
     m.Pin(2, MIXTURE.digests[0], pinned=True),
     m.Unload(3, MIXTURE.digests[0]),
     m.Merge(4, MIXTURE),
@@ -84,7 +90,7 @@ TOKEN = TokenEvent(
     -0.5,
     top_tokens=((7, -0.5), (8, -1.5)),
     weights=(0.25, 0.75),
-    uncertainty=Uncertainty(1.5, 0.25),
+    uncertainty=TokenUncertainty(1.5, 0.25),
 )
 GATES = GateStatistics("sha256:a", 3, ((0.5, None),), ((0.1, None),), 0.25, 0.0)
 FINAL = FinalEvent(
@@ -95,7 +101,7 @@ REPORTS: list[m.Report] = [
     m.Ready(INFO),
     m.StartFailed(WireError("UnsupportedModelError", "no such family")),
     m.StepEvents([TOKEN], [FINAL]),
-    m.Failure(3, WireError.of(AdapterBusyError("in use"))),
+    m.CallFailed(3, WireError.of(AdapterBusyError("in use"))),
 ]
 
 
@@ -123,8 +129,8 @@ def test_reports_survive_the_border(report: m.Report) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_replies_carry_values_of_the_type_that_the_caller_knows(value: object) -> None:
-    reply = m.decode_report(m.encode(m.Reply(9, msgspec.Raw(m.encode(value)))))
-    assert isinstance(reply, m.Reply)
+    reply = m.decode_report(m.encode(m.CallResult(9, msgspec.Raw(m.encode(value)))))
+    assert isinstance(reply, m.CallResult)
     assert reply.call == 9
     assert msgspec.msgpack.decode(reply.value, type=type(value)) == value
 
@@ -181,6 +187,6 @@ def test_a_foreign_error_keeps_its_name_in_the_text() -> None:
 
 
 def _over_the_border(error: Exception) -> Exception:
-    failure = m.decode_report(m.encode(m.Failure(1, WireError.of(error))))
-    assert isinstance(failure, m.Failure)
+    failure = m.decode_report(m.encode(m.CallFailed(1, WireError.of(error))))
+    assert isinstance(failure, m.CallFailed)
     return failure.error.exception()

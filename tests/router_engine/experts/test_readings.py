@@ -12,7 +12,7 @@ from torch import Tensor
 
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.merged import MergedBase
-from router_engine.experts.readings import GateReadings
+from router_engine.experts.readings import GateTensors
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.reference.operations import ReferenceOperations
@@ -51,7 +51,7 @@ class _Served:
             pool.place(load_adapter(kind, files, torch.float32, base))
 
     @torch.no_grad()
-    def readings(self, weights: StepWeights) -> GateReadings | None:
+    def readings(self, weights: StepWeights) -> GateTensors | None:
         self._experts.begin(weights)
         self._model(input_ids=IDS[None], use_cache=False)
         return self._experts.readings()

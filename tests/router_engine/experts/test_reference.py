@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, LayerRouterSpec, ThresholdSpec
-from router_engine.experts.base import HostRouter
+from adapters_store.expert_types import Activation, GatingNetworkSpec, ThresholdSpec
+from router_engine.experts.base import HostGatingNetwork
 from router_engine.kernels.reference.experts import ACTIVATIONS, attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.layer_router import layer_gates
+from router_engine.kernels.reference.layer_router import gating_values
 from tests.support.expert_oracle import ACT, prompt_attention, router_gates
 
 TOKENS, WIDTH, OUTPUTS = 7, 32, 5
@@ -46,7 +46,7 @@ def test_bottlenecks(activation: Activation) -> None:
     _assert_close(y, expected)
 
 
-def _router(spec: LayerRouterSpec) -> tuple[HostRouter, dict[str, Tensor]]:
+def _router(spec: GatingNetworkSpec) -> tuple[HostGatingNetwork, dict[str, Tensor]]:
     outputs, hidden = spec.outputs, spec.hidden
     shapes = {"r": (outputs, WIDTH)}
     if spec.kind == "swiglu":
@@ -58,16 +58,16 @@ def _router(spec: LayerRouterSpec) -> tuple[HostRouter, dict[str, Tensor]]:
     wide = torch.cat([tensors[f"{name}.weight"] for name in shapes])
     wide_bias = torch.cat([tensors[f"{name}.bias"] for name in shapes])
     if spec.kind == "linear":
-        return HostRouter(spec, wide, wide_bias), tensors
+        return HostGatingNetwork(spec, wide, wide_bias), tensors
     w2, bias2 = torch.randn(outputs, hidden), torch.randn(outputs)
     tensors |= {"r.w2.weight": w2, "r.w2.bias": bias2}
-    return HostRouter(spec, wide, wide_bias, w2, bias2), tensors
+    return HostGatingNetwork(spec, wide, wide_bias, w2, bias2), tensors
 
 
 @pytest.mark.parametrize("kind", ["linear", "swiglu"])
 @pytest.mark.parametrize("threshold", [None, ThresholdSpec(0.5, None), ThresholdSpec(1.0, "t")])
 def test_sigmoid_routers(kind: str, threshold: ThresholdSpec | None) -> None:
-    spec = LayerRouterSpec(
+    spec = GatingNetworkSpec(
         "layer",
         "linear" if kind == "linear" else "swiglu",
         "pre_norm",
@@ -79,7 +79,7 @@ def test_sigmoid_routers(kind: str, threshold: ThresholdSpec | None) -> None:
     )
     router, tensors = _router(spec)
     v = torch.randn(TOKENS, WIDTH)
-    gates = layer_gates(router, v)
+    gates = gating_values(router, v)
     _assert_close(gates, router_gates(spec, tensors, v))
     if threshold is not None:  # negative control: it does cut some and leaves some
         assert 0 < int((gates == 0).sum()) < gates.numel()
@@ -87,12 +87,12 @@ def test_sigmoid_routers(kind: str, threshold: ThresholdSpec | None) -> None:
 
 @pytest.mark.parametrize("top_k", [None, 1, 3, OUTPUTS])
 def test_softmax_routers(top_k: int | None) -> None:
-    spec = LayerRouterSpec(
+    spec = GatingNetworkSpec(
         "layer", "linear", "post_norm", OUTPUTS, WIDTH, "r", activation="softmax", top_k=top_k
     )
     router, tensors = _router(spec)
     v = torch.randn(TOKENS, WIDTH)
-    gates = layer_gates(router, v)
+    gates = gating_values(router, v)
     _assert_close(gates, router_gates(spec, tensors, v))
     assert ((gates > 0).sum(1) == (top_k or OUTPUTS)).all()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from router_engine.experts.lora.prototypes import prototypes
-from router_engine.kernels.reference.gates import gate_weights
+from router_engine.kernels.reference.gates import layer_routing_weights
 from tests.support.arrow import arrow_weights
 
 WIDTH, OUT = 24, 10
@@ -70,7 +70,7 @@ def test_gates_are_the_equation_for_every_token() -> None:
     candidates = torch.tensor([everyone, everyone, everyone, pair, [False] * 4, everyone])
     top_k = torch.tensor([3, 2, 1, 3, 3, 0], dtype=torch.int32)
     temperature = torch.tensor([1.0, 0.1, 1.0, 7.0, 1.0, 1.0])
-    weights = gate_weights(
+    weights = layer_routing_weights(
         x,
         torch.cat([a for a, _ in factors]),
         torch.cat(prototypes(factors)),
@@ -98,7 +98,7 @@ def test_no_weight_is_lost_between_equal_scores(top_k: int) -> None:
     (a, b), (other, _) = _factors(2, 3), _factors(2, 4)
     (prototype,) = prototypes([(a, b)])
     x = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(5))
-    weights = gate_weights(
+    weights = layer_routing_weights(
         x,
         torch.cat((0 * other, a, a)),
         torch.cat((torch.ones(2), prototype, prototype)),

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import LayerRouterSpec, ThresholdSpec
-from router_engine.experts.base import ExpertRows, HostRouter
+from adapters_store.expert_types import GatingNetworkSpec, ThresholdSpec
+from router_engine.experts.base import ExpertRows, HostGatingNetwork
 from router_engine.experts.contained import contained
 from router_engine.kernels.base import Chunk
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.gates import gate_weights
-from router_engine.kernels.reference.layer_router import layer_gates
+from router_engine.kernels.reference.gates import layer_routing_weights
+from router_engine.kernels.reference.layer_router import gating_values
 from router_engine.kernels.reference.low_rank import mix_linear, mix_sum
 from tests.router_engine.kernels import triton_checks as checks
 from tests.router_engine.kernels.triton_process import Run
@@ -101,7 +101,7 @@ def test_gates_read_candidates_alone(number: float) -> None:
     candidates = torch.tensor([[True] * 3, *([True, False, True] for _ in range(TOKENS - 1))])
     top_k = torch.full((TOKENS,), 2)
     outputs = [
-        gate_weights(
+        layer_routing_weights(
             x,
             a.masked_fill(POISONED[:, None], held),
             prototype,
@@ -119,16 +119,16 @@ def test_gates_read_candidates_alone(number: float) -> None:
 def test_a_gate_that_is_not_a_number_is_not_closed(prefix: str | None) -> None:
     """By a threshold, that is; were it, who uses the expert would not hear of the poison."""
     threshold = ThresholdSpec(0.5, prefix)
-    spec = LayerRouterSpec(
+    spec = GatingNetworkSpec(
         "l", "linear", "post_norm", 2, WIDTH, "r", hidden=0, activation="sigmoid",
         top_k=None, threshold=threshold, scope="token",
     )  # fmt: skip
     rows = 3 if prefix else 2
-    router = HostRouter(spec, torch.randn(rows, WIDTH), torch.zeros(rows))
+    router = HostGatingNetwork(spec, torch.randn(rows, WIDTH), torch.zeros(rows))
     spoilt = replace(router, wide=router.wide.clone())
     spoilt.wide[-1] = torch.nan  # of the net, or of the second gate
     v = torch.randn(TOKENS, WIDTH)
-    healthy, found = layer_gates(router, v), layer_gates(spoilt, v)
+    healthy, found = gating_values(router, v), gating_values(spoilt, v)
     assert healthy.isfinite().all()
     if prefix:
         assert found.isnan().all()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router_engine.routers.base import Gate
+from router_engine.routers.base import LayerRoutingParams
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.registry import RouterRegistry
 
@@ -16,9 +16,11 @@ REGISTRY = RouterRegistry.discover()
 
 def test_the_defaults_are_those_of_peft() -> None:
     (name,) = REGISTRY.layer_routers()
-    assert REGISTRY.layer_routers()[name]({}) == Gate("arrow", top_k=3, temperature=1.0)
+    assert REGISTRY.layer_routers()[name]({}) == LayerRoutingParams(
+        "arrow", top_k=3, temperature=1.0
+    )
     gate = REGISTRY.get("arrow").gate({"top_k": 1, "temperature": 2})
-    assert gate == Gate("arrow", top_k=1, temperature=2.0)
+    assert gate == LayerRoutingParams("arrow", top_k=1, temperature=2.0)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,11 @@ def test_another_level_is_refused() -> None:
 
 
 def test_keys_are_equal_for_equal_gates_only() -> None:
-    gates = [Gate("arrow", 1, 1.0), Gate("arrow", 2, 1.0), Gate("arrow", 1, 2.0), Gate("x", 1, 1.0)]
+    gates = [
+        LayerRoutingParams("arrow", 1, 1.0),
+        LayerRoutingParams("arrow", 2, 1.0),
+        LayerRoutingParams("arrow", 1, 2.0),
+        LayerRoutingParams("x", 1, 1.0),
+    ]
     assert all(one.key != other.key for one, other in combinations(gates, 2))
-    assert Gate("arrow", 1, 1.0).key == gates[0].key
+    assert LayerRoutingParams("arrow", 1, 1.0).key == gates[0].key

@@ -55,7 +55,7 @@ def encoder(encoder_dir: Path) -> NotingEncoder:
 def service(encoder: NotingEncoder, centroids: Centroids) -> EncoderService:
     service = EncoderService(encoder, lambda ids: str(TOKENIZER.decode(ids)), max_batch=4)
     packed = {name: m.pack_vector(vector) for name, vector in centroids.items()}
-    service.receive(b"one", m.encode(m.PutCentroids(0, packed)))
+    service.receive(b"one", m.encode(m.PutEncoderCentroids(0, packed)))
     assert service.work() == [(b"one", m.Done(0))]
     return service
 
@@ -95,9 +95,9 @@ ENDED: dict[str, list[m.Ask]] = {
     "begun": [begin("s", "dead"), m.End("s")],
     "extended": [begin("s", "dead"), m.Extend("s", ids("er")), m.End("s")],
     "refused": [begin("s", "dead"), m.Begin("s", (), ("gone",), {})],
-    "route": [m.Route(1, "dead", CANDIDATES, {}), m.Cancel(1)],
-    "retrieve": [m.Retrieve(1, "dead", ("t",), {}), m.Cancel(1)],
-    "embed": [m.Embed(1, ("dead", "deader"), "tail"), m.Cancel(1)],
+    "route": [m.Route(1, "dead", CANDIDATES, {}), m.CancelQuery(1)],
+    "retrieve": [m.Retrieve(1, "dead", ("t",), {}), m.CancelQuery(1)],
+    "embed": [m.Embed(1, ("dead", "deader"), "tail"), m.CancelQuery(1)],
 }
 
 
@@ -135,7 +135,7 @@ def test_what_a_client_that_left_had_asked_is_dropped(
 
 def test_an_end_drops_nothing_of_others(service: EncoderService, encoder: NotingEncoder) -> None:
     mine = (begin("s", "mine"), m.Route(1, "mine", CANDIDATES, {}))
-    others = (m.End("s"), m.Cancel(1), m.Cancel(7), m.End("never"))
+    others = (m.End("s"), m.CancelQuery(1), m.CancelQuery(7), m.End("never"))
     for client, asks in ((b"one", mine), (b"two", others)):
         for ask in asks:
             service.receive(client, m.encode(ask))
@@ -146,7 +146,7 @@ def test_an_end_drops_nothing_of_others(service: EncoderService, encoder: Noting
 def test_a_session_that_gives_way_is_told_so(encoder: NotingEncoder, centroids: Centroids) -> None:
     service = EncoderService(encoder, lambda ids: str(TOKENIZER.decode(ids)), max_sessions=1)
     packed = {name: m.pack_vector(vector) for name, vector in centroids.items()}
-    for ask in (m.PutCentroids(0, packed), begin("s", "first"), begin("t", "second")):
+    for ask in (m.PutEncoderCentroids(0, packed), begin("s", "first"), begin("t", "second")):
         service.receive(b"one", m.encode(ask))
     _, (_, gone), (_, routed) = service.work()
     assert gone == m.SessionFailed(

@@ -7,7 +7,7 @@ import pytest
 
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
-from router_engine.routers.base import HiddenQuestion
+from router_engine.routers.base import HiddenQuery
 from router_engine.routers.token.hidden_mean import HiddenMeanRouter
 
 ROUTING = TokenRouting("hidden_mean", {"temperature": 0.5, "warmup": 0})
@@ -23,7 +23,7 @@ def test_requests_of_one_step_are_weighed_together_and_each_by_its_own_candidate
     for name, candidates in groups.items():
         assert router.begin(name, tuple(candidates), ROUTING).num_tokens is None
     means = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
-    questions = [HiddenQuestion(name, 9, mean) for name, mean in zip(groups, means, strict=True)]
+    questions = [HiddenQuery(name, 9, mean) for name, mean in zip(groups, means, strict=True)]
     answers = {answer.request_id: answer for answer in router.weigh(questions)}
     for question in questions:
         size = len(groups[question.request_id])
@@ -43,7 +43,7 @@ def test_without_states_the_prior_goes_on() -> None:
     router = HiddenMeanRouter()
     router.put({"a": [1.0, 0.0, 1.0, 0.0], "b": [0.0, 1.0, 0.0, 1.0]})
     router.begin("r", ("a", "b"), TokenRouting("hidden_mean", {"prior": "base", "warmup": 8}))
-    (answer,) = router.weigh([HiddenQuestion("r", 1, None)])
+    (answer,) = router.weigh([HiddenQuery("r", 1, None)])
     assert answer.weights.dense == (0.0, 0.0)
     router.end("r")
     with pytest.raises(RouterError, match="no centroid of c"):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from router_engine.routers.nearness import BOUND, near_centroids
+from router_engine.routers.nearness import BOUND, overlapping_centroids
 from router_engine.routers.scoring import SimilarityParams, cosine_scores, weights_from_scores
 
 
@@ -22,7 +22,7 @@ def test_the_bound_is_where_weights_differ_by_the_ratio(past: float) -> None:
     for text in centroids:
         weights = weights_from_scores(cosine_scores(text, centroids), SimilarityParams())
         assert (max(weights) / min(weights) < 2) is is_near
-    assert bool(near_centroids(centroids, [0, 1])) is is_near
+    assert bool(overlapping_centroids(centroids, [0, 1])) is is_near
 
 
 def test_all_that_are_near_are_found_nearest_first() -> None:
@@ -30,7 +30,7 @@ def test_all_that_are_near_are_found_nearest_first() -> None:
     centroids = random.normal(size=(1200, 4))
     of = list(range(0, 1200, 2))
     unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
-    found = {near.index: near for near in near_centroids(centroids, of)}
+    found = {near.index: near for near in overlapping_centroids(centroids, of)}
     for index in of:
         cosines = unit @ unit[index]
         others = [j for j in np.argsort(-cosines) if cosines[j] > BOUND and j != index]
@@ -40,5 +40,5 @@ def test_all_that_are_near_are_found_nearest_first() -> None:
 
 
 def test_one_alone_and_none_have_no_neighbours() -> None:
-    assert near_centroids([[1.0, 2.0]], [0]) == []
-    assert near_centroids([[1.0, 2.0], [1.0, 2.0]], []) == []
+    assert overlapping_centroids([[1.0, 2.0]], [0]) == []
+    assert overlapping_centroids([[1.0, 2.0], [1.0, 2.0]], []) == []

@@ -53,7 +53,7 @@ def service(encoder: CountingEncoder, centroids: Centroids) -> EncoderService:
         encoder, lambda ids: str(TOKENIZER.decode(ids)), max_batch=4, max_sessions=3
     )
     packed = {name: m.pack_vector(vector) for name, vector in centroids.items()}
-    assert ask(service, m.PutCentroids(0, packed)) == [m.Done(0)]
+    assert ask(service, m.PutEncoderCentroids(0, packed)) == [m.Done(0)]
     return service
 
 
@@ -139,9 +139,9 @@ def test_an_unknown_digest_is_named(service: EncoderService) -> None:
         (m.Begin("s", (5,), CANDIDATES, {"temperature": -1.0}), "temperature = -1.0"),
         (m.Begin("s", (5,), (), {}), "no candidates"),
         (m.Extend("never", (5,)), "no session 'never'"),
-        (m.PutCentroids(1, {"a": b"123"}), "buffer size"),
-        (m.PutCentroids(1, {"a": m.pack_vector([np.nan] * 32)}), "centroid of a must be"),
-        (m.PutCentroids(1, {"a": m.pack_vector([1.0] * 64)}), "centroid of a must be"),
+        (m.PutEncoderCentroids(1, {"a": b"123"}), "buffer size"),
+        (m.PutEncoderCentroids(1, {"a": m.pack_vector([np.nan] * 32)}), "centroid of a must be"),
+        (m.PutEncoderCentroids(1, {"a": m.pack_vector([1.0] * 64)}), "centroid of a must be"),
         (m.Embed(1, ("x",) * 65, "tail"), "65 texts"),
         (m.Retrieve(1, "x", (), {}), "no candidates"),
         (m.Retrieve(1, "x", ("t",), {"k": 0}), "k = 0"),
@@ -210,7 +210,7 @@ def test_an_ended_session_is_gone(service: EncoderService) -> None:
 def test_a_new_centroid_replaces_the_old(service: EncoderService) -> None:
     route = m.Route(1, "text", CANDIDATES, {})
     (before,) = ask(service, route)
-    _, after = ask(service, m.PutCentroids(2, {"a": m.pack_vector([1.0] * 32)}), route)
+    _, after = ask(service, m.PutEncoderCentroids(2, {"a": m.pack_vector([1.0] * 32)}), route)
     assert isinstance(before, m.Routed)
     assert isinstance(after, m.Routed)
     assert before.weights != after.weights
@@ -218,7 +218,7 @@ def test_a_new_centroid_replaces_the_old(service: EncoderService) -> None:
 
 def test_a_session_keeps_the_centroids_that_it_began_with(service: EncoderService) -> None:
     (first,) = ask(service, begin("s", "text"))
-    put = m.PutCentroids(2, {"a": m.pack_vector([1.0] * 32)})
+    put = m.PutEncoderCentroids(2, {"a": m.pack_vector([1.0] * 32)})
     _, second, fresh = ask(service, put, m.Extend("s", ()), begin("t", "text"))
     assert isinstance(first, m.SessionRouted)
     assert isinstance(second, m.SessionRouted)
@@ -255,7 +255,7 @@ def test_a_negative_winner_under_paper_is_told_once(
     service: EncoderService, encoder: CountingEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     opposite = m.pack_vector(-encoder.encode(["text"])[0])
-    put = m.PutCentroids(1, {"anti": opposite})
+    put = m.PutEncoderCentroids(1, {"anti": opposite})
     route = m.Route(2, "text", ("anti",), {"scoring": "paper"})
     with caplog.at_level(logging.WARNING):
         ask(service, put, route, route)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router_engine.scheduling.gates import GateCounts, GateSums, StepReadings
+from router_engine.scheduling.gates import GateCounts, GateSums, GateValues
 
 NAN = float("nan")
 # One layer, three tokens, two gates of adapter a and one of b; the second token does not use a.
 VALUES = np.array([[[0.0, 0.1, 0.5], [NAN, NAN, 0.05], [0.6, 1.0, NAN]]], dtype=np.float32)
-STEP = StepReadings(VALUES, (("a", 0, 2), ("b", 2, 1)))
+STEP = GateValues(VALUES, (("a", 0, 2), ("b", 2, 1)))
 
 
 def test_a_gate_on_a_bound_counts_below_it() -> None:

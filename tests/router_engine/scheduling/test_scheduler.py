@@ -13,7 +13,7 @@ from router_engine.errors import RequestRefusedError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import SamplingParams
-from router_engine.scheduling.budget import StepDraft
+from router_engine.scheduling.budget import StepBuilder
 from router_engine.scheduling.plan import SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.refusal import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
@@ -188,7 +188,7 @@ def test_a_chunk_taken_out_of_a_step_gives_its_tokens_back() -> None:
     drive = Drive(SchedulerConfig())
     drive.scheduler.add(fixed("a", [1, 2, 3], 4))
     state = drive.scheduler.live["a"]
-    draft = StepDraft(8, 0)
+    draft = StepBuilder(8, 0)
     draft.add(state, draft.chunk_stop(state))
     assert draft.tokens_left == 5
     draft.discard(state)
