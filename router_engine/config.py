@@ -32,7 +32,7 @@ class ModelConfig:
     dtype: DType = "auto"  # auto: as the checkpoint, unless slow on the device (model.dtypes)
     device: Device = "auto"  # auto: cuda where there is one
     quantization: Quantization = "none"  # of the linear layers' weights (model.quantized)
-    tap_layer: int | None = None  # at which routers read hidden states; None: see model.tap
+    probe_layer: int | None = None  # at which routers read hidden states; None: see model.probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,10 @@ from router_engine.mixture.rules import (
 from router_engine.model.body import Body
 from router_engine.model.fast import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
+from router_engine.model.probe import probe_digest
 from router_engine.model.projections import ModelProjections
 from router_engine.model.proof import Proof
 from router_engine.model.runner import ModelRunner
-from router_engine.model.tap import probe_digest
 from router_engine.model.wrap import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
@@ -76,7 +76,7 @@ class Engine:
         kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
         operations = kernels.make()
         blocks = blocks_of(loaded.model)
-        self._experts = StepExperts(pool, operations, blocks, loaded.tap_layer)
+        self._experts = StepExperts(pool, operations, blocks, loaded.probe_layer)
         linears = wrap_linears(loaded.model, self._experts)
         hook_layers(loaded.model, self._experts)
         shapes = {path: linear.shape for path, linear in linears.items()}
@@ -301,7 +301,7 @@ class Engine:
             if request.layer_routing is not None:
                 for digest, manifest in manifests.items():
                     refuse_special(digest, manifest, DIRECTIONS_ONLY)
-            if request.is_tapped and whole:
+            if request.reads_hidden_states and whole:
                 raise MixtureError(f"{whole[0]}: {NOT_BEFORE_THE_PROMPT}")
         except MixtureError as error:
             final = self._scheduler.fail(request.request_id, FinishReason.REFUSED, str(error))
@@ -373,7 +373,7 @@ def _info(
         token_routers=routing.names,
         layer_routers=routing.layer_names,
         hidden_size=base.hidden_size,
-        tap=probe_digest(loaded.model, loaded.tap_layer, loaded.quantization),
+        probe=probe_digest(loaded.model, loaded.probe_layer, loaded.quantization),
         kv_blocks=num_blocks,
         kv_block_size=config.cache.block_size,
     )

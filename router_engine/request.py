@@ -93,9 +93,9 @@ class EngineRequest:
     priority: int = 0  # lower runs first
     is_background: bool = False  # nobody waits for it: behind all others, a little in each step
     report_weights: bool = False
-    # The experts act only from the engine's tap layer on, so that the hidden states there are the
+    # The experts act only from the engine's probe layer on, so that the hidden states there are the
     # base's whatever the weights: what a router that reads them needs.
-    is_tapped: bool = False
+    reads_hidden_states: bool = False
     report_hidden: bool = False  # their mean over the prompt comes with the final event
     # Statistics of the gates inside layers come with the final event. All its tokens are computed
     # for it: blocks of the prefix cache say nothing of gates. Of an ensemble, its first member's.

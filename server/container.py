@@ -37,6 +37,7 @@ from server.draining import Draining
 from server.encoder import TokenizerFiles, encoder_supervisor
 from server.figures import EngineFigures, figures_of
 from server.generation import Generation
+from server.hidden_state_encoder import HiddenStateEncoder
 from server.metrics import Metrics
 from server.mixtures import Mixtures
 from server.models import (
@@ -48,7 +49,6 @@ from server.models import (
 )
 from server.routing import RequestRouting
 from server.settings import Settings, SettingsError
-from server.tap import HiddenStateEncoder
 from server.text_states import TextStates
 from server.threads import BodyThreads, Threads
 from server.tokenization import Tokenization
@@ -241,10 +241,12 @@ class Container:
         _warn_of_unusable_tokens(tokenizer, info.vocab_size)
         tokenization = Tokenization(tokenizer, info.eos_token_ids, info.max_model_len)
         stored = StoredCentroids(store)
-        tap = HiddenStateEncoder(engine, info, tokenization, registry.hidden_names, self._readers)
+        hidden_encoder = HiddenStateEncoder(
+            engine, info, tokenization, registry.hidden_names, self._readers
+        )
         service = partial(CentroidService, stored, readers=self._readers, writers=self._writers)
         centroids = service(encoder, encoder) if encoder else None
-        hidden = service(tap)
+        hidden = service(hidden_encoder)
         routing = RequestRouting(
             registry,
             registry.request_routers(RequestServices(encoder, centroids)),

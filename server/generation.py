@@ -189,7 +189,7 @@ class Generation:
             routing=plan.routing,
             priority=ask.priority,
             report_weights=plan.routing is not None,
-            is_tapped=plan.is_tapped,
+            reads_hidden_states=plan.reads_hidden_states,
             layer_routing=plan.layer_routing,
             ensemble=plan.ensemble,
             report_gates=ask.report_gates,

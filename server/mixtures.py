@@ -64,7 +64,7 @@ class PlannedMixture:
     router: str | None = None
     level: PlanLevel = "fixed"
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
-    is_tapped: bool = False  # the router reads hidden states
+    reads_hidden_states: bool = False  # the router reads hidden states
     layer_routing: LayerRouting | None = None
     ensemble: tuple[tuple[str, ...], ...] = ()  # the digests of its further members
     manifests: tuple[AdapterManifest, ...] = ()
@@ -187,12 +187,12 @@ class Mixtures:
         if spec.combination == "linear":
             self._refuse.unequal_ranks(records, path)
         if spec.level == "token":
-            is_tapped = self._routing.is_tapped(spec)
-            if is_tapped:
+            reads_hidden_states = self._routing.reads_hidden_states(spec)
+            if reads_hidden_states:
                 self._refuse.whole_prompts(records, path)
             routing = TokenRouting(spec.name, spec.params, spec.every, spec.context, spec.lag)
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
-            return records, replace(plan, is_tapped=is_tapped)
+            return records, replace(plan, reads_hidden_states=reads_hidden_states)
         if spec.level == "layer":
             self._refuse.special(records, path, DIRECTIONS_ONLY)
             layers = LayerRouting(spec.name, spec.params)

@@ -73,7 +73,7 @@ class RequestRouting:
         if known.hidden is not None and self.hidden is not None:
             await self.hidden.ensure(map(routable, candidates))
 
-    def is_tapped(self, spec: RouterChoice) -> bool:
+    def reads_hidden_states(self, spec: RouterChoice) -> bool:
         """Whether the router reads hidden states."""
         return self.registry.get(spec.name).hidden is not None
 

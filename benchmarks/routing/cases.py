@@ -35,17 +35,19 @@ class RoutingCase:
 
 
 def _token(
-    name: str, router: str, *, every: int = 1, lag: int = 0, is_tapped: bool = False
+    name: str, router: str, *, every: int = 1, lag: int = 0, reads_hidden_states: bool = False
 ) -> RoutingCase:
     routing = TokenRouting(router, {"top_k": TOP_K}, every, lag=lag)
-    return RoutingCase(name, router, {"routing": routing, "is_tapped": is_tapped})
+    return RoutingCase(
+        name, router, {"routing": routing, "reads_hidden_states": reads_hidden_states}
+    )
 
 
 # The first case of a router gives its baseline the weights.
 CASES = (
-    _token("hidden_mean", "hidden_mean", is_tapped=True),
-    _token("hidden_mean, every 2", "hidden_mean", every=2, is_tapped=True),
-    RoutingCase("fixed, above the tap", "hidden_mean", {"is_tapped": True}),
+    _token("hidden_mean", "hidden_mean", reads_hidden_states=True),
+    _token("hidden_mean, every 2", "hidden_mean", every=2, reads_hidden_states=True),
+    RoutingCase("fixed, above the tap", "hidden_mean", {"reads_hidden_states": True}),
     _token("similarity", "similarity"),
     _token("similarity, lag 1", "similarity", lag=1),
     _token("similarity, every 2", "similarity", every=2),

@@ -133,7 +133,7 @@ class Rig:
                 f"hidden {index}",
                 prompt,
                 SamplingParams(max_new_tokens=1),
-                is_tapped=True,
+                reads_hidden_states=True,
                 report_hidden=True,
             )
             for index, prompt in enumerate(self._prompts)

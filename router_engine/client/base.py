@@ -35,7 +35,7 @@ class EngineInfo:
     token_routers: tuple[str, ...] = ()  # names that `TokenRouting.router` may hold
     layer_routers: tuple[str, ...] = ()  # names that `LayerRouting.router` may hold
     hidden_size: int = 0
-    tap: str = ""  # digest of what hidden states at the tap depend on: model and layer
+    probe: str = ""  # digest of what hidden states at the probe layer depend on: model and layer
     kv_blocks: int = 1 << 31  # of the whole cache
     kv_block_size: int = 1  # tokens
 

@@ -54,11 +54,11 @@ class StepGateValues:
         index = torch.where(gate < 0, 0, starts[rows.owner] + gate)
         return self._values[layer].index_select(1, index)
 
-    def readings(self, weights: StepWeights, tap_layer: int) -> GateTensors:
-        """What was said, under the step's weights; below the tap they may have their own."""
+    def readings(self, weights: StepWeights, probe_layer: int) -> GateTensors:
+        """What was said, under the step's weights; the layers below the probe may differ."""
         assert self._values is not None, "no layer has been routed"
         values = self._values[:, :, 1:].to("cpu", copy=True)
-        return gate_readings(self._pool, weights, self._columns, values, tap_layer)
+        return gate_readings(self._pool, weights, self._columns, values, probe_layer)
 
     def _storage(self, like: Tensor) -> Tensor:
         if self._values is None:
@@ -88,7 +88,7 @@ def _of_prompt(router: HostGatingNetwork, v: Tensor, prompt: PromptTokens) -> Te
 
 
 def gate_readings(
-    pool: RowPool, weights: StepWeights, columns: GateColumns, values: Tensor, tap_layer: int
+    pool: RowPool, weights: StepWeights, columns: GateColumns, values: Tensor, probe_layer: int
 ) -> GateTensors:
     """Readings of the gates that a step has found, which are kept of its prompts.
 
@@ -96,7 +96,7 @@ def gate_readings(
     adapter are changed to NaN.
     """
     found = _found_in_prompts(pool, weights.prompts, columns, values)
-    below, above = slice(tap_layer), slice(tap_layer, None)
+    below, above = slice(probe_layer), slice(probe_layer, None)
     for layers, part in ((below, weights.lower or weights), (above, weights)):
         for digest, first, count in columns:
             column = part.digests.index(digest)

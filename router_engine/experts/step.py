@@ -34,12 +34,12 @@ class StepExperts:
         pool: RowPool,
         operations: Operations,
         blocks: Sequence[BlockSpec] = (),
-        tap_layer: int = 0,
+        probe_layer: int = 0,
     ) -> None:
-        """`blocks`: the decoder's layers. Below `tap_layer` steps may have weights of their own."""
+        """`blocks`: the decoder's layers. Below `probe_layer` a step may have others."""
         self.pool = pool
         self.blocks = tuple(blocks)
-        self._tap_layer = tap_layer
+        self._probe_layer = probe_layer
         self._layers: dict[str, int | None] = {}  # by site
         self._operations = operations
         self._weights: StepWeights | None = None
@@ -138,7 +138,7 @@ class StepExperts:
         weights = self._weights
         if self._gates is None or weights is None:
             return None
-        return self._gates.readings(weights, self._tap_layer)
+        return self._gates.readings(weights, self._probe_layer)
 
     def _see(self, weights: StepWeights | None) -> None:
         self._weights = weights
@@ -150,7 +150,7 @@ class StepExperts:
         weights = self._weights
         if weights is not None and weights.lower is not None:
             layer = self._layer(site)
-            if layer is not None and layer < self._tap_layer:
+            if layer is not None and layer < self._probe_layer:
                 return weights.lower
         return weights
 

@@ -69,8 +69,9 @@ class StepWeights:
     merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
     not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
     known without asking the device. gates: of tokens under a layer router, or None. lower: the
-    weights of the layers below the tap, on steps with tokens whose experts act only from the tap
-    on; None: they are the same. prompts: of requests whose gates are those of their prompts.
+    weights of the layers below the probe layer, on steps with tokens whose experts act only from
+    the probe layer on; None: they are the same. prompts: of requests whose gates are those of their
+    prompts.
     """
 
     digests: tuple[str, ...]
@@ -109,8 +110,8 @@ def step_weights(
         return None
     columns = {digest: column for column, digest in enumerate(sorted(names))}
     parts = _Parts(columns, sum(len(row.token_ids) for row in rows))
-    tapped = parts.fill(rows)
-    sets = [parts, parts.without(tapped)] if tapped else [parts]
+    probed = parts.fill(rows)
+    sets = [parts, parts.without(probed)] if probed else [parts]
     if merged is not None:
         for each in sets:
             each.subtract(merged)
@@ -126,7 +127,7 @@ def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
     held = {d: w for d, w in zip(merged.digests, merged.weights, strict=True) if w != 0}
     return all(
         row.gate is None
-        and not row.is_tapped
+        and not row.reads_hidden_states
         and not row.reads_whole_prompt
         and row.combination == merged.combination
         and all(
@@ -157,8 +158,8 @@ class _Parts:
         self._prompts: list[PromptTokens] = []
 
     def fill(self, rows: Sequence[PlannedRow]) -> list[slice]:
-        """Write the weights of all rows; where the tapped ones lie."""
-        position, tapped = 0, []
+        """Write the weights of all rows; where those with a probe lie."""
+        position, probed = 0, []
         for row in rows:
             tokens = slice(position, position + len(row.token_ids))
             if row.reads_whole_prompt:
@@ -167,12 +168,12 @@ class _Parts:
                 self._gate(tokens, [self._columns[each] for each in row.adapters], row.gate)
                 position = tokens.stop
                 continue
-            if row.is_tapped:
-                tapped.append(tokens)
+            if row.reads_hidden_states:
+                probed.append(tokens)
             for length, weights in row.weight_runs:
                 self._write(slice(position, position + length), row, weights)
                 position += length
-        return tapped
+        return probed
 
     def _write(self, tokens: slice, row: PlannedRow, weights: SparseWeights) -> None:
         if not weights.columns:

@@ -15,14 +15,14 @@ from router_engine.scheduling.plan import StepPlan
 class BodyOutput(NamedTuple):
     """logits [samples, vocab]: of the plan's `sampled_rows`, and what is known of them.
 
-    tap [tokens, hidden]: the hidden states that enter the tap layer, where the plan is tapped.
-    gates: what routers inside layers said, None where no adapter of the step has one.
+    hidden_states [tokens, hidden]: the hidden states that enter the probe layer, where the plan is
+    probed. gates: what routers inside layers said, None where no adapter of the step has one.
     finite [tokens] bool: `model.finite.are_finite` of what enters the last norm.
     """
 
     logits: Tensor
     summary: LogitSummary | None = None
-    tap: Tensor | None = None
+    hidden_states: Tensor | None = None
     gates: GateTensors | None = None
     finite: Tensor | None = None
 

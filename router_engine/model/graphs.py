@@ -35,13 +35,13 @@ def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
 class GraphKey:
     """What a graph is made for. rows: 0 for the bare base. touched: groups that any rows act on.
 
-    is_tapped: it reads the tap, and the layers below have weights of their own.
+    reads_hidden_states: it reads them, and the layers below have weights of their own.
     """
 
     batch: int
     rows: int = 0
     touched: frozenset[int] = frozenset()
-    is_tapped: bool = False
+    reads_hidden_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,10 @@ class StaticInputs:
         self._host_tables = torch.zeros(batch, max_blocks, dtype=torch.int32, pin_memory=pin)
         self.tables = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
         self.weights = torch.zeros(batch, MAX_COLUMNS, dtype=torch.float32, device=device)
-        self.lower = torch.zeros_like(self.weights)  # of the layers below the tap
-        self.tap = torch.zeros(batch, hidden, dtype=torch.float32, device=device)  # written
+        self.lower = torch.zeros_like(self.weights)  # of the layers below the probe layer
+        self.hidden_states = torch.zeros(
+            batch, hidden, dtype=torch.float32, device=device
+        )  # written
         self.finite = torch.zeros(batch, dtype=torch.bool, device=device)  # written
         self.starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
 

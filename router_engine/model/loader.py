@@ -42,8 +42,8 @@ from router_engine.model.dtypes import auto_dtype
 from router_engine.model.embeddings import embedding_specs
 from router_engine.model.gguf_config import alone, read_config, refuse_unread
 from router_engine.model.layout import DECODER_FAMILIES
+from router_engine.model.probe import layers_of, probe_layer_of
 from router_engine.model.quantized import quantize_linears
-from router_engine.model.tap import layers_of, probe_layer_of
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 from router_engine.model.wrap import shape_of
 
@@ -67,7 +67,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     quantization: Quantization = "none"
-    tap_layer: int = 0  # see model.tap
+    probe_layer: int = 0  # see model.probe
     embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
     attention: tuple[AttentionCall, ...] = ()  # by layer
 
@@ -103,7 +103,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         dtype=model.dtype,
         device=device,
         quantization=config.quantization,
-        tap_layer=probe_layer_of(model, config.tap_layer),
+        probe_layer=probe_layer_of(model, config.probe_layer),
         embeddings=embeddings,
         attention=calls,
     )

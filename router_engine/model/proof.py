@@ -197,7 +197,7 @@ def _row(tokens: tuple[int, ...], start: int, stop: int, blocks: int) -> Planned
         adapters=(),
         combination="sum",
         is_routed=False,
-        is_tapped=False,
+        reads_hidden_states=False,
         sampling=SamplingParams(),
         num_generated=0,
         prompt_token_ids=tokens,

@@ -19,9 +19,9 @@ from router_engine.model.ensembles import Ensembles
 from router_engine.model.fast import Fast
 from router_engine.model.finite import FiniteReader
 from router_engine.model.loader import LoadedModel
+from router_engine.model.probe import HiddenStateProbe, normed
 from router_engine.model.proof import Proof
 from router_engine.model.sampler import Sampler, SamplingRow
-from router_engine.model.tap import HiddenStateProbe, normed
 from router_engine.scheduling.plan import StepOutput, StepPlan
 
 
@@ -44,7 +44,7 @@ class ModelRunner:
         self._cache = cache
         self._operations = operations
         self._fast = fast
-        self._tap = HiddenStateProbe(loaded.model, loaded.tap_layer)
+        self._probe = HiddenStateProbe(loaded.model, loaded.probe_layer)
         self._finite = FiniteReader(loaded.model)
         self._sampler = Sampler()
         self._ensembles = Ensembles()
@@ -87,10 +87,10 @@ class ModelRunner:
         samples = self._sampler.sample(logits, rows, summary) if rows else []
         for index, uncertainty in uncertain.items():
             samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
-        tap = None if out.tap is None else normed(out.tap.numpy())
+        hidden_states = None if out.hidden_states is None else normed(out.hidden_states.numpy())
         gates = None if out.gates is None else out.gates.as_numpy()
         finite = None if out.finite is None else out.finite.cpu().numpy()
-        return StepOutput(tuple(samples), tap, gates, finite)
+        return StepOutput(tuple(samples), hidden_states, gates, finite)
 
     def forget(self, request_id: str) -> None:
         """A request has ended: nothing is kept of it."""
@@ -100,7 +100,10 @@ class ModelRunner:
         """By transformers' own code."""
         batch = build_batch(plan, self._cache, self._operations, self._experts, self._device)
         self._experts.begin(weights)
-        with self._tap.reading(is_wanted=plan.is_tapped) as tap, self._finite.reading() as finite:
+        with (
+            self._probe.reading(is_wanted=plan.reads_hidden_states) as probed,
+            self._finite.reading() as finite,
+        ):
             hidden = self._body(
                 input_ids=batch.token_ids[None],
                 position_ids=batch.positions[None],
@@ -110,4 +113,4 @@ class ModelRunner:
         with self._experts.rows(batch.sample_index):
             logits: Tensor = self._head(hidden[batch.sample_index])
         gates = self._experts.readings()
-        return BodyOutput(logits, tap=tap.value, gates=gates, finite=finite.tokens)
+        return BodyOutput(logits, hidden_states=probed.value, gates=gates, finite=finite.tokens)

@@ -43,7 +43,8 @@ class Prior(NamedTuple):
 
 
 class HiddenQuery(NamedTuple):
-    """mean [hidden]: of the states at the tap over a text's first `num_tokens`, but for the first.
+    """mean [hidden]: of the states at the probe layer over a text's first `num_tokens`, but for the
+    first.
 
     Of the latest of these only where the prior gave a window. None where there are none.
     """
@@ -119,7 +120,8 @@ class TokenRouter(Protocol):
 
 
 class HiddenRouter(Protocol):
-    """Makes weights from the base's hidden states at the tap. Called by the engine thread only.
+    """Makes weights from the base's hidden states at the probe layer. Called by the engine thread
+    only.
 
     It answers at once, for all requests of a step together.
     """

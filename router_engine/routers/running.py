@@ -69,8 +69,12 @@ class RunningRouters:
         if routing.router not in self.names:
             known = ", ".join(self.names) or "none"
             return f"token router {routing.router!r} is not served; served: {known}"
-        if request.is_tapped != (routing.router in self._hidden):
-            wants = "hidden states: is_tapped must be true" if not request.is_tapped else "text"
+        if request.reads_hidden_states != (routing.router in self._hidden):
+            wants = (
+                "hidden states: reads_hidden_states must be true"
+                if not request.reads_hidden_states
+                else "text"
+            )
             return f"token router {routing.router!r} reads {wants}"
         return None
 
@@ -79,7 +83,7 @@ class RunningRouters:
         routing, request_id = request.routing, request.request_id
         if routing is None:
             return
-        if not request.is_tapped:
+        if not request.reads_hidden_states:
             router = self._readers[routing.router]
             router.begin(request_id, request.prompt_token_ids, request.adapters, routing)
             return
@@ -110,7 +114,7 @@ class RunningRouters:
 
     def weigh(self, scheduler: Scheduler, fail: Fail) -> None:
         """Have the routers that read hidden states answer what is due."""
-        for name, questions in scheduler.questions.take_tapped().items():
+        for name, questions in scheduler.questions.take_hidden().items():
             for answer in self._hidden[name].weigh(questions):
                 _set(answer.request_id, answer.num_tokens, answer.weights, scheduler, fail)
 

@@ -10,8 +10,8 @@ from router_engine.kv.block_table import BlockTable, blocks_for
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
+from router_engine.scheduling.hidden_means import Sum
 from router_engine.scheduling.state import RequestState
-from router_engine.scheduling.tap import Sum
 
 
 @dataclass(slots=True)
@@ -30,15 +30,15 @@ class KVBlockManager:
         self.block_size = block_size
         self.prefix_cache = prefix_cache
         self.prefix = PrefixCounters()
-        # By block, at its end: so that cached prompts are routed as fresh ones are. A tapped
-        # request finds only blocks that tapped ones have published, each with its sum.
+        # By block, at its end: so that cached prompts are routed as fresh ones are. A probed
+        # request finds only blocks that probed ones have published, each with its sum.
         self._sums: dict[int, Sum] = {}
 
     def new_table(self) -> BlockTable:
         return BlockTable(self.block_size)
 
     def new_keys(self, request: EngineRequest, gate: LayerRoutingParams | None) -> BlockKeys:
-        salt = b"tapped" if request.is_tapped else b"" if gate is None else gate.key
+        salt = b"probed" if request.reads_hidden_states else b"" if gate is None else gate.key
         return BlockKeys(self.block_size, request.adapters, request.combination, salt)
 
     def fits_at_all(self, num_tokens: int) -> bool:

@@ -47,7 +47,9 @@ class PlannedRow(msgspec.Struct, frozen=True):
     adapters: tuple[str, ...]  # digests
     combination: Combination
     is_routed: bool  # weights differ from token to token
-    is_tapped: bool  # a router reads its hidden states; its experts act from the tap layer on
+    reads_hidden_states: (
+        bool  # a router reads its hidden states; its experts act from the probe layer on
+    )
     sampling: SamplingParams
     num_generated: int  # index of the token that a sample yields
     prompt_token_ids: tuple[int, ...]
@@ -90,7 +92,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
             adapters=request.adapters,
             combination=request.combination,
             is_routed=request.routing is not None or state.gate is not None,
-            is_tapped=request.is_tapped,
+            reads_hidden_states=request.reads_hidden_states,
             sampling=request.sampling,
             num_generated=state.num_generated,
             prompt_token_ids=request.prompt_token_ids,
@@ -123,8 +125,8 @@ class StepPlan:
             yield row, tokens
 
     @property
-    def is_tapped(self) -> bool:
-        return any(row.is_tapped for row in self.rows)
+    def reads_hidden_states(self) -> bool:
+        return any(row.reads_hidden_states for row in self.rows)
 
     @property
     def sampled_rows(self) -> tuple[PlannedRow, ...]:
@@ -155,13 +157,14 @@ class SampledToken(msgspec.Struct, frozen=True):
 class StepOutput:
     """One sample for each of the plan's `drawn_rows`, in their order.
 
-    tap [tokens, hidden]: the base's hidden states at the tap layer, each of root mean square 1,
-    where the plan is tapped. gates: None where no adapter of the step has routers inside layers.
-    finite [tokens]: whether all that was computed of a token are numbers; None: of all tokens.
+    hidden_states [tokens, hidden]: the base's hidden states at the probe layer, each of root mean
+    square 1, where the plan is probed. gates: None where no adapter of the step has routers inside
+    layers. finite [tokens]: whether all that was computed of a token are numbers; None: of all
+    tokens.
     """
 
     samples: tuple[SampledToken, ...]
-    tap: NDArray[np.float32] | None = None
+    hidden_states: NDArray[np.float32] | None = None
     gates: GateValues | None = None
     finite: NDArray[np.bool_] | None = None
 

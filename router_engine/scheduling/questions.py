@@ -7,9 +7,9 @@ from collections import deque
 from router_engine.errors import RouterError
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenQuery
+from router_engine.scheduling.hidden_means import RunningMean, RunningMeans
 from router_engine.scheduling.refusal import weights_problem
 from router_engine.scheduling.state import RequestState, RequestStatus
-from router_engine.scheduling.tap import RunningMean, RunningMeans
 from router_engine.sparse import SparseWeights
 
 
@@ -32,14 +32,14 @@ class RouterQueries:
         """The lengths of text that are asked about when a request comes."""
         if request.routing is None:
             return deque()
-        return deque([0 if request.is_tapped else len(request.prompt_token_ids)])
+        return deque([0 if request.reads_hidden_states else len(request.prompt_token_ids)])
 
     def sampled(self, state: RequestState) -> None:
         """A token was drawn. Asks when weights are due and will hold at some token."""
         routing, generated = state.request.routing, state.num_generated
         if (
             routing is not None
-            and not state.request.is_tapped
+            and not state.request.reads_hidden_states
             and generated % routing.every == 0
             and generated + routing.lag < state.request.sampling.max_new_tokens
         ):
@@ -65,7 +65,7 @@ class RouterQueries:
         self._text = []
         return asked
 
-    def take_tapped(self) -> dict[str, list[HiddenQuery]]:
+    def take_hidden(self) -> dict[str, list[HiddenQuery]]:
         """What is to be asked now of each router that reads hidden states."""
         due = [each for each in self._tapped if each[0].status is not RequestStatus.FINISHED]
         self._tapped = []
@@ -97,7 +97,7 @@ class RouterQueries:
                 "need one each"
             )
         state.asked.popleft()
-        if not state.request.is_tapped:
+        if not state.request.reads_hidden_states:
             # Weights from n tokens hold from the pass over the last of them (the first yields come
             # from it) until the pass over the last token of the next text that is asked about; both
             # `lag` passes later, but for the prompt's, which hold from the start.

@@ -90,7 +90,11 @@ def _ensemble_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
                 f"ensemble has a member of {len(adapters)} adapters: each needs as many as "
                 f"adapters has, {len(request.adapters)}, all different"
             )
-    if request.routing is not None or request.layer_routing is not None or request.is_tapped:
+    if (
+        request.routing is not None
+        or request.layer_routing is not None
+        or request.reads_hidden_states
+    ):
         yield "ensemble is given with a router: its members run under fixed weights"
 
 
@@ -111,12 +115,14 @@ def _mixture_reasons(request: EngineRequest) -> Iterator[str]:
     if not adapters:
         yield "adapters is empty: routing needs at least 1 candidate"
     if request.routing is not None:
-        yield from _routing_reasons(request.routing, is_tapped=request.is_tapped)
+        yield from _routing_reasons(
+            request.routing, reads_hidden_states=request.reads_hidden_states
+        )
     if request.layer_routing is not None:
         yield from _layer_routing_reasons(request)
 
 
-def _routing_reasons(routing: TokenRouting, *, is_tapped: bool) -> Iterator[str]:
+def _routing_reasons(routing: TokenRouting, *, reads_hidden_states: bool) -> Iterator[str]:
     if routing.every < 1:
         yield f"routing.every is {routing.every}: it must be at least 1 token"
     if not 0 <= routing.lag <= MAX_LAG:
@@ -126,7 +132,7 @@ def _routing_reasons(routing: TokenRouting, *, is_tapped: bool) -> Iterator[str]
             f"routing.lag is {routing.lag}: context 'recompute' waits for the newest weights, "
             "so it must be 0 there; context 'keep' takes any"
         )
-    if is_tapped and (routing.lag > 0 or routing.context != "keep"):
+    if reads_hidden_states and (routing.lag > 0 or routing.context != "keep"):
         yield (
             f"routing.lag is {routing.lag} and context {routing.context!r}: a router that reads "
             "hidden states takes lag 0 and context 'keep'"
@@ -134,7 +140,7 @@ def _routing_reasons(routing: TokenRouting, *, is_tapped: bool) -> Iterator[str]
 
 
 def _layer_routing_reasons(request: EngineRequest) -> Iterator[str]:
-    if request.routing is not None or request.is_tapped:
+    if request.routing is not None or request.reads_hidden_states:
         yield "routing and layer_routing are both given: give one of them"
     if request.combination != "sum":
         yield f"combination is {request.combination!r}: layer_routing is defined for 'sum'"

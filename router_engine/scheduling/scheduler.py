@@ -21,6 +21,7 @@ from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
 from router_engine.scheduling.ensembles import follower_requests
 from router_engine.scheduling.fairness import ServiceCounters, group_of
 from router_engine.scheduling.gates import GateSums
+from router_engine.scheduling.hidden_means import RunningMeans
 from router_engine.scheduling.ledger import KVBlockManager
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.policy import in_turn, make_policy
@@ -29,7 +30,6 @@ from router_engine.scheduling.questions import RouterQueries
 from router_engine.scheduling.queue import WaitingQueue
 from router_engine.scheduling.refusal import NOT_FINITE, Limits, refusal
 from router_engine.scheduling.state import RequestState, RequestStatus
-from router_engine.scheduling.tap import RunningMeans
 from router_engine.scheduling.weights import WeightsHistory
 from router_engine.sparse import SparseWeights
 
@@ -138,7 +138,7 @@ class Scheduler:
     ) -> None:
         """The router's answer for the first `num_tokens` tokens. Unknown ids are ignored.
 
-        `at_most` and `window` go with a tapped request's prior, for 0 tokens: see `Prior`. Raises
+        `at_most` and `window` go with a probed request's prior, for 0 tokens: see `Prior`. Raises
         RouterError if it is no answer to what was asked, or its weights are of no use.
         """
         state = self._live.get(request_id)
@@ -196,8 +196,10 @@ class Scheduler:
             raise ValueError(f"{len(out.samples)} samples for {len(plan.drawn_rows)} rows")
         samples = iter(out.samples)
         taken = [(row, self._state_of(row), tokens) for row, tokens in plan.parts]
-        if out.tap is not None:
-            self._means.read([(s.running_mean, r.start, at) for r, s, at in taken if s], out.tap)
+        if out.hidden_states is not None:
+            self._means.read(
+                [(s.running_mean, r.start, at) for r, s, at in taken if s], out.hidden_states
+            )
         events: list[EngineEvent] = []
         for row, state, tokens in taken:
             sample = next(samples) if row.draws else None
@@ -322,7 +324,7 @@ class Scheduler:
             status=RequestStatus.WAITING_ADAPTERS,
             num_told=len(request.prompt_token_ids),
             asked=self.questions.first(request),
-            running_mean=self._means.open() if request.is_tapped else None,
+            running_mean=self._means.open() if request.reads_hidden_states else None,
             gate_sums=GateSums(request.adapters) if request.report_gates else None,
             group=group_of(request, self.config.fairness),
             gate=gate,

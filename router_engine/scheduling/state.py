@@ -12,7 +12,7 @@ from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.gates import GateSums, GateValues, PromptGates
-from router_engine.scheduling.tap import RunningMean
+from router_engine.scheduling.hidden_means import RunningMean
 from router_engine.scheduling.weights import WeightsHistory
 
 
@@ -39,7 +39,7 @@ class RequestState:
     num_computed: int = 0
     num_told: int = 0  # tokens that the router knows of
     asked: deque[int] = field(default_factory=deque)  # lengths of text it has yet to answer on
-    running_mean: RunningMean | None = None  # of a tapped request
+    running_mean: RunningMean | None = None  # of a probed request
     gate_sums: GateSums | None = None  # of one that reports gates
     admitted: bool = False
     overtaken: int = 0  # later requests that started while none waited longer than this one

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.errors import StoreError
-from adapters_store.formats import AdapterFormat, AdapterFolder, FormatRegistry, ParsedAdapter
+from adapters_store.formats import AdapterFolder, AdapterFormat, FormatRegistry, ParsedAdapter
 from adapters_store.formats.native import NativeFormat
 from adapters_store.formats.peft import PeftLoraFormat
 from adapters_store.formats.registry import BUILT_IN, ENTRY_POINT_GROUP

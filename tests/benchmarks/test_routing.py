@@ -121,7 +121,7 @@ class TestNumbers:
             "hidden_mean, every 2",
             "fixed, above the tap",
         ]
-        assert not RoutingCase("fixed", "x", {"is_tapped": True}).is_routed
+        assert not RoutingCase("fixed", "x", {"reads_hidden_states": True}).is_routed
 
     def test_even_mixtures_take_turns(self) -> None:
         digests = [f"{i}" for i in range(6)]

@@ -153,8 +153,8 @@ def test_a_family_without_a_decoder_of_ours_matches_the_equation(
 def test_a_mixed_batch_equals_each_request_alone(
     path: EnginePath, make_engine: MakeEngine, folders: list[Path]
 ) -> None:
-    """Six gates beside the base, fixed mixtures, token routing and layers below the tap."""
-    config = EngineConfig(model=ModelConfig(tap_layer=1), cache=CacheConfig(num_blocks=512))
+    """Six gates beside the base, fixed mixtures, token routing and layers below the probe layer."""
+    config = EngineConfig(model=ModelConfig(probe_layer=1), cache=CacheConfig(num_blocks=512))
     engine, other = make_engine(config=config), make_engine(config=config)
     for each in (engine, other):
         digests = [each.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
@@ -184,8 +184,8 @@ def test_a_mixed_batch_equals_each_request_alone(
             routing=routing,
         ),
         replace(
-            request("tapped", prompt, dict.fromkeys(digests[:3], 0.5), max_new_tokens=new),
-            is_tapped=True,
+            request("probed", prompt, dict.fromkeys(digests[:3], 0.5), max_new_tokens=new),
+            reads_hidden_states=True,
         ),
     ]
     together = engine.run(*requests)

@@ -22,7 +22,7 @@ from tests.support.harness import Answer, request
 from tests.support.oracle import assert_agrees, set_mixture
 
 TAP = 1  # of two layers
-CONFIG = EngineConfig(model=ModelConfig(tap_layer=TAP), cache=CacheConfig(num_blocks=256))
+CONFIG = EngineConfig(model=ModelConfig(probe_layer=TAP), cache=CacheConfig(num_blocks=256))
 PROMPT = list(range(5, 30))
 BLOCK = 4
 TEMPERATURE = 0.2
@@ -48,7 +48,7 @@ def _routed(
         adapters=tuple(digests),
         routing=TokenRouting("hidden_mean", {**PARAMS, **params}, every),
         report_weights=True,
-        is_tapped=True,
+        reads_hidden_states=True,
     )
 
 
@@ -67,7 +67,7 @@ def _publish(engine: PathEngine, folders: Sequence[Path]) -> list[str]:
 
 @torch.no_grad()
 def _mean(base: Any, ids: Sequence[int], window: int | None = None) -> Vector:
-    """Of what enters the tap layer, at RMS 1 each, over all tokens but the first.
+    """Of what enters the probe layer, at RMS 1 each, over all tokens but the first.
 
     Under a window whole blocks are left out that lie before it.
     """
@@ -93,8 +93,8 @@ def _weights(mean: Vector, count: int) -> Vector:
     return np.asarray(powers / powers.sum())
 
 
-def _set_above_tap(model: Any, weights: Sequence[float]) -> None:
-    """A mixture of the layers from the tap on."""
+def _set_above_probe(model: Any, weights: Sequence[float]) -> None:
+    """A mixture of the layers from the probe layer on."""
     set_mixture(model, list(weights), "sum")
     for name, parameter in model.named_parameters():
         if "lora_B.mixture" in name and any(f"layers.{i}." in name for i in range(TAP)):
@@ -113,12 +113,12 @@ def _oracle(
 ) -> tuple[list[int], list[torch.Tensor], list[Vector]]:
     """The prompt but its last token under the prior, then each token under the newest weights."""
     ids, outputs, used = list(prompt), [], []
-    _set_above_tap(model, [1 / members] * members)
+    _set_above_probe(model, [1 / members] * members)
     past = model(input_ids=torch.tensor([ids[:-1]]), use_cache=True).past_key_values
     for index in range(count):
         if index % every == 0:
             weights = _weights(_mean(base, ids[:-1], window), members)
-            _set_above_tap(model, weights.tolist())
+            _set_above_probe(model, weights.tolist())
         out = model(input_ids=torch.tensor([ids[-1:]]), past_key_values=past, use_cache=True)
         past = out.past_key_values
         outputs.append(out.logits[0, -1].float().log_softmax(-1))
@@ -253,7 +253,11 @@ def test_an_embedding_is_the_mean_that_a_request_is_routed_by(
 ) -> None:
     engine = make_engine(config=CONFIG)
     ask = EngineRequest(
-        "e", tuple(PROMPT), SamplingParams(max_new_tokens=1), is_tapped=True, report_hidden=True
+        "e",
+        tuple(PROMPT),
+        SamplingParams(max_new_tokens=1),
+        reads_hidden_states=True,
+        report_hidden=True,
     )
     (answer,) = engine.run(ask)
     expected = _mean(path.base("llama"), PROMPT)
@@ -264,7 +268,7 @@ def test_an_embedding_is_the_mean_that_a_request_is_routed_by(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"is_tapped": False}, "reads hidden states: is_tapped must be true"),
+        ({"reads_hidden_states": False}, "reads hidden states: reads_hidden_states must be true"),
         ({"routing": TokenRouting("given", {"weights": [[1.0]]})}, "'given' reads text"),
         ({"routing": TokenRouting("hidden_mean", lag=1)}, "takes lag 0"),
         ({"routing": TokenRouting("hidden_mean", context="recompute")}, "context 'keep'"),

@@ -112,7 +112,7 @@ def _neighbours(tag: str, digests: Mapping[str, str], path: EnginePath) -> list[
     linear = {lora: 0.4, other: 1.1}
     return [
         *made,
-        replace(made[2], request_id=f"{tag} tapped", is_tapped=True),
+        replace(made[2], request_id=f"{tag} probed", reads_hidden_states=True),
         replace(
             request(f"{tag} linear", text[:5], linear, max_new_tokens=_tokens(path)),
             combination="linear",
@@ -337,7 +337,7 @@ def test_one_member_fails_its_ensemble_and_a_candidate_its_gate(
             request("linear", text, {lora: 0.5, poison: 0.1}, max_new_tokens=4),
             combination="linear",
         ),
-        replace(_poisoned("tapped", poison, path), is_tapped=True),
+        replace(_poisoned("probed", poison, path), reads_hidden_states=True),
     ]
     _assert_failed(*engine.run(*failing))
     assert not engine.findable_blocks()

@@ -30,7 +30,7 @@ def planned(adapters: tuple[str, ...], *runs: tuple[float, ...], **more: Any) ->
         "adapters": adapters,
         "combination": "sum",
         "is_routed": False,
-        "is_tapped": False,
+        "reads_hidden_states": False,
         "sampling": SamplingParams(),
         "num_generated": 0,
         "prompt_token_ids": tokens,
@@ -71,9 +71,9 @@ def test_another_combination_of_the_same_weights_is_another_mixture() -> None:
 
 
 def test_below_the_tap_the_base_acts_alone() -> None:
-    """Its experts act from the tap on; what is merged is taken off below."""
-    tapped = planned(("a", "b"), (0.75, 0.25), is_tapped=True)
-    weights = step_weights([tapped], MERGED, CPU)
+    """Its experts act from the probe layer on; what is merged is taken off below."""
+    probed = planned(("a", "b"), (0.75, 0.25), reads_hidden_states=True)
+    weights = step_weights([probed], MERGED, CPU)
     assert weights is not None
     torch.testing.assert_close(whole(weights.lower), torch.tensor([[-0.75, -0.25]] * 2))
 

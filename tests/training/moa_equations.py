@@ -22,7 +22,7 @@ from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
-from router_engine.model.tap import layers_of
+from router_engine.model.probe import layers_of
 
 
 class Written:

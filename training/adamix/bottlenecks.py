@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 
 from adapters_store.expert_types import BottleneckExpertSpec
 from adapters_store.expert_types import Copies as Kept
-from router_engine.model.tap import layers_of
+from router_engine.model.probe import layers_of
 from training.adamix.copies import CopiedLinear
 from training.adamix.draws import Draws
 from training.base import read_base, torch_device

@@ -163,14 +163,14 @@ class StepStruct(Structure):
         ("normaliser", c_void_p),
         ("weights", WeightsStruct),
         ("lower", WeightsStruct),
-        ("tap", c_void_p),
+        ("hidden_states", c_void_p),
         ("finite", c_void_p),
         ("tokens", c_int32),
         ("num_rows", c_int32),
         ("samples", c_int32),
         ("logits_stride", c_int32),
         ("threads", c_int32),
-        ("tap_layer", c_int32),
+        ("probe_layer", c_int32),
     )
 
 

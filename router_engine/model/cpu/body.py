@@ -36,10 +36,10 @@ class CpuBody:
     """Runs whole steps; owns what it needs between them."""
 
     def __init__(
-        self, decoder: PackedModel, pool: RowPool, vocab_size: int, tap_layer: int
+        self, decoder: PackedModel, pool: RowPool, vocab_size: int, probe_layer: int
     ) -> None:
         self._decoder = decoder
-        self._tap_layer = tap_layer
+        self._probe_layer = probe_layer
         self._pool = pool
         self._vocab = vocab_size
         self._stride = -(-vocab_size // _LANES) * _LANES
@@ -55,7 +55,11 @@ class CpuBody:
         readings = self._readings(weights, len(arrays.token_ids))
         mixture = _Mixture(weights, self._pool, self._lists, readings)
         lower = _Mixture(weights and weights.lower, self._pool, self._lists, readings)
-        tap = torch.empty(len(arrays.token_ids), self._decoder.hidden) if plan.is_tapped else None
+        hidden_states = (
+            torch.empty(len(arrays.token_ids), self._decoder.hidden)
+            if plan.reads_hidden_states
+            else None
+        )
         finite = torch.empty(len(arrays.token_ids), dtype=torch.bool)
         step = StepStruct(
             token_ids=arrays.token_ids.ctypes.data,
@@ -68,22 +72,22 @@ class CpuBody:
             normaliser=normaliser.data_ptr(),
             weights=mixture.weights,
             lower=lower.weights,
-            tap=None if tap is None else tap.data_ptr(),
+            hidden_states=None if hidden_states is None else hidden_states.data_ptr(),
             finite=finite.data_ptr(),
             tokens=len(arrays.token_ids),
             num_rows=len(arrays.rows),
             samples=len(arrays.samples),
             logits_stride=self._stride,
             threads=torch.get_num_threads(),
-            tap_layer=self._tap_layer if plan.is_tapped else 0,
+            probe_layer=self._probe_layer if plan.reads_hidden_states else 0,
         )
         self._decoder.library.run_model(self._decoder.handle, step)
         if self._stride != self._vocab:
             logits = logits[:, : self._vocab].contiguous()
         if weights is not None and readings is not None and weights.prompts:
             values, columns = readings.values, readings.columns
-            readings = gate_readings(self._pool, weights, columns, values, self._tap_layer)
-        return BodyOutput(logits, LogitSummary(best, normaliser), tap, readings, finite)
+            readings = gate_readings(self._pool, weights, columns, values, self._probe_layer)
+        return BodyOutput(logits, LogitSummary(best, normaliser), hidden_states, readings, finite)
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateTensors | None:
         """Room for the gates of a step's adapters, if any has a router."""

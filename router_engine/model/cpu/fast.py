@@ -120,7 +120,7 @@ class FastPath:
         with self._moving:
             decoder = PackedModel(library, self._loaded, self._linears, self._cache)
             self._weights = decoder
-        body = CpuBody(decoder, self._pool, decoder.vocab, self._loaded.tap_layer)
+        body = CpuBody(decoder, self._pool, decoder.vocab, self._loaded.probe_layer)
         if expected is not None:
             verdict = self._proof.judge(library.isa, body.run, expected)
             if not verdict.holds:

@@ -71,11 +71,11 @@ class CudaBody:
             key = self._key(rows, weights)
         if key is None:
             return self._eager(plan, weights)
-        logits, tap, finite = self._decode(rows, weights, key)
+        logits, hidden_states, finite = self._decode(rows, weights, key)
         if not all(row.sample for row in rows):
             picked = [index for index, row in enumerate(rows) if row.sample]
             logits = logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
-        return BodyOutput(logits, tap=tap, finite=finite)
+        return BodyOutput(logits, hidden_states=hidden_states, finite=finite)
 
     def refresh(self) -> None:
         """Base weights have changed. Called between steps.
@@ -92,9 +92,9 @@ class CudaBody:
         batch = bucket_for(len(rows), BATCH_BUCKETS)
         if batch is None:
             return None
-        is_tapped = any(row.is_tapped for row in rows)
+        reads_hidden_states = any(row.reads_hidden_states for row in rows)
         if weights is None:
-            return GraphKey(batch, is_tapped=is_tapped)
+            return GraphKey(batch, reads_hidden_states=reads_hidden_states)
         if weights.root is not None or weights.merged_root is not None:
             return None
         if weights.gates is not None or not self._experts.pool.only_lora(weights.digests):
@@ -105,12 +105,13 @@ class CudaBody:
         capacity = bucket_for(found.most, ROW_BUCKETS)
         if capacity is None:
             return None
-        return GraphKey(batch, capacity, self._mixtures.touched(found), is_tapped)
+        return GraphKey(batch, capacity, self._mixtures.touched(found), reads_hidden_states)
 
     def _decode(
         self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits [rows, vocab]; the tap [rows, hidden] on the host, where it is read; `finite`."""
+        """Logits [rows, vocab]; the hidden states [rows, hidden] on the host, where it is read;
+        `finite`."""
         if key.batch not in self._inputs:
             self._inputs[key.batch] = StaticInputs(
                 key.batch, self._max_blocks, self._decoder.hidden_size, self._device
@@ -125,17 +126,17 @@ class CudaBody:
         if weights is not None:
             self._mixtures.write(key.rows, weights.digests)
         logits = self._graphs.run(key, lambda: self._forward(inputs, key))[: len(rows)]
-        tap = inputs.tap[: len(rows)].cpu() if key.is_tapped else None
-        return logits, tap, inputs.finite[: len(rows)]
+        hidden_states = inputs.hidden_states[: len(rows)].cpu() if key.reads_hidden_states else None
+        return logits, hidden_states, inputs.finite[: len(rows)]
 
     def _forward(self, inputs: StaticInputs, key: GraphKey) -> Tensor:
         """Logits [batch, vocab] from what the buffers hold: this is what a graph captures."""
         pages = Pages(inputs.tables, inputs.starts, inputs.contexts, 1, self._cache.block_size)
         batch = DecoderInputs(inputs.numbers, PagedAttention(pages))
-        lower = inputs.lower if key.is_tapped else None
+        lower = inputs.lower if key.reads_hidden_states else None
         mix = self._mixtures.mix(key, inputs.weights, lower) if key.rows else None
-        tap = inputs.tap if key.is_tapped else None
-        hidden, finite = self._decoder.hidden(batch, mix, tap)
+        hidden_states = inputs.hidden_states if key.reads_hidden_states else None
+        hidden, finite = self._decoder.hidden(batch, mix, hidden_states)
         inputs.finite.copy_(finite)
         return self._decoder.logits(hidden, mix)
 
@@ -153,10 +154,12 @@ class CudaBody:
         )
         self._experts.begin(weights)
         mix = None if weights is None else self._mix_eagerly
-        tap = None
-        if plan.is_tapped:
-            tap = torch.empty(len(token_ids), self._decoder.hidden_size, device=self._device)
-        hidden, finite = self._decoder.hidden(batch, mix, tap, self._experts)
+        hidden_states = None
+        if plan.reads_hidden_states:
+            hidden_states = torch.empty(
+                len(token_ids), self._decoder.hidden_size, device=self._device
+            )
+        hidden, finite = self._decoder.hidden(batch, mix, hidden_states, self._experts)
         samples = [
             chunk.first + chunk.length - 1
             for chunk, row in zip(chunks, plan.rows, strict=True)
@@ -166,8 +169,8 @@ class CudaBody:
         with self._experts.rows(index):
             logits = self._decoder.logits(hidden[index], mix)
         gates = self._experts.readings()
-        tap = None if tap is None else tap.cpu()
-        return BodyOutput(logits, tap=tap, gates=gates, finite=finite)
+        hidden_states = None if hidden_states is None else hidden_states.cpu()
+        return BodyOutput(logits, hidden_states=hidden_states, gates=gates, finite=finite)
 
     def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
         first = 0
@@ -181,7 +184,7 @@ class TableMixtures:
 
     def __init__(self, decoder: CudaDecoder, pool: RowPool, device: torch.device) -> None:
         groups, item_size = decoder.groups, decoder.item_size
-        self._below = decoder.groups_below_tap()
+        self._below = decoder.groups_below_probe()
         self._groups = {group.paths: index for index, group in enumerate(groups)}
         self._firsts = np.cumsum([0, *(len(group.paths) for group in groups)])
         self._device = device
@@ -209,7 +212,7 @@ class TableMixtures:
         self._tables[capacity].write(self.rows(digests))
 
     def mix(self, key: GraphKey, weights: Tensor, lower: Tensor | None) -> _TableMix:
-        """`lower`: weights of the layers below the tap, where they have their own."""
+        """`lower`: weights of the layers below the probe layer, where they have their own."""
         below = dict.fromkeys(self._below, lower) if lower is not None else {}
         return _TableMix(self._group_tables(key.rows), weights, below, key.touched, self._groups)
 

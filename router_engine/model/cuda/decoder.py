@@ -102,7 +102,7 @@ class CudaDecoder:
             self._layer(layer, cache, index, call)
             for index, (layer, call) in enumerate(zip(body.layers, loaded.attention, strict=True))
         ]
-        self._tap_layer = loaded.tap_layer
+        self._probe_layer = loaded.probe_layer
         self.hidden_size = layout.hidden
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
@@ -119,9 +119,9 @@ class CudaDecoder:
         ]
         return [*parts, self._head_group]
 
-    def groups_below_tap(self) -> frozenset[tuple[str, ...]]:
-        """The modules of each group in the layers below the tap."""
-        layers = self._layers[: self._tap_layer]
+    def groups_below_probe(self) -> frozenset[tuple[str, ...]]:
+        """The modules of each group in the layers below the probe layer."""
+        layers = self._layers[: self._probe_layer]
         parts = [(layer.qkv, layer.output, layer.gate_up, layer.down) for layer in layers]
         return frozenset(linear.group.paths for four in parts for linear in four)
 
@@ -129,15 +129,15 @@ class CudaDecoder:
         self,
         inputs: DecoderInputs,
         mix: Mix | None,
-        tap: Tensor | None = None,
+        hidden_states: Tensor | None = None,
         experts: StepExperts | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Last hidden states [tokens, hidden], normed, and which tokens `are_finite` [tokens] bool.
 
         The tokens' keys and values are stored.
 
-        tap [tokens, hidden], where given, is filled with what enters the tap layer. `experts` act
-        beside linear layers, where there are such.
+        hidden_states [tokens, hidden], where given, is filled with what enters the probe layer.
+        `experts` act beside linear layers, where there are such.
         """
         x = functional.embedding(inputs.numbers[0], self._embedding)
         residual = torch.empty_like(x)
@@ -145,8 +145,8 @@ class CudaDecoder:
         for index, layer in enumerate(self._layers):
             normed = norm(x, residual, layer.attention_norm, self._epsilon, add=started)
             started = True
-            if tap is not None and index == self._tap_layer:
-                tap.copy_(residual)
+            if hidden_states is not None and index == self._probe_layer:
+                hidden_states.copy_(residual)
             if experts is not None:
                 experts.route(index, residual, normed)
             query, attended = self._attend(layer, layer.qkv(normed, mix), inputs)

@@ -1,6 +1,6 @@
 """The token router `hidden_mean`: the base's own hidden states are the embedding.
 
-e is the mean of the base's hidden states at the tap layer over the latest tokens of the text so
+e is the mean of the base's hidden states at the probe layer over the latest tokens of the text so
 far, each scaled to a root mean square of 1, as some are a hundred times as large as others. The
 window goes with the text, so that an answer can change from one skill to another. An adapter is
 known by two vectors, c and q: the means of e and of e^2 over its sample texts, each read in

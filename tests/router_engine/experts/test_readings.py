@@ -33,12 +33,12 @@ KINDS = {"lora": LORA, "moe": replace(MOE_LORA, first_layer=1), "sparse": SPARSE
 class _Served:
     """The tiny llama with hooks, and adapters in its pool; attention is transformers' own."""
 
-    def __init__(self, root: Path, tap_layer: int) -> None:
+    def __init__(self, root: Path, probe_layer: int) -> None:
         self._model: Any = family_model("llama")
         cpu = torch.device("cpu")
         pool = RowPool(64, dtype=torch.float32, device=cpu)
         blocks = blocks_of(self._model)
-        self._experts = StepExperts(pool, ReferenceOperations(), blocks, tap_layer)
+        self._experts = StepExperts(pool, ReferenceOperations(), blocks, probe_layer)
         linears = wrap_linears(self._model, self._experts)
         hook_layers(self._model, self._experts)
         shape = kv_shape(attention_calls(self._model))
@@ -59,7 +59,7 @@ class _Served:
 
 @pytest.fixture
 def served(tmp_path: Path) -> _Served:
-    return _Served(tmp_path, tap_layer=1)
+    return _Served(tmp_path, probe_layer=1)
 
 
 def _total(**weights: Tensor) -> StepWeights:

@@ -134,9 +134,9 @@ def test_a_router_that_reads_hidden_states_is_refused(
     engine.put_centroids(dict.fromkeys(digests, [1.0] * 128))
     sampling = SamplingParams(max_new_tokens=4)
     routing = TokenRouting("hidden_mean", {})
-    tapped = EngineRequest(
-        "tapped", tuple(TEXT), sampling, digests, routing=routing, is_tapped=True
+    probed = EngineRequest(
+        "probed", tuple(TEXT), sampling, digests, routing=routing, reads_hidden_states=True
     )
-    (answer,) = engine.run(tapped)
+    (answer,) = engine.run(probed)
     assert answer.end.reason is FinishReason.REFUSED
     assert str(answer.end.error).startswith(f"{digests[1]}: gates of whole prompts")

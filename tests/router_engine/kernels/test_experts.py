@@ -70,7 +70,7 @@ def _arrow(name: str, digests: list[str]) -> EngineRequest:
 
 
 def _traffic(tag: str, plain: list[str], kinds: dict[str, str]) -> list[EngineRequest]:
-    """Every way to weights at once: fixed, tapped, linear and arrow, beside every kind."""
+    """Every way to weights at once: fixed, probed, linear and arrow, beside every kind."""
     mixtures = [
         *({kinds[kind]: 0.9} for kind in kinds),
         {kinds["soft"]: 0.5, kinds["native"]: -0.4, kinds["serial"]: 0.7, plain[1]: 0.6},
@@ -81,11 +81,11 @@ def _traffic(tag: str, plain: list[str], kinds: dict[str, str]) -> list[EngineRe
         request(f"{tag} {i}", TEXT[: 3 + 3 * i], mixture, max_new_tokens=8)
         for i, mixture in enumerate(mixtures)
     ]
-    tapped = [replace(one, request_id=f"{one.request_id} tapped") for one in requests[:4]]
+    probed = [replace(one, request_id=f"{one.request_id} probed") for one in requests[:4]]
     linear = {plain[0]: 0.4, plain[3]: 1.1}
     return [
         *requests,
-        *(replace(one, is_tapped=True) for one in tapped),
+        *(replace(one, reads_hidden_states=True) for one in probed),
         request(f"{tag} linear", TEXT, linear, combination="linear", max_new_tokens=8),
         _arrow(f"{tag} arrow", plain[:3]),
     ]
@@ -109,7 +109,7 @@ def test_every_way_to_weights_in_one_step(
 ) -> None:
     """In chunks, over the base and over one that holds a mixture."""
     config = EngineConfig(
-        model=ModelConfig(tap_layer=1),
+        model=ModelConfig(probe_layer=1),
         cache=CACHE,
         scheduler=SchedulerConfig(max_step_tokens=24, max_running=24),
     )
@@ -185,7 +185,7 @@ def test_bf16_is_as_near_to_fp32_as_the_reference(
     assert 0 < errors[1] <= 1.2 * errors[0], errors
 
 
-def _plan(tokens: Sequence[int], *, is_tapped: bool) -> StepPlan:
+def _plan(tokens: Sequence[int], *, reads_hidden_states: bool) -> StepPlan:
     """One row at position 0, in the first blocks of the cache."""
     row = PlannedRow(
         request_id="r",
@@ -197,7 +197,7 @@ def _plan(tokens: Sequence[int], *, is_tapped: bool) -> StepPlan:
         adapters=(),
         combination="sum",
         is_routed=False,
-        is_tapped=is_tapped,
+        reads_hidden_states=reads_hidden_states,
         sampling=SamplingParams(max_new_tokens=1),
         num_generated=0,
         prompt_token_ids=tuple(tokens),
@@ -211,9 +211,9 @@ def _plan(tokens: Sequence[int], *, is_tapped: bool) -> StepPlan:
 def test_readings_are_the_gates(
     make_harness: MakeHarness, kernel_cache: Path, experts: dict[str, Path]
 ) -> None:
-    """`native` on the last token alone; `sparse` on the first tokens alone below the tap."""
+    """`native` on the last token alone; `sparse` on the first tokens alone below the probe."""
     config = EngineConfig(
-        model=ModelConfig(tap_layer=1), cache=CACHE, kernels=KernelConfig("cpu", kernel_cache)
+        model=ModelConfig(probe_layer=1), cache=CACHE, kernels=KernelConfig("cpu", kernel_cache)
     )
     harness = make_harness(config=config)
     pairs = sorted((harness.publish(kind, experts[kind]), kind) for kind in ("native", "sparse"))
@@ -226,12 +226,12 @@ def test_readings_are_the_gates(
     below[5:] = 0
     body = harness.engine.body
     assert body is not None
-    whole = body.run(_plan(TEXT, is_tapped=False), StepWeights(digests, total)).gates
+    whole = body.run(_plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)).gates
     weights = StepWeights(digests, total, lower=StepWeights(digests, below))
-    tapped = body.run(_plan(TEXT, is_tapped=True), weights).gates
-    assert body.run(_plan(TEXT, is_tapped=False), None).gates is None
+    probed = body.run(_plan(TEXT, reads_hidden_states=True), weights).gates
+    assert body.run(_plan(TEXT, reads_hidden_states=False), None).gates is None
     assert whole is not None
-    assert tapped is not None
+    assert probed is not None
     firsts = {
         kind: (first, count) for kind, (_, first, count) in zip(kinds, whole.columns, strict=True)
     }
@@ -247,6 +247,6 @@ def test_readings_are_the_gates(
         assert not found[-1].isnan().any()
         assert whole.values[layer, :-1, native : native + others].isnan().all()
         assert not whole.values[layer, -1, native : native + others].isnan().any()
-    assert tapped.values[0, 5:].isnan().all()
-    assert not tapped.values[0, :5, first : first + count].isnan().any()
-    assert not tapped.values[1, :, first : first + count].isnan().any()
+    assert probed.values[0, 5:].isnan().all()
+    assert not probed.values[0, :5, first : first + count].isnan().any()
+    assert not probed.values[1, :, first : first + count].isnan().any()

@@ -44,7 +44,7 @@ def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
         known_tokens=(),
         arrival=0,
         is_routed=False,
-        is_tapped=False,
+        reads_hidden_states=False,
     )
 
 

@@ -62,9 +62,11 @@ class HashRunner:
                 self.kept[row.seat.ensemble][row.seat.member] = entry
             if row.draws:
                 samples.append(SampledToken(token_from(self._drawn_from(row, entry)), -1.0))
-        # Of tapped requests the scheduler adds up the states, whatever they are.
-        tap = np.ones((plan.num_tokens, 1), dtype=np.float32) if plan.is_tapped else None
-        return StepOutput(tuple(samples), tap, finite=finite)
+        # Of probed requests the scheduler adds up the states, whatever they are.
+        hidden_states = (
+            np.ones((plan.num_tokens, 1), dtype=np.float32) if plan.reads_hidden_states else None
+        )
+        return StepOutput(tuple(samples), hidden_states, finite=finite)
 
     def _drawn_from(self, row: PlannedRow, entry: bytes) -> bytes:
         if row.seat is None:

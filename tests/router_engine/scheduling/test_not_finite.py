@@ -111,10 +111,10 @@ def test_of_what_it_computed_before_it_was_preempted(steps: int) -> None:
 
 
 @pytest.mark.parametrize("report_gates", [False, True])  # those search for nothing
-@pytest.mark.parametrize("is_tapped", [False, True])
-def test_of_what_it_found_of_its_own(*, is_tapped: bool, report_gates: bool) -> None:
+@pytest.mark.parametrize("reads_hidden_states", [False, True])
+def test_of_what_it_found_of_its_own(*, reads_hidden_states: bool, report_gates: bool) -> None:
     drive = Drive(SchedulerConfig(policy="priority"), num_blocks=8)
-    request = replace(fixed("r", PROMPT, 8), is_tapped=is_tapped)
+    request = replace(fixed("r", PROMPT, 8), reads_hidden_states=reads_hidden_states)
     drive.add(replace(request, report_gates=report_gates))
     drive.step()
     preempt(drive, "r")

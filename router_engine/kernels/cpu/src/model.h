@@ -55,7 +55,7 @@ class Model : public Decoder {
     with_team(step.threads, [&](Team& team) {
       embed(team);
       for (int layer = 0; layer < m_.num_layers; layer++) {
-        if (step_.tap && layer == step_.tap_layer) tap(team);
+        if (step_.hidden_states && layer == step_.probe_layer) store_hidden_states(team);
         attention(team, layers_[layer], mixing_[layer]);
         mlp(team, layers_[layer], mixing_[layer]);
       }
@@ -92,10 +92,10 @@ class Model : public Decoder {
     };
     hear(everyone_, step_.weights, all.data(), step_.tokens);
     hear(sampled_, step_.weights, step_.sample_index, step_.samples);
-    if (step_.tap_layer > 0) hear(below_, step_.lower, all.data(), step_.tokens);
+    if (step_.probe_layer > 0) hear(below_, step_.lower, all.data(), step_.tokens);
     int width = 0;
     for (int i = 0; i < m_.num_layers; i++) {
-      const bool lower = i < step_.tap_layer;
+      const bool lower = i < step_.probe_layer;
       const Weights& weights = lower ? step_.lower : step_.weights;
       const Audience& audience = lower ? below_ : everyone_;
       const Layer& l = layers_[i];
@@ -140,10 +140,10 @@ class Model : public Decoder {
   }
 
   // What routers read: the residual stream, as the layers below leave it.
-  void tap(Team& team) {
+  void store_hidden_states(Team& team) {
     team.share(step_.tokens, [&](int token) {
       const size_t at = size_t(token) * m_.hidden;
-      std::copy_n(&residual_[at], m_.hidden, step_.tap + at);
+      std::copy_n(&residual_[at], m_.hidden, step_.hidden_states + at);
     });
   }
 

@@ -58,15 +58,15 @@ struct Step {
   int64_t* best;                // [samples]: index of the highest logit
   float* normaliser;            // [samples]: log of the sum of their exponentials
   Weights weights;              // columns 0: the base alone
-  Weights lower;                // the same of the layers below tap_layer
-  float* tap;                   // [tokens, hidden]: what enters layer tap_layer, or null
+  Weights lower;                // the same of the layers below probe_layer
+  float* hidden_states;                   // [tokens, hidden]: what enters layer probe_layer, or null
   uint8_t* finite;              // [tokens]: whether their last states have a norm, or null
   int32_t tokens;
   int32_t num_rows;
   int32_t samples;
   int32_t logits_stride;
   int32_t threads;
-  int32_t tap_layer;  // 0: all layers run under `weights`
+  int32_t probe_layer;  // 0: all layers run under `weights`
 };
 
 }  // namespace mix::MIX_ISA

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router_engine.scheduling.tap import RunningMeans
+from router_engine.scheduling.hidden_means import RunningMeans
 
 STATES = np.random.default_rng(0).normal(size=(23, 8)).astype(np.float32)
 

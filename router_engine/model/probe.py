@@ -1,4 +1,4 @@
-"""The tap: the layer at which routers read the base's own hidden states.
+"""The hidden-state probe: the layer at which routers read the base's own hidden states.
 
 What enters it is the residual stream [tokens, hidden] that the layers below have left. Requests
 that are routed by it have their experts from this layer on only, so the states are the base's.
@@ -30,7 +30,7 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def probe_layer_of(model: nn.Module, wanted: int | None) -> int:
-    """The index of the tap layer: `wanted`, or a fifth of the way up.
+    """The index of the probe layer: `wanted`, or a fifth of the way up.
 
     Raises UnsupportedModelError where the model has no such layer.
     """
@@ -39,7 +39,7 @@ def probe_layer_of(model: nn.Module, wanted: int | None) -> int:
         return count // 5
     if not 0 <= wanted < count:
         raise UnsupportedModelError(
-            f"tap_layer is {wanted}: this model has layers 0 to {count - 1}"
+            f"probe_layer is {wanted}: this model has layers 0 to {count - 1}"
         )
     return wanted
 
@@ -51,12 +51,12 @@ def normed(states: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(states / roots[:, None], dtype=np.float32)
 
 
-def probe_digest(model: nn.Module, tap_layer: int, quantization: str) -> str:
-    """sha256 over what the states at the tap depend on: the layer and the weights.
+def probe_digest(model: nn.Module, probe_layer: int, quantization: str) -> str:
+    """sha256 over what the states at the probe layer depend on: the layer and the weights.
 
     Norm weights stand for all of them: no two checkpoints have the same.
     """
-    digest = hashlib.sha256(f"{tap_layer} {quantization}".encode())
+    digest = hashlib.sha256(f"{probe_layer} {quantization}".encode())
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             digest.update(name.encode())
@@ -71,10 +71,10 @@ class ProbedStates:
 
 
 class HiddenStateProbe:
-    """Reads what enters the tap layer of a transformers model."""
+    """Reads what enters the probe layer of a transformers model."""
 
-    def __init__(self, model: nn.Module, tap_layer: int) -> None:
-        self._layer = layers_of(model)[1][tap_layer]
+    def __init__(self, model: nn.Module, probe_layer: int) -> None:
+        self._layer = layers_of(model)[1][probe_layer]
 
     @contextmanager
     def reading(self, *, is_wanted: bool) -> Iterator[ProbedStates]:

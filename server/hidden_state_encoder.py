@@ -1,4 +1,4 @@
-"""The base model as an encoder of texts: the mean of its hidden states at the tap layer."""
+"""The base model as an encoder of texts: the mean of its hidden states at the probe layer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class HiddenStateEncoder:
 
     async def info(self) -> Info:
         """What an embedding depends on."""
-        return Info(0, f"{self._info.tap} {_FORM}", 2 * self._info.hidden_size)
+        return Info(0, f"{self._info.probe} {_FORM}", 2 * self._info.hidden_size)
 
     async def embed(self, texts: Sequence[str], *, window: Window = "head") -> NDArray[np.float32]:
         """Rows [texts, 2 hidden]. Raises RouterInputError for a text of fewer than two tokens."""
@@ -100,7 +100,7 @@ class HiddenStateEncoder:
             ids,
             SamplingParams(max_new_tokens=1),
             is_background=True,
-            is_tapped=True,
+            reads_hidden_states=True,
             report_hidden=True,
         )
         async with aclosing(self._engine.submit(request)) as events:

@@ -1,4 +1,4 @@
-"""Owns the running sums of hidden states at the tap layer, of all live requests that are tapped.
+"""Owns the running sums of hidden states at the probe layer, of all live requests that are probed.
 
 The mean over a text so far is what a router reads. The first token is left out: attention makes it
 a sink, with a state that is large and the same in every text.
@@ -32,7 +32,7 @@ class RunningMeans:
         return RunningMean(self, self._free.pop())
 
     def close(self, running: RunningMean | None) -> None:
-        """Its request has ended; None: it was not tapped."""
+        """Its request has ended; None: it was not probed."""
         if running is not None:
             self._free.append(running.slot)
 
@@ -48,7 +48,7 @@ class RunningMeans:
     def read(self, parts: Iterable[tuple[RunningMean | None, int, slice]], states: States) -> None:
         """A step's states: for each request the position of its first and where all of them lie.
 
-        None: a request that is not tapped.
+        None: a request that is not probed.
         """
         following: list[RunningMean] = []
         rows: list[int] = []
