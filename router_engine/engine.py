@@ -153,7 +153,7 @@ class Engine:
             self._step_seconds += time.perf_counter() - started
             self._steps += 1
             if output.gates is not None:
-                self._gates.add(output.gates, plan.sampled_tokens)
+                self._gates.add(output.gates, plan.logit_tokens)
             self._events.extend(self._scheduler.update(plan, output))
             self._routing.ask(self._scheduler)
             self._routing.weigh(self._scheduler, self._fail)
@@ -226,7 +226,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         scheduler, gauges = self._scheduler, self._scheduler.gauges
-        counters, ledger = self._residency.counters, self._scheduler.ledger
+        counters, kv_blocks = self._residency.counters, self._scheduler.kv_blocks
         recent, counters.recent = tuple(counters.recent), []
         return EngineStats(
             steps=self._steps,
@@ -236,8 +236,8 @@ class Engine:
             waiting_for_weights=gauges.waiting_for_weights,
             prompt_tokens=scheduler.counters.prompt_tokens,
             generated_tokens=scheduler.counters.generated_tokens,
-            prefix_queried_tokens=ledger.prefix.queried,
-            prefix_hit_tokens=ledger.prefix.hit,
+            prefix_queried_tokens=kv_blocks.prefix.queried,
+            prefix_hit_tokens=kv_blocks.prefix.hit,
             preemptions=scheduler.counters.preemptions,
             blocks_total=self._blocks.num_blocks,
             blocks_owned=self._blocks.num_owned,

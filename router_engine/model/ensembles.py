@@ -31,19 +31,19 @@ class Ensembles:
         are where no row belongs to an ensemble. Else logits [drawn rows, vocab] in fp32 of its
         `drawn_rows`: those of p for an ensemble's.
         """
-        if all(row.seat is None for row in rows):
+        if all(row.ensemble_member is None for row in rows):
             return logits, _entropies(logits, rows)
         drawn: list[Tensor] = []
         found: dict[int, TokenUncertainty] = {}
         for row, own in zip(rows, logits.float().unbind(), strict=True):
-            if row.seat is not None:
-                kept = self._kept.setdefault(row.seat.ensemble, {})
-                kept[row.seat.member] = own.clone()  # the next step may write over it
-            if not row.draws:
+            if row.ensemble_member is not None:
+                kept = self._kept.setdefault(row.ensemble_member.ensemble, {})
+                kept[row.ensemble_member.member] = own.clone()  # the next step may write over it
+            if not row.samples_token:
                 continue
-            if row.seat is not None:
-                kept = self._kept.pop(row.seat.ensemble)
-                members = torch.stack([kept[index] for index in range(row.seat.size)])
+            if row.ensemble_member is not None:
+                kept = self._kept.pop(row.ensemble_member.ensemble)
+                members = torch.stack([kept[index] for index in range(row.ensemble_member.size)])
                 own, found[len(drawn)] = averaged(members)
             elif row.sampling.report_entropy:
                 found[len(drawn)] = TokenUncertainty(float(_entropy(own.log_softmax(-1))))

@@ -80,9 +80,9 @@ class ModelRunner:
                 generated_token_ids=row.generated_token_ids if row.sampling.is_penalised else (),
                 position=row.num_generated,
             )
-            for row in plan.drawn_rows
+            for row in plan.sampling_rows
         ]
-        logits, uncertain = self._ensembles.draw_from(out.logits, plan.sampled_rows)
+        logits, uncertain = self._ensembles.draw_from(out.logits, plan.rows_with_logits)
         summary = out.summary if logits is out.logits else None
         samples = self._sampler.sample(logits, rows, summary) if rows else []
         for index, uncertainty in uncertain.items():

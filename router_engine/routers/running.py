@@ -97,7 +97,7 @@ class RunningRouters:
 
     def ask(self, scheduler: Scheduler) -> None:
         """Tell the routers that read text of the renewals that are due."""
-        for request_id, token_ids in scheduler.questions.take():
+        for request_id, token_ids in scheduler.router_queries.take():
             routing = scheduler.live[request_id].request.routing
             assert routing is not None
             self._readers[routing.router].extend(request_id, token_ids)
@@ -114,7 +114,7 @@ class RunningRouters:
 
     def weigh(self, scheduler: Scheduler, fail: Fail) -> None:
         """Have the routers that read hidden states answer what is due."""
-        for name, questions in scheduler.questions.take_hidden().items():
+        for name, questions in scheduler.router_queries.take_hidden().items():
             for answer in self._hidden[name].weigh(questions):
                 _set(answer.request_id, answer.num_tokens, answer.weights, scheduler, fail)
 

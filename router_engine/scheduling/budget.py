@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router_engine.config import SchedulerConfig
-from router_engine.scheduling.ensembles import seats_of
+from router_engine.scheduling.ensembles import ensemble_members_of
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from router_engine.scheduling.state import RequestState
 
@@ -54,7 +54,7 @@ class StepBuilder:
             self._take(state, state.num_computed - chunk[1])
 
     def plan(self) -> StepPlan | None:
-        seats = seats_of(self._chunks)
+        seats = ensemble_members_of(self._chunks)
         rows = tuple(
             PlannedRow.of(state, stop, seats.get(name))
             for name, (state, stop) in self._chunks.items()

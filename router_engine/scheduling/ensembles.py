@@ -14,7 +14,7 @@ from router_engine.scheduling.plan import EnsembleMember
 from router_engine.scheduling.state import RequestState
 
 
-def follower_requests(request: EngineRequest) -> tuple[EngineRequest, ...]:
+def child_requests(request: EngineRequest) -> tuple[EngineRequest, ...]:
     """What the members behind an ensemble's first run; () for a request that is none."""
     return tuple(
         replace(
@@ -28,7 +28,9 @@ def follower_requests(request: EngineRequest) -> tuple[EngineRequest, ...]:
     )
 
 
-def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, EnsembleMember]:
+def ensemble_members_of(
+    chunks: Mapping[str, tuple[RequestState, int]],
+) -> dict[str, EnsembleMember]:
     """Seats of the members whose logits come of a step, by request id.
 
     chunks: (request, stop position) of the step's rows, in their order. The last row of an ensemble
@@ -37,7 +39,7 @@ def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, Ensemb
     last: dict[str, str] = {}  # the row of an ensemble that comes last
     sampled: dict[str, RequestState] = {}
     for name, (state, stop) in chunks.items():
-        if state.head.followers and stop == len(state.tokens):
+        if state.head.children and stop == len(state.tokens):
             sampled[name] = state
             last[state.head.request_id] = name
     return {
@@ -45,7 +47,7 @@ def seats_of(chunks: Mapping[str, tuple[RequestState, int]]) -> dict[str, Ensemb
             ensemble=state.head.request_id,
             member=state.head.members.index(state),
             size=len(state.head.members),
-            draws=last[state.head.request_id] == name
+            samples_token=last[state.head.request_id] == name
             and all(
                 member.request_id in sampled or member.num_computed == len(member.tokens)
                 for member in state.head.members

@@ -26,7 +26,7 @@ class EnsembleMember(NamedTuple):
     ensemble: str  # the request
     member: int
     size: int
-    draws: bool
+    samples_token: bool
 
 
 class PlannedRow(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
     arrival: int  # tells the request from a later one of the same id
     gate: LayerRoutingParams | None = None  # instead of the weights of `weight_runs`
-    seat: EnsembleMember | None = None  # of an ensemble's member whose logits are wanted
+    ensemble_member: EnsembleMember | None = None  # of an ensemble's member whose logits are wanted
     reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
     prompt_gates: PromptGates | None = None  # theirs; None: this chunk holds the prompt
 
@@ -66,9 +66,9 @@ class PlannedRow(msgspec.Struct, frozen=True):
         return self.reads_whole_prompt and self.prompt_gates is None
 
     @property
-    def draws(self) -> bool:
+    def samples_token(self) -> bool:
         """Whether a new token comes of this row."""
-        return self.sample and (self.seat is None or self.seat.draws)
+        return self.sample and (self.ensemble_member is None or self.ensemble_member.samples_token)
 
     @property
     def stop(self) -> int:
@@ -79,7 +79,9 @@ class PlannedRow(msgspec.Struct, frozen=True):
         return self.known_tokens[len(self.prompt_token_ids) :]
 
     @classmethod
-    def of(cls, state: RequestState, stop: int, seat: EnsembleMember | None) -> PlannedRow:
+    def of(
+        cls, state: RequestState, stop: int, ensemble_member: EnsembleMember | None
+    ) -> PlannedRow:
         """Compute `state` up to position `stop`; its block table must cover that."""
         request, start = state.request, state.num_computed
         return cls(
@@ -99,7 +101,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
             known_tokens=state.tokens,
             arrival=state.arrival,
             gate=state.gate,
-            seat=seat,
+            ensemble_member=ensemble_member,
             reads_whole_prompt=state.reads_whole_prompt,
             prompt_gates=state.prompt_gates,
         )
@@ -129,19 +131,19 @@ class StepPlan:
         return any(row.reads_hidden_states for row in self.rows)
 
     @property
-    def sampled_rows(self) -> tuple[PlannedRow, ...]:
+    def rows_with_logits(self) -> tuple[PlannedRow, ...]:
         return tuple(row for row in self.rows if row.sample)
 
     @property
-    def sampled_tokens(self) -> NDArray[np.intp]:
+    def logit_tokens(self) -> NDArray[np.intp]:
         """Where the last tokens of `sampled_rows` stand in the flat batch."""
         last = np.cumsum([len(row.token_ids) for row in self.rows]) - 1
         return last[[row.sample for row in self.rows]]
 
     @property
-    def drawn_rows(self) -> tuple[PlannedRow, ...]:
+    def sampling_rows(self) -> tuple[PlannedRow, ...]:
         """Those of `sampled_rows` of which a token comes."""
-        return tuple(row for row in self.rows if row.draws)
+        return tuple(row for row in self.rows if row.samples_token)
 
 
 class SampledToken(msgspec.Struct, frozen=True):

@@ -48,33 +48,33 @@ class RouterQueries:
     def computed(self, state: RequestState) -> None:
         """Tokens were computed, or found in the prefix cache."""
         running, routing = state.running_mean, state.request.routing
-        if running is None or routing is None or state.asked:
+        if running is None or routing is None or state.pending_queries:
             return
         if state.num_computed == state.weights_history.known_until:
-            state.asked.append(state.num_computed)
+            state.pending_queries.append(state.num_computed)
             self._tapped.append((state, running, routing.router))
 
     def take(self) -> list[tuple[str, list[int]]]:
         """(request id, tokens new since it was last asked about) for each text router's renewal."""
-        asked: list[tuple[str, list[int]]] = []
+        pending_queries: list[tuple[str, list[int]]] = []
         for state in self._text:
             if state.status is not RequestStatus.FINISHED:
-                asked.append((state.request_id, state.tokens[state.num_told :]))
-                state.num_told = len(state.tokens)
-                state.asked.append(state.num_told)
+                pending_queries.append((state.request_id, state.tokens[state.num_routed_tokens :]))
+                state.num_routed_tokens = len(state.tokens)
+                state.pending_queries.append(state.num_routed_tokens)
         self._text = []
-        return asked
+        return pending_queries
 
     def take_hidden(self) -> dict[str, list[HiddenQuery]]:
         """What is to be asked now of each router that reads hidden states."""
         due = [each for each in self._tapped if each[0].status is not RequestStatus.FINISHED]
         self._tapped = []
         means = self._means.means([running for _, running, _ in due])
-        asked: dict[str, list[HiddenQuery]] = {}
+        pending_queries: dict[str, list[HiddenQuery]] = {}
         for (state, _, router), mean in zip(due, means, strict=True):
-            question = HiddenQuery(state.request_id, state.asked[0], mean)
-            asked.setdefault(router, []).append(question)
-        return asked
+            question = HiddenQuery(state.request_id, state.pending_queries[0], mean)
+            pending_queries.setdefault(router, []).append(question)
+        return pending_queries
 
     @staticmethod
     def accept(
@@ -85,7 +85,7 @@ class RouterQueries:
         Raises RouterError if it is no answer to the oldest question, or its weights are of no use.
         """
         routing = state.request.routing
-        if routing is None or not state.asked or num_tokens != state.asked[0]:
+        if routing is None or not state.pending_queries or num_tokens != state.pending_queries[0]:
             raise RouterError(
                 f"request {state.request_id!r} did not ask for weights from {num_tokens} tokens"
             )
@@ -96,7 +96,7 @@ class RouterQueries:
                 or f"weights has {weights.size} values: {len(state.request.adapters)} candidates "
                 "need one each"
             )
-        state.asked.popleft()
+        state.pending_queries.popleft()
         if not state.request.reads_hidden_states:
             # Weights from n tokens hold from the pass over the last of them (the first yields come
             # from it) until the pass over the last token of the next text that is asked about; both

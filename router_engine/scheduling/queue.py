@@ -70,7 +70,7 @@ class WaitingQueue:
             self.remove(late)
             late.raised_to = level
             self.push(late)
-        texts = (one for one in running if one.num_runnable > 1 and one.lead is None)
+        texts = (one for one in running if one.num_runnable > 1 and one.parent is None)
         late = passed_too_often(self._policy, texts, state, self._max_overtaken)
         if late is not None:
             late.raised_to = level

@@ -18,17 +18,17 @@ from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.budget import StepBuilder
 from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
-from router_engine.scheduling.ensembles import follower_requests
+from router_engine.scheduling.ensembles import child_requests
 from router_engine.scheduling.fairness import ServiceCounters, group_of
 from router_engine.scheduling.gates import GateSums
 from router_engine.scheduling.hidden_means import RunningMeans
-from router_engine.scheduling.ledger import KVBlockManager
+from router_engine.scheduling.kv_blocks import KVBlockManager
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.policy import in_turn, make_policy
 from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
-from router_engine.scheduling.questions import RouterQueries
 from router_engine.scheduling.queue import WaitingQueue
 from router_engine.scheduling.refusal import NOT_FINITE, Limits, refusal
+from router_engine.scheduling.router_queries import RouterQueries
 from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.weights import WeightsHistory
 from router_engine.sparse import SparseWeights
@@ -54,8 +54,8 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.service = ServiceCounters()
         self._means = RunningMeans(block_size)
-        self.questions = RouterQueries(self._means)
-        self.ledger = KVBlockManager(pool, block_size, prefix_cache=prefix_cache)
+        self.router_queries = RouterQueries(self._means)
+        self.kv_blocks = KVBlockManager(pool, block_size, prefix_cache=prefix_cache)
         self.limits = Limits(
             max_model_len, block_size, pool.num_blocks, config.max_running, vocab_size
         )
@@ -66,7 +66,7 @@ class Scheduler:
         self._running: dict[str, RequestState] = {}
         self._queue = WaitingQueue(self._policy, self.service, config.max_overtaken)
         self._finished: list[EngineRequest] = []
-        self._stuck = False  # the last `schedule` found nobody, and nothing has changed since
+        self._idle = False  # the last `schedule` found nobody, and nothing has changed since
 
     @property
     def live(self) -> Mapping[str, RequestState]:
@@ -84,7 +84,7 @@ class Scheduler:
     @property
     def has_runnable(self) -> bool:
         """Whether `schedule` may find something: False once it did not, until something changes."""
-        if self._stuck:
+        if self._idle:
             return False
         return len(self._queue) > 0 or any(s.is_runnable for s in self._running.values())
 
@@ -102,8 +102,8 @@ class Scheduler:
         One with adapters waits for `adapters_ready`, one with routing for `set_weights` too.
         Raises RequestRefusedError if a live request has this id: an event would end that one.
         """
-        followers = follower_requests(request)
-        for each in (request, *followers):
+        children = child_requests(request)
+        for each in (request, *children):
             if each.request_id in self._live:
                 raise RequestRefusedError(f"request_id {each.request_id!r} is live: use another")
         error = refusal(request, self.limits)
@@ -112,7 +112,7 @@ class Scheduler:
             reason = FinishReason.REFUSED
             return FinalEvent(request.request_id, reason, error, num_prompt_tokens=size)
         state = self._enter(request, gate)
-        state.followers = tuple(self._enter(each, gate, state) for each in followers)
+        state.children = tuple(self._enter(each, gate, state) for each in children)
         if not request.adapters:
             self._park(state)
         return None
@@ -146,7 +146,7 @@ class Scheduler:
             return
         if not isinstance(weights, SparseWeights):
             weights = SparseWeights.of(weights)
-        until = self.questions.accept(state, num_tokens, weights, at_most)
+        until = self.router_queries.accept(state, num_tokens, weights, at_most)
         if state.running_mean is not None and window is not None:
             state.running_mean.window = window
         self._apply_weights(state, weights, until)
@@ -181,7 +181,7 @@ class Scheduler:
         for state in after:
             self._plan_running(state, draft)
         plan = draft.plan()
-        self._stuck = plan is None
+        self._idle = plan is None
         if plan is not None:
             now = self._clock()
             for row in plan.rows:
@@ -192,8 +192,8 @@ class Scheduler:
 
     def update(self, plan: StepPlan, out: StepOutput) -> list[EngineEvent]:
         """Take in a step's results. Rows whose request ended meanwhile are void."""
-        if len(out.samples) != len(plan.drawn_rows):
-            raise ValueError(f"{len(out.samples)} samples for {len(plan.drawn_rows)} rows")
+        if len(out.samples) != len(plan.sampling_rows):
+            raise ValueError(f"{len(out.samples)} samples for {len(plan.sampling_rows)} rows")
         samples = iter(out.samples)
         taken = [(row, self._state_of(row), tokens) for row, tokens in plan.parts]
         if out.hidden_states is not None:
@@ -202,7 +202,7 @@ class Scheduler:
             )
         events: list[EngineEvent] = []
         for row, state, tokens in taken:
-            sample = next(samples) if row.draws else None
+            sample = next(samples) if row.samples_token else None
             if state is None or state.status is RequestStatus.FINISHED:
                 continue  # or another member of its ensemble has failed in this step
             if not out.is_finite(tokens, sample):
@@ -225,9 +225,9 @@ class Scheduler:
         if state.status is not RequestStatus.RUNNING or not draft.has_room(state):
             return  # preempted in this very step, or no budget left
         if not state.block_table.block_ids:  # all of it is to be computed again
-            self.ledger.attach(state)
+            self.kv_blocks.attach(state)
         stop = draft.chunk_stop(state)
-        while self.ledger.shortage(state, stop):
+        while self.kv_blocks.shortage(state, stop):
             victim = victim_for_running(self._running.values(), self._policy, state)
             if victim is None:
                 # Its seniors hold the rest. It keeps what it has: they take that when they need it.
@@ -238,10 +238,10 @@ class Scheduler:
 
     def _advance(self, state: RequestState, stop: int, draft: StepBuilder) -> None:
         if stop > state.num_computed:
-            self.ledger.grow(state, stop)
+            self.kv_blocks.grow(state, stop)
             draft.add(state, stop)
         else:  # the prefix cache gave all whose weights are known
-            self.questions.computed(state)
+            self.router_queries.computed(state)
 
     def _admit(self, draft: StepBuilder) -> None:
         while draft.tokens_left > 0:
@@ -256,7 +256,7 @@ class Scheduler:
     def _start(self, state: RequestState) -> None:
         state.status = RequestStatus.RUNNING
         self._running[state.request_id] = state
-        found = self.ledger.attach(state)
+        found = self.kv_blocks.attach(state)
         if not state.admitted:
             state.admitted = True
             state.num_cached_tokens = min(found, state.num_prompt)
@@ -279,7 +279,7 @@ class Scheduler:
         if running + len(members) > self.config.max_running:
             return False
         # Each running request may soon need a block: one admitted into those would be preempted.
-        return self.ledger.can_admit(members, reserve=running)
+        return self.kv_blocks.can_admit(members, reserve=running)
 
     def _preempt(self, state: RequestState, draft: StepBuilder) -> None:
         # All of an ensemble or none: a member that has its logits would hold blocks while the one
@@ -287,7 +287,7 @@ class Scheduler:
         for member in state.head.members:
             draft.discard(member)
             del self._running[member.request_id]
-            self.ledger.release(member)
+            self.kv_blocks.release(member)
         state.head.num_preemptions += 1
         self.counters.preemptions += 1
         self._park(state.head)
@@ -298,11 +298,11 @@ class Scheduler:
         self,
         request: EngineRequest,
         gate: LayerRoutingParams | None,
-        lead: RequestState | None = None,
+        parent: RequestState | None = None,
     ) -> RequestState:
         state = self._new_state(request, gate)
-        if lead is not None:
-            state.lead, state.tokens, state.group = lead, lead.tokens, lead.group
+        if parent is not None:
+            state.parent, state.tokens, state.group = parent, parent.tokens, parent.group
         self._live[request.request_id] = state
         self._num_background += request.is_background
         self.counters.submitted += 1
@@ -317,13 +317,13 @@ class Scheduler:
             request=request,
             arrival=self.counters.submitted,
             arrival_time=self._clock(),
-            block_table=self.ledger.new_table(),
-            block_keys=self.ledger.new_keys(request, gate),
+            block_table=self.kv_blocks.new_table(),
+            block_keys=self.kv_blocks.new_keys(request, gate),
             weights_history=history,
             tokens=list(request.prompt_token_ids),
             status=RequestStatus.WAITING_ADAPTERS,
-            num_told=len(request.prompt_token_ids),
-            asked=self.questions.first(request),
+            num_routed_tokens=len(request.prompt_token_ids),
+            pending_queries=self.router_queries.first(request),
             running_mean=self._means.open() if request.reads_hidden_states else None,
             gate_sums=GateSums(request.adapters) if request.report_gates else None,
             group=group_of(request, self.config.fairness),
@@ -332,7 +332,7 @@ class Scheduler:
 
     def _park(self, state: RequestState) -> None:
         """Put a request that owns no blocks where it belongs; a lead stands for its followers."""
-        self._stuck = False
+        self._idle = False
         is_runnable = state.is_runnable
         for member in state.members:
             member.status = RequestStatus.WAITING if is_runnable else RequestStatus.WAITING_WEIGHTS
@@ -340,7 +340,7 @@ class Scheduler:
             self._queue.push(state)
 
     def _apply_weights(self, state: RequestState, weights: SparseWeights, until: int) -> None:
-        self._stuck = False
+        self._idle = False
         history = state.weights_history
         if history.newest in (None, weights) or not state.recomputes:
             history.extend(weights, until)
@@ -348,13 +348,13 @@ class Scheduler:
         history.replace(weights, until)
         state.prompt_gates = None
         state.block_keys.reset()
-        self.ledger.release(state)
+        self.kv_blocks.release(state)
         self.service.charge_prompt(state.group, len(state.tokens))
 
     def _computed(self, state: RequestState, row: PlannedRow) -> None:
         state.num_computed = row.stop
-        self.ledger.publish(state, row.start)
-        self.questions.computed(state)
+        self.kv_blocks.publish(state, row.start)
+        self.router_queries.computed(state)
         self.counters.prompt_tokens += max(0, min(row.stop, state.num_prompt) - row.start)
 
     def _sampled(self, state: RequestState, sample: SampledToken) -> Iterator[EngineEvent]:
@@ -378,7 +378,7 @@ class Scheduler:
         if state.num_generated >= sampling.max_new_tokens or length >= self.limits.max_model_len:
             yield self._finish(state, FinishReason.LENGTH)
         else:
-            self.questions.sampled(state)
+            self.router_queries.sampled(state)
 
     def _finish(
         self,
@@ -389,13 +389,13 @@ class Scheduler:
         stop_token_id: int | None = None,
         is_kept: bool = True,  # whether others may find what it has written
     ) -> FinalEvent:
-        self._stuck = False
+        self._idle = False
         event = state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)
         if state.status is RequestStatus.WAITING:
             self._queue.remove(state)
         for member in state.members:
             self._running.pop(member.request_id, None)
-            self.ledger.release(member, is_kept=is_kept)
+            self.kv_blocks.release(member, is_kept=is_kept)
             member.status = RequestStatus.FINISHED
             del self._live[member.request_id]
             self._num_background -= member.request.is_background

@@ -37,8 +37,10 @@ class RequestState:
     tokens: list[int]
     status: RequestStatus
     num_computed: int = 0
-    num_told: int = 0  # tokens that the router knows of
-    asked: deque[int] = field(default_factory=deque)  # lengths of text it has yet to answer on
+    num_routed_tokens: int = 0  # tokens that the router knows of
+    pending_queries: deque[int] = field(
+        default_factory=deque
+    )  # lengths of text it has yet to answer on
     running_mean: RunningMean | None = None  # of a probed request
     gate_sums: GateSums | None = None  # of one that reports gates
     admitted: bool = False
@@ -55,8 +57,8 @@ class RequestState:
     reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
     prompt_gates: PromptGates | None = None  # theirs, once the prompt is computed
     # An ensemble's members share `tokens` and status; its first is the request to all others.
-    lead: RequestState | None = None  # of a follower
-    followers: tuple[RequestState, ...] = ()  # of a lead
+    parent: RequestState | None = None  # of a follower
+    children: tuple[RequestState, ...] = ()  # of a lead
     num_prompt: int = field(init=False)  # tokens; asked for several times a step
 
     def __post_init__(self) -> None:
@@ -74,12 +76,12 @@ class RequestState:
     @property
     def head(self) -> RequestState:
         """Who stands for its ensemble; itself where there is none."""
-        return self if self.lead is None else self.lead
+        return self if self.parent is None else self.parent
 
     @property
     def members(self) -> tuple[RequestState, ...]:
         """All sequences of a head's request."""
-        return (self, *self.followers)
+        return (self, *self.children)
 
     @property
     def num_generated(self) -> int:

@@ -58,9 +58,9 @@ class HashRunner:
         for row, tokens in plan.parts:
             finite[tokens] = row.request_id not in self.spoilt
             entry = self._run_row(row)
-            if row.seat is not None:
-                self.kept[row.seat.ensemble][row.seat.member] = entry
-            if row.draws:
+            if row.ensemble_member is not None:
+                self.kept[row.ensemble_member.ensemble][row.ensemble_member.member] = entry
+            if row.samples_token:
                 samples.append(SampledToken(token_from(self._drawn_from(row, entry)), -1.0))
         # Of probed requests the scheduler adds up the states, whatever they are.
         hidden_states = (
@@ -69,10 +69,10 @@ class HashRunner:
         return StepOutput(tuple(samples), hidden_states, finite=finite)
 
     def _drawn_from(self, row: PlannedRow, entry: bytes) -> bytes:
-        if row.seat is None:
+        if row.ensemble_member is None:
             return entry
-        kept = self.kept.pop(row.seat.ensemble)
-        return together([kept[index] for index in range(row.seat.size)])
+        kept = self.kept.pop(row.ensemble_member.ensemble)
+        return together([kept[index] for index in range(row.ensemble_member.size)])
 
     def _run_row(self, row: PlannedRow) -> bytes:
         by_position = [weights.dense for length, weights in row.weight_runs for _ in range(length)]
@@ -232,7 +232,7 @@ class Drive:
             self.cancel(request_id)
         self._note(self.scheduler.update(plan, out))
         self.check()
-        for request_id, token_ids in self.scheduler.questions.take():
+        for request_id, token_ids in self.scheduler.router_queries.take():
             self._tell(request_id, token_ids)
         self.now += 1.0
         return plan

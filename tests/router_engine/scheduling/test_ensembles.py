@@ -30,7 +30,7 @@ def ids(plan: StepPlan | None) -> tuple[str, ...]:
 
 
 def drawing(plan: StepPlan | None) -> tuple[str, ...]:
-    return () if plan is None else tuple(row.request_id for row in plan.drawn_rows)
+    return () if plan is None else tuple(row.request_id for row in plan.sampling_rows)
 
 
 def test_a_member_that_has_its_logits_waits_for_the_others() -> None:
@@ -42,7 +42,9 @@ def test_a_member_that_has_its_logits_waits_for_the_others() -> None:
     assert [drawing(plan) for plan in plans] == [(), (), ("e#2",), ("e#2",)]
     first = plans[0]
     assert first is not None
-    assert [row.seat is not None and row.seat.member for row in first.rows] == [0, False]
+    assert [
+        row.ensemble_member is not None and row.ensemble_member.member for row in first.rows
+    ] == [0, False]
     drive.drain()
     drive.check_texts()
 

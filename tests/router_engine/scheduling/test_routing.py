@@ -145,7 +145,7 @@ def test_the_router_is_told_of_each_token_once_and_only_when_due() -> None:
     drive.add(routed("a", PROMPT, 5, routing=KEEP_2))
     drive.drain()
     assert drive.texts["a"] == [*PROMPT, *drive.tokens["a"][:4]]
-    assert drive.scheduler.questions.take() == []
+    assert drive.scheduler.router_queries.take() == []
 
 
 def test_a_request_that_ended_asks_for_nothing() -> None:
@@ -155,7 +155,7 @@ def test_a_request_that_ended_asks_for_nothing() -> None:
     assert plan is not None
     drive.scheduler.update(plan, drive.runner.run(plan))
     drive.scheduler.cancel("a")
-    assert drive.scheduler.questions.take() == []
+    assert drive.scheduler.router_queries.take() == []
     drive.scheduler.set_weights("a", 6, (1.0, 1.0))  # an answer on its way is dropped
 
 

@@ -332,7 +332,7 @@ def test_the_prefix_cache_is_counted() -> None:
     drive.drain()
     assert drive.finals["a"].num_cached_tokens == 0
     assert drive.finals["b"].num_cached_tokens == 2 * BLOCK_SIZE
-    prefix = drive.scheduler.ledger.prefix
+    prefix = drive.scheduler.kv_blocks.prefix
     assert (prefix.queried, prefix.hit) == (20, 8)
     assert drive.scheduler.counters.prompt_tokens == 10 + 2
     drive.check_texts()
