@@ -21,8 +21,6 @@ from benchmarks.cases import CaseMixture, Job
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Load, OnDone, Round, Sample
 from benchmarks.subject import Subject
-from router_engine.client.build import build_engine
-from router_engine.client.messages import EngineProcessConfig
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -35,7 +33,9 @@ from router_engine.config import (
 )
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
-from router_engine.heap import freeze_loaded
+from router_engine.process.engine_factory import build_engine
+from router_engine.process.gc import freeze_loaded
+from router_engine.process.messages import EngineProcessConfig
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 
 _BLOCK = 16  # tokens

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.errors import BenchmarkError
-from router_engine.model.assets import DEFAULT_MODEL, AssetName
+from router_engine.assets import DEFAULT_MODEL, AssetName
 
 READY_SECONDS = 1800.0  # a guard against a start that hangs: a slow one may take its time
 STOP_SECONDS = 30.0

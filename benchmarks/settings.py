@@ -12,7 +12,7 @@ from benchmarks.lengths import FORMS, parse_lengths
 from benchmarks.load import Load
 from benchmarks.prompts import TokenCount
 from router_engine.processors import check_threads
-from router_engine.routers.encoder.config import EncoderDType
+from router_engine.routers.encoder.encoder_config import EncoderDType
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("benchmarks") / "results"  # from where the command runs: the same at a desk

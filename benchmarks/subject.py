@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters_store.types import BaseModelSpec, LinearShape
 from benchmarks.process import default_model
-from router_engine.model.assets import DEFAULT
+from router_engine.assets import DEFAULT
 from router_engine.model.loader import base_spec, described_by
 from router_engine.model.tiny import TINY_RANDOM, tiny_config, tiny_tokenizer
 from router_engine.model.tokenizer import read_tokenizer

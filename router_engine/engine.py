@@ -21,16 +21,15 @@ from router_engine.config import EngineConfig
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
-from router_engine.experts.merge_bound import MergeBound
-from router_engine.experts.merged import BaseWeights, MergedBase
-from router_engine.experts.merging import MERGED, MergeControl
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.dispatch import choose_kernels
 from router_engine.kv.block_pool import BlockPool
-from router_engine.kv.integrity import check_integrity
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
+from router_engine.merging.control import MERGED, MergeControl
+from router_engine.merging.merge_bound import MergeBound
+from router_engine.merging.merged_base import BaseWeights, MergedBase
 from router_engine.mixture.rules import (
     DIRECTIONS_ONLY,
     NOT_BEFORE_THE_PROMPT,
@@ -48,8 +47,9 @@ from router_engine.model.runner import ModelRunner
 from router_engine.model.wrap import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
-from router_engine.routers.running import RunningRouters
-from router_engine.scheduling.gates import GateCounts
+from router_engine.routing import RunningRouters
+from router_engine.scheduling.gate_statistics import GateCounts
+from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 

@@ -18,15 +18,15 @@ from adapters_store.home import expanded
 from adapters_store.limits import StoreLimits
 from adapters_store.store import AdapterStore
 from router_engine.client.base import EngineClient, EngineInfo
-from router_engine.client.messages import EngineProcessConfig
-from router_engine.client.process import ProcessEngineClient, ProcessLimits
+from router_engine.client.process_client import ProcessEngineClient, ProcessLimits
 from router_engine.errors import EngineNotReadyError
+from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.socket_folder import socket_folder
 from router_engine.processes.supervisor import Supervisor
 from router_engine.routers.centroids import CentroidService
-from router_engine.routers.encoder.child import EncoderChild
-from router_engine.routers.encoder.client import EncoderClient
-from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.encoder_child import EncoderChild
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_config import EncoderConfig
 from router_engine.routers.registry import RequestServices, RouterRegistry
 from server.admission import Admission
 from server.auth import Auth

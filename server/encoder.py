@@ -10,8 +10,8 @@ from typing import Any
 
 from router_engine.processes.socket_folder import make_again
 from router_engine.processes.supervisor import RestartPolicy, Supervisor
-from router_engine.routers.encoder.child import EncoderChild
-from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.encoder_child import EncoderChild
+from router_engine.routers.encoder.encoder_config import EncoderConfig
 
 _RESTARTS = RestartPolicy(initial_delay=1.0)
 

@@ -16,7 +16,7 @@ from router_engine.events import FinalEvent, FinishReason
 from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.centroids import ANY_THREAD, ThreadRunner
-from router_engine.routers.encoder.messages import Info
+from router_engine.routers.encoder.encoder_messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.scoring import Window
 from server.errors import InputError
@@ -33,7 +33,7 @@ class HiddenStateEncoder:
 
     A text becomes the means of e and of e^2 over its quarters, e being the mean hidden state of its
     first quarter, its first half, three quarters, all of it: what a request that is routed like
-    it would show on the way. See `routers.token.hidden_mean`.
+    it would show on the way. See `routers.hidden_mean`.
     """
 
     def __init__(

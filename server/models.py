@@ -29,7 +29,7 @@ def base_files(settings: Settings) -> BaseFiles:
 
     UnsupportedModelError for files that cannot be served, as far as they can be seen at once.
     """
-    from router_engine.model.assets import resolve_model
+    from router_engine.assets import resolve_model
     from router_engine.model.checkpoint import check_model, is_gguf
 
     found = resolve_model(settings.model, settings.cache_dir)
@@ -66,7 +66,7 @@ def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
     if is_tiny_encoder(settings):
         return scratch / "encoder"
     if settings.encoder == DEFAULT:
-        from router_engine.model.assets import DEFAULT_ENCODER, require
+        from router_engine.assets import DEFAULT_ENCODER, require
 
         return require(DEFAULT_ENCODER, settings.cache_dir)
     path = expanded(settings.encoder)
@@ -85,7 +85,7 @@ def encoder_name(settings: Settings) -> str:
     if is_tiny_encoder(settings):
         return TINY_RANDOM
     if settings.encoder == DEFAULT:
-        from router_engine.model.assets import DEFAULT_ENCODER
+        from router_engine.assets import DEFAULT_ENCODER
 
         return DEFAULT_ENCODER
     return expanded(settings.encoder).resolve().name

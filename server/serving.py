@@ -20,7 +20,7 @@ from rich.console import Console
 
 from adapters_store.errors import StoreError
 from router_engine.errors import EngineError
-from router_engine.heap import freeze_loaded
+from router_engine.process.gc import freeze_loaded
 from server import logging as server_logging
 from server.app import create_app
 from server.cli.output import shown

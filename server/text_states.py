@@ -12,14 +12,14 @@ import structlog
 from adapters_store.errors import StoreError
 from adapters_store.types import AdapterRecord
 from router_engine.errors import RouterError
-from router_engine.routers.centroids import Centroid, CentroidService
-from router_engine.routers.nearness import (
+from router_engine.routers.centroid_overlap import (
     BOUND,
     RATIO,
     TEMPERATURE,
     CentroidOverlap,
     overlapping_centroids,
 )
+from router_engine.routers.centroids import Centroid, CentroidService
 from server.centroids import routable
 
 log = structlog.get_logger(__name__)

@@ -78,7 +78,7 @@ def custom_router_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sentence encoder that goes with the tiny random model."""
-    from router_engine.routers.encoder.tiny import save_tiny_encoder
+    from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 
     return save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
 

@@ -12,8 +12,8 @@ from adapters_store.blobs.opening import open_blobs
 from adapters_store.errors import StoreError
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.environment import PeerEnvironment
+from router_engine.assets import AssetError
 from router_engine.kernels.cpu import build as kernels
-from router_engine.model.assets import AssetError
 from router_engine.model.checkpoint import called
 from router_engine.model.kept import keep
 from router_engine.model.loader import described_by

@@ -36,7 +36,7 @@ RUN_BY_ALEMBIC = ("env", "versions")  # they need its context and are no modules
 MODULES_WITHOUT_TORCH = (
     "router_engine.kv.block_pool",
     "router_engine.kv.block_table",
-    "router_engine.kv.integrity",
+    "router_engine.scheduling.integrity",
     "router_engine.kv.prefix_index",
 )
 

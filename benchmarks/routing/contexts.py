@@ -22,7 +22,7 @@ from benchmarks.subject import Subject
 from router_engine.events import TokenEvent
 from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
 from router_engine.routers.centroids import centroid
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.encoder_client import EncoderClient
 from training.errors import TrainingError
 from training.evaluation import bootstrap
 from training.evaluation.tasks import TASKS, task_named

@@ -10,12 +10,12 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.process import pulled
 from benchmarks.settings import RoutingSettings
 from benchmarks.subject import Subject
-from router_engine.model.assets import DEFAULT, DEFAULT_ENCODER
+from router_engine.assets import DEFAULT, DEFAULT_ENCODER
 from router_engine.model.tiny import TINY_RANDOM
 from router_engine.processes.socket_folder import socket_folder
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
-from router_engine.routers.encoder.tiny import save_tiny_encoder
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from benchmarks.settings import RoutingSettings
 from benchmarks.subject import Subject
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.centroids import Centroid
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RouterRegistry
 
 CONTEXT = 64  # tokens of a prompt before its turn's own

@@ -28,7 +28,7 @@ from benchmarks.routing.texts import centroid_service
 from benchmarks.settings import ModelSettings, RoutingSettings
 from benchmarks.subject import Subject, resolve, write_adapters
 from benchmarks.turns import FAILURES, Turns, attempt
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RequestServices, RouterRegistry
 
 RANK = 4

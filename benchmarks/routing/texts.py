@@ -15,7 +15,7 @@ from router_engine.routers.centroids import (
     MadeCentroid,
     Routable,
 )
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.encoder_client import EncoderClient
 
 _EXAMPLES = 32  # of an adapter, as those in `examples/adapters` have
 _TEXTS = "random"  # in the place of a digest of texts

@@ -11,7 +11,9 @@ import msgspec
 
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
-from router_engine.client.messages import (
+from router_engine.errors import EngineError, EngineNotReadyError, RequestRefusedError
+from router_engine.events import EngineEvent, FinalEvent, FinishReason
+from router_engine.process.messages import (
     AnyCall,
     CallFailed,
     CallResult,
@@ -32,8 +34,6 @@ from router_engine.client.messages import (
     Submit,
     Unload,
 )
-from router_engine.errors import EngineError, EngineNotReadyError, RequestRefusedError
-from router_engine.events import EngineEvent, FinalEvent, FinishReason
 from router_engine.request import EngineRequest
 from router_engine.stats import EngineStats
 

@@ -9,12 +9,12 @@ from safetensors import safe_open
 
 from adapters_store.expert_types import BottleneckExpertSpec, PromptExpertSpec
 from router_engine.experts.base import AdapterContents, BaseProjections, ExpertRows, HostAdapter
-from router_engine.experts.bottleneck.weights import bottleneck_rows
+from router_engine.experts.bottleneck import bottleneck_rows
 from router_engine.experts.contained import contained
 from router_engine.experts.copies import AdapterTensors
-from router_engine.experts.layer_router.weights import router_weights
-from router_engine.experts.lora.weights import lora_rows
-from router_engine.experts.prompt.weights import prompt_rows
+from router_engine.experts.gating import router_weights
+from router_engine.experts.lora import lora_rows
+from router_engine.experts.prompt import prompt_rows
 from router_engine.experts.variants import Variant, average
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from adapters_store.types import BlockSpec
-from router_engine.experts.layer_gates import StepGateValues
-from router_engine.experts.readings import GateTensors
+from router_engine.experts.gate_tensors import GateTensors
+from router_engine.experts.gate_values import StepGateValues
 from router_engine.experts.rows import GatheredRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck

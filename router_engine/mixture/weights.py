@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gates import PromptGates
+from router_engine.scheduling.gate_statistics import PromptGates
 from router_engine.scheduling.plan import PlannedRow
 from router_engine.sparse import SparseWeights
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from router_engine.experts.readings import GateTensors
+from router_engine.experts.gate_tensors import GateTensors
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan

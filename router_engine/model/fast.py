@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from router_engine.config import KernelConfig
-from router_engine.experts.merged import BaseWeights
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import KernelSpec, Operations
 from router_engine.kv.paged_cache import PagedCache
+from router_engine.merging.merged_base import BaseWeights
 from router_engine.model.body import Body
 from router_engine.model.cpu.fast import FastPath
 from router_engine.model.cpu.trial import TORCH

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from router_engine.experts.merged import MergedBase
+from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import LoadedModel
 
 

@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from adapters_store.errors import StoreError
 from adapters_store.types import SampleTexts
 from router_engine.errors import RouterError
-from router_engine.routers.encoder.messages import Info
+from router_engine.routers.encoder.encoder_messages import Info
 from router_engine.routers.errors import RouterInputError
-from router_engine.routers.neighbours import example_indices
+from router_engine.routers.knn import example_indices
 from router_engine.routers.scoring import Window
 
 Centroid = NDArray[np.float32]  # [d]

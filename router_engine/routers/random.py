@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from router_engine.routers.instant import InstantTokenRouter, Rule
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
-from router_engine.routers.token.instant import InstantTokenRouter, Rule
 
 
 class RandomParams(BaseModel):

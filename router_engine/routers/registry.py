@@ -23,7 +23,7 @@ from router_engine.routers.base import (
     TokenRouter,
 )
 from router_engine.routers.centroids import CentroidService
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import did_you_mean, parse_params
 from router_engine.shown import shown
@@ -31,11 +31,11 @@ from router_engine.shown import shown
 GROUP = "adaptermix.routers"
 
 _BUILT_IN = (
-    EntryPoint("arrow", "router_engine.routers.layer.arrow:SPEC", GROUP),
-    EntryPoint("given", "router_engine.routers.token.given:SPEC", GROUP),
-    EntryPoint("hidden_mean", "router_engine.routers.token.hidden_mean:SPEC", GROUP),
+    EntryPoint("arrow", "router_engine.routers.arrow:SPEC", GROUP),
+    EntryPoint("given", "router_engine.routers.given:SPEC", GROUP),
+    EntryPoint("hidden_mean", "router_engine.routers.hidden_mean:SPEC", GROUP),
     EntryPoint("random", "router_engine.routers.random:SPEC", GROUP),
-    EntryPoint("retrieval", "router_engine.routers.request.retrieval:SPEC", GROUP),
+    EntryPoint("retrieval", "router_engine.routers.retrieval:SPEC", GROUP),
     EntryPoint("similarity", "router_engine.routers.similarity:SPEC", GROUP),
     EntryPoint("uniform", "router_engine.routers.uniform:SPEC", GROUP),
 )

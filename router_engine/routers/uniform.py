@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from router_engine.routers.instant import InstantTokenRouter, Rule
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
-from router_engine.routers.token.instant import InstantTokenRouter, Rule
 
 
 class UniformParams(BaseModel):

@@ -15,9 +15,9 @@ from adapters_store.types import Combination
 from router_engine.events import TokenUncertainty
 from router_engine.request import SamplingParams
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gates import GateValues, PromptGates
+from router_engine.scheduling.gate_statistics import GateValues, PromptGates
 from router_engine.scheduling.state import RequestState
-from router_engine.scheduling.weights import WeightRun
+from router_engine.scheduling.weights_history import WeightRun
 
 
 class EnsembleMember(NamedTuple):

@@ -16,21 +16,21 @@ from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEve
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.budget import StepBuilder
 from router_engine.scheduling.counters import SchedulerCounters, SchedulerGauges
 from router_engine.scheduling.ensembles import child_requests
 from router_engine.scheduling.fairness import ServiceCounters, group_of
-from router_engine.scheduling.gates import GateSums
+from router_engine.scheduling.gate_statistics import GateSums
 from router_engine.scheduling.hidden_means import RunningMeans
 from router_engine.scheduling.kv_blocks import KVBlockManager
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.policy import in_turn, make_policy
 from router_engine.scheduling.preemption import victim_for_running, victim_for_waiting
 from router_engine.scheduling.queue import WaitingQueue
-from router_engine.scheduling.refusal import NOT_FINITE, Limits, refusal
+from router_engine.scheduling.request_validation import NOT_FINITE, Limits, refusal
 from router_engine.scheduling.router_queries import RouterQueries
 from router_engine.scheduling.state import RequestState, RequestStatus
-from router_engine.scheduling.weights import WeightsHistory
+from router_engine.scheduling.step_builder import StepBuilder
+from router_engine.scheduling.weights_history import WeightsHistory
 from router_engine.sparse import SparseWeights
 
 

@@ -11,9 +11,9 @@ from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gates import GateSums, GateValues, PromptGates
+from router_engine.scheduling.gate_statistics import GateSums, GateValues, PromptGates
 from router_engine.scheduling.hidden_means import RunningMean
-from router_engine.scheduling.weights import WeightsHistory
+from router_engine.scheduling.weights_history import WeightsHistory
 
 
 class RequestStatus(StrEnum):

@@ -89,9 +89,9 @@ class Report:
     def _expect(self, path: Path) -> None:
         import torch
 
+        from router_engine.assets import resolve_model
         from router_engine.errors import EngineError
         from router_engine.kernels.cpu.library import DTYPES
-        from router_engine.model.assets import resolve_model
         from router_engine.model.checkpoint import refused
         from router_engine.model.cpu.choice import choose, running
         from router_engine.model.loader import described_by, dtype_of

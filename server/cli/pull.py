@@ -20,7 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from router_engine.model.assets import (
+from router_engine.assets import (
     ASSETS,
     AssetError,
     AssetName,

@@ -32,7 +32,7 @@ from benchmarks.routing.contexts import ContextRow, bucketed_kl, summary
 from benchmarks.routing.profile import dearest, own_ms
 from benchmarks.routing.run import fitting_rounds, run_routing
 from benchmarks.settings import ModelSettings, RoutingSettings
-from router_engine.routers.encoder.tiny import save_tiny_encoder
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 from server.cli.main import app
 from tests.support.tiny import make_lora_folder, save_family
 

@@ -31,7 +31,7 @@ from router_engine.events import EngineEvent
 from router_engine.model.quantized import quantize_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import TokenRouter
-from router_engine.routers.token.given import GivenTokenRouter
+from router_engine.routers.given import GivenTokenRouter
 from router_engine.stats import EngineStats
 from tests.support.harness import Answer, EngineHarness
 from tests.support.isas import here

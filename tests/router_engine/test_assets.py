@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from router_engine.model import assets
-from router_engine.model.assets import (
+from router_engine import assets
+from router_engine.assets import (
     Asset,
     AssetError,
     AssetProgress,

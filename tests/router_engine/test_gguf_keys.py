@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
+from router_engine import assets
 from router_engine.config import ModelConfig
 from router_engine.errors import UnsupportedModelError
-from router_engine.model import assets
 from router_engine.model.gguf_config import llama3_factors
 from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
 from router_engine.model.loader import described_by, load_model

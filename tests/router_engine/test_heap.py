@@ -8,7 +8,7 @@ import sys
 _PROGRAM = """
 import gc, weakref
 import transformers
-from router_engine.heap import keep_loaded
+from router_engine.process.gc import keep_loaded
 
 class Ring:
     pass

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig, MergeConfig, ModelConfig
 from router_engine.errors import MixtureError
-from router_engine.experts.merge_bound import MergeBound
+from router_engine.merging.merge_bound import MergeBound
 from router_engine.model.tiny import tiny_config, tiny_tokenizer
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.tolerances import TOLERANCES

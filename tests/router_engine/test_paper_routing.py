@@ -23,10 +23,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from router_engine.config import EngineConfig, ModelConfig
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 from router_engine.routers.centroids import centroid
-from router_engine.routers.encoder.client import EncoderClient
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
-from router_engine.routers.token.similarity import SimilarityTokenRouter
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
+from router_engine.routers.encoder.sessions import SimilarityTokenRouter
 from tests.router_engine.paths import CPU, REFERENCE, EnginePath, PathHarness, path_params
 from tests.support.oracle import assert_agrees, peft_model, set_mixture
 from tests.support.waiting import HANG_SECONDS

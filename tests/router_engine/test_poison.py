@@ -16,7 +16,7 @@ from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine import paths
 from tests.router_engine.conftest import WITHOUT_DECODER, MakeEngine
 from tests.router_engine.paths import EnginePath, PathEngine, path_params

@@ -9,7 +9,7 @@ import pytest
 from router_engine.config import CacheConfig, EngineConfig
 from router_engine.events import FinishReason
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine import paths
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath, path_params

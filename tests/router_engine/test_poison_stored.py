@@ -17,7 +17,7 @@ from router_engine.events import FinishReason
 from router_engine.experts.base import AdapterContents, AdapterSource
 from router_engine.model.tiny import save_tiny, tiny_model
 from router_engine.request import EngineRequest
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine.conftest import MakeHarness
 from tests.support.expert_adapters import (
     LORA,

@@ -16,9 +16,9 @@ import httpx
 import uvicorn
 
 from router_engine.client.base import EngineClient
-from router_engine.client.build import build_engine
 from router_engine.client.inline import InlineEngineClient
-from router_engine.client.messages import EngineProcessConfig
+from router_engine.process.engine_factory import build_engine
+from router_engine.process.messages import EngineProcessConfig
 from server.app import create_app
 from server.container import Container, EngineFactory
 from server.heads import heads_within

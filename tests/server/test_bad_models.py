@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from router_engine.model.assets import AssetError
+from router_engine.assets import AssetError
 from router_engine.model.tiny import save_tiny, tiny_model
 from server.models import base_files
 from server.settings import load_settings

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from router_engine.model.tiny import tiny_tokenizer
-from router_engine.routers.encoder.client import EncoderClient
-from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_config import EncoderConfig
 from router_engine.routers.errors import RouterUnavailableError
 from server.encoder import encoder_supervisor
 from tests.server.live import tiny_settings

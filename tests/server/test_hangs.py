@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from router_engine.client.process import ProcessEngineClient
+from router_engine.client.process_client import ProcessEngineClient
 from server.container import process_engine
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS

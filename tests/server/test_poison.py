@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.server.live import Live
 from tests.support.expert_adapters import LORA, edited, make_expert_folder
 

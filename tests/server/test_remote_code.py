@@ -15,7 +15,7 @@ from router_engine.errors import UnsupportedModelError
 from router_engine.model.loader import load_model
 from router_engine.model.tiny import save_tiny
 from router_engine.routers.encoder.sentence import SentenceEncoder
-from router_engine.routers.encoder.tiny import save_tiny_encoder
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 from server.models import BaseFiles, load_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from router_engine.client.base import EngineClient
-from router_engine.client.messages import EngineProcessConfig
 from router_engine.model.tiny import tiny_tokenizer
+from router_engine.process.messages import EngineProcessConfig
 from server.container import process_engine
 from server.encoder import TokenizerFiles
 from server.settings import Settings

@@ -19,9 +19,9 @@ from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, TokenEvent
 from router_engine.experts.base import AdapterSource
 from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.arrow import SPEC as ARROW
 from router_engine.routers.base import TokenRouter
-from router_engine.routers.layer.arrow import SPEC as ARROW
-from router_engine.routers.token.hidden_mean import HiddenMeanRouter
+from router_engine.routers.hidden_mean import HiddenMeanRouter
 from tests.support.waiting import HANG_SECONDS
 
 T = TypeVar("T")

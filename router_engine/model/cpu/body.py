@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router_engine.experts.layer_gates import gate_readings, known_gates
-from router_engine.experts.readings import GateTensors
+from router_engine.experts.gate_tensors import GateTensors
+from router_engine.experts.gate_values import gate_readings, known_gates
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.library import (
     GateValuesStruct,

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
-from router_engine.experts.merged import BaseWeights
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.cpu.build import build, library_path, machine_isas
 from router_engine.kernels.cpu.library import Library
 from router_engine.kv.paged_cache import PagedCache
+from router_engine.merging.merged_base import BaseWeights
 from router_engine.model.cpu.body import CpuBody
 from router_engine.model.cpu.choice import choose, layer_shape, running
 from router_engine.model.cpu.decoder import PackedModel, unsupported

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from router_engine.routers.errors import RouterInputError
-from router_engine.routers.neighbours import MAX_EXAMPLES, ExampleView
+from router_engine.routers.knn import MAX_EXAMPLES, ExampleView
 from router_engine.routers.scoring import unit_rows
 
 MAX_SETS = 4096  # sets of examples that are held, and candidates of one request

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModel
 
 from router_engine.model.checkpoint import refused
 from router_engine.model.dtypes import behind
-from router_engine.routers.encoder.config import EncoderDType
+from router_engine.routers.encoder.encoder_config import EncoderDType
+from router_engine.routers.encoder.encoder_messages import MAX_CHARACTERS, part_read
 from router_engine.routers.encoder.folder import EncoderFolder
-from router_engine.routers.encoder.messages import MAX_CHARACTERS, part_read
 from router_engine.routers.scoring import Window
 
 Embeddings = NDArray[np.float32]

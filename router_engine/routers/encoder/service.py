@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_engine.errors import RouterError
-from router_engine.routers.encoder import messages as m
+from router_engine.routers.encoder import encoder_messages as m
 from router_engine.routers.encoder.examples import MAX_SETS, ExampleBank
-from router_engine.routers.encoder.queue import Client, OwnedQueue
+from router_engine.routers.encoder.owned_queue import Client, OwnedQueue
 from router_engine.routers.errors import RouterUnavailableError
-from router_engine.routers.neighbours import RetrievalParams, nearest, weights_from_neighbours
+from router_engine.routers.knn import RetrievalParams, nearest, weights_from_neighbours
 from router_engine.routers.scoring import (
     SimilarityParams,
     Vector,

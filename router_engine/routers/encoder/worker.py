@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from router_engine.heap import freeze_loaded
 from router_engine.model.checkpoint import refused
+from router_engine.process.gc import freeze_loaded
 from router_engine.processes.parent import die_with_parent
-from router_engine.routers.encoder.config import StartOrder
+from router_engine.routers.encoder.encoder_config import StartOrder
+from router_engine.routers.encoder.encoder_messages import encode
 from router_engine.routers.encoder.folder import EncoderFolder
-from router_engine.routers.encoder.messages import encode
 from router_engine.routers.encoder.service import Answer, EncoderService
 
 MAX_PENDING = 4096  # asks taken in; more wait in the sockets' own bounded queues
@@ -52,7 +52,7 @@ def build_service(order: StartOrder) -> EncoderService:
     )
     tokenizer = refused(str(order.tokenizer_dir), "no tokenizer can be loaded", read)
     if order.make_tiny:
-        from router_engine.routers.encoder.tiny import save_tiny_encoder
+        from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 
         save_tiny_encoder(directory)
     encoder = SentenceEncoder(directory, dtype=order.dtype, max_batch=order.max_batch)

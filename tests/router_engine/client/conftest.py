@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from adapters_store.store import AdapterStore
-from router_engine.client.build import build_engine
 from router_engine.client.inline import InlineEngineClient
-from router_engine.client.messages import EngineProcessConfig
-from router_engine.client.process import ProcessEngineClient
+from router_engine.client.process_client import ProcessEngineClient
 from router_engine.config import CacheConfig, EngineConfig
+from router_engine.process.engine_factory import build_engine
+from router_engine.process.messages import EngineProcessConfig
 from tests.support.tiny import make_lora_folder
 
 Client = InlineEngineClient | ProcessEngineClient

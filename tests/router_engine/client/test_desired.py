@@ -10,12 +10,12 @@ import pytest
 
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, MergedState, Residency
-from router_engine.client.desired import RestartState
-from router_engine.client.messages import CallFailed, CallResult, Command, Merge, Pin, encode
+from router_engine.client.restart_state import RestartState
 from router_engine.client.session import EngineSession
-from router_engine.client.wire_errors import WireError
 from router_engine.errors import EngineDiedError, MixtureError
 from router_engine.events import FinishReason
+from router_engine.process.messages import CallFailed, CallResult, Command, Merge, Pin, encode
+from router_engine.process.wire_errors import WireError
 
 pytestmark = pytest.mark.anyio
 

@@ -10,14 +10,14 @@ from functools import partial
 import msgspec
 import pytest
 
-from router_engine.client.build import build_engine
 from router_engine.client.inline import InlineEngineClient
-from router_engine.client.messages import EngineProcessConfig
-from router_engine.client.process import ProcessEngineClient
+from router_engine.client.process_client import ProcessEngineClient
 from router_engine.config import ModelConfig
 from router_engine.engine import Engine
 from router_engine.errors import EngineDiedError, EngineError, EngineNotReadyError
 from router_engine.events import EngineEvent, FinishReason
+from router_engine.process.engine_factory import build_engine
+from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.conftest import make_client

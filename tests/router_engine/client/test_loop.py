@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from router_engine.client.build import build_engine
-from router_engine.client.loop import EngineLoop
-from router_engine.client.messages import (
+from router_engine.engine import Engine
+from router_engine.process.engine_factory import build_engine
+from router_engine.process.loop import EngineLoop
+from router_engine.process.messages import (
     Command,
     EngineProcessConfig,
     Report,
@@ -16,7 +17,6 @@ from router_engine.client.messages import (
     StepEvents,
     Submit,
 )
-from router_engine.engine import Engine
 from router_engine.processors import usable_cores
 from tests.router_engine.client.support import PROMPT
 from tests.support.harness import request

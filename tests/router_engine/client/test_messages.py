@@ -18,9 +18,7 @@ from adapters_store.types import (
     Problem,
     ResolvedMixture,
 )
-from router_engine.client import messages as m
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState, Residency
-from router_engine.client.wire_errors import WireError
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import (
@@ -30,6 +28,8 @@ from router_engine.events import (
     TokenEvent,
     TokenUncertainty,
 )
+from router_engine.process import messages as m
+from router_engine.process.wire_errors import WireError
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
 from router_engine.stats import EngineStats
 

@@ -19,12 +19,12 @@ import pytest
 
 from adapters_store.store import AdapterStore
 from adapters_store.types import ResolvedMixture
-from router_engine.client.messages import EngineProcessConfig
-from router_engine.client.process import ProcessEngineClient, ProcessLimits
+from router_engine.client.process_client import ProcessEngineClient, ProcessLimits
 from router_engine.config import ModelConfig
 from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
 from router_engine.model.tiny import save_tiny
+from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RestartPolicy, RunState
 from router_engine.request import EngineRequest, SamplingParams
 from tests.router_engine.client.support import PROMPT, answer_to, started

@@ -16,11 +16,11 @@ from adapters_store.types import ResolvedMixture
 from router_engine.experts.base import BaseProjections
 from router_engine.experts.copies import choose_copies
 from router_engine.experts.loading import load_adapter
-from router_engine.experts.merged import MergedBase
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.experts.variants import CopiedExpert, Side, average
 from router_engine.kernels.reference.operations import ReferenceOperations
+from router_engine.merging.merged_base import MergedBase
 from router_engine.model.attention import attention_calls
 from router_engine.model.loader import LoadedModel, kv_shape
 from router_engine.model.projections import ModelProjections

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.loading import load_adapter
-from router_engine.experts.merged import MergedBase
-from router_engine.experts.readings import GateTensors
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.reference.operations import ReferenceOperations
+from router_engine.merging.merged_base import MergedBase
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.attention import attention_calls
 from router_engine.model.loader import LoadedModel, blocks_of, kv_shape

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from router_engine.experts.lora.prototypes import prototypes
+from router_engine.experts.prototypes import prototypes
 from router_engine.kernels.reference.gates import layer_routing_weights
 from tests.support.arrow import arrow_weights
 

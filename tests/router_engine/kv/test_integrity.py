@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from router_engine.config import SchedulerConfig
-from router_engine.kv.integrity import IntegrityViolation, check_integrity
+from router_engine.scheduling.integrity import IntegrityViolation, check_integrity
 from router_engine.scheduling.state import RequestState, RequestStatus
 from tests.router_engine.scheduling.harness import Drive, fixed
 

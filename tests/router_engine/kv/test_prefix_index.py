@@ -9,7 +9,7 @@ from router_engine.config import SchedulerConfig
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest, SamplingParams
-from router_engine.scheduling.weights import WeightsHistory
+from router_engine.scheduling.weights_history import WeightsHistory
 from router_engine.sparse import SparseWeights
 from tests.router_engine.scheduling.harness import Drive
 

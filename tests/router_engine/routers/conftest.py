@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from router_engine.model.tiny import tiny_tokenizer
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
-from router_engine.routers.encoder.tiny import save_tiny_encoder
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 
 Centroids = dict[str, NDArray[np.float32]]
 

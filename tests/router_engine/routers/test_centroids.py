@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from router_engine.routers.centroids import CentroidService, Routable, centroid
-from router_engine.routers.encoder.client import EncoderClient
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
 from router_engine.routers.encoder.sentence import SentenceEncoder
-from router_engine.routers.encoder.tiny import save_tiny_encoder
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 from router_engine.routers.errors import RouterInputError
-from router_engine.routers.neighbours import MAX_EXAMPLES
+from router_engine.routers.knn import MAX_EXAMPLES
 from tests.router_engine.routers.shelf import MemoryShelf
 from tests.support.waiting import HANG_SECONDS
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from router_engine.errors import RouterError
-from router_engine.routers.encoder.client import EncoderClient
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
 from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
-from router_engine.routers.request.similarity import SimilarityRequestRouter
 from router_engine.routers.scoring import SimilarityParams, cosine_scores, weights_from_scores
+from router_engine.routers.similarity import SimilarityRequestRouter
 from tests.router_engine.routers.conftest import Centroids
 from tests.support.waiting import HANG_SECONDS
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from router_engine.model.tiny import tiny_tokenizer
 from router_engine.request import TokenRouting
-from router_engine.routers.encoder import messages as m
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder import encoder_messages as m
+from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.encoder.service import EncoderService
+from router_engine.routers.encoder.sessions import SimilarityTokenRouter, TokenRouterTimeouts
 from router_engine.routers.encoder.worker import listen, serve
 from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.scoring import Window
-from router_engine.routers.token.similarity import SimilarityTokenRouter, TokenRouterTimeouts
 from tests.router_engine.routers.conftest import Centroids
 from tests.support.waiting import HANG_SECONDS, wait_for
 

@@ -9,7 +9,7 @@ import pytest
 
 from router_engine.request import TokenRouting
 from router_engine.routers.base import RoutedWeights
-from router_engine.routers.token.given import MAX_NUMBERS, GivenTokenRouter
+from router_engine.routers.given import MAX_NUMBERS, GivenTokenRouter
 
 ROWS = [[1.0, 0.0], [0.5, 0.5], [-0.25, 2.0]]
 

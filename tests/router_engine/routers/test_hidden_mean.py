@@ -8,7 +8,7 @@ import pytest
 from router_engine.errors import RouterError
 from router_engine.request import TokenRouting
 from router_engine.routers.base import HiddenQuery
-from router_engine.routers.token.hidden_mean import HiddenMeanRouter
+from router_engine.routers.hidden_mean import HiddenMeanRouter
 
 ROUTING = TokenRouting("hidden_mean", {"temperature": 0.5, "warmup": 0})
 

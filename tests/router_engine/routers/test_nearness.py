@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from router_engine.routers.nearness import BOUND, overlapping_centroids
+from router_engine.routers.centroid_overlap import BOUND, overlapping_centroids
 from router_engine.routers.scoring import SimilarityParams, cosine_scores, weights_from_scores
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from router_engine.routers.encoder.examples import ExampleBank
 from router_engine.routers.errors import RouterInputError
-from router_engine.routers.neighbours import (
+from router_engine.routers.knn import (
     MAX_EXAMPLES,
     RetrievalParams,
     example_indices,

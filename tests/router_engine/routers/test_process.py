@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
 from router_engine.routers.errors import RouterUnavailableError
 from tests.support.waiting import HANG_SECONDS
 
 _PARENT = """
 import os, sys
 from pathlib import Path
-from router_engine.routers.encoder.config import EncoderConfig
-from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
 from router_engine.routers.errors import RouterUnavailableError
 
 encoder, tokenizer, endpoint = sys.argv[1:]

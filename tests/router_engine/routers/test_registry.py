@@ -9,8 +9,10 @@ import pytest
 
 from router_engine.errors import RouterError
 from router_engine.routers.centroids import CentroidService
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.sessions import SimilarityTokenRouter
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
+from router_engine.routers.given import GivenParams, GivenTokenRouter
 from router_engine.routers.registry import (
     GROUP,
     RequestServices,
@@ -18,10 +20,8 @@ from router_engine.routers.registry import (
     RouterSpec,
     TokenServices,
 )
-from router_engine.routers.request.retrieval import RetrievalRequestRouter
-from router_engine.routers.request.similarity import SimilarityRequestRouter
-from router_engine.routers.token.given import GivenParams, GivenTokenRouter
-from router_engine.routers.token.similarity import SimilarityTokenRouter
+from router_engine.routers.retrieval import RetrievalRequestRouter
+from router_engine.routers.similarity import SimilarityRequestRouter
 from tests.router_engine.routers.shelf import MemoryShelf
 
 THIRD_PARTY = RouterSpec("mine", "A test's own.", GivenParams, token=lambda s: GivenTokenRouter())

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from router_engine.routers.centroids import CentroidService
-from router_engine.routers.encoder import messages as m
-from router_engine.routers.encoder.client import EncoderClient
+from router_engine.routers.encoder import encoder_messages as m
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_process import EncoderProcess
 from router_engine.routers.encoder.examples import MAX_SETS
-from router_engine.routers.encoder.process import EncoderProcess
 from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.encoder.service import EncoderService
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
-from router_engine.routers.request.retrieval import RetrievalRequestRouter
+from router_engine.routers.retrieval import RetrievalRequestRouter
 from router_engine.routers.scoring import softmax
 from tests.router_engine.routers.shelf import MemoryShelf
 from tests.support.waiting import HANG_SECONDS

@@ -20,7 +20,7 @@ from benchmarks.forced import environment
 from router_engine.errors import EngineError
 from router_engine.routers.encoder.folder import EncoderFolder
 from router_engine.routers.encoder.sentence import SentenceEncoder, dtype_here
-from router_engine.routers.encoder.tiny import save_tiny_encoder
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 from router_engine.routers.errors import RouterInputError
 from tests.support.isas import here
 

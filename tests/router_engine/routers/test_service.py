@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from router_engine.model.tiny import tiny_tokenizer
-from router_engine.routers.encoder import messages as m
+from router_engine.routers.encoder import encoder_messages as m
 from router_engine.routers.encoder.sentence import SentenceEncoder
 from router_engine.routers.encoder.service import EncoderService
 from router_engine.routers.scoring import (

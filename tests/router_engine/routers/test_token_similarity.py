@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from router_engine.request import TokenRouting
 from router_engine.routers.base import RoutedWeights
-from router_engine.routers.encoder.client import EncoderClient
-from router_engine.routers.encoder.process import EncoderProcess
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_process import EncoderProcess
 from router_engine.routers.encoder.sentence import SentenceEncoder
+from router_engine.routers.encoder.sessions import SimilarityTokenRouter, TokenRouterTimeouts
 from router_engine.routers.scoring import SimilarityParams, cosine_scores, weights_from_scores
-from router_engine.routers.token.similarity import SimilarityTokenRouter, TokenRouterTimeouts
 from tests.router_engine.routers.conftest import Centroids
 from tests.support.waiting import HANG_SECONDS
 

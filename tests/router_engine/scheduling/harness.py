@@ -17,10 +17,10 @@ from adapters_store.types import mixture_key
 from router_engine.config import SchedulerConfig
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
-from router_engine.kv.integrity import check_integrity
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
 
 BLOCK_SIZE = 4

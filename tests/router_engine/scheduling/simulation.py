@@ -19,15 +19,15 @@ import torch
 from adapters_store.blobs import open_blobs
 from router_engine.config import AdapterPoolConfig, ModelConfig, SchedulerConfig
 from router_engine.events import FinalEvent
-from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.kv.block_pool import BlockPool
-from router_engine.kv.integrity import check_integrity
+from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
 from router_engine.model.projections import ModelProjections
 from router_engine.model.weights import ParameterWeights
 from router_engine.request import EngineRequest
+from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.scheduler import Scheduler
 from tests.router_engine.scheduling.harness import BLOCK_SIZE, MAX_MODEL_LEN, HashRunner
 from tests.support.waiting import HANG_SECONDS

@@ -13,7 +13,7 @@ from router_engine.errors import RequestRefusedError
 from router_engine.events import FinalEvent, FinishReason
 from router_engine.request import EngineRequest, LayerRouting, TokenRouting
 from router_engine.scheduling.plan import StepPlan
-from router_engine.scheduling.refusal import Limits, refusal
+from router_engine.scheduling.request_validation import Limits, refusal
 from tests.router_engine.scheduling.harness import Drive, expected_tokens, fixed
 
 NAMES = ("e", "e#1", "e#2")

@@ -12,7 +12,7 @@ import pytest
 from router_engine.config import SchedulerConfig
 from router_engine.events import FinishReason
 from router_engine.request import EngineRequest, TokenRouting
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine.scheduling.harness import BLOCK_SIZE, Drive, Weights, fixed, routed
 
 ADAPTERS = ("sha256:a", "sha256:b")

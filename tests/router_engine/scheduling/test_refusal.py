@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
-from router_engine.scheduling.refusal import Limits, refusal
+from router_engine.scheduling.request_validation import Limits, refusal
 
 LIMITS = Limits(max_model_len=100, block_size=4, num_blocks=10, max_running=4)
 GOOD = EngineRequest(

@@ -13,10 +13,10 @@ from router_engine.errors import RequestRefusedError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import SamplingParams
-from router_engine.scheduling.budget import StepBuilder
 from router_engine.scheduling.plan import SampledToken, StepOutput, StepPlan
-from router_engine.scheduling.refusal import NOT_FINITE
+from router_engine.scheduling.request_validation import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
+from router_engine.scheduling.step_builder import StepBuilder
 from router_engine.sparse import SparseWeights
 from tests.router_engine.scheduling.harness import (
     BLOCK_SIZE,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_engine.scheduling.weights import WeightsHistory
+from router_engine.scheduling.weights_history import WeightsHistory
 from router_engine.sparse import SparseWeights
 
 ONE, TWO, THREE = (SparseWeights.of((weight,)) for weight in (1.0, 2.0, 3.0))

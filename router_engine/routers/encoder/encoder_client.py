@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zmq.utils.monitor import parse_monitor_message
 
 from router_engine.errors import RouterError
-from router_engine.routers.encoder import messages as m
+from router_engine.routers.encoder import encoder_messages as m
 from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.scoring import Window
 

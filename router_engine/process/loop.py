@@ -14,7 +14,9 @@ import msgspec
 from adapters_store.errors import StoreError
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
-from router_engine.client.messages import (
+from router_engine.errors import EngineError
+from router_engine.events import EngineEvent
+from router_engine.process.messages import (
     AnyCall,
     CallFailed,
     CallResult,
@@ -37,9 +39,7 @@ from router_engine.client.messages import (
     Unload,
     encode,
 )
-from router_engine.client.wire_errors import WireError
-from router_engine.errors import EngineError
-from router_engine.events import EngineEvent
+from router_engine.process.wire_errors import WireError
 from router_engine.processes.long_work import announce_with
 from router_engine.request import EngineRequest
 from router_engine.stats import EngineStats

@@ -13,8 +13,8 @@ import zmq
 import zmq.asyncio
 
 from router_engine.processes.child_process import ChildProcess, ChildWithProcess
-from router_engine.routers.encoder import messages as m
-from router_engine.routers.encoder.config import EncoderConfig, StartOrder
+from router_engine.routers.encoder import encoder_messages as m
+from router_engine.routers.encoder.encoder_config import EncoderConfig, StartOrder
 from router_engine.routers.errors import RouterUnavailableError
 
 _MODULE = "router_engine.routers.encoder.worker"

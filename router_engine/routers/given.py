@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from router_engine.routers.errors import RouterInputError
+from router_engine.routers.instant import InstantTokenRouter, Rule
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
-from router_engine.routers.token.instant import InstantTokenRouter, Rule
 
 MAX_NUMBERS = 65_536  # rows times candidates
 

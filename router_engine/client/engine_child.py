@@ -13,7 +13,10 @@ import zmq
 import zmq.asyncio
 
 from router_engine.client.base import EngineInfo
-from router_engine.client.messages import (
+from router_engine.client.session import EngineSession
+from router_engine.errors import EngineDiedError, EngineNotReadyError
+from router_engine.events import FinishReason
+from router_engine.process.messages import (
     Command,
     EngineProcessConfig,
     Launch,
@@ -22,9 +25,6 @@ from router_engine.client.messages import (
     encode,
     encode_launch,
 )
-from router_engine.client.session import EngineSession
-from router_engine.errors import EngineDiedError, EngineNotReadyError
-from router_engine.events import FinishReason
 from router_engine.processes.child_process import (
     LAST_WORDS_SECONDS,
     ChildProcess,
@@ -32,7 +32,7 @@ from router_engine.processes.child_process import (
 )
 from router_engine.processes.socket_folder import socket_folder
 
-_MODULE = "router_engine.client.engine_main"
+_MODULE = "router_engine.process.main"
 
 _logger = logging.getLogger(__name__)
 _output_logger = logging.getLogger("router_engine.engine_process")

@@ -11,14 +11,14 @@ from router_engine.client.base import MergedState
 from router_engine.config import MergeConfig, Quantization
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.base import HostAdapter
-from router_engine.experts.merge_bound import MergeBound
-from router_engine.experts.merge_policy import MergePolicy
-from router_engine.experts.merged import MergedBase
 from router_engine.experts.residency import ADMIN, ResidencyManager
+from router_engine.merging.merge_bound import MergeBound
+from router_engine.merging.merge_policy import MergePolicy
+from router_engine.merging.merged_base import MergedBase
 from router_engine.mixture.rules import WEIGHTS_ONLY, check_mixture, refuse_special
 from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
-from router_engine.scheduling.refusal import weights_problem
+from router_engine.scheduling.request_validation import weights_problem
 
 MERGED = f"{ADMIN}merged"  # owner of the merged mixture's adapters
 _REMEMBERED = 1024  # mixtures that `auto` found to be none to merge

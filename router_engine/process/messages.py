@@ -10,9 +10,9 @@ import msgspec
 from adapters_store.blobs.opening import DEFAULT_CACHE_BYTES
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import EngineInfo
-from router_engine.client.wire_errors import WireError
 from router_engine.config import EngineConfig
 from router_engine.events import EngineEvent, FinalEvent, TokenEvent
+from router_engine.process.wire_errors import WireError
 from router_engine.request import EngineRequest
 
 

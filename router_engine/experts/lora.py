@@ -12,7 +12,7 @@ from adapters_store.types import AdapterManifest
 from router_engine.experts.base import ExpertRows
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.gates import gate_rows
-from router_engine.experts.lora.prototypes import prototypes
+from router_engine.experts.prototypes import prototypes
 
 
 def lora_rows(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from adapters_store.blobs import open_blobs
-from router_engine.client.messages import EngineProcessConfig
 from router_engine.engine import Engine
+from router_engine.process.messages import EngineProcessConfig
 from router_engine.processors import limit_torch
 from router_engine.routers.registry import RouterRegistry, TokenServices
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from router_engine.routers.base import RequestRouter
+from router_engine.routers.encoder.encoder_messages import Retrieved
 from router_engine.routers.encoder.examples import MAX_SETS
-from router_engine.routers.encoder.messages import Retrieved
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
-from router_engine.routers.neighbours import RetrievalParams
+from router_engine.routers.knn import RetrievalParams
 from router_engine.routers.registry import RequestServices, RouterSpec
 
 _ATTEMPTS = 3  # while others make the worker drop what was just put there

@@ -34,7 +34,7 @@ from torch import Tensor
 from adapters_store.types import ResolvedMixture
 from router_engine.errors import MixtureError
 from router_engine.experts.base import ExpertRows, HostAdapter
-from router_engine.experts.merged import MergedBase
+from router_engine.merging.merged_base import MergedBase
 from router_engine.tolerances import TOLERANCES
 
 _ROUNDINGS = 3  # of the stored sum, of the layer's product, of what is taken off

@@ -20,7 +20,7 @@ PromptGates = Mapping[str, Gates]
 
 @dataclass(frozen=True, slots=True)
 class GateValues:
-    """As `router_engine.experts.readings.GateTensors`, without torch."""
+    """As `router_engine.experts.gate_tensors.GateTensors`, without torch."""
 
     values: Gates  # [layers, tokens, width]
     columns: GateColumns

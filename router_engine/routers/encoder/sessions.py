@@ -17,7 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from router_engine.request import TokenRouting
 from router_engine.routers.base import RoutedWeights
-from router_engine.routers.encoder import messages as m
+from router_engine.routers.encoder import encoder_messages as m
 
 SessionAsk = m.Begin | m.Extend | m.End
 

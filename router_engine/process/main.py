@@ -1,4 +1,4 @@
-"""The engine process: `python -m router_engine.client.engine_main`, told all on its stdin.
+"""The engine process: `python -m router_engine.process.main`, told all on its stdin.
 
 It lives no longer than its parent: the kernel kills it with the parent's thread where it can
 (Linux), and the end of stdin ends it everywhere.
@@ -18,8 +18,10 @@ from functools import partial
 
 import zmq
 
-from router_engine.client.loop import SteppedEngine, run_engine
-from router_engine.client.messages import (
+from router_engine.errors import EngineError
+from router_engine.process.gc import freeze_loaded
+from router_engine.process.loop import SteppedEngine, run_engine
+from router_engine.process.messages import (
     Command,
     EngineProcessConfig,
     Report,
@@ -27,8 +29,6 @@ from router_engine.client.messages import (
     decode_launch,
     encode,
 )
-from router_engine.errors import EngineError
-from router_engine.heap import freeze_loaded
 from router_engine.processes.parent import die_with_parent
 
 _STDIN = 0
@@ -65,7 +65,7 @@ def main() -> int:
 
 def _build(config: EngineProcessConfig, wake: Callable[[], None]) -> SteppedEngine:
     # Here, not above: torch takes seconds, and its failure to load must be reported like others.
-    from router_engine.client.build import build_engine
+    from router_engine.process.engine_factory import build_engine
 
     engine = build_engine(config, wake)
     freeze_loaded()

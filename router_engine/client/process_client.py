@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from adapters_store.types import ResolvedMixture
 from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
-from router_engine.client.child import EngineChild
-from router_engine.client.desired import RestartState
-from router_engine.client.messages import EngineProcessConfig
+from router_engine.client.engine_child import EngineChild
+from router_engine.client.restart_state import RestartState
 from router_engine.client.session import EngineSession
 from router_engine.client.session_client import SessionClient
 from router_engine.errors import EngineNotReadyError
+from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RestartPolicy, RunState, Supervisor
 
 

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from router_engine.routers.encoder.child import EncoderChild
-from router_engine.routers.encoder.config import EncoderConfig
+from router_engine.routers.encoder.encoder_child import EncoderChild
+from router_engine.routers.encoder.encoder_config import EncoderConfig
 from router_engine.routers.errors import RouterUnavailableError
 
 

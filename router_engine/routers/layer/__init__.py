@@ -1,1 +1,0 @@
-"""Routers whose weights arise inside the layers."""

@@ -1,1 +1,0 @@
-"""Routers that choose weights once, from the prompt."""

@@ -1,1 +1,0 @@
-"""Routers that renew weights while the text grows."""
