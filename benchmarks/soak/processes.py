@@ -15,7 +15,7 @@ from benchmarks.peers.memory import descendants
 Role = Literal["server", "engine", "encoder"]
 # What stands in a child's command line.
 _MODULES: dict[Role, str] = {
-    "engine": "router_engine.process.main",
+    "engine": "router_engine.process.engine_main",
     "encoder": "router_engine.routers.encoder.worker",
 }
 # Samples of a life: those of the warm-up are left aside, the first fifth of the others is compared

@@ -32,7 +32,7 @@ from router_engine.processes.child_process import (
 )
 from router_engine.processes.socket_folder import socket_folder
 
-_MODULE = "router_engine.process.main"
+_MODULE = "router_engine.process.engine_main"
 
 _logger = logging.getLogger(__name__)
 _output_logger = logging.getLogger("router_engine.engine_process")

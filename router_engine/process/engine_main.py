@@ -1,4 +1,4 @@
-"""The engine process: `python -m router_engine.process.main`, told all on its stdin.
+"""The engine process: `python -m router_engine.process.engine_main`, told all on its stdin.
 
 It lives no longer than its parent: the kernel kills it with the parent's thread where it can
 (Linux), and the end of stdin ends it everywhere.
