@@ -21,8 +21,7 @@ COPY deploy deploy
 COPY adapters_store adapters_store
 COPY router_engine router_engine
 COPY server server
-COPY training training
-COPY benchmarks benchmarks
+COPY adaptermix adaptermix
 RUN --mount=type=cache,target=/root/.cache/pip \
     INSTALL_MODE=copy deploy/install.sh /opt/adaptermix gpu,postgres
 

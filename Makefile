@@ -16,7 +16,7 @@ MARKERS ?= $(if $(shell command -v nvidia-smi),,not gpu)
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 # make test ISA=avx2: every process keeps to an older instruction set; unset: as the machine is.
 ISA ?=
-FORCED = $(if $(ISA),$(or $(shell $(BIN)/python -m benchmarks.forced $(ISA)),$(error no ISA=$(ISA))))
+FORCED = $(if $(ISA),$(or $(shell $(BIN)/python -m adaptermix.bench.forced $(ISA)),$(error no ISA=$(ISA))))
 # Each worker begins with a part of the tests of its own, so that few fixtures are made twice.
 # They share their bytecode, too, whatever the machine's default: hundreds of processes import the packages.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(THREADS) $(FORCED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal

@@ -12,7 +12,7 @@ from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, LayerRoutingParams, TokenRouter
 from router_engine.routers.errors import RouterUnavailableError
 from router_engine.scheduling.scheduler import Scheduler
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 
 class Fail(Protocol):

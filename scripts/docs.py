@@ -14,11 +14,11 @@ from urllib.parse import unquote
 from pydantic import ByteSize
 from rich.console import Console
 
-from benchmarks.evaluation import page as evaluation
-from benchmarks.performance import filled, filled_readme
-from benchmarks.settings import RESULTS
-from benchmarks.soak import report as soak
-from benchmarks.uncertainty import report as uncertainty
+from adaptermix.bench.performance import filled, filled_readme
+from adaptermix.bench.settings import RESULTS
+from adaptermix.bench.soak import report as soak
+from adaptermix.evaluation.routing import page as evaluation
+from adaptermix.evaluation.uncertainty import report as uncertainty
 from server.app import create_app
 from server.container import Container
 from server.settings import Settings, load_settings, variable_of

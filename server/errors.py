@@ -16,8 +16,8 @@ from starlette.types import Scope
 from adapters_store import errors as store_errors
 from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
+from router_engine.excerpt import excerpt
 from router_engine.routers import errors as router_errors
-from router_engine.shown import shown
 
 log = structlog.get_logger(__name__)
 
@@ -351,7 +351,7 @@ def _describe_problem(problem: Mapping[str, Any]) -> str:
         return f"the body is not JSON: {context.get('error', problem['msg'])}"
     if kind in _TOLD_ALONE:
         return f"{path}: {problem['msg']}" if path else str(problem["msg"])
-    value = context["value"] if kind == "unsupported_field" else shown(problem.get("input"))
+    value = context["value"] if kind == "unsupported_field" else excerpt(problem.get("input"))
     return f"{path} = {value}: {problem['msg']}"
 
 

@@ -23,10 +23,10 @@ from router_engine.errors import EngineError
 from router_engine.process.gc import freeze_loaded
 from server import logging as server_logging
 from server.app import create_app
-from server.cli.output import shown
 from server.container import Container
 from server.errors import ServerError
 from server.heads import heads_within
+from server.printable import as_markup
 from server.settings import Settings, SettingsError
 
 _LAST_WORDS_SECONDS = 5  # for what was cut off to say so
@@ -197,7 +197,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def _print_error(console: Console, error: Exception) -> None:
-    console.print(f"[red]error:[/] {shown(str(error))}", soft_wrap=True, highlight=False)
+    console.print(f"[red]error:[/] {as_markup(str(error))}", soft_wrap=True, highlight=False)
 
 
 def server_url(host: str, port: int) -> str:

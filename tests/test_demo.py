@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks.forced import environment as forced_environment
+from adaptermix.bench.forced import environment as forced_environment
 from scripts.demo import app, bar, weights_table
 from tests.support.copies import make_copies
 from tests.support.expert_adapters import SOFT, make_expert_folder

@@ -26,7 +26,7 @@ COMPOSE_FOLDER = ROOT / "deploy/docker"
 SHELL_SCRIPTS = sorted(
     path for folder in ("deploy", "scripts") for path in (ROOT / folder).rglob("*.sh")
 )
-PACKAGES = ("adapters_store", "router_engine", "server", "training", "benchmarks", "deploy")
+PACKAGES = ("adapters_store", "router_engine", "server", "adaptermix", "deploy")
 
 
 def compose() -> dict[str, Any]:

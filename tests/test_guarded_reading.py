@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("adapters_store", "router_engine", "server", "training", "benchmarks", "deploy")
+PACKAGES = ("adapters_store", "router_engine", "server", "adaptermix", "benchmarks", "deploy")
+_PEER = "a peer, on a base that ours has read before"
 # Where `refused` is not around the reading itself, and why.
 ELSEWHERE = {
-    "benchmarks/peers/workers/transformers_peft.py": "a peer, on a base that ours has read before",
-    "benchmarks/gpu/peft.py": "a peer, on a base that ours has read before",
+    "adaptermix/bench/peers/workers/transformers_peft.py": _PEER,
+    "benchmarks/gpu/peft.py": _PEER,
 }
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.peers.environment import PeerEnvironment
 from adapters_store import home
 from adapters_store.blobs.opening import open_blobs
 from adapters_store.errors import StoreError
-from benchmarks.errors import BenchmarkError
-from benchmarks.peers.environment import PeerEnvironment
 from router_engine.assets import AssetError
 from router_engine.kernels.cpu import build as kernels
 from router_engine.model.checkpoint import called

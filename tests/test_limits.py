@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
+    "adaptermix",
     "adapters_store",
     "benchmarks",
     "deploy",
@@ -18,11 +19,11 @@ FOLDERS = (
     "scripts",
     "server",
     "tests",
-    "training",
 )
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 PACKAGES_WITHOUT_TORCH = (
+    "adaptermix",
     "adapters_store",
     "router_engine.scheduling",
     "router_engine.config",

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from adaptermix.bench.machine import describe_machine
+from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 from benchmarks.gpu.peft import PeftSteps
 from benchmarks.gpu.shape import write_checkpoint
 from benchmarks.gpu.steps import CASES, CardSizes, EngineSteps, Turn
-from benchmarks.machine import describe_machine
-from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 
 ADAPTERS = 8
 RANK = 16
@@ -74,7 +74,7 @@ def run(plan: CardPlan, folder: Path | None, console: Console) -> dict[str, Any]
 def scalars(
     turns: dict[str, list[Turn]], floor: float, peft: Sequence[float]
 ) -> dict[str, list[float]]:
-    """What the targets are about (`benchmarks.goals`), one value a round."""
+    """What the targets are about (`adaptermix.bench.goals`), one value a round."""
     steps = {case: [statistics.median(turn.seconds) for turn in own] for case, own in turns.items()}
     graphs = [turn.device_seconds for turn in turns["base"] if turn.device_seconds is not None]
     mixed = [turn.device_seconds for turn in turns["mixtures"] if turn.device_seconds is not None]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.goals import GOALS, judge
+from adaptermix.bench.goals import GOALS, judge
 
 _GPU_GOALS = tuple(goal for goal in GOALS if (goal.scalar or "").startswith("gpu_"))
 

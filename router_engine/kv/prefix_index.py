@@ -10,7 +10,7 @@ from typing import Protocol
 
 from adapters_store.types import ZEROS, Combination
 from router_engine.kv.block_pool import BlockPool
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 
 class WeightsByPosition(Protocol):

@@ -20,7 +20,7 @@ from adapters_store.types import ResolvedMixture
 from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.gate_statistics import PromptGates
 from router_engine.scheduling.plan import PlannedRow
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_engine.request import TokenRouting
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from router_engine.routers.errors import RouterUnavailableError
 from router_engine.routers.params import parse_params
 from router_engine.routers.registry import RouterSpec
 from router_engine.routers.scoring import CosineParams, weigh_rows
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 _KEPT = 64  # matrices of candidates in use
 _LEAST = 1e-6  # of a variance, so that one text alone can be routed to

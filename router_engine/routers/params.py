@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adapters_store.near_names import near_names
+from router_engine.excerpt import excerpt
 from router_engine.routers.errors import RouterInputError
-from router_engine.shown import shown
 
 Params = TypeVar("Params", bound=BaseModel)
 
@@ -32,7 +32,7 @@ def parse_params(model: type[Params], router: str, params: Mapping[str, Any]) ->
     known = list(model.model_fields)
     unknown = [key for key in params if key not in known]
     problems = [
-        f"router {router!r} takes no parameter {shown(key)}{did_you_mean(key, known)} "
+        f"router {router!r} takes no parameter {excerpt(key)}{did_you_mean(key, known)} "
         f"(it takes: {', '.join(known) or 'none'})"
         for key in islice(unknown, _MOST_TOLD)
     ]
@@ -57,4 +57,4 @@ def _describe(router: str, detail: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     if not where:  # a rule over several parameters: its message names them
         return f"router {router!r}: {detail['msg']}"
-    return f"router {router!r}: {where} = {shown(detail['input'])}: {detail['msg']}"
+    return f"router {router!r}: {where} = {excerpt(detail['input'])}: {detail['msg']}"

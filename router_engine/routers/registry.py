@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from router_engine.errors import RouterError
+from router_engine.excerpt import excerpt
 from router_engine.plugins import Plugins, with_installed
 from router_engine.request import Level
 from router_engine.routers.base import (
@@ -26,7 +27,6 @@ from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.params import did_you_mean, parse_params
-from router_engine.shown import shown
 
 GROUP = "adaptermix.routers"
 
@@ -126,7 +126,7 @@ class RouterRegistry:
         """Raises RouterInputError, with near names and all known ones, for an unknown name."""
         if name not in self.names:
             raise RouterInputError(
-                f"unknown router {shown(name)}{did_you_mean(name, self.names)} "
+                f"unknown router {excerpt(name)}{did_you_mean(name, self.names)} "
                 f"(known: {', '.join(self.names)})"
             )
         return self._plugins.load(name)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from router_engine.routers.params import parse_params
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 Vector = NDArray[np.float64]
 Window = Literal["tail", "head"]

@@ -10,7 +10,7 @@ from router_engine.routers.base import HiddenQuery
 from router_engine.scheduling.hidden_means import RunningMean, RunningMeans
 from router_engine.scheduling.request_validation import weights_problem
 from router_engine.scheduling.state import RequestState, RequestStatus
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 
 class RouterQueries:

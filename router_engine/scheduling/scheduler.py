@@ -31,7 +31,7 @@ from router_engine.scheduling.router_queries import RouterQueries
 from router_engine.scheduling.state import RequestState, RequestStatus
 from router_engine.scheduling.step_builder import StepBuilder
 from router_engine.scheduling.weights_history import WeightsHistory
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 
 class Scheduler:

@@ -6,7 +6,7 @@ import sys
 from bisect import bisect_right
 from itertools import pairwise
 
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 WeightRun = tuple[int, SparseWeights]  # (number of tokens, weights)
 

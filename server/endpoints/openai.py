@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
-from router_engine.shown import shown
+from router_engine.excerpt import excerpt
 from server.asks import GenerationInput
 from server.auth import documented_key
 from server.container import Container, ContainerDep
@@ -256,7 +256,9 @@ async def _adapter_of(body: CommonBody, container: Container) -> str | None:
     if body.model == base:
         return None
     if body.mixture is not None:
-        raise InputError("model", shown(body.model), f"with mixture it must be the base, {base!r}")
+        raise InputError(
+            "model", excerpt(body.model), f"with mixture it must be the base, {base!r}"
+        )
     record = await _record(body.model, container)
     return record.label
 
@@ -267,7 +269,7 @@ async def _record(name: str, container: Container) -> AdapterRecord:
     except (AdapterNotFoundError, InvalidReferenceError) as error:
         base = container.services.base_name
         raise UnknownModelError(
-            f"model {shown(name)}: {error}; the base model is {base!r}"
+            f"model {excerpt(name)}: {error}; the base model is {base!r}"
         ) from error
 
 

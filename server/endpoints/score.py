@@ -9,8 +9,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
+from router_engine.excerpt import excerpt
 from router_engine.request import SamplingParams
-from router_engine.shown import shown
 from server.asks import GenerationInput
 from server.auth import documented_key
 from server.container import ContainerDep
@@ -84,7 +84,7 @@ async def _prepare(body: ScoreBody, generation: Generation) -> list[PreparedRequ
         read = partial(encode, text, field=field, add_special_tokens=False)
         ids = await generation.read(read, size)
         if not ids:
-            raise InputError(field, shown(text), "has no tokens to score")
+            raise InputError(field, excerpt(text), "has no tokens to score")
         generation.require_room(ask, len(ids))
         given.append(ids)
     jobs = await generation.prepare_scores(ask, given)

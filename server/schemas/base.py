@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from adapters_store.near_names import near_names
-from router_engine.shown import shown
+from router_engine.excerpt import excerpt
 
 _MOST_ECHOED = 80  # characters
 _MOST_EXTRAS = 64
@@ -74,7 +74,7 @@ def _refuse_unless_default(name: str, value: Any, defaults: tuple[Any, ...]) -> 
     raise PydanticCustomError(
         "unsupported_field",
         "{field} is not supported: leave it out (or {default})",
-        {"field": name, "value": shown(value), "default": repr(defaults[-1])},
+        {"field": name, "value": excerpt(value), "default": repr(defaults[-1])},
     )
 
 

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptermix.training.importing.adamix import lora as adamix
+from adaptermix.training.importing.adamix import state as adamix_state
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats import adamix, adamix_state
 from tests.support import adamix_checkpoint as original
 from tests.support.adamix_checkpoint import EXPERTS, HIDDEN, LAYERS, RANK, adamix_model
 

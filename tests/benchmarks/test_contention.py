@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.contention.loops import busy
-from benchmarks.contention.run import GOAL, lines, over_best_peer
-from benchmarks.contention.settings import ContentionSettings
-from benchmarks.errors import BenchmarkError
-from benchmarks.goals import LLAMA, OURS, PEFT
+from adaptermix.bench.contention.loops import busy
+from adaptermix.bench.contention.run import GOAL, lines, over_best_peer
+from adaptermix.bench.contention.settings import ContentionSettings
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.goals import LLAMA, OURS, PEFT
+from adaptermix.cli.main import app
 from router_engine.model.tiny import save_tiny
-from server.cli.main import app
 
 
 def _alive(pid: int) -> bool:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.cases import Population, Traffic
-from benchmarks.curves import curves, needs, population_of
-from benchmarks.errors import BenchmarkError
-from benchmarks.lengths import parse_lengths
-from benchmarks.load import Load, Round
-from benchmarks.offline import Offline, Sizes, Step, offline, split
-from benchmarks.settings import EngineSettings
-from benchmarks.subject import Subject, write_adapters
+from adaptermix.bench.cases import Population, Traffic
+from adaptermix.bench.curves import curves, needs, population_of
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.lengths import parse_lengths
+from adaptermix.bench.load import Load, Round
+from adaptermix.bench.offline import Offline, Sizes, Step, offline, split
+from adaptermix.bench.settings import EngineSettings
+from adaptermix.bench.subject import Subject, write_adapters
+from adaptermix.cli.main import app
 from router_engine.model.tiny import TINY_RANDOM
-from server.cli.main import app
 
 NAMES = tuple(f"a{index}" for index in range(4))
 

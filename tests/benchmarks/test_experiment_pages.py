@@ -13,13 +13,13 @@ from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
 from typer.testing import CliRunner
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.experiments.job import TrainingJob
-from benchmarks.experiments.report import write_pages
-from benchmarks.experiments.results import difference, nll, read_results, score
-from benchmarks.experiments.settings import ExperimentSizes
-from benchmarks.experiments.verdicts import verdicts
-from server.cli import bench
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.cli import bench
+from adaptermix.evaluation.recipes.job import TrainingJob
+from adaptermix.evaluation.recipes.report import write_pages
+from adaptermix.evaluation.recipes.results import difference, nll, read_results, score
+from adaptermix.evaluation.recipes.settings import ExperimentSizes
+from adaptermix.evaluation.recipes.verdicts import verdicts
 
 ROWS = 20
 SIZES = ExperimentSizes(tokens=100, nll_rows=ROWS, answer_rows=2, draw_rows=4)

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.experiments.arms import EXPERIMENTS
-from benchmarks.experiments.harness import jobs_of, run_experiment
-from benchmarks.experiments.job import Place, TrainingJob, from_json, to_json
-from benchmarks.experiments.measure import answers, draws_nll, row_nll
-from benchmarks.experiments.run import run
-from benchmarks.experiments.settings import ExperimentSettings, ExperimentSizes
-from benchmarks.experiments.tasks import TASKS, completions_of, task_rows, within_budget
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.recipes.arms import EXPERIMENTS
+from adaptermix.evaluation.recipes.harness import jobs_of, run_experiment
+from adaptermix.evaluation.recipes.job import Place, TrainingJob, from_json, to_json
+from adaptermix.evaluation.recipes.measure import answers, draws_nll, row_nll
+from adaptermix.evaluation.recipes.run import run
+from adaptermix.evaluation.recipes.settings import ExperimentSettings, ExperimentSizes
+from adaptermix.evaluation.recipes.tasks import TASKS, completions_of, task_rows, within_budget
+from adaptermix.training.adamix.draws import seeded
+from adaptermix.training.base import padding_tokenizer
+from adaptermix.training.data import Row
+from adaptermix.training.recipes.adamix import AdamixPupil, adamix_recipe
+from adaptermix.training.settings import AdamixSettings, RunSettings
 from router_engine.model.tiny import save_tiny
-from training.adamix.draws import seeded
-from training.base import padding_tokenizer
-from training.data import Row
-from training.recipes.adamix import AdamixPupil, adamix_recipe
-from training.settings import AdamixSettings, RunSettings
 
 SIZES = ExperimentSizes(
     tokens=300,

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.expert_adapters import Kind, equal_rank, num_parameters, write_expert_adapters
+from adaptermix.bench.experts import CASES, KINDS, Target, markdown, result_table, run_experts
+from adaptermix.bench.settings import ExpertSettings, ModelSettings
+from adaptermix.bench.subject import Subject
+from adaptermix.cli.main import app
 from adapters_store.store import AdapterStore
-from benchmarks.errors import BenchmarkError
-from benchmarks.expert_adapters import Kind, equal_rank, num_parameters, write_expert_adapters
-from benchmarks.experts import CASES, KINDS, Target, markdown, result_table, run_experts
-from benchmarks.settings import ExpertSettings, ModelSettings
-from benchmarks.subject import Subject
-from server.cli.main import app
 
 
 @pytest.mark.parametrize("name", ["requests", "adapters", "context", "steps", "rounds"])

@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import forced
-from benchmarks.errors import BenchmarkError
-from benchmarks.kernels import markdown
-from benchmarks.peers import llama_cpp, vllm_cpu
-from benchmarks.peers.context import Context
-from benchmarks.peers.settings import PeerSettings
-from benchmarks.plots import plot_kernels
-from benchmarks.products import best_us, left_out
+from adaptermix.bench import forced
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.kernels import markdown
+from adaptermix.bench.peers import llama_cpp, vllm_cpu
+from adaptermix.bench.peers.context import Context
+from adaptermix.bench.peers.settings import PeerSettings
+from adaptermix.bench.plots import plot_kernels
+from adaptermix.bench.products import best_us, left_out
 
 KERNELS = """
 import sys
-from server.cli.main import run
+from adaptermix.cli.main import run
 sys.argv = ["adaptermix", "bench", "kernels", "--model", "tiny-random", "--rows", "1",
             "--rounds", "1", "--threads", "1", "--out", sys.argv[1]]
 run()

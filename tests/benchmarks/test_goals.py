@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.goals import (
+from adaptermix.bench.goals import (
     AVX2_GOALS,
     GOALS,
     INT8,
@@ -18,7 +18,7 @@ from benchmarks.goals import (
     goals_of,
     judge,
 )
-from benchmarks.peers.report import goal_table
+from adaptermix.bench.peers.report import goal_table
 
 OVER = Key(OURS, PEERS, "base", 8)
 UNDER = tuple(Key(peer, PEERS, "base", 8) for peer in (PEFT, VLLM, LLAMA))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.goals import GOALS
+from adaptermix.bench.goals import GOALS
 from benchmarks.gpu.measure import CardPlan, run, scalars
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.steps import CardSizes, Turn

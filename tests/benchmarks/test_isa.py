@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.goals import LLAMA, OURS, judge
-from benchmarks.isa.goals import BEFORE, TORCH, goals, of_peak, scalars_of
-from benchmarks.isa.report import expectations, markdown, peak_table, step_table
-from benchmarks.isa.settings import IsaSettings
-from benchmarks.machine import ROOT
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.goals import LLAMA, OURS, judge
+from adaptermix.bench.isa.goals import BEFORE, TORCH, goals, of_peak, scalars_of
+from adaptermix.bench.isa.report import expectations, markdown, peak_table, step_table
+from adaptermix.bench.isa.settings import IsaSettings
+from adaptermix.bench.machine import ROOT
+from adaptermix.cli.main import app
 from router_engine.model.tiny import save_tiny
-from server.cli.main import app
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.lengths import parse_lengths, stratified
-from benchmarks.prompts import make_prompts
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.lengths import parse_lengths, stratified
+from adaptermix.bench.prompts import make_prompts
 
 
 def count(text: str) -> int:

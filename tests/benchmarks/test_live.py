@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks.cases import Job, Population, Traffic
-from benchmarks.clients import Client, GenerateClient, OpenAIClient, http_client
-from benchmarks.errors import BenchmarkError
-from benchmarks.lengths import parse_lengths
-from benchmarks.load import Load, Round
-from benchmarks.matrix import Driven
-from benchmarks.process import info, server
-from benchmarks.serve import merging
-from server.cli.main import app
+from adaptermix.bench.cases import Job, Population, Traffic
+from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.lengths import parse_lengths
+from adaptermix.bench.load import Load, Round
+from adaptermix.bench.matrix import Driven
+from adaptermix.bench.process import info, server
+from adaptermix.bench.serve import merging
+from adaptermix.cli.main import app
 from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from benchmarks.cases import Job
-from benchmarks.errors import BenchmarkError
-from benchmarks.load import Load, OnDone, Round, Sample
-from benchmarks.matrix import Cell, Measured, measure
-from benchmarks.report import cell_of, markdown
+from adaptermix.bench.cases import Job
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.load import Load, OnDone, Round, Sample
+from adaptermix.bench.matrix import Cell, Measured, measure
+from adaptermix.bench.report import cell_of, markdown
 
 GOOD, BAD = (Cell("s", case, Load(clients=1), 2) for case in ("good", "bad"))
 

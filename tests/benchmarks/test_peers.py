@@ -13,35 +13,35 @@ from typing import NoReturn
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.cases import Job, Population, Traffic
-from benchmarks.errors import BenchmarkError
-from benchmarks.goals import GOALS, INT8, MIXED, OFFLINE, OURS
-from benchmarks.lengths import parse_lengths
-from benchmarks.load import Load, Round
-from benchmarks.matrix import Cell
-from benchmarks.peers import run
-from benchmarks.peers.context import Context
-from benchmarks.peers.environment import PeerEnvironment
-from benchmarks.peers.memory import descendants, import_bytes, resident_bytes
-from benchmarks.peers.plan import (
+from adaptermix.bench.cases import Job, Population, Traffic
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.goals import GOALS, INT8, MIXED, OFFLINE, OURS
+from adaptermix.bench.lengths import parse_lengths
+from adaptermix.bench.load import Load, Round
+from adaptermix.bench.matrix import Cell
+from adaptermix.bench.peers import run
+from adaptermix.bench.peers.context import Context
+from adaptermix.bench.peers.environment import PeerEnvironment
+from adaptermix.bench.peers.memory import descendants, import_bytes, resident_bytes
+from adaptermix.bench.peers.plan import (
     SUITES,
     cells,
     key_of,
     mixed_bytes_over_one,
     traffics,
 )
-from benchmarks.peers.run import failed, gpu_scalars
-from benchmarks.peers.settings import PEERS, PeerSettings
-from benchmarks.peers.systems import Worker
-from benchmarks.peers.vllm_cpu import command
-from benchmarks.settings import ModelSettings
-from benchmarks.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
+from adaptermix.bench.peers.run import failed, gpu_scalars
+from adaptermix.bench.peers.settings import PEERS, PeerSettings
+from adaptermix.bench.peers.systems import Worker
+from adaptermix.bench.peers.vllm_cpu import command
+from adaptermix.bench.settings import ModelSettings
+from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
+from adaptermix.cli.main import app
 from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
 from router_engine.processors import ThreadsError
-from server.cli.main import app
 
 ECHO = """
-from benchmarks.peers.workers.wire import serve
+from adaptermix.bench.peers.workers.wire import serve
 def handle(message):
     print("noise")
     return {"twice": 2 * message["number"]}
@@ -187,7 +187,7 @@ def measure(worker: Worker, case: str) -> Round:
 @pytest.mark.slow
 def test_a_worker_does_the_work(tiny: tuple[Path, Path], tmp_path: Path) -> None:
     """PEFT's; ours is one of the whole table's systems."""
-    program = ["-m", "benchmarks.peers.workers.transformers_peft", *map(str, tiny), "1"]
+    program = ["-m", "adaptermix.bench.peers.workers.transformers_peft", *map(str, tiny), "1"]
     worker = Worker([sys.executable, *program], tmp_path / "log", encode)
     try:
         for case in ("base", "one", "many"):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from benchmarks.cases import Job
-from benchmarks.errors import BenchmarkError
-from benchmarks.goals import MIXED
-from benchmarks.load import Load, OnDone, Round, Sample
-from benchmarks.matrix import Cell, System
-from benchmarks.peers.measure import MOST_WAVES, PRACTICE, MeasuredPeers, Measurement, Pace
-from benchmarks.peers.plan import jobs, traffics, waves
+from adaptermix.bench.cases import Job
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.goals import MIXED
+from adaptermix.bench.load import Load, OnDone, Round, Sample
+from adaptermix.bench.matrix import Cell, System
+from adaptermix.bench.peers.measure import MOST_WAVES, PRACTICE, MeasuredPeers, Measurement, Pace
+from adaptermix.bench.peers.plan import jobs, traffics, waves
 
 PACE = Pace(rounds=3, cell_seconds=4.0, minutes=50.0)
 CELLS = [

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.goals import GOALS, judge
-from benchmarks.machine import ROOT
-from benchmarks.performance import FIGURES, filled
+from adaptermix.bench.goals import GOALS, judge
+from adaptermix.bench.machine import ROOT
+from adaptermix.bench.performance import FIGURES, filled
 
 PAGE = ROOT / "docs" / "performance.md"
 END = "<!-- end of figures -->"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.performance import filled
-from benchmarks.quantization import markdown, result_tables, run_quantization
-from benchmarks.settings import ModelSettings, QuantizationSettings
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.performance import filled
+from adaptermix.bench.quantization import markdown, result_tables, run_quantization
+from adaptermix.bench.settings import ModelSettings, QuantizationSettings
 from tests.support.tiny import make_lora_folder, save_family
 
 ROWS = 6

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load import Load, Round, Sample
-from benchmarks.matrix import Cell
-from benchmarks.plots import plot, plot_curves, plot_kernels
-from benchmarks.report import (
+from adaptermix.bench.load import Load, Round, Sample
+from adaptermix.bench.matrix import Cell
+from adaptermix.bench.plots import plot, plot_curves, plot_kernels
+from adaptermix.bench.report import (
     METRICS,
     cell_of,
     goodput,

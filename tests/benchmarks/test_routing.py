@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.offline import Window
-from benchmarks.performance import filled
-from benchmarks.routing.cases import (
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.offline import Window
+from adaptermix.bench.performance import filled
+from adaptermix.bench.routing.cases import (
     CASES,
     FREE,
     TARGETS,
@@ -28,12 +28,12 @@ from benchmarks.routing.cases import (
     groups,
     line_of,
 )
-from benchmarks.routing.contexts import ContextRow, bucketed_kl, summary
-from benchmarks.routing.profile import dearest, own_ms
-from benchmarks.routing.run import fitting_rounds, run_routing
-from benchmarks.settings import ModelSettings, RoutingSettings
+from adaptermix.bench.routing.profile import dearest, own_ms
+from adaptermix.bench.routing.run import fitting_rounds, run_routing
+from adaptermix.bench.settings import ModelSettings, RoutingSettings
+from adaptermix.cli.main import app
+from adaptermix.evaluation.contexts import ContextRow, bucketed_kl, summary
 from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
-from server.cli.main import app
 from tests.support.tiny import make_lora_folder, save_family
 
 

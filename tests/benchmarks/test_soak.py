@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.clients import http_client
-from benchmarks.errors import BenchmarkError
-from benchmarks.soak.answers import (
+from adaptermix.bench.clients import http_client
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.soak.answers import (
     Comparison,
     MalformedError,
     Route,
@@ -29,16 +29,16 @@ from benchmarks.soak.answers import (
     read_stream,
     read_whole,
 )
-from benchmarks.soak.asking import Ended, ask
-from benchmarks.soak.faults import Order
-from benchmarks.soak.figures import Figures
-from benchmarks.soak.ledger import MEMORY_GROWTH, SoakRecord, verdicts
-from benchmarks.soak.processes import LEAST_SAMPLES, Incarnation, Watch
-from benchmarks.soak.questions import KINDS, SoakRequest, questions
-from benchmarks.soak.report import filled, markdown
-from benchmarks.soak.settings import SoakSettings
+from adaptermix.bench.soak.asking import Ended, ask
+from adaptermix.bench.soak.faults import Order
+from adaptermix.bench.soak.figures import Figures
+from adaptermix.bench.soak.ledger import MEMORY_GROWTH, SoakRecord, verdicts
+from adaptermix.bench.soak.processes import LEAST_SAMPLES, Incarnation, Watch
+from adaptermix.bench.soak.questions import KINDS, SoakRequest, questions
+from adaptermix.bench.soak.report import filled, markdown
+from adaptermix.bench.soak.settings import SoakSettings
+from adaptermix.cli.main import app
 from router_engine.model.tiny import save_tiny
-from server.cli.main import app
 from tests.support.waiting import HANG_SECONDS
 
 TOLERANCE = 1e-3

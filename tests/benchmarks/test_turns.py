@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks.cases import Job
-from benchmarks.errors import BenchmarkError
-from benchmarks.offline import Offline, Step, Window
-from benchmarks.turns import Turns, attempt
+from adaptermix.bench.cases import Job
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.offline import Offline, Step, Window
+from adaptermix.bench.turns import Turns, attempt
+from adaptermix.cli.main import app
 from router_engine.errors import EngineError
 from router_engine.request import EngineRequest
-from server.cli.main import app
 
 QUIET = Console(quiet=True)
 REASON = "could not create a primitive"  # of a library, on a processor that lacks what it asks for

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from adaptermix.training.importing.adamix.importer import import_adamix
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from tests.router_engine.conftest import MakeHarness
 from tests.support.adamix_bottleneck import bottleneck_model
@@ -22,7 +23,6 @@ from tests.support.adamix_checkpoint import (
 from tests.support.harness import Answer, request
 from tests.support.oracle import assert_agrees, greedy, peft_model
 from tests.support.tiny import family_model
-from training.importing.adamix import import_adamix
 
 PROMPT = list(range(5, 30))
 SCORES = [0.4 * expert for expert in range(EXPERTS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 WEIGHTS = st.lists(st.sampled_from([0.0, -0.0, 0.25, -1.5, 1e-30]), max_size=6)
 

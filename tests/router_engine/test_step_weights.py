@@ -11,7 +11,7 @@ from adapters_store.types import ResolvedMixture
 from router_engine.mixture.weights import StepWeights, step_weights
 from router_engine.request import SamplingParams
 from router_engine.scheduling.plan import PlannedRow
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 MERGED = ResolvedMixture(("a", "b"), (0.75, 0.25))
 CPU = torch.device("cpu")

@@ -53,7 +53,7 @@ def server_on_disk(root: Path) -> Iterator[OnDisk]:
     """The tiny model's server, with its store and its temporary files on a small disk."""
     disk = root / "disk"
     disk.mkdir()
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
+    command = [sys.executable, "-m", "adaptermix.cli.main", "serve", "--model", "tiny-random"]
     command += ["--encoder", "none", "--kernels", "reference", "--port", "0"]
     command += ["--cache", str(root / "cache"), "--store", str(disk / "store")]
     if MOUNTING:

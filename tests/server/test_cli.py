@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from server.cli.generate import weights_table
-from server.cli.main import app
+from adaptermix.cli.generate import weights_table
+from adaptermix.cli.main import app
 from server.settings import Settings, variable_of
 from tests.server.live import Live, serving, tiny_settings
 
@@ -177,7 +177,15 @@ def test_serve_says_why_it_does_not_start(
     tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "server.cli.main", "serve", "--cache", str(tmp_path), *arguments],
+        [
+            sys.executable,
+            "-m",
+            "adaptermix.cli.main",
+            "serve",
+            "--cache",
+            str(tmp_path),
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         check=False,

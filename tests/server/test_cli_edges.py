@@ -16,7 +16,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
-from server.cli.client import adapter_path, events
+from adaptermix.cli.client import adapter_path, events
 from tests.server.live import Live
 from tests.server.test_cli import ok, run
 
@@ -31,7 +31,7 @@ def adaptermix(
 ) -> subprocess.CompletedProcess[bytes]:
     """`shell`: what a shell does with the program's streams, such as `>&-`."""
     clean = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
-    program: list[Any] = [sys.executable, "-m", "server.cli.main", *arguments]
+    program: list[Any] = [sys.executable, "-m", "adaptermix.cli.main", *arguments]
     if shell:
         program = ["bash", "-c", f'exec "$0" "$@" {shell}', *program]
     return subprocess.run(
@@ -107,7 +107,7 @@ def test_a_proxy_that_cannot_be_used_is_named(proxy: str) -> None:
 def test_a_prompt_that_is_no_utf8_is_refused(bare: Live) -> None:
     require_line(adaptermix("generate", "-", "--url", bare.url, stdin=b"\xff\xfe"), "not UTF-8")
     done = subprocess.run(
-        [sys.executable, "-m", "server.cli.main", "generate", b"\xff", "--url", bare.url],
+        [sys.executable, "-m", "adaptermix.cli.main", "generate", b"\xff", "--url", bare.url],
         capture_output=True,
         check=False,
     )

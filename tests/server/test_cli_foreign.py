@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import Result
 
-from server.cli import adapters, output
+from adaptermix.cli import adapters, output
 from server.schemas.adapters import ADAPTER_EXAMPLE, CHECK_EXAMPLE, MERGED_EXAMPLE
 from tests.server.foreign import Foreign, foreign_server
 from tests.server.test_cli import run

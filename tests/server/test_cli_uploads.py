@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from adaptermix.cli.uploading import stem_of
 from adapters_store.texts import MAX_TEXTS_BYTES
-from server.cli.uploading import stem_of
 from server.schemas.adapters import ADAPTER_EXAMPLE
 from tests.server.foreign import Foreign, foreign_server
 from tests.server.live import Live

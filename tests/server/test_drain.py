@@ -89,7 +89,7 @@ class Asked(threading.Thread):
 @contextmanager
 def started(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A server that loads, and its log."""
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
+    command = [sys.executable, "-m", "adaptermix.cli.main", "serve", "--model", "tiny-random"]
     command += ["--encoder", "none", "--kernels", "reference", "--port", "0", *options]
     log = folder / "log"
     with (
@@ -245,7 +245,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
     with bound_socket("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
+        command = [sys.executable, "-m", "adaptermix.cli.main", "serve", "--model", "tiny-random"]
         options = ["--cache", str(tmp_path), "--port", port]
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 1

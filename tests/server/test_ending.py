@@ -15,8 +15,8 @@ from tests.support.waiting import HANG_SECONDS
 _PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from benchmarks.process import free_port, http_process
-from server.cli.bench import reporting
+from adaptermix.bench.process import free_port, http_process
+from adaptermix.cli.bench import reporting
 
 @reporting
 def measure():

@@ -19,8 +19,8 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from rich.console import Console
 
-from server.cli.explain import PALETTE, legend, painted, silence, style_of, verbatim
-from server.cli.heatmap import write_heatmap
+from adaptermix.cli.explain import PALETTE, legend, painted, silence, style_of, verbatim
+from adaptermix.cli.heatmap import write_heatmap
 from tests.server.live import Live
 from tests.server.test_cli import ok, printable, run
 
@@ -75,7 +75,7 @@ def area(image: NDArray[np.uint8], colours: str, value: float) -> int:
 def test_a_terminal_gets_each_token_in_the_colour_of_its_strongest_adapter(live: Live) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
     environment |= {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "server.cli.main", "generate", "hello", *BY_HAND]
+    command = [sys.executable, "-m", "adaptermix.cli.main", "generate", "hello", *BY_HAND]
     done = subprocess.run(
         [*command, "--explain", "--url", live.url],
         env=environment,
@@ -113,7 +113,7 @@ def test_a_painted_token_keeps_its_bytes(text: str) -> None:
 
 def test_a_pipe_gets_the_answer_byte_for_byte(live: Live) -> None:
     answer = live.answer(parameters={"max_new_tokens": 24, "temperature": 2.0, "seed": 5})
-    command = [sys.executable, "-m", "server.cli.main", "generate", "hello", "-n", "24"]
+    command = [sys.executable, "-m", "adaptermix.cli.main", "generate", "hello", "-n", "24"]
     more = ["--temperature", "2", "--seed", "5", "--explain", "--url", live.url]
     done = subprocess.run([*command, *more], capture_output=True, check=True)
     assert done.stdout == answer["generated_text"].encode() + b"\n"

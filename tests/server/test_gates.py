@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.cli.heatmap import write_gates
+from adaptermix.cli.heatmap import write_gates
 from tests.server.live import Live
 from tests.server.test_cli import ok, run
 from tests.server.test_metrics import increase, samples

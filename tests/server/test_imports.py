@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from server.cli.main import COMMANDS
+from adaptermix.cli.main import COMMANDS
 
 _WORKS = """
 import os
 import sys
 
 import server.settings  # which all of them have
-from server.cli.main import COMMANDS, app, command
+from adaptermix.cli.main import COMMANDS, app, command
 
 
 def server(place):

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process on the tiny model, its store in `tmp_path / store`, and its address."""
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
+    command = [sys.executable, "-m", "adaptermix.cli.main", "serve", "--model", "tiny-random"]
     options = ["--port", "0", "--encoder", "none", "--kernels", "reference"]
     places = ["--cache", str(tmp_path / "cache"), "--store", str(tmp_path / "store")]
     with subprocess.Popen(

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from server.cli.main import app
+from adaptermix.cli.main import app
 from server.settings import SettingsError
 from tests.adapters_store.folders import zipped
 from tests.server.live import Live, serving, tiny_settings

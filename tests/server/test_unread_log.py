@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.process import free_port
+from adaptermix.bench.process import free_port
 from tests.server.test_drain import children
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS, wait_for
@@ -60,7 +60,7 @@ class Served:
 def serving(folder: Path, log: int) -> Iterator[Served]:
     """A server whose log goes to this descriptor, which is closed here."""
     port = str(free_port())  # no log tells which one it took
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--model", "tiny-random"]
+    command = [sys.executable, "-m", "adaptermix.cli.main", "serve", "--model", "tiny-random"]
     command += ["--encoder", "none", "--kernels", "reference", "--cache", str(folder)]
     with subprocess.Popen([*command, "--port", port], stderr=log) as process:
         os.close(log)

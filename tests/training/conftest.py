@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from adaptermix.training.settings import DataSettings, LoopSettings, LoraSettings, RunSettings
 from router_engine.model.tiny import save_tiny
-from training.settings import DataSettings, LoopSettings, LoraSettings, RunSettings
 
 ANIMALS = ("cat", "dog", "cow", "hen", "fox", "owl", "bee", "ant")
 MakeRun = Callable[..., RunSettings]

@@ -11,19 +11,24 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from adaptermix.training.data import Example
+from adaptermix.training.errors import CheckpointError, TrainingError
+from adaptermix.training.loop import StepReport
+from adaptermix.training.loss import Batch, collate, completion_nll
+from adaptermix.training.recipes.adamix import (
+    AdamixPupil,
+    adamix_recipe,
+    copies_folder,
+    train_adamix,
+)
+from adaptermix.training.recipes.lora import train_lora
+from adaptermix.training.settings import AdamixSettings, RunSettings
 from adapters_store.expert_types import Copies
 from adapters_store.manifest import manifest_from_json
 from router_engine.model.tiny import tiny_model
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.training.conftest import MakeRun
-from training.data import Example
-from training.errors import CheckpointError, TrainingError
-from training.loop import StepReport
-from training.loss import Batch, collate, completion_nll
-from training.recipes.adamix import AdamixPupil, adamix_recipe, copies_folder, train_adamix
-from training.recipes.lora import train_lora
-from training.settings import AdamixSettings, RunSettings
 
 SHORT: dict[str, Any] = {"data": {"max_rows": 24, "epochs": 2}}
 EXAMPLES = [

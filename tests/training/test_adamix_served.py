@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from adaptermix.training.recipes.adamix import AdamixPupil, adamix_recipe
+from adaptermix.training.settings import AdamixSettings
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.support.tiny import save_family
 from tests.training.conftest import MakeRun
-from training.recipes.adamix import AdamixPupil, adamix_recipe
-from training.settings import AdamixSettings
 
 PROMPT = list(range(5, 30))
 PLAIN: Mapping[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0}

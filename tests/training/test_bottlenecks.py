@@ -12,18 +12,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from adaptermix.training.adamix.bottlenecks import CopiedBottlenecks
+from adaptermix.training.adamix.draws import Draws
+from adaptermix.training.data import Example
+from adaptermix.training.errors import TrainingError
+from adaptermix.training.loss import collate
+from adaptermix.training.recipes.adamix import (
+    AdamixPupil,
+    adamix_recipe,
+    copies_folder,
+    train_adamix,
+)
+from adaptermix.training.settings import AdamixSettings, LoraSettings, Routing, RunSettings
 from adapters_store.expert_types import BottleneckExpertSpec, Copies
 from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
 from tests.support.tiny import family_model
 from tests.training.conftest import MakeRun
-from training.adamix.bottlenecks import CopiedBottlenecks
-from training.adamix.draws import Draws
-from training.data import Example
-from training.errors import TrainingError
-from training.loss import collate
-from training.recipes.adamix import AdamixPupil, adamix_recipe, copies_folder, train_adamix
-from training.settings import AdamixSettings, LoraSettings, Routing, RunSettings
 
 SEED, SIZE, FEATURES = 5, 6, 64
 TOKENS = torch.arange(20, 40)[None]

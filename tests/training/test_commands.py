@@ -11,9 +11,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from server.cli import pull, train
-from server.cli.fields import command_of
-from training.settings import AdamixSettings, DataSettings, LoopSettings, LoraSettings
+from adaptermix.cli import pull, train
+from adaptermix.cli.fields import command_of
+from adaptermix.training.settings import AdamixSettings, DataSettings, LoopSettings, LoraSettings
 
 
 @pytest.fixture

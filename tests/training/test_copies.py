@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from adaptermix.training.adamix.copies import CopiedLinear
+from adaptermix.training.adamix.draws import Draws
+from adaptermix.training.adamix.pairs import make_copies, merge_copies
+from adaptermix.training.errors import TrainingError
+from adaptermix.training.settings import AdamixSettings, Routing
 from tests.support.tiny import family_model
-from training.adamix.copies import CopiedLinear
-from training.adamix.draws import Draws
-from training.adamix.pairs import make_copies, merge_copies
-from training.errors import TrainingError
-from training.settings import AdamixSettings, Routing
 
 RANK, ALPHA, SEED = 4, 12.0, 5
 TARGETS = {"llama": ("q_proj", "down_proj"), "gpt2": ("c_attn",)}

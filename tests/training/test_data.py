@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from adaptermix.training.data import Example, Row, plan_batches, read_rows, split_rows, tokenize
+from adaptermix.training.errors import DataError, TrainingError
+from adaptermix.training.settings import DataSettings, LoopSettings, LoraSettings
 from router_engine.model.tiny import tiny_tokenizer
-from training.data import Example, Row, plan_batches, read_rows, split_rows, tokenize
-from training.errors import DataError, TrainingError
-from training.settings import DataSettings, LoopSettings, LoraSettings
 
 
 def _file(folder: Path, *lines: str) -> Path:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from peft import PeftModel
 
+from adaptermix.evaluation.scoring import bootstrap
+from adaptermix.evaluation.scoring.models import BASE, Systems
+from adaptermix.evaluation.scoring.report import markdown
+from adaptermix.evaluation.scoring.run import ScoringSettings, evaluate, provenance
+from adaptermix.evaluation.scoring.scores import exact_match, number_match, rouge_l, token_f1
+from adaptermix.evaluation.scoring.tasks import TASKS, options_of, task_named
+from adaptermix.training.data import Row, tokenize
+from adaptermix.training.errors import DataError, TrainingError
+from adaptermix.training.recipes.lora import train_lora
 from router_engine.model.tiny import tiny_model, tiny_tokenizer
 from tests.training.conftest import MakeRun
-from training.data import Row, tokenize
-from training.errors import DataError, TrainingError
-from training.evaluation import bootstrap
-from training.evaluation.models import BASE, Systems
-from training.evaluation.report import markdown
-from training.evaluation.run import ScoringSettings, evaluate, provenance
-from training.evaluation.scores import exact_match, number_match, rouge_l, token_f1
-from training.evaluation.tasks import TASKS, options_of, task_named
-from training.recipes.lora import train_lora
 
 
 @pytest.mark.parametrize(

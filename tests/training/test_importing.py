@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adaptermix.training.importing.adamix.importer import import_adamix
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.store import AdapterStore
 from tests.adapters_store.test_peft_parity import spec_of
@@ -27,7 +28,6 @@ from tests.support.adamix_checkpoint import (
     state_of,
 )
 from tests.support.tiny import family_model
-from training.importing.adamix import import_adamix
 
 A0 = "module.transformer.h.0.attn.c_attn.experts_lora_A.0"
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from adaptermix.training.importing.adamix.importer import ImportedAdamix, import_adamix
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec
 from adapters_store.store import AdapterStore
@@ -29,7 +30,6 @@ from tests.support.adamix_checkpoint import (
     state_of,
 )
 from tests.support.tiny import family_model
-from training.importing.adamix import ImportedAdamix, import_adamix
 
 SCORES = [0.3 * expert for expert in range(EXPERTS)]
 SOUP = "module.transformer.h.1.mlp.ExpertSoup"

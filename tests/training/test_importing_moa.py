@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters_store.formats.moa_native import Heads
+from adaptermix.training.importing.moa.importer import ImportedMoa, import_hf, import_native
+from adaptermix.training.importing.moa.native import Heads
 from adapters_store.store import AdapterStore
 from adapters_store.types import BaseModelSpec, BlockSpec, LinearShape
 from tests.support import moa_checkpoint as checkpoint
@@ -40,7 +41,6 @@ from tests.support.moa_original import (
     Original,
     Served,
 )
-from training.importing.moa import ImportedMoa, import_hf, import_native
 
 BASE = BaseModelSpec(
     "tiny",

@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from adaptermix.training.errors import CheckpointError, TrainingError
+from adaptermix.training.loop import StepReport
+from adaptermix.training.recipes.lora import train_lora
 from router_engine.model.tiny import tiny_model
 from tests.support.tiny import save_family
 from tests.training.conftest import MakeRun
-from training.errors import CheckpointError, TrainingError
-from training.loop import StepReport
-from training.recipes.lora import train_lora
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from adaptermix.training.data import Example
+from adaptermix.training.loss import collate, completion_nll, nll_per_row, symmetric_kl
 from router_engine.model.tiny import tiny_model
-from training.data import Example
-from training.loss import collate, completion_nll, nll_per_row, symmetric_kl
 
 CPU = torch.device("cpu")
 EXAMPLES = [

@@ -12,26 +12,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapters_store.formats.tensor_file import TENSOR_FILE
-from adapters_store.manifest import manifest_from_json
-from tests.support.tiny import family_model
-from tests.training.conftest import MakeRun
-from training.errors import CheckpointError, TrainingError
-from training.loop import StepReport
-from training.moa.budget import (
+from adaptermix.training.errors import CheckpointError, TrainingError
+from adaptermix.training.loop import StepReport
+from adaptermix.training.moa.budget import (
     lora_of_size,
     lora_parameters,
     moe_lora_of_size,
     parameters,
     shape_of_base,
 )
-from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import load_moa
-from training.moa.gates import GateSummary, mean_and_spread
-from training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
-from training.recipes.moa import train_moa, train_moe_lora
-from training.run import Outcome
-from training.settings import GatedLoraSettings, LoraSettings, MoaSettings, MoeLoraSettings
+from adaptermix.training.moa.building import moa_model, moe_lora_model
+from adaptermix.training.moa.folder import load_moa
+from adaptermix.training.moa.gates import GateSummary, mean_and_spread
+from adaptermix.training.moa.plan import moa_manifest, moe_lora_manifest, shape_of
+from adaptermix.training.recipes.moa import train_moa, train_moe_lora
+from adaptermix.training.run import Outcome
+from adaptermix.training.settings import (
+    GatedLoraSettings,
+    LoraSettings,
+    MoaSettings,
+    MoeLoraSettings,
+)
+from adapters_store.formats.tensor_file import TENSOR_FILE
+from adapters_store.manifest import manifest_from_json
+from tests.support.tiny import family_model
+from tests.training.conftest import MakeRun
 
 SHORT: dict[str, Any] = {"data": {"max_rows": 24, "epochs": 2}}
 Train = Callable[..., Outcome]

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from server.cli import train
-from server.cli.fields import command_of
-from server.cli.main import app
-from tests.conftest import REPOSITORY
-from training.settings import (
+from adaptermix.cli import train
+from adaptermix.cli.fields import command_of
+from adaptermix.cli.main import app
+from adaptermix.training.settings import (
     DataSettings,
     GatedLoraSettings,
     LoopSettings,
     MoaSettings,
     MoeLoraSettings,
 )
+from tests.conftest import REPOSITORY
 
 ROWS = REPOSITORY / "examples" / "data" / "places.jsonl"
-PAGE = REPOSITORY / "docs" / "training.md"
+PAGE = REPOSITORY / "docs" / "adaptermix.training.md"
 COMMANDS = re.findall(
     r"^adaptermix (train mo.*?[^\\])$", PAGE.read_text(), re.MULTILINE | re.DOTALL
 )

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny import family_model, save_family
-from tests.training.conftest import MakeRun
-from tests.training.moa_equations import written
-from training.data import Example
-from training.errors import TrainingError
-from training.loss import collate, completion_logits
-from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import load_moa, save_moa
-from training.moa.model import MoaModel
-from training.settings import (
+from adaptermix.training.data import Example
+from adaptermix.training.errors import TrainingError
+from adaptermix.training.loss import collate, completion_logits
+from adaptermix.training.moa.building import moa_model, moe_lora_model
+from adaptermix.training.moa.folder import load_moa, save_moa
+from adaptermix.training.moa.model import MoaModel
+from adaptermix.training.settings import (
     GatedLoraSettings,
     MoaSettings,
     MoeLoraSettings,
     RunSettings,
 )
+from tests.support.tiny import family_model, save_family
+from tests.training.conftest import MakeRun
+from tests.training.moa_equations import written
 
 TOKENS = torch.arange(20, 44)
 LORA: dict[str, Any] = {

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from adaptermix.training.moa.building import moa_model, moe_lora_model
+from adaptermix.training.moa.folder import save_moa
+from adaptermix.training.moa.model import MoaModel
+from adaptermix.training.settings import MoaSettings, MoeLoraSettings, RunSettings
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.support.tiny import save_family
 from tests.training.conftest import MakeRun
 from tests.training.test_moa_forward import LORA, stir
-from training.moa.building import moa_model, moe_lora_model
-from training.moa.folder import save_moa
-from training.moa.model import MoaModel
-from training.settings import MoaSettings, MoeLoraSettings, RunSettings
 
 Make = Callable[[RunSettings], MoaModel]
 MODELS: dict[str, tuple[str, Make]] = {

@@ -13,22 +13,22 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from adaptermix.cli import train
+from adaptermix.evaluation.scoring.models import Systems
+from adaptermix.training.adamix.bottlenecks import CopiedBottlenecks
+from adaptermix.training.adamix.draws import Draws
+from adaptermix.training.base import check_base, read_base
+from adaptermix.training.data import read_rows
+from adaptermix.training.errors import DataError, TrainingError
+from adaptermix.training.lora_model import lora_model
+from adaptermix.training.moa.budget import shape_of_base
+from adaptermix.training.moa.building import frozen_base
+from adaptermix.training.recipes.lora import train_lora
+from adaptermix.training.settings import AdamixSettings, MoaSettings, MoeLoraSettings
 from router_engine.errors import UnsupportedModelError
 from router_engine.model.tiny import save_tiny
-from server.cli import train
 from tests.support.bad_checkpoints import BAD, ODD, POINTER, Bad, keys, removed, written
 from tests.training.conftest import MakeRun
-from training.adamix.bottlenecks import CopiedBottlenecks
-from training.adamix.draws import Draws
-from training.base import check_base, read_base
-from training.data import read_rows
-from training.errors import DataError, TrainingError
-from training.evaluation.models import Systems
-from training.lora_model import lora_model
-from training.moa.budget import shape_of_base
-from training.moa.building import frozen_base
-from training.recipes.lora import train_lora
-from training.settings import AdamixSettings, MoaSettings, MoeLoraSettings
 
 RECIPES = ("lora", "adamix", "moa", "moe-lora")
 Spoil = Callable[[Path], object]

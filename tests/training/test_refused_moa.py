@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from adaptermix.training.importing.moa.importer import import_hf, import_native
+from adaptermix.training.importing.moa.native import Heads
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats.moa_native import Heads
 from tests.support import moa_checkpoint as checkpoint
 from tests.support.moa_checkpoint import (
     HF_NAMES,
@@ -27,7 +28,6 @@ from tests.support.moa_checkpoint import (
     save_native,
 )
 from tests.support.moa_original import HEADS, HIDDEN, KV_HEADS
-from training.importing.moa import import_hf, import_native
 
 Change = Callable[[dict[str, Any]], object]
 GIVEN = Heads(HEADS, KV_HEADS)

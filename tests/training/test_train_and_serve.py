@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.process import server
+from adaptermix.bench.process import server
 from tests.conftest import REPOSITORY
 
 SCRIPTS = REPOSITORY / "examples" / "train_and_serve"
@@ -35,7 +35,7 @@ def test_what_a_script_trains_is_served(
     """As it stands there, but for the base and one epoch; beside a server that runs."""
     program = tmp_path / "bin" / "adaptermix"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m server.cli.main "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adaptermix.cli.main "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     name = f"places-{script.stem}"
     completed = subprocess.run(

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.clients import http_client
-from benchmarks.errors import BenchmarkError
-from benchmarks.evaluation.asking import Asking
-from benchmarks.evaluation.asks import Ask
-from benchmarks.evaluation.journal import Journal
-from benchmarks.evaluation.leaks import find_leak, leak_of
-from benchmarks.evaluation.suite import SuiteRouting
+from adaptermix.bench.clients import http_client
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.routing.asking import Asking
+from adaptermix.evaluation.routing.asks import Ask
+from adaptermix.evaluation.routing.journal import Journal
+from adaptermix.evaluation.routing.leaks import find_leak, leak_of
+from adaptermix.evaluation.routing.suite import SuiteRouting
 from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks.evaluation import run, tune
-from benchmarks.evaluation.page import FIGURES, filled
-from benchmarks.evaluation.run import EvaluationServer, site
-from benchmarks.machine import ROOT
-from server.cli.main import app
+from adaptermix.bench.machine import ROOT
+from adaptermix.cli.main import app
+from adaptermix.evaluation.routing import run, tune
+from adaptermix.evaluation.routing.page import FIGURES, filled
+from adaptermix.evaluation.routing.run import EvaluationServer, site
 from tests.support.tiny import make_lora_folder
 
 NAMES = ("math", "science", "code", "reading")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.evaluation.rows import Rows, Words, mixed_cases, plain_cases
-from training.data import Row
-from training.evaluation.tasks import task_named
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.routing.rows import Rows, Words, mixed_cases, plain_cases
+from adaptermix.evaluation.scoring.tasks import task_named
+from adaptermix.training.data import Row
 
 SQUAD = Row("Context:\nIt was 308.\n\nQuestion: How many?\n\nAnswer:", " 308")
 GSM8K = Row("Question: What is 2 * 9?\n\nAnswer:", " 2 * 9 = 18\n#### 18")

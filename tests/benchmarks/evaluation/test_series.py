@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.evaluation.asks import Answer, Ask, mixture_for, mixture_for_mixed, score_ask
-from benchmarks.evaluation.plan import EvaluationCell, plan_cells, waves
-from benchmarks.evaluation.results import comparisons_of, measures_of
-from benchmarks.evaluation.rows import Case, Rows, Words, plain_cases
-from benchmarks.evaluation.series import (
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.routing.asks import (
+    Answer,
+    Ask,
+    mixture_for,
+    mixture_for_mixed,
+    score_ask,
+)
+from adaptermix.evaluation.routing.plan import EvaluationCell, plan_cells, waves
+from adaptermix.evaluation.routing.results import comparisons_of, measures_of
+from adaptermix.evaluation.routing.rows import Case, Rows, Words, plain_cases
+from adaptermix.evaluation.routing.series import (
     AVERAGE,
     NLL,
     OPENING_NLL,
@@ -22,11 +28,11 @@ from benchmarks.evaluation.series import (
     estimate,
     mean_of,
 )
-from benchmarks.evaluation.settings import EvaluationSettings
-from benchmarks.evaluation.suite import Suite, SuiteRouting, Tuning
-from training.data import Row
-from training.evaluation.scores import parses_as_python
-from training.evaluation.tasks import task_named
+from adaptermix.evaluation.routing.settings import EvaluationSettings
+from adaptermix.evaluation.routing.suite import Suite, SuiteRouting, Tuning
+from adaptermix.evaluation.scoring.scores import parses_as_python
+from adaptermix.evaluation.scoring.tasks import task_named
+from adaptermix.training.data import Row
 
 BASE = SuiteRouting(name="base")
 ONE = SuiteRouting(name="one", mixture={"adapters": [{"name": "one"}]})

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.evaluation.plan import adapters_of
-from benchmarks.evaluation.settings import EvaluationSettings
-from benchmarks.evaluation.suite import load_suite
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.routing.plan import adapters_of
+from adaptermix.evaluation.routing.settings import EvaluationSettings
+from adaptermix.evaluation.routing.suite import load_suite
 
 ROUTER = {"name": "similarity", "level": "token", "every": 1, "candidates": ["a", "b"]}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks.uncertainty.report import FIGURES, filled
-from server.cli.main import app
+from adaptermix.cli.main import app
+from adaptermix.evaluation.uncertainty.report import FIGURES, filled
 from tests.benchmarks.evaluation.conftest import data
 from tests.support.copies import make_copies
 

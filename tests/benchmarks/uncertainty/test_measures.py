@@ -8,9 +8,14 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks.uncertainty.asking import AnswerUncertainty, Question, doubt_of
-from benchmarks.uncertainty.measures import auroc, calibration_error, estimate, reliability
-from benchmarks.uncertainty.results import AVERAGE, ENSEMBLE, INFORMATION, measures_of
+from adaptermix.evaluation.uncertainty.asking import AnswerUncertainty, Question, doubt_of
+from adaptermix.evaluation.uncertainty.measures import (
+    auroc,
+    calibration_error,
+    estimate,
+    reliability,
+)
+from adaptermix.evaluation.uncertainty.results import AVERAGE, ENSEMBLE, INFORMATION, measures_of
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:

@@ -10,7 +10,7 @@ from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.scheduling.weights_history import WeightsHistory
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 from tests.router_engine.scheduling.harness import Drive
 
 TOKENS = tuple(range(12))

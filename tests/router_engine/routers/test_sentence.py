@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
-from benchmarks.forced import environment
+from adaptermix.bench.forced import environment
 from router_engine.errors import EngineError
 from router_engine.routers.encoder.folder import EncoderFolder
 from router_engine.routers.encoder.sentence import SentenceEncoder, dtype_here

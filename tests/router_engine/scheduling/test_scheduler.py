@@ -17,7 +17,7 @@ from router_engine.scheduling.plan import SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.request_validation import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.scheduling.step_builder import StepBuilder
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 from tests.router_engine.scheduling.harness import (
     BLOCK_SIZE,
     MAX_MODEL_LEN,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router_engine.scheduling.weights_history import WeightsHistory
-from router_engine.sparse import SparseWeights
+from router_engine.sparse_weights import SparseWeights
 
 ONE, TWO, THREE = (SparseWeights.of((weight,)) for weight in (1.0, 2.0, 3.0))
 BOTH = SparseWeights.of((0.5, 1.0))

@@ -1,0 +1,127 @@
+"""`adaptermix bench contention`: each system beside busy loops, as a share of itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import uvloop
+
+from adaptermix.bench.contention.loops import busy
+from adaptermix.bench.contention.settings import ContentionSettings
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.goals import LLAMA, OURS, PEERS, PEFT, Goal, judge
+from adaptermix.bench.load import Load
+from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.matrix import Cell, System
+from adaptermix.bench.peers.measure import PRACTICE, turn
+from adaptermix.bench.peers.plan import SUITES, jobs, traffics, wave
+from adaptermix.bench.peers.site import (
+    PeerServer,
+    open_peers,
+    over_http,
+    prepared,
+    serve,
+    serving_of,
+)
+
+Rates = dict[str, dict[int, list[float]]]  # {system: {busy loops: tokens/s, one a round}}
+MOST = 8
+GOAL = Goal(
+    f"slowdown beside {MOST} busy loops over that of the best peer",
+    1.3,
+    at_least=False,
+    scalar="slowdown_over_best_peer",
+)
+_SYSTEMS = (OURS, PEFT, LLAMA)
+
+
+def run_contention(settings: ContentionSettings) -> dict[str, Any]:
+    """Start everything, measure in turn; the result as written to JSON."""
+    machine = describe_machine()
+    suites = [suite for suite in SUITES if suite.name == PEERS]
+    with prepared(settings.as_peers(), suites) as site:
+        opened, versions = open_peers(site)
+        running = serve(site, site.options("store", suites), "server.log", {})
+        systems = {OURS: over_http(running)} | {n: opened[n] for n in _SYSTEMS if n in opened}
+        serving = serving_of(site, running)
+        rates = uvloop.run(_measure(site, systems, settings))
+    scalars = over_best_peer(rates)
+    return {
+        "kind": "contention",
+        "model": site.subject.name,
+        "machine": machine,
+        "software": describe_software(),
+        "serving": serving,
+        "settings": asdict(settings),
+        "versions": versions,
+        "missing": site.missing,
+        "cells": [line for name, found in rates.items() for line in lines(name, found)],
+        "scalars": scalars,
+        "goals": [asdict(judge(GOAL, {}, scalars))],
+    }
+
+
+async def _measure(
+    site: PeerServer, systems: Mapping[str, System], settings: ContentionSettings
+) -> Rates:
+    """All systems in turn beside each number of loops, round after round; a practice first.
+
+    Who fails has no further turns, and keeps what it has.
+    """
+    traffic = traffics(settings.new_tokens, site.subject.count_tokens)[PEERS]
+    load = Load(clients=settings.clients)
+    left = dict(systems)
+    rates: Rates = {name: {} for name in systems}
+
+    async def once(name: str, loops: int, part: str) -> None:
+        cell = Cell(name, "base", load, wave(settings.clients), PEERS)
+        work = jobs(cell, f"{part} {loops} loops", traffic)
+        try:
+            one = await left[name].round(cell.case, load, work, lambda: None)
+        except BenchmarkError as error:
+            del left[name]
+            site.leave_out(f"{name}, {loops} busy loops, {part}", error)
+        else:
+            if part != PRACTICE:
+                rates[name].setdefault(loops, []).append(one.tokens_per_second)
+
+    for name in list(left):
+        await once(name, 0, PRACTICE)
+    for number in range(settings.rounds):
+        for loops in (0, *settings.loops):
+            site.console.print(f"{turn(number)}: {loops} busy loops", highlight=False)
+            with busy(loops):
+                for name in list(left):
+                    await once(name, loops, turn(number))
+    return rates
+
+
+def lines(name: str, found: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
+    """A system beside each number of loops."""
+    alone = median(found[0]) if 0 in found else None
+    return [
+        {
+            "system": name,
+            "loops": loops,
+            "tokens_per_second": median(values),
+            "tokens_per_second_rounds": list(values),
+            "share_of_alone": None if alone is None else median(values) / alone,
+        }
+        for loops, values in found.items()
+    ]
+
+
+def over_best_peer(rates: Rates) -> dict[str, Sequence[float]]:
+    """Our slowdown beside the most loops over the least of a peer's, one a round."""
+    slow = {
+        name: [a / b for a, b in zip(found[0], found[MOST], strict=False)]
+        for name, found in rates.items()
+        if found.get(0) and found.get(MOST)
+    }
+    peers = [median(values) for name, values in slow.items() if name != OURS]
+    if OURS not in slow or not peers:
+        return {}
+    return {"slowdown_over_best_peer": [one / min(peers) for one in slow[OURS]]}

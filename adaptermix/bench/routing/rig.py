@@ -1,0 +1,157 @@
+"""An engine and an encoder's worker that know the same adapters, and the batches put to them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.offline import Offline, Window
+from adaptermix.bench.prompts import make_prompts
+from adaptermix.bench.routing.cases import RoutingCase, Size, around, even_mixture
+from adaptermix.bench.settings import RoutingSettings
+from adaptermix.bench.subject import Subject
+from router_engine.request import EngineRequest, SamplingParams
+from router_engine.routers.centroids import Centroid
+from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.registry import RouterRegistry
+
+CONTEXT = 64  # tokens of a prompt before its turn's own
+_TAIL = 16  # tokens of these, at most
+_MOST_SECONDS = 1.5  # of a window, from when on two tokens of each request are enough
+_FEWEST_PROMPTS = 8  # for the spread of their embeddings
+
+Fixed = tuple[tuple[str, ...], tuple[float, ...]]  # digests, weights
+
+
+class Rig:
+    """Owns the prompts, and which fixed weights each router is compared with."""
+
+    def __init__(
+        self, system: Offline, subject: Subject, client: EncoderClient, settings: RoutingSettings
+    ) -> None:
+        self.system = system
+        self.client = client
+        self._settings = settings
+        self._tokenizer = subject.tokenizer
+        count = max(_FEWEST_PROMPTS, *settings.requests)
+        seed = f"routing {settings.seed}"
+        texts = make_prompts([CONTEXT + _TAIL] * count, seed, subject.count_tokens)
+        self._prompts = [self._encode(text)[:CONTEXT] for text in texts]
+        self._fixed: dict[tuple[str, Size], list[Fixed]] = {}
+        self._turns = itertools.count()
+        self.centroids: dict[str, Centroid] = {}  # by digest, of the encoder
+
+    async def prepare(self) -> None:
+        """Load all adapters, and let every router have their centroids."""
+        self.system.load()
+        digests, seed = self.system.digests, self._settings.seed
+        texts = [self._tokenizer.decode(prompt) for prompt in self._prompts]
+        rows = around(await self.client.embed(texts), len(digests), seed)
+        self.centroids = dict(zip(digests, rows, strict=True))
+        await self.client.put_centroids(self.centroids)
+        hidden = self._hidden()
+        centroids = around(hidden, len(digests), seed)
+        states = np.concatenate((centroids, centroids**2 + hidden.var(axis=0)), axis=1)
+        for router in RouterRegistry.discover().hidden_names:
+            vectors = dict(zip(digests, states.tolist(), strict=True))
+            self.system.engine.put_centroids(router, vectors)
+
+    def practise(self, case: RoutingCase, size: Size) -> None:
+        """Uncounted. The first case of a router says which weights its baseline has."""
+        requests = self._requests(case, size, report=True)
+        window = self._window(requests, None)
+        if (case.router, size) not in self._fixed:
+            self._fixed[case.router, size] = [
+                self._mixture(window.weights[request.request_id], index, size)
+                for index, request in enumerate(requests)
+            ]
+
+    def window(
+        self, case: RoutingCase, size: Size, within: AbstractContextManager[object] | None = None
+    ) -> Window:
+        """A turn of a case that has been practised."""
+        return self._window(self._requests(case, size, report=False), within)
+
+    async def settle(self) -> None:
+        """Wait until the worker is done with texts of requests that have ended."""
+        await self.client.route("settled", self.system.digests[:1], {})
+
+    def active(self, router: str, size: Size) -> int:
+        """Different adapters of a router's baseline."""
+        return len({digest for digests, _ in self._fixed[router, size] for digest in digests})
+
+    def _window(
+        self, requests: Sequence[EngineRequest], within: AbstractContextManager[object] | None
+    ) -> Window:
+        return self.system.window(requests, self._settings.steps, _MOST_SECONDS, within)
+
+    def _requests(self, case: RoutingCase, size: Size, *, report: bool) -> list[EngineRequest]:
+        """Prompts end in what is their turn's own: the worker remembers texts, and would be free.
+
+        All before is found in the prefix cache, unless weights come from the whole text.
+        """
+        turn = next(self._turns)
+        sampling = SamplingParams(max_new_tokens=longest(self._settings))
+        requests = []
+        for index in range(size.requests):
+            tokens = (*self._prompts[index], *self._encode(f" {turn:05d}"))
+            request = EngineRequest(f"{turn}.{index}", tokens, sampling)
+            if case.is_routed:
+                candidates = self.system.digests[: size.candidates]
+                is_told = report and "routing" in case.fields
+                request = replace(request, adapters=candidates, report_weights=is_told)
+            else:
+                digests, weights = self._weights(case.router, size)[index]
+                request = replace(request, adapters=digests, weights=weights)
+            fields: Mapping[str, Any] = case.fields
+            requests.append(replace(request, **fields))
+        return requests
+
+    def _weights(self, router: str, size: Size) -> list[Fixed]:
+        if (router, size) not in self._fixed:
+            raise BenchmarkError(f"no case of {router} gave the weights to compare with")
+        return self._fixed[router, size]
+
+    def _mixture(self, weights: Sequence[float], index: int, size: Size) -> Fixed:
+        """The weights that are not 0."""
+        digests = self.system.digests[: size.candidates]
+        named = [pair for pair in zip(digests, weights, strict=bool(weights)) if pair[1] != 0]
+        if not named:
+            return even_mixture(digests, index)
+        return tuple(digest for digest, _ in named), tuple(weight for _, weight in named)
+
+    def _hidden(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The base's mean hidden state over each prompt [n, hidden]."""
+        requests = [
+            EngineRequest(
+                f"hidden {index}",
+                prompt,
+                SamplingParams(max_new_tokens=1),
+                reads_hidden_states=True,
+                report_hidden=True,
+            )
+            for index, prompt in enumerate(self._prompts)
+        ]
+        answers = self.system.run(requests)
+        return np.array([answers[request.request_id].final.hidden for request in requests])
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def longest(settings: RoutingSettings) -> int:
+    """New tokens of a request: none ends before the last of its batch is timed."""
+    return 4 * settings.steps + 64
+
+
+def cache_tokens(settings: RoutingSettings, num_cases: int) -> int:
+    """Tokens of the KV cache: what one round computes stays there, so that the next finds it."""
+    prompts = num_cases * len(settings.candidates) * sum(settings.requests) * (CONTEXT + _TAIL)
+    live = max(*settings.requests, _FEWEST_PROMPTS) * (CONTEXT + _TAIL + longest(settings))
+    return prompts + live

@@ -1,0 +1,184 @@
+"""`adaptermix bench serve`: load over HTTP on a server of its own, or on any that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from rich.console import Console
+
+from adaptermix.bench.cases import PEER_CASES, Job, Population, Traffic
+from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
+from adaptermix.bench.matrix import Cell, Driven, Measured, measure
+from adaptermix.bench.process import info, publish, started
+from adaptermix.bench.prompts import make_prompts
+from adaptermix.bench.report import cell_of
+from adaptermix.bench.settings import (
+    AdapterSettings,
+    ModelSettings,
+    ServeSettings,
+    WorkSettings,
+    loads,
+)
+from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, resolve, write_adapters
+
+TEXTS_PER_ADAPTER = 8
+NAME = "adaptermix"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchServer:
+    """A server that is ready for load."""
+
+    url: str
+    model: str  # the base model's name there
+    adapters: tuple[str, ...]
+    serving: dict[str, Any]  # what is known of how it computes
+
+
+def run_serve(
+    serve: ServeSettings, work: WorkSettings, adapters: AdapterSettings, model: ModelSettings
+) -> dict[str, Any]:
+    """Measure all cells and return the result as written to JSON; `missing` are those that failed.
+
+    Raises BenchmarkError when the server does not start or refuses what is asked of it.
+    """
+    console = Console(stderr=True)
+    subject = resolve(model.model)
+    _check_cases(serve, work)
+    with _site(subject, serve, work, adapters, model) as site:
+        population = Population(
+            site.adapters,
+            adapters.mixtures,
+            min(adapters.mixture_size, max(1, len(site.adapters))),
+            adapters.zipf,
+            adapters.every,
+        )
+        traffic = work.traffic(population, subject.count_tokens)
+        measured = uvloop.run(_measure(site, traffic, serve, work, console))
+    return {
+        "kind": "serve",
+        "model": subject.name,
+        "machine": describe_machine(),
+        "software": describe_software(),
+        "serving": site.serving,
+        "settings": {**asdict(work), **asdict(adapters), "target": serve.target, "out": None},
+        "cells": [
+            cell_of(population.title(cell.case), cell, rounds, work.slo_ttft, work.slo_itl)
+            for cell, rounds in measured.rounds.items()
+        ],
+        "missing": dict(measured.missing),
+    }
+
+
+def _check_cases(serve: ServeSettings, work: WorkSettings) -> None:
+    others = [case for case in work.cases if case not in PEER_CASES]
+    if serve.target == "openai" and others:
+        raise BenchmarkError(
+            f"case {', '.join(others)} cannot be asked of OpenAI's route: name --case base, one or "
+            "many, or use --target generate"
+        )
+    if serve.url is not None and not serve.adapter and set(work.cases) != {"base"}:
+        raise BenchmarkError(
+            "name the adapters of the server at --url with --adapter, or use --case base"
+        )
+
+
+@contextlib.contextmanager
+def _site(
+    subject: Subject,
+    serve: ServeSettings,
+    work: WorkSettings,
+    adapters: AdapterSettings,
+    model: ModelSettings,
+) -> Iterator[BenchServer]:
+    if serve.url is not None:
+        known = {} if serve.target == "openai" else info(serve.url)
+        name = serve.served or known.get("model_id", "")
+        serving = {"url": serve.url, "dtype": known.get("dtype"), "kernels": None, "threads": None}
+        yield BenchServer(serve.url, name, serve.adapter, serving)
+        return
+    most = max(requests for _, requests in loads(work, serve))
+    kernels = model.kernels or default_kernels()
+    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
+        folder = Path(temporary)
+        names = tuple(f"random-{index}" for index in range(adapters.adapters))
+        targets = ALL_TARGETS if adapters.targets == "all" else TARGETS
+        folders = write_adapters(subject, folder / "adapters", names, adapters.rank, targets)
+        rows = sum(adapters.rank[i % len(adapters.rank)] for i in range(adapters.adapters))
+        options = server_options(subject, model.dtype, kernels, model.threads)
+        options += ["--store", str(folder / "store"), "--max-rank-rows", str(rows)]
+        options += ["--max-running", str(max(8, *work.concurrency)), "--max-waiting", str(most)]
+        if "similarity" not in work.cases:
+            options += ["--encoder", "none"]
+        with started(options, folder / "server.log") as running:
+            texts = make_prompts([48] * TEXTS_PER_ADAPTER, "texts", subject.count_tokens)
+            publish(running.url, folders, texts)
+            known = info(running.url)
+            machine = describe_machine()
+            serving = {
+                "dtype": known["dtype"],
+                "kernels": kernels,
+                "threads": model.threads or machine["cores"],
+                "start_seconds": running.start_seconds,
+            }
+            yield BenchServer(running.url, known["model_id"], names, serving)
+
+
+def server_options(subject: Subject, dtype: str, kernels: str, threads: int | None) -> list[str]:
+    """Options of `adaptermix serve` that every benchmark gives."""
+    options = ["--model", subject.model, "--dtype", dtype, "--kernels", kernels]
+    options += ["--log-level", "warning"]
+    return options if threads is None else [*options, "--engine-threads", str(threads)]
+
+
+async def _measure(
+    site: BenchServer, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
+) -> Measured:
+    cells = [
+        Cell(NAME, case, load, requests)
+        for case in work.cases
+        for load, requests in loads(work, serve)
+    ]
+
+    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
+        return traffic.jobs(cell.case, count, f"{part} {cell.load.label}")
+
+    async with http_client(site.url) as http:
+        client: Client = GenerateClient(http)
+        if serve.target == "openai":
+            client = OpenAIClient(http, site.model)
+        system = Driven(client.send, merging(http))
+        return await measure({NAME: system}, cells, work.rounds, jobs_of, console)
+
+
+def merging(http: aiohttp.ClientSession) -> Any:
+    """For `Driven`: a round of the case `merged` runs while its mixture is in the base."""
+
+    @contextlib.asynccontextmanager
+    async def enter(case: str, jobs: Sequence[Job]) -> AsyncIterator[None]:
+        if case != "merged":
+            yield
+            return
+        await _switch(http.put("/admin/merged", json=jobs[0].mixture.body()))
+        try:
+            yield
+        finally:
+            await _switch(http.delete("/admin/merged"))
+
+    return enter
+
+
+async def _switch(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> None:
+    async with request as answer:
+        if not answer.ok:
+            raise BenchmarkError(f"/admin/merged answered {answer.status}: {await answer.text()}")

@@ -1,0 +1,1 @@
+"""AdaMix checkpoints, of both published forms, as our own adapters."""

@@ -1,0 +1,1 @@
+"""MoA checkpoints, of both published codebases, as our own adapters."""
