@@ -17,16 +17,12 @@ from adapters_store import errors as store_errors
 from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
 from router_engine.routers import errors as router_errors
-from router_engine.shown import shown
+from server.schemas.problems import describe_problem, path_of
 
 log = structlog.get_logger(__name__)
 
 _MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
 _MOST_PROBLEMS = 8
-_TOLD_ALONE = (
-    *("missing", "unknown_field", "too_many_fields", "too_many_parts", "too_many_prompts"),
-    *("mixture", "contradiction"),
-)
 _MOST_ECHOED = 80  # characters of one thing that was sent
 
 
@@ -336,34 +332,14 @@ def _headers(error: Exception) -> dict[str, str]:
 
 def _describe_validation(error: RequestValidationError) -> Failure:
     problems = error.errors()
-    message = "; ".join(_describe_problem(problem) for problem in problems[:_MOST_PROBLEMS])
+    message = "; ".join(
+        describe_problem(problem, _path(problem)) for problem in problems[:_MOST_PROBLEMS]
+    )
     if len(problems) > _MOST_PROBLEMS:
         message += f"; and {len(problems) - _MOST_PROBLEMS} more"
     first = _path(problems[0]) if problems else None
     return Failure(422, "validation", f"Input validation error: {message}", first)
 
 
-def _describe_problem(problem: Mapping[str, Any]) -> str:
-    path = _path(problem)
-    context = problem.get("ctx") or {}
-    kind = problem["type"]
-    if kind == "json_invalid":
-        return f"the body is not JSON: {context.get('error', problem['msg'])}"
-    if kind in _TOLD_ALONE:
-        return f"{path}: {problem['msg']}" if path else str(problem["msg"])
-    value = context["value"] if kind == "unsupported_field" else shown(problem.get("input"))
-    return f"{path} = {value}: {problem['msg']}"
-
-
 def _path(problem: Mapping[str, Any]) -> str:
-    """The field's path: `mixture.adapters.0.weight`. Union branches are no part of it."""
-    location: Sequence[Any] = problem["loc"]
-    parts = [str(part) for part in location[1:] if not _is_branch(part)]
-    named = (problem.get("ctx") or {}).get("field")
-    if named:
-        parts.append(str(named))
-    return ".".join(parts)
-
-
-def _is_branch(part: Any) -> bool:
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int"))
+    return path_of(problem, problem["loc"][1:])
