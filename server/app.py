@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 
-from server import errors
+from server import error_replies
 from server.container import Container
 from server.door import AccessMiddleware
 from server.draining import LastWords
@@ -54,7 +54,7 @@ def create_app(container: Container) -> FastAPI:
     app.state.container = container
     for module in (generate, score, openai, adapters, merged, system):
         app.include_router(module.router)
-    errors.install(app)
+    error_replies.install(app)
     app.add_exception_handler(ClientGoneError, _client_gone)
     settings = container.settings
     app.add_middleware(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -20,6 +21,7 @@ from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
+from adapters_store.upload import Upload
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
@@ -39,7 +41,6 @@ from server.schemas.mixture import FixedMixture
 from server.settings import SettingsError
 from server.text_states import TextState, TextStates
 from server.threads import Threads
-from server.uploads import Publishable
 
 P = ParamSpec("P")
 Value = TypeVar("Value")
@@ -48,6 +49,15 @@ log = structlog.get_logger(__name__)
 _CONFIGS = (MANIFEST_FILE, CONFIG_FILE)  # either makes a folder an adapter
 CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are distinct
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Publishable:
+    """An adapter's content with what is said about it."""
+
+    content: Upload
+    texts: Sequence[str] = ()
+    tags: Sequence[str] = ()
 
 
 class AdapterService:

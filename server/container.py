@@ -1,69 +1,20 @@
-"""Wires the parts together, starts them in order and stops them. Nothing else knows them all."""
+"""One server: all that answers prompts, with a door before it."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import structlog
 from fastapi import Depends, Request
 
-from adapters_store.home import expanded
-from adapters_store.limits import StoreLimits
-from adapters_store.store import AdapterStore
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.base import EngineClient
 from router_engine.client.process_client import ProcessEngineClient, ProcessLimits
-from router_engine.errors import EngineNotReadyError
 from router_engine.process.messages import EngineProcessConfig
-from router_engine.processes.socket_folder import socket_folder
-from router_engine.processes.supervisor import Supervisor
-from router_engine.routers.centroids import CentroidService
-from router_engine.routers.encoder.encoder_child import EncoderChild
-from router_engine.routers.encoder.encoder_client import EncoderClient
-from router_engine.routers.encoder.encoder_config import EncoderConfig
-from router_engine.routers.registry import RequestServices, RouterRegistry
-from server.admission import Admission
 from server.auth import Auth
-from server.catalogue import AdapterService
-from server.centroids import StoredCentroids
-from server.deadline import Deadline, deadline_of
 from server.draining import Draining
-from server.encoder import TokenizerFiles, encoder_supervisor
-from server.figures import EngineFigures, figures_of
-from server.generation import Generation
-from server.hidden_state_encoder import HiddenStateEncoder
-from server.metrics import Metrics
-from server.mixtures import Mixtures
-from server.models import (
-    base_files,
-    encoder_directory,
-    encoder_name,
-    is_tiny_encoder,
-    load_tokenizer,
-)
-from server.routing import RequestRouting
-from server.settings import Settings, SettingsError
-from server.text_states import TextStates
-from server.threads import BodyThreads, Threads
-from server.tokenization import Tokenization
-
-log = structlog.get_logger(__name__)
-
-_REQUEST_THREADS = 4  # they look up names: each waits for the database
-_ADMIN_THREADS = 6
-_READING_THREADS = 4  # they read long bodies
-_WRITING_THREADS = 4  # they write long answers
-_CENTROID_THREADS = 2
-
-_ENCODER_STOP_SECONDS = 5.0  # for the batch under way
-
-EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
+from server.runtime import EngineFactory, Runtime
+from server.settings import Settings
+from server.threads import Threads
 
 
 def process_engine(config: EngineProcessConfig, settings: Settings) -> EngineClient:
@@ -75,239 +26,21 @@ def process_engine(config: EngineProcessConfig, settings: Settings) -> EngineCli
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What runs once the server has started."""
-
-    base_name: str
-    engine: EngineClient
-    info: EngineInfo
-    generation: Generation
-    mixtures: Mixtures
-    routing: RequestRouting
-    catalogue: AdapterService
-    figures: EngineFigures
-
-
-class Container:
+class Container(Runtime):
     """One server's parts. `start` in a lifespan, `close` when it ends."""
 
     def __init__(self, settings: Settings, engine_factory: EngineFactory = process_engine) -> None:
-        self.settings = settings
-        self.metrics = Metrics(settings.metrics_adapters)
-        self.admission = Admission(settings.max_waiting, self.metrics.refused.inc)
-        self._engine_factory = engine_factory
+        super().__init__(settings, engine_factory)
         self.started_at = time.time()
         self.draining = Draining()
-        self.threads = Threads("requests", _REQUEST_THREADS, settings.lookup_patience)
-        self._stack = AsyncExitStack()
-        self._services: Services | None = None
-        self._encoder: Supervisor[EncoderChild] | None = None
-        self._store = open_store(settings)
-        self._stack.callback(self._store.close)
-        self.auth = Auth(settings, self._store)
+        self.auth = Auth(settings, self.store)
         self._stack.callback(self.auth.close)
-        self._admin_threads = Threads("admin", _ADMIN_THREADS)
-        self.bodies = BodyThreads(
-            Threads("bodies", _READING_THREADS), Threads("answers", _WRITING_THREADS)
-        )
         self.scraping = Threads("metrics", 1)  # who watches the server waits for nobody else
-        self._readers = Threads("centroids", _CENTROID_THREADS, settings.lookup_patience)
-        self._writers = Threads("centroids-kept", 1)
-        bodies = (self.bodies.reading, self.bodies.writing, self.scraping)
-        centroids = (self._readers, self._writers)
-        for threads in (self.threads, self._admin_threads, *bodies, *centroids):
-            self._stack.callback(threads.close)
-
-    @property
-    def is_started(self) -> bool:
-        return self._services is not None
-
-    @property
-    def restarts(self) -> dict[str, int]:
-        """How often each child process came back after its end."""
-        engine = 0 if self._services is None else self._services.engine.restarts
-        return {"engine": engine, "encoder": 0 if self._encoder is None else self._encoder.restarts}
-
-    @property
-    def store(self) -> AdapterStore:
-        return self._store
-
-    @property
-    def services(self) -> Services:
-        """Raises EngineNotReadyError before `start` has ended."""
-        if self._services is None:
-            raise EngineNotReadyError("the server is starting")
-        return self._services
-
-    @property
-    def generation(self) -> Generation:
-        return self.services.generation
-
-    def deadline(self, asked: float | None) -> Deadline:
-        """Of a request that begins now. Raises InputError for more than the settings allow."""
-        settings = self.settings
-        return deadline_of(asked, settings.default_timeout, settings.max_timeout)
-
-    def check_files(self) -> None:
-        """Raises AssetError and SettingsError, before anything starts, for what is not there."""
-        base_files(self.settings)
-        encoder_directory(self.settings, self.settings.cache_dir)
-        adapters = self.settings.adapters
-        if adapters is not None and not expanded(adapters).is_dir():
-            raise SettingsError(f"adapters = {str(adapters)!r} is not a directory")
-
-    async def start(self) -> None:
-        """Start encoder and engine beside each other, then what needs them.
-
-        Raises SettingsError, EngineError and RouterUnavailableError.
-        """
-        try:
-            await self._start()
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Stop everything that was started, last things first."""
-        self._services = None
-        await self._stack.aclose()
+        self._stack.callback(self.scraping.close)
 
     async def _start(self) -> None:
-        settings = self.settings
         self.auth.require_safe_host()
-        scratch = Path(self._stack.enter_context(socket_folder()))
-        files = await asyncio.to_thread(base_files, settings)
-        encoder_files = await asyncio.to_thread(encoder_directory, settings, scratch)
-        endpoint = f"ipc://{scratch / 'encoder.sock'}" if encoder_files else None
-        engine = self._engine_factory(
-            EngineProcessConfig(
-                engine=settings.engine_config(files.load),
-                blobs_url=settings.blobs_url or str(settings.store_dir / "blobs"),
-                blobs_cache_dir=settings.store_dir / "cache",
-                encoder_endpoint=endpoint,
-                log_level=settings.log_level.upper(),
-            ),
-            settings,
-        )
-        self._stack.push_async_callback(engine.close)
-        tokenizer, _ = await asyncio.gather(
-            asyncio.to_thread(load_tokenizer, files), engine.start()
-        )
-        if encoder_files is not None and endpoint is not None:
-            # After the engine: it is what a first request needs.
-            tokenizer_files = TokenizerFiles(tokenizer, scratch / "tokenizer")
-            await asyncio.to_thread(tokenizer_files.write)
-            self._start_encoder(encoder_files, tokenizer_files, endpoint)
-        encoder = await self._connect_encoder(endpoint)
-        self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
-        if settings.adapters is not None:
-            await self._services.catalogue.publish_folder(expanded(settings.adapters))
-
-    def _start_encoder(self, encoder: Path, tokenizer: TokenizerFiles, endpoint: str) -> None:
-        settings = self.settings
-        self._encoder = encoder_supervisor(
-            EncoderConfig(
-                encoder_dir=encoder,
-                tokenizer_dir=tokenizer.folder,
-                endpoint=endpoint,
-                environment=settings.child_environment(settings.encoder_threads),
-                dtype=settings.encoder_dtype,
-                num_threads=settings.encoder_threads,
-                make_tiny=is_tiny_encoder(settings),
-            ),
-            patience=settings.engine_patience,
-            prepare=tokenizer.write,
-        )
-        self._stack.push_async_callback(self._encoder.close, _ENCODER_STOP_SECONDS)
-        self._encoder.start_soon()
-
-    async def _connect_encoder(self, endpoint: str | None) -> EncoderClient | None:
-        if endpoint is None:
-            return None
-        client = EncoderClient(endpoint, connect_seconds=self.settings.routing_patience)
-        return await self._stack.enter_async_context(client)
-
-    def _wire(
-        self,
-        base_name: str,
-        engine: EngineClient,
-        info: EngineInfo,
-        tokenizer: object,
-        encoder: EncoderClient | None,
-    ) -> Services:
-        settings, store = self.settings, self._store
-        registry = RouterRegistry.discover()
-        _warn_of_unusable_tokens(tokenizer, info.vocab_size)
-        tokenization = Tokenization(tokenizer, info.eos_token_ids, info.max_model_len)
-        stored = StoredCentroids(store)
-        hidden_encoder = HiddenStateEncoder(
-            engine, info, tokenization, registry.hidden_names, self._readers
-        )
-        service = partial(CentroidService, stored, readers=self._readers, writers=self._writers)
-        centroids = service(encoder, encoder) if encoder else None
-        hidden = service(hidden_encoder)
-        routing = RequestRouting(
-            registry,
-            registry.request_routers(RequestServices(encoder, centroids)),
-            info.token_routers,
-            info.layer_routers,
-            centroids,
-            hidden,
-            settings.routing_patience,
-        )
-        mixtures = Mixtures(
-            store,
-            info.base,
-            routing,
-            settings.max_candidates,
-            self.threads,
-            settings.max_rank_rows,
-        )
-        generation = Generation(
-            engine,
-            info,
-            tokenization,
-            mixtures,
-            self.admission,
-            self.metrics,
-            settings.default_max_new_tokens,
-            self.bodies,
-        )
-        states = TextStates(centroids, hidden, encoder_name(settings))
-        catalogue = AdapterService(
-            store, engine, info, states, mixtures, base_name, self._admin_threads
-        )
-        self._stack.push_async_callback(catalogue.close)
-        figures = EngineFigures(partial(figures_of, engine))
-        self._stack.push_async_callback(figures.close)
-        return Services(base_name, engine, info, generation, mixtures, routing, catalogue, figures)
-
-
-def _warn_of_unusable_tokens(tokenizer: Any, vocab_size: int) -> None:
-    """Ids that the tokenizer gives and the model has no row for: requests with them are refused."""
-    unusable = sorted(i for i in tokenizer.get_vocab().values() if i >= vocab_size)
-    if unusable:
-        log.warning(
-            "the tokenizer has tokens that the model has not",
-            count=len(unusable),
-            first=unusable[0],
-            last=unusable[-1],
-            vocab_size=vocab_size,
-        )
-
-
-def open_store(settings: Settings) -> AdapterStore:
-    """The store that the settings name."""
-    return AdapterStore.open(
-        settings.store_dir,
-        database_url=settings.database_url,
-        blobs_url=settings.blobs_url,
-        limits=StoreLimits(
-            max_upload_bytes=int(settings.max_upload), max_site_rows=settings.max_rank_rows
-        ),
-        patience=settings.database_patience,
-    )
+        await super()._start()
 
 
 def container_of(request: Request) -> Container:

@@ -17,9 +17,9 @@ from adapters_store.errors import StoreError
 from server.arrival import timely
 from server.auth import Auth
 from server.draining import Draining
+from server.error_replies import BodyTooLargeError, error_response
 from server.errors import (
     BadRequestError,
-    BodyTooLargeError,
     BusyError,
     ContentTypeError,
     EncodingError,
@@ -29,7 +29,6 @@ from server.errors import (
     ServerError,
     StoppingError,
     UnknownRouteError,
-    error_response,
 )
 from server.shaping import shaped
 

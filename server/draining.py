@@ -10,7 +10,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import RequestCancelledError, error_response, is_openai
+from server.error_replies import error_response, is_openai
+from server.errors import RequestCancelledError
 from server.streaming import EVENTS, last_events
 
 

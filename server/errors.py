@@ -1,4 +1,4 @@
-"""Every error a client can get, in one table, written LoRAX's way or OpenAI's."""
+"""Every error of ours that a client can get, in one table. No HTTP library is imported."""
 
 from __future__ import annotations
 
@@ -6,27 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.types import Scope
-
 from adapters_store import errors as store_errors
 from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
-from router_engine.excerpt import excerpt
 from router_engine.routers import errors as router_errors
 
-log = structlog.get_logger(__name__)
-
 _MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
-_MOST_PROBLEMS = 8
-_TOLD_ALONE = (
-    *("missing", "unknown_field", "too_many_fields", "too_many_parts", "too_many_prompts"),
-    *("mixture", "contradiction"),
-)
+PREFIX = "Input validation error: "  # LoRAX's
 _MOST_ECHOED = 80  # characters of one thing that was sent
 
 
@@ -149,31 +135,6 @@ class BadRequestError(ServerError):
     """What is no proper HTTP request."""
 
 
-class BodyTooLargeError(HTTPException):
-    """More bytes than a limit allows. An HTTPException, so that body parsers let it through."""
-
-    def __init__(self, limit: int, setting: str) -> None:
-        bound = f"larger than {limit} bytes" + (f" ({setting})" if setting else "")
-        told = f"the body is {bound}" if limit else "this route takes no body"
-        super().__init__(413, told)
-
-
-class BodyTooSlowError(HTTPException):
-    """A body that stalls, or comes drop by drop. As BodyTooLargeError."""
-
-    def __init__(self, seconds: float, slowest: int) -> None:
-        told = f"the body did not arrive: send at least {slowest} bytes a second, without a pause"
-        bound = f"of more than {seconds:g} s (ADAPTERMIX_BODY_PATIENCE)"
-        super().__init__(408, f"{told} {bound}", {"Connection": "close"})
-
-
-class UnreadableBodyError(HTTPException):
-    """A body that is no JSON, or says what no field can hold. As BodyTooLargeError."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(422, f"Input validation error: the body is not usable JSON: {problem}")
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error as a client sees it."""
@@ -245,15 +206,6 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (HeadTooLargeError, 431, "head_too_large"),
     (HeadTooSlowError, 408, "timeout"),
 )
-_HTTP_TYPES = {
-    400: "bad_request",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "timeout",
-    413: "too_large",
-    416: "range",
-    422: "validation",
-}
 _PREFIXED = ("validation",)
 _SOON_OVER = (
     *(engine_errors.EngineNotReadyError, engine_errors.EngineDiedError),
@@ -262,27 +214,19 @@ _SOON_OVER = (
 )
 
 
-def describe(error: Exception) -> Failure:
-    """What a client is told of an error; one that is not in the table is a bug, and a 500."""
-    if isinstance(error, RequestValidationError):
-        return _describe_validation(error)
+def failure_for(error: Exception) -> Failure | None:
+    """What a client is told of an error of ours; None of any other."""
     if _is_of_a_full_disk(error):
         message = "there is no room left on the server's disk: free some, then send it again"
         return Failure(507, "store_full", message)
-    if isinstance(error, HTTPException):
-        kind = _HTTP_TYPES.get(error.status_code, "http")
-        return Failure(error.status_code, kind, str(error.detail), headers=error.headers or {})
     for kind_of_error, status, error_type in TABLE:
         if isinstance(error, kind_of_error):
             message = str(error)
             if error_type in _PREFIXED:
-                message = f"Input validation error: {message}"
+                message = f"{PREFIX}{message}"
             param = getattr(error, "field", None)
             return Failure(status, error_type, message, param, _headers(error))
-    log.error("unexpected error", exc_info=error)
-    return Failure(
-        500, "internal", f"internal error ({type(error).__name__}); see the server's log"
-    )
+    return None
 
 
 def _is_of_a_full_disk(error: BaseException | None) -> bool:
@@ -292,32 +236,6 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def install(app: FastAPI) -> None:
-    """Make every error leave as one of the two bodies."""
-
-    async def handle(request: Request, error: Exception) -> JSONResponse:
-        return error_response(request.scope, error)
-
-    for kind in (RequestValidationError, HTTPException, ServerError, Exception):
-        app.add_exception_handler(kind, handle)
-    app.add_exception_handler(store_errors.StoreError, handle)
-    app.add_exception_handler(OSError, handle)
-    app.add_exception_handler(engine_errors.EngineError, handle)
-
-
-def error_response(scope: Scope, error: Exception) -> JSONResponse:
-    """The answer that tells of an error, in the shape of the API that was asked."""
-    failure = describe(error)
-    body = failure.openai() if is_openai(scope) else failure.native()
-    return JSONResponse(body, failure.status, dict(failure.headers))
-
-
-def is_openai(scope: Scope) -> bool:
-    """Whether OpenAI's API was asked. Of the path: a URL is made of the Host header, if any."""
-    path: str = scope["path"]
-    return path.startswith("/v1/")
 
 
 def _headers(error: Exception) -> dict[str, str]:
@@ -332,38 +250,3 @@ def _headers(error: Exception) -> dict[str, str]:
     if isinstance(error, UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}
     return {}
-
-
-def _describe_validation(error: RequestValidationError) -> Failure:
-    problems = error.errors()
-    message = "; ".join(_describe_problem(problem) for problem in problems[:_MOST_PROBLEMS])
-    if len(problems) > _MOST_PROBLEMS:
-        message += f"; and {len(problems) - _MOST_PROBLEMS} more"
-    first = _path(problems[0]) if problems else None
-    return Failure(422, "validation", f"Input validation error: {message}", first)
-
-
-def _describe_problem(problem: Mapping[str, Any]) -> str:
-    path = _path(problem)
-    context = problem.get("ctx") or {}
-    kind = problem["type"]
-    if kind == "json_invalid":
-        return f"the body is not JSON: {context.get('error', problem['msg'])}"
-    if kind in _TOLD_ALONE:
-        return f"{path}: {problem['msg']}" if path else str(problem["msg"])
-    value = context["value"] if kind == "unsupported_field" else excerpt(problem.get("input"))
-    return f"{path} = {value}: {problem['msg']}"
-
-
-def _path(problem: Mapping[str, Any]) -> str:
-    """The field's path: `mixture.adapters.0.weight`. Union branches are no part of it."""
-    location: Sequence[Any] = problem["loc"]
-    parts = [str(part) for part in location[1:] if not _is_branch(part)]
-    named = (problem.get("ctx") or {}).get("field")
-    if named:
-        parts.append(str(named))
-    return ".".join(parts)
-
-
-def _is_branch(part: Any) -> bool:
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int"))

@@ -22,7 +22,7 @@ from server.errors import GenerationFailedError, InputError, RequestCancelledErr
 from server.metrics import Metrics
 from server.mixtures import Mixtures, PlannedMixture
 from server.recording import Recorder
-from server.streaming import yield_now_and_then
+from server.streams import yield_now_and_then
 from server.threads import BodyThreads
 from server.tokenization import Tokenization
 

@@ -12,7 +12,7 @@ from fastapi import Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from server.errors import UnreadableBodyError
+from server.error_replies import UnreadableBodyError
 from server.forms import whole
 from server.slices import SLICE, Most, SlicedReader
 

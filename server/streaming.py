@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from server.deadline import Deadline
-from server.errors import describe
+from server.error_replies import describe
 
 T = TypeVar("T")
 PING_SECONDS = 15
 EVENTS = "text/event-stream"
-_AT_A_TIME = 8  # tokens
 _DONE = "[DONE]"
 _ENDING = "ending"  # in a request's state
 
@@ -77,74 +73,6 @@ def event_response(
 ) -> EventSourceResponse:
     """Stream JSON texts as `data:` frames; an error becomes a last frame of its own."""
     return _Events(frames, headers, openai=openai)
-
-
-async def chain_first(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """`first`, then what `rest` yields; closes `rest` with itself."""
-    async with aclosing(rest):
-        yield first
-        async for item in rest:
-            yield item
-
-
-async def yield_now_and_then(count: int) -> None:
-    """Let others have the event loop: what has been waiting for long is taken without a pause."""
-    if count % _AT_A_TIME == 0:
-        await asyncio.sleep(0)
-
-
-def limited(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
-    """What a stream yields until the deadline, if there is one.
-
-    As with `merge` it runs at its own pace: who reads slowly keeps nothing but memory.
-    """
-    return _only(merge([stream], deadline))
-
-
-async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T, None]:
-    async with aclosing(merged):
-        async for _, item in merged:
-            yield item
-
-
-async def merge(
-    streams: Sequence[AsyncGenerator[T, None]], deadline: Deadline
-) -> AsyncGenerator[tuple[int, T], None]:
-    """Items of several streams as they come, each with its stream's index.
-
-    The first error ends all of them; so does closing this one, and so does the deadline, however
-    slowly this one is read. Raises RequestTimeoutError then.
-    """
-    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
-
-    async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
-        try:
-            async with deadline.within(), aclosing(stream):
-                async for item in stream:
-                    queue.put_nowait((index, item))
-        except Exception as error:
-            queue.put_nowait(error)
-        else:
-            queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
-    try:
-        live = len(tasks)
-        for count in itertools.count(1):
-            if not live:
-                return
-            await yield_now_and_then(count)
-            match await queue.get():
-                case None:
-                    live -= 1
-                case Exception() as error:
-                    raise error
-                case item:
-                    yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _events(

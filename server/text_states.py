@@ -43,8 +43,9 @@ class TextStates:
     """
 
     def __init__(
-        self, centroids: CentroidService | None, hidden: CentroidService, encoder: str
+        self, centroids: CentroidService | None, hidden: CentroidService | None, encoder: str
     ) -> None:
+        """None: of those nothing is made here; whoever needs them has them made."""
         self._centroids = centroids
         self._hidden = hidden
         self._encoder = encoder
@@ -63,7 +64,8 @@ class TextStates:
         """
         if record.num_texts == 0:
             return
-        self._start(self._hidden, record)
+        if self._hidden is not None:
+            self._start(self._hidden, record)
         if self._centroids is None:
             return
         task = self._start(self._centroids, record)

@@ -7,26 +7,16 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import UploadFile
 
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.texts import MAX_TEXTS_BYTES, parse_texts
-from adapters_store.upload import Upload
+from server.catalogue import Publishable
 from server.errors import InputError
 
 _MAX_TAGS_CHARACTERS = 16 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Publishable:
-    """An adapter's content with what is said about it."""
-
-    content: Upload
-    texts: Sequence[str] = ()
-    tags: Sequence[str] = ()
 
 
 @asynccontextmanager

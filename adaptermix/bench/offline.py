@@ -1,15 +1,13 @@
-"""The engine in this process, without HTTP: whole requests, or single decode steps."""
+"""Measurements of the engine in this process, without HTTP: whole requests, or single steps."""
 
 from __future__ import annotations
 
 import gc
 import itertools
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,6 @@ from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
 from adaptermix.bench.subject import Subject
-from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, ResolvedMixture
 from router_engine.config import (
     AdapterPoolConfig,
@@ -33,13 +30,11 @@ from router_engine.config import (
 )
 from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
-from router_engine.process.engine_factory import build_engine
+from router_engine.offline import OfflineEngine, RequestOutput
 from router_engine.process.gc import freeze_loaded
-from router_engine.process.messages import EngineProcessConfig
 from router_engine.request import EngineRequest, SamplingParams, TokenRouting
 
 _BLOCK = 16  # tokens
-_NEWS_TIMEOUT_S = 60.0
 _UNCOUNTED = 2  # steps after the last prompt
 
 
@@ -76,14 +71,6 @@ class Window:
     weights: Mapping[str, tuple[float, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """All that a request was told."""
-
-    tokens: tuple[TokenEvent, ...]
-    final: FinalEvent
-
-
 @dataclass(slots=True)
 class _Live:
     job: Job
@@ -97,17 +84,19 @@ class Offline:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: OfflineEngine,
         subject: Subject,
         records: Mapping[str, AdapterRecord],
-        news: threading.Event,
     ) -> None:
-        self.engine = engine
         self.steps: list[Step] = []
+        self._offline = engine
         self._subject = subject
         self._records = records
-        self._news = news
         self._ids = itertools.count()
+
+    @property
+    def engine(self) -> Engine:
+        return self._offline.engine
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -144,11 +133,11 @@ class Offline:
         if case != "merged":
             return self._round(jobs, load.clients, on_done)
         merged = self._resolved(jobs[0].mixture)
-        self._wait(self.engine.merge(merged))
+        self._offline.wait(self.engine.merge(merged))
         try:
             return self._round(jobs, load.clients, on_done)
         finally:
-            self._wait(self.engine.merge(None))
+            self._offline.wait(self.engine.merge(None))
 
     def decode_steps(self, jobs: Sequence[Job], count: int) -> list[Step]:
         """`count` consecutive decode steps with all jobs in the batch, their prompts not counted.
@@ -181,7 +170,7 @@ class Offline:
             model = self.engine.stats().step_seconds
             tokens, seconds, started = 0, 0.0, time.perf_counter()
             while tokens < len(requests) * (steps if seconds < most_seconds else min(2, steps)):
-                for event in _tokens(self._events()):
+                for event in _tokens(self._offline.step()):
                     tokens += 1
                     weights[event.request_id] = event.weights
                 seconds = time.perf_counter() - started
@@ -189,28 +178,17 @@ class Offline:
         passed = tokens / len(requests)
         return Window(seconds / passed, model / passed, passed, weights)
 
-    def run(self, requests: Sequence[EngineRequest]) -> dict[str, Answer]:
+    def run(self, requests: Sequence[EngineRequest]) -> dict[str, RequestOutput]:
         """All requests to their full length, by id."""
-        tokens: dict[str, list[TokenEvent]] = {request.request_id: [] for request in requests}
-        answers: dict[str, Answer] = {}
-        try:
-            for request in requests:
-                self.engine.add_request(request)
-            while len(answers) < len(requests):
-                for event in self._events():
-                    if isinstance(event, TokenEvent):
-                        tokens[event.request_id].append(event)
-                    else:
-                        _require_length(event)
-                        answers[event.request_id] = Answer(tuple(tokens[event.request_id]), event)
-        finally:
-            self._abandon(tokens.keys() - answers.keys())
-        return answers
+        outputs = self._offline.generate(requests)
+        for output in outputs:
+            _require_length(output.end)
+        return {output.end.request_id: output for output in outputs}
 
     def load(self) -> None:
         """Bring every adapter to the device."""
         for digest in self.digests:
-            self._wait(self.engine.load(digest))
+            self._offline.wait(self.engine.load(digest))
 
     @contextmanager
     def _for_now(self, requests: Sequence[EngineRequest]) -> Iterator[None]:
@@ -218,19 +196,17 @@ class Offline:
         counts = {request.request_id: 0 for request in requests}
         try:
             for request in requests:
-                self.engine.add_request(request)
+                self._offline.add_request(request)
             while min(counts.values()) <= _UNCOUNTED:
-                for event in _tokens(self._events()):
+                for event in _tokens(self._offline.step()):
                     counts[event.request_id] += 1
             yield
         finally:
             self._abandon(counts)
 
     def _abandon(self, request_ids: Iterable[str]) -> None:
-        for request_id in request_ids:
-            self.engine.cancel(request_id)
-        while self.engine.has_work:
-            self.engine.step()
+        self._offline.abort_requests(request_ids)
+        self._offline.run_until_idle()
 
     def _round(self, jobs: Sequence[Job], clients: int, on_done: OnDone) -> Round:
         # Tokenized before: in the server it does not hold up a step either.
@@ -245,7 +221,7 @@ class Offline:
                     job, request = waiting.popleft()
                     length = len(request.prompt_token_ids)
                     live[request.request_id] = _Live(job, length, time.perf_counter())
-                    self.engine.add_request(request)
+                    self._offline.add_request(request)
                 events = self._step(self.steps)
                 now = time.perf_counter()
                 for event in events:
@@ -258,22 +234,12 @@ class Offline:
             self._abandon(live)  # of a round that failed: the next begins without them
         return Round(tuple(samples), time.perf_counter() - started)
 
-    def _events(self) -> list[EngineEvent]:
-        """Those of one step, once there is something to do."""
-        self._await_work()
-        return self.engine.step()
-
-    def _await_work(self) -> None:
-        if not self.engine.has_work and not self._news.wait(_NEWS_TIMEOUT_S):
-            raise BenchmarkError("neither adapters nor weights came")
-        self._news.clear()
-
     def _step(self, steps: list[Step]) -> list[EngineEvent]:
-        """As `_events`, timed where the engine has made a step."""
-        self._await_work()
+        """One step, once there is something to do; timed where the engine has made one."""
+        self._offline.wait_for_work()
         before = self.engine.stats()
         started = time.perf_counter()
-        events = self.engine.step()
+        events = self._offline.step_now()
         seconds = time.perf_counter() - started
         after = self.engine.stats()
         if after.steps > before.steps:
@@ -286,11 +252,6 @@ class Offline:
                 )
             )
         return events
-
-    def _wait(self, done: Future[Any]) -> None:
-        while not done.done():
-            self._events()
-        done.result()
 
     def _request(self, job: Job, max_new_tokens: int) -> EngineRequest:
         tokens = tuple(self._subject.tokenizer.encode(job.prompt))
@@ -328,7 +289,6 @@ def offline(
 
     `encoder` is the endpoint of a sentence encoder's worker, for routers that read text.
     """
-    news = threading.Event()
     blocks = -(-sizes.tokens // _BLOCK) + 2 * sizes.requests
     config = EngineConfig(
         model=ModelConfig(subject.model, dtype=_dtype(dtype), quantization=quantization),
@@ -337,21 +297,15 @@ def offline(
         adapters=AdapterPoolConfig(max_rank_rows=max(1, sizes.rank_rows)),
         kernels=KernelConfig(kernels),
     )
-    shelf = AdapterStore.open(store)
+    engine = OfflineEngine.open(config, store, encoder_endpoint=encoder)
     try:
-        process = EngineProcessConfig(config, str(store / "blobs"), encoder_endpoint=encoder)
-        engine = build_engine(process, news.set)
-        try:
-            records = {
-                path.name: shelf.publish(path.name, path, base=engine.base) for path in folders
-            }
-            freeze_loaded()  # as the engine's process does
-            yield Offline(engine, subject, records, news)
-        finally:
-            gc.unfreeze()  # another engine may follow, and this one must go
-            engine.close()
+        base = engine.engine.base
+        records = {path.name: engine.store.publish(path.name, path, base=base) for path in folders}
+        freeze_loaded()  # as the engine's process does
+        yield Offline(engine, subject, records)
     finally:
-        shelf.close()
+        gc.unfreeze()  # another engine may follow, and this one must go
+        engine.close()
 
 
 def split(steps: Sequence[Step]) -> dict[str, float]:

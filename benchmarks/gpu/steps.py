@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from router_engine.config import (
 )
 from router_engine.engine import Engine
 from router_engine.model.cuda.body import CudaBody
+from router_engine.offline import OfflineEngine
 from router_engine.request import EngineRequest, SamplingParams
 
 CASES = ("base", "eight", "mixtures")
 _WARMUP = 3  # steps after the last prompt: graphs are captured, adapters' tables written
 _MEMBERS = 4  # adapters of a mixture
 _BLOCK = 16
-_LOAD_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +56,27 @@ class EngineSteps:
         self, model: Path, adapters: Sequence[Path], kernels: str, sizes: CardSizes
     ) -> None:
         self._sizes = sizes
-        self._news = threading.Event()
+        store = model.parent / "store"
         blocks = -(-(sizes.context + sizes.steps + 64) // _BLOCK)
-        self._store = AdapterStore.open(model.parent / "store")
-        self.engine = Engine(
-            EngineConfig(
-                model=ModelConfig(str(model), dtype="bfloat16"),
-                cache=CacheConfig(block_size=_BLOCK, num_blocks=2 * sizes.requests * blocks),
-                scheduler=SchedulerConfig(max_step_tokens=4096, max_running=sizes.requests),
-                adapters=AdapterPoolConfig(max_rank_rows=512),
-                kernels=KernelConfig(kernels),
-            ),
-            adapters=open_blobs(model.parent / "store" / "blobs"),
-            token_routers={},
-            wake=self._news.set,
+        config = EngineConfig(
+            model=ModelConfig(str(model), dtype="bfloat16"),
+            cache=CacheConfig(block_size=_BLOCK, num_blocks=2 * sizes.requests * blocks),
+            scheduler=SchedulerConfig(max_step_tokens=4096, max_running=sizes.requests),
+            adapters=AdapterPoolConfig(max_rank_rows=512),
+            kernels=KernelConfig(kernels),
         )
-        self._digests = [
-            self._store.publish(folder.name, folder, base=self.engine.base).digest
-            for folder in adapters
-        ]
+
+        def without_routers(wake: Callable[[], None]) -> Engine:
+            adapters = open_blobs(store / "blobs")
+            return Engine(config, adapters=adapters, token_routers={}, wake=wake)
+
+        self._offline = OfflineEngine(without_routers, AdapterStore.open(store))
+        self._digests = [self._offline.publish(folder.name, folder) for folder in adapters]
         self._turns = 0
+
+    @property
+    def engine(self) -> Engine:
+        return self._offline.engine
 
     @property
     def weight_bytes(self) -> int:
@@ -92,24 +92,21 @@ class EngineSteps:
         self._turns += 1
         sizes, start = self._sizes, self.engine.stats().generated_tokens
         for row in range(sizes.requests):
-            self.engine.add_request(self._request(case, row))
+            self._offline.add_request(self._request(case, row))
         while self.engine.stats().generated_tokens < start + sizes.requests * (1 + _WARMUP):
-            self._step()
+            self._offline.step()
         seconds: list[float] = []
         for _ in range(sizes.steps):
             started = time.perf_counter()
-            self._step()
+            self._offline.step()
             seconds.append(time.perf_counter() - started)
         device_seconds = self._device_seconds()
-        for row in range(sizes.requests):
-            self.engine.cancel(f"{self._turns} {row}")
-        while self.engine.has_work:
-            self._step()
+        self._offline.abort_requests(f"{self._turns} {row}" for row in range(sizes.requests))
+        self._offline.run_until_idle()
         return Turn(tuple(seconds), device_seconds)
 
     def close(self) -> None:
-        self.engine.close()
-        self._store.close()
+        self._offline.close()
 
     def _device_seconds(self) -> float | None:
         """The last step's graph run again and again; None where there are no graphs."""
@@ -125,12 +122,6 @@ class EngineSteps:
         last.record()
         torch.cuda.synchronize()
         return float(first.elapsed_time(last)) / 1000 / self._sizes.steps
-
-    def _step(self) -> None:
-        if not self.engine.has_work and not self._news.wait(_LOAD_TIMEOUT_S):
-            raise TimeoutError("the adapters were not loaded")
-        self._news.clear()
-        self.engine.step()
 
     def _request(self, case: str, row: int) -> EngineRequest:
         chance = random.Random(row)

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 
-from router_engine.request import SamplingParams
-from server.asks import GenerationInput
 from server.auth import documented_key
 from server.container import Container, ContainerDep
-from server.generation import Generation, Update, fresh_seed
+from server.generation import Generation, Update
+from server.native_wire import ask_of
 from server.reading import StrictRoute
 from server.rendering import Renderer
 from server.replies import WrittenResponse, json_of
@@ -25,9 +24,9 @@ from server.schemas.generate import (
     GenerateAnyBody,
     GenerateBody,
     GenerateReply,
-    Parameters,
 )
-from server.streaming import LastFrame, chain_first, event_response, limited, unless_disconnected
+from server.streaming import LastFrame, event_response, unless_disconnected
+from server.streams import chain_first, limited
 
 _LONGEST_HEADER = 4096  # characters; proxies and clients take no line that is much longer
 
@@ -106,7 +105,7 @@ async def _answer(
 ) -> Response:
     generation, deadline = container.generation, container.deadline(body.timeout)
     async with deadline.within():
-        ask, seed = await generation.read(partial(to_ask, body, generation), len(body.inputs))
+        ask, seed = await generation.read(partial(ask_of, body, generation), len(body.inputs))
         job = await generation.prepare(ask)
         renderer = Renderer(generation.tokenization, body.parameters, job.plan, seed, body.inputs)
         if stream:
@@ -145,51 +144,3 @@ async def _frames(
 def _written(renderer: Renderer, update: Update) -> list[str]:
     frames = [json_of(frame).decode() for frame in renderer.frames(update)]
     return frames if update.completion is None else [*frames[:-1], LastFrame(frames[-1])]
-
-
-def to_ask(body: GenerateBody, generation: Generation) -> tuple[GenerationInput, int | None]:
-    """What the body asks for, and the seed that the answer reports (None when greedy)."""
-    parameters = body.parameters
-    tokenization = generation.tokenization
-    if parameters.apply_chat_template:
-        ids = tokenization.chat([{"role": "user", "content": body.inputs}])
-        ids = ids if parameters.truncate is None else ids[-parameters.truncate :]
-    elif parameters.truncate is not None:
-        ids = tokenization.encode_last(body.inputs, parameters.truncate)
-    else:
-        ids = tokenization.encode(body.inputs)
-    sampling, seed = _sampling(parameters)
-    ask = GenerationInput(
-        prompt_ids=ids,
-        text=body.inputs,
-        sampling=sampling,
-        max_new_tokens=parameters.max_new_tokens,
-        mixture=body.mixture,
-        adapter=parameters.adapter_id or None,
-        stops=tuple(parameters.stop),
-        ignore_eos=parameters.ignore_eos_token,
-        priority=body.priority,
-        report_gates=parameters.gates,
-    )
-    return ask, seed
-
-
-def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
-    temperature = parameters.temperature or (1.0 if parameters.do_sample else 0.0)
-    seed = parameters.seed if parameters.seed is not None or temperature == 0 else fresh_seed()
-    given = parameters.model_dump(
-        include={
-            *("min_new_tokens", "top_p", "top_k", "min_p"),
-            *("repetition_penalty", "frequency_penalty", "presence_penalty"),
-        },
-        exclude_none=True,
-    )
-    top = max(parameters.top_n_tokens or 0, parameters.return_k_alternatives or 0)
-    sampling = SamplingParams(
-        **given,
-        temperature=temperature,
-        seed=seed or 0,
-        top_n_tokens=top,
-        report_entropy=parameters.uncertainty,
-    )
-    return sampling, seed

@@ -45,7 +45,8 @@ from server.schemas.openai import (
     ModelCard,
     ModelList,
 )
-from server.streaming import LastFrame, chain_first, event_response, merge, unless_disconnected
+from server.streaming import LastFrame, event_response, unless_disconnected
+from server.streams import chain_first, merge
 
 log = structlog.get_logger(__name__)
 router = APIRouter(

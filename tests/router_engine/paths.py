@@ -178,7 +178,7 @@ class PathHarness(EngineHarness):
         self._kernels = path.kernels(decoder=decoder)
         self._untouched: dict[str, Tensor] = {}  # the base's weights, from the first merge on
         config = config or EngineConfig(cache=CacheConfig(num_blocks=512))
-        given = GivenTokenRouter(wake=lambda: self.news.set())
+        given = GivenTokenRouter(wake=lambda: self.wake())
         super().__init__(
             root,
             model,

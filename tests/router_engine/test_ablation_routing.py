@@ -22,7 +22,7 @@ TOKENS = 10
 def engine_of(make_harness: MakeHarness, **cache: Any) -> EngineHarness:
     """An engine that serves the routers which need no encoder."""
     woken: list[EngineHarness] = []
-    services = TokenServices(wake=lambda: woken[0].news.set())
+    services = TokenServices(wake=lambda: woken[0].wake())
     config = EngineConfig(
         cache=CacheConfig(block_size=2, **cache), scheduler=SchedulerConfig(max_running=4)
     )

@@ -119,7 +119,7 @@ def routed(
 ) -> Iterator[PathHarness]:
     """An engine on the path that asks the encoder worker for every token's weights."""
     holder: list[PathHarness] = []
-    router = SimilarityTokenRouter(endpoint, wake=lambda: holder[0].news.set())
+    router = SimilarityTokenRouter(endpoint, wake=lambda: holder[0].wake())
     config = EngineConfig(ModelConfig(dtype="float32"))
     routers = {"similarity": router}
     harness = PathHarness(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router_engine.events import FinalEvent, FinishReason
-from server.errors import describe
+from server.error_replies import describe
 from server.generation import failure_of
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder, save_family

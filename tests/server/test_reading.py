@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.errors import UnreadableBodyError
+from server.error_replies import UnreadableBodyError
 from server.reading import MOST, read_json
 from server.slices import Most, SlicedReader
 

@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from server.arrival import SLOWEST, timely
 from server.door import ENTRIES, MOST_ADMINS, RouteAccess
-from server.errors import BodyTooSlowError
+from server.error_replies import BodyTooSlowError
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS
 

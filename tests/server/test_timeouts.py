@@ -18,7 +18,7 @@ from server.schemas.generate import GenerateAnyBody, GenerateBody
 from server.schemas.openai import ChatBody, CompletionBody
 from server.schemas.score import ScoreBody
 from server.settings import SettingsError
-from server.streaming import limited
+from server.streams import limited
 from tests.server.live import Live, events, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS, wait_for
 

@@ -139,7 +139,7 @@ class Rig:
             for index, prompt in enumerate(self._prompts)
         ]
         answers = self.system.run(requests)
-        return np.array([answers[request.request_id].final.hidden for request in requests])
+        return np.array([answers[request.request_id].end.hidden for request in requests])
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))

@@ -45,8 +45,8 @@ def test_the_token_router_of_the_page_in_an_engine(
     monkeypatch: pytest.MonkeyPatch, make_harness: MakeHarness, folders: list[Path]
 ) -> None:
     registry = registry_of_the_page(monkeypatch)
-    harness = make_harness(routers=registry.token_routers(TokenServices(lambda: woken.set())))
-    woken = harness.news
+    harness = make_harness(routers=registry.token_routers(TokenServices(lambda: wake())))
+    wake = harness.wake
     digests = tuple(harness.publish(f"a{i}", folders[i]) for i in range(2))
     routing = TokenRouting("turns", {"length": 2})
     first, second = (
