@@ -11,13 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 
-from server import error_replies
 from server.container import Container
-from server.door import AccessMiddleware
-from server.draining import LastWords
-from server.endpoints import adapters, generate, merged, openai, score, system
+from server.http import error_replies
+from server.http.access import AccessMiddleware
+from server.http.draining import LastWords
+from server.http.endpoints import adapters, generate, merged, score, system
+from server.http.openai import endpoints as openai
+from server.http.streaming import ClientGoneError
 from server.logging import RequestLogMiddleware
-from server.streaming import ClientGoneError
 
 DESCRIPTION = """One base model, loaded once, with thousands of LoRA adapters beside it. Every
 request, and if it likes every token, runs under its own mixture of them, all in one batch.

@@ -10,8 +10,8 @@ from fastapi import Depends, Request
 from router_engine.client.base import EngineClient
 from router_engine.client.process_client import ProcessEngineClient, ProcessLimits
 from router_engine.process.messages import EngineProcessConfig
-from server.auth import Auth
-from server.draining import Draining
+from server.http.auth import Auth
+from server.http.draining import Draining
 from server.runtime import EngineFactory, Runtime
 from server.settings import Settings
 from server.threads import Threads

@@ -10,7 +10,7 @@ from typing import Any
 from adapters_store.home import expanded
 from router_engine.config import TINY_RANDOM
 from server.settings import Settings, SettingsError
-from server.torchless import without_torch
+from server.without_torch import without_torch
 
 DEFAULT = "default"
 NONE = "none"

@@ -25,22 +25,22 @@ from router_engine.processes.socket_folder import socket_folder
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RequestServices, RouterRegistry
-from server.admission import Admission
-from server.catalogue import AdapterService
-from server.centroids import StoredCentroids
+from server.adapters.encoder import EncoderProcess, StartingEncoderClient, TokenizerFiles
+from server.adapters.hidden_state_encoder import HiddenStateEncoder
+from server.adapters.service import AdapterService
+from server.adapters.text_states import TextStates
 from server.deadline import Deadline, deadline_of
-from server.encoder import EncoderProcess, StartingEncoderClient, TokenizerFiles
-from server.figures import EngineFigures, figures_of
-from server.generation import Generation
-from server.hidden_state_encoder import HiddenStateEncoder
+from server.engine_figures import EngineFigures, figures_of
+from server.generation.admission import Admission
+from server.generation.centroids import StoredCentroids
+from server.generation.generation import Generation
+from server.generation.mixtures import Mixtures
+from server.generation.request_routing import RequestRouting
+from server.generation.tokenization import Tokenization
 from server.metrics import Metrics
-from server.mixtures import Mixtures
 from server.models import NONE, base_files, encoder_directory, encoder_name, load_tokenizer
-from server.routing import RequestRouting
 from server.settings import Settings, SettingsError
-from server.text_states import TextStates
 from server.threads import BodyThreads, Threads
-from server.tokenization import Tokenization
 
 log = structlog.get_logger(__name__)
 

@@ -25,7 +25,7 @@ from server import logging as server_logging
 from server.app import create_app
 from server.container import Container
 from server.errors import ServerError
-from server.heads import heads_within
+from server.http.heads import heads_within
 from server.printable import as_markup
 from server.settings import Settings, SettingsError
 

@@ -12,8 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from server.generation.weight_statistics import strongest
 from server.printable import as_markup
-from server.weights import strongest
 
 # Okabe and Ito's set, which the colour-blind can tell apart; their black is the base's.
 PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")

@@ -11,7 +11,7 @@ from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 
 if TYPE_CHECKING:
-    from server.text_states import TextState
+    from server.adapters.text_states import TextState
 
 AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]
 

@@ -21,7 +21,7 @@ from router_engine.process.engine_factory import build_engine
 from router_engine.process.messages import EngineProcessConfig
 from server.app import create_app
 from server.container import Container
-from server.heads import heads_within
+from server.http.heads import heads_within
 from server.runtime import EngineFactory
 from server.settings import Settings, load_settings
 from tests.support.waiting import HANG_SECONDS

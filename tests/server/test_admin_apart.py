@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from adapters_store.errors import StoreUnavailableError
-from server.door import MOST_ADMINS
+from server.http.access import MOST_ADMINS
 from server.threads import Threads
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS, wait_for

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from router_engine.events import TokenEvent
 from router_engine.model.tiny import tiny_tokenizer
-from server.answer import AnswerText
-from server.detokenizer import Detokenizer, StopMatcher
-from server.tokenization import Tokenization
+from server.generation.answer_text import AnswerText
+from server.generation.detokenizer import Detokenizer, StopMatcher
+from server.generation.tokenization import Tokenization
 
 BYTES = Tokenization(tiny_tokenizer(), eos_ids=(2,))
 TEXTS = ("hello", "naïve café", "日本語テキスト", "a😀b👩‍👩‍👧", "tab\tnew\n\nline", "  spaces  ")

@@ -13,9 +13,9 @@ import pytest
 
 from router_engine.model.tiny_tokenizer import tiny_tokenizer
 from server.errors import InputError
-from server.openai_wire import prompts_of, read_prompt, reads_text
+from server.generation.tokenization import Tokenization
+from server.http.openai.wire import prompts_of, read_prompt, reads_text
 from server.schemas.openai import CompletionBody
-from server.tokenization import Tokenization
 from tests.server.live import Live, serving, tiny_settings
 
 BIG = "word " * 1_600_000  # 8 MB

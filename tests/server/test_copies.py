@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from router_engine.experts.variants import Stochastic, variant_digest
-from server.admission import Admission
 from server.errors import OverloadedError
+from server.generation.admission import Admission
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.copies import DOWN, UP, make_copies
 from tests.support.tiny import make_lora_folder

@@ -10,9 +10,9 @@ import pytest
 
 from adapters_store.errors import AdapterInUseError, AdapterNotFoundError
 from router_engine.request import SamplingParams
-from server.asks import GenerationInput
-from server.generation import PreparedRequest, Update
-from server.uses import Uses
+from server.generation.generation import PreparedRequest, Update
+from server.generation.generation_input import GenerationInput
+from server.generation.uses import Uses
 from tests.server.live import Live
 
 Folders = dict[str, Path]

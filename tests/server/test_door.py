@@ -16,9 +16,9 @@ import pytest
 from starlette.types import Message, Scope
 
 from server.app import create_app
-from server.auth import Auth
 from server.container import Container
-from server.door import ENTRIES, SMALL_BODY, AccessMiddleware, RouteAccess
+from server.http.access import ENTRIES, SMALL_BODY, AccessMiddleware, RouteAccess
+from server.http.auth import Auth
 from tests.server.live import Live, serving, tiny_settings
 
 ADMIN = "an-admin-key-from-the-environment"

@@ -13,7 +13,7 @@ from router_engine.model.tiny import tiny_tokenizer
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.encoder.encoder_config import EncoderConfig
 from router_engine.routers.errors import RouterUnavailableError
-from server.encoder import encoder_supervisor
+from server.adapters.encoder import encoder_supervisor
 from tests.server.live import tiny_settings
 from tests.support.waiting import HANG_SECONDS
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from router_engine.events import FinalEvent, FinishReason
-from server.error_replies import describe
-from server.generation import failure_of
+from server.generation.generation import failure_of
+from server.http.error_replies import describe
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.tiny import make_lora_folder, save_family
 

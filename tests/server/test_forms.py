@@ -8,7 +8,7 @@ import pytest
 from starlette.formparsers import MultiPartException
 from starlette.types import Message
 
-from server.forms import MOST_PART_HEADER, whole
+from server.http.forms import MOST_PART_HEADER, whole
 from tests.server.live import Live
 
 KIND = "multipart/form-data; boundary=b"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from server.door import SMALL_BODY
+from server.http.access import SMALL_BODY
 from server.schemas.adapters import AliasBody, PinBody
 from server.schemas.generate import GenerateAnyBody
 from server.schemas.mixture import FixedMixture

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.draining import Draining, LastWords
 from server.errors import RequestCancelledError
-from server.streaming import LastFrame, event_response
+from server.http.draining import Draining, LastWords
+from server.http.streaming import LastFrame, event_response
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 WHOLE = [(b"content-type", b"application/json"), (b"content-length", b"9")]

@@ -10,9 +10,9 @@ import pytest
 
 from router_engine.model.tiny_tokenizer import tiny_tokenizer
 from server.errors import InputError
-from server.openai_wire import size_of_chat
+from server.generation.tokenization import Tokenization
+from server.http.openai.wire import size_of_chat
 from server.schemas.openai import ChatBody
-from server.tokenization import Tokenization
 from tests.server.live import Live
 
 ROUTED: dict[str, Any] = {

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from server.app import create_app
 from server.container import Container
-from server.endpoints import adapters, merged, openai, system
+from server.http.endpoints import adapters, merged, system
+from server.http.openai import endpoints as openai
 from server.schemas import adapters as adapter_schemas
 from server.schemas import generate as generate_schemas
 from server.schemas import health as health_schemas

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.error_replies import UnreadableBodyError
-from server.reading import MOST, read_json
-from server.slices import Most, SlicedReader
+from server.http.body_reading import MOST, read_json
+from server.http.error_replies import UnreadableBodyError
+from server.http.slices import Most, SlicedReader
 
 LEAVES = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic_core import to_json
 from starlette.types import Message
 
-from server import replies
-from server.replies import PartedResponse, json_of, json_parts
+from server.http import replies
+from server.http.replies import PartedResponse, json_of, json_parts
 from server.schemas.adapters import TextsReply
 
 SOON = 0.05  # seconds of what would wait for ever

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from router_engine.events import TokenEvent
-from server.answer import Piece
-from server.generation import Completion, Update
-from server.mixtures import PlannedMixture
-from server.rendering import Renderer, routing_of
+from server.generation.answer_text import Piece
+from server.generation.generation import Completion, Update
+from server.generation.mixtures import PlannedMixture
+from server.http.rendering import Renderer, routing_of
 from server.schemas.generate import Parameters
 from tests.server.live import Live
 from tests.server.test_generate import MIXTURES

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.native_wire import score_ask_of
+from server.http.native_wire import score_ask_of
 from server.schemas.score import ScoreBody
 from tests.server.live import Live
 from tests.server.test_generate import FIXED, MIXTURES, TOKEN_ROUTED, parameters

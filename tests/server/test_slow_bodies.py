@@ -12,9 +12,9 @@ from contextlib import ExitStack
 import pytest
 from starlette.types import Message
 
-from server.arrival import SLOWEST, timely
-from server.door import ENTRIES, MOST_ADMINS, RouteAccess
-from server.error_replies import BodyTooSlowError
+from server.http.access import ENTRIES, MOST_ADMINS, RouteAccess
+from server.http.arrival import SLOWEST, timely
+from server.http.error_replies import BodyTooSlowError
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS
 

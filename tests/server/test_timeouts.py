@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from server.deadline import Deadline
+from server.generation.streams import limited
 from server.schemas.generate import GenerateAnyBody, GenerateBody
 from server.schemas.openai import ChatBody, CompletionBody
 from server.schemas.score import ScoreBody
 from server.settings import SettingsError
-from server.streams import limited
 from tests.server.live import Live, events, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS, wait_for
 

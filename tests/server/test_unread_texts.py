@@ -14,8 +14,8 @@ from router_engine.errors import UnsupportedModelError
 from router_engine.model.tiny import save_tiny
 from router_engine.model.tiny_tokenizer import tiny_tokenizer
 from server.errors import InputError
+from server.generation.tokenization import Tokenization
 from server.models import BaseFiles, load_tokenizer
-from server.tokenization import Tokenization
 from tests.server.live import Live, serving, tiny_settings
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"

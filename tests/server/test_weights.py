@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from server.weights import entropy, strongest, switches
+from server.generation.weight_statistics import entropy, strongest, switches
 
 
 def test_entropy() -> None:

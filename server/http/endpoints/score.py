@@ -6,11 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from server.auth import documented_key
 from server.container import ContainerDep
-from server.native_wire import run_scores, score_jobs, score_reply
-from server.reading import StrictRoute
-from server.replies import WrittenResponse, json_of
+from server.http.auth import documented_key
+from server.http.body_reading import StrictRoute
+from server.http.native_wire import run_scores, score_jobs, score_reply
+from server.http.replies import WrittenResponse, json_of
+from server.http.streaming import unless_disconnected
 from server.schemas.errors import native_errors
 from server.schemas.score import (
     SCORE_EXAMPLES,
@@ -18,7 +19,6 @@ from server.schemas.score import (
     ScoreBody,
     ScoreReply,
 )
-from server.streaming import unless_disconnected
 
 router = APIRouter(
     route_class=StrictRoute,

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 
-from server.auth import documented_key
 from server.container import Container, ContainerDep
-from server.generation import Generation, Update
-from server.native_wire import ask_of
-from server.reading import StrictRoute
-from server.rendering import Renderer
-from server.replies import WrittenResponse, json_of
+from server.generation.generation import Generation, Update
+from server.generation.streams import chain_first, limited
+from server.http.auth import documented_key
+from server.http.body_reading import StrictRoute
+from server.http.native_wire import ask_of
+from server.http.rendering import Renderer
+from server.http.replies import WrittenResponse, json_of
+from server.http.streaming import LastFrame, event_response, unless_disconnected
 from server.schemas.errors import native_errors
 from server.schemas.generate import (
     GENERATE_EXAMPLES,
@@ -25,8 +27,6 @@ from server.schemas.generate import (
     GenerateBody,
     GenerateReply,
 )
-from server.streaming import LastFrame, event_response, unless_disconnected
-from server.streams import chain_first, limited
 
 _LONGEST_HEADER = 4096  # characters; proxies and clients take no line that is much longer
 

@@ -14,14 +14,16 @@ from fastapi.responses import Response
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
 from router_engine.excerpt import excerpt
-from server.asks import GenerationInput
-from server.auth import documented_key
 from server.container import Container, ContainerDep
 from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
-from server.generation import Completion, Generation, PreparedRequest, Update
-from server.openai_replies import ChatWriter, CompletionWriter, Writer
-from server.openai_wire import (
+from server.generation.generation import Completion, Generation, PreparedRequest, Update
+from server.generation.generation_input import GenerationInput
+from server.generation.streams import chain_first, merge
+from server.http.auth import documented_key
+from server.http.body_reading import StrictRoute
+from server.http.openai.replies import ChatWriter, CompletionWriter, Writer
+from server.http.openai.wire import (
     asks_of,
     chat_of,
     prompts_of,
@@ -31,8 +33,8 @@ from server.openai_wire import (
     size_of,
     size_of_chat,
 )
-from server.reading import StrictRoute
-from server.replies import WrittenResponse, json_of
+from server.http.replies import WrittenResponse, json_of
+from server.http.streaming import LastFrame, event_response, unless_disconnected
 from server.schemas.errors import openai_errors
 from server.schemas.openai import (
     CHAT_EXAMPLES,
@@ -45,8 +47,6 @@ from server.schemas.openai import (
     ModelCard,
     ModelList,
 )
-from server.streaming import LastFrame, event_response, unless_disconnected
-from server.streams import chain_first, merge
 
 log = structlog.get_logger(__name__)
 router = APIRouter(

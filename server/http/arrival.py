@@ -6,7 +6,7 @@ import asyncio
 
 from starlette.types import Message, Receive
 
-from server.error_replies import BodyTooSlowError
+from server.http.error_replies import BodyTooSlowError
 
 SLOWEST = 16 << 10  # bytes a second of who sends without a pause
 

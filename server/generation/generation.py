@@ -15,16 +15,16 @@ from router_engine.errors import EngineDiedError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
 from router_engine.request import EngineRequest, SamplingParams
 from router_engine.routers.errors import RouterUnavailableError
-from server.admission import Admission
-from server.answer import AnswerText, Piece
-from server.asks import NATIVE, GenerationInput, InputNames
 from server.errors import GenerationFailedError, InputError, RequestCancelledError
+from server.generation.admission import Admission
+from server.generation.answer_text import AnswerText, Piece
+from server.generation.generation_input import NATIVE, GenerationInput, InputNames
+from server.generation.mixtures import Mixtures, PlannedMixture
+from server.generation.recording import Recorder
+from server.generation.streams import yield_now_and_then
+from server.generation.tokenization import Tokenization
 from server.metrics import Metrics
-from server.mixtures import Mixtures, PlannedMixture
-from server.recording import Recorder
-from server.streams import yield_now_and_then
 from server.threads import BodyThreads
-from server.tokenization import Tokenization
 
 _SHORT = 4096  # characters, which are read in less time than another thread takes to begin
 _TEXT_SIZE = 64  # characters that take as long to read as a text takes to begin with

@@ -10,8 +10,8 @@ from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from server.error_replies import error_response
 from server.errors import BadRequestError, HeadTooLargeError, HeadTooSlowError
+from server.http.error_replies import error_response
 
 MOST_HEAD = 32 << 10  # bytes of a request line with its headers, and of what follows a body
 MOST_LINES = 100  # headers of a request, and trailers of its body

@@ -5,9 +5,11 @@ from __future__ import annotations
 from statistics import fmean
 
 from router_engine.events import TokenEvent
-from server.answer import Piece
-from server.generation import Completion, Update
-from server.mixtures import PlannedMixture
+from server.generation.answer_text import Piece
+from server.generation.generation import Completion, Update
+from server.generation.mixtures import PlannedMixture
+from server.generation.tokenization import Tokenization
+from server.generation.weight_statistics import entropy, strongest, switches
 from server.schemas.generate import (
     AdapterGates,
     Alternative,
@@ -20,8 +22,6 @@ from server.schemas.generate import (
     TokenWeights,
     Uncertainty,
 )
-from server.tokenization import Tokenization
-from server.weights import entropy, strongest, switches
 
 
 def routing_of(completion: Completion) -> Routing | None:

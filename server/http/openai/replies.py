@@ -9,9 +9,10 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from server.answer import Piece
-from server.generation import Completion, Update
-from server.openai_wire import LogprobWriter, asked_routing, finish_of, usage_of
+from server.generation.answer_text import Piece
+from server.generation.generation import Completion, Update
+from server.generation.tokenization import Tokenization
+from server.http.openai.wire import LogprobWriter, asked_routing, finish_of, usage_of
 from server.schemas.openai import (
     AssistantMessage,
     ChatBody,
@@ -27,7 +28,6 @@ from server.schemas.openai import (
     CompletionReply,
     Usage,
 )
-from server.tokenization import Tokenization
 
 
 class Writer(Protocol):

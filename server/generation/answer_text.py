@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from router_engine.events import TokenEvent
-from server.detokenizer import Detokenizer, StopMatcher, TokenDecoder
+from server.generation.detokenizer import Detokenizer, StopMatcher, TokenDecoder
 
 
 @dataclass(frozen=True, slots=True)

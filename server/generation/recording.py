@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from router_engine.events import FinalEvent, TokenEvent
+from server.generation.mixtures import PlannedMixture
+from server.generation.weight_statistics import entropy, strongest, switches
 from server.metrics import Metrics
-from server.mixtures import PlannedMixture
-from server.weights import entropy, strongest, switches
 
 
 class Recorder:

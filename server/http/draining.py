@@ -10,9 +10,9 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.error_replies import error_response, is_openai
 from server.errors import RequestCancelledError
-from server.streaming import EVENTS, last_events
+from server.http.error_replies import error_response, is_openai
+from server.http.streaming import EVENTS, last_events
 
 
 class Draining:

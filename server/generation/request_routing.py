@@ -11,7 +11,7 @@ from router_engine.routers.base import RequestRouter
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.registry import RouterRegistry
-from server.centroids import routable
+from server.generation.centroids import routable
 from server.schemas.mixture import RouterChoice
 
 PATH = "mixture.router"

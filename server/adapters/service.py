@@ -25,8 +25,9 @@ from adapters_store.upload import Upload
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
+from server.adapters.text_states import TextState, TextStates
 from server.errors import InputError
-from server.mixtures import Mixtures
+from server.generation.mixtures import Mixtures
 from server.schemas.adapters import (
     AdapterReply,
     CheckReply,
@@ -39,7 +40,6 @@ from server.schemas.adapters import (
 )
 from server.schemas.mixture import FixedMixture
 from server.settings import SettingsError
-from server.text_states import TextState, TextStates
 from server.threads import Threads
 
 P = ParamSpec("P")

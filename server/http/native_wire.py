@@ -8,10 +8,16 @@ from functools import partial
 
 from router_engine.excerpt import excerpt
 from router_engine.request import SamplingParams
-from server.asks import GenerationInput
 from server.errors import InputError
-from server.generation import Completion, Generation, PreparedRequest, fresh_seed, text_size
-from server.rendering import gates_of, routing_of, uncertainty_of
+from server.generation.generation import (
+    Completion,
+    Generation,
+    PreparedRequest,
+    fresh_seed,
+    text_size,
+)
+from server.generation.generation_input import GenerationInput
+from server.http.rendering import gates_of, routing_of, uncertainty_of
 from server.schemas.generate import GenerateBody, Parameters
 from server.schemas.score import Score, ScoreBody, ScoredToken, ScoreReply
 

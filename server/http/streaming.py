@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from server.error_replies import describe
+from server.http.error_replies import describe
 
 T = TypeVar("T")
 PING_SECONDS = 15

@@ -20,7 +20,7 @@ from router_engine.routers.centroid_overlap import (
     overlapping_centroids,
 )
 from router_engine.routers.centroids import Centroid, CentroidService
-from server.centroids import routable
+from server.generation.centroids import routable
 
 log = structlog.get_logger(__name__)
 

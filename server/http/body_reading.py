@@ -12,9 +12,9 @@ from fastapi import Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from server.error_replies import UnreadableBodyError
-from server.forms import whole
-from server.slices import SLICE, Most, SlicedReader
+from server.http.error_replies import UnreadableBodyError
+from server.http.forms import whole
+from server.http.slices import SLICE, Most, SlicedReader
 
 _SHORT = 16 << 10  # bytes that are read in less time than another thread takes to begin
 _LONG_NUMBER = re.compile(rb"\d{19}")

@@ -8,11 +8,12 @@ from typing import Literal
 
 from router_engine.events import TokenEvent
 from router_engine.request import SamplingParams
-from server.answer import Piece
-from server.asks import GenerationInput, InputNames
 from server.errors import InputError
-from server.generation import Completion, fresh_seed, text_size
-from server.rendering import routing_of
+from server.generation.answer_text import Piece
+from server.generation.generation import Completion, fresh_seed, text_size
+from server.generation.generation_input import GenerationInput, InputNames
+from server.generation.tokenization import Tokenization
+from server.http.rendering import routing_of
 from server.schemas.generate import Routing
 from server.schemas.openai import (
     ChatBody,
@@ -24,7 +25,6 @@ from server.schemas.openai import (
     TopLogprob,
     Usage,
 )
-from server.tokenization import Tokenization
 
 _ID_SIZE = 4  # characters that take as long to read as a token id
 

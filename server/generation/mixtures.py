@@ -21,10 +21,11 @@ from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
 from router_engine.mixture.rules import DIRECTIONS_ONLY, WEIGHTS_ONLY
 from router_engine.request import LayerRouting, TokenRouting
-from server.copies import member_digests, refuse_copies
 from server.errors import InputError
-from server.facts import Refusals
-from server.routing import RequestRouting
+from server.generation.copies import member_digests, refuse_copies
+from server.generation.facts import Refusals
+from server.generation.request_routing import RequestRouting
+from server.generation.uses import Uses
 from server.schemas.mixture import (
     Mixture,
     PlanLevel,
@@ -33,7 +34,6 @@ from server.schemas.mixture import (
     WeightedAdapter,
 )
 from server.threads import Threads
-from server.uses import Uses
 
 
 class AdapterResolver(Protocol):

@@ -14,10 +14,6 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.errors import StoreError
-from server.arrival import timely
-from server.auth import Auth
-from server.draining import Draining
-from server.error_replies import BodyTooLargeError, error_response
 from server.errors import (
     BadRequestError,
     BusyError,
@@ -30,7 +26,11 @@ from server.errors import (
     StoppingError,
     UnknownRouteError,
 )
-from server.shaping import shaped
+from server.http.arrival import timely
+from server.http.auth import Auth
+from server.http.draining import Draining
+from server.http.error_replies import BodyTooLargeError, error_response
+from server.http.shaping import shaped
 
 Access = Literal["anyone", "page", "use", "admin"]
 Body = Literal["none", "small", "json", "upload"]

@@ -20,7 +20,7 @@ from router_engine.routers.encoder.encoder_messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
 from router_engine.routers.scoring import Window
 from server.errors import InputError
-from server.tokenization import Tokenization
+from server.generation.tokenization import Tokenization
 
 _AT_ONCE = 8  # texts in the engine
 _PARTS = 4

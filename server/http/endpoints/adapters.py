@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, Response, UploadFile
 
-from server.auth import documented_key
+from server.adapters.uploads import received, texts_of
 from server.container import Container, ContainerDep
-from server.forms import known_fields
-from server.reading import StrictRoute
-from server.replies import PartedResponse, WrittenResponse, json_of, json_parts
+from server.http.auth import documented_key
+from server.http.body_reading import StrictRoute
+from server.http.forms import known_fields
+from server.http.replies import PartedResponse, WrittenResponse, json_of, json_parts
 from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
     CHECK_EXAMPLE,
@@ -29,7 +30,6 @@ from server.schemas.adapters import (
     UnloadReply,
 )
 from server.schemas.errors import native_errors
-from server.uploads import received, texts_of
 
 router = APIRouter(
     route_class=StrictRoute,

@@ -13,7 +13,7 @@ from fastapi import UploadFile
 
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.texts import MAX_TEXTS_BYTES, parse_texts
-from server.catalogue import Publishable
+from server.adapters.service import Publishable
 from server.errors import InputError
 
 _MAX_TAGS_CHARACTERS = 16 << 10

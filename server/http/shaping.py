@@ -8,7 +8,7 @@ from fastapi.exceptions import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from server.error_replies import error_response
+from server.http.error_replies import error_response
 
 _KEPT = ("content-range", "allow", "retry-after")
 
