@@ -97,10 +97,14 @@ def gate_readings(
     """
     found = _found_in_prompts(pool, weights.prompts, columns, values)
     below, above = slice(probe_layer), slice(probe_layer, None)
-    for layers, part in ((below, weights.lower or weights), (above, weights)):
+    for layers, part in ((below, weights.below_probe or weights), (above, weights)):
         for digest, first, count in columns:
             column = part.digests.index(digest)
-            idle = slice(None) if part.total is None else (part.total[:, column] == 0).cpu()
+            idle = (
+                slice(None)
+                if part.sum_weights is None
+                else (part.sum_weights[:, column] == 0).cpu()
+            )
             values[layers, idle, first : first + count] = torch.nan
     return GateTensors(values, columns, found)
 

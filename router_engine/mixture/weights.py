@@ -25,7 +25,7 @@ from router_engine.sparse_weights import SparseWeights
 
 @dataclass(frozen=True, slots=True)
 class LayerRoutedTokens:
-    """Tokens whose weights arise inside the layers, to be added to those in `total`.
+    """Tokens whose weights arise inside the layers, to be added to those in `sum_weights`.
 
     candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token that has no gate.
     temperature [tokens] fp32: 1 there. The equation: `kernels.reference.gates`.
@@ -62,35 +62,29 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepWeights:
-    """Weights of one step over its active adapters.
+    """Weights of one step over its active adapters; a matrix is None where it is 0."""
 
-    digests: the columns. total [tokens, adapters]: weights under `sum` (None: no token uses it).
-    root [tokens, adapters]: square roots of the weights of tokens under `linear`, or None.
-    merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
-    not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
-    known without asking the device. gates: of tokens under a layer router, or None. lower: the
-    weights of the layers below the probe layer, on steps with tokens whose experts act only from
-    the probe layer on; None: they are the same. prompts: of requests whose gates are those of their
-    prompts.
-    """
-
-    digests: tuple[str, ...]
-    total: Tensor | None = None
-    root: Tensor | None = None
-    merged_root: Tensor | None = None
-    fill: float = 1.0
-    gates: LayerRoutedTokens | None = None
-    lower: StepWeights | None = None
-    prompts: tuple[PromptTokens, ...] = ()
+    digests: tuple[str, ...]  # of the adapters, one a column
+    sum_weights: Tensor | None = None  # [tokens, adapters]: of tokens under `sum`
+    sqrt_weights: Tensor | None = None  # [tokens, adapters]: square roots, of those under `linear`
+    # [tokens, adapters]: square roots of a merged `linear` mixture, on the tokens that do not run
+    # under it: it is taken off there.
+    merged_sqrt_weights: Tensor | None = None
+    density: float = 1.0  # share of `sum_weights` that is not 0, known without asking the device
+    layer_routed: LayerRoutedTokens | None = None  # the tokens whose weights the layers find
+    # Of the layers below the probe layer, in steps with tokens whose experts act only from there
+    # on; None: as above it.
+    below_probe: StepWeights | None = None
+    prompts: tuple[PromptTokens, ...] = ()  # of requests whose gates are those of their prompts
 
     def rows(self, index: Tensor) -> StepWeights:
-        """The same step seen by some of its tokens only."""
-        total, root, merged = (
+        """The same step seen by some of its tokens only, index [picked tokens]."""
+        plain, sqrt, merged = (
             None if part is None else part[index]
-            for part in (self.total, self.root, self.merged_root)
+            for part in (self.sum_weights, self.sqrt_weights, self.merged_sqrt_weights)
         )
-        gates = None if self.gates is None else self.gates.rows(index)
-        return StepWeights(self.digests, total, root, merged, self.fill, gates)
+        routed = None if self.layer_routed is None else self.layer_routed.rows(index)
+        return StepWeights(self.digests, plain, sqrt, merged, self.density, routed)
 
 
 def step_weights(
@@ -119,7 +113,7 @@ def step_weights(
     if not used.any():
         return None
     whole, *below = (each.tensors(used, device) for each in sets)
-    return replace(whole, lower=below[0]) if below else whole
+    return replace(whole, below_probe=below[0]) if below else whole
 
 
 def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
@@ -151,10 +145,10 @@ class _Parts:
     def __init__(self, columns: dict[str, int], num_tokens: int) -> None:
         self._columns = columns
         shape = (num_tokens, len(columns))
-        self._total: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self._root: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self._merged: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self._gates: _GateParts | None = None
+        self._sum: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._sqrt: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._merged_sqrt: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._routed: _LayerRoutedParts | None = None
         self._prompts: list[PromptTokens] = []
 
     def fill(self, rows: Sequence[PlannedRow]) -> list[slice]:
@@ -181,57 +175,57 @@ class _Parts:
         own = [self._columns[row.adapters[column]] for column in weights.columns]
         values = np.asarray(weights.values, dtype=np.float32)
         if row.combination == "sum":
-            self._total[tokens, own] = values
+            self._sum[tokens, own] = values
         else:
-            self._root[tokens, own] = np.sqrt(values)
+            self._sqrt[tokens, own] = np.sqrt(values)
 
     def without(self, tokens: Sequence[slice]) -> _Parts:
         """The same with no weights for these tokens."""
         other = copy.copy(self)
-        other._total, other._root = self._total.copy(), self._root.copy()
-        other._merged = self._merged.copy()
+        other._sum, other._sqrt = self._sum.copy(), self._sqrt.copy()
+        other._merged_sqrt = self._merged_sqrt.copy()
         for each in tokens:
-            other._total[each] = 0
-            other._root[each] = 0
+            other._sum[each] = 0
+            other._sqrt[each] = 0
         return other
 
     def _gate(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
-        if self._gates is None:
-            self._gates = _GateParts(self._total.shape)
-        self._gates.write(tokens, own, gate)
+        if self._routed is None:
+            self._routed = _LayerRoutedParts(self._sum.shape)
+        self._routed.write(tokens, own, gate)
 
     def subtract(self, merged: ResolvedMixture) -> None:
         vector = np.zeros(len(self._columns), dtype=np.float32)
         vector[[self._columns[digest] for digest in merged.digests]] = merged.weights
         if merged.combination == "sum":
-            self._total -= vector
+            self._sum -= vector
             return
         vector = np.sqrt(vector)
-        same = (self._root == vector).all(1) & (self._total == 0).all(1)
-        self._root[same] = 0
-        self._merged[~same] = vector
+        same = (self._sqrt == vector).all(1) & (self._sum == 0).all(1)
+        self._sqrt[same] = 0
+        self._merged_sqrt[~same] = vector
 
     @property
     def used(self) -> NDArray[np.bool_]:
         """Which columns [adapters] some token gives a weight to."""
-        parts = (self._total, self._root, self._merged)
+        parts = (self._sum, self._sqrt, self._merged_sqrt)
         used = np.asarray(np.logical_or.reduce([(part != 0).any(0) for part in parts]))
         for prompt in self._prompts:
             if prompt.kept is None:
                 used[[self._columns[digest] for digest in prompt.adapters]] = True
-        return used if self._gates is None else used | self._gates.candidates.any(0)
+        return used if self._routed is None else used | self._routed.candidates.any(0)
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepWeights:
         """The columns that are used."""
-        parts = (self._total, self._root, self._merged)
+        parts = (self._sum, self._sqrt, self._merged_sqrt)
         digests = tuple(digest for digest, column in self._columns.items() if used[column])
-        total, root, merged = (
+        plain, sqrt, merged = (
             torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts
         )
-        fill = float(np.count_nonzero(self._total)) / (len(self._total) * len(digests))
-        gates = None if self._gates is None else self._gates.tensors(used, device)
+        density = float(np.count_nonzero(self._sum)) / (len(self._sum) * len(digests))
+        routed = None if self._routed is None else self._routed.tensors(used, device)
         prompts = tuple(self._prompts)
-        return StepWeights(digests, total, root, merged, fill, gates, prompts=prompts)
+        return StepWeights(digests, plain, sqrt, merged, density, routed, prompts=prompts)
 
 
 def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
@@ -246,7 +240,7 @@ def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
     )
 
 
-class _GateParts:
+class _LayerRoutedParts:
     """`LayerRoutedTokens` while they are filled, on the host."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:

@@ -46,8 +46,8 @@ TURNED = planned(("b", "c", "a"), (0.25, 0.0, 0.75), (0.25, 0.0, 0.75))
 
 def whole(weights: StepWeights | None) -> torch.Tensor:
     assert weights is not None
-    assert weights.total is not None
-    return weights.total
+    assert weights.sum_weights is not None
+    return weights.sum_weights
 
 
 def test_under_the_merged_mixture_nothing_is_left() -> None:
@@ -67,7 +67,7 @@ def test_another_combination_of_the_same_weights_is_another_mixture() -> None:
     weights = step_weights([planned(("a", "b"), (0.75, 0.25), combination="linear")], MERGED, CPU)
     torch.testing.assert_close(whole(weights), torch.tensor([[-0.75, -0.25]] * 2))
     assert weights is not None
-    assert weights.root is not None
+    assert weights.sqrt_weights is not None
 
 
 def test_below_the_tap_the_base_acts_alone() -> None:
@@ -75,7 +75,7 @@ def test_below_the_tap_the_base_acts_alone() -> None:
     probed = planned(("a", "b"), (0.75, 0.25), reads_hidden_states=True)
     weights = step_weights([probed], MERGED, CPU)
     assert weights is not None
-    torch.testing.assert_close(whole(weights.lower), torch.tensor([[-0.75, -0.25]] * 2))
+    torch.testing.assert_close(whole(weights.below_probe), torch.tensor([[-0.75, -0.25]] * 2))
 
 
 @pytest.mark.parametrize("merged", [None, MERGED])

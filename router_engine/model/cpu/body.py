@@ -54,7 +54,7 @@ class CpuBody:
         normaliser = torch.empty(len(arrays.samples))
         readings = self._readings(weights, len(arrays.token_ids))
         mixture = _Mixture(weights, self._pool, self._lists, readings)
-        lower = _Mixture(weights and weights.lower, self._pool, self._lists, readings)
+        lower = _Mixture(weights and weights.below_probe, self._pool, self._lists, readings)
         hidden_states = (
             torch.empty(len(arrays.token_ids), self._decoder.hidden)
             if plan.reads_hidden_states
@@ -123,7 +123,7 @@ class _Mixture:
             return
         self._experts = [lists.experts(digest) for digest in weights.digests]
         self._pointers = _addresses(self._experts)
-        parts = (weights.total, weights.root, weights.merged_root)
+        parts = (weights.sum_weights, weights.sqrt_weights, weights.merged_sqrt_weights)
         self._parts = [None if part is None else part.contiguous() for part in parts]
         self.weights.columns = len(self._experts)
         self.weights.beside = not pool.only_lora(weights.digests)
@@ -131,8 +131,8 @@ class _Mixture:
         self.weights.total, self.weights.root, self.weights.merged_root = (
             None if part is None else part.data_ptr() for part in self._parts
         )
-        if weights.gates is not None:
-            gates = weights.gates
+        if weights.layer_routed is not None:
+            gates = weights.layer_routed
             self._gates = (gates.top_k, gates.temperature, gates.candidates.contiguous())
             self.weights.gates = GateValuesStruct(*(part.data_ptr() for part in self._gates))
         if readings is not None:

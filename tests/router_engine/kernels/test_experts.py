@@ -227,7 +227,7 @@ def test_readings_are_the_gates(
     body = harness.engine.body
     assert body is not None
     whole = body.run(_plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)).gates
-    weights = StepWeights(digests, total, lower=StepWeights(digests, below))
+    weights = StepWeights(digests, total, below_probe=StepWeights(digests, below))
     probed = body.run(_plan(TEXT, reads_hidden_states=True), weights).gates
     assert body.run(_plan(TEXT, reads_hidden_states=False), None).gates is None
     assert whole is not None
