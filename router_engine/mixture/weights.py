@@ -1,8 +1,8 @@
 """The [tokens x adapters] matrix of a step: which token runs under which weights.
 
 Weights are data of a step, never part of a shape: fixed mixtures, token routing and the correction
-for a merged base differ only in the numbers written here. Under a gate the layers find the weights,
-and what they need for that is written here.
+for a merged base differ only in the numbers written here. Under layer routing the layers find the
+weights, and what they need for that is written here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gate_statistics import PromptGates
-from router_engine.scheduling.plan import PlannedRow
+from router_engine.scheduling.plan import PlannedRow, PromptGates
+from router_engine.scheduling.prompt_gates import WholePromptGates, whole_prompt_gates
 from router_engine.sparse_weights import SparseWeights
 
 
@@ -27,8 +27,8 @@ from router_engine.sparse_weights import SparseWeights
 class LayerRoutedTokens:
     """Tokens whose weights arise inside the layers, to be added to those in `sum_weights`.
 
-    candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token that has no gate.
-    temperature [tokens] fp32: 1 there. The equation: `kernels.reference.gates`.
+    candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token under weights
+    of its own. temperature [tokens] fp32: 1 there. The equation: `kernels.reference.gates`.
     """
 
     candidates: Tensor
@@ -120,9 +120,9 @@ def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
     """Whether nothing is left to do in any row: as on the bare base, no matrix is made."""
     held = {d: w for d, w in zip(merged.digests, merged.weights, strict=True) if w != 0}
     return all(
-        row.gate is None
+        row.layer_routing is None
         and not row.reads_hidden_states
-        and not row.reads_whole_prompt
+        and whole_prompt_gates(row) is None
         and row.combination == merged.combination
         and all(
             {row.adapters[column]: w for column, w in weights.items()} == held
@@ -134,7 +134,10 @@ def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
 
 def _used(row: PlannedRow) -> Iterable[str]:
     """The adapters that may act on a row, or whose gates are found in it."""
-    if row.gate is not None or row.finds_prompt_gates:
+    if row.layer_routing is not None:
+        return row.adapters
+    gates = whole_prompt_gates(row)
+    if gates is not None and gates.values is None:
         return row.adapters
     return (row.adapters[column] for _, weights in row.weight_runs for column in weights.columns)
 
@@ -156,10 +159,13 @@ class _Parts:
         position, probed = 0, []
         for row in rows:
             tokens = slice(position, position + len(row.token_ids))
-            if row.reads_whole_prompt:
-                self._prompts.append(_prompt_tokens(row, position))
-            if row.gate is not None:
-                self._gate(tokens, [self._columns[each] for each in row.adapters], row.gate)
+            gates = whole_prompt_gates(row)
+            if gates is not None:
+                self._prompts.append(_prompt_tokens(row, position, gates))
+            if row.layer_routing is not None:
+                self._route(
+                    tokens, [self._columns[each] for each in row.adapters], row.layer_routing
+                )
                 position = tokens.stop
                 continue
             if row.reads_hidden_states:
@@ -189,10 +195,10 @@ class _Parts:
             other._sqrt[each] = 0
         return other
 
-    def _gate(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
+    def _route(self, tokens: slice, own: list[int], routing: LayerRoutingParams) -> None:
         if self._routed is None:
             self._routed = _LayerRoutedParts(self._sum.shape)
-        self._routed.write(tokens, own, gate)
+        self._routed.write(tokens, own, routing)
 
     def subtract(self, merged: ResolvedMixture) -> None:
         vector = np.zeros(len(self._columns), dtype=np.float32)
@@ -228,7 +234,7 @@ class _Parts:
         return StepWeights(digests, plain, sqrt, merged, density, routed, prompts=prompts)
 
 
-def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
+def _prompt_tokens(row: PlannedRow, first: int, gates: WholePromptGates) -> PromptTokens:
     count = len(row.token_ids)
     return PromptTokens(
         row.request_id,
@@ -236,7 +242,7 @@ def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
         first,
         count,
         prompt=len(row.prompt_token_ids),
-        kept=row.prompt_gates,
+        kept=gates.values,
     )
 
 
@@ -248,10 +254,10 @@ class _LayerRoutedParts:
         self._top_k: NDArray[np.int32] = np.zeros(shape[0], dtype=np.int32)
         self._temperature: NDArray[np.float32] = np.ones(shape[0], dtype=np.float32)
 
-    def write(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
+    def write(self, tokens: slice, own: list[int], routing: LayerRoutingParams) -> None:
         self.candidates[tokens, own] = True
-        self._top_k[tokens] = gate.top_k
-        self._temperature[tokens] = gate.temperature
+        self._top_k[tokens] = routing.top_k
+        self._temperature[tokens] = routing.temperature
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> LayerRoutedTokens:
         parts = (self.candidates[:, used], self._top_k, self._temperature)

@@ -9,7 +9,7 @@ import torch
 
 from adapters_store.types import ResolvedMixture
 from router_engine.mixture.weights import StepWeights, step_weights
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest
 from router_engine.scheduling.plan import PlannedRow
 from router_engine.sparse_weights import SparseWeights
 
@@ -20,24 +20,16 @@ CPU = torch.device("cpu")
 def planned(adapters: tuple[str, ...], *runs: tuple[float, ...], **more: Any) -> PlannedRow:
     """Two tokens under each of `runs`."""
     tokens = tuple(range(2 * len(runs)))
-    fields: dict[str, Any] = {
-        "request_id": "r",
-        "token_ids": tokens,
-        "start": 0,
-        "block_ids": (0,),
-        "sample": True,
-        "weight_runs": tuple((2, SparseWeights.of(run)) for run in runs),
-        "adapters": adapters,
-        "combination": "sum",
-        "is_routed": False,
-        "reads_hidden_states": False,
-        "sampling": SamplingParams(),
-        "num_generated": 0,
-        "prompt_token_ids": tokens,
-        "known_tokens": tokens,
-        "arrival": 0,
-    }
-    return PlannedRow(**(fields | more))
+    return PlannedRow(
+        EngineRequest("r", tokens, adapters=adapters, **more),
+        arrival=0,
+        token_ids=tokens,
+        start=0,
+        block_ids=(0,),
+        sample=True,
+        weight_runs=tuple((2, SparseWeights.of(run)) for run in runs),
+        known_tokens=tokens,
+    )
 
 
 SAME = planned(("a", "b"), (0.75, 0.25))
