@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         AdapterMixError,
         BadRequestError,
         BrokenStreamError,
+        ClosedError,
         ConflictError,
         ConnectionFailedError,
         ForbiddenError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         ServerFaultError,
         ServerUnreachableError,
+        StartFailedError,
         StatusError,
         StoreFullError,
         TimedOutError,
@@ -35,16 +37,19 @@ if TYPE_CHECKING:
         UnavailableError,
         UnsupportedContentError,
     )
+    from adaptermix.llm import LLM
     from adaptermix.mixture import Mixture
     from adaptermix.sampling import SamplingParams
 
 __all__ = [
+    "LLM",
     "AdapterMixError",
     "Answer",
     "AsyncClient",
     "BadRequestError",
     "BrokenStreamError",
     "Client",
+    "ClosedError",
     "ConflictError",
     "ConnectionFailedError",
     "ForbiddenError",
@@ -63,6 +68,7 @@ __all__ = [
     "SamplingParams",
     "ServerFaultError",
     "ServerUnreachableError",
+    "StartFailedError",
     "StatusError",
     "StoreFullError",
     "TimedOutError",
@@ -75,6 +81,7 @@ _MODULES = {  # of each name that isn't an error's
     "Answer": "answers",
     "AsyncClient": "client",
     "Client": "client",
+    "LLM": "llm",
     "Mixture": "mixture",
     "Piece": "answers",
     "SamplingParams": "sampling",

@@ -30,6 +30,21 @@ class Answer:
         return routing.weights if routing else []
 
     @property
+    def token_ids(self) -> list[int]:
+        """Of `tokens`."""
+        return [token.id for token in self.tokens]
+
+    @property
+    def finish_reason(self) -> str | None:
+        """length, eos_token or stop_sequence; None without details."""
+        return None if self.details is None else self.details.finish_reason
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """How many the prompt had; None without details."""
+        return None if self.details is None else self.details.prompt_tokens
+
+    @property
     def tokens(self) -> list[Token]:
         """The tokens of the text; empty where it was streamed: its pieces are they."""
         return (self.details and self.details.tokens) or []

@@ -19,6 +19,14 @@ class InvalidInputError(AdapterMixError, ValueError):
     """
 
 
+class StartFailedError(AdapterMixError):
+    """An LLM that could not start: no model there, one that isn't served, a store that's away."""
+
+
+class ClosedError(AdapterMixError):
+    """An LLM that was closed before."""
+
+
 class ConnectionFailedError(AdapterMixError):
     """No answer came, or the connection broke in the middle of one."""
 

@@ -34,9 +34,11 @@ def generate(
     priority: lower runs first, on a server whose policy is priority.
     timeout: seconds after which the server gives the request up (RequestTimeoutError).
     """
-    parameters = _parameters(sampling, apply_chat_template=apply_chat_template)
+    parameters = parameters_json(sampling, apply_chat_template=apply_chat_template)
     body = _body(prompt, parameters, mixture, priority, timeout)
-    return Call(Request(method="POST", path="/generate", json=body), picked(GenerateReply, _answer))
+    return Call(
+        Request(method="POST", path="/generate", json=body), picked(GenerateReply, answer_of)
+    )
 
 
 def stream(
@@ -49,11 +51,11 @@ def stream(
     timeout: float | None = None,
 ) -> StreamCall[Piece]:
     """The pieces of an answer as they come; the last one has the whole. As `generate` otherwise."""
-    parameters = _parameters(sampling, apply_chat_template=apply_chat_template)
+    parameters = parameters_json(sampling, apply_chat_template=apply_chat_template)
     body = _body(prompt, parameters, mixture, priority, timeout)
     return StreamCall(
         Request(method="POST", path="/generate_stream", json=body),
-        picked(StreamFrame, _piece),
+        picked(StreamFrame, piece_of),
         lambda piece: piece.answer is not None,
     )
 
@@ -89,7 +91,8 @@ def mixture_json(mixture: AnyMixture) -> Mapping[str, Any] | None:
     return mixture.to_json() if isinstance(mixture, Mixture) else mixture
 
 
-def _parameters(sampling: Sampling, *, apply_chat_template: bool) -> dict[str, Any]:
+def parameters_json(sampling: Sampling, *, apply_chat_template: bool = False) -> dict[str, Any]:
+    """The `parameters` of a body."""
     if isinstance(sampling, SamplingParams):
         parameters = sampling.to_json()
     else:
@@ -113,11 +116,13 @@ def _body(
     )
 
 
-def _answer(reply: GenerateReply) -> Answer:
+def answer_of(reply: GenerateReply) -> Answer:
+    """The answer that a body of POST /generate holds."""
     return Answer(reply.generated_text, reply.details)
 
 
-def _piece(frame: StreamFrame) -> Piece:
+def piece_of(frame: StreamFrame) -> Piece:
+    """The piece that an event of a stream holds."""
     answer = None
     if frame.details is not None:
         answer = Answer(frame.generated_text or "", frame.details)
