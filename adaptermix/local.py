@@ -85,6 +85,8 @@ class LocalRuntime:
 
     @property
     def services(self) -> Services:
+        """Raises ClosedError."""
+        self._require_open()
         return self._runtime.services
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -92,9 +94,11 @@ class LocalRuntime:
 
         Raises StatusError where the server would tell of an error, and ClosedError.
         """
-        if self._loop.is_closed():
+        try:
+            self._require_open()
+        except ClosedError:
             work.close()
-            raise ClosedError("the LLM is closed")
+            raise
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         with _as_told():
             try:
@@ -113,8 +117,7 @@ class LocalRuntime:
     def stream(self, prompt: Prompt) -> Iterator[Piece]:
         """The pieces of one answer as they come; closing it early cancels the request."""
         arrived: SimpleQueue[Piece | None] = SimpleQueue()
-        if self._loop.is_closed():
-            raise ClosedError("the LLM is closed")
+        self._require_open()
         future = asyncio.run_coroutine_threadsafe(self._stream(prompt, arrived.put), self._loop)
         future.add_done_callback(lambda _: arrived.put(None))
         with _as_told():
@@ -142,6 +145,10 @@ class LocalRuntime:
         """`close` for whoever may not wait, such as the garbage collector on any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.create_task, self._close_and_stop())
+
+    def _require_open(self) -> None:
+        if self._loop.is_closed():
+            raise ClosedError("the LLM is closed")
 
     async def _close_and_stop(self) -> None:
         with suppress(EngineError):  # of an engine that had failed: nobody asks any more
@@ -241,6 +248,8 @@ def _as_told() -> Iterator[None]:
         for note in getattr(error, "__notes__", ()):
             told.add_note(note)
         raise told from error
+    except SettingsError as error:  # of an encoder that starts when it is first needed
+        raise InvalidInputError(str(error)) from error
 
 
 async def _start(settings: Settings) -> Runtime:

@@ -34,7 +34,7 @@ from server.figures import EngineFigures, figures_of
 from server.generation import Generation
 from server.metrics import Metrics
 from server.mixtures import Mixtures
-from server.models import NONE, base_files, encoder_directory, encoder_name, load_tokenizer
+from server.models import DEFAULT, NONE, base_files, encoder_directory, encoder_name, load_tokenizer
 from server.routing import Routing
 from server.settings import Settings, SettingsError
 from server.tap import TapEncoder
@@ -130,9 +130,11 @@ class Runtime:
 
     def check_files(self) -> None:
         """Raises AssetError and SettingsError, before anything starts, for what is not there."""
-        base_files(self.settings)
-        encoder_directory(self.settings, self.settings.cache_dir)
-        adapters = self.settings.adapters
+        settings = self.settings
+        base_files(settings)
+        if not self._on_demand or settings.encoder != DEFAULT:  # nobody has named the default one
+            encoder_directory(settings, settings.cache_dir)
+        adapters = settings.adapters
         if adapters is not None and not expanded(adapters).is_dir():
             raise SettingsError(f"adapters = {str(adapters)!r} is not a directory")
 
