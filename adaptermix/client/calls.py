@@ -68,20 +68,30 @@ class StreamCall(Generic[T]):
     """A call that server-sent events answer."""
 
     request: Request
-    parse: Callable[[bytes], T]  # the data of one event; raises ForeignBodyError
-    is_last: Callable[[T], bool] | None = None  # None: `[DONE]` ends it, as in OpenAI's API
+    # The data of one event, and whether it is the last; raises ForeignBodyError.
+    parse: Callable[[bytes], tuple[T, bool]]
+    has_end_mark: bool = False  # `[DONE]` ends it, as in OpenAI's API
 
     def reader(self) -> EventReader[T]:
         """A reader of one answer."""
-        return EventReader(self.parse, self.is_last)
+        return EventReader(self.parse, has_end_mark=self.has_end_mark)
+
+    def raw(self) -> StreamCall[Any]:
+        """The same in the JSON of the events once `parse` has found no fault in it."""
+
+        def parse(data: bytes) -> tuple[Any, bool]:
+            _, is_last = self.parse(data)
+            return as_json(data), is_last
+
+        return replace(self, parse=parse)
 
 
 @dataclass(slots=True)
 class EventReader(Generic[T]):
     """Bytes in, as they come from the network; what the events say out."""
 
-    parse: Callable[[bytes], T]
-    is_last: Callable[[T], bool] | None
+    parse: Callable[[bytes], tuple[T, bool]]
+    has_end_mark: bool
     _is_whole: bool = field(default=False, init=False)
     _waiting: bytes = field(default=b"", init=False)
 
@@ -102,14 +112,14 @@ class EventReader(Generic[T]):
             raise BrokenStreamError("the answer is cut: the server ended it without its last event")
 
     def _event(self, data: bytes) -> Iterator[T]:
-        if self.is_last is None and data == b"[DONE]":
+        if self.has_end_mark and data == b"[DONE]":
             self._is_whole = True
             return
         failure = failure_of_event(as_json(data))
         if failure is not None:
             raise failure
-        item = self.parse(data)
-        self._is_whole = self._is_whole or (self.is_last is not None and self.is_last(item))
+        item, is_last = self.parse(data)
+        self._is_whole = self._is_whole or is_last
         yield item
 
 

@@ -52,11 +52,14 @@ def stream(
 ) -> StreamCall[Piece]:
     """The pieces of an answer as they come; the last one has the whole. As `generate` otherwise."""
     parameters = parameters_json(sampling, apply_chat_template=apply_chat_template)
-    body = _body(prompt, parameters, mixture, priority, timeout)
+    return stream_body(_body(prompt, parameters, mixture, priority, timeout))
+
+
+def stream_body(body: Mapping[str, Any]) -> StreamCall[Piece]:
+    """The same of a body as POST /generate_stream takes it, which the server alone checks."""
     return StreamCall(
         Request(method="POST", path="/generate_stream", json=body),
-        picked(StreamFrame, piece_of),
-        lambda piece: piece.answer is not None,
+        picked(StreamFrame, lambda frame: (piece_of(frame), frame.details is not None)),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptermix.client.calls import Call, Request, StreamCall, path_of, without_none
 from adaptermix.client.generation import AnyMixture, Sampling, mixture_json
-from adaptermix.client.reading import picked, shaped
+from adaptermix.client.reading import M, picked, shaped
 from adaptermix.errors import InvalidInputError
 from adaptermix.sampling import SamplingParams
 
@@ -81,7 +81,7 @@ def stream_chat(
         **more,
         stream=True,
     )
-    return StreamCall(call.request, shaped(ChatChunk))
+    return _stream(call.request, ChatChunk)
 
 
 def complete(
@@ -129,7 +129,7 @@ def stream_complete(
         **more,
         stream=True,
     )
-    return StreamCall(call.request, shaped(CompletionReply))
+    return _stream(call.request, CompletionReply)
 
 
 def models() -> Call[list[ModelCard]]:
@@ -149,6 +149,10 @@ def model(name: str) -> Call[ModelCard]:
 def _request(path: str, model: str | None, body: dict[str, Any]) -> Request:
     named = body if model is None else {"model": model, **body}
     return Request(method="POST", path=path, json=named, needs_base="model" not in named)
+
+
+def _stream(request: Request, shape: type[M]) -> StreamCall[M]:
+    return StreamCall(request, picked(shape, lambda chunk: (chunk, False)), has_end_mark=True)
 
 
 def _chat(sampling: Sampling) -> dict[str, Any]:

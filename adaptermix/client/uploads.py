@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, BinaryIO
 
 from adaptermix.client.calls import Form, Part
 from adaptermix.errors import InvalidInputError
@@ -41,7 +41,7 @@ class Watcher:
     def note(self, text: str) -> None:
         """What is worth knowing before it is sent, such as which files are left out."""
 
-    def reading(self, name: str, file: IO[bytes], size: int) -> IO[bytes]:
+    def reading(self, name: str, file: BinaryIO, size: int) -> BinaryIO:
         """What a file of `size` bytes is read through while it is sent."""
         return file
 
@@ -202,7 +202,7 @@ def _opened(
 ) -> Part:
     """A part of a form, closed with the stack."""
     header = name.encode(errors="replace").decode()  # a header has UTF-8 alone
-    file: Any
+    file: BinaryIO
     if isinstance(content, bytes):
         file, size = io.BytesIO(content), len(content)
     else:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from server.cli.output import print_error, reason
+from adaptermix.system_errors import reason
+from server.cli.output import print_error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -16,12 +16,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adaptermix.system_errors import reason
 from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
 from router_engine.model.assets import DEFAULT, DEFAULT_MODEL, resolve_model
 from router_engine.processors import check_threads, limit_torch
 from server.cli.fields import command_of
-from server.cli.output import console, fail, reason, shown
+from server.cli.output import console, fail, shown
 from server.settings import SettingsError, load_settings
 from training.errors import TrainingError
 from training.settings import (
