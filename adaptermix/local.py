@@ -9,6 +9,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +30,7 @@ from router_engine.client.loop import SteppedEngine
 from router_engine.client.messages import EngineProcessConfig
 from router_engine.errors import EngineError
 from server.asks import Fields
-from server.errors import ServerError, failure_for
+from server.errors import RequestCancelledError, ServerError, failure_for
 from server.generation import Generation, Job
 from server.native_wire import ask_of, run_scores, score_jobs, score_reply
 from server.openai_wire import chat_of
@@ -240,6 +241,8 @@ def _as_told() -> Iterator[None]:
     """Raises the use case's errors as whoever asks a server is told of them."""
     try:
         yield
+    except (RequestCancelledError, CancelledError) as error:  # nothing else cancels it
+        raise ClosedError("the LLM was closed meanwhile") from error
     except (EngineError, StoreError, ServerError) as error:
         failure = failure_for(error)
         told = None if failure is None else failure_of_event(failure.native())
@@ -291,7 +294,7 @@ def _prepare_process(settings: Settings) -> None:
     if not structlog.is_configured():  # by whoever owns this process
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger(_WARNING),
-            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         )
 
 

@@ -44,6 +44,8 @@ def test_closing_ends_its_threads(tmp_path: Path) -> None:
     next(pieces)
     llm.close()
     assert own_threads(before) == set()
+    with pytest.raises(ClosedError, match="closed meanwhile"):
+        list(pieces)
     llm.close()
     for use in (
         lambda: llm.generate("hello"),
@@ -162,16 +164,53 @@ print(os.environ["OMP_WAIT_POLICY"], sorted(http))
 """
 
 
-def test_a_script_needs_no_http_library_and_may_forget_to_close(tmp_path: Path) -> None:
-    """It is silent but for what it prints, and its threads have what an engine's process has."""
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT, encoding="utf-8")
+_INTERRUPTED = """
+import os
+import signal
+import sys
+import threading
+
+from adaptermix import LLM, SamplingParams
+
+llm = LLM("tiny-random", cache=sys.argv[1], kernels="reference", kv_blocks=256)
+live = llm._runtime._runtime.admission
+
+
+def interrupt():
+    while not live.live:
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+threading.Thread(target=interrupt).start()
+try:
+    while True:
+        llm.generate(["a", "b"], SamplingParams(max_tokens=900, ignore_eos=True))
+except KeyboardInterrupt:
+    (answer,) = llm.generate("a", SamplingParams(max_tokens=4, ignore_eos=True))
+    print(len(answer.tokens), live.live)
+"""
+
+
+def test_an_interrupt_ends_a_batch_and_not_the_llm(tmp_path: Path) -> None:
+    assert run_script(_INTERRUPTED, tmp_path) == (0, "4 0\n", "")
+
+
+def run_script(code: str, place: Path) -> tuple[int, str, str]:
+    """The exit status of a script that is told a directory for its cache, and what it wrote."""
+    script = place / "script.py"
+    script.write_text(code, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "cache")],
+        [sys.executable, str(script), str(place / "cache")],
         cwd=Path(__file__).parents[2],
         env={"PYTHONPATH": ".", "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "PASSIVE []\n", "")
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_script_needs_no_http_library_and_may_forget_to_close(tmp_path: Path) -> None:
+    """It is silent but for what it prints, and its threads have what an engine's process has."""
+    assert run_script(_SCRIPT, tmp_path) == (0, "PASSIVE []\n", "")
