@@ -19,6 +19,8 @@ from adaptermix import (
 )
 from tests.adaptermix.conftest import tiny_llm
 
+AT_ONCE = 1e-6  # seconds: over before anything is read
+
 
 @pytest.mark.parametrize(
     ("settings", "words"),
@@ -127,4 +129,4 @@ def test_adapters_that_are_not_there(llm: LLM) -> None:
 def test_a_timeout_ends_a_prompt(llm: LLM) -> None:
     endless = SamplingParams(max_tokens=900, ignore_eos=True)
     with pytest.raises(RequestTimeoutError, match="timeout of 1e-06 s"):
-        llm.generate("a", endless, timeout=1e-6)
+        llm.generate("a", endless, timeout=AT_ONCE)
