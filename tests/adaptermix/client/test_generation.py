@@ -35,9 +35,7 @@ def test_an_answer_under_a_mixture(served: Live, ask: Asker) -> None:
 def test_an_answer_of_the_base(served: Live, ask: Asker) -> None:
     said = served.answer("hello", parameters=NATIVE)
     for mixture in (None, Mixture.base()):
-        answer: Answer = ask(
-            lambda client, m=mixture: client.generate("hello", SAMPLING, mixture=m)
-        )
+        answer = ask(methodcaller("generate", "hello", SAMPLING, mixture=mixture))
         assert (answer.text, answer.adapters) == (said["generated_text"], [])
         assert answer.weights == []
 
