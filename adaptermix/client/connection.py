@@ -102,7 +102,7 @@ def told_of(address: str) -> Iterator[None]:
         raise ServerUnreachableError(
             f"no server at {address}: {str(error) or type(error).__name__}"
         ) from error
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise InvalidInputError(_line(address, error)) from error
     except httpx.HTTPError as error:
         raise ConnectionFailedError(_line(address, error)) from error
