@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -132,7 +132,7 @@ class LLM:
         mixture: AnyMixture = None,
         priority: int | None = None,
         timeout: float | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """The pieces of one answer as they come; the last has the whole. Closing it ends it."""
         (asked,) = text_prompts([prompt], sampling, mixture, priority=priority, timeout=timeout)
         return self._runtime.stream(asked)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -115,7 +115,7 @@ class LocalRuntime:
         """
         return self.run(self._answers(prompts, answered))
 
-    def stream(self, prompt: Prompt) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt) -> Generator[Piece, None, None]:
         """The pieces of one answer as they come; closing it early cancels the request."""
         arrived: SimpleQueue[Piece | None] = SimpleQueue()
         self._require_open()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.support.copies import make_copies
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 
-SMALL: Mapping[str, Any] = {
+SMALL: dict[str, Any] = {
     "kernels": "reference",
     "kv_blocks": 256,
     "routing_patience": HANG_SECONDS,  # a machine may be slow to start an encoder

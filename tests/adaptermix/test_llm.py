@@ -37,7 +37,7 @@ def test_the_base_is_greedy_as_transformers_is(llm: LLM) -> None:
     assert ids(answers) == [expected(model, prompt) for prompt in PROMPTS]
     assert [answer.prompt_tokens for answer in answers] == [len(prompt) for prompt in PROMPTS]
     assert {answer.finish_reason for answer in answers} == {"length"}
-    assert answers[0].adapters == answers[0].weights == []
+    assert (answers[0].adapters, answers[0].weights) == ([], [])
 
 
 def test_a_mixture_is_that_of_peft(llm: LLM, adapters: Path) -> None:

@@ -41,7 +41,8 @@ from adaptermix import (
 )
 from adaptermix.client.calls import Call, Request
 from adaptermix.client.failures import TYPES
-from server.errors import _HTTP_TYPES, TABLE
+from server.error_replies import _HTTP_TYPES
+from server.errors import TABLE
 from tests.adaptermix.client.asking import Asker
 from tests.adaptermix.client.conftest import KINDS
 from tests.server.foreign import Foreign
