@@ -38,7 +38,7 @@ from server.generation.mixtures import Mixtures
 from server.generation.request_routing import RequestRouting
 from server.generation.tokenization import Tokenization
 from server.metrics import Metrics
-from server.models import NONE, base_files, encoder_directory, encoder_name, load_tokenizer
+from server.models import DEFAULT, NONE, base_files, encoder_directory, encoder_name, load_tokenizer
 from server.settings import Settings, SettingsError
 from server.threads import BodyThreads, Threads
 
@@ -130,9 +130,11 @@ class Runtime:
 
     def check_files(self) -> None:
         """Raises AssetError and SettingsError, before anything starts, for what is not there."""
-        base_files(self.settings)
-        encoder_directory(self.settings, self.settings.cache_dir)
-        adapters = self.settings.adapters
+        settings = self.settings
+        base_files(settings)
+        if not self._on_demand or settings.encoder != DEFAULT:  # nobody has named the default one
+            encoder_directory(settings, settings.cache_dir)
+        adapters = settings.adapters
         if adapters is not None and not expanded(adapters).is_dir():
             raise SettingsError(f"adapters = {str(adapters)!r} is not a directory")
 

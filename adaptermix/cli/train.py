@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adaptermix.cli.fields import command_of
-from adaptermix.cli.output import console, fail, reason
+from adaptermix.cli.output import console, fail
+from adaptermix.system_errors import reason
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.settings import (
     AdamixSettings,

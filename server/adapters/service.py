@@ -111,8 +111,7 @@ class AdapterService:
 
         Raises SettingsError naming a folder that is refused.
         """
-        found = {path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")}
-        for folder in sorted(found):
+        for folder in adapter_folders(directory):
             try:
                 await self._publish_once(folder)
             except InvalidAdapterError as error:
@@ -299,6 +298,11 @@ class AdapterService:
         self._states.forget(record)
         with suppress(EngineError):  # it is in use: the engine drops it when it needs the place
             await self._engine.unload(record.digest)
+
+
+def adapter_folders(directory: Path) -> list[Path]:
+    """The folders in a directory that each hold an adapter."""
+    return sorted({path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")})
 
 
 def _replies(

@@ -17,22 +17,23 @@ from server.generation.generation import (
     text_size,
 )
 from server.generation.generation_input import GenerationInput
+from server.generation.tokenization import Tokenization
 from server.http.rendering import gates_of, routing_of, uncertainty_of
 from server.schemas.generate import GenerateBody, Parameters
 from server.schemas.score import Score, ScoreBody, ScoredToken, ScoreReply
 
 
-def ask_of(body: GenerateBody, generation: Generation) -> tuple[GenerationInput, int | None]:
-    """What the body asks for, and the seed that the answer reports (None when greedy)."""
+def ask_of(
+    body: GenerateBody, generation: Generation, prompt_ids: tuple[int, ...] | None = None
+) -> tuple[GenerationInput, int | None]:
+    """What the body asks for, and the seed that the answer reports (None when greedy).
+
+    prompt_ids: those of `inputs`, where they are known already.
+    """
     parameters = body.parameters
-    tokenization = generation.tokenization
-    if parameters.apply_chat_template:
-        ids = tokenization.chat([{"role": "user", "content": body.inputs}])
-        ids = ids if parameters.truncate is None else ids[-parameters.truncate :]
-    elif parameters.truncate is not None:
-        ids = tokenization.encode_last(body.inputs, parameters.truncate)
-    else:
-        ids = tokenization.encode(body.inputs)
+    ids = _prompt_ids(body, generation.tokenization) if prompt_ids is None else prompt_ids
+    if parameters.truncate is not None:
+        ids = ids[-parameters.truncate :]
     sampling, seed = _sampling(parameters)
     ask = GenerationInput(
         prompt_ids=ids,
@@ -47,6 +48,16 @@ def ask_of(body: GenerateBody, generation: Generation) -> tuple[GenerationInput,
         report_gates=parameters.gates,
     )
     return ask, seed
+
+
+def _prompt_ids(body: GenerateBody, tokenization: Tokenization) -> tuple[int, ...]:
+    """Of `inputs`; at least the last ones, where only these are wanted."""
+    parameters = body.parameters
+    if parameters.apply_chat_template:
+        return tokenization.chat([{"role": "user", "content": body.inputs}])
+    if parameters.truncate is not None:
+        return tokenization.encode_last(body.inputs, parameters.truncate)
+    return tokenization.encode(body.inputs)
 
 
 def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:

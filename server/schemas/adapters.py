@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import ConfigDict, Field
 
 from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
-from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who reads replies alone doesn't wait for the engine's modules
+    from router_engine.client.base import AdapterResidency, MergedState
     from server.adapters.text_states import TextState
 
 AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
-from adaptermix.cli.client import adapter_path, events
+from adaptermix.client.adapters import adapter_path
 from tests.server.live import Live
 from tests.server.test_cli import ok, run
 
@@ -56,19 +56,6 @@ def require_refused(result: Result, *words: str) -> None:
     assert result.stdout == ""
     for word in words:
         assert word in result.stderr
-
-
-def frames_of(*texts: str) -> bytes:
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    return "".join(f"data: {line}\r\n\r\n" for line in lines).encode()
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
-def test_events_end_at_line_feeds_alone(size: int) -> None:
-    raw = frames_of(ODD, "second")
-    chunks = [raw[i : i + size] for i in range(0, len(raw), size)]
-    response = httpx.Response(200, content=iter(chunks))
-    assert [event["text"] for event in events(response)] == [ODD, "second"]
 
 
 def test_text_comes_out_byte_for_byte(bare: Live) -> None:

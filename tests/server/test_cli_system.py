@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adaptermix.cli.client import is_this_machine
 from adaptermix.cli.output import print_error
+from adaptermix.client.connection import is_this_machine
 from adapters_store.store import AdapterStore
 from server.settings import Settings, SettingsError, is_loopback, load_settings, variable_of
 from tests.server.live import Live
