@@ -16,7 +16,7 @@ Quantization = Literal["none", "int8"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
 MergeMode = Literal["manual", "auto"]
-# Those of kernels/cpu/build.py, by architecture from narrow to wide.
+# Those of backends/cpu/build.py, by architecture from narrow to wide.
 CpuIsa = Literal[
     "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16"
 ]

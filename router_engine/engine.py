@@ -37,14 +37,14 @@ from router_engine.mixture.rules import (
     refuse_special,
     without_zeros,
 )
-from router_engine.model.body import Body
-from router_engine.model.fast import choose_fast
+from router_engine.backends.base import Body
+from router_engine.backends.select import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
 from router_engine.model.probe import probe_digest
-from router_engine.model.projections import ModelProjections
-from router_engine.model.proof import Proof
-from router_engine.model.runner import ModelRunner
-from router_engine.model.wrap import hook_layers, wrap_linears
+from router_engine.backends.torch.projections import ModelProjections
+from router_engine.backends.proof import Proof
+from router_engine.runner import ModelRunner
+from router_engine.backends.torch.wrapped_layers import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routing import RunningRouters

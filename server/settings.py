@@ -30,7 +30,7 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
-from router_engine.kernels.cpu.build import known_isa
+from router_engine.backends.cpu.build import known_isa
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.encoder_config import EncoderDType
 from server.utf8 import require_utf8

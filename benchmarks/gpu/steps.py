@@ -22,7 +22,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.engine import Engine
-from router_engine.model.cuda.body import CudaBody
+from router_engine.backends.cuda.cuda_steps import CudaBody
 from router_engine.offline import OfflineEngine
 from router_engine.request import EngineRequest, SamplingParams
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.rows import GatheredRows, RowPool
-from router_engine.kernels.reference.layer_router import gating_values
+from router_engine.kernels.reference.gating_network import gating_values
 from router_engine.mixture.weights import PromptTokens, StepWeights
 from router_engine.scheduling.gate_statistics import GateColumns, PromptGates
 

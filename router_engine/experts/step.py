@@ -13,7 +13,7 @@ from router_engine.experts.gate_values import StepGateValues
 from router_engine.experts.rows import GatheredRows, RowPool
 from router_engine.kernels.base import Operations, RowBlocks
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.gates import layer_routing_weights
+from router_engine.kernels.reference.layer_routing import layer_routing_weights
 from router_engine.kernels.weighted import weighted
 from router_engine.mixture.weights import LayerRoutedTokens, StepWeights
 

@@ -1,7 +1,7 @@
 """Which kernels serve a device and a dtype: the built-in ones and those of the entry-point group.
 
 An implementation is imported when it is first asked for, so that a machine without Triton never
-imports it. The C++ decoder is no entry here: it runs whole steps (`model.cpu`), and what it cannot
+imports it. The C++ decoder is no entry here: it runs whole steps (`backends.cpu`), and what it cannot
 run falls back to these operations.
 """
 
@@ -20,7 +20,7 @@ GROUP = "adaptermix.kernels"
 
 _BUILT_IN = (
     EntryPoint("reference", "router_engine.kernels.reference.operations:SPEC", GROUP),
-    EntryPoint("triton", "router_engine.kernels.triton.operations:SPEC", GROUP),
+    EntryPoint("triton", "router_engine.kernels.triton.triton_operations:SPEC", GROUP),
 )
 # What `auto` tries on a kind of device before the reference, best first.
 _PREFERRED = {"cuda": ("triton",)}

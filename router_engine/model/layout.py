@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from router_engine.errors import UnsupportedModelError
-from router_engine.model.attention import AttentionCall
+from router_engine.backends.torch.attention_function import AttentionCall
 from router_engine.model.checkpoint import SUPPORTED
-from router_engine.model.wrap import shape_of
+from router_engine.backends.torch.wrapped_layers import shape_of
 
 # What the decoders of our own, in C++ and CUDA, lay out.
 DECODER_FAMILIES = tuple(name for name in SUPPORTED if name != "GPT2LMHeadModel")

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig, ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.model import attention, proof
-from router_engine.model.cpu import decoder, fast
-from router_engine.model.cpu.trial import TORCH
+from router_engine.backends.cpu import decoder, fast
+from router_engine.backends.cpu.trial import TORCH
 from router_engine.model.layout import Layout, layout_of
 from router_engine.model.loader import load_model
-from router_engine.model.proof import Proof, difference
+from router_engine.backends.proof import Proof, difference
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.test_config_keys import save_with
 from tests.support.harness import request

@@ -19,8 +19,8 @@ from router_engine.experts.rows import RowPool
 from router_engine.experts.transfer import StreamTransfer, SyncTransfer, transfer_for
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
+from router_engine.backends.torch.torch_backend import ParameterWeights
 from tests.router_engine.conftest import MakeHarness
 
 CPU = torch.device("cpu")

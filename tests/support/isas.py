@@ -9,7 +9,7 @@ import os
 from typing import cast
 
 from router_engine.config import CpuIsa
-from router_engine.kernels.cpu.build import known_isas, machine_isas
+from router_engine.backends.cpu.build import known_isas, machine_isas
 
 LIMIT = os.environ.get("ADAPTERMIX_CPU_ISA")
 

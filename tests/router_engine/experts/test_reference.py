@@ -9,7 +9,7 @@ from torch import Tensor
 from adapters_store.expert_types import Activation, GatingNetworkSpec, ThresholdSpec
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.kernels.reference.experts import ACTIVATIONS, attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.layer_router import gating_values
+from router_engine.kernels.reference.gating_network import gating_values
 from tests.support.expert_oracle import ACT, prompt_attention, router_gates
 
 TOKENS, WIDTH, OUTPUTS = 7, 32, 5

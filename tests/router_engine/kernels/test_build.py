@@ -8,8 +8,8 @@ import pytest
 
 from router_engine.config import EngineConfig, KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
-from router_engine.kernels.cpu import build as kernel_build
-from router_engine.kernels.cpu.build import (
+from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu.build import (
     KernelBuildError,
     architecture,
     build,
@@ -17,7 +17,7 @@ from router_engine.kernels.cpu.build import (
     known_isas,
     library_path,
 )
-from router_engine.kernels.cpu.library import Library, supported_isas
+from router_engine.backends.cpu.library import Library, supported_isas
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import request
 from tests.support.isas import here

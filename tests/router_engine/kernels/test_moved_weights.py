@@ -12,10 +12,10 @@ import pytest
 
 from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, DType, EngineConfig, KernelConfig, ModelConfig
-from router_engine.kernels.cpu import build as kernel_build
-from router_engine.kernels.cpu.build import build
+from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu.build import build
 from router_engine.model.quantized import Int8Linear
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.kernels.conftest import Pair
 from tests.router_engine.test_merged import PROMPT, base_weights, same, swap, traffic

@@ -16,8 +16,8 @@ from router_engine.experts.contained import contained
 from router_engine.kernels.base import Chunk
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.gates import layer_routing_weights
-from router_engine.kernels.reference.layer_router import gating_values
+from router_engine.kernels.reference.layer_routing import layer_routing_weights
+from router_engine.kernels.reference.gating_network import gating_values
 from router_engine.kernels.reference.low_rank import mix_linear, mix_sum
 from tests.router_engine.kernels import triton_checks as checks
 from tests.router_engine.kernels.triton_process import Run

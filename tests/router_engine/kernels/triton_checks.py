@@ -17,7 +17,7 @@ from router_engine.kernels.base import Chunk
 from router_engine.kernels.reference import low_rank as reference
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.triton import fused, low_rank
-from router_engine.kernels.triton.attention import PagedAttention, Pages
+from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
 
 # Largest difference from the reference, as a share of its largest value. Both sides round to the

@@ -18,10 +18,10 @@ from router_engine.config import (
     ModelConfig,
     SchedulerConfig,
 )
-from router_engine.model.cuda import decoder
-from router_engine.model.cuda.body import CudaBody
+from router_engine.backends.cuda import cuda_decoder as decoder
+from router_engine.backends.cuda.cuda_steps import CudaBody
 from router_engine.model.layout import Layout, layout_of
-from router_engine.model.proof import Proof
+from router_engine.backends.proof import Proof
 from router_engine.request import EngineRequest
 from tests.router_engine.kernels.triton_checks import TOLERANCE
 from tests.router_engine.test_config_keys import save_with

@@ -24,8 +24,8 @@ from router_engine.experts.rows import RowPool
 from router_engine.kv.block_pool import BlockPool
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
+from router_engine.backends.torch.torch_backend import ParameterWeights
 from router_engine.request import EngineRequest
 from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.scheduler import Scheduler

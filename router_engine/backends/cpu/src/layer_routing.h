@@ -1,4 +1,4 @@
-// Weights that arise inside a layer, as router_engine.kernels.reference.gates: each token's gate
+// Weights that arise inside a layer, as router_engine.kernels.reference.layer_routing: each token's gate
 // chooses among its candidates by what the layer reads, and its weights are added to the given ones.
 #pragma once
 

@@ -1,4 +1,4 @@
-// What Python hands over. Layouts are mirrored in router_engine/kernels/cpu/library.py.
+// What Python hands over. Layouts are mirrored in router_engine/backends/cpu/library.py.
 #pragma once
 
 #include "attention.h"

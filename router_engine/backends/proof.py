@@ -24,12 +24,12 @@ import router_engine
 from adapters_store.home import expanded
 from router_engine.errors import UnsupportedModelError
 from router_engine.experts.step import StepExperts
-from router_engine.kernels.cpu.build import processor
+from router_engine.backends.cpu.build import processor
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
-from router_engine.model.attention import ATTENTION
-from router_engine.model.body import BodyOutput
-from router_engine.model.kept import keep, read_kept
+from router_engine.backends.torch.attention_function import ATTENTION
+from router_engine.backends.base import BodyOutput
+from router_engine.backends.kept import keep, read_kept
 from router_engine.model.loader import LoadedModel
 from router_engine.request import SamplingParams
 from router_engine.scheduling.plan import PlannedRow, StepPlan

@@ -13,14 +13,14 @@ from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights, step_weights
-from router_engine.model.batch import build_batch
-from router_engine.model.body import Body, BodyOutput
-from router_engine.model.ensembles import Ensembles
-from router_engine.model.fast import Fast
-from router_engine.model.finite import FiniteReader
+from router_engine.backends.torch.step_batch import build_batch
+from router_engine.backends.base import Body, BodyOutput
+from router_engine.model.ensemble_logits import Ensembles
+from router_engine.backends.select import Fast
+from router_engine.backends.finite import FiniteReader
 from router_engine.model.loader import LoadedModel
 from router_engine.model.probe import HiddenStateProbe, normed
-from router_engine.model.proof import Proof
+from router_engine.backends.proof import Proof
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.scheduling.plan import StepOutput, StepPlan
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from router_engine.model.loader import LoadedModel
 from router_engine.model.quantized import Int8Linear
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 
 class ParameterWeights:

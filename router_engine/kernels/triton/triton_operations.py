@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from router_engine.kernels.base import Chunk, KernelSpec, RowBlocks
-from router_engine.kernels.triton.attention import PagedAttention, Pages
+from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kernels.triton.launch import interpreted
-from router_engine.kernels.triton.low_rank import SPARSE_BELOW, mix_linear, mix_sum, row_blocks
+from router_engine.kernels.triton.triton_low_rank import SPARSE_BELOW, mix_linear, mix_sum, row_blocks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -10,13 +10,13 @@ from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import KernelSpec, Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.merging.merged_base import BaseWeights
-from router_engine.model.body import Body
-from router_engine.model.cpu.fast import FastPath
-from router_engine.model.cpu.trial import TORCH
+from router_engine.backends.base import Body
+from router_engine.backends.cpu.cpu_backend import FastPath
+from router_engine.backends.cpu.trial import TORCH
 from router_engine.model.loader import LoadedModel
-from router_engine.model.proof import Proof
-from router_engine.model.weights import ParameterWeights
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.proof import Proof
+from router_engine.backends.torch.torch_backend import ParameterWeights
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 
 class Fast(BaseWeights, Protocol):
@@ -55,7 +55,7 @@ def choose_fast(
     """
     if kernels.name == "triton":
         # Imported here alone: a machine without Triton never gets this far.
-        from router_engine.model.cuda.path import CudaPath
+        from router_engine.backends.cuda.cuda_backend import CudaPath
 
         return CudaPath(loaded, linears, experts, cache, operations, proof)
     if config.kernels in ("auto", "cpu"):

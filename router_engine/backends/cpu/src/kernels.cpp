@@ -8,7 +8,7 @@
 namespace mix::MIX_ISA {
 namespace {
 
-enum Format { FP32 = 0, BF16 = 1, INT8 = 2 };  // as in router_engine/kernels/cpu/library.py
+enum Format { FP32 = 0, BF16 = 1, INT8 = 2 };  // as in router_engine/backends/cpu/library.py
 
 // Calls work(first output, outputs, packed panel) for every panel of a weight, on all threads.
 template <class T, class Work>

@@ -11,15 +11,15 @@ from torch import Tensor
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
-from router_engine.kernels.triton.attention import PagedAttention, Pages
+from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
-from router_engine.model.batch import chunks_of
-from router_engine.model.body import BodyOutput
-from router_engine.model.cuda.decoder import CudaDecoder, DecoderInputs
-from router_engine.model.cuda.tables import HostRows, RowLocator, StaticTables
-from router_engine.model.graphs import (
+from router_engine.backends.torch.step_batch import chunks_of
+from router_engine.backends.base import BodyOutput
+from router_engine.backends.cuda.cuda_decoder import CudaDecoder, DecoderInputs
+from router_engine.backends.cuda.tables import HostRows, RowLocator, StaticTables
+from router_engine.backends.cuda.graphs import (
     BATCH_BUCKETS,
     MAX_COLUMNS,
     ROW_BUCKETS,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router_engine.kernels.cpu.library import (
+from router_engine.backends.cpu.library import (
     LINEARS,
     LayerStruct,
     Library,

@@ -18,19 +18,19 @@ from torch import Tensor
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.build import build, library_path, machine_isas
-from router_engine.kernels.cpu.library import Library
+from router_engine.backends.cpu.build import build, library_path, machine_isas
+from router_engine.backends.cpu.library import Library
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.merging.merged_base import BaseWeights
-from router_engine.model.cpu.body import CpuBody
-from router_engine.model.cpu.choice import choose, layer_shape, running
-from router_engine.model.cpu.decoder import PackedModel, unsupported
-from router_engine.model.cpu.trial import TORCH
+from router_engine.backends.cpu.cpu_steps import CpuBody
+from router_engine.backends.cpu.choice import choose, layer_shape, running
+from router_engine.backends.cpu.packed_model import PackedModel, unsupported
+from router_engine.backends.cpu.trial import TORCH
 from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
-from router_engine.model.proof import Proof, ProofVerdict
-from router_engine.model.weights import ParameterWeights
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.proof import Proof, ProofVerdict
+from router_engine.backends.torch.torch_backend import ParameterWeights
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 _log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from router_engine.kernels.base import StepAttention
 from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store, silu_mul
 from router_engine.kernels.triton.grouped import Group
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.model.attention import AttentionCall
-from router_engine.model.finite import are_finite
+from router_engine.backends.torch.attention_function import AttentionCall
+from router_engine.backends.finite import are_finite
 from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 Mix = Callable[[Group, Tensor, Tensor], None]  # (group, x, y): adds the step's mixture to y
 

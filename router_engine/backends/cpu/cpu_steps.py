@@ -15,7 +15,7 @@ from torch import Tensor
 from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.gate_values import gate_readings, known_gates
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.cpu.library import (
+from router_engine.backends.cpu.library import (
     GateValuesStruct,
     LayerRoutingStruct,
     PromptStruct,
@@ -23,9 +23,9 @@ from router_engine.kernels.cpu.library import (
     WeightsStruct,
 )
 from router_engine.mixture.weights import StepWeights
-from router_engine.model.body import BodyOutput
-from router_engine.model.cpu.decoder import PackedModel
-from router_engine.model.cpu.lists import AdapterPointers
+from router_engine.backends.base import BodyOutput
+from router_engine.backends.cpu.packed_model import PackedModel
+from router_engine.backends.cpu.adapter_pointers import AdapterPointers
 from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
 

@@ -211,7 +211,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """`python -m router_engine.kernels.cpu.build [--all]`: compile ahead for this machine, or all.
+    """`python -m router_engine.backends.cpu.build [--all]`: compile ahead for this machine, or all.
 
     Where nothing compiles, the reference serves: that is said, and is no failure.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapters_store.expert_types import Activation
 from router_engine.errors import EngineError
-from router_engine.kernels.cpu.build import known_isas
+from router_engine.backends.cpu.build import known_isas
 
 DTYPES = (torch.bfloat16, torch.float32)  # of activations, cache and adapters
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights

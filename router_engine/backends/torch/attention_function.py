@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from router_engine.model.batch import StepBatch
+from router_engine.backends.torch.step_batch import StepBatch
 
 ATTENTION = "adaptermix_paged"
 _RECORDER = "adaptermix_recorder"

@@ -10,13 +10,13 @@ from torch import Tensor
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.model.cuda.body import CudaBody
-from router_engine.model.cuda.decoder import CudaDecoder, unsupported
-from router_engine.model.graphs import CudaCapture, run_directly
+from router_engine.backends.cuda.cuda_steps import CudaBody
+from router_engine.backends.cuda.cuda_decoder import CudaDecoder, unsupported
+from router_engine.backends.cuda.graphs import CudaCapture, run_directly
 from router_engine.model.loader import LoadedModel
-from router_engine.model.proof import Proof
-from router_engine.model.weights import ParameterWeights
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.proof import Proof
+from router_engine.backends.torch.torch_backend import ParameterWeights
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 _log = logging.getLogger(__name__)
 

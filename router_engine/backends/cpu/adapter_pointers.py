@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.experts.rows import RowPointers, RowPool
-from router_engine.kernels.cpu.library import (
+from router_engine.backends.cpu.library import (
     ACTIVATIONS,
     CONSTANT_THRESHOLD,
     NET_THRESHOLD,

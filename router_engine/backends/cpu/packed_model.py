@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from router_engine.errors import UnsupportedModelError
-from router_engine.kernels.cpu.library import (
+from router_engine.backends.cpu.library import (
     DTYPES,
     LINEARS,
     LayerStruct,
@@ -24,11 +24,11 @@ from router_engine.kernels.cpu.library import (
     ModelStruct,
 )
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.model.cpu.choice import layer_shape
+from router_engine.backends.cpu.choice import layer_shape
 from router_engine.model.layout import Layout, layout_of
 from router_engine.model.loader import LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
-from router_engine.model.wrap import MixtureLinear
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 
 def unsupported(loaded: LoadedModel) -> str | None:
