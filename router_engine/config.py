@@ -90,7 +90,7 @@ class KernelConfig:
     of their own where it can run the model. cpu: the C++ decoder, compiled first if need be, or an
     error. auto: triton on a CUDA device; on a CPU the C++ decoder where it can run this model, from
     when it has been compiled (in the background); the reference until then and elsewhere. Whatever
-    computes is proven first (`model.proof`).
+    computes is proven first (`backends.proof`).
     """
 
     kernels: Kernels = "reference"

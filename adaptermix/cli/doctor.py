@@ -74,9 +74,9 @@ class Report:
 
     def _library(self) -> Path | None:
         """The kernels, if one of their sets runs here; compiles them if need be."""
-        from router_engine.errors import EngineError
         from router_engine.backends.cpu.build import SHIPPED, build
         from router_engine.backends.cpu.library import supported_isas
+        from router_engine.errors import EngineError
 
         try:
             path = build(self._settings.cache_dir / "kernels")
@@ -91,10 +91,10 @@ class Report:
         import torch
 
         from router_engine.assets import resolve_model
-        from router_engine.errors import EngineError
-        from router_engine.backends.cpu.library import DTYPES
-        from router_engine.model.checkpoint import refused
         from router_engine.backends.cpu.choice import choose, running
+        from router_engine.backends.cpu.library import DTYPES
+        from router_engine.errors import EngineError
+        from router_engine.model.checkpoint import refused
         from router_engine.model.loader import described_by, dtype_of
 
         settings = self._settings
@@ -177,8 +177,8 @@ def _shape(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from router_engine.backends.torch.attention_function import attention_calls
     from router_engine.backends.cpu.choice import layer_shape
+    from router_engine.model.attention_calls import attention_calls
     from router_engine.model.layout import layout_of
 
     with torch.device("meta"):

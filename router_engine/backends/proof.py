@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import transformers
@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 import router_engine
 from adapters_store.home import expanded
+from router_engine.backends.base import StepRunner
+from router_engine.backends.cpu.build import processor
+from router_engine.backends.kept import keep, read_kept
+from router_engine.backends.torch.attention_function import ATTENTION
 from router_engine.errors import UnsupportedModelError
 from router_engine.experts.step import StepExperts
-from router_engine.backends.cpu.build import processor
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.mixture.weights import StepWeights
-from router_engine.backends.torch.attention_function import ATTENTION
-from router_engine.backends.base import BodyOutput
-from router_engine.backends.kept import keep, read_kept
 from router_engine.model.loader import LoadedModel
 from router_engine.request import SamplingParams
 from router_engine.scheduling.plan import PlannedRow, StepPlan
@@ -48,7 +47,7 @@ _PLAIN = "sdpa"  # transformers' own attention
 _INT8_TOLERANCE = 1e-1
 _STANDS_OUT = 8
 
-Run = Callable[[StepPlan, StepWeights | None], BodyOutput]
+_Steps = TypeVar("_Steps", bound=StepRunner)
 
 
 class ProofVerdict(NamedTuple):
@@ -104,9 +103,9 @@ class Proof:
             model.set_attn_implementation(ATTENTION)
         return logits[0].float().cpu()
 
-    def judge(self, name: str, run: Run, expected: Tensor) -> ProofVerdict:
-        """Compare what `run` computes, and keep the verdict under `name`."""
-        verdict = self._verdict(difference(expected, self._logits(run)))
+    def judge(self, name: str, steps: StepRunner, expected: Tensor) -> ProofVerdict:
+        """Compare what `steps` compute, and keep the verdict under `name`."""
+        verdict = self._verdict(difference(expected, self._logits(steps)))
         keep(self._file(name), {"name": name, **verdict._asdict()})
         _log.info(
             "%s beside transformers' own code: a difference of %.1e (allowed: %.0e)",
@@ -114,11 +113,29 @@ class Proof:
         )
         return verdict
 
-    def require(self, name: str, run: Run) -> None:
-        """Raises UnsupportedModelError where `run`, beside which there is nothing, differs."""
+    def accept(
+        self, name: str, make: Callable[[], _Steps], undo: Callable[[_Steps], None]
+    ) -> tuple[_Steps | None, ProofVerdict]:
+        """What `make` makes, proven under `name`, or None where it isn't exact; and the verdict.
+
+        Nothing is made where an earlier verdict says no; `undo` takes back what is made in vain.
+        """
+        verdict = self.kept(name)
+        if verdict is not None:
+            return (make() if verdict.holds else None), verdict
+        expected = self.expected()  # before the weights move
+        steps = make()
+        verdict = self.judge(name, steps, expected)
+        if verdict.holds:
+            return steps, verdict
+        undo(steps)
+        return None, verdict
+
+    def require(self, name: str, steps: StepRunner) -> None:
+        """Raises UnsupportedModelError where `steps`, beside which there is nothing, differ."""
         verdict = self.kept(name)
         if verdict is None:
-            verdict = self.judge(name, run, self.expected())
+            verdict = self.judge(name, steps, self.expected())
         if not verdict.holds:
             raise UnsupportedModelError(
                 f"this model is not served exactly in {self._loaded.dtype}: {verdict}. Another "
@@ -135,15 +152,15 @@ class Proof:
         return tuple(zip([0, *stops], stops, strict=False))
 
     @torch.inference_mode()
-    def _logits(self, run: Run) -> Tensor:
-        """What `run` makes of the prompt [samples, vocab], in blocks that are given back."""
+    def _logits(self, steps: StepRunner) -> Tensor:
+        """What `steps` make of the prompt [samples, vocab], in blocks that are given back."""
         blocks = -(-len(self._tokens) // self._cache.block_size)
         found = []
         with self._cache.borrowed(blocks):
             for start, stop in self._chunks:
                 row = _row(self._tokens, start, stop, blocks)
-                # A copy: a body may write the next step's where it wrote these.
-                found.append(run(StepPlan((row,)), None).logits.float().cpu().clone())
+                # A copy: the next step may overwrite these.
+                found.append(steps.forward(StepPlan((row,)), None).logits.float().cpu().clone())
         return torch.cat(found)
 
     def _verdict(self, found: float) -> ProofVerdict:
@@ -220,10 +237,10 @@ def _subject(loaded: LoadedModel) -> str:
 
 @once
 def _code() -> str:
-    """A digest of what computes: the sources of model and kernels, and the libraries' versions."""
+    """A digest of what computes: the sources of its rooms, and the libraries' versions."""
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     root = Path(router_engine.__file__).parent
-    for part in ("model", "kernels"):
+    for part in ("backends", "kernels", "model"):
         for file in sorted((root / part).rglob("*")):
             if file.is_file() and file.suffix in (".py", ".h", ".cpp"):
                 digest.update(file.name.encode() + b"\0" + file.read_bytes())

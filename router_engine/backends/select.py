@@ -1,63 +1,79 @@
-"""What runs a model's steps faster than transformers' own code, where something does."""
+"""Which backend runs a model, and the set of kernels beside it.
+
+Installed packages add backends by the entry-point group `adaptermix.backends`; the setting
+`kernels` names them as it names sets of kernels. Each is imported when it is first asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint
 
-from router_engine.config import KernelConfig
-from router_engine.experts.step import StepExperts
-from router_engine.kernels.base import KernelSpec, Operations
-from router_engine.kv.paged_cache import PagedCache
-from router_engine.merging.merged_base import BaseWeights
-from router_engine.backends.base import Body
-from router_engine.backends.cpu.cpu_backend import FastPath
-from router_engine.backends.cpu.trial import TORCH
+from adapters_store.installed import installed
+from router_engine.backends.base import TORCH
+from router_engine.backends.spec import BackendSpec
+from router_engine.errors import EngineError, UnsupportedModelError
+from router_engine.kernels.base import KernelSpec
+from router_engine.kernels.dispatch import BUILT_IN_NAMES, KernelRegistry
 from router_engine.model.loader import LoadedModel
-from router_engine.backends.proof import Proof
-from router_engine.backends.torch.torch_backend import ParameterWeights
-from router_engine.backends.torch.wrapped_layers import MixtureLinear
+from router_engine.plugins import Plugins
+
+GROUP = "adaptermix.backends"
+
+_CPU, _CUDA = "cpu", "cuda"
+_BUILT_IN = {
+    TORCH: "router_engine.backends.torch.torch_backend:SPEC",
+    _CPU: "router_engine.backends.cpu.cpu_backend:SPEC",
+    _CUDA: "router_engine.backends.cuda.cuda_backend:SPEC",
+}
 
 
-class Fast(BaseWeights, Protocol):
-    """Has a body, will have one, or never has: then transformers' own code runs.
+class BackendRegistry:
+    """Backends by name: the built-in ones and those that packages add."""
 
-    Whoever computes holds the weights, so they are read and written through it.
-    """
+    def __init__(self, added: Iterable[EntryPoint], kernels: KernelRegistry) -> None:
+        """Raises EngineError where two share a name, or one has that of a built-in one."""
+        added = list(added)
+        taken = {*_BUILT_IN, *BUILT_IN_NAMES}
+        for entry in added:
+            if entry.name in taken:
+                raise EngineError(
+                    f"a backend may not be named {entry.name!r} ({entry.value}): that is built in"
+                )
+        built_in = [EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()]
+        self._added = frozenset(entry.name for entry in added)
+        self._kernels = kernels
+        self._plugins = Plugins(
+            BackendSpec, [*built_in, *added], nouns=("backend", "backends"), error=EngineError
+        )
 
-    name: str  # of what computes: an instruction set of the decoder in C++, torch, or triton
+    @classmethod
+    def discover(cls) -> BackendRegistry:
+        """The built-in backends and those of installed packages."""
+        return cls(installed(GROUP), KernelRegistry.discover())
 
-    def body(self) -> Body | None: ...
+    def choose(self, name: str, loaded: LoadedModel) -> tuple[BackendSpec, KernelSpec]:
+        """The backend and the kernels for a configured name (`config.KernelConfig.kernels`).
+
+        Raises EngineError for an unknown name and UnsupportedModelError, with the reason, where
+        the named one cannot run the model.
+        """
+        device, dtype = loaded.device, loaded.dtype
+        if name in self._added:
+            spec = self._plugins.load(name)
+            reason = spec.refusal(loaded)
+            if reason is not None:
+                raise UnsupportedModelError(f"backend {name!r} cannot run this model: {reason}")
+            return spec, self._kernels.choose(spec.kernels, device, dtype)
+        kernels = self._kernels.choose(name, device, dtype, also=self._added)
+        return self._plugins.load(_built_in(name, kernels)), kernels
 
 
-class Plain(ParameterWeights):
-    """Nothing faster than transformers' code."""
+def _built_in(name: str, kernels: KernelSpec) -> str:
+    """The built-in backend for a configured name and the kernels that were chosen under it.
 
-    name = TORCH
-
-    def body(self) -> None:
-        return None
-
-
-def choose_fast(
-    config: KernelConfig,
-    kernels: KernelSpec,
-    operations: Operations,
-    loaded: LoadedModel,
-    linears: Mapping[str, MixtureLinear],
-    experts: StepExperts,
-    cache: PagedCache,
-    proof: Proof,
-) -> Fast:
-    """The fast way for a model, given the kernels that were chosen for its device and dtype.
-
-    Raises UnsupportedModelError or KernelBuildError under `cpu`, which has no fallback.
+    `auto` and `cpu` ask for the C++ decoder, which may leave a model to transformers' code.
     """
     if kernels.name == "triton":
-        # Imported here alone: a machine without Triton never gets this far.
-        from router_engine.backends.cuda.cuda_backend import CudaPath
-
-        return CudaPath(loaded, linears, experts, cache, operations, proof)
-    if config.kernels in ("auto", "cpu"):
-        return FastPath(config, loaded, linears, experts.pool, cache, proof)
-    return Plain(loaded, linears)
+        return _CUDA
+    return _CPU if name in ("auto", _CPU) else TORCH

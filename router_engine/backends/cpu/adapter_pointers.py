@@ -1,24 +1,22 @@
-"""Where resident adapters lie, as the C++ decoder reads them."""
+"""The places of resident adapters, as the C++ decoder reads them."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
 
+from router_engine.backends.cpu.structures import (
+    ACTIVATIONS,
+    THRESHOLDS,
+    ExpertStruct,
+    GatingNetworkStruct,
+)
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.experts.rows import RowPointers, RowPool
-from router_engine.backends.cpu.library import (
-    ACTIVATIONS,
-    CONSTANT_THRESHOLD,
-    NET_THRESHOLD,
-    NO_THRESHOLD,
-    ExpertStruct,
-    GatingStruct,
-)
 
 
 class AdapterPointers:
-    """An adapter's experts, site by site, and its routers, layer by layer.
+    """An adapter's experts, site by site, and its gating networks, layer by layer.
 
     They are kept until the pool changes: what they point at moves then.
     """
@@ -29,7 +27,7 @@ class AdapterPointers:
         self._sites = sites
         self._layers = layers
         self._experts: dict[str, ctypes.Array[ExpertStruct]] = {}
-        self._routers: dict[str, ctypes.Array[GatingStruct]] = {}
+        self._networks: dict[str, ctypes.Array[GatingNetworkStruct]] = {}
         self._version = pool.version
 
     def experts(self, digest: str) -> ctypes.Array[ExpertStruct]:
@@ -38,26 +36,28 @@ class AdapterPointers:
         if digest not in self._experts:
             experts = (ExpertStruct * len(self._sites))()
             for site in self._pool.residents[digest]:
-                found = self._pool.located(site, digest)
-                if found is not None:
-                    experts[self._sites[site]] = _expert(found)
+                rows = self._pool.located(site, digest)
+                if rows is not None:
+                    experts[self._sites[site]] = _expert(rows)
             self._experts[digest] = experts
         return self._experts[digest]
 
-    def routers(self, digest: str) -> ctypes.Array[GatingStruct]:
-        """[layers]: no outputs where the adapter has no router."""
+    def networks(self, digest: str) -> ctypes.Array[GatingNetworkStruct]:
+        """[layers]: no outputs where the adapter has no gating network."""
         self._refresh()
-        if digest not in self._routers:
+        if digest not in self._networks:
             routers = self._pool.routers(digest)
-            found = (routers.get(layer) for layer in self._layers)
-            listed = (GatingStruct() if router is None else _router(router) for router in found)
-            self._routers[digest] = (GatingStruct * len(self._layers))(*listed)
-        return self._routers[digest]
+            by_layer = (routers.get(layer) for layer in self._layers)
+            networks = (
+                GatingNetworkStruct() if each is None else _network(each) for each in by_layer
+            )
+            self._networks[digest] = (GatingNetworkStruct * len(self._layers))(*networks)
+        return self._networks[digest]
 
     def _refresh(self) -> None:
         if self._version != self._pool.version:
             self._experts.clear()
-            self._routers.clear()
+            self._networks.clear()
             self._version = self._pool.version
 
 
@@ -76,22 +76,20 @@ def _expert(rows: RowPointers) -> ExpertStruct:
     )
 
 
-def _router(router: HostGatingNetwork) -> GatingStruct:
-    spec, threshold = router.spec, router.spec.threshold
-    kind = NO_THRESHOLD
-    if threshold is not None:
-        kind = CONSTANT_THRESHOLD if threshold.prefix is None else NET_THRESHOLD
-    return GatingStruct(
-        wide=router.wide.data_ptr(),
-        wide_bias=router.wide_bias.data_ptr(),
-        narrow=None if router.w2 is None else router.w2.data_ptr(),
-        narrow_bias=None if router.bias2 is None else router.bias2.data_ptr(),
-        rows=router.wide.shape[0],
-        outputs=spec.outputs,
-        hidden=spec.hidden,
+def _network(router: HostGatingNetwork) -> GatingNetworkStruct:
+    spec, network = router.spec, router.network
+    narrow, narrow_bias = network.narrow, network.narrow_bias
+    return GatingNetworkStruct(
+        wide=network.wide.data_ptr(),
+        wide_bias=network.wide_bias.data_ptr(),
+        narrow=None if narrow is None else narrow.data_ptr(),
+        narrow_bias=None if narrow_bias is None else narrow_bias.data_ptr(),
+        rows=network.wide.shape[0],
+        outputs=network.outputs,
+        hidden=network.hidden,
         pre_norm=spec.input == "pre_norm",
-        top_k=(spec.top_k or spec.outputs) if spec.activation == "softmax" else 0,
-        threshold=kind,
-        maximum=0.0 if threshold is None else threshold.maximum,
+        top_k=network.top_k,
+        threshold=THRESHOLDS[network.threshold],
+        maximum=network.maximum,
         of_prompts=spec.scope == "prompt",
     )

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from adapters_store.home import expanded
-from router_engine.config import KernelConfig
-from router_engine.errors import EngineError
+from router_engine.backends.base import TORCH
 from router_engine.backends.cpu.build import processor
 from router_engine.backends.cpu.library import Library, supported_isas
-from router_engine.backends.cpu.trial import ROWS, TORCH, LayerShape, times
+from router_engine.backends.cpu.trial import ROWS, LayerShape, times
 from router_engine.backends.kept import keep, read_kept
+from router_engine.config import KernelConfig
+from router_engine.errors import EngineError
 from router_engine.model.layout import Layout
 
 _MARGIN = 1.02

@@ -1,7 +1,7 @@
-"""Whether and when the C++ decoder runs instead of transformers' code.
+"""The CPU backend: the C++ decoder once there is one, transformers' code until then.
 
-Compiling never holds up the start: until the library is there, and where it cannot be, the
-reference runs, which computes the same.
+Compiling never holds up the start: until the library is there, and where it cannot be, the torch
+backend runs, which computes the same.
 """
 
 from __future__ import annotations
@@ -9,132 +9,136 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from torch import Tensor
 
+from router_engine.backends.base import TORCH, Capabilities, ForwardOutput
+from router_engine.backends.cpu.build import build, library_path, machine_isas
+from router_engine.backends.cpu.choice import choose, layer_shape, running
+from router_engine.backends.cpu.cpu_steps import CpuSteps
+from router_engine.backends.cpu.library import Library
+from router_engine.backends.cpu.packed_model import PackedModel, refusal
+from router_engine.backends.proof import ProofVerdict
+from router_engine.backends.spec import BackendParts, BackendSpec
+from router_engine.backends.torch.torch_backend import TorchBackend
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
-from router_engine.experts.rows import RowPool
-from router_engine.backends.cpu.build import build, library_path, machine_isas
-from router_engine.backends.cpu.library import Library
-from router_engine.kv.paged_cache import PagedCache
 from router_engine.merging.merged_base import BaseWeights
-from router_engine.backends.cpu.cpu_steps import CpuBody
-from router_engine.backends.cpu.choice import choose, layer_shape, running
-from router_engine.backends.cpu.packed_model import PackedModel, unsupported
-from router_engine.backends.cpu.trial import TORCH
+from router_engine.mixture.weights import StepWeights
 from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
-from router_engine.backends.proof import Proof, ProofVerdict
-from router_engine.backends.torch.torch_backend import ParameterWeights
-from router_engine.backends.torch.wrapped_layers import MixtureLinear
+from router_engine.scheduling.plan import StepPlan
 
 _log = logging.getLogger(__name__)
 
 
-class FastPath:
-    """Gives the runner a body once there is one. Used by the engine's thread, between steps.
+class CpuBackend:
+    """As `backends.base.Backend`. Used by the engine's thread; a decoder comes between two steps.
 
-    The weights move into the body: from then on they are nowhere else, and merged there.
+    The weights move into the decoder: from then on they are nowhere else, and merged there.
     """
 
-    def __init__(
-        self,
-        config: KernelConfig,
-        loaded: LoadedModel,
-        linears: Mapping[str, MixtureLinear],
-        pool: RowPool,
-        cache: PagedCache,
-        proof: Proof,
-    ) -> None:
+    def __init__(self, parts: BackendParts) -> None:
         """Raises EngineError, which has its reasons, under `cpu`, which has no fallback.
 
         Also where the instruction set that is asked for does not run here.
         """
-        self._loaded = loaded
-        self._linears = linears
-        self._pool = pool
-        self._cache = cache
-        self._proof = proof
-        self._has_fallback = config.kernels != "cpu"
-        self._weights: BaseWeights = ParameterWeights(loaded, linears)
-        self._body: CpuBody | None = None
-        self.name = TORCH  # of what computes
-        self._moving = threading.Lock()  # held while the weights move into the body
-        self._coming: Future[Library | None] | None = None
-        if config.kernels == "reference":
-            return
+        config = parts.config
         if config.isa is not None and config.isa not in machine_isas():
             raise EngineError(
                 f"instruction set {config.isa!r} does not run here: "
                 f"{', '.join(machine_isas()) or 'none'} do"
             )
-        reason = unsupported(loaded)
+        self._parts = parts
+        self._has_fallback = config.kernels != "cpu"
+        self._torch = TorchBackend(parts)
+        self._weights: BaseWeights = self._torch
+        self._steps: CpuSteps | None = None
+        self._isa = TORCH  # of what computes
+        self._moving = threading.Lock()  # held while the weights move into the decoder
+        self._coming: Future[Library | None] | None = None
+        self._begin()
+        if self._steps is None:
+            self._torch.prove()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(kernels=self._isa, has_decoder=self._steps is not None)
+
+    def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
+        """See `StepRunner.forward`. The next call overwrites the logits."""
+        self._receive()
+        steps = self._torch if self._steps is None else self._steps
+        return steps.forward(plan, weights)
+
+    def read_weight(self, module: str) -> Tensor:
+        """See `BaseWeights.read_weight`."""
+        with self._moving:
+            return self._weights.read_weight(module)
+
+    def write_weight(self, module: str, weight: Tensor) -> None:
+        """See `BaseWeights.write_weight`."""
+        self._weights.write_weight(module, weight)
+
+    def _begin(self) -> None:
+        """Take the decoder that is there, or let one be compiled."""
+        config, loaded = self._parts.config, self._parts.loaded
+        reason = refusal(loaded)
         if reason is not None:
-            if config.kernels == "cpu":
+            if not self._has_fallback:
                 raise UnsupportedModelError(f"kernels 'cpu' cannot run this model: {reason}")
             return
         is_there = os.path.exists(library_path(config.cache))
-        if config.kernels == "cpu" or (config.isa is not None and is_there):
-            self._body = self._make(_library(config, loaded))
+        if not self._has_fallback or (config.isa is not None and is_there):
+            self._take_over(_library(config, loaded))
             return
         self._coming = _coming(config, loaded, is_there=is_there)
-        self.body()  # what is there already computes from the first step on
+        self._receive()  # what is there already computes from the first step on
 
-    def body(self) -> CpuBody | None:
-        """The fast body, or None while the reference has to run."""
-        if self._coming is not None and self._coming.done():
-            coming, self._coming = self._coming, None
-            error = coming.exception()
-            if error is None:
-                self._body = self._make(coming.result())
-            else:
-                known = isinstance(error, EngineError | OSError)
-                _log.warning(
-                    "the CPU kernels are not used: %s", error, exc_info=None if known else error
-                )
-        return self._body
+    def _receive(self) -> None:
+        """Let the library compute from now on, if it has come."""
+        if self._coming is None or not self._coming.done():
+            return
+        coming, self._coming = self._coming, None
+        error = coming.exception()
+        if error is None:
+            self._take_over(coming.result())
+        else:
+            is_expected = isinstance(error, EngineError | OSError)
+            _log.warning(
+                "the CPU kernels are not used: %s", error, exc_info=None if is_expected else error
+            )
 
-    def read(self, module: str) -> Tensor:
-        with self._moving:
-            return self._weights.read(module)
-
-    def write(self, module: str, weight: Tensor) -> None:
-        self._weights.write(module, weight)
-
-    def _make(self, library: Library | None) -> CpuBody | None:
-        """The body on a library, or None where torch is faster or the body isn't exact.
+    def _take_over(self, library: Library | None) -> None:
+        """Compute on a library, if there is one that is faster than torch, and exact.
 
         Raises UnsupportedModelError for one that isn't exact under `cpu`.
         """
         if library is None:
-            return None
-        verdict = self._proof.kept(library.isa)
-        if verdict is not None and not verdict.holds:
-            self._refuse(library, verdict)
-            return None
-        expected = None if verdict is not None else self._proof.expected()
-        with self._moving:
-            decoder = PackedModel(library, self._loaded, self._linears, self._cache)
-            self._weights = decoder
-        body = CpuBody(decoder, self._pool, decoder.vocab, self._loaded.probe_layer)
-        if expected is not None:
-            verdict = self._proof.judge(library.isa, body.run, expected)
-            if not verdict.holds:
-                self._take_back(decoder)
-                self._refuse(library, verdict)
-                return None
-        self.name = library.isa
-        return body
+            return
+        parts = self._parts
 
-    def _take_back(self, decoder: PackedModel) -> None:
-        embedding: Any = self._loaded.model.get_input_embeddings()
+        def make() -> CpuSteps:
+            with self._moving:
+                model = PackedModel(library, parts.loaded, parts.linears, parts.cache)
+                self._weights = model
+            return CpuSteps(model, parts.experts.pool, model.vocab, parts.loaded.probe_layer)
+
+        self._steps, verdict = parts.proof.accept(library.isa, make, self._take_back)
+        if self._steps is None:
+            self._refuse(library, verdict)
+        else:
+            self._isa = library.isa
+
+    def _take_back(self, steps: CpuSteps) -> None:
+        """Let the wrapped layers hold the weights again."""
+        embedding: Any = self._parts.loaded.model.get_input_embeddings()
         with self._moving:
-            decoder.give_back(self._linears, embedding.weight)
-            self._weights = ParameterWeights(self._loaded, self._linears)
+            steps.model.give_back(self._parts.linears, embedding.weight)
+            self._torch = TorchBackend(self._parts)
+            self._weights = self._torch
 
     def _refuse(self, library: Library, verdict: ProofVerdict) -> None:
         if not self._has_fallback:
@@ -175,3 +179,12 @@ def _coming(config: KernelConfig, loaded: LoadedModel, *, is_there: bool) -> Fut
         # A daemon: an engine that ends does not wait for a compiler.
         threading.Thread(target=work, name="kernel-build", daemon=True).start()
     return coming
+
+
+SPEC = BackendSpec(
+    name="cpu",
+    summary="the C++ decoder",
+    kernels="reference",
+    refusal=refusal,
+    make=CpuBackend,
+)

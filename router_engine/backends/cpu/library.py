@@ -1,177 +1,28 @@
-"""The compiled kernels as Python sees them. Layouts mirror `src/spec.h`, field by field."""
+"""The compiled kernels as Python calls them."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_void_p
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation
-from router_engine.errors import EngineError
 from router_engine.backends.cpu.build import known_isas
+from router_engine.backends.cpu.structures import (
+    STRUCTURES,
+    LinearStruct,
+    ModelSpecStruct,
+    StepStruct,
+    check_layouts,
+)
+from router_engine.errors import EngineError
 
 DTYPES = (torch.bfloat16, torch.float32)  # of activations, cache and adapters
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of weights
-
-
-class LinearStruct(Structure):
-    _fields_ = (
-        ("packed", c_void_p),
-        ("bias", c_void_p),
-        ("inputs", c_int32),
-        ("outputs", c_int32),
-        ("module", c_int32),
-        ("is_int8", c_int32),
-    )
-
-
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-class LayerStruct(Structure):
-    _fields_ = (
-        *((name, LinearStruct) for name in LINEARS),
-        ("attention_norm", c_void_p),
-        ("mlp_norm", c_void_p),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("window", c_int64),
-        ("parallel", c_int32),
-        ("serial", c_int32),
-        ("prompt", c_int32),
-    )
-
-
-class ModelStruct(Structure):
-    _fields_ = (
-        ("layers", POINTER(LayerStruct)),
-        ("embedding", c_void_p),
-        ("final_norm", c_void_p),
-        ("frequencies", c_void_p),
-        ("head", LinearStruct),
-        ("num_layers", c_int32),
-        ("hidden", c_int32),
-        ("heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("intermediate", c_int32),
-        ("block_size", c_int32),
-        ("epsilon", c_float),
-        ("attention_scale", c_float),
-        ("rope_scale", c_float),
-    )
-
-
-class ExpertStruct(Structure):
-    _fields_ = (
-        ("a", c_void_p),
-        ("b", c_void_p),
-        ("rank", c_int32),
-        ("scale_root", c_float),
-        ("prototype", c_void_p),
-        ("gate", c_void_p),  # null: no row has one
-        ("bias", c_void_p),
-        ("activation", c_int32),
-        ("has_up_bias", c_int32),
-    )
-
-
-# `Activation` in src/activation.h. None: of experts that are no bottlenecks.
-ACTIVATIONS: Mapping[Activation | None, int] = MappingProxyType(
-    {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4}
-)
-
-
-class GatingStruct(Structure):
-    _fields_ = (
-        ("wide", c_void_p),
-        ("wide_bias", c_void_p),
-        ("narrow", c_void_p),
-        ("narrow_bias", c_void_p),
-        ("rows", c_int32),
-        ("outputs", c_int32),
-        ("hidden", c_int32),
-        ("pre_norm", c_int32),
-        ("top_k", c_int32),
-        ("threshold", c_int32),
-        ("maximum", c_float),
-        ("of_prompts", c_int32),
-    )
-
-
-NO_THRESHOLD, CONSTANT_THRESHOLD, NET_THRESHOLD = 0, 1, 2  # `Threshold` in src/layer_router.h
-
-
-class GateValuesStruct(Structure):
-    _fields_ = (
-        ("top_k", c_void_p),  # null: no token has a gate
-        ("temperature", c_void_p),
-        ("candidates", c_void_p),
-    )
-
-
-class PromptStruct(Structure):
-    _fields_ = (
-        ("column", c_int32),
-        ("first", c_int32),
-        ("count", c_int32),
-        ("prompt", c_int32),
-    )
-
-
-class LayerRoutingStruct(Structure):
-    _fields_ = (
-        ("routers", c_void_p),  # [columns] addresses of arrays of GatingStruct
-        ("first", c_void_p),
-        ("gates", c_void_p),
-        ("prompts", c_void_p),  # [num_prompts] of PromptStruct
-        ("num_prompts", c_int32),
-        ("width", c_int32),
-    )
-
-
-class WeightsStruct(Structure):
-    _fields_ = (
-        ("columns", c_int32),
-        ("experts", c_void_p),  # [columns] addresses of arrays of ExpertStruct
-        ("total", c_void_p),
-        ("root", c_void_p),
-        ("merged_root", c_void_p),
-        ("gates", GateValuesStruct),
-        ("routing", LayerRoutingStruct),
-        ("beside", c_int32),
-    )
-
-
-class StepStruct(Structure):
-    _fields_ = (
-        ("token_ids", c_void_p),
-        ("positions", c_void_p),
-        ("rows", c_void_p),
-        ("blocks", c_void_p),
-        ("sample_index", c_void_p),
-        ("logits", c_void_p),
-        ("best", c_void_p),
-        ("normaliser", c_void_p),
-        ("weights", WeightsStruct),
-        ("lower", WeightsStruct),
-        ("hidden_states", c_void_p),
-        ("finite", c_void_p),
-        ("tokens", c_int32),
-        ("num_rows", c_int32),
-        ("samples", c_int32),
-        ("logits_stride", c_int32),
-        ("threads", c_int32),
-        ("probe_layer", c_int32),
-    )
 
 
 def supported_isas(path: Path) -> tuple[str, ...]:
@@ -196,7 +47,10 @@ class Library:
     """The functions of `src/kernels.cpp` for one instruction set. Calls let go of the GIL."""
 
     def __init__(self, path: Path, isa: str | None = None) -> None:
-        """isa: one of `supported_isas`; None: the widest of them. Raises EngineError."""
+        """isa: one of `supported_isas`; None: the widest of them. Raises EngineError.
+
+        Also for a library whose structures are laid out otherwise than Python's.
+        """
         handle = _load(path)
         isas = supported_isas(path)
         if not isas or (isa is not None and isa not in isas):
@@ -207,10 +61,11 @@ class Library:
         self.isa = isa or isas[-1]
 
         def function(name: str, result: Any, *arguments: Any, shared: bool = False) -> Any:
-            found = getattr(handle, f"mix_{name}" if shared else f"mix_{self.isa}_{name}")
-            found.restype, found.argtypes = result, arguments
-            return found
+            called = getattr(handle, f"mix_{name}" if shared else f"mix_{self.isa}_{name}")
+            called.restype, called.argtypes = result, arguments
+            return called
 
+        check_layouts(function("size_of", c_int64, c_char_p), STRUCTURES)
         form_and_shape = (c_int32, c_int32, c_int32)
         self._packed_bytes = function("packed_bytes", c_int64, *form_and_shape)
         self._pack = function(
@@ -219,7 +74,7 @@ class Library:
         self._unpack = function(
             *("unpack", None, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32)
         )
-        self._model_new = function("model_new", c_void_p, c_int32, POINTER(ModelStruct))
+        self._model_new = function("model_new", c_void_p, c_int32, POINTER(ModelSpecStruct))
         self._model_run = function("model_run", None, c_void_p, POINTER(StepStruct))
         self._model_free = function("model_free", None, c_void_p)
         self._linears = function(
@@ -291,7 +146,7 @@ class Library:
         """Operations a second in fp32 that all threads reach in registers alone."""
         return float(self._peak(torch.get_num_threads()))
 
-    def new_model(self, dtype: torch.dtype, spec: ModelStruct) -> int:
+    def new_model(self, dtype: torch.dtype, spec: ModelSpecStruct) -> int:
         """A decoder; what `spec` points at must outlive it. Freed by `free_model`."""
         return int(self._model_new(dtype == torch.bfloat16, ctypes.byref(spec)))
 

@@ -14,40 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from router_engine.errors import UnsupportedModelError
-from router_engine.backends.cpu.library import (
-    DTYPES,
+from router_engine.backends.cpu.choice import layer_shape
+from router_engine.backends.cpu.library import DTYPES, Library
+from router_engine.backends.cpu.structures import (
     LINEARS,
     LayerStruct,
-    Library,
     LinearStruct,
-    ModelStruct,
+    ModelSpecStruct,
 )
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.backends.cpu.choice import layer_shape
-from router_engine.model.layout import Layout, layout_of
+from router_engine.model.layout import Layout, layout_of, layout_refusal
 from router_engine.model.loader import LoadedModel, leave_checkpoint
 from router_engine.model.quantized import Int8Linear
-from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 
-def unsupported(loaded: LoadedModel) -> str | None:
+def refusal(loaded: LoadedModel) -> str | None:
     """Why the decoder cannot run this model, or None if it can."""
     if loaded.device.type != "cpu":
         return f"device {loaded.device} is not the CPU"
     if loaded.dtype not in DTYPES:
         return f"dtype {loaded.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    try:
-        layout = layout_of(loaded.model, loaded.attention)
-    except UnsupportedModelError as error:
-        return str(error)
-    return layer_shape(layout).refusal
+    reason = layout_refusal(loaded.model, loaded.attention)
+    return reason or layer_shape(layout_of(loaded.model, loaded.attention)).refusal
 
 
 class PackedModel:
     """The model as the kernels read it: packed weights, norms in fp32, and where the cache lies.
 
-    Afterwards the layers of `linears` hold no weights. As `experts.merged.BaseWeights`.
+    Afterwards the layers of `linears` hold no weights. As `merging.merged_base.BaseWeights`.
     """
 
     def __init__(
@@ -89,7 +84,7 @@ class PackedModel:
     def handle(self) -> int:
         return self._handle
 
-    def read(self, module: str) -> Tensor:
+    def read_weight(self, module: str) -> Tensor:
         """A copy of a layer's weight [out, in]; integers come back in fp32."""
         shape, packed = self._shapes[module], self._packed[module]
         if packed.dtype == torch.int8:
@@ -98,7 +93,7 @@ class PackedModel:
             return self.library.linears(identity, [packed], shape.out_features).T
         return self.library.unpack(packed, (shape.out_features, shape.in_features))
 
-    def write(self, module: str, weight: Tensor) -> None:
+    def write_weight(self, module: str, weight: Tensor) -> None:
         """Pack `weight` [out, in] in the place of a layer's; nothing may run meanwhile."""
         self.library.pack(weight.contiguous(), self._packed[module])
 
@@ -107,7 +102,7 @@ class PackedModel:
         """Put the weights back into the layers that they came from; nothing may run any more."""
         for path, linear in linears.items():
             base: Any = linear.base
-            weight = self.read(path)
+            weight = self.read_weight(path)
             if isinstance(base, Int8Linear):
                 base.values = torch.round(weight / base.scale[:, None]).to(torch.int8)
             elif weight.shape == embedding.shape and torch.equal(weight, embedding):
@@ -136,11 +131,11 @@ class PackedModel:
         layout: Layout,
         layers: ctypes.Array[LayerStruct],
         cache: PagedCache,
-    ) -> ModelStruct:
+    ) -> ModelSpecStruct:
         body: Any = loaded.model.base_model
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
-        return ModelStruct(
+        return ModelSpecStruct(
             layers=layers,
             embedding=self._keep(body.embed_tokens.weight),
             final_norm=self._floats(body.norm.weight),

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router_engine.backends.cpu.library import (
+from router_engine.backends.base import TORCH
+from router_engine.backends.cpu.library import Library
+from router_engine.backends.cpu.structures import (
     LINEARS,
     LayerStruct,
-    Library,
     LinearStruct,
-    ModelStruct,
+    ModelSpecStruct,
     StepStruct,
 )
 
 DECODE = (1, 8)  # requests
 PROMPTS = (64, 256)  # tokens
 ROWS = (*DECODE, *PROMPTS)
-TORCH = "torch"
 _CONTEXT = 128  # tokens that a decoding request has seen
 _BLOCK = 16
 _HEAD = 2048  # outputs of the head: enough to be a product like the others
@@ -118,7 +118,7 @@ class DecoderTrial:
         )
         self._kept += [layers := (LayerStruct * 1)(layer)]
         embedding = torch.randn(1, shape.hidden).to(dtype)
-        self._spec = ModelStruct(
+        self._spec = ModelSpecStruct(
             layers=layers,
             embedding=self._keep(embedding),
             final_norm=ones,

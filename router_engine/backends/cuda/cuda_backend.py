@@ -1,76 +1,93 @@
-"""Whether the Triton decoder runs a model instead of transformers' code."""
+"""The CUDA backend: the Triton decoder where it can run the model, else transformers' code.
+
+Then mixtures and attention still run on the Triton kernels, but without graphs.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from torch import Tensor
 
-from router_engine.experts.step import StepExperts
-from router_engine.kernels.base import Operations
-from router_engine.kv.paged_cache import PagedCache
-from router_engine.backends.cuda.cuda_steps import CudaBody
-from router_engine.backends.cuda.cuda_decoder import CudaDecoder, unsupported
-from router_engine.backends.cuda.graphs import CudaCapture, run_directly
-from router_engine.model.loader import LoadedModel
-from router_engine.backends.proof import Proof
-from router_engine.backends.torch.torch_backend import ParameterWeights
-from router_engine.backends.torch.wrapped_layers import MixtureLinear
+from router_engine.backends.base import Capabilities, ForwardOutput
+from router_engine.backends.cuda.cuda_decoder import CudaDecoder, refusal
+from router_engine.backends.cuda.cuda_steps import CudaSteps
+from router_engine.backends.cuda.graphs import CudaCapture, Graphs, run_directly
+from router_engine.backends.spec import BackendParts, BackendSpec
+from router_engine.backends.torch.torch_backend import TorchBackend
+from router_engine.mixture.weights import StepWeights
+from router_engine.scheduling.plan import StepPlan
 
 _log = logging.getLogger(__name__)
 
+_NAME = "triton"
 
-class CudaPath(ParameterWeights):
-    """As `model.fast.Fast`. A model that the decoder cannot run keeps transformers' own code.
 
-    Then mixtures and attention still run on the Triton kernels, but without graphs.
-    """
+class CudaBackend:
+    """As `backends.base.Backend`."""
 
-    name = "triton"
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        linears: Mapping[str, MixtureLinear],
-        experts: StepExperts,
-        cache: PagedCache,
-        operations: Operations,
-        proof: Proof,
-    ) -> None:
-        super().__init__(loaded, linears)
-        self._body: CudaBody | None = None
-        reason = unsupported(loaded)
-        if reason is not None:
+    def __init__(self, parts: BackendParts) -> None:
+        self._torch = TorchBackend(parts)
+        self._steps: CudaSteps | None = None
+        reason = refusal(parts.loaded)
+        if reason is None:
+            self._steps = _proven_steps(parts)
+        else:
             _log.info("no decoder of our own: %s", reason)
-            return
+        if self._steps is None:
+            self._torch.prove()
 
-        def make() -> CudaBody:
-            return CudaBody(
-                CudaDecoder(loaded, linears, cache),
-                experts,
-                cache,
-                operations,
-                max_model_len=loaded.max_model_len,
-                device=loaded.device,
-                capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
-            )
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(kernels=_NAME, has_decoder=self._steps is not None)
 
-        verdict = proof.kept(self.name)
-        if verdict is None:
-            expected = proof.expected()
-            self._body = make()
-            verdict = proof.judge(self.name, self._body.run, expected)
-        elif verdict.holds:
-            self._body = make()
-        if not verdict.holds:
-            self._body = None
-            _log.warning("the Triton decoder is not used, transformers' code runs: %s", verdict)
+    @property
+    def graphs(self) -> Graphs | None:
+        """The decode steps captured so far; None without a decoder."""
+        return None if self._steps is None else self._steps.graphs
 
-    def body(self) -> CudaBody | None:
-        return self._body
+    def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
+        """See `StepRunner.forward`."""
+        steps = self._torch if self._steps is None else self._steps
+        return steps.forward(plan, weights)
 
-    def write(self, module: str, weight: Tensor) -> None:
-        super().write(module, weight)
-        if self._body is not None:
-            self._body.refresh()
+    def read_weight(self, module: str) -> Tensor:
+        """See `BaseWeights.read_weight`."""
+        return self._torch.read_weight(module)
+
+    def write_weight(self, module: str, weight: Tensor) -> None:
+        """See `BaseWeights.write_weight`."""
+        self._torch.write_weight(module, weight)
+        if self._steps is not None:
+            self._steps.refresh()
+
+
+def _proven_steps(parts: BackendParts) -> CudaSteps | None:
+    """The decoder, or None, with a warning, where it isn't exact."""
+    loaded = parts.loaded
+
+    def make() -> CudaSteps:
+        return CudaSteps(
+            CudaDecoder(loaded, parts.linears, parts.cache),
+            parts.experts,
+            parts.cache,
+            parts.operations,
+            max_model_len=loaded.max_model_len,
+            device=loaded.device,
+            capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
+        )
+
+    # Nothing to take back: the model's own parameters are views of what the decoder reads.
+    steps, verdict = parts.proof.accept(_NAME, make, lambda steps: None)
+    if steps is None:
+        _log.warning("the Triton decoder is not used, transformers' code runs: %s", verdict)
+    return steps
+
+
+SPEC = BackendSpec(
+    name="cuda",
+    summary="the Triton decoder, with CUDA graphs",
+    kernels=_NAME,
+    refusal=refusal,
+    make=CudaBackend,
+)

@@ -15,30 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from router_engine.errors import UnsupportedModelError
+from router_engine.backends.finite import are_finite
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import StepAttention
 from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store, silu_mul
 from router_engine.kernels.triton.grouped import Group
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.backends.torch.attention_function import AttentionCall
-from router_engine.backends.finite import are_finite
-from router_engine.model.layout import layout_of
+from router_engine.model.attention_calls import AttentionCall
+from router_engine.model.layout import layout_of, layout_refusal
 from router_engine.model.loader import LoadedModel
-from router_engine.backends.torch.wrapped_layers import MixtureLinear
 
 Mix = Callable[[Group, Tensor, Tensor], None]  # (group, x, y): adds the step's mixture to y
 
 
-def unsupported(loaded: LoadedModel) -> str | None:
+def refusal(loaded: LoadedModel) -> str | None:
     """Why the decoder cannot run this model, or None if it can."""
     if loaded.quantization != "none":
         return f"its weights are in {loaded.quantization}"
-    try:
-        layout_of(loaded.model, loaded.attention)
-    except UnsupportedModelError as error:
-        return str(error)
-    return None
+    return layout_refusal(loaded.model, loaded.attention)
 
 
 @dataclass(frozen=True, slots=True)

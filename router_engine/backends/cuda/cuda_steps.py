@@ -8,17 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from router_engine.experts.rows import RowPool
-from router_engine.experts.step import StepExperts
-from router_engine.kernels.base import Operations
-from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
-from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
-from router_engine.kv.paged_cache import PagedCache
-from router_engine.mixture.weights import StepWeights
-from router_engine.backends.torch.step_batch import chunks_of
-from router_engine.backends.base import BodyOutput
+from router_engine.backends.base import ForwardOutput
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, DecoderInputs
-from router_engine.backends.cuda.tables import HostRows, RowLocator, StaticTables
 from router_engine.backends.cuda.graphs import (
     BATCH_BUCKETS,
     MAX_COLUMNS,
@@ -30,10 +21,19 @@ from router_engine.backends.cuda.graphs import (
     StaticInputs,
     bucket_for,
 )
+from router_engine.backends.cuda.tables import HostRows, RowLocator, StaticTables
+from router_engine.backends.step_arrays import StepArrays, chunks_of
+from router_engine.experts.rows import RowPool
+from router_engine.experts.step import StepExperts
+from router_engine.kernels.base import Operations
+from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
+from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.mixture.weights import StepWeights
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 
 
-class CudaBody:
+class CudaSteps:
     """Runs whole steps of one model. Used by the engine's thread."""
 
     def __init__(
@@ -63,8 +63,8 @@ class CudaBody:
         """The decode steps captured so far."""
         return self._graphs
 
-    def run(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
-        """See `Body.run`."""
+    def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
+        """See `StepRunner.forward`."""
         rows = plan.rows
         key = None
         if all(len(row.token_ids) == 1 for row in rows):
@@ -75,7 +75,7 @@ class CudaBody:
         if not all(row.sample for row in rows):
             picked = [index for index, row in enumerate(rows) if row.sample]
             logits = logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
-        return BodyOutput(logits, hidden_states=hidden_states, finite=finite)
+        return ForwardOutput(logits, hidden_states=hidden_states, finite=finite)
 
     def refresh(self) -> None:
         """Base weights have changed. Called between steps.
@@ -140,14 +140,12 @@ class CudaBody:
         inputs.finite.copy_(finite)
         return self._decoder.logits(hidden, mix)
 
-    def _eager(self, plan: StepPlan, weights: StepWeights | None) -> BodyOutput:
+    def _eager(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
         """The same without a graph, for any plan and any weights."""
+        arrays, block_size = StepArrays(plan), self._cache.block_size
+        slots = arrays.slots(block_size)
+        numbers = np.stack((arrays.token_ids, arrays.positions, slots)).astype(np.int32)
         chunks = chunks_of(plan.rows)
-        block_size = self._cache.block_size
-        token_ids = [token for row in plan.rows for token in row.token_ids]
-        positions = np.concatenate([np.arange(row.start, row.stop) for row in plan.rows])
-        slots = np.concatenate([_slots(row, block_size) for row in plan.rows])
-        numbers = np.stack((np.array(token_ids), positions, slots)).astype(np.int32)
         batch = DecoderInputs(
             numbers=torch.from_numpy(numbers).to(self._device),
             attention=self._operations.attention(chunks, block_size, self._device),
@@ -157,20 +155,15 @@ class CudaBody:
         hidden_states = None
         if plan.reads_hidden_states:
             hidden_states = torch.empty(
-                len(token_ids), self._decoder.hidden_size, device=self._device
+                len(arrays.token_ids), self._decoder.hidden_size, device=self._device
             )
         hidden, finite = self._decoder.hidden(batch, mix, hidden_states, self._experts)
-        samples = [
-            chunk.first + chunk.length - 1
-            for chunk, row in zip(chunks, plan.rows, strict=True)
-            if row.sample
-        ]
-        index = torch.tensor(samples, dtype=torch.long, device=self._device)
+        index = torch.from_numpy(arrays.samples).to(self._device, torch.long)
         with self._experts.rows(index):
             logits = self._decoder.logits(hidden[index], mix)
         gates = self._experts.readings()
         hidden_states = None if hidden_states is None else hidden_states.cpu()
-        return BodyOutput(logits, hidden_states=hidden_states, gates=gates, finite=finite)
+        return ForwardOutput(logits, hidden_states=hidden_states, gates=gates, finite=finite)
 
     def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
         first = 0
@@ -253,8 +246,3 @@ def _matrix(weights: StepWeights, rows: int, device: torch.device) -> Tensor:
     if weights.total is not None:
         return weights.total
     return torch.zeros(rows, len(weights.digests), device=device)
-
-
-def _slots(row: PlannedRow, block_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    positions = np.arange(row.start, row.stop)
-    return np.array(row.block_ids)[positions // block_size] * block_size + positions % block_size

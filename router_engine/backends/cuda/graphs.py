@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.kernels.base import slots_at
 from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
 
@@ -64,7 +65,7 @@ class DecodeArrays:
         token_ids = np.array([row.token_ids[0] for row in rows], dtype=np.int32)
         positions = np.array([row.start for row in rows], dtype=np.int32)
         own = blocks[np.arange(len(rows)), positions // block_size]
-        slots = own * block_size + positions % block_size
+        slots = slots_at(own, positions, block_size)
         return cls(np.stack((token_ids, positions, slots, positions + 1)).astype(np.int32), blocks)
 
     def padded(self, batch: int) -> NDArray[np.int32]:

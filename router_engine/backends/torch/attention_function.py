@@ -7,17 +7,14 @@ for; the prompts of the step's experts come on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from router_engine.backends.torch.step_batch import StepBatch
 
 ATTENTION = "adaptermix_paged"
-_RECORDER = "adaptermix_recorder"
 
 
 def paged_attention(
@@ -50,57 +47,7 @@ def paged_attention(
     return step.experts.prompt(layer, flat, output).unsqueeze(0), None
 
 
-def register() -> None:
-    """Make the functions known to transformers."""
+def install_attention(model: PreTrainedModel) -> None:
+    """Let a model's layers attend by `paged_attention`."""
     AttentionInterface.register(ATTENTION, paged_attention)
-    AttentionInterface.register(_RECORDER, _record)
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """What one layer asks of attention. window: positions that a token sees, None for all."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None
-
-
-@torch.inference_mode()
-def attention_calls(model: PreTrainedModel) -> tuple[AttentionCall, ...]:
-    """What each layer's own code asks of attention, found by running it on one token.
-
-    A config may hold keys that an architecture's code never reads.
-    """
-    register()
-    before = model.config._attn_implementation
-    calls: list[AttentionCall] = []
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    model.set_attn_implementation(_RECORDER)
-    body: Any = model.base_model
-    try:
-        body(input_ids=token, position_ids=token, use_cache=False, calls=calls)
-    finally:
-        model.set_attn_implementation(before)
-    return tuple(calls)
-
-
-def _record(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    calls: list[AttentionCall],
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """As `paged_attention`, on nothing: notes what is asked for."""
-    dim = query.shape[-1]
-    scale = dim**-0.5 if scaling is None else float(scaling)
-    window = None if sliding_window is None else int(sliding_window)
-    calls.append(AttentionCall(query.shape[1], key.shape[1], dim, scale, window))
-    return torch.zeros_like(query.transpose(1, 2)), None
+    model.set_attn_implementation(ATTENTION)

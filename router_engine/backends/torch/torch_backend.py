@@ -1,50 +1,81 @@
-"""The base's linear weights as torch parameters."""
+"""The torch backend: transformers' own code, on the wrapped layers and the paged attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from router_engine.backends.base import TORCH, Capabilities, ForwardOutput
+from router_engine.backends.finite import FiniteReader
+from router_engine.backends.spec import BackendParts, BackendSpec
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.step_batch import build_batch
+from router_engine.mixture.weights import StepWeights
 from router_engine.model.loader import LoadedModel
-from router_engine.model.quantized import Int8Linear
-from router_engine.backends.torch.wrapped_layers import MixtureLinear
+from router_engine.model.probe import HiddenStateProbe
+from router_engine.scheduling.plan import StepPlan
 
 
-class ParameterWeights:
-    """As `experts.merged.BaseWeights`, over the parameters of the wrapped layers."""
+class TorchBackend(ParameterWeights):
+    """As `backends.base.Backend`. Runs every model that transformers runs, on every device."""
 
-    def __init__(self, loaded: LoadedModel, linears: Mapping[str, MixtureLinear]) -> None:
-        embedding: nn.Parameter = loaded.model.get_input_embeddings().weight
-        self._linears = linears
-        self._embedding = embedding
-        self._is_quantized = loaded.quantization != "none"
-        self._tied = {
-            path
-            for path, linear in linears.items()
-            if getattr(linear.base, "weight", None) is embedding
-        }
+    capabilities = Capabilities(kernels=TORCH, has_decoder=False)
 
-    def read(self, module: str) -> Tensor:
-        """The very values that the layer computes with, [out, in]; integers come back in fp32."""
-        linear = self._linears[module]
-        if isinstance(linear.base, Int8Linear):
-            return linear.base.values * linear.base.scale[:, None]
-        weight = linear.weight.detach()
-        if self._is_quantized:
-            weight = weight.dequantize()
-        return weight.T if linear.is_transposed else weight
+    def __init__(self, parts: BackendParts) -> None:
+        super().__init__(parts.loaded, parts.linears)
+        model: Any = parts.loaded.model
+        self._model: nn.Module = model.base_model
+        self._head: nn.Module = model.get_output_embeddings()
+        self._device = parts.loaded.device
+        self._experts = parts.experts
+        self._cache = parts.cache
+        self._operations = parts.operations
+        self._proof = parts.proof
+        self._probe = HiddenStateProbe(model, parts.loaded.probe_layer)
+        self._finite = FiniteReader(model)
 
-    def write(self, module: str, weight: Tensor) -> None:
-        """Replace it by `weight` [out, in], in place: captured graphs read what they read before.
+    def prove(self) -> None:
+        """Compare transformers' code on these operations with transformers' code alone.
 
-        A layer that shares the embedding's parameter gets one of its own for as long as it differs.
+        Raises UnsupportedModelError where something else comes of it: there is no fallback.
         """
-        linear = self._linears[module]
-        if module not in self._tied:
-            linear.weight.data.copy_(weight.T if linear.is_transposed else weight)
-            return
-        own = weight.to(self._embedding.device)
-        same = torch.equal(own, self._embedding)
-        linear.base.weight = self._embedding if same else nn.Parameter(own, requires_grad=False)
+        self._proof.require(type(self._operations).__name__, self)
+
+    def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
+        """See `StepRunner.forward`."""
+        batch = build_batch(plan, self._cache, self._operations, self._experts, self._device)
+        self._experts.begin(weights)
+        with (
+            self._probe.reading(is_wanted=plan.reads_hidden_states) as probed,
+            self._finite.reading() as finite,
+        ):
+            hidden = self._model(
+                input_ids=batch.token_ids[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                step=batch,
+            ).last_hidden_state[0]
+        with self._experts.rows(batch.sample_index):
+            logits: Tensor = self._head(hidden[batch.sample_index])
+        gates = self._experts.readings()
+        return ForwardOutput(logits, hidden_states=probed.value, gates=gates, finite=finite.tokens)
+
+
+def _refusal(loaded: LoadedModel) -> str | None:
+    return None
+
+
+def _make(parts: BackendParts) -> TorchBackend:
+    backend = TorchBackend(parts)
+    backend.prove()
+    return backend
+
+
+SPEC = BackendSpec(
+    name=TORCH,
+    summary="transformers' own code",
+    kernels="auto",
+    refusal=_refusal,
+    make=_make,
+)

@@ -1,7 +1,8 @@
 """Puts the expert hooks into a transformers model.
 
 Every linear layer becomes a MixtureLinear. A layer's first norm and its feed-forward module stay as
-they are and tell the experts of what they read and put out; attention does so in `model.attention`.
+they are and tell the experts of what they read and put out; attention does so in
+`attention_function`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters_store.types import LinearShape
+from router_engine.backends.torch.attention_function import install_attention
 from router_engine.experts.step import StepExperts
+from router_engine.model.layout import shape_of
 from router_engine.model.quantized import Int8Linear
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
@@ -50,15 +53,23 @@ class MixtureLinear(nn.Module):
         return isinstance(self.base, Conv1D)
 
 
+def prepare_model(model: PreTrainedModel, experts: StepExperts) -> dict[str, MixtureLinear]:
+    """Put paged attention and the experts' hooks in; returns the linear layers by path."""
+    install_attention(model)
+    linears = wrap_linears(model, experts)
+    hook_layers(model, experts)
+    return linears
+
+
 def wrap_linears(model: nn.Module, experts: StepExperts) -> dict[str, MixtureLinear]:
     """Replace every linear layer in place; returns them by path."""
-    found: list[tuple[str, nn.Module]] = [
+    linears: list[tuple[str, nn.Module]] = [
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D | Int8Linear)
     ]
     wrapped: dict[str, MixtureLinear] = {}
-    for path, module in found:
+    for path, module in linears:
         parent_path, _, name = path.rpartition(".")
         parent: Any = model.get_submodule(parent_path)
         wrapped[path] = MixtureLinear(module, path, experts)
@@ -88,12 +99,3 @@ def _feeding(path: str, experts: StepExperts) -> _Hook:
         return experts.feed_forward(path, args[0], output)
 
     return feed
-
-
-def shape_of(layer: nn.Module) -> LinearShape:
-    """The widths of a linear layer, wrapped or not."""
-    if isinstance(layer, MixtureLinear):
-        return layer.shape
-    weight: Any = layer.values if isinstance(layer, Int8Linear) else layer.weight
-    rows, columns = weight.shape
-    return LinearShape(rows, columns) if isinstance(layer, Conv1D) else LinearShape(columns, rows)

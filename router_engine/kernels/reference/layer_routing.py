@@ -1,4 +1,4 @@
-"""Weights that arise inside a layer, in plain torch: the truth that other kernels agree with."""
+"""Layer routing (arrow) in plain torch: the truth that every other kernel agrees with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def layer_routing_weights(
     no candidates of a token; of its own, one whose score is not a number comes first.
 
     x [tokens, in]; a [rows, in]; prototype, owner [rows]: a row's column; candidates
-    [tokens, adapters] bool; top_k, temperature [tokens], top_k 0 for a token that has no gate.
+    [tokens, adapters] bool; top_k, temperature [tokens], top_k 0 for a token that is not routed.
     """
     columns = torch.arange(candidates.shape[1], device=x.device)
     owned = (owner[:, None] == columns).float()  # [rows, adapters]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from router_engine.kernels.base import RowBlocks
+from router_engine.kernels.base import RankFold, RowBlocks
 from router_engine.kernels.triton.device.mixture import expand_kernel, fold_kernel, shrink_kernel
 from router_engine.kernels.triton.launch import ShrinkShape, launch, span_align, token_tile, widened
 
@@ -21,52 +21,62 @@ SPARSE_BELOW = 0.5
 _WORTH = 1 << 15
 
 
+class SpanCache:
+    """[0, width] on a device: what `expand_kernel` reads of a module that stands alone."""
+
+    def __init__(self) -> None:
+        self._spans: dict[tuple[int, torch.device], Tensor] = {}
+
+    def of(self, width: int, device: torch.device) -> Tensor:
+        """int32 [2]; made once a width."""
+        key = (width, device)
+        if key not in self._spans:
+            self._spans[key] = torch.tensor([0, width], dtype=torch.int32, device=device)
+        return self._spans[key]
+
+
 def mix_sum(
     y: Tensor,
     x: Tensor,
     a: Tensor,
     b: Tensor,
     row_weights: Tensor,
-    blocks: RowBlocks | None = None,
+    blocks: RowBlocks | None,
+    spans: SpanCache,
 ) -> None:
     """As `kernels.reference.low_rank.mix_sum`. `blocks`: of these `row_weights`, to skip zeros."""
     rows = a.shape[0]
     z, splits = _shrink(x, a, blocks)
-    _expand(y, z, row_weights, b, columns=None, splits=splits, rows=rows, blocks=blocks)
+    span = spans.of(y.shape[1], y.device)
+    _expand(y, z, row_weights, b, span, columns=None, splits=splits, rows=rows, blocks=blocks)
 
 
 def mix_linear(
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    shrink_weights: Tensor,
-    expand_weights: Tensor,
-    rank_index: Tensor,
-    max_rank: int,
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, fold: RankFold, spans: SpanCache
 ) -> None:
     """As `kernels.reference.low_rank.mix_linear`."""
     tokens, rows = x.shape[0], a.shape[0]
     z, splits = _shrink(x, a, None)
-    folded = z.new_empty(1, tokens, max_rank)
+    folded = z.new_empty(1, tokens, fold.max_rank)
     tile = token_tile(tokens)
     launch(
         fold_kernel,
-        (-(-max_rank // BLOCK_R), -(-tokens // tile)),
+        (-(-fold.max_rank // BLOCK_R), -(-tokens // tile)),
         z,
-        shrink_weights,
-        rank_index,
+        fold.shrink,
+        fold.index,
         folded,
         tokens,
         rows,
-        max_rank,
-        shrink_weights.stride(0),
+        fold.max_rank,
+        fold.shrink.stride(0),
         SPLITS=splits,
         BLOCK_T=tile,
         BLOCK_R=BLOCK_R,
         BLOCK_C=BLOCK_R,
     )
-    _expand(y, folded, expand_weights, b, columns=rank_index, splits=1, rows=rows, blocks=None)
+    span = spans.of(y.shape[1], y.device)
+    _expand(y, folded, fold.expand, b, span, columns=fold.index, splits=1, rows=rows, blocks=None)
 
 
 def row_blocks(
@@ -147,6 +157,7 @@ def _expand(
     z: Tensor,
     weights: Tensor,
     b: Tensor,
+    span: Tensor,
     *,
     columns: Tensor | None,
     splits: int,
@@ -165,7 +176,7 @@ def _expand(
         y,
         z,
         z if columns is None else columns,
-        _span(width, y.device),
+        span,
         counts,
         order,
         lists,
@@ -194,14 +205,3 @@ def _lists(blocks: RowBlocks | None, unused: Tensor) -> tuple[Tensor, Tensor, Te
     if blocks is None:
         return unused, unused, unused
     return blocks.counts, blocks.order, blocks.blocks
-
-
-_spans: dict[tuple[int, torch.device], Tensor] = {}
-
-
-def _span(width: int, device: torch.device) -> Tensor:
-    """[0, width] on the device; made once a width."""
-    key = (width, device)
-    if key not in _spans:
-        _spans[key] = torch.tensor([0, width], dtype=torch.int32, device=device)
-    return _spans[key]

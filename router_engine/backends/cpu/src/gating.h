@@ -1,6 +1,6 @@
-// Routers inside layers: each token's gates, from what its layer reads.
+// Gating networks (MoA): each token's gates, from what its layer reads.
 //
-// Equations: adapters_store.expert_types.LayerRouterSpec.
+// Equations: router_engine.kernels.reference.gating_network, adapters_store.expert_types.
 #pragma once
 
 #include "lowrank.h"
@@ -9,8 +9,8 @@ namespace mix::MIX_ISA {
 
 enum Threshold { NONE = 0, CONSTANT = 1, NET = 2 };
 
-// One adapter's router in one layer; outputs 0 where it has none.
-struct Router {
+// One adapter's network in one layer; outputs 0 where it has none.
+struct GatingNetwork {
   const void* wide;          // [rows, features]: R, or W1 and W3; then the threshold's net
   const float* wide_bias;    // [rows]
   const float* narrow;       // W2 [outputs, hidden]
@@ -22,48 +22,49 @@ struct Router {
   int32_t top_k;      // of softmax; 0: sigmoid
   int32_t threshold;  // a Threshold
   float maximum;      // of the threshold
-  int32_t of_prompts; // whether one gate is of the mean over a whole prompt
+  int32_t of_prompts;  // whether one gate is of the mean over a whole prompt
 };
 
-constexpr int ROUTED = 8;  // tokens of one task
+constexpr int TOKENS_A_TASK = 8;  // tokens of one task
 
-struct RouterTask {
-  const Router* router;
+struct GatingTask {
+  const GatingNetwork* network;
   int32_t column;
   int32_t first;         // among the members of the column
   const Prompt* prompt;  // or that of one request
 };
 
-// The routers of one layer and the tokens that they concern.
-struct LayerRouting {
-  const Audience* audience = nullptr;
+// The networks of one layer and the tokens that they concern.
+struct LayerGating {
+  const TokenSet* token_set = nullptr;
   LayerGates gates;
-  std::vector<RouterTask> tasks;
+  std::vector<GatingTask> tasks;
 
-  void set(const Weights& weights, const Audience& heard, int layer, int tokens) {
-    const Routing& routing = weights.routing;
+  void set(const Weights& weights, const TokenSet& users, int layer, int tokens) {
+    const Gating& gating = weights.gating;
     gates = {};
     tasks.clear();
-    if (routing.width == 0) return;
-    audience = &heard;
-    gates = {&routing, routing.gates + size_t(layer) * tokens * routing.width};
+    if (gating.width == 0) return;
+    token_set = &users;
+    gates = {&gating, gating.gates + size_t(layer) * tokens * gating.width};
     for (int column = 0; column < weights.columns; column++) {
-      const Router* router = routing.routers[column];
-      if (!router || router[layer].outputs == 0 || router[layer].of_prompts) continue;
-      for (int first = 0; first < int(heard.members[column].size()); first += ROUTED)
-        tasks.push_back({router + layer, column, first, nullptr});
+      const GatingNetwork* network = gating.networks[column];
+      if (!network || network[layer].outputs == 0 || network[layer].of_prompts) continue;
+      const int count = int(users.members[column].size());
+      for (int first = 0; first < count; first += TOKENS_A_TASK)
+        tasks.push_back({network + layer, column, first, nullptr});
     }
-    for (int i = 0; i < routing.num_prompts; i++) {
-      const Prompt& prompt = routing.prompts[i];
-      const Router* router = routing.routers[prompt.column] + layer;
-      if (router->outputs > 0 && router->of_prompts)
-        tasks.push_back({router, prompt.column, 0, &prompt});
+    for (int i = 0; i < gating.num_prompts; i++) {
+      const Prompt& prompt = gating.prompts[i];
+      const GatingNetwork* network = gating.networks[prompt.column] + layer;
+      if (network->outputs > 0 && network->of_prompts)
+        tasks.push_back({network, prompt.column, 0, &prompt});
     }
   }
 
   float* of(int token, int column) const {
-    const Routing& routing = *gates.routing;
-    return gates.values + size_t(audience->rows[token]) * routing.width + routing.first[column];
+    const Gating& gating = *gates.gating;
+    return gates.values + size_t(token_set->rows[token]) * gating.width + gating.first[column];
   }
 };
 
@@ -98,16 +99,16 @@ inline void soften_highest(float* scores, int count, int top_k) {
 }
 
 // One token's gates from its wide products z [rows], which are changed.
-inline void finish(const Router& router, float* z, float* gates) {
-  for (int r = 0; r < router.rows; r++) z[r] += router.wide_bias[r];
-  const int hidden = router.hidden, outputs = router.outputs;
+inline void finish(const GatingNetwork& network, float* z, float* gates) {
+  for (int r = 0; r < network.rows; r++) z[r] += network.wide_bias[r];
+  const int hidden = network.hidden, outputs = network.outputs;
   for (int i = 0; i < hidden; i++) z[i] *= sigmoid(z[i]) * z[hidden + i];
   for (int o = 0; o < outputs; o++)
-    gates[o] = hidden ? dot(router.narrow + size_t(o) * hidden, z, hidden) + router.narrow_bias[o]
+    gates[o] = hidden ? dot(network.narrow + size_t(o) * hidden, z, hidden) + network.narrow_bias[o]
                       : z[o];
-  if (router.top_k > 0) return soften_highest(gates, outputs, router.top_k);
-  const float net = router.threshold == NET ? sigmoid(z[router.rows - 1]) : 1.0f;
-  const float least = router.threshold == NONE ? 0.0f : router.maximum * net;
+  if (network.top_k > 0) return soften_highest(gates, outputs, network.top_k);
+  const float net = network.threshold == NET ? sigmoid(z[network.rows - 1]) : 1.0f;
+  const float least = network.threshold == NONE ? 0.0f : network.maximum * net;
   for (int o = 0; o < outputs; o++) {
     const float gate = sigmoid(gates[o]);
     // What is not a number is below nothing: the gate stays one that is not.
@@ -115,26 +116,27 @@ inline void finish(const Router& router, float* z, float* gates) {
   }
 }
 
-// Gates of `count` tokens, at most ROUTED, whose x [count, inputs] lie one after another.
+// Gates of `count` tokens, at most TOKENS_A_TASK, whose x [count, inputs] lie one after another.
 template <class T>
-void route(const Router& router, const Read<T>* x, int inputs, int count, float* const* gates) {
+void gating_values(const GatingNetwork& network, const Read<T>* x, int inputs, int count,
+                   float* const* gates) {
   static thread_local std::vector<float> wide;
   static thread_local std::vector<int> tokens;
   tokens.resize(count);
   std::iota(tokens.begin(), tokens.end(), 0);
-  wide.resize(size_t(count) * router.rows);
+  wide.resize(size_t(count) * network.rows);
   Expert expert = {};
-  expert.a = router.wide;
-  expert.rank = router.rows;
-  for (int row = 0; row < router.rows; row += SHRINK_ROWS) {
-    const int end = std::min(row + SHRINK_ROWS, router.rows);
-    const T* later = static_cast<const T*>(router.wide) + size_t(end) * inputs;
+  expert.a = network.wide;
+  expert.rank = network.rows;
+  for (int row = 0; row < network.rows; row += SHRINK_ROWS) {
+    const int end = std::min(row + SHRINK_ROWS, network.rows);
+    const T* later = static_cast<const T*>(network.wide) + size_t(end) * inputs;
     shrink<T>(expert, row, end, x, inputs, inputs, tokens, later, [&](int token, int r, float z) {
-      wide[token * router.rows + r] = z;
+      wide[token * network.rows + r] = z;
     });
   }
   for (int token = 0; token < count; token++)
-    finish(router, &wide[token * router.rows], gates[token]);
+    finish(network, &wide[token * network.rows], gates[token]);
 }
 
 }  // namespace mix::MIX_ISA

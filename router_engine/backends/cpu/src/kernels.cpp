@@ -45,7 +45,7 @@ template <class T>
 void run_linears(const void* x, const Linear* linears, int count, int rows, float* y, size_t stride,
                  int threads) {
   const int inputs = linears->inputs;
-  const Mixing base;
+  const PhaseMixture base;
   std::vector<Read<T>> read(size_t(rows) * inputs + 1);  // a pair past an odd end is read
   for (size_t i = 0; i < size_t(rows) * inputs; i++) put(&read[i], static_cast<const T*>(x)[i]);
   MixtureLinear<T> runner;
@@ -120,6 +120,25 @@ MIX_EXPORT(void, linears)(int32_t half, const void* x, const Linear* linears, in
                           int32_t rows, float* y, int32_t stride, int32_t threads) {
   half ? run_linears<bf16>(x, linears, count, rows, y, stride, threads)
        : run_linears<float>(x, linears, count, rows, y, stride, threads);
+}
+
+// Bytes of a structure that Python hands over, by its name here; -1 for one that is not known. A
+// library whose layouts are others than Python's would read and write anywhere.
+MIX_EXPORT(int64_t, size_of)(const char* name) {
+  struct Size {
+    const char* name;
+    int64_t bytes;
+  };
+  constexpr Size SIZES[] = {
+#define MIX_SIZE(type) {#type, sizeof(type)}
+      MIX_SIZE(Linear), MIX_SIZE(Layer),  MIX_SIZE(ModelSpec),         MIX_SIZE(Expert),
+      MIX_SIZE(Prompt), MIX_SIZE(Gating), MIX_SIZE(LayerRoutedTokens), MIX_SIZE(GatingNetwork),
+      MIX_SIZE(Row),    MIX_SIZE(Weights), MIX_SIZE(Step),
+#undef MIX_SIZE
+  };
+  for (const Size& size : SIZES)
+    if (std::strcmp(name, size.name) == 0) return size.bytes;
+  return -1;
 }
 
 // The most that products in fp32 can reach: operations a second of multiply-and-add in registers,

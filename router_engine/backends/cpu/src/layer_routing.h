@@ -1,5 +1,5 @@
-// Weights that arise inside a layer, as router_engine.kernels.reference.layer_routing: each token's gate
-// chooses among its candidates by what the layer reads, and its weights are added to the given ones.
+// Layer routing (arrow), as router_engine.kernels.reference.layer_routing: a token chooses among
+// its candidates by what the layer reads, and those weights are added to the given ones.
 #pragma once
 
 #include "lowrank.h"
@@ -11,7 +11,7 @@ inline void choose(const Weights& weights, const MixPhase& phase, int row, const
                    float* chosen) {
   typedef std::pair<float, int> Scored;  // score, span
   static thread_local std::vector<Scored> scored;
-  const Gates& gates = weights.gates;
+  const LayerRoutedTokens& routed = weights.routed;
   std::fill_n(chosen, phase.spans.size(), 0.0f);
   for (size_t layer = 0; layer + 1 < phase.first.size(); layer++) {
     scored.clear();
@@ -24,7 +24,7 @@ inline void choose(const Weights& weights, const MixPhase& phase, int row, const
       // What is not a number comes first, as in the reference: sorting needs an order.
       scored.push_back({orderly(std::fabs(score)), s});
     }
-    const int count = std::min(int(scored.size()), gates.top_k[row]);
+    const int count = std::min(int(scored.size()), routed.top_k[row]);
     const auto better = [](const Scored& a, const Scored& b) {
       return a.first != b.first ? a.first > b.first : a.second < b.second;
     };
@@ -32,7 +32,7 @@ inline void choose(const Weights& weights, const MixPhase& phase, int row, const
     float total = 0;
     for (int i = 0; i < count; i++) {
       float& weight = chosen[scored[i].second];
-      weight = std::exp((scored[i].first - scored[0].first) / gates.temperature[row]);
+      weight = std::exp((scored[i].first - scored[0].first) / routed.temperature[row]);
       total += weight;
     }
     for (int i = 0; i < count; i++) chosen[scored[i].second] /= total;

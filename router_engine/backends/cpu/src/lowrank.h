@@ -1,7 +1,7 @@
 // The mixture of low-rank experts: z = x A^T, z *= weights, y += z B, on rows of the adapter pool.
 //
 // A rows [rank, inputs] and B rows [rank, outputs] are read where the pool keeps them. Each adapter
-// meets only the tokens that give it a weight, so a step costs what its (token, adapter) pairs
+// reads only the tokens that give it a weight, so a step costs what its (token, adapter) pairs
 // cost, and reads each active adapter once.
 #pragma once
 
@@ -17,7 +17,7 @@ struct Expert {
   const void* b;
   int32_t rank;
   float scale_root;  // square root of its scale, which b holds
-  const float* prototype;  // [rank]: the coordinates of what gates score with in the rows of a
+  const float* prototype;  // [rank]: coordinates, in a's rows, of what layer routing scores with
   const int32_t* gate;     // [rank]: which gate of its layer a row has, -1: none; or null
   const float* bias;       // [rank], of a bottleneck's way down, or null
   int32_t activation;      // of a bottleneck: an Activation
@@ -27,9 +27,9 @@ struct Expert {
   int shrunk() const { return rank - has_up_bias; }  // rows whose z depends on x
 };
 
-// Tokens whose weights arise inside the layers. See router_engine.mixture.weights.StepGates.
-struct Gates {
-  const int32_t* top_k;  // [tokens]: 0 where there is no gate; null: no token has one
+// Tokens whose weights arise inside the layers: router_engine.mixture.weights.LayerRoutedTokens.
+struct LayerRoutedTokens {
+  const int32_t* top_k;  // [tokens]: 0 where a token is not routed; null: none is
   const float* temperature;
   const uint8_t* candidates;  // [tokens, columns]
 
@@ -37,10 +37,10 @@ struct Gates {
   bool acts(int token) const { return any() && top_k[token] > 0; }
 };
 
-struct Router;
+struct GatingNetwork;
 
 // Tokens [first, first + count) of a request, of which `prompt` from the first on are its prompt,
-// whose gates an adapter's routers find. See router_engine.mixture.weights.PromptTokens.
+// whose gates an adapter's networks find. See router_engine.mixture.weights.PromptTokens.
 struct Prompt {
   int32_t column;
   int32_t first;
@@ -48,43 +48,43 @@ struct Prompt {
   int32_t prompt;
 };
 
-// The routers inside layers, and the gates that they give to the tokens that use their adapter.
-struct Routing {
-  const Router* const* routers;  // [columns]: an adapter's, by layer; null where it has none
+// The gating networks of the layers, and the gates that they give to tokens of their adapter.
+struct Gating {
+  const GatingNetwork* const* networks;  // [columns]: an adapter's, by layer; null: it has none
   const int32_t* first;          // [columns]: where an adapter's gates begin among a token's
   float* gates;                  // [layers, tokens, width]; those known before are there already
-  const Prompt* prompts;         // [num_prompts], of routers of whole prompts
+  const Prompt* prompts;         // [num_prompts], of networks of whole prompts
   int32_t num_prompts;
-  int32_t width;                 // 0: no adapter has a router
+  int32_t width;                 // 0: no adapter has a network
 };
 
 // Weights of a step: [tokens, columns] each, or null. See router_engine.mixture.weights.
 struct Weights {
   int32_t columns;
   const Expert* const* experts;  // [columns][modules]
-  const float* total;
-  const float* root;
-  const float* merged_root;
-  Gates gates;
-  Routing routing;
-  int32_t beside;  // whether any adapter has experts beside those of linear layers
+  const float* sum_weights;          // under `sum`
+  const float* sqrt_weights;         // their square roots, under `linear`
+  const float* merged_sqrt_weights;  // those of the merged mixture, which is taken away
+  LayerRoutedTokens routed;
+  Gating gating;
+  int32_t has_other_sites;  // whether any adapter has experts beside those of linear layers
 
   float at(const float* part, int token, int column) const {
     return part ? part[size_t(token) * columns + column] : 0.0f;
   }
   bool may_choose(int token, int column) const {
-    return gates.acts(token) && gates.candidates[size_t(token) * columns + column];
+    return routed.acts(token) && routed.candidates[size_t(token) * columns + column];
   }
   bool given(int token, int column) const {
-    return at(total, token, column) != 0 || at(root, token, column) != 0 ||
-           at(merged_root, token, column) != 0;
+    return at(sum_weights, token, column) != 0 || at(sqrt_weights, token, column) != 0 ||
+           at(merged_sqrt_weights, token, column) != 0;
   }
   bool uses(int token, int column) const {
     return may_choose(token, column) || given(token, column);
   }
-  bool is_linear() const { return root || merged_root; }
+  bool is_linear() const { return sqrt_weights || merged_sqrt_weights; }
   // Whether a token's z takes more than its raw inner products times given weights.
-  bool combines(int token) const { return is_linear() || gates.acts(token); }
+  bool combines(int token) const { return is_linear() || routed.acts(token); }
 };
 
 // An adapter at one of the layers that a phase computes; its z starts at `offset` of a token's.
@@ -97,14 +97,14 @@ struct Span {
 
 // The gates of one layer: of tokens that use their adapter, in rows of the weight matrix.
 struct LayerGates {
-  const Routing* routing = nullptr;
+  const Gating* gating = nullptr;
   float* values = nullptr;  // [tokens, width]
 
   // That of rank row r.
   float at(int row, const Span& span, int r) const {
     const int32_t* gate = span.expert.gate;
     if (!gate || gate[r] < 0) return 1.0f;
-    return values[size_t(row) * routing->width + routing->first[span.column] + gate[r]];
+    return values[size_t(row) * gating->width + gating->first[span.column] + gate[r]];
   }
 };
 
@@ -122,7 +122,7 @@ inline int even(int n) { return n + (n & 1); }
 inline float times(float weight, float value) { return weight == 0 ? 0.0f : weight * value; }
 
 // The tokens that a phase sees (all of them, or the sampled ones), adapter by adapter.
-struct Audience {
+struct TokenSet {
   std::vector<int> rows;                  // row of the weight matrix of each token
   std::vector<std::vector<int>> members;  // by column: its tokens
 
@@ -145,7 +145,7 @@ struct MixPhase {
   int width = 0;           // elements of z a token
 
   // Elements of z before `from` are left to another phase.
-  void set(const Weights& weights, const Audience& audience, const int* modules, int layers,
+  void set(const Weights& weights, const TokenSet& token_set, const int* modules, int layers,
            int from = 0) {
     spans.clear();
     tasks.clear();
@@ -154,7 +154,7 @@ struct MixPhase {
     for (int layer = 0; layer < layers; layer++) {
       for (int column = 0; column < weights.columns; column++) {
         const Expert& expert = weights.experts[column][modules[layer]];
-        if (expert.rank == 0 || audience.members[column].empty()) continue;
+        if (expert.rank == 0 || token_set.members[column].empty()) continue;
         for (int row = 0; row < expert.shrunk(); row += SHRINK_ROWS)
           tasks.push_back({int32_t(spans.size()), row});
         spans.push_back({expert, layer, column, width});
@@ -165,7 +165,7 @@ struct MixPhase {
   }
 };
 
-// Rows of a that so many tokens meet at once: their sums fill half of the registers.
+// Rows of a that so many tokens are multiplied by at once: their sums fill half of the registers.
 constexpr int rows_beside(int tokens) { return tokens == 1 ? SHRINK_ROWS : 4; }
 
 // z[t][r] = x_t . a_r for TOKENS tokens and rows_beside(TOKENS) rows of a. Meanwhile as much is
@@ -209,7 +209,7 @@ template <class T, class Done>
 void shrink(const Expert& expert, int row, int end, const Read<T>* x, size_t ldx, int inputs,
             const std::vector<int>& tokens, const T* later, const Done& done) {
   const int count = int(tokens.size());
-  const auto meet = [&]<int TOKENS>(std::integral_constant<int, TOKENS>, int t) {
+  const auto multiply = [&]<int TOKENS>(std::integral_constant<int, TOKENS>, int t) {
     constexpr int ROWS = rows_beside(TOKENS);
     const Read<T>* in[TOKENS];
     for (int i = 0; i < TOKENS; i++) in[i] = x + size_t(tokens[std::min(t + i, count - 1)]) * ldx;
@@ -226,11 +226,11 @@ void shrink(const Expert& expert, int row, int end, const Read<T>* x, size_t ldx
   };
   for (int t = 0; t < count; t += SHRINK_TOKENS) {
     if (count - t == 1)
-      meet(std::integral_constant<int, 1>(), t);
+      multiply(std::integral_constant<int, 1>(), t);
     else if (count - t == 2)
-      meet(std::integral_constant<int, 2>(), t);
+      multiply(std::integral_constant<int, 2>(), t);
     else
-      meet(std::integral_constant<int, SHRINK_TOKENS>(), t);
+      multiply(std::integral_constant<int, SHRINK_TOKENS>(), t);
   }
 }
 
@@ -267,12 +267,12 @@ void expand(const Span& span, const Expert& next, const Read<T>* z, size_t ldz,
 
 // One token's z from its raw inner products, for any combination (design section 4):
 // sum: w z; linear: the ranks of all adapters are added before they are expanded, as in PEFT.
-// chosen [spans]: what its gate adds to the weights; null without one. Bottlenecks take no part:
+// chosen [spans]: what layer routing adds to the weights; null without it. Bottlenecks take no part:
 // their z is not linear. Z: what z is kept in.
 template <class Z>
 void combine(const Weights& weights, const LayerGates& gates, const MixPhase& phase, int row,
              const float* chosen, const float* raw, Z* z, std::vector<float>& folded) {
-  const float* parts[2] = {weights.root, weights.merged_root};
+  const float* parts[2] = {weights.sqrt_weights, weights.merged_sqrt_weights};
   for (size_t layer = 0; layer + 1 < phase.first.size(); layer++) {
     const Span* begin = phase.spans.data() + phase.first[layer];
     const Span* end = phase.spans.data() + phase.first[layer + 1];
@@ -288,10 +288,10 @@ void combine(const Weights& weights, const LayerGates& gates, const MixPhase& ph
     for (const Span* s = begin; s < end; s++) {
       const float found = chosen ? chosen[s - phase.spans.data()] : 0.0f;
       if (s->expert.is_bottleneck() || (found == 0 && !weights.given(row, s->column))) continue;
-      const float total = weights.at(weights.total, row, s->column) + found;
+      const float total = weights.at(weights.sum_weights, row, s->column) + found;
       const float shrink = 1.0f / s->expert.scale_root;
-      const float own = times(weights.at(weights.root, row, s->column), shrink);
-      const float merged = times(weights.at(weights.merged_root, row, s->column), shrink);
+      const float own = times(weights.at(weights.sqrt_weights, row, s->column), shrink);
+      const float merged = times(weights.at(weights.merged_sqrt_weights, row, s->column), shrink);
       for (int r = 0; r < even(s->expert.rank); r++) {
         const bool inside = r < s->expert.rank;
         const float gated = inside && total != 0 ? times(gates.at(row, *s, r), total) : 0.0f;

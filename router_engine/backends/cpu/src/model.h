@@ -2,10 +2,10 @@
 //
 // The residual stream, norms, rotations and softmax are in fp32; what a product reads is in the
 // format that products with weights in the model's own format T read. One call runs all layers:
-// threads meet at some ten points a layer.
+// threads pass some ten barriers a layer.
 #pragma once
 
-#include "layer_router.h"
+#include "gating.h"
 #include "mixture_linear.h"
 #include "prompt.h"
 #include "step_attention.h"
@@ -41,7 +41,7 @@ class Model : public Decoder {
       : m_(spec),
         layers_(spec.layers, spec.layers + spec.num_layers),
         attention_(spec),
-        mixing_(spec.num_layers) {
+        mixtures_(spec.num_layers) {
     q_width_ = m_.heads * m_.head_dim;
     kv_width_ = m_.kv_heads * m_.head_dim;
     qkv_width_ = q_width_ + 2 * kv_width_;
@@ -56,8 +56,8 @@ class Model : public Decoder {
       embed(team);
       for (int layer = 0; layer < m_.num_layers; layer++) {
         if (step_.hidden_states && layer == step_.probe_layer) store_hidden_states(team);
-        attention(team, layers_[layer], mixing_[layer]);
-        mlp(team, layers_[layer], mixing_[layer]);
+        attention(team, layers_[layer], mixtures_[layer]);
+        mlp(team, layers_[layer], mixtures_[layer]);
       }
       head(team);
     });
@@ -65,9 +65,9 @@ class Model : public Decoder {
 
  private:
   // gate_up: parallel bottlenecks are its third layer, since they read the same.
-  struct LayerMixing {
-    LayerRouting routing;
-    Mixing qkv, prompt, o, gate_up, down, serial;
+  struct LayerMixtures {
+    LayerGating gating;
+    PhaseMixture qkv, prompt, o, gate_up, down, serial;
   };
   static constexpr int PARALLEL = 2;
 
@@ -87,56 +87,56 @@ class Model : public Decoder {
   void prepare_mixture() {
     std::vector<int> all(step_.tokens);
     for (int i = 0; i < step_.tokens; i++) all[i] = i;
-    const auto hear = [&](Audience& audience, const Weights& weights, const int* rows, int count) {
-      if (weights.columns > 0) audience.set(weights, rows, count);
+    const auto bind = [&](TokenSet& token_set, const Weights& weights, const int* rows, int count) {
+      if (weights.columns > 0) token_set.set(weights, rows, count);
     };
-    hear(everyone_, step_.weights, all.data(), step_.tokens);
-    hear(sampled_, step_.weights, step_.sample_index, step_.samples);
-    if (step_.probe_layer > 0) hear(below_, step_.lower, all.data(), step_.tokens);
+    bind(all_tokens_, step_.weights, all.data(), step_.tokens);
+    bind(sampled_, step_.weights, step_.sample_index, step_.samples);
+    if (step_.probe_layer > 0) bind(below_, step_.below_probe, all.data(), step_.tokens);
     int width = 0;
     for (int i = 0; i < m_.num_layers; i++) {
-      const bool lower = i < step_.probe_layer;
-      const Weights& weights = lower ? step_.lower : step_.weights;
-      const Audience& audience = lower ? below_ : everyone_;
+      const bool is_below = i < step_.probe_layer;
+      const Weights& weights = is_below ? step_.below_probe : step_.weights;
+      const TokenSet& token_set = is_below ? below_ : all_tokens_;
       const Layer& l = layers_[i];
-      LayerMixing& mixing = mixing_[i];
+      LayerMixtures& mixtures = mixtures_[i];
       LayerGates gates;
-      const auto mix_layers = [&](Mixing& phase, std::initializer_list<int> modules,
+      const auto mix_layers = [&](PhaseMixture& phase, std::initializer_list<int> modules,
                                   int from = 0) {
-        width = std::max(width, mix(phase, weights, audience, gates, modules, from));
+        width = std::max(width, mix(phase, weights, token_set, gates, modules, from));
       };
-      mixing.routing.set(weights, audience, i, step_.tokens);
-      gates = mixing.routing.gates;
-      mix_layers(mixing.qkv, {l.q.module, l.k.module, l.v.module});
-      mix_layers(mixing.o, {l.o.module});
-      mixing.prompt.clear();
-      mixing.serial.clear();
-      if (!weights.beside) {
-        mix_layers(mixing.gate_up, {l.gate.module, l.up.module});
-        mix_layers(mixing.down, {l.down.module});
+      mixtures.gating.set(weights, token_set, i, step_.tokens);
+      gates = mixtures.gating.gates;
+      mix_layers(mixtures.qkv, {l.q.module, l.k.module, l.v.module});
+      mix_layers(mixtures.o, {l.o.module});
+      mixtures.prompt.clear();
+      mixtures.serial.clear();
+      if (!weights.has_other_sites) {
+        mix_layers(mixtures.gate_up, {l.gate.module, l.up.module});
+        mix_layers(mixtures.down, {l.down.module});
         continue;
       }
-      mix_layers(mixing.prompt, {l.prompt});
-      mix_layers(mixing.serial, {l.serial});
-      mix_layers(mixing.gate_up, {l.gate.module, l.up.module, l.parallel});
+      mix_layers(mixtures.prompt, {l.prompt});
+      mix_layers(mixtures.serial, {l.serial});
+      mix_layers(mixtures.gate_up, {l.gate.module, l.up.module, l.parallel});
       // z of parallel bottlenecks is kept until down_proj is computed, beside its own.
-      mix_layers(mixing.down, {l.down.module}, mixing.gate_up.phase.width);
-      mixing.gate_up.phase.width = mixing.down.phase.width;
-      if (mixing.serial.active()) module_.resize(residual_.size());
+      mix_layers(mixtures.down, {l.down.module}, mixtures.gate_up.phase.width);
+      mixtures.gate_up.phase.width = mixtures.down.phase.width;
+      if (mixtures.serial.active()) module_.resize(residual_.size());
     }
-    width = std::max(width, mix(head_mixing_, step_.weights, sampled_, {}, {m_.head.module}));
-    linears_.reserve(step_.tokens, width, {&step_.weights, &step_.lower});
+    width = std::max(width, mix(head_mixture_, step_.weights, sampled_, {}, {m_.head.module}));
+    linears_.reserve(step_.tokens, width, {&step_.weights, &step_.below_probe});
   }
 
-  int mix(Mixing& mixing, const Weights& weights, const Audience& audience,
+  int mix(PhaseMixture& mixture, const Weights& weights, const TokenSet& token_set,
           const LayerGates& gates, std::initializer_list<int> modules, int from = 0) {
-    mixing.clear();
+    mixture.clear();
     if (weights.columns == 0) return 0;
-    mixing.weights = &weights;
-    mixing.audience = &audience;
-    mixing.gates = gates;
-    mixing.phase.set(weights, audience, modules.begin(), int(modules.size()), from);
-    return mixing.phase.width;
+    mixture.weights = &weights;
+    mixture.token_set = &token_set;
+    mixture.gates = gates;
+    mixture.phase.set(weights, token_set, modules.begin(), int(modules.size()), from);
+    return mixture.phase.width;
   }
 
   // What routers read: the residual stream, as the layers below leave it.
@@ -170,80 +170,81 @@ class Model : public Decoder {
     if (reader.is_int8) linears_.quantize(row, x, m_.hidden);
   }
 
-  // Routers read the residual stream too, and norm it for themselves if they read it normed: that
-  // costs less than to meet once more.
-  void norm_and_route(Team& team, const Layer& layer, const LayerRouting& routing) {
-    const int routed = int(routing.tasks.size());
-    team.share(routed + step_.tokens, [&](int task) {
-      if (task < routed)
-        route_some(layer, routing, routing.tasks[task]);
+  // Gating networks read the residual stream too, and norm it for themselves if they read it
+  // normed: that costs less than another barrier.
+  void norm_and_gate(Team& team, const Layer& layer, const LayerGating& gating) {
+    const int gated = int(gating.tasks.size());
+    team.share(gated + step_.tokens, [&](int task) {
+      if (task < gated)
+        gate_some(layer, gating, gating.tasks[task]);
       else
-        norm(task - routed, task - routed, layer.attention_norm, layer.q);
+        norm(task - gated, task - gated, layer.attention_norm, layer.q);
     });
   }
 
-  // What a router reads of a token.
-  void read_token(const Layer& layer, const Router& router, int token, X* x) {
+  // What a network reads of a token.
+  void read_token(const Layer& layer, const GatingNetwork& network, int token, X* x) {
     const float* residual = &residual_[size_t(token) * m_.hidden];
-    if (!router.pre_norm) return rms_norm(residual, layer.attention_norm, m_.hidden, m_.epsilon, x);
+    if (!network.pre_norm)
+      return rms_norm(residual, layer.attention_norm, m_.hidden, m_.epsilon, x);
     for (int d = 0; d < m_.hidden; d += LANES) store(x + d, load(residual + d));
   }
 
   // One gate for all tokens of a request: that of the mean over its prompt.
-  void route_prompt(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
+  void gate_prompt(const Layer& layer, const LayerGating& gating, const GatingTask& task) {
     static thread_local std::vector<X> read;
     static thread_local std::vector<float> mean;
     const Prompt& prompt = *task.prompt;
     read.resize(m_.hidden);
     mean.assign(m_.hidden, 0.0f);
     for (int token = prompt.first; token < prompt.first + prompt.prompt; token++) {
-      read_token(layer, *task.router, token, read.data());
+      read_token(layer, *task.network, token, read.data());
       for (int d = 0; d < m_.hidden; d += LANES) store(&mean[d], load(&mean[d]) + load(&read[d]));
     }
     const Floats share = splat(1.0f / prompt.prompt);
     for (int d = 0; d < m_.hidden; d += LANES) store(&read[d], load(&mean[d]) * share);
-    float* gates = routing.of(prompt.first, task.column);
-    route<T>(*task.router, read.data(), m_.hidden, 1, &gates);
+    float* gates = gating.of(prompt.first, task.column);
+    gating_values<T>(*task.network, read.data(), m_.hidden, 1, &gates);
     for (int i = 1; i < prompt.count; i++)
-      std::copy_n(gates, task.router->outputs, routing.of(prompt.first + i, task.column));
+      std::copy_n(gates, task.network->outputs, gating.of(prompt.first + i, task.column));
   }
 
-  void route_some(const Layer& layer, const LayerRouting& routing, const RouterTask& task) {
+  void gate_some(const Layer& layer, const LayerGating& gating, const GatingTask& task) {
     static thread_local std::vector<X> read;
-    if (task.prompt) return route_prompt(layer, routing, task);
-    const std::vector<int>& members = routing.audience->members[task.column];
-    const int count = std::min(ROUTED, int(members.size()) - task.first);
-    float* gates[ROUTED];
-    read.resize(size_t(ROUTED) * m_.hidden);
+    if (task.prompt) return gate_prompt(layer, gating, task);
+    const std::vector<int>& members = gating.token_set->members[task.column];
+    const int count = std::min(TOKENS_A_TASK, int(members.size()) - task.first);
+    float* gates[TOKENS_A_TASK];
+    read.resize(size_t(TOKENS_A_TASK) * m_.hidden);
     for (int i = 0; i < count; i++) {
       const int token = members[task.first + i];
-      gates[i] = routing.of(token, task.column);
-      read_token(layer, *task.router, token, &read[size_t(i) * m_.hidden]);
+      gates[i] = gating.of(token, task.column);
+      read_token(layer, *task.network, token, &read[size_t(i) * m_.hidden]);
     }
-    route<T>(*task.router, read.data(), m_.hidden, count, gates);
+    gating_values<T>(*task.network, read.data(), m_.hidden, count, gates);
   }
 
-  void attention(Team& team, const Layer& layer, const LayerMixing& mixing) {
-    norm_and_route(team, layer, mixing.routing);
-    linears_.prepare(team, mixing.qkv, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+  void attention(Team& team, const Layer& layer, const LayerMixtures& mixtures) {
+    norm_and_gate(team, layer, mixtures.gating);
+    linears_.prepare(team, mixtures.qkv, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const Job jobs[3] = {
         {&layer.q, qkv_.data(), size_t(qkv_width_), false},
         {&layer.k, qkv_.data() + q_width_, size_t(qkv_width_), false},
         {&layer.v, qkv_.data() + q_width_ + kv_width_, size_t(qkv_width_), false}};
-    linears_.run(team, jobs, 3, mixing.qkv, step_.tokens, x_.data(), m_.hidden);
+    linears_.run(team, jobs, 3, mixtures.qkv, step_.tokens, x_.data(), m_.hidden);
     team.share(step_.tokens, [&](int token) { place(layer, token); });
     attention_.attend(team, layer);
-    if (mixing.prompt.active()) attend_prompts(team, mixing.prompt);
-    linears_.prepare(team, mixing.o, layer.o.is_int8, step_.tokens, attended_.data(), q_width_,
+    if (mixtures.prompt.active()) attend_prompts(team, mixtures.prompt);
+    linears_.prepare(team, mixtures.o, layer.o.is_int8, step_.tokens, attended_.data(), q_width_,
                      q_width_);
     const Job job = {&layer.o, residual_.data(), size_t(m_.hidden), true};
-    linears_.run(team, &job, 1, mixing.o, step_.tokens, attended_.data(), q_width_);
+    linears_.run(team, &job, 1, mixtures.o, step_.tokens, attended_.data(), q_width_);
   }
 
-  void attend_prompts(Team& team, const Mixing& mixing) {
+  void attend_prompts(Team& team, const PhaseMixture& mixture) {
     team.share(step_.tokens, [&](int token) {
-      for (const Span& span : mixing.phase.spans) {
-        const float factor = mixing.factor(token, span, 0);
+      for (const Span& span : mixture.phase.spans) {
+        const float factor = mixture.factor(token, span, 0);
         if (factor != 0)
           attend_prompt<T>(span.expert, factor, &qkv_[size_t(token) * qkv_width_], m_.heads,
                         m_.kv_heads, m_.head_dim, &attended_[size_t(token) * q_width_]);
@@ -280,77 +281,79 @@ class Model : public Decoder {
     }
   }
 
-  void mlp(Team& team, const Layer& layer, const LayerMixing& mixing) {
+  void mlp(Team& team, const Layer& layer, const LayerMixtures& mixtures) {
     team.share(step_.tokens,
                [&](int token) { norm(token, token, layer.mlp_norm, layer.gate); });
-    linears_.prepare(team, mixing.gate_up, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+    linears_.prepare(team, mixtures.gate_up, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     const int panels = ceil_div(m_.intermediate, PANEL);
-    const int chunk =
-        step_.tokens > 64 ? 1 : MixtureLinear<T>::panels_a_task(2 * panels, team.threads(), step_.tokens);
+    const int chunk = step_.tokens > 64 ? 1
+                                        : MixtureLinear<T>::panels_a_task(
+                                              2 * panels, team.threads(), step_.tokens);
     team.share(ceil_div(panels, chunk), [&](int task) {
-      gate(layer, mixing.gate_up, task * chunk, std::min(panels, (task + 1) * chunk));
+      gate(layer, mixtures.gate_up, task * chunk, std::min(panels, (task + 1) * chunk));
     });
-    down(team, layer.down, mixing);
-    if (mixing.serial.active()) add_serial(team, mixing.serial);
+    down(team, layer.down, mixtures);
+    if (mixtures.serial.active()) add_serial(team, mixtures.serial);
   }
 
   // residual += down_proj(x) and parallel bottlenecks. Serial ones read the former by itself, in x.
-  void down(Team& team, const Linear& linear, const LayerMixing& mixing) {
+  void down(Team& team, const Linear& linear, const LayerMixtures& mixtures) {
     const int width = m_.intermediate;
-    linears_.prepare(team, mixing.down, linear.is_int8, step_.tokens, active_.data(), width, width);
-    if (mixing.serial.active()) {
+    linears_.prepare(team, mixtures.down, linear.is_int8, step_.tokens, active_.data(), width,
+                     width);
+    if (mixtures.serial.active()) {
       const Job job = {&linear, module_.data(), size_t(m_.hidden), false};
       linears_.run(team, &job, 1, base_, step_.tokens, active_.data(), width,
                    [&](int begin, int end) {
-                     take_apart(mixing.down, begin, end);
-                     add_parallel(mixing.gate_up, begin, end);
+                     take_apart(mixtures.down, begin, end);
+                     add_parallel(mixtures.gate_up, begin, end);
                    });
     } else {
       const Job job = {&linear, residual_.data(), size_t(m_.hidden), true};
-      linears_.run(team, &job, 1, mixing.down, step_.tokens, active_.data(), width,
-                   [&](int begin, int end) { add_parallel(mixing.gate_up, begin, end); });
+      linears_.run(team, &job, 1, mixtures.down, step_.tokens, active_.data(), width,
+                   [&](int begin, int end) { add_parallel(mixtures.gate_up, begin, end); });
     }
   }
 
-  void add_parallel(const Mixing& mixing, int begin, int end) {
-    if (mixing.has(PARALLEL))
-      linears_.add_experts(mixing, PARALLEL, m_.hidden, begin, end, residual_.data(), m_.hidden);
+  void add_parallel(const PhaseMixture& mixture, int begin, int end) {
+    if (mixture.has(PARALLEL))
+      linears_.add_experts(mixture, PARALLEL, m_.hidden, begin, end, residual_.data(), m_.hidden);
   }
 
   // Outputs [begin, end) of the base's down_proj, which are in module_, with their experts: into
   // the residual stream, added in the order of `run`, and alone into x.
-  void take_apart(const Mixing& mixing, int begin, int end) {
+  void take_apart(const PhaseMixture& mixture, int begin, int end) {
     const auto each = [&](const auto& work) {
       for (int token = 0; token < step_.tokens; token++)
         for (int i = begin; i < end; i += LANES) work(size_t(token) * m_.hidden + i);
     };
     each([&](size_t i) { store(&residual_[i], load(&residual_[i]) + load(&module_[i])); });
-    if (mixing.active())
+    if (mixture.active())
       for (float* y : {residual_.data(), module_.data()})
-        linears_.add_experts(mixing, 0, m_.hidden, begin, end, y, m_.hidden);
+        linears_.add_experts(mixture, 0, m_.hidden, begin, end, y, m_.hidden);
     each([&](size_t i) { store(&x_[i], load(&module_[i])); });
   }
 
   // residual += bottlenecks of x, what the feed-forward module puts out
-  void add_serial(Team& team, const Mixing& mixing) {
-    linears_.prepare(team, mixing, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
+  void add_serial(Team& team, const PhaseMixture& mixture) {
+    linears_.prepare(team, mixture, false, step_.tokens, x_.data(), m_.hidden, m_.hidden);
     team.share(ceil_div(m_.hidden, PANEL), [&](int panel) {
-      linears_.add_experts(mixing, 0, m_.hidden, panel * PANEL,
+      linears_.add_experts(mixture, 0, m_.hidden, panel * PANEL,
                            std::min(m_.hidden, (panel + 1) * PANEL), residual_.data(), m_.hidden);
     });
   }
 
   // silu(gate) * up for panels [first, last). Source: Shazeer, "GLU Variants Improve Transformer".
-  void gate(const Layer& layer, const Mixing& mixing, int first, int last) {
+  void gate(const Layer& layer, const PhaseMixture& mixture, int first, int last) {
     static thread_local std::vector<float> buffer;
     const int rows = step_.tokens, begin = first * PANEL;
     const size_t wide = size_t(last - first) * PANEL;
     buffer.resize(2 * wide * rows);
     float* gates = buffer.data();
     float* ups = gates + wide * rows;
-    linears_.compute({&layer.gate, gates - begin, wide, false}, 0, mixing, rows, x_.data(),
+    linears_.compute({&layer.gate, gates - begin, wide, false}, 0, mixture, rows, x_.data(),
                      m_.hidden, first, last);
-    linears_.compute({&layer.up, ups - begin, wide, false}, 1, mixing, rows, x_.data(), m_.hidden,
+    linears_.compute({&layer.up, ups - begin, wide, false}, 1, mixture, rows, x_.data(), m_.hidden,
                      first, last);
     const int count = std::min(int(wide), m_.intermediate - begin);
     for (int r = 0; r < rows; r++)
@@ -377,9 +380,9 @@ class Model : public Decoder {
         norm(step_.sample_index[task - checks], task - checks, m_.final_norm, m_.head);
     });
     if (step_.samples == 0) return;
-    linears_.prepare(team, head_mixing_, false, step_.samples, x_.data(), m_.hidden, m_.hidden);
+    linears_.prepare(team, head_mixture_, false, step_.samples, x_.data(), m_.hidden, m_.hidden);
     const Job job = {&m_.head, step_.logits, size_t(step_.logits_stride), false};
-    linears_.run(team, &job, 1, head_mixing_, step_.samples, x_.data(), m_.hidden);
+    linears_.run(team, &job, 1, head_mixture_, step_.samples, x_.data(), m_.hidden);
     team.share(step_.samples, [&](int i) {
       summarise(step_.logits + size_t(i) * step_.logits_stride, m_.head.outputs, step_.best + i,
                 step_.normaliser + i);
@@ -392,10 +395,10 @@ class Model : public Decoder {
   Step step_;
   StepAttention<T> attention_;
   MixtureLinear<T> linears_;
-  Audience everyone_, sampled_, below_;
-  std::vector<LayerMixing> mixing_;
-  Mixing head_mixing_;
-  const Mixing base_;  // no experts
+  TokenSet all_tokens_, sampled_, below_;
+  std::vector<LayerMixtures> mixtures_;
+  PhaseMixture head_mixture_;
+  const PhaseMixture base_;  // no experts
   std::vector<float> residual_, qkv_, angles_;
   std::vector<float> module_;  // down_proj alone, where a serial bottleneck reads it
   std::vector<X> x_, attended_, active_;

@@ -58,8 +58,8 @@ struct Step {
   int64_t* best;                // [samples]: index of the highest logit
   float* normaliser;            // [samples]: log of the sum of their exponentials
   Weights weights;              // columns 0: the base alone
-  Weights lower;                // the same of the layers below probe_layer
-  float* hidden_states;                   // [tokens, hidden]: what enters layer probe_layer, or null
+  Weights below_probe;          // the same of the layers below probe_layer
+  float* hidden_states;         // [tokens, hidden]: what enters layer probe_layer, or null
   uint8_t* finite;              // [tokens]: whether their last states have a norm, or null
   int32_t tokens;
   int32_t num_rows;

@@ -41,7 +41,7 @@ class Team {
     share(tasks, work, [] {});
   }
 
-  // The same; whichever thread is last calls `then` before any returns, which costs no meeting.
+  // The same; whichever thread is last calls `then` before any returns, which costs no other barrier.
   template <class Work, class Then>
   void share(int tasks, const Work& work, const Then& then) {
     const uint32_t mine = phase_++;
