@@ -105,9 +105,9 @@ class StepExperts:
         without parallel bottlenecks.
         """
         for site, v in ((f"{module}#serial", y), (f"{module}#parallel", x)):
-            found = self._weighed(site)
-            if found is not None:
-                rows, spread = found
+            weighed = self._weighed(site)
+            if weighed is not None:
+                rows, spread = weighed
                 self._operations.mix_bottleneck(
                     y.view(-1, y.shape[-1]),
                     v.reshape(-1, v.shape[-1]),
@@ -124,9 +124,9 @@ class StepExperts:
 
         query, attended [tokens, heads, head_dim]; the query rotated; attended changed in place.
         """
-        found = self._weighed(f"{self.blocks[layer].attention}#prompt")
-        if found is not None:
-            rows, spread = found
+        weighed = self._weighed(f"{self.blocks[layer].attention}#prompt")
+        if weighed is not None:
+            rows, spread = weighed
             lengths = [length for _, length in rows.layout]
             self._operations.attend_prompts(attended, query, rows.a, rows.b, spread, lengths)
         return attended

@@ -101,11 +101,11 @@ class CudaSteps:
             return None
         if len(weights.digests) > MAX_COLUMNS:
             return None
-        found = self._mixtures.rows(weights.digests)
-        capacity = bucket_for(found.most, ROW_BUCKETS)
+        rows_there = self._mixtures.rows(weights.digests)
+        capacity = bucket_for(rows_there.most, ROW_BUCKETS)
         if capacity is None:
             return None
-        return GraphKey(batch, capacity, self._mixtures.touched(found), reads_hidden_states)
+        return GraphKey(batch, capacity, self._mixtures.touched(rows_there), reads_hidden_states)
 
     def _decode(
         self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey

@@ -272,7 +272,9 @@ def check_layer_routing(device: str, name: str) -> None:
     weights = on.operations.layer_routing(
         x, a, prototype, *(on.put(part) for part in (OWNER, candidates, top_k, temperature))
     )
-    directions = torch.stack([prototype[part] @ a[part] for part in torch.split(torch.arange(12), RANK)])
+    directions = torch.stack(
+        [prototype[part] @ a[part] for part in torch.split(torch.arange(12), RANK)]
+    )
     for token in range(TOKENS):
         allowed = candidates[token, :3].nonzero()[:, 0]
         expected = torch.zeros(4, device=on.device)

@@ -1,4 +1,4 @@
-"""What is found out once and kept as JSON in a cache folder: a file there may be any bytes or none.
+"""Results found out once, as JSON in a cache folder: a file there may be any bytes or none.
 
 Nothing depends on such a file but time: what cannot be read is found out again, and what cannot be
 written is found out again at the next start.
@@ -18,18 +18,18 @@ from typing import Any, TypeVar
 from adapters_store.home import is_homeless
 
 _log = logging.getLogger(__name__)
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
-def read_kept(file: Path, parse: Callable[[Any], _Found]) -> _Found | None:
-    """What `parse` makes of the file's JSON; None where there is none, or it is another thing."""
+def read_cached(file: Path, parse: Callable[[Any], _Result]) -> _Result | None:
+    """The file's JSON through `parse`; None where there is none, or it is another thing."""
     try:
         return parse(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 
-def keep(file: Path, content: Any, stays: Callable[[], bool] = lambda: False) -> None:
+def write_cached(file: Path, content: Any, stays: Callable[[], bool] = lambda: False) -> None:
     """Write `content` as JSON, whole or not at all; a warning says where it cannot be.
 
     stays: whether a file that is there by now, of another process, is left as it is.
