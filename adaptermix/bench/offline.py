@@ -259,7 +259,7 @@ class Offline:
         mixture, request_id = job.mixture, str(next(self._ids))
         resolved = self._resolved(mixture)
         if mixture.router is None:
-            return EngineRequest.under(resolved, request_id, tokens, sampling)
+            return EngineRequest.from_mixture(resolved, request_id, tokens, sampling)
         if mixture.router != "given":
             raise BenchmarkError(f"router {mixture.router} reads text: use `bench serve`")
         rows = tuple(mixture.rows[i % len(mixture.rows)] for i in range(max_new_tokens))

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.events import FinalEvent, FinishReason
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingParams
 from router_engine.routers.centroids import ANY_THREAD, ThreadRunner
 from router_engine.routers.encoder.encoder_messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
@@ -101,7 +101,7 @@ class HiddenStateEncoder:
             SamplingParams(max_new_tokens=1),
             is_background=True,
             reads_hidden_states=True,
-            report_hidden=True,
+            reports=Reports(hidden_mean=True),
         )
         async with aclosing(self._engine.submit(request)) as events:
             async for event in events:

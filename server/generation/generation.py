@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from router_engine.client.base import EngineClient, EngineInfo
 from router_engine.errors import EngineDiedError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingParams
 from router_engine.routers.errors import RouterUnavailableError
 from server.errors import GenerationFailedError, InputError, RequestCancelledError
 from server.generation.admission import Admission
@@ -188,11 +188,10 @@ class Generation:
             combination=plan.combination,
             routing=plan.routing,
             priority=ask.priority,
-            report_weights=plan.routing is not None,
             reads_hidden_states=plan.reads_hidden_states,
             layer_routing=plan.layer_routing,
             ensemble=plan.ensemble,
-            report_gates=ask.report_gates,
+            reports=Reports(weights=plan.routing is not None, gates=ask.report_gates),
         )
         return PreparedRequest(request, plan, ask.stops, ask.endpoint)
 
@@ -247,7 +246,7 @@ class Generation:
                     break
                 if pieces:
                     yield Update(pieces, job.plan)
-            final = await self._ended(job.request, events) if job.request.report_gates else None
+            final = await self._ended(job.request, events) if job.request.reports.gates else None
         yield follower.finish(final)
 
     async def _ended(
@@ -348,7 +347,7 @@ class _Follower:
             cached_tokens=None if final is None else final.num_cached_tokens,
             stop_token_id=None if final is None else final.stop_token_id,
             plan=self._job.plan,
-            gates=final.gates if final is not None and self._job.request.report_gates else None,
+            gates=final.gates if final is not None and self._job.request.reports.gates else None,
         )
         return Update(pieces, self._job.plan, completion)
 

@@ -21,7 +21,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, Reports, SamplingParams, TokenRouting
 from tests.router_engine.conftest import ALL_LINEARS, MakeEngine, MakeHarness
 from tests.router_engine.paths import CPU, CUDA, REFERENCE, TRITON, EnginePath, path_params
 from tests.support.arrow import make_gapped_folder, peft_arrow, with_arrow
@@ -70,7 +70,7 @@ def _arrow(
         SamplingParams(max_new_tokens=new),
         adapters=tuple(digests),
         layer_routing=LayerRouting("arrow", params),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 

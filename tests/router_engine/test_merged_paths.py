@@ -39,7 +39,7 @@ def _traffic(path: EnginePath, digests: tuple[str, ...], tag: str) -> list[Engin
     return [
         request(f"{tag} base", prompt, max_new_tokens=path.tokens),
         *(
-            EngineRequest.under(mixture, f"{tag} {name}", prompt, sampling)
+            EngineRequest.from_mixture(mixture, f"{tag} {name}", prompt, sampling)
             for name, mixture in mixtures.items()
         ),
         EngineRequest(f"{tag} routed", prompt, sampling, digests[:3], routing=routing),

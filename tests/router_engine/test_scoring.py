@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingParams, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath
 from tests.support.harness import Answer
@@ -38,7 +38,7 @@ def _scored(
         adapters=tuple(digests),
         weights=tuple(weights),
         routing=routing,
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 

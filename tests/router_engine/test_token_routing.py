@@ -13,7 +13,7 @@ import torch
 from adapters_store.types import Combination
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingParams, TokenRouting
 from router_engine.routers.base import RoutedWeights
 from tests.router_engine.conftest import MakeEngine, MakeHarness
 from tests.router_engine.paths import REFERENCE, EnginePath, path_params
@@ -43,7 +43,7 @@ def _routed(
         adapters=tuple(digests),
         combination=combination,
         routing=TokenRouting("given", {"weights": weights}, every, context, lag),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 

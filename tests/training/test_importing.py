@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from adaptermix.training.importing.adamix.importer import import_adamix
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.store import AdapterStore
-from tests.adapters_store.test_peft_parity import spec_of
+from tests.adapters_store.parity.test_peft_parity import spec_of
 from tests.support.adamix_checkpoint import (
     ALPHA,
     HIDDEN,

@@ -17,7 +17,7 @@ from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest
 from router_engine.model.loader import base_spec
-from tests.adapters_store.test_peft_parity import spec_of
+from tests.adapters_store.parity.test_peft_parity import spec_of
 from tests.support.adamix_bottleneck import SIZE, bottleneck_model
 from tests.support.adamix_checkpoint import (
     ALPHA,

@@ -16,7 +16,7 @@ from adaptermix.bench.prompts import make_prompts
 from adaptermix.bench.routing.cases import RoutingCase, Size, around, even_mixture
 from adaptermix.bench.settings import RoutingSettings
 from adaptermix.bench.subject import Subject
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingParams
 from router_engine.routers.centroids import Centroid
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RouterRegistry
@@ -105,7 +105,7 @@ class Rig:
             if case.is_routed:
                 candidates = self.system.digests[: size.candidates]
                 is_told = report and "routing" in case.fields
-                request = replace(request, adapters=candidates, report_weights=is_told)
+                request = replace(request, adapters=candidates, reports=Reports(weights=is_told))
             else:
                 digests, weights = self._weights(case.router, size)[index]
                 request = replace(request, adapters=digests, weights=weights)
@@ -134,7 +134,7 @@ class Rig:
                 prompt,
                 SamplingParams(max_new_tokens=1),
                 reads_hidden_states=True,
-                report_hidden=True,
+                reports=Reports(hidden_mean=True),
             )
             for index, prompt in enumerate(self._prompts)
         ]

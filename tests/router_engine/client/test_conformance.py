@@ -14,7 +14,7 @@ from router_engine.client.base import EngineClient, Residency
 from router_engine.errors import AdapterBusyError, EngineError, MixtureError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingParams, TokenRouting
 from tests.router_engine.client.support import PROMPT, answer_to
 from tests.support.harness import request
 
@@ -74,7 +74,7 @@ async def test_routed_weights_come_back_with_each_token(
         SamplingParams(max_new_tokens=3),
         adapters=(digests["math"], digests["code"]),
         routing=TokenRouting("given", {"weights": rows}),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
     answer = await answer_to(client, routed)
     assert [list(token.weights) for token in answer.tokens] == rows

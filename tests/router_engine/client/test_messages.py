@@ -30,7 +30,7 @@ from router_engine.events import (
 )
 from router_engine.process import messages as m
 from router_engine.process.wire_errors import WireError
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, Reports, SamplingParams, TokenRouting
 from router_engine.stats import EngineStats
 
 MIXTURE = ResolvedMixture(("sha256:" + "a" * 64, "sha256:" + "b" * 64), (0.5, -1.25), "linear")
@@ -41,9 +41,9 @@ ROUTED = EngineRequest(
     adapters=MIXTURE.digests,
     routing=TokenRouting("given", {"weights": [[0.5, 0.5], [1.0, 0.0]]}, every=2),
     priority=-1,
-    report_weights=True,
+    reports=Reports(weights=True),
 )
-FIXED = EngineRequest.under(MIXTURE, "r2", (4, 5), SamplingParams())
+FIXED = EngineRequest.from_mixture(MIXTURE, "r2", (4, 5), SamplingParams())
 ENSEMBLE = EngineRequest(
     "r4", (7,), adapters=("sha256:a~stochastic:0",), weights=(1.0,), ensemble=(("sha256:b",),)
 )

@@ -10,7 +10,7 @@ import pytest
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingParams, TokenRouting
 from tests.router_engine import paths
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath, path_params
@@ -29,7 +29,7 @@ def routed(digest: str, prompt: list[int], weights: list[float], context: Contex
     routing = TokenRouting("given", {"weights": [[weight] for weight in weights]}, 1, context)
     sampling = SamplingParams(max_new_tokens=len(weights))
     return EngineRequest(
-        "routed", tuple(prompt), sampling, (digest,), routing=routing, report_gates=True
+        "routed", tuple(prompt), sampling, (digest,), routing=routing, reports=Reports(gates=True)
     )
 
 

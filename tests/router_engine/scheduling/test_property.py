@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from router_engine.config import SchedulerConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingParams, TokenRouting
 from tests.router_engine.scheduling.harness import BLOCK_SIZE, Drive
 
 NUM_BLOCKS = 11
@@ -89,7 +89,7 @@ class Traffic(RuleBasedStateMachine):
                 () if is_routed else (weight,) * len(adapters),
                 routing=routing if is_routed else None,
                 priority=priority,
-                report_weights=True,
+                reports=Reports(weights=True),
                 ensemble=() if is_routed else ensemble,
             ),
             ready=ready,

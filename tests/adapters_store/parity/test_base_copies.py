@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters_store.store import AdapterStore
 from adapters_store.types import BaseModelSpec, CheckReport
 from router_engine.model.embeddings import embedding_specs
-from tests.adapters_store.test_peft_parity import spec_of
+from tests.adapters_store.parity.test_peft_parity import spec_of
 from tests.support.tiny import family_model, make_lora_folder
 
 FORMATS = (torch.float32, torch.float16, torch.bfloat16)
