@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from adapters_store.errors import StoreError
 from adapters_store.types import BaseModelSpec, ResolvedMixture
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.config import EngineConfig
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
@@ -24,6 +23,7 @@ from router_engine.experts.base import AdapterSource
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
+from router_engine.info import AdapterResidency, EngineInfo, MergedState
 from router_engine.kernels.dispatch import choose_kernels
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for

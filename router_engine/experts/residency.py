@@ -15,7 +15,6 @@ from itertools import chain
 import torch
 
 from adapters_store.types import AdapterManifest
-from router_engine.client.base import AdapterResidency, Residency
 from router_engine.config import AdapterPoolConfig, SchedulerConfig
 from router_engine.errors import AdapterBusyError
 from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapter
@@ -24,6 +23,7 @@ from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
 from router_engine.experts.waiting import LoadResults, Waiter, fewest, misfit
+from router_engine.info import AdapterResidency, Residency
 
 _TURNS = SchedulerConfig()
 

@@ -7,11 +7,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import MergedState
 from router_engine.config import MergeConfig, Quantization
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.base import HostAdapter
 from router_engine.experts.residency import ADMIN, ResidencyManager
+from router_engine.info import MergedState
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merge_policy import MergePolicy
 from router_engine.merging.merged_base import MergedBase

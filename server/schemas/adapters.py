@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import ConfigDict, Field
 
 from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
-from router_engine.client.base import AdapterResidency, MergedState
+from router_engine.info import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 
 if TYPE_CHECKING:
