@@ -31,10 +31,10 @@ from router_engine.merging.control import MERGED, MergeControl
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merged_base import BaseWeights, MergedBase
 from router_engine.mixture.rules import (
-    DIRECTIONS_ONLY,
+    ARROW_NEEDS_PLAIN_LORA,
     NOT_BEFORE_THE_PROMPT,
     check_mixture,
-    refuse_special,
+    require_plain_lora,
     without_zeros,
 )
 from router_engine.model.body import Body
@@ -300,7 +300,7 @@ class Engine:
             check_mixture(mixture, tuple(manifests.values()))
             if request.layer_routing is not None:
                 for digest, manifest in manifests.items():
-                    refuse_special(digest, manifest, DIRECTIONS_ONLY)
+                    require_plain_lora(digest, manifest, ARROW_NEEDS_PLAIN_LORA)
             if request.reads_hidden_states and whole:
                 raise MixtureError(f"{whole[0]}: {NOT_BEFORE_THE_PROMPT}")
         except MixtureError as error:

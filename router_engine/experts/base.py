@@ -13,7 +13,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, GatingNetworkSpec
+from adapters_store.expert_kinds.base import Activation
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from adapters_store.types import AdapterManifest
 
 
@@ -130,7 +131,7 @@ class HostAdapter:
     """An adapter's weights in host memory, ready to be copied to the device.
 
     pairs: rank rows by site, which is a linear layer's path, or "model.layers.0.mlp#parallel",
-    "...mlp#serial", "...self_attn#prompt" (`adapters_store.expert_types`). routers: by the path of
+    "...mlp#serial", "...self_attn#prompt" (`adapters_store.expert_kinds`). routers: by the path of
     their layer.
     """
 
@@ -147,6 +148,6 @@ class HostAdapter:
         object.__setattr__(self, "num_bytes", num_bytes)
 
     @property
-    def only_lora(self) -> bool:
+    def is_plain_lora(self) -> bool:
         """Whether it is LoRA at linear layers alone, without gates."""
         return not any("#" in site or rows.gate is not None for site, rows in self.pairs.items())

@@ -7,7 +7,8 @@ import time
 import torch
 from safetensors import safe_open
 
-from adapters_store.expert_types import BottleneckExpertSpec, PromptExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from router_engine.experts.base import AdapterContents, BaseProjections, ExpertRows, HostAdapter
 from router_engine.experts.bottleneck import bottleneck_rows
 from router_engine.experts.contained import contained

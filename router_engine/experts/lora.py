@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.types import AdapterManifest
 from router_engine.experts.base import ExpertRows
 from router_engine.experts.copies import AdapterTensors
@@ -23,7 +23,7 @@ def lora_rows(
     for expert in manifest.lora_experts:
         by_site.setdefault(expert.site, []).append(expert)
     factors = [_factors(experts, tensors, dtype) for experts in by_site.values()]
-    if manifest.not_plain is None:
+    if manifest.is_plain_lora:
         directions = prototypes(factors)
     else:  # `arrow` refuses it
         directions = [torch.zeros(a.shape[0]) for a, _ in factors]

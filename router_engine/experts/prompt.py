@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adapters_store.expert_types import PromptExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from router_engine.experts.base import BaseProjections, ExpertRows
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.gates import gate_rows

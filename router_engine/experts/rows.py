@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 from router_engine.experts.allocator import Span
 from router_engine.experts.base import HostAdapter, HostGatingNetwork
 from router_engine.experts.site_rows import RowAttributes, SiteRows
@@ -88,7 +88,7 @@ class RowPool:
         self._sites: dict[str, SiteRows] = {}
         self._residents: dict[str, dict[str, int]] = {}  # digest -> site -> rows
         self._routers: dict[str, dict[str, HostGatingNetwork]] = {}  # digest -> layer -> router
-        self._beyond_lora: set[str] = set()
+        self._with_extras: set[str] = set()
         self._gathered: dict[str, tuple[tuple[str, ...], GatheredRows | None]] = {}
         self.version = 0  # changes whenever rows do
 
@@ -131,14 +131,14 @@ class RowPool:
                 layer: router.mapped(lambda part: part.to(self._device, non_blocking=True))
                 for layer, router in adapter.routers.items()
             }
-        if not adapter.only_lora:
-            self._beyond_lora.add(adapter.digest)
+        if not adapter.is_plain_lora:
+            self._with_extras.add(adapter.digest)
         self._residents[adapter.digest] = {s: rows.count for s, rows in adapter.pairs.items()}
         self._changed()
 
     def remove(self, digest: str) -> int:
         """Free an adapter's rows and routers; returns the bytes that they held."""
-        self._beyond_lora.discard(digest)
+        self._with_extras.discard(digest)
         freed = sum(router.num_bytes for router in self._routers.pop(digest).values())
         for site, count in self._residents.pop(digest).items():
             rows = self._sites[site]
@@ -190,9 +190,9 @@ class RowPool:
         """Whether a resident adapter has routers of whole prompts."""
         return any(router.spec.scope == "prompt" for router in self._routers[digest].values())
 
-    def only_lora(self, digests: tuple[str, ...]) -> bool:
+    def are_plain_lora(self, digests: tuple[str, ...]) -> bool:
         """Whether all of these residents are LoRA at linear layers alone, without gates."""
-        return self._beyond_lora.isdisjoint(digests)
+        return self._with_extras.isdisjoint(digests)
 
     def gate_columns(self, digests: tuple[str, ...]) -> GateColumns:
         """Where each adapter's gates stand in a step's matrix of them, in the order of `digests`.

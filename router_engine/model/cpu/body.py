@@ -91,7 +91,7 @@ class CpuBody:
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateTensors | None:
         """Room for the gates of a step's adapters, if any has a router."""
-        if weights is None or self._pool.only_lora(weights.digests):
+        if weights is None or self._pool.are_plain_lora(weights.digests):
             return None
         columns = self._pool.gate_columns(weights.digests)
         if not columns:
@@ -126,7 +126,7 @@ class _Mixture:
         parts = (weights.total, weights.root, weights.merged_root)
         self._parts = [None if part is None else part.contiguous() for part in parts]
         self.weights.columns = len(self._experts)
-        self.weights.beside = not pool.only_lora(weights.digests)
+        self.weights.beside = not pool.are_plain_lora(weights.digests)
         self.weights.experts = ctypes.addressof(self._pointers)
         self.weights.total, self.weights.root, self.weights.merged_root = (
             None if part is None else part.data_ptr() for part in self._parts

@@ -97,7 +97,7 @@ class CudaBody:
             return GraphKey(batch, reads_hidden_states=reads_hidden_states)
         if weights.root is not None or weights.merged_root is not None:
             return None
-        if weights.gates is not None or not self._experts.pool.only_lora(weights.digests):
+        if weights.gates is not None or not self._experts.pool.are_plain_lora(weights.digests):
             return None
         if len(weights.digests) > MAX_COLUMNS:
             return None

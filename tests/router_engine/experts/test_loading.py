@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.types import ResolvedMixture
 from router_engine.experts.base import BaseProjections
 from router_engine.experts.copies import choose_copies
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
-from router_engine.experts.variants import CopiedExpert, Side, average
+from router_engine.experts.variants import Side, average
 from router_engine.kernels.reference.operations import ReferenceOperations
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.attention import attention_calls
@@ -136,7 +137,7 @@ def test_a_variant_chooses_copies_side_by_side(
 ) -> None:
     asked: set[tuple[str, Side]] = set()
 
-    def third(expert: CopiedExpert, side: Side) -> tuple[float, ...]:
+    def third(expert: ExpertSpec, side: Side) -> tuple[float, ...]:
         asked.add((expert.module, side))
         return (0.0, 0.0, 1.0) if side == "down" else (1.0,)
 
@@ -168,8 +169,8 @@ def test_the_pool_holds_what_the_manifest_counts(
         assert pool.residents[name] == files.manifest.rows_by_site
     digests = tuple(kinds)
     assert pool.gate_columns(digests) == (("soft", 0, 6), ("native", 6, 7), ("moe", 13, 8))
-    assert pool.only_lora(("lora",))
-    assert not pool.only_lora(("lora", "prompt"))
+    assert pool.are_plain_lora(("lora",))
+    assert not pool.are_plain_lora(("lora", "prompt"))
     for adapter in adapters:
         assert pool.remove(adapter.digest) >= adapter.num_bytes
     assert pool.used_rows == 0

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.base import Activation
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.kernels.reference.experts import ACTIVATIONS, attend_prompts, mix_bottleneck
 from router_engine.kernels.reference.layer_router import gating_values

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
 from router_engine.experts.base import ExpertRows, HostGatingNetwork
 from router_engine.experts.contained import contained
 from router_engine.kernels.base import Chunk
