@@ -109,7 +109,7 @@ class RowPool:
         """Whether all of them together have room once the residents `leaving` are gone."""
         needed: Counter[str] = Counter()
         for adapter in adapters:
-            needed.update({site: rows.count for site, rows in adapter.pairs.items()})
+            needed.update({site: rows.count for site, rows in adapter.rows_by_site.items()})
         freed: Counter[str] = Counter()
         for digest in leaving:
             freed.update(self._residents[digest])
@@ -123,17 +123,19 @@ class RowPool:
 
         No step may use them before `transfer.arrived`.
         """
-        spans = {site: self._room(adapter, site) for site in adapter.pairs}
+        spans = {site: self._room(adapter, site) for site in adapter.rows_by_site}
         with self.transfer.placing(adapter.digest):
             for site, span in spans.items():
-                self._sites[site].put(span, adapter.pairs[site])
+                self._sites[site].put(span, adapter.rows_by_site[site])
             self._routers[adapter.digest] = {
                 layer: router.mapped(lambda part: part.to(self._device, non_blocking=True))
                 for layer, router in adapter.routers.items()
             }
         if not adapter.is_plain_lora:
             self._with_extras.add(adapter.digest)
-        self._residents[adapter.digest] = {s: rows.count for s, rows in adapter.pairs.items()}
+        self._residents[adapter.digest] = {
+            s: rows.count for s, rows in adapter.rows_by_site.items()
+        }
         self._changed()
 
     def remove(self, digest: str) -> int:
@@ -231,7 +233,7 @@ class RowPool:
 
     def _room(self, adapter: HostAdapter, site: str) -> Span:
         """Rows of a site for an adapter, in storage that holds them."""
-        theirs = adapter.pairs[site]
+        theirs = adapter.rows_by_site[site]
         if site not in self._sites:
             self._sites[site] = SiteRows.like(theirs, self.max_rank_rows, self._dtype, self._device)
         rows = self._sites[site]

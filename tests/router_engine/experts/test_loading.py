@@ -124,10 +124,12 @@ def test_copies_are_averaged_as_the_manifest_says(
     assert lora.copies is not None
     weights = torch.tensor(lora.copies.down)
     expected = torch.tensordot(weights, tensors[lora.tensor_a], 1)
-    torch.testing.assert_close(adapter.pairs[lora.site].a, expected)
-    torch.testing.assert_close(adapter.pairs[lora.site].b, lora.scale * tensors[lora.tensor_b][0].T)
+    torch.testing.assert_close(adapter.rows_by_site[lora.site].a, expected)
+    torch.testing.assert_close(
+        adapter.rows_by_site[lora.site].b, lora.scale * tensors[lora.tensor_b][0].T
+    )
     bias = torch.tensordot(weights, tensors[f"{bottleneck.module}.serial.d"], 1)
-    found = adapter.pairs[bottleneck.site].bias
+    found = adapter.rows_by_site[bottleneck.site].bias
     assert found is not None
     torch.testing.assert_close(found, torch.cat([bias, torch.ones(1)]))
 
@@ -145,7 +147,9 @@ def test_a_variant_chooses_copies_side_by_side(
     files = FolderFiles.of(make_expert_folder(tmp_path / "copies", layers))
     adapter = load_adapter("c", files, torch.float32, projections, third)
     lora = files.manifest.lora_experts[0]
-    assert torch.equal(adapter.pairs[lora.site].a, load_file(files.tensors)[lora.tensor_a][2])
+    assert torch.equal(
+        adapter.rows_by_site[lora.site].a, load_file(files.tensors)[lora.tensor_a][2]
+    )
     assert asked == {(e.module, side) for e in files.manifest.experts for side in ("down", "up")}
     assert average(lora, "up") == (1.0,)
 
