@@ -104,7 +104,12 @@ class Engine:
         base, quantization = MergedBase(fast), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool, adapters, config.adapters, loaded.dtype, projections, wake, config.scheduler
+            pool,
+            adapters,
+            config.adapters,
+            projections,
+            wake,
+            config.scheduler,
         )
         bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
@@ -268,13 +273,13 @@ class Engine:
 
     def _settle(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
-        grants = self._residency.pump()
-        self._merge.give_way()  # which the next `pump` makes use of
-        for owner in grants.ready:
+        results = self._residency.poll()
+        self._merge.give_way()  # which the next `poll` makes use of
+        for owner in results.ready:
             self._granted(owner, None)
-        for owner, reason in grants.failed:
+        for owner, reason in results.failed:
             self._granted(owner, AdapterLoadError(reason))
-        for owner, reason in grants.refused:
+        for owner, reason in results.refused:
             self._granted(owner, RequestRefusedError(reason))
         self._routing.take(self._scheduler, self._fail)
         self._let_go()

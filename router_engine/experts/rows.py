@@ -83,7 +83,7 @@ class RowPool:
         """`transfer`: how rows get to the device; None: the way that its kind has."""
         self.max_rank_rows = max_rank_rows  # rows of one module
         self.transfer = transfer_for(device) if transfer is None else transfer
-        self._dtype = dtype
+        self.dtype = dtype  # of the rows' a and b
         self._device = device
         self._sites: dict[str, SiteRows] = {}
         self._residents: dict[str, dict[str, int]] = {}  # digest -> site -> rows
@@ -235,7 +235,7 @@ class RowPool:
         """Rows of a site for an adapter, in storage that holds them."""
         theirs = adapter.rows_by_site[site]
         if site not in self._sites:
-            self._sites[site] = SiteRows.like(theirs, self.max_rank_rows, self._dtype, self._device)
+            self._sites[site] = SiteRows.like(theirs, self.max_rank_rows, self.dtype, self._device)
         rows = self._sites[site]
         span = rows.allocator.place(adapter.digest, theirs.count)
         if span is None:
