@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters_store.home import expanded, is_homeless
 from adapters_store.near_names import near_names
+from router_engine.backends.cpu.build import known_isa
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -30,7 +31,6 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
-from router_engine.kernels.cpu.build import known_isa
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.encoder_config import EncoderDType
 from server.utf8 import require_utf8

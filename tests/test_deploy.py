@@ -15,8 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from router_engine.kernels.cpu.build import known_isas
-from router_engine.kernels.cpu.library import supported_isas
+from router_engine.backends.cpu.build import known_isas
+from router_engine.backends.cpu.library import supported_isas
 from server.settings import Settings
 from tests.support.isas import here
 

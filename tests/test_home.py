@@ -13,9 +13,9 @@ from adapters_store import home
 from adapters_store.blobs.opening import open_blobs
 from adapters_store.errors import StoreError
 from router_engine.assets import AssetError
-from router_engine.kernels.cpu import build as kernels
+from router_engine.backends.cpu import build as kernels
+from router_engine.backends.kept import keep
 from router_engine.model.checkpoint import called
-from router_engine.model.kept import keep
 from router_engine.model.loader import described_by
 from server.container import Container
 from server.models import base_files, encoder_directory, encoder_name

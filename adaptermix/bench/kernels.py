@@ -25,9 +25,9 @@ from adaptermix.bench.products import (
 from adaptermix.bench.report import provenance, row
 from adaptermix.bench.settings import KernelSettings, ModelSettings
 from adaptermix.bench.subject import Subject, resolve
+from router_engine.backends.cpu.build import KernelBuildError, build
+from router_engine.backends.cpu.library import Library
 from router_engine.config import KernelConfig
-from router_engine.kernels.cpu.build import KernelBuildError, build
-from router_engine.kernels.cpu.library import Library
 from router_engine.kernels.reference.low_rank import mix_sum
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.request import SamplingParams

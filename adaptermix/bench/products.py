@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptermix.bench.subject import Subject
+from router_engine.backends.cpu.library import Library
 from router_engine.errors import EngineError
-from router_engine.kernels.cpu.library import Library
 from router_engine.model.quantized import Int8Linear
 
 Shape = tuple[int, int]  # outputs, inputs

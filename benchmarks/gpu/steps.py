@@ -13,6 +13,7 @@ import torch
 
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
+from router_engine.backends.cuda.cuda_backend import CudaBackend
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -22,7 +23,6 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.engine import Engine
-from router_engine.model.cuda.body import CudaBody
 from router_engine.offline import OfflineEngine
 from router_engine.request import EngineRequest, SamplingParams
 
@@ -110,15 +110,16 @@ class EngineSteps:
 
     def _device_seconds(self) -> float | None:
         """The last step's graph run again and again; None where there are no graphs."""
-        body = self.engine.body
-        if not isinstance(body, CudaBody) or not torch.cuda.is_available():
+        backend = self.engine.backend
+        graphs = backend.graphs if isinstance(backend, CudaBackend) else None
+        if graphs is None or not torch.cuda.is_available():
             return None
         event: Any = torch.cuda.Event  # untyped in torch
         first, last = (event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         first.record()
         for _ in range(self._sizes.steps):
-            body.graphs.again()
+            graphs.again()
         last.record()
         torch.cuda.synchronize()
         return float(first.elapsed_time(last)) / 1000 / self._sizes.steps

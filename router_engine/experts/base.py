@@ -16,6 +16,7 @@ from torch import Tensor
 from adapters_store.expert_kinds.base import Activation
 from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from adapters_store.types import AdapterManifest
+from router_engine.kernels.base import GatingWeights
 
 
 class AdapterContents(Protocol):
@@ -97,33 +98,18 @@ class ExpertRows:
 
 @dataclass(frozen=True, slots=True)
 class HostGatingNetwork:
-    """The router inside one layer, on the host; the pool keeps one like it on the device.
+    """A gating network inside one layer, on the host; the pool keeps one like it on the device."""
 
-    wide [rows, features], in the pool's dtype: R [outputs] of a linear router, or W1 and then W3
-    [hidden each] of a swiglu one; then W [1] of the threshold's net, where it has one.
-    wide_bias [rows] fp32. w2 [outputs, hidden], bias2 [outputs] fp32: of swiglu, else None.
-    """
-
-    spec: GatingNetworkSpec
-    wide: Tensor
-    wide_bias: Tensor
-    w2: Tensor | None = None
-    bias2: Tensor | None = None
+    spec: GatingNetworkSpec  # what it reads and when
+    network: GatingWeights  # what the kernels compute with; its `wide` in the pool's dtype
 
     @property
     def num_bytes(self) -> int:
-        parts = (self.wide, self.wide_bias, self.w2, self.bias2)
-        return sum(part.nbytes for part in parts if part is not None)
+        return self.network.num_bytes
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> HostGatingNetwork:
         """The same with every tensor changed."""
-        return replace(
-            self,
-            wide=change(self.wide),
-            wide_bias=change(self.wide_bias),
-            w2=None if self.w2 is None else change(self.w2),
-            bias2=None if self.bias2 is None else change(self.bias2),
-        )
+        return replace(self, network=self.network.mapped(change))
 
 
 @dataclass(frozen=True, slots=True)

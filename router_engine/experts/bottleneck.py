@@ -14,7 +14,6 @@ from router_engine.experts.gates import gate_rows
 from router_engine.experts.kinds import ExpertKind, Loading, Term
 from router_engine.experts.rows import GatheredRows
 from router_engine.kernels.base import Operations
-from router_engine.kernels.reference.experts import mix_bottleneck
 
 
 def bottleneck_rows(
@@ -50,14 +49,18 @@ def _rows(expert: BottleneckExpertSpec, tensors: AdapterTensors, dtype: torch.dt
     )
 
 
-def _serial(_: Operations, y: Tensor, x: Tensor, rows: GatheredRows, row_weights: Tensor) -> None:
+def _serial(
+    operations: Operations, y: Tensor, x: Tensor, rows: GatheredRows, row_weights: Tensor
+) -> None:
     """y + the bottlenecks that read y. Not x: `kinds.Add`."""
-    mix_bottleneck(y, y, rows.a, rows.b, row_weights, rows.bias, rows.activations)
+    operations.mix_bottleneck(y, y, rows.a, rows.b, row_weights, rows.bias, rows.activations)
 
 
-def _parallel(_: Operations, y: Tensor, x: Tensor, rows: GatheredRows, row_weights: Tensor) -> None:
+def _parallel(
+    operations: Operations, y: Tensor, x: Tensor, rows: GatheredRows, row_weights: Tensor
+) -> None:
     """y + the bottlenecks that read x."""
-    mix_bottleneck(y, x, rows.a, rows.b, row_weights, rows.bias, rows.activations)
+    operations.mix_bottleneck(y, x, rows.a, rows.b, row_weights, rows.bias, rows.activations)
 
 
 # Serial ones read what the feed-forward puts out, without parallel ones: they come first.

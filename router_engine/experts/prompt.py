@@ -14,7 +14,6 @@ from router_engine.experts.gates import gate_rows
 from router_engine.experts.kinds import ExpertKind, Loading, Term
 from router_engine.experts.rows import GatheredRows
 from router_engine.kernels.base import Operations
-from router_engine.kernels.reference.experts import attend_prompts
 
 
 def prompt_rows(
@@ -41,11 +40,11 @@ def _rows(expert: PromptExpertSpec, tensors: AdapterTensors, loading: Loading) -
 
 
 def _attend(
-    _: Operations, attended: Tensor, query: Tensor, rows: GatheredRows, row_weights: Tensor
+    operations: Operations, attended: Tensor, query: Tensor, rows: GatheredRows, row_weights: Tensor
 ) -> None:
     """attended + the prompts: `kinds.Add` at attention."""
     lengths = [length for _, length in rows.layout]
-    attend_prompts(attended, query, rows.a, rows.b, row_weights, lengths)
+    operations.attend_prompts(attended, query, rows.a, rows.b, row_weights, lengths)
 
 
 KIND = ExpertKind("prompt", prompt_rows, (Term("attention", "#prompt", _attend),))

@@ -12,8 +12,7 @@ from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.gate_values import StepGateValues
 from router_engine.experts.kinds import Term, expert_kinds
 from router_engine.experts.rows import GatheredRows, RowPool
-from router_engine.kernels.base import Operations, RowBlocks
-from router_engine.kernels.reference.gates import layer_routing_weights
+from router_engine.kernels.base import Operations, RankFold, RowBlocks
 from router_engine.kernels.weighted import weighted
 from router_engine.mixture.weights import LayerRoutedTokens, StepWeights
 
@@ -56,7 +55,7 @@ class StepExperts:
             columns = self.pool.gate_columns(weights.digests)
             if columns:
                 layers = len(self.blocks)
-                self._gates = StepGateValues(self.pool, weights, columns, layers)
+                self._gates = StepGateValues(self.pool, self._operations, weights, columns, layers)
 
     @contextmanager
     def rows(self, index: Tensor) -> Iterator[None]:
@@ -210,7 +209,7 @@ class StepExperts:
     ) -> None:
         """As `_sum`, with the weights that the layer finds added to those that are given."""
         parts = (gates.candidates, gates.top_k, gates.temperature)
-        weights = layer_routing_weights(x, rows.a, rows.prototype, rows.owner, *parts)
+        weights = self._operations.layer_routing(x, rows.a, rows.prototype, rows.owner, *parts)
         if total is not None:
             weights += total
         spread = self._times_gates(module, rows, weights.index_select(1, rows.owner))
@@ -220,13 +219,10 @@ class StepExperts:
         self, y: Tensor, x: Tensor, rows: GatheredRows, root: Tensor, *, sign: float
     ) -> None:
         spread = self._per_row(root, rows)
-        self._operations.mix_linear(
-            y,
-            x,
-            rows.a,
-            rows.b,
-            weighted(rows.scale_root, spread),
-            weighted(sign / rows.scale_root, spread),
-            rows.rank_index,
-            rows.max_rank,
+        fold = RankFold(
+            shrink=weighted(rows.scale_root, spread),
+            expand=weighted(sign / rows.scale_root, spread),
+            index=rows.rank_index,
+            max_rank=rows.max_rank,
         )
+        self._operations.mix_linear(y, x, rows.a, rows.b, fold)

@@ -83,9 +83,9 @@ def test_targets_are_judged_by_what_was_measured_in_turn() -> None:
 
 @pytest.mark.slow
 def test_the_command_measures_what_runs_here(tmp_path: Path) -> None:
+    from router_engine.backends.cpu.build import build
+    from router_engine.backends.cpu.library import supported_isas
     from router_engine.config import KernelConfig
-    from router_engine.kernels.cpu.build import build
-    from router_engine.kernels.cpu.library import supported_isas
 
     runnable = supported_isas(build(KernelConfig().cache))
     chosen = ["--model", str(save_tiny(tmp_path / "model")), "--isa", runnable[0]]

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from router_engine.backends.base import TORCH
+from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu.build import build, library_path
+from router_engine.backends.cpu.choice import Choice, choose, parse_choice
+from router_engine.backends.cpu.trial import ROWS, LayerShape, TorchTrial, measure
+from router_engine.backends.kept import keep, read_kept
 from router_engine.config import CacheConfig, CpuIsa, EngineConfig, KernelConfig
 from router_engine.errors import EngineError
-from router_engine.kernels.cpu import build as kernel_build
-from router_engine.kernels.cpu.build import build, library_path
-from router_engine.model.cpu.choice import Choice, choose, parse_choice
-from router_engine.model.cpu.trial import ROWS, TORCH, LayerShape, TorchTrial, measure
-from router_engine.model.kept import keep, read_kept
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import request
 from tests.support.isas import here

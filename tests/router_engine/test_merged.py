@@ -23,7 +23,7 @@ PROMPT = list(range(5, 30))
 def base_weights(harness: EngineHarness) -> dict[str, torch.Tensor]:
     """A copy of the embedding and of every linear weight of the base, as it is computed with."""
     engine = harness.engine
-    found = {path: engine.weights.read(path).clone() for path in engine.base.linears}
+    found = {path: engine.backend.read_weight(path).clone() for path in engine.base.linears}
     return found | {"embedding": engine.model.get_input_embeddings().weight.detach().clone()}
 
 

@@ -12,6 +12,8 @@ import torch
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
 from router_engine.config import AdapterPoolConfig, ModelConfig
 from router_engine.experts.base import ExpertRows, HostAdapter
 from router_engine.experts.residency import ResidencyManager
@@ -19,8 +21,6 @@ from router_engine.experts.rows import RowPool
 from router_engine.experts.transfer import StreamTransfer, SyncTransfer, transfer_for
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
 from tests.router_engine.conftest import MakeHarness
 
 CPU = torch.device("cpu")

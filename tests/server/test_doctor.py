@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from adaptermix.cli.main import app
+from router_engine.backends.cpu.build import ISAS_OF, architecture, build, known_isas
 from router_engine.config import KernelConfig
-from router_engine.kernels.cpu.build import ISAS_OF, architecture, build, known_isas
 from tests.support.isas import here
 from tests.support.tiny import save_family
 

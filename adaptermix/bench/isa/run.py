@@ -31,10 +31,10 @@ from adaptermix.bench.peers.systems import Worker
 from adaptermix.bench.products import CPU, FP32, INT8, ONEDNN, REFERENCE
 from adaptermix.bench.prompts import make_prompts
 from adaptermix.bench.subject import Subject, resolve
+from router_engine.backends.cpu.build import build
+from router_engine.backends.cpu.library import supported_isas
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError
-from router_engine.kernels.cpu.build import build
-from router_engine.kernels.cpu.library import supported_isas
 
 CONTENDERS = (CPU, INT8, REFERENCE, FP32, ONEDNN)
 CONTEXT = 64  # tokens of the prompts before timed decode steps

@@ -44,10 +44,10 @@ from adaptermix.bench.peers.systems import Worker
 from adaptermix.bench.process import started
 from adaptermix.bench.report import cell_of
 from adaptermix.bench.settings import RESULTS
+from router_engine.backends.cpu.build import build
+from router_engine.backends.cpu.library import supported_isas
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError
-from router_engine.kernels.cpu.build import build
-from router_engine.kernels.cpu.library import supported_isas
 
 _MEMORY_WAVES = 3  # they fill the cache, so that all of it is resident
 GPU_RESULTS = RESULTS / "gpu.json"

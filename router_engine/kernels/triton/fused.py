@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from router_engine.kernels.triton.device.fused import norm_kernel, rope_kernel, silu_kernel
+from router_engine.kernels.triton.device.fused_kernels import norm_kernel, rope_kernel, silu_kernel
 from router_engine.kernels.triton.launch import launch, power_of_two, rows_a_program
 
 _BLOCK = 1024

@@ -14,6 +14,9 @@ from torch import nn
 from adapters_store.expert_kinds.base import ExpertSpec
 from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.types import ResolvedMixture
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
+from router_engine.backends.torch.wrapped_layers import wrap_linears
 from router_engine.experts.base import BaseProjections
 from router_engine.experts.copies import choose_copies
 from router_engine.experts.loading import load_adapter
@@ -22,12 +25,9 @@ from router_engine.experts.step import StepExperts
 from router_engine.experts.variants import Side, average
 from router_engine.kernels.reference.operations import ReferenceOperations
 from router_engine.merging.merged_base import MergedBase
-from router_engine.model.attention import attention_calls
+from router_engine.model.attention_calls import attention_calls
 from router_engine.model.loader import LoadedModel, kv_shape
-from router_engine.model.projections import ModelProjections
 from router_engine.model.quantized import quantize_linears
-from router_engine.model.weights import ParameterWeights
-from router_engine.model.wrap import wrap_linears
 from tests.support.expert_adapters import (
     LORA,
     MOE_LORA,

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from adapters_store.expert_kinds.base import Activation
 from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
-from router_engine.experts.base import HostGatingNetwork
+from router_engine.experts.gating import gating_network
+from router_engine.kernels.base import GatingWeights
 from router_engine.kernels.reference.experts import ACTIVATIONS, attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.layer_router import gating_values
+from router_engine.kernels.reference.gating_network import gating_values
 from tests.support.expert_oracle import ACT, prompt_attention, router_gates
 
 TOKENS, WIDTH, OUTPUTS = 7, 32, 5
@@ -47,7 +48,7 @@ def test_bottlenecks(activation: Activation) -> None:
     _assert_close(y, expected)
 
 
-def _router(spec: GatingNetworkSpec) -> tuple[HostGatingNetwork, dict[str, Tensor]]:
+def _router(spec: GatingNetworkSpec) -> tuple[GatingWeights, dict[str, Tensor]]:
     outputs, hidden = spec.outputs, spec.hidden
     shapes = {"r": (outputs, WIDTH)}
     if spec.kind == "swiglu":
@@ -59,10 +60,10 @@ def _router(spec: GatingNetworkSpec) -> tuple[HostGatingNetwork, dict[str, Tenso
     wide = torch.cat([tensors[f"{name}.weight"] for name in shapes])
     wide_bias = torch.cat([tensors[f"{name}.bias"] for name in shapes])
     if spec.kind == "linear":
-        return HostGatingNetwork(spec, wide, wide_bias), tensors
+        return gating_network(spec, wide, wide_bias).network, tensors
     w2, bias2 = torch.randn(outputs, hidden), torch.randn(outputs)
     tensors |= {"r.w2.weight": w2, "r.w2.bias": bias2}
-    return HostGatingNetwork(spec, wide, wide_bias, w2, bias2), tensors
+    return gating_network(spec, wide, wide_bias, w2, bias2).network, tensors
 
 
 @pytest.mark.parametrize("kind", ["linear", "swiglu"])

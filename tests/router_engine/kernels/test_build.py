@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from router_engine.config import EngineConfig, KernelConfig
-from router_engine.errors import EngineError, UnsupportedModelError
-from router_engine.kernels.cpu import build as kernel_build
-from router_engine.kernels.cpu.build import (
+from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu.build import (
     KernelBuildError,
     architecture,
     build,
@@ -17,7 +15,9 @@ from router_engine.kernels.cpu.build import (
     known_isas,
     library_path,
 )
-from router_engine.kernels.cpu.library import Library, supported_isas
+from router_engine.backends.cpu.library import Library, supported_isas
+from router_engine.config import EngineConfig, KernelConfig
+from router_engine.errors import EngineError, UnsupportedModelError
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import request
 from tests.support.isas import here
@@ -87,7 +87,7 @@ def test_auto_serves_by_the_reference_where_nothing_can_be_built(
     harness = make_harness(config=EngineConfig(kernels=KernelConfig("auto", tmp_path / "cache")))
     (answer,) = harness.run(request("r", PROMPT))
     assert answer.ids == expected.ids
-    assert harness.engine.body is None
+    assert not harness.engine.backend.capabilities.has_decoder
 
 
 def test_cpu_refuses_a_model_that_it_cannot_run(make_harness: MakeHarness, tmp_path: Path) -> None:

@@ -224,12 +224,14 @@ def test_readings_are_the_gates(
     total[:-1, kinds.index("native")] = 0
     below = total.clone()
     below[5:] = 0
-    body = harness.engine.body
-    assert body is not None
-    whole = body.run(_plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)).gates
+    backend = harness.engine.backend
+    assert backend.capabilities.has_decoder
+    whole = backend.forward(
+        _plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)
+    ).gates
     weights = StepWeights(digests, total, lower=StepWeights(digests, below))
-    probed = body.run(_plan(TEXT, reads_hidden_states=True), weights).gates
-    assert body.run(_plan(TEXT, reads_hidden_states=False), None).gates is None
+    probed = backend.forward(_plan(TEXT, reads_hidden_states=True), weights).gates
+    assert backend.forward(_plan(TEXT, reads_hidden_states=False), None).gates is None
     assert whole is not None
     assert probed is not None
     firsts = {

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.types import AdapterManifest
-from router_engine.experts.base import ExpertRows, HostAdapter
-from router_engine.experts.rows import RowPool
-from router_engine.model.cuda.tables import RowLocator, StaticTables
-from router_engine.model.graphs import (
+from router_engine.backends.cuda.graphs import (
     BATCH_BUCKETS,
     DecodeArrays,
     GraphKey,
@@ -22,6 +19,9 @@ from router_engine.model.graphs import (
     StaticInputs,
     bucket_for,
 )
+from router_engine.backends.cuda.tables import RowLocator, StaticTables
+from router_engine.experts.base import ExpertRows, HostAdapter
+from router_engine.experts.rows import RowPool
 from router_engine.request import SamplingParams
 from router_engine.scheduling.plan import PlannedRow
 

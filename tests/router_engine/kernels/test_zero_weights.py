@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
-from router_engine.experts.base import ExpertRows, HostGatingNetwork
+from router_engine.experts.base import ExpertRows
 from router_engine.experts.contained import contained
-from router_engine.kernels.base import Chunk
+from router_engine.experts.gating import gating_network
+from router_engine.kernels.base import Chunk, RankFold
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.reference.experts import attend_prompts, mix_bottleneck
-from router_engine.kernels.reference.gates import layer_routing_weights
-from router_engine.kernels.reference.layer_router import gating_values
+from router_engine.kernels.reference.gating_network import gating_values
+from router_engine.kernels.reference.layer_routing import layer_routing_weights
 from router_engine.kernels.reference.low_rank import mix_linear, mix_sum
 from tests.router_engine.kernels import triton_checks as checks
 from tests.router_engine.kernels.triton_process import Run
@@ -60,7 +61,7 @@ def test_low_rank_experts(number: float) -> None:
         for held in (number, 0.0):
             own, mixed = a.masked_fill(POISONED[:, None], held), y.clone()
             if linear:
-                mix_linear(mixed, x, own, b, SPREAD, SPREAD, rank_index, RANK)
+                mix_linear(mixed, x, own, b, RankFold(SPREAD, SPREAD, rank_index, RANK))
             else:
                 mix_sum(mixed, x, own, b, SPREAD)
             outputs.append(mixed)
@@ -124,11 +125,11 @@ def test_a_gate_that_is_not_a_number_is_not_closed(prefix: str | None) -> None:
         top_k=None, threshold=threshold, scope="token",
     )  # fmt: skip
     rows = 3 if prefix else 2
-    router = HostGatingNetwork(spec, torch.randn(rows, WIDTH), torch.zeros(rows))
-    spoilt = replace(router, wide=router.wide.clone())
+    network = gating_network(spec, torch.randn(rows, WIDTH), torch.zeros(rows)).network
+    spoilt = replace(network, wide=network.wide.clone())
     spoilt.wide[-1] = torch.nan  # of the net, or of the second gate
     v = torch.randn(TOKENS, WIDTH)
-    healthy, found = gating_values(router, v), gating_values(spoilt, v)
+    healthy, found = gating_values(network, v), gating_values(spoilt, v)
     assert healthy.isfinite().all()
     if prefix:
         assert found.isnan().all()

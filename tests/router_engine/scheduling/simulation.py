@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 from adapters_store.blobs import open_blobs
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
 from router_engine.config import AdapterPoolConfig, ModelConfig, SchedulerConfig
 from router_engine.events import FinalEvent
 from router_engine.experts.residency import ResidencyManager
@@ -24,8 +26,6 @@ from router_engine.experts.rows import RowPool
 from router_engine.kv.block_pool import BlockPool
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
 from router_engine.request import EngineRequest
 from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.scheduler import Scheduler

@@ -25,9 +25,9 @@ from adaptermix.bench.peers.workers.wire import Handle, serve
 from adaptermix.bench.products import CONTENDERS, best_seconds, left_out, products, shapes
 from adaptermix.bench.prompts import make_prompts
 from adaptermix.bench.subject import Subject
+from router_engine.backends.cpu.build import build
+from router_engine.backends.cpu.library import Library
 from router_engine.config import KernelConfig
-from router_engine.kernels.cpu.build import build
-from router_engine.kernels.cpu.library import Library
 
 CONTEXT = 128
 STEPS = 16
