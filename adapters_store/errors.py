@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from adapters_store.types import Problem
+from adapters_store.problems import Problem
 
 _MOST_ECHOED = 160  # characters of what was sent, in a message
 

@@ -1,14 +1,24 @@
-"""How much is told of what is wrong with an upload: whatever it holds, the report stays short."""
+"""Problems of an upload, and how many are told: the report stays short, whatever it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from adapters_store.types import Problem
+from dataclasses import dataclass
 
 MAX_PROBLEMS = 32
 _MOST_WHERE = 400  # characters
 _MOST_MESSAGE = 640
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why an adapter was refused: where, what, and what would work."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
 
 
 def shortened(problems: Sequence[Problem]) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Pure data shared by every package: references, manifests, mixtures, the base model's shape."""
+"""Pure data shared by every package: references, manifests, mixtures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adapters_store.base_model import BaseModelSpec as BaseModelSpec
+from adapters_store.base_model import BlockSpec as BlockSpec
+from adapters_store.base_model import EmbeddingSpec as EmbeddingSpec
+from adapters_store.base_model import LinearShape as LinearShape
 from adapters_store.errors import InvalidReferenceError
-from adapters_store.expert_types import ExpertSpec, GatingNetworkSpec, LoraExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.problems import Problem as Problem
 
 Combination = Literal["sum", "linear"]
 
@@ -60,57 +67,6 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True)
-class LinearShape:
-    """A linear layer of the base model: y [.., out_features] = W x [.., in_features]."""
-
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """One layer of the decoder, by the paths of its modules."""
-
-    path: str  # "model.layers.0"
-    attention: str  # "model.layers.0.self_attn"
-    feed_forward: str  # "model.layers.0.mlp"
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingSpec:
-    """An embedding of the base, input or output: what a copy of it is known by.
-
-    `digests` holds the sha256 (hex) of its numbers, row major, little endian, by their format in
-    safetensors' words: in `dtype`, that in which they are served, and in formats that hold less.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModelSpec:
-    """What a store must know of the base model to validate an adapter, without torch.
-
-    `linears` maps each linear layer's path in the model ("model.layers.0.self_attn.q_proj",
-    "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
-    norms): an adapter that targets one of those is refused with a better reason than "unknown".
-    `blocks`: the decoder's layers; hidden_size, num_heads: what experts beside LoRA are checked by.
-    `embeddings`: those whose copies can be told from changed ones, by their modules' paths.
-    """
-
-    name: str
-    architecture: str
-    linears: Mapping[str, LinearShape]
-    other_modules: tuple[str, ...] = ()
-    blocks: tuple[BlockSpec, ...] = ()
-    hidden_size: int = 0
-    num_heads: int = 0
-    embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterManifest:
     """What an adapter holds, read once at publish, kept beside its tensors in the blob store."""
 
@@ -121,21 +77,27 @@ class AdapterManifest:
     schema: int = 1
 
     @property
+    def parts(self) -> tuple[ExpertSpec | GatingNetworkSpec, ...]:
+        """All that names tensors: its experts, then its gating networks."""
+        return (*self.experts, *self.routers)
+
+    @property
     def lora_experts(self) -> tuple[LoraExpertSpec, ...]:
         return tuple(expert for expert in self.experts if isinstance(expert, LoraExpertSpec))
 
     @property
-    def not_plain(self) -> str | None:
-        """What it holds beside LoRA without gates or copies, or None: then it is one matrix product
-        a module, which can be merged, combined by `linear` and chosen by `arrow`."""
-        for expert in self.experts:
-            if not isinstance(expert, LoraExpertSpec):
-                return f"a {expert.kind} expert at {expert.module}"
-            if expert.gate is not None:
-                return f"a gate on the LoRA at {expert.module}"
-            if expert.copies is not None:
-                return f"copies of the LoRA at {expert.module}"
-        return None
+    def extras(self) -> str | None:
+        """What it holds beyond plain LoRA: the first such thing, in words; None where nothing."""
+        return next((expert.extras for expert in self.experts if expert.extras is not None), None)
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether it is LoRA without gates or copies alone.
+
+        Then it is one matrix product a module, which can be merged, combined by `linear` and chosen
+        by `arrow`.
+        """
+        return self.extras is None
 
     @property
     def reads_whole_prompts(self) -> bool:
@@ -175,17 +137,9 @@ class AdapterManifest:
 
     def device_bytes(self, bytes_per_element: int) -> int:
         """Bytes of rows and routers together on a device."""
-        numbers = sum(expert.rows * _width(expert) for expert in self.experts)
-        numbers += sum(_router_size(router) for router in self.routers)
+        numbers = sum(expert.rows * expert.row_width for expert in self.experts)
+        numbers += sum(router.device_numbers for router in self.routers)
         return bytes_per_element * numbers
-
-
-def _width(expert: ExpertSpec) -> int:
-    """Numbers of one rank row."""
-    if isinstance(expert, LoraExpertSpec):
-        return expert.in_features + expert.out_features
-    # A prompt's key has the kv heads only, which are as many as the heads at most.
-    return 2 * expert.features
 
 
 def _gate_label(gate: int, sites: Sequence[str]) -> str:
@@ -193,12 +147,6 @@ def _gate_label(gate: int, sites: Sequence[str]) -> str:
     # A site that is named twice has several experts under this gate.
     is_one = len(names) == 1 and len(set(sites)) == len(sites)
     return names.pop() if is_one else str(gate)
-
-
-def _router_size(router: GatingNetworkSpec) -> int:
-    rows = router.outputs if router.kind == "linear" else 2 * router.hidden
-    rows += router.threshold is not None and router.threshold.prefix is not None
-    return rows * router.features + router.hidden * router.outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,22 +189,6 @@ class StoredCentroid:
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureItem:
-    """One adapter of a mixture with its weight, as the user wrote it."""
-
-    ref: AdapterRef
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureSpec:
-    """Adapters with weights, and how they combine. Weights are never normalised."""
-
-    items: tuple[MixtureItem, ...]
-    combination: Combination = "sum"
-
-
-@dataclass(frozen=True, slots=True)
 class ResolvedMixture:
     """A mixture whose adapters are digests: what the engine runs under.
 
@@ -293,17 +225,6 @@ def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes
 def mixture_digest(weights: Mapping[str, float], combination: Combination) -> str:
     """ "sha256:..." of `mixture_key`."""
     return "sha256:" + hashlib.sha256(mixture_key(weights, combination)).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One reason why an adapter was refused: where, what, and what would work."""
-
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from router_engine.backends.select import BackendRegistry
 from router_engine.backends.spec import BackendParts
 from router_engine.backends.torch.projections import ModelProjections
 from router_engine.backends.torch.wrapped_layers import prepare_model
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.config import EngineConfig
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
@@ -30,6 +29,7 @@ from router_engine.experts.base import AdapterSource
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
+from router_engine.info import AdapterResidency, EngineInfo, MergedState
 from router_engine.kernels.dispatch import make_operations
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
@@ -37,10 +37,10 @@ from router_engine.merging.control import MERGED, MergeControl
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merged_base import MergedBase
 from router_engine.mixture.rules import (
-    DIRECTIONS_ONLY,
+    ARROW_NEEDS_PLAIN_LORA,
     NOT_BEFORE_THE_PROMPT,
     check_mixture,
-    refuse_special,
+    require_plain_lora,
     without_zeros,
 )
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
@@ -104,7 +104,13 @@ class Engine:
         base, quantization = MergedBase(self.backend), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool, adapters, config.adapters, loaded.dtype, projections, wake, config.scheduler
+            pool,
+            adapters,
+            config.adapters,
+            projections,
+            wake,
+            config.scheduler,
+            lambda: self.backend.capabilities.expert_kinds,
         )
         bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
@@ -263,13 +269,13 @@ class Engine:
 
     def _poll_sources(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
-        grants = self._residency.pump()
-        self._merge.give_way()  # which the next `pump` makes use of
-        for owner in grants.ready:
+        results = self._residency.poll()
+        self._merge.give_way()  # which the next `poll` makes use of
+        for owner in results.ready:
             self._on_resident(owner, None)
-        for owner, reason in grants.failed:
+        for owner, reason in results.failed:
             self._on_resident(owner, AdapterLoadError(reason))
-        for owner, reason in grants.refused:
+        for owner, reason in results.refused:
             self._on_resident(owner, RequestRefusedError(reason))
         self._route()
 
@@ -300,7 +306,7 @@ class Engine:
             check_mixture(mixture, tuple(manifests.values()))
             if request.layer_routing is not None:
                 for digest, manifest in manifests.items():
-                    refuse_special(digest, manifest, DIRECTIONS_ONLY)
+                    require_plain_lora(digest, manifest, ARROW_NEEDS_PLAIN_LORA)
             if request.reads_hidden_states and whole:
                 raise MixtureError(f"{whole[0]}: {NOT_BEFORE_THE_PROMPT}")
         except MixtureError as error:

@@ -16,7 +16,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
-from router_engine.client.base import AdapterResidency, MergedState
+from router_engine.info import AdapterResidency, MergedState
 from router_engine.stats import GATE_BOUNDS, EngineStats
 
 # The bounds of vLLM, so that its dashboards can be reused.

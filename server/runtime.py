@@ -18,8 +18,9 @@ import structlog
 from adapters_store.home import expanded
 from adapters_store.limits import StoreLimits
 from adapters_store.store import AdapterStore
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.base import EngineClient
 from router_engine.errors import EngineNotReadyError
+from router_engine.info import EngineInfo
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.socket_folder import socket_folder
 from router_engine.routers.centroids import CentroidService

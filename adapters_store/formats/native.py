@@ -11,21 +11,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    Copies,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
+from adapters_store.expert_kinds.registry import expert_specs
 from adapters_store.formats.base import AdapterFolder, ParsedAdapter
 from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some
@@ -35,7 +32,6 @@ from adapters_store.near_names import MOST_HINTED, near_names
 from adapters_store.problems import cut
 from adapters_store.tensor_header import TensorHeader
 from adapters_store.types import AdapterManifest, Problem
-from adapters_store.validation import tensor_shapes
 
 FORMAT: Literal["adaptermix"] = "adaptermix"
 MANIFEST_FILE = "adaptermix.json"
@@ -48,7 +44,6 @@ _SPECS = (
 )
 _PARTS = ("experts", "routers")
 _MOST_PARTS = 4096
-_KINDS = "kinds are lora, bottleneck and prompt"
 _KEYS = sorted({known.name for spec in _SPECS for known in fields(spec)})
 _MOST_KEYS = 64  # of one object: an expert has a dozen
 _MOST_ITEMS = 512  # of a list within a part: the weights of copies
@@ -90,9 +85,6 @@ class _Document(BaseModel):
 
 
 _DOCUMENT = TypeAdapter(_Document)
-_EXPERTS = TypeAdapter(
-    tuple[Annotated[ExpertSpec, Field(discriminator="kind")], ...], config=_STRICT
-)
 _ROUTERS = TypeAdapter(tuple[GatingNetworkSpec, ...], config=_STRICT)
 
 
@@ -169,7 +161,8 @@ def _read_manifest(
         problems.append(Problem(MANIFEST_FILE, str(error)))
         return None, ()
     errors = _Errors()
-    experts = errors.read_parts(_EXPERTS, "experts", parts.get("experts", []))
+    listed = parts.get("experts", [])
+    experts = errors.read_parts(expert_specs().reader(listed, _STRICT), "experts", listed)
     routers = errors.read_parts(_ROUTERS, "routers", parts.get("routers", []))
     read = errors.read(_DOCUMENT, {**raw, **dict.fromkeys(parts, ())})
     if read is not None and not errors.told:
@@ -210,7 +203,7 @@ def _require_few(raw: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> None
 
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:
-    named = {key for part in (*manifest.experts, *manifest.routers) for key in tensor_shapes(part)}
+    named = {key for part in manifest.parts for key in part.tensor_shapes}
     strays = header.tensors.keys() - named
     if not strays:
         return []
@@ -222,9 +215,9 @@ def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:
 def _problem(item: ErrorDetails, *, hint: bool) -> Problem:
     path, kind = _path(item), item["type"]
     if kind == "union_tag_not_found":
-        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is missing: {_KINDS}")
+        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is missing: {_kinds()}")
     if kind == "union_tag_invalid":
-        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is {item['ctx']['tag']!r}: {_KINDS}")
+        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is {item['ctx']['tag']!r}: {_kinds()}")
     where = f"{MANIFEST_FILE}: {path}" if path else MANIFEST_FILE
     if kind in ("missing", "missing_argument"):
         return Problem(where, "is missing")
@@ -235,6 +228,11 @@ def _problem(item: ErrorDetails, *, hint: bool) -> Problem:
     text = json.dumps(item["input"])
     shown = text if len(text) <= 120 else text[:117] + "..."
     return Problem(where, f"is {shown}: {item['msg']}")
+
+
+def _kinds() -> str:
+    *names, last = expert_specs().names
+    return f"kinds are {', '.join(names)} and {last}"
 
 
 def _path(item: ErrorDetails) -> str:

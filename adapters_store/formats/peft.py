@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters_store.base_copies import is_own
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.formats.base import AdapterFolder, ParsedAdapter
 from adapters_store.formats.config_files import ConfigError, load_json
 from adapters_store.formats.listing import some

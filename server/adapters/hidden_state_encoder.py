@@ -11,8 +11,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.calls import PutCentroids
+from router_engine.client.base import EngineClient
 from router_engine.events import FinalEvent, FinishReason
+from router_engine.info import EngineInfo
 from router_engine.processes.supervisor import RunState
 from router_engine.request import EngineRequest, Reports, SamplingParams
 from router_engine.routers.centroids import ANY_THREAD, ThreadRunner
@@ -76,7 +78,7 @@ class HiddenStateEncoder:
             digest: np.asarray(vector, np.float64).tolist() for digest, vector in centroids.items()
         }
         for router in self._routers:
-            await self._engine.put_centroids(router, vectors)
+            await self._engine.call(PutCentroids(router, vectors))
 
     async def _embedding(self, text: str, window: Window) -> NDArray[np.float32]:
         room = self._info.longest() - 1

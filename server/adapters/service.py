@@ -22,9 +22,11 @@ from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from adapters_store.upload import Upload
-from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
+from router_engine.calls import GetMerged, GetResidency, Load, Merge, Pin, Unload
+from router_engine.client.base import EngineClient
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
+from router_engine.info import AdapterResidency, EngineInfo, MergedState
 from server.adapters.text_states import TextState, TextStates
 from server.errors import InputError
 from server.generation.mixtures import Mixtures
@@ -195,24 +197,24 @@ class AdapterService:
     async def load(self, reference: str) -> ResidencyReply:
         """Bring an adapter to the device."""
         record = await self._mixtures.record(reference)
-        return ResidencyReply.of(await self._engine.load(record.digest))
+        return ResidencyReply.of(await self._engine.call(Load(record.digest)))
 
     async def pin(self, reference: str, *, pinned: bool) -> ResidencyReply:
         """Keep an adapter on the device, or let it go again."""
         record = await self._mixtures.record(reference)
-        return ResidencyReply.of(await self._engine.pin(record.digest, pinned=pinned))
+        return ResidencyReply.of(await self._engine.call(Pin(record.digest, pinned)))
 
     async def unload(self, reference: str) -> UnloadReply:
         """Drop an adapter from device and host."""
         record = await self._mixtures.record(reference)
-        freed = await self._engine.unload(record.digest)
+        freed = await self._engine.call(Unload(record.digest))
         return UnloadReply(name=record.label, freed_bytes=freed)
 
     async def merge(self, body: FixedMixture) -> MergedReply:
         """Fold a mixture into the base."""
         mixture = await self._mixtures.resolve_fixed(body.adapters)
         try:
-            return await self._merged_reply(await self._engine.merge(mixture))
+            return await self._merged_reply(await self._engine.call(Merge(mixture)))
         except MixtureError as error:  # in the client's words
             told = str(error)
             for digest, item in zip(mixture.digests, body.adapters, strict=True):
@@ -221,11 +223,11 @@ class AdapterService:
 
     async def merged(self) -> MergedReply:
         """What the base weights hold."""
-        return await self._merged_reply(await self._engine.merged())
+        return await self._merged_reply(await self._engine.call(GetMerged()))
 
     async def restore(self) -> MergedReply:
         """Put the base's own weights back."""
-        return await self._merged_reply(await self._engine.merge(None))
+        return await self._merged_reply(await self._engine.call(Merge(None)))
 
     async def _merged_reply(self, state: MergedState) -> MergedReply:
         digests = () if state.mixture is None else state.mixture.digests
@@ -278,7 +280,7 @@ class AdapterService:
     async def _replies(self, records: Sequence[AdapterRecord]) -> list[AdapterReply]:
         residency: dict[str, AdapterResidency] = {}
         with suppress(EngineError):  # while the engine restarts nothing is resident
-            residency = {entry.digest: entry for entry in await self._engine.residency()}
+            residency = {entry.digest: entry for entry in await self._engine.call(GetResidency())}
         newest = await self._run(self.newest)
         states = await self._states.of(records, newest)
         return await self._run(_replies, records, residency, states)
@@ -289,7 +291,7 @@ class AdapterService:
     async def _used(self) -> frozenset[str]:
         """Digests that an admin has pinned, or that requests need: also those that still wait."""
         waited_for = self._mixtures.uses.digests
-        entries = await self._engine.residency()
+        entries = await self._engine.call(GetResidency())
         return waited_for.union(
             plain_digest(entry.digest) for entry in entries if entry.pinned or entry.users
         )
@@ -297,7 +299,7 @@ class AdapterService:
     async def _forget(self, record: AdapterRecord) -> None:
         self._states.forget(record)
         with suppress(EngineError):  # it is in use: the engine drops it when it needs the place
-            await self._engine.unload(record.digest)
+            await self._engine.call(Unload(record.digest))
 
 
 def adapter_folders(directory: Path) -> list[Path]:

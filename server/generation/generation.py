@@ -10,9 +10,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.base import EngineClient
 from router_engine.errors import EngineDiedError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
+from router_engine.info import EngineInfo
 from router_engine.request import EngineRequest, Reports, SamplingParams
 from router_engine.routers.errors import RouterUnavailableError
 from server.errors import GenerationFailedError, InputError, RequestCancelledError

@@ -19,11 +19,11 @@ from adapters_store.types import (
 )
 from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
-from router_engine.mixture.rules import DIRECTIONS_ONLY, WEIGHTS_ONLY
+from router_engine.mixture.rules import ARROW_NEEDS_PLAIN_LORA, MERGE_NEEDS_PLAIN_LORA
 from router_engine.request import LayerRouting, TokenRouting
 from server.errors import InputError
 from server.generation.copies import member_digests, refuse_copies
-from server.generation.facts import Refusals
+from server.generation.refusals import Refusals
 from server.generation.request_routing import RequestRouting
 from server.generation.uses import Uses
 from server.schemas.mixture import (
@@ -139,7 +139,7 @@ class Mixtures:
         def resolve() -> ResolvedMixture:
             refuse_copies(adapters, "adapters")
             records = self._records([item.name for item in adapters], "adapters")
-            self._refuse.special(records, "adapters", WEIGHTS_ONLY)
+            self._refuse.extras(records, "adapters", MERGE_NEEDS_PLAIN_LORA)
             self._refuse.many_rows(records, "adapters")
             digests = tuple(record.digest for record in records)
             return ResolvedMixture(digests, tuple(item.weight for item in adapters))
@@ -162,8 +162,7 @@ class Mixtures:
         records = self._records([item.name for item in adapters], path)
         weights = tuple(item.weight for item in adapters)
         if combination == "linear":
-            _refuse_negative(weights, path)
-            self._refuse.unequal_ranks(records, path)
+            self._refuse.linear(records, path, weights)
         members = member_digests(adapters, records, path)
         self._refuse.many_rows(records, path, members)
         plan = _plan(records, weights=weights, combination=combination)
@@ -185,7 +184,7 @@ class Mixtures:
         records = self._records(self._candidates(spec, path), path)
         self._refuse.many_rows(records, path)
         if spec.combination == "linear":
-            self._refuse.unequal_ranks(records, path)
+            self._refuse.linear(records, path)
         if spec.level == "token":
             reads_hidden_states = self._routing.reads_hidden_states(spec)
             if reads_hidden_states:
@@ -194,7 +193,7 @@ class Mixtures:
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
             return records, replace(plan, reads_hidden_states=reads_hidden_states)
         if spec.level == "layer":
-            self._refuse.special(records, path, DIRECTIONS_ONLY)
+            self._refuse.extras(records, path, ARROW_NEEDS_PLAIN_LORA)
             layers = LayerRouting(spec.name, spec.params)
             return records, _plan(
                 records, combination="sum", layer_routing=layers, router=spec.name
@@ -269,17 +268,6 @@ def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
         return None
     trained = f" (it says {manifest.base_model})" if manifest.base_model else ""
     return f"was made for another base model{trained}: {problem.where} {problem.message}"
-
-
-def _refuse_negative(weights: Sequence[float], path: str) -> None:
-    for index, weight in enumerate(weights):
-        if weight < 0:
-            raise InputError(
-                f"{path}.{index}.weight",
-                str(weight),
-                "combination linear takes square roots of weights: use 0 or more, or "
-                "combination sum",
-            )
 
 
 def _plan(

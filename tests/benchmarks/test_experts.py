@@ -49,7 +49,7 @@ def test_plain_adapters_have_as_many_parameters_as_mixtures(tmp_path: Path) -> N
     try:
         for folder in write_expert_adapters(base, tmp_path / "adapters", names, rank):
             manifest = store.publish(folder.name, folder, base=base).manifest
-            assert (manifest.not_plain is None) == (folder.name == "lora")
+            assert manifest.is_plain_lora == (folder.name == "lora")
             assert bool(manifest.routers) == (folder.name in ("soft", "sparse"))
     finally:
         store.close()

@@ -79,7 +79,6 @@ class Simulation:
             RowPool(self.rows, dtype=torch.float32, device=torch.device("cpu")),
             open_blobs(self.blobs),
             AdapterPoolConfig(max_rank_rows=self.rows, host_bytes=self.host_bytes),
-            torch.float32,
             ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
             self.news.set,
             self.config,
@@ -101,7 +100,7 @@ class Simulation:
             assert self.news.wait(HANG_SECONDS), "live requests, but none can run"
         self.news.clear()
         wait(self.residency._host._reading.values(), HANG_SECONDS)
-        grants = self.residency.pump()
+        grants = self.residency.poll()
         assert not grants.failed
         for name in grants.ready:
             self.scheduler.adapters_ready(name)

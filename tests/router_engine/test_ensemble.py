@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason, TokenUncertainty
 from router_engine.experts.variants import Side, Stochastic, variant_digest

@@ -23,7 +23,7 @@ from adaptermix.training.recipes.adamix import (
 )
 from adaptermix.training.recipes.lora import train_lora
 from adaptermix.training.settings import AdamixSettings, RunSettings
-from adapters_store.expert_types import Copies
+from adapters_store.expert_kinds.base import Copies
 from adapters_store.manifest import manifest_from_json
 from router_engine.model.tiny import tiny_model
 from tests.support.harness import EngineHarness, request

@@ -24,7 +24,8 @@ from adaptermix.training.recipes.adamix import (
     train_adamix,
 )
 from adaptermix.training.settings import AdamixSettings, LoraSettings, Routing, RunSettings
-from adapters_store.expert_types import BottleneckExpertSpec, Copies
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
 from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
 from tests.support.tiny import family_model

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from adaptermix.training.importing.adamix.importer import ImportedAdamix, import_adamix
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest
 from router_engine.model.loader import base_spec

@@ -16,8 +16,8 @@ from adaptermix.training.base import read_base, torch_device
 from adaptermix.training.card import Described
 from adaptermix.training.native import save_native
 from adaptermix.training.settings import AdamixSettings, RunSettings
-from adapters_store.expert_types import BottleneckExpertSpec
-from adapters_store.expert_types import Copies as Kept
+from adapters_store.expert_kinds.base import Copies as Kept
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
 from router_engine.model.probe import layers_of
 
 Gelu = Literal["gelu", "gelu_tanh"]

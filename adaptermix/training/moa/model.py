@@ -14,7 +14,10 @@ from transformers.masking_utils import sdpa_mask
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.moa.experts import Expert, TrainedBottleneck, TrainedLora, TrainedPrompt
 from adaptermix.training.moa.router import GatingNetwork, GatingTraining
-from adapters_store.expert_types import ExpertSpec, LoraExpertSpec, PromptExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.types import AdapterManifest
 
 _ATTENTION = "adaptermix_prompt"
@@ -146,7 +149,7 @@ class _Layer(nn.Module):
                 if isinstance(each, LoraExpertSpec)
                 else TrainedBottleneck(each)
                 for each in specs
-                if not isinstance(each, PromptExpertSpec)
+                if isinstance(each, LoraExpertSpec | BottleneckExpertSpec)
             ]
             module.register_forward_hook(_adding(self, added))
             self.experts.extend(added)

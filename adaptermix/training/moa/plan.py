@@ -11,14 +11,11 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.settings import LoraSettings, MoaSettings, MoeLoraSettings
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import FORMAT
 from adapters_store.types import AdapterManifest, BaseModelSpec, BlockSpec, LinearShape
 from router_engine.model.loader import base_spec

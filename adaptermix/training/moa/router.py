@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from adapters_store.expert_types import GatingNetworkSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 
 
 @dataclass(frozen=True, slots=True)

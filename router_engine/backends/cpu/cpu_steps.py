@@ -94,7 +94,7 @@ class CpuSteps:
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateTensors | None:
         """Room for the gates of a step's adapters, if any has a router."""
-        if weights is None or self._pool.only_lora(weights.digests):
+        if weights is None or self._pool.are_plain_lora(weights.digests):
             return None
         columns = self._pool.gate_columns(weights.digests)
         if not columns:
@@ -129,7 +129,7 @@ class _Mixture:
         parts = (weights.sum_weights, weights.sqrt_weights, weights.merged_sqrt_weights)
         self._parts = [None if part is None else part.contiguous() for part in parts]
         self.weights.columns = len(self._experts)
-        self.weights.has_other_sites = not pool.only_lora(weights.digests)
+        self.weights.has_other_sites = not pool.are_plain_lora(weights.digests)
         self.weights.experts = ctypes.addressof(self._expert_pointers)
         total, root, merged_root = (
             None if part is None else part.data_ptr() for part in self._parts

@@ -97,7 +97,9 @@ class CudaSteps:
             return GraphKey(batch, reads_hidden_states=reads_hidden_states)
         if weights.sqrt_weights is not None or weights.merged_sqrt_weights is not None:
             return None
-        if weights.layer_routed is not None or not self._experts.pool.only_lora(weights.digests):
+        if weights.layer_routed is not None or not self._experts.pool.are_plain_lora(
+            weights.digests
+        ):
             return None
         if len(weights.digests) > MAX_COLUMNS:
             return None

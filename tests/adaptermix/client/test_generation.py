@@ -10,6 +10,7 @@ import pytest
 
 from adaptermix import AsyncClient, InvalidInputError, Mixture, SamplingParams
 from adaptermix.answers import Answer, Piece
+from router_engine.calls import GetStats
 from tests.adaptermix.client.asking import Asker
 from tests.server.live import Live
 from tests.support.waiting import HANG_SECONDS, wait_for
@@ -85,7 +86,7 @@ def test_pieces_of_the_base_have_no_weights(ask: Asker) -> None:
 
 def is_idle(live: Live) -> bool:
     """Whether nothing is left of any request."""
-    stats = live.run(live.container.services.engine.stats())
+    stats = live.run(live.container.services.engine.call(GetStats()))
     return not (stats.running or stats.waiting or live.container.admission.live)
 
 

@@ -18,7 +18,7 @@ from adapters_store.types import (
     Problem,
     ResolvedMixture,
 )
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState, Residency
+from router_engine import calls as c
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import (
@@ -28,6 +28,7 @@ from router_engine.events import (
     TokenEvent,
     TokenUncertainty,
 )
+from router_engine.info import AdapterResidency, EngineInfo, MergedState, Residency
 from router_engine.process import messages as m
 from router_engine.process.wire_errors import WireError
 from router_engine.request import EngineRequest, LayerRouting, Reports, SamplingParams, TokenRouting
@@ -58,14 +59,14 @@ COMMANDS: list[m.Command] = [
     m.Submit(ENSEMBLE),
     m.Cancel("r1"),
     m.Shutdown(),
-    m.LoadAdapter(1, MIXTURE.digests[0]),
-    m.Pin(2, MIXTURE.digests[0], pinned=True),
-    m.Unload(3, MIXTURE.digests[0]),
-    m.Merge(4, MIXTURE),
-    m.Merge(5, None),
-    m.GetResidency(6),
-    m.GetMerged(7),
-    m.GetStats(8),
+    m.Ask(1, c.Load(MIXTURE.digests[0])),
+    m.Ask(2, c.Pin(MIXTURE.digests[0], pinned=True)),
+    m.Ask(3, c.Unload(MIXTURE.digests[0])),
+    m.Ask(4, c.Merge(MIXTURE)),
+    m.Ask(5, c.Merge(None)),
+    m.Ask(6, c.GetResidency()),
+    m.Ask(7, c.GetMerged()),
+    m.Ask(8, c.GetStats()),
 ]
 
 INFO = EngineInfo(
@@ -131,7 +132,7 @@ def test_reports_survive_the_border(report: m.Report) -> None:
 def test_replies_carry_values_of_the_type_that_the_caller_knows(value: object) -> None:
     reply = m.decode_report(m.encode(m.CallResult(9, msgspec.Raw(m.encode(value)))))
     assert isinstance(reply, m.CallResult)
-    assert reply.call == 9
+    assert reply.number == 9
     assert msgspec.msgpack.decode(reply.value, type=type(value)) == value
 
 

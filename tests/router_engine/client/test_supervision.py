@@ -19,6 +19,7 @@ import pytest
 
 from adapters_store.store import AdapterStore
 from adapters_store.types import ResolvedMixture
+from router_engine.calls import GetMerged, GetResidency, GetStats, Merge, Pin
 from router_engine.client.process_client import ProcessEngineClient, ProcessLimits
 from router_engine.config import ModelConfig
 from router_engine.errors import EngineDiedError, EngineNotReadyError
@@ -74,15 +75,15 @@ async def test_kill_9_under_load(
     """Everybody is told, and restarts go on until one works, with all as it was before."""
     base = (await process.info()).base
     digest = store.publish("math", folders["math"], base=base).digest
-    merged = await process.merge(ResolvedMixture((digest,), (0.5,)))
-    await process.pin(digest, pinned=True)
+    merged = await process.call(Merge(ResolvedMixture((digest,), (0.5,))))
+    await process.call(Pin(digest, pinned=True))
     expected = (await answer_to(process, request("before", PROMPT, {digest: 1.0}))).ids
     live = await started(process, [EngineRequest(f"live-{n}", PROMPT, LONG) for n in range(8)])
     away = model.rename(model.with_name("away"))  # the first to be started finds no model
 
     with _heard("the engine did not start") as failed:
         os.kill(process.pid, signal.SIGSTOP)
-        call = asyncio.create_task(process.stats())
+        call = asyncio.create_task(process.call(GetStats()))
         await asyncio.sleep(0)  # the call is on its way, and no answer will come
         os.kill(process.pid, signal.SIGKILL)
         for answer in await asyncio.gather(*live):
@@ -96,15 +97,15 @@ async def test_kill_9_under_load(
     with pytest.raises(EngineNotReadyError, match="restarting"):
         await answer_to(process, request("between", PROMPT))
     with pytest.raises(EngineNotReadyError, match="restarting"):
-        await process.merge(None)
+        await process.call(Merge(None))
     away.rename(model)
 
     await process.wait_ready()
     assert process.restarts == 1
     after = await answer_to(process, request("after", PROMPT, {digest: 1.0}))
     assert after.ids == expected
-    assert (await process.merged()).mixture == merged.mixture
-    assert [adapter.pinned for adapter in await process.residency()] == [True]
+    assert (await process.call(GetMerged())).mixture == merged.mixture
+    assert [adapter.pinned for adapter in await process.call(GetResidency())] == [True]
 
 
 async def test_a_start_that_is_given_up_leaves_no_process_behind(

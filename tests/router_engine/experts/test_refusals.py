@@ -55,7 +55,7 @@ def test_linear_merges_and_arrow_refuse(
     )
     for answer, works in zip(answers, ("combination 'sum'", "level 'request'"), strict=False):
         assert answer.end.reason is FinishReason.REFUSED
-        assert f"{digest} holds {held}" in str(answer.end.error)
+        assert f"{digest}, which holds {held}" in str(answer.end.error)
         assert works in str(answer.end.error)
     assert answers[2].end.reason is FinishReason.LENGTH
     with pytest.raises(MixtureError, match=rf"{held}.*with each request"):

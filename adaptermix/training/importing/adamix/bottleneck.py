@@ -29,7 +29,8 @@ from adaptermix.training.importing.adamix.copies import (
     weights_of,
 )
 from adaptermix.training.importing.adamix.state import STATE, check_layers, refusal
-from adapters_store.expert_types import BottleneckExpertSpec, Copies
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
 from adapters_store.formats.listing import some
 from adapters_store.formats.native import FORMAT, NativeAdapter
 from adapters_store.types import AdapterManifest, Problem

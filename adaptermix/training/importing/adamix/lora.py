@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from adaptermix.training.importing.adamix.copies import average, stacked, weights_of
 from adaptermix.training.importing.adamix.keys import AdamixLayer, sort_keys
 from adaptermix.training.importing.adamix.state import STATE, check_layers, refusal
-from adapters_store.expert_types import Copies, LoraExpertSpec
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.formats.listing import some
 from adapters_store.formats.native import FORMAT, NativeAdapter
 from adapters_store.types import AdapterManifest

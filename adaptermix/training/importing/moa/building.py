@@ -23,17 +23,14 @@ from adaptermix.training.importing.moa.keys import (
     MoaLayer,
 )
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import FORMAT, NativeAdapter
 from adapters_store.types import AdapterManifest, Problem
-from adapters_store.validation import shortened, tensor_shapes
+from adapters_store.validation import shortened
 
 _MODULES = {
     **{part: f"self_attn.{part.lower()}_proj" for part in ("Q", "K", "V", "O")},
@@ -201,7 +198,7 @@ class _Builder:
         self, layer: MoaLayer, part: str, name: str, spec: ExpertSpec | GatingNetworkSpec
     ) -> None:
         """The part's tensors, as `name` and their pieces; `spec` says what shapes they have."""
-        shapes = tensor_shapes(spec)
+        shapes = spec.tensor_shapes
         for piece, array in layer.parts[part].items():
             # The gates of a prompt's heads were saved as [1, heads, 1, 1].
             kept = array.reshape(-1) if piece == "gate" else array

@@ -27,7 +27,9 @@ from adaptermix.training.importing.moa.keys import (
     Naming,
     sort_keys,
 )
-from adapters_store.expert_types import LoraExpertSpec, PromptExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.config_files import parse_config
 from adapters_store.formats.listing import some
 from adapters_store.formats.native import NativeAdapter
@@ -235,7 +237,7 @@ def _size_problems(said: _Params, manifest: AdapterManifest, heads: Heads) -> It
                 yield Problem(
                     expert.site, f"has {expert.heads} heads, but --heads is {heads.query}"
                 )
-        else:
+        elif isinstance(expert, BottleneckExpertSpec):
             yield from _unlike(expert.site, "p_adapter_size", said.p_adapter_size, expert.size)
     for router in manifest.routers:
         if router.hidden != said.swi_x * router.outputs:

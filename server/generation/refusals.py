@@ -1,28 +1,20 @@
-"""What is asked of adapters before they are mixed. A manifest is long: what it says is kept."""
+"""Refusals of mixtures, in the request's words: the engine's rules, asked before it is sent."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from adapters_store.metadata.recent import Recent
-from adapters_store.types import AdapterManifest, AdapterRecord
-from router_engine.mixture.rules import FACTORS_ONLY, NOT_BEFORE_THE_PROMPT
+from adapters_store.types import AdapterRecord
+from router_engine.mixture.rules import (
+    NOT_BEFORE_THE_PROMPT,
+    MixtureFacts,
+    MixtureFault,
+    extras_faults,
+    linear_faults,
+)
 from server.errors import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What mixtures need of one manifest."""
-
-    rows: Mapping[str, int]  # rank rows at each place of the model
-    held: str | None  # what it holds beside plain LoRA
-    reads_whole_prompts: bool
-
-    @classmethod
-    def of(cls, manifest: AdapterManifest) -> Facts:
-        return cls(manifest.rows_by_site, manifest.not_plain, manifest.reads_whole_prompts)
 
 
 class Refusals:
@@ -31,13 +23,13 @@ class Refusals:
     def __init__(self, max_rank_rows: int | None) -> None:
         """max_rank_rows: of one layer, for all adapters of a request; None: any number."""
         self._max_rank_rows = max_rank_rows
-        self._facts: Recent[str, Facts] = Recent()  # by digest
+        self._facts: Recent[str, MixtureFacts] = Recent()  # by digest: a manifest is long
 
-    def of(self, record: AdapterRecord) -> Facts:
+    def of(self, record: AdapterRecord) -> MixtureFacts:
         """The facts of an adapter."""
         facts = self._facts.get(record.digest)
         if facts is None:
-            facts = Facts.of(record.manifest)
+            facts = MixtureFacts.of(record.manifest)
             self._facts.put(record.digest, facts)
         return facts
 
@@ -62,12 +54,9 @@ class Refusals:
                 f"{limit} (ADAPTERMIX_MAX_RANK_ROWS): use fewer, or of lower rank",
             )
 
-    def special(self, records: Sequence[AdapterRecord], path: str, reason: str) -> None:
+    def extras(self, records: Sequence[AdapterRecord], path: str, reason: str) -> None:
         """Raises InputError, for this reason, where one holds more than plain LoRA."""
-        for record in records:
-            held = self.of(record).held
-            if held is not None:
-                raise InputError(path, f"{record.label}, which holds {held}", reason)
+        _refuse(extras_faults(list(map(self.of, records)), reason), records, path)
 
     def whole_prompts(self, records: Sequence[AdapterRecord], path: str) -> None:
         """Raises InputError for an adapter whose gates come of a whole prompt."""
@@ -75,19 +64,15 @@ class Refusals:
             if self.of(record).reads_whole_prompts:
                 raise InputError(path, record.label, NOT_BEFORE_THE_PROMPT)
 
-    def unequal_ranks(self, records: Sequence[AdapterRecord], path: str) -> None:
-        """Raises InputError where `linear` cannot sum factors: all is plain LoRA of equal ranks.
+    def linear(
+        self, records: Sequence[AdapterRecord], path: str, weights: Sequence[float] = ()
+    ) -> None:
+        """Raises InputError where `linear` is not defined for them: `rules.linear_faults`."""
+        _refuse(linear_faults(list(map(self.of, records)), weights), records, path)
 
-        Of plain LoRA the rows at a place are the rank there.
-        """
-        self.special(records, path, FACTORS_ONLY)
-        ranks: dict[str, tuple[int, str]] = {}
-        for record in records:
-            for site, own in self.of(record).rows.items():
-                rank, label = ranks.setdefault(site, (own, record.label))
-                if rank != own:
-                    raise InputError(
-                        path,
-                        f"{label} of rank {rank} with {record.label} of rank {own}",
-                        "combination linear needs equal ranks: use combination sum",
-                    )
+
+def _refuse(faults: Iterator[MixtureFault], records: Sequence[AdapterRecord], path: str) -> None:
+    labels = [record.label for record in records]
+    for fault in faults:
+        field = f"{path}.{fault.index}.weight" if fault.is_weight else path
+        raise InputError(field, fault.told(labels), fault.reason)

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import AdapterResidency, MergedState, Residency
+from router_engine.calls import Merge, Pin
 from router_engine.client.restart_state import RestartState
 from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError, MixtureError
 from router_engine.events import FinishReason
-from router_engine.process.messages import CallFailed, CallResult, Command, Merge, Pin, encode
+from router_engine.info import AdapterResidency, MergedState, Residency
+from router_engine.process.messages import Ask, CallFailed, CallResult, Command, encode
 from router_engine.process.wire_errors import WireError
 
 pytestmark = pytest.mark.anyio
@@ -28,8 +29,8 @@ RESIDENT = AdapterResidency(
 
 def desired() -> RestartState:
     desired = RestartState()
-    desired.set_pin(DIGEST, pinned=True)
-    desired.set_merged(MIXTURE)
+    desired.record(Pin(DIGEST, pinned=True), RESIDENT)
+    desired.record(Merge(MIXTURE), MergedState(MIXTURE, 0.1))
     return desired
 
 
@@ -40,7 +41,8 @@ async def asked_of_an_engine(
     asked: list[type] = []
 
     def send(command: Command) -> None:
-        asked.append(type(command))
+        assert isinstance(command, Ask)
+        asked.append(type(command.call))
         asyncio.get_running_loop().call_soon(answer, session, command)
 
     session = EngineSession(send)
@@ -50,15 +52,15 @@ async def asked_of_an_engine(
 
 def accept(session: EngineSession, command: Command) -> None:
     match command:
-        case Pin(call):
-            session.receive(CallResult(call, msgspec.Raw(encode(RESIDENT))))
-        case Merge(call, mixture):
-            session.receive(CallResult(call, msgspec.Raw(encode(MergedState(mixture, 0.1)))))
+        case Ask(number, Pin()):
+            session.receive(CallResult(number, msgspec.Raw(encode(RESIDENT))))
+        case Ask(number, Merge(mixture)):
+            session.receive(CallResult(number, msgspec.Raw(encode(MergedState(mixture, 0.1)))))
 
 
 def refuse(session: EngineSession, command: Command) -> None:
-    assert isinstance(command, Pin | Merge)
-    session.receive(CallFailed(command.call, WireError.of(MixtureError("its adapter is gone"))))
+    assert isinstance(command, Ask)
+    session.receive(CallFailed(command.number, WireError.of(MixtureError("its adapter is gone"))))
 
 
 def die(session: EngineSession, command: Command) -> None:
@@ -73,8 +75,8 @@ async def test_everything_is_asked_for_each_time() -> None:
 
 async def test_what_was_let_go_is_not_asked_for() -> None:
     state = desired()
-    state.set_pin(DIGEST, pinned=False)
-    state.set_merged(None)
+    state.record(Pin(DIGEST, pinned=False), RESIDENT)
+    state.record(Merge(None), MergedState(None, 0.1))
     assert await asked_of_an_engine(state, accept) == []
 
 
