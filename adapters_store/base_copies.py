@@ -1,4 +1,4 @@
-"""Is a tensor of an upload the base's own weight? Compared by digest, in the formats that matter.
+"""Copies of the base's own weights in uploads, told by digest in the formats that matter.
 
 A copy is the base's own where it holds the very numbers that are served, in its own format or in
 that of the base: then to apply it and to leave it out is the same.
@@ -32,8 +32,8 @@ def is_own(path: Path, tensor: TensorInfo, own: EmbeddingSpec) -> bool:
             left -= len(chunk)
             as_sent.update(chunk)
             as_served.update(_narrowed(_widened(chunk, tensor.dtype), own.dtype).tobytes())
-    found = {tensor.dtype: as_sent.hexdigest(), own.dtype: as_served.hexdigest()}
-    return any(own.digests.get(dtype) == digest for dtype, digest in found.items())
+    digests = {tensor.dtype: as_sent.hexdigest(), own.dtype: as_served.hexdigest()}
+    return any(own.digests.get(dtype) == digest for dtype, digest in digests.items())
 
 
 def _widened(chunk: bytes, dtype: str) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What installed packages add to this one, by entry points."""
+"""Entry points: the formats, experts, routers and kernels that installed packages add."""
 
 from __future__ import annotations
 

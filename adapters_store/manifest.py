@@ -29,7 +29,7 @@ def manifest_to_json(manifest: AdapterManifest) -> bytes:
 
 
 def _fields(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What is not at its default, of the fields that manifests once lacked: digests stay equal."""
+    """The fields without those at their default that manifests once lacked: digests stay equal."""
     experts = [
         {key: value for key, value in expert.items() if key not in _LATER or value is not None}
         for expert in manifest["experts"]

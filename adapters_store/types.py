@@ -22,7 +22,7 @@ _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """What a user writes to mean an adapter: `name`, `name@3`, `name@alias` or `sha256:...`.
+    """An adapter as a user names it: `name`, `name@3`, `name@alias` or `sha256:...`.
 
     A bare name means its newest version. Exactly one of `name` and `digest` is set.
     """
@@ -78,47 +78,42 @@ class BlockSpec:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """An embedding of the base, input or output: what a copy of it is known by.
-
-    `digests` holds the sha256 (hex) of its numbers, row major, little endian, by their format in
-    safetensors' words: in `dtype`, that in which they are served, and in formats that hold less.
-    """
+    """An embedding of the base, input or output, by which copies of it are recognised."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # in which it is served, in safetensors' words: "F32"
+    # sha256 (hex) of its numbers, row major, little endian, by their format: in `dtype`, and in
+    # formats that hold less.
     digests: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModelSpec:
-    """What a store must know of the base model to validate an adapter, without torch.
-
-    `linears` maps each linear layer's path in the model ("model.layers.0.self_attn.q_proj",
-    "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
-    norms): an adapter that targets one of those is refused with a better reason than "unknown".
-    `blocks`: the decoder's layers; hidden_size, num_heads: what experts beside LoRA are checked by.
-    `embeddings`: those whose copies can be told from changed ones, by their modules' paths.
-    """
+    """The base model as a store must know it to validate an adapter, without torch."""
 
     name: str
-    architecture: str
+    architecture: str  # transformers' class: "LlamaForCausalLM"
+    # By path in the model: "model.layers.0.self_attn.q_proj", "lm_head".
     linears: Mapping[str, LinearShape]
+    # Paths of other modules with parameters (embeddings, norms): an adapter that targets one is
+    # refused with a better reason than "unknown".
     other_modules: tuple[str, ...] = ()
-    blocks: tuple[BlockSpec, ...] = ()
+    blocks: tuple[BlockSpec, ...] = ()  # the decoder's layers, first to last
     hidden_size: int = 0
-    num_heads: int = 0
+    num_heads: int = 0  # of queries
+    # By path: those whose copies in an upload can be told from changed ones.
     embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterManifest:
-    """What an adapter holds, read once at publish, kept beside its tensors in the blob store."""
+    """The content of an adapter, read at publish and kept beside its tensors in the blob store."""
 
-    format: str  # the foreign format it came in, e.g. "peft"
+    format: str  # in which it was uploaded, e.g. "peft"
     experts: tuple[ExpertSpec, ...]
-    base_model: str | None = None  # what the adapter itself says that it was trained on
-    routers: tuple[GatingNetworkSpec, ...] = ()
-    schema: int = 1
+    base_model: str | None = None  # that it says it was trained on
+    routers: tuple[GatingNetworkSpec, ...] = ()  # the gating networks in its layers
+    schema: int = 1  # of the manifest's JSON
 
     @property
     def lora_experts(self) -> tuple[LoraExpertSpec, ...]:
@@ -162,7 +157,7 @@ class AdapterManifest:
 
     @property
     def gate_labels(self) -> tuple[str, ...]:
-        """What each output of the routers gates: `q_proj`, `prompt`, `parallel`.
+        """A label for each output of the gating networks: `q_proj`, `prompt`, `parallel`.
 
         A number where a layer has several such experts, or layers have different ones.
         """
@@ -206,10 +201,10 @@ class AdapterRecord:
     """One stored version of an adapter. The digest is its identity; names only point at it."""
 
     name: str
-    version: int
-    digest: str  # "sha256:..." over the manifest and the tensors
+    version: int  # from 1
+    digest: str  # "sha256:..." over the manifest, the tensors and the texts
     manifest: AdapterManifest
-    size_bytes: int
+    size_bytes: int  # of its files in the blob store
     created_at: float  # seconds since the epoch
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -226,34 +221,18 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class SampleTexts:
-    """The sample texts in force of an adapter, and `AdapterRecord.texts_digest` of just these."""
+    """The sample texts in force of an adapter."""
 
-    digest: str
+    digest: str  # `AdapterRecord.texts_digest` of just these
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCentroid:
-    """The centroid of an adapter's texts under one encoder; float32, little endian."""
+    """The centroid of an adapter's texts under one encoder."""
 
     texts: str  # the digest of the texts that it was made of
-    vector: bytes  # [d]
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureItem:
-    """One adapter of a mixture with its weight, as the user wrote it."""
-
-    ref: AdapterRef
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureSpec:
-    """Adapters with weights, and how they combine. Weights are never normalised."""
-
-    items: tuple[MixtureItem, ...]
-    combination: Combination = "sum"
+    vector: bytes  # [d], float32, little endian
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +244,8 @@ class ResolvedMixture:
             (PEFT `add_weighted_adapter(combination_type="linear")`: equal ranks, w_j >= 0)
     """
 
-    digests: tuple[str, ...]
-    weights: tuple[float, ...]
+    digests: tuple[str, ...]  # of adapters, or of variants of them
+    weights: tuple[float, ...]  # one for each digest, never normalised
     combination: Combination = "sum"
 
     @property
@@ -284,8 +263,8 @@ def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes
     The base (no adapter with weight) is b"" whatever the combination.
     """
     # Most of a router's many candidates have weight 0: they go before anything is sorted.
-    given = sorted(item for item in weights.items() if item[1] != 0)
-    packed = [(digest, struct.pack("<f", weight)) for digest, weight in given]
+    nonzero = sorted(item for item in weights.items() if item[1] != 0)
+    packed = [(digest, struct.pack("<f", weight)) for digest, weight in nonzero]
     parts = [digest.encode() + weight for digest, weight in packed if weight not in ZEROS]
     return combination.encode() + b"|" + b"|".join(parts) if parts else b""
 
@@ -299,8 +278,8 @@ def mixture_digest(weights: Mapping[str, float], combination: Combination) -> st
 class Problem:
     """One reason why an adapter was refused: where, what, and what would work."""
 
-    where: str
-    message: str
+    where: str  # a file, a key, a module
+    message: str  # completes "<where>: "
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -311,11 +290,11 @@ class CheckReport:
     """The answer to a dry run: every problem at once, and what the adapter would cost."""
 
     problems: tuple[Problem, ...] = ()
-    manifest: AdapterManifest | None = None
-    digest: str | None = None
-    size_bytes: int = 0
-    unknown_keys: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    manifest: AdapterManifest | None = None  # where a format could read it
+    digest: str | None = None  # where nothing is wrong
+    size_bytes: int = 0  # of its files, where nothing is wrong
+    unknown_keys: tuple[str, ...] = ()  # of its config
+    notes: tuple[str, ...] = ()  # to whom publishes it
 
     @property
     def loads(self) -> bool:
@@ -330,7 +309,7 @@ class ApiKey:
     """A key as the store knows it: never the secret itself."""
 
     id: str
-    label: str
+    label: str  # for people
     kind: KeyKind
     created_at: float  # seconds since the epoch
-    revoked_at: float | None = None
+    revoked_at: float | None = None  # likewise; None while it is in force

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats.listing import some
-from adapters_store.problems import MAX_PROBLEMS
+from adapters_store.problems import MAX_PROBLEMS, name_list
 from adapters_store.texts import is_utf8
 from adapters_store.types import Problem
 
@@ -76,7 +75,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ConfigError(f"names a key twice: {some(twice)}")
+        raise ConfigError(f"names a key twice: {name_list(twice)}")
     return result
 
 

@@ -48,15 +48,16 @@ class FormatRegistry:
 
     def wanted(self, name: str) -> bool:
         """Whether some format reads a file of this base name."""
-        return any(name in known.files for known in self.formats)
+        return any(name in adapter_format.files for adapter_format in self.formats)
 
-    def recognise(self, given: AdapterFolder) -> AdapterFormat | None:
+    def recognise(self, folder: AdapterFolder) -> AdapterFormat | None:
         """The first format that says that these files are its own."""
-        return next((known for known in self.formats if known.recognises(given)), None)
+        own = (candidate for candidate in self.formats if candidate.recognises(folder))
+        return next(own, None)
 
     def all_files(self) -> Iterable[str]:
         """Every file name that some format reads, sorted."""
-        return sorted(set().union(*(known.files for known in self.formats)))
+        return sorted(set().union(*(adapter_format.files for adapter_format in self.formats)))
 
 
 def _load(name: str, source: str) -> AdapterFormat:

@@ -68,8 +68,8 @@ class Texts:
         self, column: ColumnElement[Any], digest: str, encoder: str, texts: str
     ) -> bytes | None:
         query = select(column).where(_here(digest, encoder), CENTROIDS.c.texts == texts)
-        found: bytes | None = self._database.reading(lambda connection: connection.scalar(query))
-        return found
+        data: bytes | None = self._database.reading(lambda connection: connection.scalar(query))
+        return data
 
 
 def drop_later_texts(connection: Connection, digest: str) -> None:

@@ -24,13 +24,13 @@ _SEPARATOR = ","  # occurs in no name, alias or tag
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """What is about to be recorded under a name."""
+    """A row to be: the next version of a name, whose blob is stored already."""
 
     name: str
     digest: str
     manifest: AdapterManifest
-    size_bytes: int
-    num_texts: int
+    size_bytes: int  # of the blob
+    num_texts: int  # sample texts in the blob
     tags: Sequence[str] = ()
 
 
@@ -81,9 +81,9 @@ class Versions:
         return self._database.reading(resolve)
 
     def _resolve(self, connection: Connection, changes: int, ref: AdapterRef) -> AdapterRecord:
-        known = self._records.get(ref)
-        if known is not None and known[0] == changes:
-            return known[1]
+        remembered = self._records.get(ref)
+        if remembered is not None and remembered[0] == changes:
+            return remembered[1]
         row = connection.execute(_query(ref)).first()
         if row is None:
             raise AdapterNotFoundError(str(ref), _near(connection, ref))
@@ -123,7 +123,7 @@ class Versions:
         return self._database.writing(move)
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Raises AdapterNotFoundError when there is no such alias."""
+        """Remove an alias. Raises AdapterNotFoundError when there is none."""
 
         def remove(connection: Connection) -> None:
             here = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
@@ -181,8 +181,8 @@ class Versions:
         """Call `drop(digest)` for those that were never recorded; the sum of what it returns."""
 
         def forget(connection: Connection) -> int:
-            known = set(connection.scalars(select(BLOBS.c.digest)))
-            return sum(drop(digest) for digest in digests if digest not in known)
+            recorded = set(connection.scalars(select(BLOBS.c.digest)))
+            return sum(drop(digest) for digest in digests if digest not in recorded)
 
         return self._database.writing(forget)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,7 +20,7 @@ from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
-from adapters_store.upload import Upload
+from adapters_store.upload import PublishRequest
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
@@ -51,15 +50,6 @@ CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are 
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Publishable:
-    """An adapter's content with what is said about it."""
-
-    content: Upload
-    texts: Sequence[str] = ()
-    tags: Sequence[str] = ()
-
-
 class AdapterService:
     """Publishes, lists, moves and removes adapters, and says where they are."""
 
@@ -86,9 +76,9 @@ class AdapterService:
         """Stop what goes on in the background."""
         await self._states.close()
 
-    async def publish(self, name: str, upload: Publishable) -> AdapterReply:
-        """Store the next version of `name`. Raises InvalidAdapterError with every problem."""
-        record, report = await self._publish(name, upload)
+    async def publish(self, request: PublishRequest) -> AdapterReply:
+        """Store the next version of a name. Raises InvalidAdapterError with every problem."""
+        record, report = await self._publish(request)
         await self._states.make(record, seconds=CENTROID_SECONDS)
         reply = await self._reply(record)
         return reply.model_copy(update={"notes": list(report.notes)})
@@ -120,10 +110,10 @@ class AdapterService:
                 rest = f" (and {len(more)} more problems)" if more else ""
                 raise SettingsError(f"adapters: {folder} is refused: {first}{rest}") from error
 
-    async def check(self, name: str, upload: Publishable) -> CheckReply:
+    async def check(self, request: PublishRequest) -> CheckReply:
         """A dry run of `publish`."""
-        self._check_name(name)
-        report = await self._report(name, upload)
+        self._check_name(request.name)
+        report = await self._report(request)
         manifest = report.manifest
         element = _ELEMENT_BYTES.get(self._info.dtype, 4)
         return CheckReply(
@@ -234,40 +224,40 @@ class AdapterService:
         return MergedReply.of(state, [labels.get(digest, digest) for digest in digests])
 
     async def _publish_once(self, folder: Path) -> None:
-        found = await self._run(select, folder)
-        if found.note is not None:
-            log.info("folder", path=str(folder), note=found.note)
-        upload = Publishable(found.files)
-        report = await self._report(folder.name, upload)
+        selection = await self._run(select, folder)
+        if selection.note is not None:
+            log.info("folder", path=str(folder), note=selection.note)
+        request = PublishRequest(folder.name, selection.files)
+        report = await self._report(request)
         stored: Sequence[AdapterRecord] = ()
         if not report.problems:
             stored = await self._run(self._store.list, name=folder.name)
         if report.digest not in {record.digest for record in stored}:
             # The encoder starts after the server: nobody waits for it here.
-            record, told = await self._publish(folder.name, upload)
-            for note in told.notes:
+            record, report = await self._publish(request)
+            for note in report.notes:
                 log.info("folder", path=str(folder), note=note)
             await self._states.make(record)
 
-    async def _publish(self, name: str, upload: Publishable) -> tuple[AdapterRecord, CheckReport]:
-        self._check_name(name)
+    async def _publish(self, request: PublishRequest) -> tuple[AdapterRecord, CheckReport]:
+        self._check_name(request.name)
         reports: list[CheckReport] = []
         publish = partial(
             self._store.publish,
             base=self._info.base,
-            texts=upload.texts,
-            tags=upload.tags,
-            told=reports.append,
+            texts=request.texts,
+            tags=request.tags,
+            on_report=reports.append,
         )
-        record = await self._run(publish, name, upload.content)
+        record = await self._run(publish, request.name, request.upload)
         log.info("published", adapter=record.label, digest=record.digest)
         return record, reports[0]
 
-    async def _report(self, name: str, upload: Publishable) -> CheckReport:
+    async def _report(self, request: PublishRequest) -> CheckReport:
         check = partial(
-            self._store.check, base=self._info.base, texts=upload.texts, tags=upload.tags
+            self._store.check, base=self._info.base, texts=request.texts, tags=request.tags
         )
-        return await self._run(check, name, upload.content)
+        return await self._run(check, request.name, request.upload)
 
     def _check_name(self, name: str) -> None:
         if name == self._base_name:

@@ -90,8 +90,8 @@ async def publish(
     tags: TagsForm = None,
 ) -> AdapterReply:
     """Check and store an adapter as the next version of `name`; it can be used at once."""
-    async with received(files, texts, tags or []) as upload:
-        return await container.services.catalogue.publish(name, upload)
+    async with received(name, files, texts, tags or []) as upload:
+        return await container.services.catalogue.publish(upload)
 
 
 @router.post(
@@ -108,8 +108,8 @@ async def check(
     tags: TagsForm = None,
 ) -> CheckReply:
     """Say whether the adapter would load, every problem, and what it would cost."""
-    async with received(files, texts, tags or []) as upload:
-        return await container.services.catalogue.check(name, upload)
+    async with received(name, files, texts, tags or []) as upload:
+        return await container.services.catalogue.check(upload)
 
 
 @router.get(

@@ -30,8 +30,8 @@ from adaptermix.training.importing.adamix.copies import (
 )
 from adaptermix.training.importing.adamix.state import STATE, check_layers, refusal
 from adapters_store.expert_types import BottleneckExpertSpec, Copies
-from adapters_store.formats.listing import some
 from adapters_store.formats.native import FORMAT, NativeAdapter
+from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest, Problem
 
 Array = NDArray[Any]
@@ -212,7 +212,7 @@ def read_bottlenecks(state: Mapping[str, Array]) -> AdamixBottleneck:
         else:
             side.biases[int(match["expert"])] = array
     if not layers:
-        raise refusal(STATE, f"holds no AdaMix bottlenecks; it holds {some(state)}")
+        raise refusal(STATE, f"holds no AdaMix bottlenecks; it holds {name_list(state)}")
     check_layers(layers, base, "bottlenecks", "ExpertSoup")
     return AdamixBottleneck(tuple(layers[index] for index in sorted(layers)))
 

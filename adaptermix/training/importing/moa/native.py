@@ -29,8 +29,8 @@ from adaptermix.training.importing.moa.keys import (
 )
 from adapters_store.expert_types import LoraExpertSpec, PromptExpertSpec
 from adapters_store.formats.config_files import parse_config
-from adapters_store.formats.listing import some
 from adapters_store.formats.native import NativeAdapter
+from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest, Problem
 
 PARAMS_FILE = "adapter_params.json"
@@ -144,7 +144,7 @@ def _unsupported(said: _Params) -> Iterator[Problem]:
     if unknown:
         yield Problem(
             f"{PARAMS_FILE}: lora_targets",
-            f"names {some(unknown)}: targets are {', '.join(_TARGETS)}",
+            f"names {name_list(unknown)}: targets are {', '.join(_TARGETS)}",
         )
 
 
@@ -256,7 +256,7 @@ def _notes(said: _Params, keys: MoaKeys) -> Iterator[str]:
         if getattr(said, key):
             yield f"{key} has no effect: the published code does not use it"
     if keys.harmless:
-        yield f"left out, as nothing uses them: {some(keys.harmless)}"
+        yield f"left out, as nothing uses them: {name_list(keys.harmless)}"
     if said.const_threshold and any(THRESHOLD in layer.parts for layer in keys.layers.values()):
         yield "left out, as the threshold is constant: adapter_threshold_fn of every layer"
     empty = [str(layer.index) for layer in keys.layers.values() if not layer.experts]
