@@ -75,7 +75,7 @@ class EncoderProcess:
 
     @property
     def restarts(self) -> int:
-        """How often it came back after its end."""
+        """Times that it came back after its end."""
         return 0 if self._supervisor is None else self._supervisor.restarts
 
     async def start(self) -> None:

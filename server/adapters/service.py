@@ -1,4 +1,4 @@
-"""What admins do with adapters: one use case behind the routes, over store and engine."""
+"""Administration of adapters: one use case behind the routes, over store and engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adapters_store.upload import PublishRequest
 from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
-from server.adapters.text_states import TextState, TextStates
+from server.adapters.text_states import TextStates
 from server.errors import InputError
 from server.generation.mixtures import Mixtures
 from server.schemas.adapters import (
@@ -35,6 +35,7 @@ from server.schemas.adapters import (
     ProblemReply,
     ResidencyReply,
     TextsReply,
+    TextState,
     UnloadReply,
 )
 from server.schemas.mixture import FixedMixture
@@ -93,22 +94,22 @@ class AdapterService:
     async def texts(self, reference: str) -> TextsReply:
         """The sample texts in force."""
         record = await self._run(self._store.resolve, reference)
-        found = await self._run(self._store.texts, record.digest)
-        return TextsReply(name=record.label, texts=list(found))
+        texts = await self._run(self._store.texts, record.digest)
+        return TextsReply(name=record.label, texts=list(texts))
 
     async def publish_folder(self, directory: Path) -> None:
         """Publish every adapter folder in `directory` whose content is not stored yet.
 
         Raises SettingsError naming a folder that is refused.
         """
-        found = {path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")}
-        for folder in sorted(found):
+        folders = {path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")}
+        for folder in sorted(folders):
             try:
                 await self._publish_once(folder)
             except InvalidAdapterError as error:
                 first, *more = error.problems
-                rest = f" (and {len(more)} more problems)" if more else ""
-                raise SettingsError(f"adapters: {folder} is refused: {first}{rest}") from error
+                and_more = f" (and {len(more)} more problems)" if more else ""
+                raise SettingsError(f"adapters: {folder} is refused: {first}{and_more}") from error
 
     async def check(self, request: PublishRequest) -> CheckReply:
         """A dry run of `publish`."""
@@ -157,15 +158,15 @@ class AdapterService:
         whole = ref == AdapterRef(name=ref.name)
         used = frozenset() if force else await self._used()
         remove = partial(self._store.delete, force=force, in_use=used.__contains__)
-        gone = await self._run(remove, record.name, None if whole else record.version)
-        for one in gone:
-            await self._forget(one)
-        log.info("deleted", adapters=[one.label for one in gone])
+        deleted = await self._run(remove, record.name, None if whole else record.version)
+        for record in deleted:
+            await self._forget(record)
+        log.info("deleted", adapters=[record.label for record in deleted])
         freed = 0
         # Whoever is in use is not known now, or the disk is full: the next delete collects.
         with suppress(EngineError, StoreUnavailableError, StoreFullError):
             freed = await self.collect()
-        return DeletedReply(deleted=[one.label for one in gone], freed_bytes=freed)
+        return DeletedReply(deleted=[record.label for record in deleted], freed_bytes=freed)
 
     async def collect(self) -> int:
         """Remove stored bytes that no version points at; returns how many.
@@ -205,13 +206,13 @@ class AdapterService:
         try:
             return await self._merged_reply(await self._engine.merge(mixture))
         except MixtureError as error:  # in the client's words
-            told = str(error)
+            message = str(error)
             for digest, item in zip(mixture.digests, body.adapters, strict=True):
-                told = told.replace(digest, item.name)
-            raise MixtureError(told) from error
+                message = message.replace(digest, item.name)
+            raise MixtureError(message) from error
 
     async def merged(self) -> MergedReply:
-        """What the base weights hold."""
+        """The mixture that the base weights hold, if any."""
         return await self._merged_reply(await self._engine.merged())
 
     async def restore(self) -> MergedReply:
@@ -274,8 +275,8 @@ class AdapterService:
         states = await self._states.of(records, newest)
         return await self._run(_replies, records, residency, states)
 
-    async def _run(self, work: Callable[P, Value], *given: P.args, **named: P.kwargs) -> Value:
-        return await self._threads.run(partial(work, *given, **named))
+    async def _run(self, work: Callable[P, Value], *args: P.args, **kwargs: P.kwargs) -> Value:
+        return await self._threads.run(partial(work, *args, **kwargs))
 
     async def _used(self) -> frozenset[str]:
         """Digests that an admin has pinned, or that requests need: also those that still wait."""

@@ -1,4 +1,4 @@
-"""What is asked of adapters before they are mixed. A manifest is long: what it says is kept."""
+"""Facts of adapters that decide whether they can be mixed. Manifests are long: facts are kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from server.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What mixtures need of one manifest."""
+    """The facts of one manifest that mixtures need."""
 
     rows: Mapping[str, int]  # rank rows at each place of the model
-    held: str | None  # what it holds beside plain LoRA
+    extras: str | None  # what it holds beside plain LoRA, None for nothing
     reads_whole_prompts: bool
 
     @classmethod
@@ -65,9 +65,9 @@ class Refusals:
     def special(self, records: Sequence[AdapterRecord], path: str, reason: str) -> None:
         """Raises InputError, for this reason, where one holds more than plain LoRA."""
         for record in records:
-            held = self.of(record).held
-            if held is not None:
-                raise InputError(path, f"{record.label}, which holds {held}", reason)
+            extras = self.of(record).extras
+            if extras is not None:
+                raise InputError(path, f"{record.label}, which holds {extras}", reason)
 
     def whole_prompts(self, records: Sequence[AdapterRecord], path: str) -> None:
         """Raises InputError for an adapter whose gates come of a whole prompt."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -10,10 +11,17 @@ from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
 from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 
-if TYPE_CHECKING:
-    from server.adapters.text_states import TextState
-
 AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextState:
+    """How the sample texts of an adapter stand with the sentence encoder."""
+
+    # none without texts or encoder, pending until it is computed, then ready
+    centroid: Literal["none", "pending", "ready"] = "none"
+    encoder: str | None = None  # whose centroid it is
+    warnings: tuple[str, ...] = ()  # of other adapters whose texts are too near
 
 
 class ResidencyReply(Reply):
@@ -94,13 +102,13 @@ class AdapterReply(Reply):
 
 
 def _kinds(manifest: AdapterManifest) -> list[AdapterKind]:
-    """What an adapter holds, in the order of AdapterKind."""
-    held: set[AdapterKind] = {expert.kind for expert in manifest.experts}
+    """The kinds of parts in an adapter, in the order of AdapterKind."""
+    kinds: set[AdapterKind] = {expert.kind for expert in manifest.experts}
     if any(expert.kind != "prompt" and expert.copies for expert in manifest.experts):
-        held.add("copies")
+        kinds.add("copies")
     if manifest.routers:
-        held.add("router")
-    return [kind for kind in get_args(AdapterKind) if kind in held]
+        kinds.add("router")
+    return [kind for kind in get_args(AdapterKind) if kind in kinds]
 
 
 class TextsReply(Reply):
