@@ -44,13 +44,13 @@ def select(folder: Path) -> Selection:
     """
     formats = FormatRegistry()
     files, left_out = {}, []
-    odd = [
+    problems = [
         Problem(str(path), "is no plain file, or a link to nothing")
         for path in sorted(folder.iterdir())
         if formats.wanted(path.name) and not path.is_file()
     ]
-    if odd:
-        raise InvalidAdapterError(odd)
+    if problems:
+        raise InvalidAdapterError(problems)
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             left_out.append(f"{path.name}/")

@@ -25,7 +25,7 @@ from router_engine.processes.socket_folder import socket_folder
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RequestServices, RouterRegistry
-from server.adapters.encoder import EncoderProcess, StartingEncoderClient, TokenizerFiles
+from server.adapters.encoder import StartingEncoderClient, SupervisedEncoder, TokenizerFiles
 from server.adapters.hidden_state_encoder import HiddenStateEncoder
 from server.adapters.service import AdapterService
 from server.adapters.text_states import TextStates
@@ -84,7 +84,7 @@ class Runtime:
         self.threads = Threads("requests", _REQUEST_THREADS, settings.lookup_patience)
         self._stack = AsyncExitStack()
         self._services: Services | None = None
-        self._encoder: EncoderProcess | None = None
+        self._encoder: SupervisedEncoder | None = None
         self._store = open_store(settings)
         self._stack.callback(self._store.close)
         self._admin_threads = Threads("admin", _ADMIN_THREADS)
@@ -178,14 +178,14 @@ class Runtime:
         encoder = None
         if endpoint is not None:
             tokenizer_files = TokenizerFiles(tokenizer, scratch / "tokenizer")
-            self._encoder = EncoderProcess(settings, find_encoder, tokenizer_files, endpoint)
+            self._encoder = SupervisedEncoder(settings, find_encoder, tokenizer_files, endpoint)
             self._stack.push_async_callback(self._encoder.close)
             encoder = await self._connect(self._encoder, endpoint)
         self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
         if settings.adapters is not None:
             await self._services.adapters.publish_folder(expanded(settings.adapters))
 
-    async def _connect(self, encoder: EncoderProcess, endpoint: str) -> EncoderClient:
+    async def _connect(self, encoder: SupervisedEncoder, endpoint: str) -> EncoderClient:
         patience = self.settings.routing_patience
         if self._on_demand:
             client: EncoderClient = StartingEncoderClient(encoder, endpoint, patience)

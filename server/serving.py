@@ -182,18 +182,18 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.socket(family, kind)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind(address)
-            made.listen(_BACKLOG)  # until then another process could take it too
+            listener.bind(address)
+            listener.listen(_BACKLOG)  # until then another process could take it too
         except OSError:
-            made.close()
+            listener.close()
             raise
     except (OSError, ValueError) as error:  # of a name that is none: UnicodeError
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot listen on {host}, port {port}: {reason}") from error
-    return made
+    return listener
 
 
 def _print_error(console: Console, error: Exception) -> None:

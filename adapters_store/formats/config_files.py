@@ -79,7 +79,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_config(model: type[Config], raw: Mapping[str, Any], file: str) -> Config:
+def parse_flat_config(model: type[Config], raw: Mapping[str, Any], file: str) -> Config:
     """A flat config by its model; raises InvalidAdapterError naming each key that is wrong."""
     try:
         return model.model_validate(raw)

@@ -19,7 +19,7 @@ from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.formats.peft_config import (
     PeftLoraConfig,
     key_problems,
-    parse_config,
+    parse_lora_config,
     type_problem,
 )
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
@@ -94,7 +94,7 @@ def _read_config(
         problems.append(other)
         return None, []
     problems_of_keys, unknown = key_problems(raw)
-    config, wrong = parse_config(raw)
+    config, wrong = parse_lora_config(raw)
     problems += [*problems_of_keys, *wrong]
     return config, unknown
 
@@ -118,7 +118,7 @@ class _Builder:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     backward_only: list[str] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)  # what is the base's
+    base_copies: list[str] = field(default_factory=list)  # keys of the base's own weights
     matcher: Matcher = field(default_factory=Matcher)
 
     def build(self) -> AdapterManifest:
@@ -159,8 +159,10 @@ class _Builder:
             self.notes.append(
                 f"not applied, as only training uses it: {name_list(self.backward_only)}"
             )
-        if self.own:
-            self.notes.append(f"not applied, as it is the base's own weight: {name_list(self.own)}")
+        if self.base_copies:
+            self.notes.append(
+                f"not applied, as it is the base's own weight: {name_list(self.base_copies)}"
+            )
         if len(adapters) > 1:
             named = name_list(name or "no name" for name in adapters)
             self._refuse(TENSOR_FILE, f"holds several adapters ({named}): publish each by itself")
@@ -168,10 +170,10 @@ class _Builder:
 
     def _judge_other(self, key: str, tensor: TensorInfo) -> None:
         name = key.removeprefix(_PREFIX)
-        whole = _WHOLE_WEIGHT.fullmatch(name)
+        weight_key = _WHOLE_WEIGHT.fullmatch(name)
         if _BACKWARD_ONLY.fullmatch(name):
             self.backward_only.append(key)
-        elif whole is None or not self._judge_copy(key, whole["module"], tensor):
+        elif weight_key is None or not self._judge_copy(key, weight_key["module"], tensor):
             reason = next((why for pattern, why in _FOREIGN if re.search(pattern, name)), None)
             self._refuse(
                 key,
@@ -188,15 +190,15 @@ class _Builder:
         paths = [path for path in self.base.embeddings if path.rpartition(".")[2] == last]
         if not paths:
             return False
-        own = self.base.embeddings[paths[0]]
-        if tensor.shape != own.shape:
+        embedding = self.base.embeddings[paths[0]]
+        if tensor.shape != embedding.shape:
             self._refuse(
                 key,
-                f"has shape {list(tensor.shape)}, the base has {list(own.shape)}: resized "
+                f"has shape {list(tensor.shape)}, the base has {list(embedding.shape)}: resized "
                 "embeddings are not supported",
             )
-        elif is_own(self.tensors, tensor, own):
-            self.own.append(key)
+        elif is_own(self.tensors, tensor, embedding):
+            self.base_copies.append(key)
         else:
             self._refuse(
                 key,
@@ -207,8 +209,8 @@ class _Builder:
 
     def _expert(self, module: str, pair: _Pair) -> LoraExpertSpec | None:
         if pair.a is None or pair.b is None:
-            there, missing = ("B", "A") if pair.a is None else ("A", "B")
-            self._refuse(module, f"has lora_{there} but no lora_{missing}")
+            present, missing = ("B", "A") if pair.a is None else ("A", "B")
+            self._refuse(module, f"has lora_{present} but no lora_{missing}")
             return None
         shape_a = self.header.tensors[pair.a].shape
         shape_b = self.header.tensors[pair.b].shape

@@ -125,7 +125,7 @@ def key_problems(raw: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
     return problems, unknown
 
 
-def parse_config(raw: Mapping[str, Any]) -> tuple[PeftLoraConfig | None, list[Problem]]:
+def parse_lora_config(raw: Mapping[str, Any]) -> tuple[PeftLoraConfig | None, list[Problem]]:
     """The keys that we apply; or every problem with their values."""
     values = {key: value for key, value in raw.items() if value is not None}
     try:

@@ -114,8 +114,8 @@ class Versions:
             ref = AdapterRef(name=name, version=version)
             if connection.execute(_query(ref)).first() is None:
                 raise AdapterNotFoundError(str(ref), _near(connection, ref))
-            here = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
-            moved = connection.execute(update(ALIASES).where(here).values(version=version))
+            is_alias = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
+            moved = connection.execute(update(ALIASES).where(is_alias).values(version=version))
             if moved.rowcount == 0:
                 connection.execute(insert(ALIASES).values(name=name, alias=alias, version=version))
             return self._one(connection, _by_version(name, version))
@@ -126,8 +126,8 @@ class Versions:
         """Remove an alias. Raises AdapterNotFoundError when there is none."""
 
         def remove(connection: Connection) -> None:
-            here = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
-            if connection.execute(delete(ALIASES).where(here)).rowcount == 0:
+            is_alias = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
+            if connection.execute(delete(ALIASES).where(is_alias)).rowcount == 0:
                 ref = AdapterRef(name=name, alias=alias)
                 raise AdapterNotFoundError(str(ref), _near(connection, ref))
 
@@ -152,8 +152,8 @@ class Versions:
             allow(records)
             for record in records:
                 for table in (ALIASES, TAGS, VERSIONS):
-                    here = (table.c.name == name) & (table.c.version == record.version)
-                    connection.execute(delete(table).where(here))
+                    is_version = (table.c.name == name) & (table.c.version == record.version)
+                    connection.execute(delete(table).where(is_version))
             return records
 
         return self._database.writing(remove)
@@ -221,12 +221,12 @@ def _ensure_blob(connection: Connection, new: NewVersion) -> None:
 
 
 def _next_version(connection: Connection, name: str) -> int:
-    here = ADAPTERS.c.name == name
-    last = connection.scalar(select(ADAPTERS.c.last_version).where(here))
+    is_name = ADAPTERS.c.name == name
+    last = connection.scalar(select(ADAPTERS.c.last_version).where(is_name))
     if last is None:
         connection.execute(insert(ADAPTERS).values(name=name, last_version=1))
         return 1
-    connection.execute(update(ADAPTERS).where(here).values(last_version=last + 1))
+    connection.execute(update(ADAPTERS).where(is_name).values(last_version=last + 1))
     return int(last) + 1
 
 

@@ -41,9 +41,6 @@ class KVBlockManager:
         salt = b"probed" if request.reads_hidden_states else b"" if gate is None else gate.key
         return BlockKeys(self.block_size, request.adapters, request.combination, salt)
 
-    def fits_at_all(self, num_tokens: int) -> bool:
-        return blocks_for(num_tokens, self.block_size) <= self.pool.num_blocks
-
     def can_admit(self, states: Sequence[RequestState], *, reserve: int) -> bool:
         """Whether all their known tokens find blocks now, with `reserve` blocks to spare."""
         needed = sum(map(self._needed, states))

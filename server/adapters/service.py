@@ -155,10 +155,10 @@ class AdapterService:
         if ref.name is None:
             raise InputError("name", repr(reference), "delete by name or name@version")
         record = await self._run(self._store.resolve, ref)
-        whole = ref == AdapterRef(name=ref.name)
+        is_bare_name = ref == AdapterRef(name=ref.name)
         used = frozenset() if force else await self._used()
         remove = partial(self._store.delete, force=force, in_use=used.__contains__)
-        deleted = await self._run(remove, record.name, None if whole else record.version)
+        deleted = await self._run(remove, record.name, None if is_bare_name else record.version)
         for record in deleted:
             await self._forget(record)
         log.info("deleted", adapters=[record.label for record in deleted])

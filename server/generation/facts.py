@@ -83,11 +83,11 @@ class Refusals:
         self.special(records, path, FACTORS_ONLY)
         ranks: dict[str, tuple[int, str]] = {}
         for record in records:
-            for site, own in self.of(record).rows.items():
-                rank, label = ranks.setdefault(site, (own, record.label))
-                if rank != own:
+            for site, own_rank in self.of(record).rows.items():
+                rank, label = ranks.setdefault(site, (own_rank, record.label))
+                if rank != own_rank:
                     raise InputError(
                         path,
-                        f"{label} of rank {rank} with {record.label} of rank {own}",
+                        f"{label} of rank {rank} with {record.label} of rank {own_rank}",
                         "combination linear needs equal ranks: use combination sum",
                     )

@@ -31,9 +31,9 @@ async def yield_now_and_then(count: int) -> None:
 def limited(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
     """The items of a stream up to the deadline, if there is one.
 
-    As with `merge` it runs at its own pace: who reads slowly keeps nothing but memory.
+    As with `interleaved` it runs at its own pace: who reads slowly keeps nothing but memory.
     """
-    return _only(merge([stream], deadline))
+    return _only(interleaved([stream], deadline))
 
 
 async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T, None]:
@@ -42,7 +42,7 @@ async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T
             yield item
 
 
-async def merge(
+async def interleaved(
     streams: Sequence[AsyncGenerator[T, None]], deadline: Deadline
 ) -> AsyncGenerator[tuple[int, T], None]:
     """Items of several streams as they come, each with its stream's index.

@@ -19,7 +19,7 @@ from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation.generation import Completion, Generation, PreparedRequest, Update
 from server.generation.generation_input import GenerationInput
-from server.generation.streams import chain_first, merge
+from server.generation.streams import chain_first, interleaved
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
 from server.http.openai.replies import ChatWriter, CompletionWriter, Writer
@@ -206,7 +206,7 @@ async def _answer(
                 lambda: json_of(writer.reply(answers)), sum(answer.size for answer in answers)
             )
         )
-    updates = merge([generation.stream(item) for item in prepared], deadline)
+    updates = interleaved([generation.stream(item) for item in prepared], deadline)
     first = await unless_disconnected(request, anext(updates))
     usage = body.stream_options is not None and body.stream_options.include_usage
     frames = _frames(writer, len(prepared), chain_first(first, updates), generation, usage=usage)
@@ -217,7 +217,7 @@ async def _gather(
     generation: Generation, prepared: Sequence[PreparedRequest], deadline: Deadline
 ) -> list[Completion]:
     """All answers; when one fails the others are cancelled and its error is raised."""
-    updates = merge([generation.stream(item) for item in prepared], deadline)
+    updates = interleaved([generation.stream(item) for item in prepared], deadline)
     done: dict[int, Completion] = {}
     async with aclosing(updates):
         async for index, update in updates:

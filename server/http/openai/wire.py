@@ -187,10 +187,10 @@ class LogprobWriter:
         return ChatLogprobs(content=[self._entry(piece.event, top) for piece in pieces])
 
     def _entry(self, event: TokenEvent, top: int) -> ChatLogprob:
-        own = self._top(event.token_id, event.logprob)
+        drawn = self._top(event.token_id, event.logprob)
         others = [self._top(token_id, logprob) for token_id, logprob in event.top_tokens[:top]]
         return ChatLogprob(
-            token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=others
+            token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=others
         )
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,6 @@ from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest, Problem
 
 Array = NDArray[Any]
-Way = Literal["A", "B"]  # down, up
 
 _SCORES = "expert_score_weight"
 _KEY = re.compile(

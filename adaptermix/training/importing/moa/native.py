@@ -28,7 +28,7 @@ from adaptermix.training.importing.moa.keys import (
     sort_keys,
 )
 from adapters_store.expert_types import LoraExpertSpec, PromptExpertSpec
-from adapters_store.formats.config_files import parse_config
+from adapters_store.formats.config_files import parse_flat_config
 from adapters_store.formats.native import NativeAdapter
 from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest, Problem
@@ -104,7 +104,7 @@ def convert(params: Mapping[str, Any], state: Mapping[str, Array], heads: Heads)
     norm, and the rows of B of queries and keys are put in the order of the base's rotation. Raises
     InvalidAdapterError with every problem.
     """
-    said = parse_config(_Params, params, PARAMS_FILE)
+    said = parse_flat_config(_Params, params, PARAMS_FILE)
     refuse(_unsupported(said))
     keys = sort_keys(state, replace(_NAMING, harmless=_NOISE if said.adapter_noisy else None))
     refuse(keys.problems(TENSOR_FILE))
