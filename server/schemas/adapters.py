@@ -16,7 +16,7 @@ AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]
 
 @dataclass(frozen=True, slots=True)
 class TextState:
-    """How the sample texts of an adapter stand with the sentence encoder."""
+    """The state of an adapter's sample texts with the sentence encoder."""
 
     # none without texts or encoder, pending until it is computed, then ready
     centroid: Literal["none", "pending", "ready"] = "none"
