@@ -9,7 +9,7 @@ from adaptermix.errors import InvalidInputError
 from adaptermix.local import LocalRuntime
 from adapters_store.folders import select
 from adapters_store.home import expanded
-from server.adapters.service import Publishable
+from adapters_store.upload import PublishRequest
 from server.schemas.adapters import AdapterReply, DeletedReply
 
 
@@ -36,16 +36,17 @@ class LocalAdapters:
 
     def list(self, tag: str | None = None) -> list[AdapterReply]:
         """All versions of all adapters, or of those that carry a tag."""
-        return self._runtime.run(self._runtime.services.catalogue.listing(tag=tag))
+        return self._runtime.run(self._runtime.services.adapters.listing(tag=tag))
 
     def delete(self, reference: str, *, force: bool = False) -> DeletedReply:
         """Delete a version (`name@2`), or all of a bare name, if nothing uses it, or by force."""
-        return self._runtime.run(self._runtime.services.catalogue.delete(reference, force=force))
+        return self._runtime.run(self._runtime.services.adapters.delete(reference, force=force))
 
     async def _publish(
         self, folder: Path, name: str | None, tags: Sequence[str], texts: Sequence[str]
     ) -> AdapterReply:
         if not folder.is_dir():
             raise InvalidInputError(f"folder = {str(folder)!r} is not a directory")
-        upload = Publishable(select(folder).files, tuple(texts), tuple(tags))
-        return await self._runtime.services.catalogue.publish(name or folder.name, upload)
+        files = select(folder).files
+        request = PublishRequest(name or folder.name, files, tuple(texts), tuple(tags))
+        return await self._runtime.services.adapters.publish(request)

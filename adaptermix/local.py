@@ -34,7 +34,7 @@ from server.generation.generation import Generation, PreparedRequest
 from server.generation.generation_input import InputNames
 from server.generation.streams import limited
 from server.generation.tokenization import Tokenization
-from server.http.native_wire import ask_of, run_scores, score_jobs, score_reply
+from server.http.native_wire import inputs_of, prepared_scores, run_scores, score_reply
 from server.http.openai.wire import chat_of
 from server.http.rendering import Renderer
 from server.runtime import Runtime, Services
@@ -198,7 +198,7 @@ class LocalRuntime:
     ) -> tuple[PreparedRequest, Renderer]:
         async with self._preparing:
             body, ids = _read(prompt, generation.tokenization)
-            read = partial(ask_of, body, generation, ids)
+            read = partial(inputs_of, body, generation, ids)
             ask, seed = await generation.read(read, len(body.inputs))
             job = await generation.prepare(replace(ask, fields=_FIELDS))
         return job, Renderer(
@@ -208,7 +208,9 @@ class LocalRuntime:
     async def _score(self, body: ScoreBody) -> ScoreReply:
         generation = self._runtime.generation
         async with self._runtime.deadline(body.timeout).within():
-            return score_reply(await run_scores(await score_jobs(body, generation), generation))
+            return score_reply(
+                await run_scores(await prepared_scores(body, generation), generation)
+            )
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)

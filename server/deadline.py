@@ -1,4 +1,4 @@
-"""How long a request may take: one clock from its body to its last token."""
+"""The time that a request may take: one clock from its body to its last token."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Deadline:
             raise RequestTimeoutError(self._seconds) from error
 
 
-def deadline_of(asked: float | None, default: float | None, most: float) -> Deadline:
+def deadline_of(seconds: float | None, default: float | None, most: float) -> Deadline:
     """The deadline of a request that asks for so many seconds, or for none of its own.
 
     Raises InputError above `most`.
     """
-    if asked is not None and asked > most:
+    if seconds is not None and seconds > most:
         hint = f"at most {most:g} seconds (ADAPTERMIX_MAX_TIMEOUT)"
-        raise InputError("timeout", f"{asked:g}", hint)
-    return Deadline(default if asked is None else asked)
+        raise InputError("timeout", f"{seconds:g}", hint)
+    return Deadline(default if seconds is None else seconds)

@@ -11,7 +11,7 @@ from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
 from router_engine.routers import errors as router_errors
 
-_MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
+_MOST_MESSAGE = 1024  # bytes of a message, of which some may be what was sent
 PREFIX = "Input validation error: "  # LoRAX's
 _MOST_ECHOED = 80  # characters of one thing that was sent
 
@@ -65,8 +65,8 @@ class OverloadedError(ServerError):
 class BusyError(ServerError):
     """As much of this kind of work is under way as there may be."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; try again in a moment")
+    def __init__(self, work: str) -> None:
+        super().__init__(f"{work}; try again in a moment")
 
 
 class StoppingError(ServerError):
@@ -102,27 +102,28 @@ class MethodNotAllowedError(ServerError):
 class ContentTypeError(ServerError):
     """The body is of another kind than the route reads."""
 
-    def __init__(self, given: str, allowed: Sequence[str]) -> None:
-        told = f"Content-Type {given[:_MOST_ECHOED]!r}" if given else "no Content-Type"
-        super().__init__(f"{told}: send {' or '.join(allowed)}")
+    def __init__(self, content_type: str, allowed: Sequence[str]) -> None:
+        excerpt = f"Content-Type {content_type[:_MOST_ECHOED]!r}"
+        received = excerpt if content_type else "no Content-Type"
+        super().__init__(f"{received}: send {' or '.join(allowed)}")
 
 
 class EncodingError(ServerError):
-    """The body is packed."""
+    """The body is compressed, or encoded otherwise."""
 
-    def __init__(self, header: str, given: str) -> None:
-        super().__init__(f"{header} {given[:_MOST_ECHOED]!r}: send the body as it is")
+    def __init__(self, header: str, encoding: str) -> None:
+        super().__init__(f"{header} {encoding[:_MOST_ECHOED]!r}: send the body as it is")
 
 
 class HeadTooLargeError(ServerError):
     """More of a request's head, or of one thing in it, than is read."""
 
-    def __init__(self, what: str, most: str) -> None:
-        super().__init__(f"{what}: at most {most} are read")
+    def __init__(self, part: str, most: str) -> None:
+        super().__init__(f"{part}: at most {most} are read")
 
 
 class HeadTooSlowError(ServerError):
-    """A head that does not become whole."""
+    """The head of a request did not become whole in time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -132,17 +133,17 @@ class HeadTooSlowError(ServerError):
 
 
 class BadRequestError(ServerError):
-    """What is no proper HTTP request."""
+    """The request is no proper HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error as a client sees it."""
 
-    status: int
-    error_type: str
-    message: str
-    param: str | None = None
+    status: int  # of HTTP
+    error_type: str  # for programs
+    message: str  # names the field, the value and what would work
+    param: str | None = None  # the field, in OpenAI's shape
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def native(self) -> dict[str, str]:
@@ -157,12 +158,12 @@ class Failure:
         return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _bounded(text: str, most: int = _MOST_TOLD) -> str:
+def _bounded(text: str, most: int = _MOST_MESSAGE) -> str:
     """A message that anybody's input may be part of, as UTF-8 can say it."""
-    told = text[: most + 1].encode(errors="backslashreplace")
-    if len(told) <= most:
-        return told.decode()
-    return f"{told[: most - 3].decode(errors='ignore')}..."
+    data = text[: most + 1].encode(errors="backslashreplace")
+    if len(data) <= most:
+        return data.decode()
+    return f"{data[: most - 3].decode(errors='ignore')}..."
 
 
 # Most special first: the first class that fits decides.
@@ -215,7 +216,7 @@ _SOON_OVER = (
 
 
 def failure_for(error: Exception) -> Failure | None:
-    """What a client is told of an error of ours; None of any other."""
+    """An error of ours as a client sees it; None for any other error."""
     if _is_of_a_full_disk(error):
         message = "there is no room left on the server's disk: free some, then send it again"
         return Failure(507, "store_full", message)

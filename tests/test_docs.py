@@ -31,6 +31,7 @@ from tests.support.desk import TEXTS, lay_out
 from tests.support.desk import adapters as adapters_of
 
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_PATH = re.compile(r"`((?:adapters_store|router_engine|server|adaptermix)/[\w./-]+)`")
 _SERVER = "http://127.0.0.1:8000"
 _SHELLS = ("sh", "bash")
 _LOADED = re.compile(r"\bllm\b")  # in a process of the reader's own
@@ -95,6 +96,33 @@ def run(desk: Path, *command: str) -> str:
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr
     return completed.stdout
+
+
+def paths_in(page: Path) -> list[str]:
+    """Files and folders of ours that a page names in full: `server/errors.py`, `server/http/`."""
+    return [
+        path for path in _PATH.findall(page.read_text("utf-8")) if "decisions" not in page.parts
+    ]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    # Decisions tell what was; the glossary has a test of its own.
+    if page.name != "glossary.md":
+        assert [path for path in paths_in(page) if not (ROOT / path).exists()] == []
+
+
+def test_the_structure_names_parts_that_are_there() -> None:
+    page = (ROOT / "docs" / "structure.md").read_text("utf-8")
+    sections = re.split(r"^## `(\w+)/`$", page, flags=re.MULTILINE)[1:]
+    for package, table in zip(sections[::2], sections[1::2], strict=True):
+        parts = re.findall(
+            r"`([\w/]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE))
+        )
+        assert len(parts) > 5
+        for part in parts:
+            path = ROOT / package / part
+            assert path.is_dir() if part.endswith("/") else path.with_suffix(".py").is_file(), path
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))

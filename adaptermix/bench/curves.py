@@ -20,7 +20,6 @@ from adaptermix.bench.turns import Turns
 CONTEXT = 128
 RANK = 8
 NUM_ADAPTERS = 8  # where their number is not what is varied
-MOST_ADAPTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,6 @@ class Point:
     @property
     def active(self) -> set[str]:
         return {name for request in range(self.requests) for name in self.names(request)}
-
-
-Curve = Sequence[Point]
 
 
 def name_of(rank: int, number: int) -> str:

@@ -64,7 +64,7 @@ class HiddenStateEncoder:
         return self._engine.restarts + 1
 
     async def info(self) -> Info:
-        """What an embedding depends on."""
+        """The name and width of the embeddings, which centroids are kept under."""
         return Info(0, f"{self._info.probe} {_FORM}", 2 * self._info.hidden_size)
 
     async def embed(self, texts: Sequence[str], *, window: Window = "head") -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ class Admission:
         self.live += 1
         is_waiting = True
 
-        def begun(seconds: float) -> None:
+        def on_first_token(seconds: float) -> None:
             nonlocal is_waiting
             if is_waiting:
                 is_waiting = False
@@ -45,7 +45,7 @@ class Admission:
                 self._mean_wait += _SMOOTHING * (seconds - self._mean_wait)
 
         try:
-            yield begun
+            yield on_first_token
         finally:
             self.live -= 1
             if is_waiting:

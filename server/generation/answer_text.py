@@ -44,11 +44,11 @@ class AnswerText:
 
     def flush(self) -> list[Piece]:
         """End the answer: every piece that still waits."""
-        rest = self._detokenizer.flush()
+        text = self._detokenizer.flush()
         pieces: list[Piece] = []
-        if rest and self._waiting and not self.is_stopped:
+        if text and self._waiting and not self.is_stopped:
             last = self._waiting.pop()
-            pieces = self._grow(last.event, last.text + rest, already=len(last.text))
+            pieces = self._grow(last.event, last.text + text, already=len(last.text))
         pieces += self._waiting
         self._waiting = []
         return pieces
@@ -57,11 +57,11 @@ class AnswerText:
         added = text[already:]
         self.text += added
         self._waiting.append(Piece(event, text))
-        begun = self._matcher.push(added)
+        stop_length = self._matcher.push(added)
         if self.num_tokens <= self._min_new_tokens:
             self._matcher.reset()
-        elif begun is not None:
-            self._cut(len(self.text) - begun)
+        elif stop_length is not None:
+            self._cut(len(self.text) - stop_length)
             return []
         return self._release(
             len(self.text) - self._matcher.held_back,

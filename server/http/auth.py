@@ -1,4 +1,4 @@
-"""Who may do what: API keys for use and for administration, loopback where none are asked for."""
+"""API keys for use and for administration; loopback does without where none are asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _header = APIKeyHeader(name="X-Api-Key", auto_error=False)
 
 
 class KeyStore(Protocol):
-    """What is needed of the store. Its methods block."""
+    """The part of the store that keys need. Its methods block."""
 
     def has_keys(self) -> bool: ...
 
@@ -113,7 +113,7 @@ def _secret(headers: Headers) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _is_own(pattern: re.Pattern[str], given: str) -> bool:
+def _is_own(pattern: re.Pattern[str], header: str) -> bool:
     """Whether this is a name of this machine, and nothing else that readers could take apart."""
-    found = pattern.fullmatch(given)
-    return found is not None and int(found[1] or 0) <= _LAST_PORT
+    match = pattern.fullmatch(header)
+    return match is not None and int(match[1] or 0) <= _LAST_PORT

@@ -69,14 +69,14 @@ class BoundedHeads(HttpToolsProtocol):
         """See httptools. Raises HeadTooLargeError, at which the parser gives up."""
         self._lines += 1
         if self._lines > MOST_LINES:
-            raise self._told(HeadTooLargeError("headers", str(MOST_LINES)))
+            raise self._kept_problem(HeadTooLargeError("headers", str(MOST_LINES)))
         if self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """See httptools. Raises HeadTooLargeError."""
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD:
-            raise self._told(_too_large())
+            raise self._kept_problem(_too_large())
         self._end_wait()
         self._size = self._lines = 0
         self._is_in_head = False
@@ -91,8 +91,8 @@ class BoundedHeads(HttpToolsProtocol):
         """See HttpToolsProtocol, which calls this for what its parser refuses."""
         self._refuse(self._problem or BadRequestError(msg))
 
-    def _told(self, problem: Exception) -> Exception:
-        """What a callback raises: the parser says no more than that one of them failed."""
+    def _kept_problem(self, problem: Exception) -> Exception:
+        """The problem, kept for the reply: the parser says no more than that a callback failed."""
         self._problem = problem
         return problem
 

@@ -23,10 +23,10 @@ from server.schemas.generate import GenerateBody, Parameters
 from server.schemas.score import Score, ScoreBody, ScoredToken, ScoreReply
 
 
-def ask_of(
+def inputs_of(
     body: GenerateBody, generation: Generation, prompt_ids: tuple[int, ...] | None = None
 ) -> tuple[GenerationInput, int | None]:
-    """What the body asks for, and the seed that the answer reports (None when greedy).
+    """The inputs that a body gives, and the seed that the answer reports (None when greedy).
 
     prompt_ids: those of `inputs`, where they are known already.
     """
@@ -35,7 +35,7 @@ def ask_of(
     if parameters.truncate is not None:
         ids = ids[-parameters.truncate :]
     sampling, seed = _sampling(parameters)
-    ask = GenerationInput(
+    inputs = GenerationInput(
         prompt_ids=ids,
         text=body.inputs,
         sampling=sampling,
@@ -47,7 +47,7 @@ def ask_of(
         priority=body.priority,
         report_gates=parameters.gates,
     )
-    return ask, seed
+    return inputs, seed
 
 
 def _prompt_ids(body: GenerateBody, tokenization: Tokenization) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ def _prompt_ids(body: GenerateBody, tokenization: Tokenization) -> tuple[int, ..
 def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
     temperature = parameters.temperature or (1.0 if parameters.do_sample else 0.0)
     seed = parameters.seed if parameters.seed is not None or temperature == 0 else fresh_seed()
-    given = parameters.model_dump(
+    parameters_set = parameters.model_dump(
         include={
             *("min_new_tokens", "top_p", "top_k", "min_p"),
             *("repetition_penalty", "frequency_penalty", "presence_penalty"),
@@ -72,7 +72,7 @@ def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
     )
     top = max(parameters.top_n_tokens or 0, parameters.return_k_alternatives or 0)
     sampling = SamplingParams(
-        **given,
+        **parameters_set,
         temperature=temperature,
         seed=seed or 0,
         top_n_tokens=top,
@@ -81,8 +81,8 @@ def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
     return sampling, seed
 
 
-def score_ask_of(body: ScoreBody, generation: Generation) -> GenerationInput:
-    """What the body asks for, without its completions."""
+def score_input_of(body: ScoreBody, generation: Generation) -> GenerationInput:
+    """The inputs that a body gives, without its completions."""
     return GenerationInput(
         prompt_ids=generation.tokenization.encode(body.inputs),
         text=body.inputs,
@@ -95,14 +95,14 @@ def score_ask_of(body: ScoreBody, generation: Generation) -> GenerationInput:
     )
 
 
-async def score_jobs(body: ScoreBody, generation: Generation) -> list[PreparedRequest]:
-    """One job a completion. Raises InputError, and what `prepare_scores` raises."""
+async def prepared_scores(body: ScoreBody, generation: Generation) -> list[PreparedRequest]:
+    """One request a completion. Raises InputError, and what `prepare_scores` raises."""
     generation.require_places(len(body.completions), "completions")
     size = text_size([body.inputs, *body.completions])
-    ask = await generation.read(partial(score_ask_of, body, generation), size)
-    generation.require_fit(len(ask.prompt_ids))
+    inputs = await generation.read(partial(score_input_of, body, generation), size)
+    generation.require_fit(len(inputs.prompt_ids))
     encode = generation.tokenization.encode
-    given = []
+    completions = []
     # One after the other: others have their turn between them, and what is too long ends it.
     for index, text in enumerate(body.completions):
         field = f"completions.{index}"
@@ -110,19 +110,21 @@ async def score_jobs(body: ScoreBody, generation: Generation) -> list[PreparedRe
         ids = await generation.read(read, size)
         if not ids:
             raise InputError(field, excerpt(text), "has no tokens to score")
-        generation.require_room(ask, len(ids))
-        given.append(ids)
-    jobs = await generation.prepare_scores(ask, given)
-    generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "completions")
-    return jobs
+        generation.require_room(inputs, len(ids))
+        completions.append(ids)
+    prepared = await generation.prepare_scores(inputs, completions)
+    generation.require_places(sum(1 + len(item.plan.ensemble) for item in prepared), "completions")
+    return prepared
 
 
-async def run_scores(jobs: Sequence[PreparedRequest], generation: Generation) -> list[Completion]:
+async def run_scores(
+    prepared: Sequence[PreparedRequest], generation: Generation
+) -> list[Completion]:
     """All completions, the first alone: the others find the prompt's blocks in the prefix cache."""
-    first = await generation.run(jobs[0])
+    first = await generation.run(prepared[0])
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(generation.run(job)) for job in jobs[1:]]
+            tasks = [group.create_task(generation.run(item)) for item in prepared[1:]]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others were cancelled for its sake
     return [first, *(task.result() for task in tasks)]

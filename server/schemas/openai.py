@@ -181,7 +181,7 @@ class ChatBody(CommonBody):
     def _refuse_many_parts(cls, data: Any) -> Any:
         messages = data.get("messages") if isinstance(data, dict) else None
         if isinstance(messages, list):
-            contents = [one.get("content") for one in messages if isinstance(one, dict)]
+            contents = [message.get("content") for message in messages if isinstance(message, dict)]
             parts = sum(len(content) for content in contents if isinstance(content, list))
             if parts > MAX_PARTS:
                 raise PydanticCustomError(

@@ -12,7 +12,7 @@ from adaptermix.training.moa.plan import shape_of
 from adapters_store.formats import AdapterFolder
 from adapters_store.formats.peft import PeftLoraFormat
 from adapters_store.limits import StoreLimits
-from adapters_store.problems import shortened
+from adapters_store.problems import bounded_problems
 from adapters_store.types import BaseModelSpec, Problem
 from adapters_store.validation import validate
 from router_engine.model.embeddings import embedding_specs
@@ -21,7 +21,7 @@ from router_engine.model.embeddings import embedding_specs
 def check_adapter(folder: Path, base: Any) -> None:
     """Raises TrainingError with every reason why a server of `base` would not load the folder."""
     spec = replace(shape_of("the base", base), embeddings=embedding_specs(base))
-    problems = shortened(list(_problems(folder, spec)))
+    problems = bounded_problems(list(_problems(folder, spec)))
     if problems:
         raise TrainingError(f"adapter {folder}: {'; '.join(map(str, problems))}")
 

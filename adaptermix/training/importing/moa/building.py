@@ -29,8 +29,8 @@ from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
 from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import FORMAT, NativeAdapter
+from adapters_store.problems import bounded_problems
 from adapters_store.types import AdapterManifest, Problem
-from adapters_store.validation import shortened
 
 _MODULES = {
     **{part: f"self_attn.{part.lower()}_proj" for part in ("Q", "K", "V", "O")},
@@ -73,7 +73,7 @@ def build(keys: MoaKeys, convention: Convention, base_model: str | None = None) 
     if not builder.experts and not builder.problems:
         builder.problems.append(Problem("checkpoint", "holds no expert in any layer"))
     if builder.problems:
-        raise InvalidAdapterError(shortened(builder.problems))
+        raise InvalidAdapterError(bounded_problems(builder.problems))
     manifest = AdapterManifest(
         FORMAT, tuple(builder.experts), base_model=base_model, routers=tuple(builder.routers)
     )
@@ -94,7 +94,7 @@ def refuse(problems: Iterable[Problem]) -> None:
     """Raise InvalidAdapterError if there are any."""
     found = list(problems)
     if found:
-        raise InvalidAdapterError(shortened(found))
+        raise InvalidAdapterError(bounded_problems(found))
 
 
 @dataclass(slots=True)

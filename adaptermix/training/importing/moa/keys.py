@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from adapters_store.formats.listing import some
+from adapters_store.problems import name_list
 from adapters_store.types import Problem
 
 Array = NDArray[Any]
@@ -109,7 +109,7 @@ class MoaKeys:
     def problems(self, file: str) -> Iterator[Problem]:
         """Tensors that nobody knows, layers that are missing, parts that are not whole."""
         if self.unknown:
-            yield Problem(file, f"holds what MoA's adapters don't: {some(self.unknown)}")
+            yield Problem(file, f"holds what MoA's adapters don't: {name_list(self.unknown)}")
         if not self.layers:
             yield Problem(file, "holds no layer of MoA: is it the right file?")
         for index in range(max(self.layers, default=-1) + 1):

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import Result
 
 from adaptermix.client.adapters import adapter_path
+from tests.adaptermix.cli.test_main import ok, run
 from tests.server.live import Live
-from tests.server.test_cli import ok, run
 
 ODD = "a\x85b\u2028c\td\r\ne\x0bf\x1cg \x00h"
 

@@ -13,8 +13,8 @@ from typer.testing import Result
 
 from adaptermix.cli import adapters, output
 from server.schemas.adapters import ADAPTER_EXAMPLE, CHECK_EXAMPLE, MERGED_EXAMPLE
+from tests.adaptermix.cli.test_main import run
 from tests.server.foreign import Foreign, foreign_server
-from tests.server.test_cli import run
 
 COMMANDS = {
     "publish": ("FOLDER",),

@@ -18,9 +18,9 @@ import pytest
 from adaptermix.cli.uploading import stem_of
 from adapters_store.texts import MAX_TEXTS_BYTES
 from server.schemas.adapters import ADAPTER_EXAMPLE
+from tests.adaptermix.cli.test_main import ok, run
 from tests.server.foreign import Foreign, foreign_server
 from tests.server.live import Live
-from tests.server.test_cli import ok, run
 
 TEXTS = "".join(json.dumps(f"text {number}") + "\n" for number in range(3)).encode()
 

@@ -13,7 +13,7 @@ from fastapi import UploadFile
 
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.texts import MAX_TEXTS_BYTES, parse_texts
-from server.adapters.service import Publishable
+from adapters_store.upload import PublishRequest
 from server.errors import InputError
 
 _MAX_TAGS_CHARACTERS = 16 << 10
@@ -21,8 +21,8 @@ _MAX_TAGS_CHARACTERS = 16 << 10
 
 @asynccontextmanager
 async def received(
-    files: Sequence[UploadFile], texts: UploadFile | str | None, tags: Sequence[str]
-) -> AsyncIterator[Publishable]:
+    name: str, files: Sequence[UploadFile], texts: UploadFile | str | None, tags: Sequence[str]
+) -> AsyncIterator[PublishRequest]:
     """Copy the uploaded files into a directory that goes with the context.
 
     Raises InputError, and InvalidAdapterError for texts that cannot be read.
@@ -31,7 +31,8 @@ async def received(
     parsed = await texts_of(texts)
     folder = tempfile.TemporaryDirectory(prefix="adaptermix-upload-")
     try:
-        yield Publishable(await asyncio.to_thread(_copy, files, Path(folder.name)), parsed, split)
+        upload = await asyncio.to_thread(_copy, files, Path(folder.name))
+        yield PublishRequest(name, upload, parsed, split)
     finally:  # large files take their time to go
         await asyncio.shield(asyncio.to_thread(folder.cleanup))
 

@@ -13,9 +13,9 @@ from adaptermix.cli.output import print_error
 from adaptermix.client.connection import is_this_machine
 from adapters_store.store import AdapterStore
 from server.settings import Settings, SettingsError, is_loopback, load_settings, variable_of
+from tests.adaptermix.cli.test_edges import adaptermix, require_line, require_refused
+from tests.adaptermix.cli.test_main import run
 from tests.server.live import Live
-from tests.server.test_cli import run
-from tests.server.test_cli_edges import adaptermix, require_line, require_refused
 
 NOWHERE = ("--url", "http://127.0.0.1:9")
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from adaptermix.cli.explain import PALETTE, legend, painted, silence, style_of, verbatim
 from adaptermix.cli.heatmap import write_heatmap
+from tests.adaptermix.cli.test_main import ok, printable, run
 from tests.server.live import Live
-from tests.server.test_cli import ok, printable, run
 
 ROWS = [[1.0, 0.0], [0.25, 0.75], [0.5, 0.5], [0.0, 0.0]] * 6
 GIVEN = ("--router", "given", "--candidates", "math,code", "--level", "token")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.adaptermix.cli.test_main import ok, run
 from tests.server.live import Live, serving, tiny_settings
-from tests.server.test_cli import ok, run
 from tests.support import moa_checkpoint as moa
 from tests.support.adamix_bottleneck import bottleneck_model
 from tests.support.adamix_checkpoint import adamix_model, save_checkpoint, state_of
