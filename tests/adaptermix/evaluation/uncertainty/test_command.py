@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from adaptermix.cli.main import app
 from adaptermix.evaluation.uncertainty.report import FIGURES, filled
-from tests.benchmarks.evaluation.conftest import data
+from tests.adaptermix.evaluation.routing.conftest import data
 from tests.support.copies import make_copies
 
 __all__ = ["data"]  # a fixture

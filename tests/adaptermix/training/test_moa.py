@@ -35,8 +35,8 @@ from adaptermix.training.settings import (
 )
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json
+from tests.adaptermix.training.conftest import MakeRun
 from tests.support.tiny import family_model
-from tests.training.conftest import MakeRun
 
 SHORT: dict[str, Any] = {"data": {"max_rows": 24, "epochs": 2}}
 Train = Callable[..., Outcome]

@@ -14,8 +14,8 @@ from adaptermix.training.errors import CheckpointError, TrainingError
 from adaptermix.training.loop import StepReport
 from adaptermix.training.recipes.lora import train_lora
 from router_engine.model.tiny import tiny_model
+from tests.adaptermix.training.conftest import MakeRun
 from tests.support.tiny import save_family
-from tests.training.conftest import MakeRun
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

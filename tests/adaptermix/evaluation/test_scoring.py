@@ -20,7 +20,9 @@ from adaptermix.training.data import Row, tokenize
 from adaptermix.training.errors import DataError, TrainingError
 from adaptermix.training.recipes.lora import train_lora
 from router_engine.model.tiny import tiny_model, tiny_tokenizer
-from tests.training.conftest import MakeRun
+from tests.adaptermix.training.conftest import MakeRun, make_run, rows_file, tiny_base
+
+__all__ = ["make_run", "rows_file", "tiny_base"]  # fixtures
 
 
 @pytest.mark.parametrize(

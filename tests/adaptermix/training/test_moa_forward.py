@@ -21,9 +21,9 @@ from adaptermix.training.settings import (
     MoeLoraSettings,
     RunSettings,
 )
+from tests.adaptermix.training.conftest import MakeRun
+from tests.adaptermix.training.moa_equations import written
 from tests.support.tiny import family_model, save_family
-from tests.training.conftest import MakeRun
-from tests.training.moa_equations import written
 
 TOKENS = torch.arange(20, 44)
 LORA: dict[str, Any] = {

@@ -14,11 +14,11 @@ from adaptermix.training.moa.building import moa_model, moe_lora_model
 from adaptermix.training.moa.folder import save_moa
 from adaptermix.training.moa.model import MoaModel
 from adaptermix.training.settings import MoaSettings, MoeLoraSettings, RunSettings
+from tests.adaptermix.training.conftest import MakeRun
+from tests.adaptermix.training.test_moa_forward import LORA, stir
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.support.tiny import save_family
-from tests.training.conftest import MakeRun
-from tests.training.test_moa_forward import LORA, stir
 
 Make = Callable[[RunSettings], MoaModel]
 MODELS: dict[str, tuple[str, Make]] = {

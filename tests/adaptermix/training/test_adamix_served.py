@@ -11,10 +11,10 @@ import torch
 
 from adaptermix.training.recipes.adamix import AdamixPupil, adamix_recipe
 from adaptermix.training.settings import AdamixSettings
+from tests.adaptermix.training.conftest import MakeRun
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
 from tests.support.tiny import save_family
-from tests.training.conftest import MakeRun
 
 PROMPT = list(range(5, 30))
 PLAIN: Mapping[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0}

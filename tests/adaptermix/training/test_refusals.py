@@ -27,8 +27,8 @@ from adaptermix.training.recipes.lora import train_lora
 from adaptermix.training.settings import AdamixSettings, MoaSettings, MoeLoraSettings
 from router_engine.errors import UnsupportedModelError
 from router_engine.model.tiny import save_tiny
+from tests.adaptermix.training.conftest import MakeRun
 from tests.support.bad_checkpoints import BAD, ODD, POINTER, Bad, keys, removed, written
-from tests.training.conftest import MakeRun
 
 RECIPES = ("lora", "adamix", "moa", "moe-lora")
 Spoil = Callable[[Path], object]

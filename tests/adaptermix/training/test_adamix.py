@@ -26,9 +26,9 @@ from adaptermix.training.settings import AdamixSettings, RunSettings
 from adapters_store.expert_types import Copies
 from adapters_store.manifest import manifest_from_json
 from router_engine.model.tiny import tiny_model
+from tests.adaptermix.training.conftest import MakeRun
 from tests.support.harness import EngineHarness, request
 from tests.support.oracle import assert_agrees, greedy
-from tests.training.conftest import MakeRun
 
 SHORT: dict[str, Any] = {"data": {"max_rows": 24, "epochs": 2}}
 EXAMPLES = [

@@ -27,8 +27,8 @@ from adaptermix.training.settings import AdamixSettings, LoraSettings, Routing, 
 from adapters_store.expert_types import BottleneckExpertSpec, Copies
 from adapters_store.manifest import manifest_from_json
 from adapters_store.types import AdapterManifest
+from tests.adaptermix.training.conftest import MakeRun
 from tests.support.tiny import family_model
-from tests.training.conftest import MakeRun
 
 SEED, SIZE, FEATURES = 5, 6, 64
 TOKENS = torch.arange(20, 40)[None]
