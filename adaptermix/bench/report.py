@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from adaptermix.bench.load import Round, Sample
-from adaptermix.bench.matrix import Cell
+from adaptermix.bench.rounds import Cell
 
 PERCENTILES = (50, 90, 99)
 METRICS: Mapping[str, Callable[[Sample], Sequence[float]]] = {
@@ -182,8 +182,26 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def missing_lines(missing: Mapping[str, str]) -> list[str]:
-    """What a run left out, each with its reason."""
+    """Parts that a run left out, each with its reason."""
     return [f"- {name} is missing: {' '.join(why.split())}" for name, why in missing.items()]
+
+
+def goal_table(goals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One row a target: what was asked, what came out, and whether that is enough."""
+    heads = ("what", "target", "measured", "over rounds", "")
+    lines = [row(heads), row(["---", *["--:"] * 3, "---"])]
+    for verdict in goals:
+        goal, value = verdict["goal"], verdict["value"]
+        sign = "at least" if goal["at_least"] else "at most"
+        shown, spread = "-", "-"
+        if value is not None:
+            shown = f"{value:.2f}{goal['unit']}"
+            spread = f"{verdict['low']:.2f}-{verdict['high']:.2f}"
+        status = f"**{verdict['status']}**" if verdict["status"] == "missed" else verdict["status"]
+        note = f"{status}: {verdict['note']}" if verdict["note"] else status
+        target = f"{sign} {goal['bound']:g}{goal['unit']}"
+        lines.append(row([goal["what"], target, shown, spread, note]))
+    return lines
 
 
 def row(values: Sequence[str]) -> str:

@@ -48,11 +48,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """What came out for a text. kl: in nats; is_equal: the same most likely token; a token each."""
+    """The difference that the context makes in one text, a value for each token of it."""
 
     task: str
-    kl: tuple[float, ...]
-    is_equal: tuple[bool, ...]
+    kl: tuple[float, ...]  # nats
+    is_equal: tuple[bool, ...]  # whether the most likely token is the same
 
 
 def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
@@ -81,9 +81,9 @@ def task_folders(adapters: Path) -> list[Path]:
 
 
 async def compare_contexts(
-    subject: Subject,
     settings: RoutingSettings,
     model: ModelSettings,
+    subject: Subject,
     endpoint: str,
     folder: Path,
 ) -> dict[str, Any]:

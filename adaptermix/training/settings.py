@@ -1,4 +1,4 @@
-"""What a training run is asked to do. Each field with a help text is an option of the command."""
+"""Settings of a training run. Each field with a help text is an option of its command."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _default_of(settings: type[MoaSettings], name: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """Which rows, how many, and how they are put into batches."""
+    """The rows of a run, and their batches."""
 
     max_rows: int | None = field(
         default=None, metadata=about("Rows to train on, chosen by seed; all when left out.")
@@ -265,7 +265,7 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How the optimizer (AdamW) walks."""
+    """Settings of the optimizer (AdamW)."""
 
     learning_rate: float = field(default=1e-3, metadata=about("Peak learning rate."))
     schedule: Schedule = field(

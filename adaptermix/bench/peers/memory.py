@@ -1,4 +1,4 @@
-"""How much memory processes take, as Linux tells it."""
+"""Memory of processes, as Linux tells it."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from adaptermix.bench.peers.report import goal_table
 from adaptermix.bench.plots import save
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import goal_table, missing_lines, provenance, row
 
 Result = Mapping[str, Any]
 _STEP_HEADS = (
@@ -114,7 +113,7 @@ def context_lines(result: Result) -> list[str]:
 
 
 def profile_lines(result: Result) -> list[str]:
-    """Where the time goes where the target was missed; nothing where it was not."""
+    """The profile of a step where the target was missed; nothing where it was not."""
     profile = result["profile"]
     if profile is None:
         return []

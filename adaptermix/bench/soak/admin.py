@@ -1,4 +1,4 @@
-"""What admins do in the meantime: publish, move, merge, pin and delete, one thing after another.
+"""The admin of a soak, who publishes, moves, merges, pins and deletes, one thing at a time.
 
 Now and then another program holds the write lock of the store's database meanwhile.
 """
@@ -20,8 +20,8 @@ import aiohttp
 import msgspec
 
 from adaptermix.bench.soak.answers import MalformedError, error_of
-from adaptermix.bench.soak.ledger import SoakRecord
 from adaptermix.bench.soak.questions import ALIAS, FRESH, MOVING, VERSIONS
+from adaptermix.bench.soak.record import SoakRecord
 
 _PAUSE_SECONDS = 0.25
 _LOCKED_SECONDS = 2.0

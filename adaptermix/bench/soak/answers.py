@@ -1,4 +1,4 @@
-"""What a server said to a request, in one form for every API, and whether it is right."""
+"""Answers of a server, in one form for every API, and their comparison with a reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What became of an answer beside its reference."""
+    """An answer compared with its reference."""
 
     match: Match
     difference: float  # the largest between two log probabilities, up to a tie

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adaptermix.bench.performance import Figures, fill
 from adaptermix.bench.report import provenance, row
-from adaptermix.bench.soak.ledger import ASKED_FOR, EXPECTED
+from adaptermix.bench.soak.record import ASKED_FOR, EXPECTED
+from adaptermix.bench.verdicts import Goal, Status, Verdict, judge_value
 
 Result = Mapping[str, Any]
-COMMAND = "adaptermix bench soak"
 _STATUS = {True: "yes", False: "**no**", None: "too short to say"}
 _MIB = 1 << 20
+MEMORY_GROWTH = 0.05  # as a share of what it was
+_HOLDS: Mapping[Status, bool | None] = {"met": True, "missed": False, "open": None}
 
 
 def markdown(result: Result) -> str:
-    """Where it ran, what held, then every count."""
+    """The page of a soak: its origin, its promises, then every count."""
     lines = ["# Soak", "", *origin(result), "", *promises(result), "", *counts(result), ""]
     for name, examples in result["requests"]["examples"].items():
         lines += [f"- {name}: {example}" for example in examples]
     return "\n".join([*lines, ""])
-
-
-def filled(page: str, results: Path, pictures: str) -> str:
-    """The page on reliability with its figures: see `adaptermix.bench.performance.fill`."""
-    return fill(page, results, pictures, FIGURES, {})
 
 
 def origin(result: Result) -> list[str]:
@@ -51,6 +46,59 @@ def promises(result: Result) -> list[str]:
     return lines + [
         row((one["promise"], one["found"], _STATUS[one["holds"]])) for one in result["verdicts"]
     ]
+
+
+def verdicts(result: Result) -> list[dict[str, Any]]:
+    """Promises of a soak, from its result: {promise, found, holds}; None where it cannot say."""
+    counts, after, faults = result["requests"], result["after"], result["faults"]
+    back = [fault for fault in faults if fault["recovered"]]
+    unseen = [fault for fault in faults if fault["ready_lost"] is False]
+    judged = [
+        _none("wrong answers", counts["wrong"]),
+        _none("lost requests", counts["lost"] + counts["unaccounted"]),
+        _none("errors that are not documented for it", counts["undocumented"]),
+        _forced(result["counters"]),
+        judge_value(
+            Goal("a process that was killed or stopped is replaced", 1),
+            len(back) / len(faults) if faults else None,
+            note=f"{len(back)} of {len(faults)}",
+        ),
+        _none("engines that were away while /health/ready said 200", len(unseen)),
+        *(_growth(line) for line in result["memory"] if line["judged"]),
+        _none(
+            "KV blocks and rank rows in use, requests in the engine", sum(after["pools"].values())
+        ),
+        _none("processes left behind", len(after["processes"])),
+        _none("temporary files left behind", len(after["files"])),
+        _none("exceptions in the log", after["exceptions"]),
+        judge_value(
+            Goal("the server ends with 0 after SIGTERM", 1),
+            float(after["exit"] == 0),
+            note=str(after["exit"]),
+        ),
+    ]
+    return [
+        {"promise": one.goal.what, "found": one.note, "holds": _HOLDS[one.status]} for one in judged
+    ]
+
+
+def _forced(counters: Mapping[str, float]) -> Verdict:
+    """A soak without them would have kept its promises too easily."""
+    counts = {name: counters.get(name, 0.0) for name in ("preemptions", "evictions", "merges")}
+    note = ", ".join(f"{count:,.0f}" for count in counts.values())
+    goal = Goal(f"there were {', '.join(counts)}", 1)
+    return judge_value(goal, sum(count > 0 for count in counts.values()) / len(counts), note=note)
+
+
+def _none(what: str, count: float) -> Verdict:
+    return judge_value(Goal(f"no {what}", 0, at_least=False), count, note=f"{count:g}")
+
+
+def _growth(line: Mapping[str, Any]) -> Verdict:
+    growth = line["growth"]
+    promise = f"memory of the {line['role']} within {MEMORY_GROWTH:.0%}"
+    note = "too short a run" if growth is None else f"{growth:+.1%}"
+    return judge_value(Goal(promise, MEMORY_GROWTH, at_least=False), growth, note=note)
 
 
 def counts(result: Result) -> list[str]:
@@ -122,9 +170,3 @@ def _counters(result: Result) -> str:
 
 def _n(count: float) -> str:
     return f"{count:,.0f}"
-
-
-FIGURES: Figures = {
-    "soak": ("soak", COMMAND, lambda result: [*origin(result), "", *promises(result)]),
-    "soak_counts": ("soak", COMMAND, counts),
-}

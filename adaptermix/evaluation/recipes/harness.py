@@ -8,18 +8,66 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from rich.console import Console
 
 from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.journal import Journal
 from adaptermix.evaluation.recipes.arms import experiment_named
-from adaptermix.evaluation.recipes.job import Place, TrainingJob, to_json
-from adaptermix.evaluation.recipes.settings import ExperimentSettings, ExperimentSizes
 from adaptermix.evaluation.recipes.tasks import TASKS
-from adaptermix.evaluation.routing.journal import Journal
+from adaptermix.evaluation.settings import ExperimentSettings, ExperimentSizes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """An arm on a task under a seed."""
+
+    experiment: str
+    arm: str
+    task: str
+    seed: int
+    sizes: ExperimentSizes
+    base_name: str
+
+    @property
+    def key(self) -> str:
+        """Equal for equal runs."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """For people and for the run's folder."""
+        return f"{self.experiment}-{self.task}-{self.arm}-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Folders of a run's files."""
+
+    base: str  # what transformers loads
+    data: Path
+    folder: Path  # of the adapter and the rows that it learns
+
+
+def to_json(job: TrainingJob, place: Place) -> str:
+    """The message to a run's process."""
+    paths = {name: str(path) for name, path in asdict(place).items()}
+    return json.dumps({"job": asdict(job), "place": paths})
+
+
+def from_json(text: str) -> tuple[TrainingJob, Place]:
+    """The job and place of `to_json`."""
+    value: dict[str, Any] = json.loads(text)
+    job, place = value["job"], value["place"]
+    return (
+        TrainingJob(**job | {"sizes": ExperimentSizes(**job["sizes"])}),
+        Place(place["base"], Path(place["data"]), Path(place["folder"])),
+    )
+
 
 _LAST_LINES = 5  # of what a failed run said
 

@@ -1,4 +1,4 @@
-"""What a trained model says of test rows, computed in training's own forward pass."""
+"""NLL and answers of a trained model on test rows, in training's own forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptermix.evaluation.scoring.scores import number_match, rouge_l
 from adaptermix.training.adamix.draws import seeded
 from adaptermix.training.data import Example, Row, plan_batches, tokenize
 from adaptermix.training.loss import Batch, collate, completion_nll
-from adaptermix.training.recipes.adamix import AdamixPupil
+from adaptermix.training.recipes.adamix import AdamixTrainee
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def row_nll(model: Any, rows: Sequence[Row], tokenizer: Any) -> tuple[list[float
 
 
 def draws_nll(
-    pupil: AdamixPupil, rows: Sequence[Row], tokenizer: Any, draws: int, ensemble: int
+    trainee: AdamixTrainee, rows: Sequence[Row], tokenizer: Any, draws: int, ensemble: int
 ) -> tuple[list[float], list[float]]:
     """Nats per token of each draw over all rows; and each row's NLL under the first `ensemble`.
 
@@ -43,8 +43,8 @@ def draws_nll(
     def of(batch: Batch) -> Tensor:
         each = []
         for seed in range(draws):
-            with pupil.draws.random(seeded(seed)):
-                each.append(completion_nll(pupil.model, batch))
+            with trainee.draws.random(seeded(seed)):
+                each.append(completion_nll(trainee.model, batch))
         mean = math.log(ensemble) - torch.stack(each[:ensemble]).neg().logsumexp(dim=0)
         mean = mean * (batch.labels != -100)
         return torch.stack([*each, mean]).sum(dim=2).T

@@ -1,4 +1,4 @@
-"""What the arms learn and are measured on: rows of each set in turn, and how answers are scored."""
+"""Tasks of the arms: rows of each set in turn, and the scoring of answers."""
 
 from __future__ import annotations
 

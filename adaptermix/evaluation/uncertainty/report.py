@@ -9,14 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from adaptermix.bench.performance import Figures, fill
 from adaptermix.bench.plots import save
 from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.evaluation.intervals import interval
 
 Result = Mapping[str, Any]
 Lines = list[str]
-
-COMMAND = "adaptermix bench uncertainty --data data --adapter runs/adamix"
 
 
 def markdown(result: Result) -> str:
@@ -28,7 +26,7 @@ def markdown(result: Result) -> str:
 
 
 def origin(result: Result) -> Lines:
-    """Where the figures come from, and of what."""
+    """Origin of the figures, and the rows that they are of."""
     settings = result["settings"]
     sets = ", ".join(settings["unfamiliar"])
     rows = next(iter(result["adapters"][0]["ways"].values()))["rows"]
@@ -53,12 +51,12 @@ def answers(result: Result) -> Lines:
 
 
 def wrong(result: Result) -> Lines:
-    """How well each score tells wrong answers from right ones."""
+    """AUROC of each score on wrong answers among right ones."""
     return _detection(result, "wrong")
 
 
 def unfamiliar(result: Result) -> Lines:
-    """How well each score tells other tasks' prompts from ARC's."""
+    """AUROC of each score on other tasks' prompts among ARC's."""
     return _detection(result, "unfamiliar")
 
 
@@ -87,11 +85,6 @@ def plot(path: Path, result: Result) -> None:
     save(figure, path)
 
 
-def filled(page: str, results: Path, pictures: str) -> str:
-    """The page with each `figures` mark filled: see `adaptermix.bench.performance.fill`."""
-    return fill(page, results, pictures, FIGURES, _PICTURED)
-
-
 def _detection(result: Result, kind: str) -> Lines:
     heads = ("adapter", "served as", "score", "AUROC", "to the average's own entropy")
     lines = [row(heads), row(("---", "---", "---", "--:", "--:"))]
@@ -103,10 +96,8 @@ def _detection(result: Result, kind: str) -> Lines:
     return lines
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    if found["mean"] is None:
-        return "not defined"
-    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def _interval(cell: Mapping[str, Any]) -> str:
+    return "not defined" if cell["mean"] is None else interval(cell)
 
 
 def _speed(adapter: Mapping[str, Any], way: str) -> str:
@@ -119,10 +110,3 @@ _SECTIONS = {
     "Wrong answers": wrong,
     "Unfamiliar prompts": unfamiliar,
 }
-FIGURES: Figures = {
-    "origin": ("uncertainty", COMMAND, origin),
-    "answers": ("uncertainty", COMMAND, answers),
-    "wrong": ("uncertainty", COMMAND, wrong),
-    "unfamiliar": ("uncertainty", COMMAND, unfamiliar),
-}
-_PICTURED: Mapping[str, str] = {"answers": "Reliability of the average and of the ensemble"}

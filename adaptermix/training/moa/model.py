@@ -21,7 +21,7 @@ _ATTENTION = "adaptermix_prompt"
 
 
 class MoaModel(nn.Module):
-    """What trains: the experts and routers, fp32; `base` runs its own code and stays as it is.
+    """The experts and routers under training, in fp32; `base` runs its own code, frozen.
 
     dropout: before the A of each LoRA, while training. With routers of whole prompts a call needs
     `prompt_mask`, which says where each row's prompt is.

@@ -1,4 +1,4 @@
-"""Which experts and routers an adapter gets: settings and a base in, its manifest out."""
+"""The experts and routers of an adapter: settings and a base in, its manifest out."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from adapters_store.expert_types import GatingNetworkSpec
 
 @dataclass(frozen=True, slots=True)
 class GatingTraining:
-    """How routers train, which the manifest doesn't say.
+    """Settings of routers under training, which the manifest doesn't hold.
 
     threshold: `frozen`, as in the published code: it stands in a comparison only, so no gradient
     reaches its net, which stays as it was drawn. `straight_through` is ours: forward the same hard

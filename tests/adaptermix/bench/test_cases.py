@@ -8,10 +8,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from adaptermix.bench.cases import CASES, Population, Traffic, choose_cases
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.lengths import parse_lengths
 from adaptermix.bench.subject import ALL_TARGETS, RANK, TARGETS, Subject, write_adapters
+from adaptermix.bench.workload import CASES, Population, Traffic, choose_cases, parse_lengths
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
 
 NAMES = tuple(f"a{index}" for index in range(8))

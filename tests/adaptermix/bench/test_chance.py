@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix.bench.chance import picks, poisson_arrivals, zipf
+from adaptermix.bench.workload import picks, poisson_arrivals, zipf
 
 
 def test_zipf_by_hand() -> None:

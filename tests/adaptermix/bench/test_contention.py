@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from adaptermix.bench.contention.loops import busy
-from adaptermix.bench.contention.run import GOAL, lines, over_best_peer
-from adaptermix.bench.contention.settings import ContentionSettings
+from adaptermix.bench.contention import GOAL, busy, lines, over_best_peer
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import LLAMA, OURS, PEFT
+from adaptermix.bench.peers.settings import ContentionSettings
 from adaptermix.cli.main import app
 from router_engine.model.tiny import save_tiny
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from adaptermix.bench.cases import Population, Traffic
-from adaptermix.bench.curves import curves, needs, population_of
+from adaptermix.bench.engine import curves, needs, population_of
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.lengths import parse_lengths
 from adaptermix.bench.load import Load, Round
 from adaptermix.bench.offline import Offline, Sizes, Step, offline, split
 from adaptermix.bench.settings import EngineSettings
 from adaptermix.bench.subject import Subject, write_adapters
+from adaptermix.bench.workload import Population, Traffic, parse_lengths
 from adaptermix.cli.main import app
 from router_engine.model.tiny import TINY_RANDOM
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.expert_adapters import Kind, equal_rank, num_parameters, write_expert_adapters
-from adaptermix.bench.experts import CASES, KINDS, Target, markdown, result_table, run_experts
+from adaptermix.bench.experts import CASES, KINDS, ExpertTarget, markdown, result_table, run_experts
 from adaptermix.bench.settings import ExpertSettings, ModelSettings
 from adaptermix.bench.subject import Subject
 from adaptermix.cli.main import app
@@ -31,11 +31,11 @@ def test_an_unknown_option_is_refused() -> None:
 
 def test_a_target_is_judged_round_by_round() -> None:
     seconds = {"soft": [2.0, 3.0, 4.0], "lora": [1.0, 2.25, 2.0]}
-    judged = Target("x", "soft", "lora", 0.5).judge(seconds)
+    judged = ExpertTarget("x", "soft", "lora", 0.5).judge(seconds)
     assert judged["ratio"] == 0.5
     assert judged["ratio_range"] == (0.5, 0.75)
     assert judged["status"] == "met"
-    assert Target("x", "soft", "lora", 0.51).judge(seconds)["status"] == "missed"
+    assert ExpertTarget("x", "soft", "lora", 0.51).judge(seconds)["status"] == "missed"
 
 
 def test_plain_adapters_have_as_many_parameters_as_mixtures(tmp_path: Path) -> None:

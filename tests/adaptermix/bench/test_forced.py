@@ -11,12 +11,11 @@ import pytest
 
 from adaptermix.bench import forced
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.kernels import markdown
+from adaptermix.bench.kernels import best_us, left_out, markdown
 from adaptermix.bench.peers import llama_cpp, vllm_cpu
-from adaptermix.bench.peers.context import Context
 from adaptermix.bench.peers.settings import PeerSettings
+from adaptermix.bench.peers.systems import Context
 from adaptermix.bench.plots import plot_kernels
-from adaptermix.bench.products import best_us, left_out
 
 KERNELS = """
 import sys

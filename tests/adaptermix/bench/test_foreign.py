@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from adaptermix.bench.cases import Job
 from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.process import info
+from adaptermix.bench.server import info
+from adaptermix.bench.workload import Job
 from tests.server.foreign import Foreign, foreign_server
 
 BODIES = [

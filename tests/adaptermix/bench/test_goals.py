@@ -13,12 +13,10 @@ from adaptermix.bench.goals import (
     PEERS,
     PEFT,
     VLLM,
-    Goal,
-    Key,
     goals_of,
-    judge,
 )
-from adaptermix.bench.peers.report import goal_table
+from adaptermix.bench.report import goal_table
+from adaptermix.bench.verdicts import Goal, Key, judge
 
 OVER = Key(OURS, PEERS, "base", 8)
 UNDER = tuple(Key(peer, PEERS, "base", 8) for peer in (PEFT, VLLM, LLAMA))

@@ -8,11 +8,21 @@ import pytest
 from typer.testing import CliRunner
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.goals import LLAMA, OURS, judge
-from adaptermix.bench.isa.goals import BEFORE, TORCH, goals, of_peak, scalars_of
-from adaptermix.bench.isa.report import expectations, markdown, peak_table, step_table
-from adaptermix.bench.isa.settings import IsaSettings
+from adaptermix.bench.goals import LLAMA, OURS
+from adaptermix.bench.isa import (
+    BEFORE,
+    TORCH,
+    expectations,
+    goals,
+    markdown,
+    of_peak,
+    peak_table,
+    scalars_of,
+    step_table,
+)
 from adaptermix.bench.machine import ROOT
+from adaptermix.bench.peers.settings import IsaSettings, worker_of
+from adaptermix.bench.verdicts import judge
 from adaptermix.cli.main import app
 from router_engine.model.tiny import save_tiny
 
@@ -25,6 +35,16 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="no checkout of AdapterMix"):
         IsaSettings(before=tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "adaptermix/bench"])
+def test_a_checkout_of_any_commit_runs_its_own_worker(tmp_path: Path, folder: str) -> None:
+    """Older commits have it in a package `benchmarks`."""
+    worker = tmp_path / folder / "peers" / "workers" / "engine.py"
+    worker.parent.mkdir(parents=True)
+    worker.touch()
+    assert IsaSettings(before=tmp_path).before == tmp_path
+    assert worker_of(tmp_path) == f"{folder.replace('/', '.')}.peers.workers.engine"
 
 
 def test_what_is_missing_is_told_and_the_rest_is_shown() -> None:

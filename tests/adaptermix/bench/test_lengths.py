@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.lengths import parse_lengths, stratified
-from adaptermix.bench.prompts import make_prompts
+from adaptermix.bench.workload import make_prompts, parse_lengths, stratified
 
 
 def count(text: str) -> int:

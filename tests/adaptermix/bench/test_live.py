@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from adaptermix.bench.cases import Job, Population, Traffic
 from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.lengths import parse_lengths
 from adaptermix.bench.load import Load, Round
-from adaptermix.bench.matrix import Driven
-from adaptermix.bench.process import info, server
+from adaptermix.bench.rounds import Driven
 from adaptermix.bench.serve import merging
+from adaptermix.bench.server import info, server
+from adaptermix.bench.workload import Job, Population, Traffic, parse_lengths
 from adaptermix.cli.main import app
 from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings

@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, Round, Sample, closed_loop, drive, open_loop
+from adaptermix.bench.workload import CaseMixture, Job
 
 Frames = Iterable[dict[str, Any]]
 Answer = Callable[[dict[str, Any]], Frames | web.Response]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from adaptermix.bench.cases import Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
-from adaptermix.bench.matrix import Cell, Measured, measure
 from adaptermix.bench.report import cell_of, markdown
+from adaptermix.bench.rounds import Cell, Measured, measure
+from adaptermix.bench.workload import Job
 
 GOOD, BAD = (Cell("s", case, Load(clients=1), 2) for case in ("good", "bad"))
 
@@ -31,8 +31,8 @@ class Fragile:
 
 
 def run(system: Fragile, *cells: Cell) -> Measured:
-    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
-        return [Job(part, 2)] * count
+    def jobs_of(cell: Cell, part: str) -> list[Job]:
+        return [Job(part, 2)] * cell.requests
 
     return asyncio.run(measure({"s": system}, cells, 3, jobs_of, Console(quiet=True)))
 

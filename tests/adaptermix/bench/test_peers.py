@@ -13,14 +13,11 @@ from typing import NoReturn
 import pytest
 from typer.testing import CliRunner
 
-from adaptermix.bench.cases import Job, Population, Traffic
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import GOALS, INT8, MIXED, OFFLINE, OURS
-from adaptermix.bench.lengths import parse_lengths
 from adaptermix.bench.load import Load, Round
-from adaptermix.bench.matrix import Cell
+from adaptermix.bench.machine import ROOT
 from adaptermix.bench.peers import run
-from adaptermix.bench.peers.context import Context
 from adaptermix.bench.peers.environment import PeerEnvironment
 from adaptermix.bench.peers.memory import descendants, import_bytes, resident_bytes
 from adaptermix.bench.peers.plan import (
@@ -32,10 +29,13 @@ from adaptermix.bench.peers.plan import (
 )
 from adaptermix.bench.peers.run import failed, gpu_scalars
 from adaptermix.bench.peers.settings import PEERS, PeerSettings
-from adaptermix.bench.peers.systems import Worker
+from adaptermix.bench.peers.systems import Context, Worker
 from adaptermix.bench.peers.vllm_cpu import command
+from adaptermix.bench.peers.workers import wire
+from adaptermix.bench.rounds import Cell
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
+from adaptermix.bench.workload import Job, Population, Traffic, parse_lengths
 from adaptermix.cli.main import app
 from router_engine.model.tiny import TINY_RANDOM, save_tiny, tiny_tokenizer
 from router_engine.processors import ThreadsError
@@ -182,6 +182,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def measure(worker: Worker, case: str) -> Round:
     return asyncio.run(worker.round(case, Load(clients=2), jobs(case), lambda: None))
+
+
+def test_workers_of_peers_load_where_nothing_is_installed() -> None:
+    """Their environments hold the peer, and nothing of what AdapterMix needs."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {wire.__name__}"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
 
 
 @pytest.mark.slow

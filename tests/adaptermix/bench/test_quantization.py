@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.performance import filled
 from adaptermix.bench.quantization import markdown, result_tables, run_quantization
 from adaptermix.bench.settings import ModelSettings, QuantizationSettings
+from adaptermix.evaluation.quantization import compare_nll, task_adapters
+from scripts.figures import PERFORMANCE
 from tests.support.tiny import make_lora_folder, save_family
 
 ROWS = 6
@@ -45,9 +47,16 @@ def _settings(folder: Path) -> QuantizationSettings:
     )
 
 
+def _run(settings: QuantizationSettings, model: ModelSettings) -> dict[str, Any]:
+    adapters = task_adapters(settings.adapters)
+    return run_quantization(
+        settings, model, lambda subject: compare_nll(subject, adapters, settings)
+    )
+
+
 def test_both_are_measured_on_the_same_rows_and_steps(folder: Path) -> None:
     model = ModelSettings(model=str(folder / "model"), kernels="reference")
-    result = run_quantization(_settings(folder), model)
+    result = _run(_settings(folder), model)
     assert [(line["task"], line["system"]) for line in result["nll"]] == [
         ("math", "base"),
         ("math", "math"),
@@ -66,7 +75,7 @@ def test_both_are_measured_on_the_same_rows_and_steps(folder: Path) -> None:
     assert len(result_tables(result)) == 2
     (folder / "quantization.json").write_text(json.dumps(result, default=str))
     mark = "<!-- figures: quantization -->\n<!-- end of figures -->"
-    for page in (markdown(result), filled(mark, folder, "results")):
+    for page in (markdown(result), PERFORMANCE.fill(mark, folder, "results")):
         assert page.count("| math |") == 2
         assert page.count("| eight adapters |") == 2
 
@@ -74,9 +83,9 @@ def test_both_are_measured_on_the_same_rows_and_steps(folder: Path) -> None:
 def test_what_cannot_be_measured_is_said(folder: Path) -> None:
     settings = _settings(folder)
     with pytest.raises(BenchmarkError, match=r"tiny-random.*checkpoint"):
-        run_quantization(settings, ModelSettings(model="tiny-random"))
+        _run(settings, ModelSettings(model="tiny-random"))
     with pytest.raises(BenchmarkError, match=r"'float32'.*bfloat16"):
-        run_quantization(settings, ModelSettings(model=str(folder / "model"), dtype="float32"))
+        _run(settings, ModelSettings(model=str(folder / "model"), dtype="float32"))
     empty = QuantizationSettings(data=folder / "data", adapters=folder / "data")
     with pytest.raises(BenchmarkError, match="adapter_config"):
-        run_quantization(empty, ModelSettings(model=str(folder / "model")))
+        _run(empty, ModelSettings(model=str(folder / "model")))

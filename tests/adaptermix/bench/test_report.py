@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.bench.load import Load, Round, Sample
-from adaptermix.bench.matrix import Cell
 from adaptermix.bench.plots import plot, plot_curves, plot_kernels
 from adaptermix.bench.report import (
     METRICS,
@@ -22,6 +21,7 @@ from adaptermix.bench.report import (
     summarize,
     write_json,
 )
+from adaptermix.bench.rounds import Cell
 
 
 def sample(*arrivals: float, sent: float = 0.0, prompt_tokens: int = 50) -> Sample:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.offline import Window
-from adaptermix.bench.performance import filled
 from adaptermix.bench.routing.cases import (
     CASES,
     FREE,
@@ -28,12 +27,12 @@ from adaptermix.bench.routing.cases import (
     groups,
     line_of,
 )
-from adaptermix.bench.routing.profile import dearest, own_ms
-from adaptermix.bench.routing.run import fitting_rounds, run_routing
+from adaptermix.bench.routing.run import dearest, fitting_rounds, own_ms, run_routing
 from adaptermix.bench.settings import ModelSettings, RoutingSettings
 from adaptermix.cli.main import app
 from adaptermix.evaluation.contexts import ContextRow, bucketed_kl, summary
 from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
+from scripts.figures import PERFORMANCE
 from tests.support.tiny import make_lora_folder, save_family
 
 
@@ -211,7 +210,7 @@ def test_the_command_measures_routers_and_contexts(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     result = json.loads((folder / "routing.json").read_text())
     check(result)
-    page = filled("<!-- figures: routing -->\n<!-- end of figures -->", folder, "results")
+    page = PERFORMANCE.fill("<!-- figures: routing -->\n<!-- end of figures -->", folder, "results")
     assert page.count("| hidden_mean |") == 2
     assert "| reading | 3 |" in page
     assert "at most 1.03x" in page
@@ -242,6 +241,7 @@ def test_a_folder_without_adapters_of_tasks_is_refused_before_anything_is_measur
     tmp_path: Path,
 ) -> None:
     (tmp_path / "math").mkdir()
-    settings = RoutingSettings(data=tmp_path, adapters=tmp_path)
-    with pytest.raises(BenchmarkError, match=r"named as tasks: math, science"):
-        run_routing(settings, ModelSettings("tiny-random"), {})
+    options = ["--model", "tiny-random", "--data", str(tmp_path), "--adapters", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", "routing", *options], env={"TERM": "dumb"})
+    assert done.exit_code == 1
+    assert "named as tasks: math, science" in " ".join(done.output.split())

@@ -30,15 +30,14 @@ from adaptermix.bench.soak.answers import (
     read_whole,
 )
 from adaptermix.bench.soak.asking import Ended, ask
-from adaptermix.bench.soak.faults import Order
-from adaptermix.bench.soak.figures import Figures
-from adaptermix.bench.soak.ledger import MEMORY_GROWTH, SoakRecord, verdicts
-from adaptermix.bench.soak.processes import LEAST_SAMPLES, Incarnation, Watch
+from adaptermix.bench.soak.faults import LEAST_SAMPLES, Incarnation, Order, Watch
 from adaptermix.bench.soak.questions import KINDS, SoakRequest, questions
-from adaptermix.bench.soak.report import filled, markdown
+from adaptermix.bench.soak.record import Figures, SoakRecord
+from adaptermix.bench.soak.report import MEMORY_GROWTH, markdown, verdicts
 from adaptermix.bench.soak.settings import SoakSettings
 from adaptermix.cli.main import app
 from router_engine.model.tiny import save_tiny
+from scripts.figures import RELIABILITY
 from tests.support.waiting import HANG_SECONDS
 
 TOLERANCE = 1e-3
@@ -212,7 +211,7 @@ def set_at(result: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[st
 
 
 def test_a_run_that_kept_everything_is_told_so() -> None:
-    assert all(verdict.holds for verdict in verdicts(held()))
+    assert all(verdict["holds"] for verdict in verdicts(held()))
 
 
 @pytest.mark.parametrize(
@@ -236,13 +235,13 @@ def test_a_run_that_kept_everything_is_told_so() -> None:
     ids=str,
 )
 def test_each_promise_can_be_broken(path: tuple[Any, ...], value: Any) -> None:
-    broken = [one for one in verdicts(set_at(held(), path, value)) if one.holds is False]
+    broken = [one for one in verdicts(set_at(held(), path, value)) if one["holds"] is False]
     assert len(broken) == 1
 
 
 def test_what_a_short_run_cannot_say_is_left_open() -> None:
     result = set_at(set_at(held(), ("memory", 0, "growth"), None), ("faults",), [])
-    assert [verdict.holds for verdict in verdicts(result)].count(None) == 2
+    assert [verdict["holds"] for verdict in verdicts(result)].count(None) == 2
 
 
 def test_memory_that_grows_after_the_warm_up_is_found() -> None:
@@ -381,5 +380,5 @@ def test_a_short_soak_holds(tmp_path: Path, tiny_encoder: Path) -> None:
     assert result["counters"]["evictions"] > 0
     assert result["requests"]["left"] > 0
     page = "<!-- figures: soak -->\nold\n<!-- end of figures -->"
-    assert "no wrong answers | 0 | yes" in filled(page, tmp_path, ".")
+    assert "no wrong answers | 0 | yes" in RELIABILITY.fill(page, tmp_path, ".")
     assert "engine, SIGSTOP" in markdown(result)

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from adaptermix.bench.cases import Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.offline import Offline, Step, Window
-from adaptermix.bench.turns import Turns, attempt
+from adaptermix.bench.rounds import Turns, attempt
+from adaptermix.bench.workload import Job
 from adaptermix.cli.main import app
 from router_engine.errors import EngineError
 from router_engine.request import EngineRequest

@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.cli import bench
-from adaptermix.evaluation.recipes.job import TrainingJob
+from adaptermix.evaluation.recipes.harness import TrainingJob
 from adaptermix.evaluation.recipes.report import write_pages
-from adaptermix.evaluation.recipes.results import difference, nll, read_results, score
-from adaptermix.evaluation.recipes.settings import ExperimentSizes
-from adaptermix.evaluation.recipes.verdicts import verdicts
+from adaptermix.evaluation.recipes.results import difference, nll, read_results, score, verdicts
+from adaptermix.evaluation.settings import ExperimentSizes
 
 ROWS = 20
 SIZES = ExperimentSizes(tokens=100, nll_rows=ROWS, answer_rows=2, draw_rows=4)

@@ -14,16 +14,22 @@ import torch
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.evaluation.recipes.arms import EXPERIMENTS
-from adaptermix.evaluation.recipes.harness import jobs_of, run_experiment
-from adaptermix.evaluation.recipes.job import Place, TrainingJob, from_json, to_json
+from adaptermix.evaluation.recipes.harness import (
+    Place,
+    TrainingJob,
+    from_json,
+    jobs_of,
+    run_experiment,
+    to_json,
+)
 from adaptermix.evaluation.recipes.measure import answers, draws_nll, row_nll
 from adaptermix.evaluation.recipes.run import run
-from adaptermix.evaluation.recipes.settings import ExperimentSettings, ExperimentSizes
 from adaptermix.evaluation.recipes.tasks import TASKS, completions_of, task_rows, within_budget
+from adaptermix.evaluation.settings import ExperimentSettings, ExperimentSizes
 from adaptermix.training.adamix.draws import seeded
 from adaptermix.training.base import padding_tokenizer
 from adaptermix.training.data import Row
-from adaptermix.training.recipes.adamix import AdamixPupil, adamix_recipe
+from adaptermix.training.recipes.adamix import AdamixTrainee, adamix_recipe
 from adaptermix.training.settings import AdamixSettings, RunSettings
 from router_engine.model.tiny import save_tiny
 
@@ -94,7 +100,7 @@ def test_options_are_those_of_the_prompt() -> None:
 
 
 @pytest.fixture
-def pupil(base: Path) -> AdamixPupil:
+def trainee(base: Path) -> AdamixTrainee:
     settings = RunSettings(
         base=str(base), base_name="tiny", files=(), licence="CC0", dtype="float32"
     )
@@ -102,7 +108,7 @@ def pupil(base: Path) -> AdamixPupil:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = adamix_recipe(adamix).build(settings)
-        assert isinstance(made, AdamixPupil)
+        assert isinstance(made, AdamixTrainee)
         for parameter in made.model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -111,20 +117,20 @@ def pupil(base: Path) -> AdamixPupil:
 
 
 def test_a_draw_is_one_choice_for_all_rows_and_the_ensemble_the_mean_of_probabilities(
-    base: Path, pupil: AdamixPupil
+    base: Path, trainee: AdamixTrainee
 ) -> None:
     """Against each row alone, under the same seeds."""
     tokenizer = padding_tokenizer(str(base))
     rows = [Row("ab", "cde"), Row("a longer prompt", " x"), Row("q", "r")]
-    draws, ensemble = draws_nll(pupil, rows, tokenizer, draws=3, ensemble=2)
+    draws, ensemble = draws_nll(trainee, rows, tokenizer, draws=3, ensemble=2)
     totals, tokens = [0.0] * 3, 0
     for row, whole in zip(rows, ensemble, strict=True):
         prompt = tokenizer(row.prompt).input_ids
         targets = tokenizer(row.completion, add_special_tokens=False).input_ids
         probabilities = []
         for seed in range(3):
-            with pupil.draws.random(seeded(seed)), torch.no_grad():
-                logits = pupil.model(torch.tensor([prompt + targets])).logits[0]
+            with trainee.draws.random(seeded(seed)), torch.no_grad():
+                logits = trainee.model(torch.tensor([prompt + targets])).logits[0]
             after = logits[len(prompt) - 1 : -1].softmax(dim=-1)
             each = [float(after[place, target]) for place, target in enumerate(targets)]
             totals[seed] -= sum(map(math.log, each))
@@ -134,7 +140,7 @@ def test_a_draw_is_one_choice_for_all_rows_and_the_ensemble_the_mean_of_probabil
         assert whole == pytest.approx(-sum(map(math.log, mean)), abs=2e-3)
     assert draws == pytest.approx([total / tokens for total in totals], abs=1e-3)
     assert max(draws) - min(draws) > 0.01  # negative control
-    merged, counts = row_nll(pupil.model, rows, tokenizer)
+    merged, counts = row_nll(trainee.model, rows, tokenizer)
     assert sum(counts) == tokens
     assert sum(merged) / tokens not in draws
 

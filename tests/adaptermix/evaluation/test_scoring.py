@@ -12,8 +12,7 @@ from peft import PeftModel
 
 from adaptermix.evaluation.scoring import bootstrap
 from adaptermix.evaluation.scoring.models import BASE, Systems
-from adaptermix.evaluation.scoring.report import markdown
-from adaptermix.evaluation.scoring.run import ScoringSettings, evaluate, provenance
+from adaptermix.evaluation.scoring.run import ScoringSettings, evaluate, markdown, provenance
 from adaptermix.evaluation.scoring.scores import exact_match, number_match, rouge_l, token_f1
 from adaptermix.evaluation.scoring.tasks import TASKS, options_of, task_named
 from adaptermix.training.data import Row, tokenize

@@ -16,7 +16,7 @@ from adaptermix.training.errors import CheckpointError, TrainingError
 from adaptermix.training.loop import StepReport
 from adaptermix.training.loss import Batch, collate, completion_nll
 from adaptermix.training.recipes.adamix import (
-    AdamixPupil,
+    AdamixTrainee,
     adamix_recipe,
     copies_folder,
     train_adamix,
@@ -46,16 +46,16 @@ def _same(left: Path, right: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def _pupil(settings: RunSettings, adamix: AdamixSettings) -> AdamixPupil:
-    """A pupil in the middle of its training: no B is zero."""
+def _trainee(settings: RunSettings, adamix: AdamixSettings) -> AdamixTrainee:
+    """A trainee in the middle of its training: no B is zero."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        pupil = adamix_recipe(adamix).build(settings)
-        assert isinstance(pupil, AdamixPupil)
-        for name, parameter in pupil.model.named_parameters():
+        trainee = adamix_recipe(adamix).build(settings)
+        assert isinstance(trainee, AdamixTrainee)
+        for name, parameter in trainee.model.named_parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2 if "lora_B" in name else 0.1)
-    return pupil
+    return trainee
 
 
 def _batch() -> Batch:
@@ -64,9 +64,9 @@ def _batch() -> Batch:
 
 def test_a_step_is_the_first_passs_loss_and_the_weighted_distance(make_run: MakeRun) -> None:
     """Against logits of unpadded rows under the same draws, and a KL written out."""
-    pupil = _pupil(make_run(lora={"dropout": 0.0}), AdamixSettings(consistency=3.0))
-    same = _pupil(make_run(lora={"dropout": 0.0}), AdamixSettings(consistency=3.0))
-    losses = pupil.losses(_batch())
+    trainee = _trainee(make_run(lora={"dropout": 0.0}), AdamixSettings(consistency=3.0))
+    same = _trainee(make_run(lora={"dropout": 0.0}), AdamixSettings(consistency=3.0))
+    losses = trainee.losses(_batch())
     batch = _batch()
     passes = []
     with same.draws.random(), torch.no_grad():
@@ -94,12 +94,12 @@ def test_a_step_is_the_first_passs_loss_and_the_weighted_distance(make_run: Make
 def test_without_consistency_there_is_one_pass(make_run: MakeRun) -> None:
     settings = make_run(lora={"dropout": 0.0})
     with_one, with_two = (
-        _pupil(settings, AdamixSettings(consistency=weight)) for weight in (0.0, 1.0)
+        _trainee(settings, AdamixSettings(consistency=weight)) for weight in (0.0, 1.0)
     )
     one, two = with_one.losses(_batch()), with_two.losses(_batch())
     assert set(one.shown) == {"loss"}
     assert torch.equal(one.total, two.shown["loss"])
-    states = [pupil.draws.generator.get_state() for pupil in (with_one, with_two)]
+    states = [trainee.draws.generator.get_state() for trainee in (with_one, with_two)]
     assert not torch.equal(*states)
     with_one.losses(_batch())
     assert torch.equal(with_one.draws.generator.get_state(), states[1])
@@ -186,20 +186,20 @@ def test_a_checkpoint_under_other_copies_or_of_plain_lora_is_refused(
 
 
 def test_random_draws_are_measured_from_seeds_of_their_own(make_run: MakeRun) -> None:
-    pupil = _pupil(make_run(), AdamixSettings(draws=3))
-    pupil.model.eval()
-    before = pupil.draws.generator.get_state()
+    trainee = _trainee(make_run(), AdamixSettings(draws=3))
+    trainee.model.eval()
+    before = trainee.draws.generator.get_state()
 
     def dev_nll() -> float:
         with torch.no_grad():
-            return float(completion_nll(pupil.model, _batch()).sum())
+            return float(completion_nll(trainee.model, _batch()).sum())
 
-    drawn = pupil.nll_of_draws(dev_nll)
+    drawn = trainee.nll_of_draws(dev_nll)
     assert len(set(drawn)) == 3
-    assert pupil.nll_of_draws(dev_nll) == drawn
+    assert trainee.nll_of_draws(dev_nll) == drawn
     assert dev_nll() not in drawn  # the mean of the copies
-    assert torch.equal(pupil.draws.generator.get_state(), before)
-    assert pupil.nll_of_draws(lambda: None) == []
+    assert torch.equal(trainee.draws.generator.get_state(), before)
+    assert trainee.nll_of_draws(lambda: None) == []
 
 
 def test_copies_are_kept_beside_a_folder_that_holds_their_mean(
@@ -239,18 +239,18 @@ def test_copies_are_kept_beside_a_folder_that_holds_their_mean(
 def test_the_engine_serves_what_was_trained(make_run: MakeRun, tmp_path: Path) -> None:
     """The copies' mean in training against PEFT on the folder, and the engine on the store."""
     settings = make_run(lora={"targets": ("q_proj", "v_proj", "down_proj"), "rslora": True})
-    pupil = _pupil(settings, AdamixSettings(copies=3, share="none", draws=0))
+    trainee = _trainee(settings, AdamixSettings(copies=3, share="none", draws=0))
     folder = tmp_path / "adapter"
-    pupil.model.eval()
+    trainee.model.eval()
     tokens = torch.arange(20, 40)[None]
     prompt = list(range(5, 30))
     with torch.no_grad():
-        in_training = pupil.model(tokens).logits
-        with pupil.draws.random():
-            drawn = pupil.model(tokens).logits
-    expected = greedy(pupil.model, prompt, 12)
-    pupil.finish(folder, lambda: None)
-    pupil.save(folder)
+        in_training = trainee.model(tokens).logits
+        with trainee.draws.random():
+            drawn = trainee.model(tokens).logits
+    expected = greedy(trainee.model, prompt, 12)
+    trainee.finish(folder, lambda: None)
+    trainee.save(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptermix.training.recipes.adamix import AdamixPupil, adamix_recipe
+from adaptermix.training.recipes.adamix import AdamixTrainee, adamix_recipe
 from adaptermix.training.settings import AdamixSettings
 from tests.adaptermix.training.conftest import MakeRun
 from tests.support.harness import EngineHarness, request
@@ -43,17 +43,17 @@ def test_the_mean_and_the_copies_are_served_as_trained(
     tmp_path: Path,
 ) -> None:
     base = save_family(tmp_path / "base", family)
-    pupil = adamix_recipe(adamix).build(make_run(base=str(base), lora=lora))
-    assert isinstance(pupil, AdamixPupil)
+    trainee = adamix_recipe(adamix).build(make_run(base=str(base), lora=lora))
+    assert isinstance(trainee, AdamixTrainee)
     chance = torch.Generator().manual_seed(3)
-    for parameter in pupil.model.parameters():
+    for parameter in trainee.model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2, generator=chance)
-    pupil.model.eval()
-    expected = greedy(pupil.model, PROMPT, 12)  # outside of draws: the mean of the copies
-    pupil.experts.save_copies(tmp_path / "copies")
-    pupil.finish(tmp_path / "mean", lambda: None)
-    pupil.save(tmp_path / "mean")
+    trainee.model.eval()
+    expected = greedy(trainee.model, PROMPT, 12)  # outside of draws: the mean of the copies
+    trainee.experts.save_copies(tmp_path / "copies")
+    trainee.finish(tmp_path / "mean", lambda: None)
+    trainee.save(tmp_path / "mean")
 
     harness = EngineHarness(tmp_path / "engine", base)
     mean, copies = (harness.publish(name, tmp_path / name) for name in ("mean", "copies"))

@@ -18,7 +18,7 @@ from adaptermix.training.data import Example
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.loss import collate
 from adaptermix.training.recipes.adamix import (
-    AdamixPupil,
+    AdamixTrainee,
     adamix_recipe,
     copies_folder,
     train_adamix,
@@ -45,17 +45,17 @@ def settings(make_run: MakeRun) -> RunSettings:
     return _plain_lora(make_run(data={"max_rows": 24}, loop={"learning_rate": 0.02}))
 
 
-def _pupil(settings: RunSettings, adamix: AdamixSettings) -> AdamixPupil:
-    """A pupil in the middle of its training: biases are no longer zero, copies are far apart."""
+def _trainee(settings: RunSettings, adamix: AdamixSettings) -> AdamixTrainee:
+    """A trainee in the middle of its training: biases are no longer zero, copies are far apart."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        pupil = adamix_recipe(adamix).build(settings)
-        assert isinstance(pupil, AdamixPupil)
-        for parameter in pupil.model.parameters():
+        trainee = adamix_recipe(adamix).build(settings)
+        assert isinstance(trainee, AdamixTrainee)
+        for parameter in trainee.model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.3)
-    pupil.model.eval()
-    return pupil
+    trainee.model.eval()
+    return trainee
 
 
 def _by_hand(bottleneck: Any, u: Tensor, down: int, up: int, *, tanh: bool = False) -> Tensor:
@@ -68,13 +68,13 @@ def _by_hand(bottleneck: Any, u: Tensor, down: int, up: int, *, tanh: bool = Fal
 
 @pytest.mark.parametrize("routing", ["batch", "example"])
 def test_a_call_computes_what_was_drawn(routing: Routing, settings: RunSettings) -> None:
-    pupil = _pupil(settings, replace(MANY, routing=routing))
-    bottleneck = pupil.model.model.layers[0].mlp.adamix
+    trainee = _trainee(settings, replace(MANY, routing=routing))
+    bottleneck = trainee.model.model.layers[0].mlp.adamix
     same = Draws(routing, settings.loop.seed)
     u = torch.randn(4, 5, FEATURES, generator=torch.Generator().manual_seed(1))
     seen = set()
     for _ in range(6):
-        with pupil.draws.random(), same.random():
+        with trainee.draws.random(), same.random():
             y = bottleneck(u)
             down, up = (same.choose(3, u.shape) or [] for _ in range(2))
         pairs = list(zip(down, up, strict=True)) * (4 // len(down))
@@ -89,14 +89,14 @@ def test_a_call_computes_what_was_drawn(routing: Routing, settings: RunSettings)
 def test_the_whole_model_is_the_base_with_a_bottleneck_after_each_feed_forward(
     settings: RunSettings,
 ) -> None:
-    pupil = _pupil(settings, ONE)
+    trainee = _trainee(settings, ONE)
     base: Any = family_model("llama")
-    for ours, layer in zip(pupil.model.model.layers, base.model.layers, strict=True):
+    for ours, layer in zip(trainee.model.model.layers, base.model.layers, strict=True):
         layer.mlp.register_forward_hook(
             lambda module, inputs, output, held=ours.mlp.adamix: _by_hand(held, output, 0, 0)
         )
     with torch.no_grad():
-        ours, expected = pupil.model(TOKENS).logits, base(TOKENS).logits
+        ours, expected = trainee.model(TOKENS).logits, base(TOKENS).logits
         plain: Tensor = family_model("llama")(TOKENS).logits
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     assert (ours - plain).abs().max() > 0.1  # negative control
@@ -114,23 +114,23 @@ def test_gpt2_takes_the_tanh_form(settings: RunSettings, tmp_path: Path) -> None
 
 
 def test_weights_begin_small_and_apart_and_biases_at_zero(settings: RunSettings) -> None:
-    pupil = adamix_recipe(MANY).build(settings)
-    learnt = {n: p for n, p in pupil.model.named_parameters() if p.requires_grad}
+    trainee = adamix_recipe(MANY).build(settings)
+    learnt = {n: p for n, p in trainee.model.named_parameters() if p.requires_grad}
     assert len(learnt) == 2 * 2 * 2 * 3  # layers, sides, weight and bias, copies
     for name, parameter in learnt.items():
         if ".biases." in name:
             assert not parameter.any()
         else:
             assert 0.01 < parameter.std() < 0.03
-    down = pupil.model.model.layers[0].mlp.adamix.down.weights
+    down = trainee.model.model.layers[0].mlp.adamix.down.weights
     assert not torch.equal(down[0], down[1])
 
 
 def test_what_was_not_drawn_has_no_gradient(settings: RunSettings) -> None:
-    pupil = _pupil(settings, replace(MANY, share="up", consistency=0))
+    trainee = _trainee(settings, replace(MANY, share="up", consistency=0))
     batch = collate([Example(tuple(range(10, 30)), prompt_length=15)], torch.device("cpu"))
-    torch.autograd.backward(pupil.losses(batch).total)
-    for layer in pupil.model.model.layers:
+    torch.autograd.backward(trainee.losses(batch).total)
+    for layer in trainee.model.model.layers:
         drawn = [weight.grad is not None for weight in layer.mlp.adamix.down.weights]
         assert sum(drawn) == 1
         assert drawn == [bias.grad is not None for bias in layer.mlp.adamix.down.biases]
@@ -139,7 +139,7 @@ def test_what_was_not_drawn_has_no_gradient(settings: RunSettings) -> None:
 
 
 def test_gradients_are_those_of_finite_differences(settings: RunSettings) -> None:
-    bottleneck = _pupil(settings, ONE).model.model.layers[0].mlp.adamix
+    bottleneck = _trainee(settings, ONE).model.model.layers[0].mlp.adamix
     u = torch.randn(1, 2, FEATURES, generator=torch.Generator().manual_seed(2))
     loss = bottleneck(u).square().sum()
     torch.autograd.backward(loss)
@@ -190,13 +190,13 @@ def _folder(path: Path) -> tuple[list[BottleneckExpertSpec], dict[str, Tensor]]:
 
 
 def test_merging_leaves_what_the_copies_computed_undrawn(settings: RunSettings) -> None:
-    pupil = _pupil(settings, MANY)
+    trainee = _trainee(settings, MANY)
     with torch.no_grad():
-        undrawn = pupil.model(TOKENS).logits
-        with pupil.draws.random():
-            drawn = pupil.model(TOKENS).logits
-        pupil.experts.merge()
-        merged = pupil.model(TOKENS).logits
+        undrawn = trainee.model(TOKENS).logits
+        with trainee.draws.random():
+            drawn = trainee.model(TOKENS).logits
+        trainee.experts.merge()
+        merged = trainee.model(TOKENS).logits
     assert torch.equal(undrawn, merged)
     assert (drawn - merged).abs().max() > 0.1  # negative control
 

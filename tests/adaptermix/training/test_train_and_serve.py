@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.bench.process import server
+from adaptermix.bench.server import server
 from tests.conftest import REPOSITORY
 
 SCRIPTS = REPOSITORY / "examples" / "train_and_serve"

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from adaptermix.bench.bandwidth import read_bandwidth
-from adaptermix.bench.cases import CaseMixture, Job
+from adaptermix.bench.kernels import CONTENDERS, best_seconds, left_out, products, shapes
 from adaptermix.bench.load import Load
+from adaptermix.bench.machine import read_bandwidth
 from adaptermix.bench.offline import Offline, Sizes, offline
 from adaptermix.bench.peers.workers.wire import Handle, serve
-from adaptermix.bench.products import CONTENDERS, best_seconds, left_out, products, shapes
-from adaptermix.bench.prompts import make_prompts
 from adaptermix.bench.subject import Subject
+from adaptermix.bench.workload import CaseMixture, Job, make_prompts
 from router_engine.config import KernelConfig
 from router_engine.kernels.cpu.build import build
 from router_engine.kernels.cpu.library import Library

@@ -1,4 +1,4 @@
-"""What an AdaMix checkpoint of GPT-2 holds, of either variant."""
+"""The contents of an AdaMix checkpoint of GPT-2, of either variant."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _ROUTERS: tuple[Literal["linear", "swiglu"], ...] = (LINEAR, SWIGLU)
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What no tensor says: how an implementation computes."""
+    """The computation of an implementation, which no tensor tells."""
 
     scale: float  # of every LoRA
     router_input: Literal["pre_norm", "post_norm"]
@@ -218,7 +218,7 @@ class _Builder:
 
 
 def _name(path: str, part: str) -> str:
-    """What the names of an expert's tensors begin with."""
+    """The prefix of the names of an expert's tensors."""
     if part == PARALLEL:
         return f"{path}.mlp.parallel"
     return f"{path}.self_attn.prompt" if part == PROMPT else f"{path}.{_MODULES[part]}"

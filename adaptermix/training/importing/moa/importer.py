@@ -46,7 +46,7 @@ from; the licences of that data and of the base bind the adapter.
 
 @dataclass(frozen=True, slots=True)
 class ImportedMoa:
-    """What was read, and where it went."""
+    """The outcome of an import."""
 
     adapter: NativeAdapter
     summary: str

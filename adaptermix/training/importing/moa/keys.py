@@ -47,7 +47,7 @@ PIECES: Mapping[str, Mapping[str, int | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How one implementation names its parts.
+    """The names of one implementation's parts.
 
     A key is `prefix` + layer + "." + the part's name + a piece of it.
     """
@@ -120,7 +120,7 @@ class MoaKeys:
 
 
 def sort_keys(state: Mapping[str, Array], naming: Naming) -> MoaKeys:
-    """Which tensor is what."""
+    """The tensors of a checkpoint by their meaning."""
     keys = MoaKeys()
     pattern = re.compile(re.escape(naming.prefix) + r"(0|[1-9]\d{0,2})\.(.+)")
     for key, array in state.items():

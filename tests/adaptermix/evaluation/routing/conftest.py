@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.evaluation.routing.rows import Words
+from adaptermix.evaluation.routing.plan import Words
 
 CHOICE = "Question: Which {}?\nChoices: A. a\nB. b\nC. c\n\nAnswer:"
 SETS = {

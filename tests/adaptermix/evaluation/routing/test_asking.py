@@ -11,10 +11,9 @@ from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.evaluation.routing.asking import Asking
-from adaptermix.evaluation.routing.asks import Ask
-from adaptermix.evaluation.routing.journal import Journal
-from adaptermix.evaluation.routing.leaks import find_leak, leak_of
+from adaptermix.evaluation.asking import Ask, Asking
+from adaptermix.evaluation.journal import Journal
+from adaptermix.evaluation.routing.run import find_leak, leak_of
 from adaptermix.evaluation.routing.suite import SuiteRouting
 from server.logging import configure
 from tests.server.live import Live, serving, tiny_settings

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from adaptermix.bench.machine import ROOT
 from adaptermix.cli.main import app
 from adaptermix.evaluation.routing import run, tune
-from adaptermix.evaluation.routing.page import FIGURES, filled
-from adaptermix.evaluation.routing.run import EvaluationServer, site
+from adaptermix.evaluation.routing.run import EvaluationSite, site
+from scripts.figures import EVALUATION
 from tests.support.tiny import make_lora_folder
 
 NAMES = ("math", "science", "code", "reading")
@@ -64,11 +64,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 @pytest.fixture
 def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The first command starts its server; the next ones of the same suite find it there."""
-    opened: list[EvaluationServer] = []
+    opened: list[EvaluationSite] = []
     with ExitStack() as stack:
 
         @contextmanager
-        def shared(*arguments: Any) -> Iterator[EvaluationServer]:
+        def shared(*arguments: Any) -> Iterator[EvaluationSite]:
             if not opened:
                 opened.append(stack.enter_context(site(*arguments)))
             yield opened[0]
@@ -182,23 +182,26 @@ def filled_from(result: dict[str, Any], results: Path, tuned: dict[str, Any] | N
     """The page, made of these results and of them alone, in a folder to be made."""
     results.mkdir()
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    empty = filled(page, results, "pictures")
-    assert empty.count("Not measured yet: `adaptermix eval --data data`.") == len(FIGURES) - 1
+    empty = EVALUATION.fill(page, results, "pictures")
+    assert (
+        empty.count("Not measured yet: `adaptermix eval --data data`.")
+        == len(EVALUATION.writers) - 1
+    )
     assert empty.count("Not measured yet: `adaptermix eval --tune --data data`.") == 1
     (results / "evaluation.json").write_text(json.dumps(result))
     (results / "evaluation.png").write_bytes(b"")
     if tuned is not None:
         (results / "tuned.json").write_text(json.dumps(tuned))
-    full = filled(empty, results, "pictures")
+    full = EVALUATION.fill(empty, results, "pictures")
     assert "](pictures/evaluation.png)" in full
-    assert filled(full, results, "pictures") == full
-    assert filled(full, results / "none", "pictures") == empty
+    assert EVALUATION.fill(full, results, "pictures") == full
+    assert EVALUATION.fill(full, results / "none", "pictures") == empty
     return full
 
 
 def test_the_page_asks_for_every_figure() -> None:
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    assert all(f"<!-- figures: {name} -->" in page for name in FIGURES)
+    assert all(f"<!-- figures: {name} -->" in page for name in EVALUATION.writers)
 
 
 @pytest.mark.parametrize(

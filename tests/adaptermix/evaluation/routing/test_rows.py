@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.evaluation.routing.rows import Rows, Words, mixed_cases, plain_cases
+from adaptermix.evaluation.routing.plan import Rows, Words, mixed_cases, plain_cases
 from adaptermix.evaluation.scoring.tasks import task_named
 from adaptermix.training.data import Row
 

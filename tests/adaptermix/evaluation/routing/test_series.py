@@ -7,31 +7,36 @@ from typing import Any
 import pytest
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.evaluation.routing.asks import (
-    Answer,
-    Ask,
+from adaptermix.evaluation.asking import Answer, Ask
+from adaptermix.evaluation.routing.plan import (
+    Case,
+    EvaluationCell,
+    Rows,
+    Words,
     mixture_for,
     mixture_for_mixed,
+    plain_cases,
+    plan_cells,
     score_ask,
+    waves,
 )
-from adaptermix.evaluation.routing.plan import EvaluationCell, plan_cells, waves
-from adaptermix.evaluation.routing.results import comparisons_of, measures_of
-from adaptermix.evaluation.routing.rows import Case, Rows, Words, plain_cases
-from adaptermix.evaluation.routing.series import (
+from adaptermix.evaluation.routing.results import (
     AVERAGE,
     NLL,
     OPENING_NLL,
     SCORE,
     Series,
     columns_of,
+    comparisons_of,
     difference,
     estimate,
     mean_of,
+    measures_of,
 )
-from adaptermix.evaluation.routing.settings import EvaluationSettings
 from adaptermix.evaluation.routing.suite import Suite, SuiteRouting, Tuning
 from adaptermix.evaluation.scoring.scores import parses_as_python
 from adaptermix.evaluation.scoring.tasks import task_named
+from adaptermix.evaluation.settings import EvaluationSettings
 from adaptermix.training.data import Row
 
 BASE = SuiteRouting(name="base")
@@ -51,7 +56,7 @@ def reply(text: str, logprobs: list[float], weights: Any = None) -> dict[str, An
 def test_tokens_count_where_their_text_begins() -> None:
     ask = Ask("x", "/score", {"inputs": "p", "completions": ["abcd"]}, (1, 3))
     weights = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.25, 0.75]]
-    kept = ask.kept({"scores": [reply("abcd", [-1.0, -2.0, -4.0, -8.0], weights)]})
+    kept = ask.answer_in({"scores": [reply("abcd", [-1.0, -2.0, -4.0, -8.0], weights)]})
     (score,) = kept["scores"]
     assert score["parts"] == [[1.0, 1], [6.0, 2], [8.0, 1]]
     assert score["weights"] == {"a@1": [1.0, 0.25, 0.25], "b@1": [0.0, 0.75, 0.75]}
@@ -60,7 +65,7 @@ def test_tokens_count_where_their_text_begins() -> None:
 def test_tokens_that_spell_another_text_are_an_error() -> None:
     ask = Ask("x", "/score", {"inputs": "p", "completions": ["abc"]}, (1,))
     with pytest.raises(BenchmarkError, match="do not spell"):
-        ask.kept({"scores": [reply("abd", [-1.0] * 3)]})
+        ask.answer_in({"scores": [reply("abd", [-1.0] * 3)]})
 
 
 def test_a_key_covers_all_that_an_answer_depends_on() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.evaluation.routing.plan import adapters_of
-from adaptermix.evaluation.routing.settings import EvaluationSettings
 from adaptermix.evaluation.routing.suite import load_suite
+from adaptermix.evaluation.settings import EvaluationSettings
 
 ROUTER = {"name": "similarity", "level": "token", "every": 1, "candidates": ["a", "b"]}
 

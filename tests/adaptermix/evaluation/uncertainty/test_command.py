@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adaptermix.cli.main import app
-from adaptermix.evaluation.uncertainty.report import FIGURES, filled
+from scripts.figures import UNCERTAINTY
 from tests.adaptermix.evaluation.routing.conftest import data
 from tests.support.copies import make_copies
 
@@ -37,8 +37,10 @@ def test_a_small_study_and_its_page(data: Path, tmp_path: Path) -> None:
     assert len(adapter["unfamiliar"]) == 3
     assert out.with_suffix(".png").stat().st_size > 1000
     assert "| adamix | ensemble | mutual information |" in out.with_suffix(".md").read_text()
-    marks = "".join(f"<!-- figures: {name} -->\n<!-- end of figures -->\n" for name in FIGURES)
-    page = filled(marks, tmp_path, "pictures")
+    marks = "".join(
+        f"<!-- figures: {name} -->\n<!-- end of figures -->\n" for name in UNCERTAINTY.writers
+    )
+    page = UNCERTAINTY.fill(marks, tmp_path, "pictures")
     assert "![Reliability of the average and of the ensemble](pictures/uncertainty.png)" in page
 
 

@@ -8,14 +8,19 @@ from itertools import product
 import numpy as np
 import pytest
 
-from adaptermix.evaluation.uncertainty.asking import AnswerUncertainty, Question, doubt_of
 from adaptermix.evaluation.uncertainty.measures import (
+    AVERAGE,
+    ENSEMBLE,
+    INFORMATION,
+    AnswerUncertainty,
+    Question,
     auroc,
     calibration_error,
     estimate,
+    measures_of,
     reliability,
+    uncertainty_of,
 )
-from adaptermix.evaluation.uncertainty.results import AVERAGE, ENSEMBLE, INFORMATION, measures_of
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
@@ -57,7 +62,7 @@ def test_a_reply_becomes_probabilities_of_options() -> None:
         {"logprob": math.log(p), "tokens": [{"uncertainty": said}, {"uncertainty": {}}]}
         for p in (0.1, 0.3)
     ]
-    doubt = doubt_of({"scores": scores})
+    doubt = uncertainty_of({"scores": scores})
     assert doubt.options == pytest.approx([0.25, 0.75])
     assert (doubt.token_entropy, doubt.information) == (1.5, 0.25)
     assert doubt.option_entropy == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))

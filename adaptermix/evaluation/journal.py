@@ -1,4 +1,4 @@
-"""Every answer so far, in a file of JSON lines: an interrupted run goes on where it ended."""
+"""A journal of answers in a file of JSON lines: an interrupted run goes on where it ended."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         if restart:
             path.unlink(missing_ok=True)
-        self._answers: dict[str, Any] = {}
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            self._answers[entry["key"]] = entry["answer"]
+        self._answers = _answers(text)
         self._file: TextIO = path.open("a", encoding="utf-8")
         if text and not text.endswith("\n"):
             self._file.write("\n")
@@ -57,3 +51,20 @@ class Journal:
         self._answers[key] = answer
         self._file.write(json.dumps({"key": key, "answer": answer}) + "\n")
         self._file.flush()
+
+
+def read_journal(path: Path) -> dict[str, Any]:
+    """The answers of a journal by key, in the order in which each key came first."""
+    return _answers(path.read_text(encoding="utf-8"))
+
+
+def _answers(text: str) -> dict[str, Any]:
+    """A line that was cut off when a run was killed is passed over."""
+    answers: dict[str, Any] = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        answers[entry["key"]] = entry["answer"]
+    return answers

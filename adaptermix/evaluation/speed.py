@@ -10,12 +10,11 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.clients import GenerateClient
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, Round
-from adaptermix.bench.matrix import Cell, Driven, measure
-from adaptermix.bench.prompts import TokenCount, make_prompts
+from adaptermix.bench.rounds import Cell, Driven, measure
+from adaptermix.bench.workload import CaseMixture, Job, TokenCount, make_prompts
 from adaptermix.evaluation.routing.suite import SuiteRouting
 
 CLIENTS = 8
@@ -49,9 +48,9 @@ async def measure_speed(
     """
     mixtures = {r.name: Written(written=r.mixture) for r in routings if r.by_task is None}
 
-    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
+    def jobs_of(cell: Cell, part: str) -> list[Job]:
         seed = f"{cell.case} {part}"
-        texts = make_prompts([PROMPT_TOKENS] * count, seed, count_tokens)
+        texts = make_prompts([PROMPT_TOKENS] * cell.requests, seed, count_tokens)
         return [Job(text, NEW_TOKENS, mixtures[cell.case]) for text in texts]
 
     cells = [Cell(_SYSTEM, name, Load(clients=CLIENTS), REQUESTS) for name in mixtures]

@@ -1,17 +1,158 @@
-"""What is asked for: who runs under which mixture, with which prompt, for how long."""
+"""The requests of a run: cases of mixtures, prompts of given lengths, popularity, arrivals."""
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from statistics import NormalDist
+from typing import Any, Literal, Protocol, get_args
 
-from adaptermix.bench.chance import picks
+import numpy as np
+from numpy.typing import NDArray
+
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.lengths import Lengths, stratified
-from adaptermix.bench.prompts import TokenCount, make_prompts
+
+
+def zipf(count: int, alpha: float) -> NDArray[np.float64]:
+    """Probabilities [count]: p_i proportional to (i + 1)^-alpha; alpha 0 is uniform."""
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -alpha
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
+
+
+def picks(count: int, choices: int, alpha: float | None, seed: int) -> list[int]:
+    """`count` numbers below `choices`: each in turn for alpha None, else drawn by `zipf`."""
+    if alpha is None:
+        return [index % choices for index in range(count)]
+    drawn = np.random.default_rng(seed).choice(choices, size=count, p=zipf(choices, alpha))
+    return [int(index) for index in drawn]
+
+
+def poisson_arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """Seconds after the start at which `count` requests come: `rate` a second, gaps exponential."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, size=count)
+    return [float(moment) for moment in np.cumsum(gaps) - gaps[0]]
+
+
+FORMS = "fixed:N, uniform:LOW:HIGH or lognormal:MEDIAN:SIGMA:MAX"
+
+
+class Lengths(Protocol):
+    """A distribution over whole numbers, at least 1, as its quantile function."""
+
+    @property
+    def longest(self) -> int: ...
+
+    def quantile(self, share: float) -> int:
+        """The length below which `share` (in (0, 1)) of all lie."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Every length from `low` to `high`, both included, alike often."""
+
+    low: int
+    high: int
+
+    @property
+    def longest(self) -> int:
+        return self.high
+
+    def quantile(self, share: float) -> int:
+        """See `Lengths.quantile`."""
+        return self.low + int(share * (self.high - self.low + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Lognormal:
+    """exp(N(log median, sigma^2)), rounded, cut off at `longest`: few are long, as in chats."""
+
+    median: int
+    sigma: float
+    longest: int
+
+    def quantile(self, share: float) -> int:
+        """See `Lengths.quantile`."""
+        normal = NormalDist(math.log(self.median), self.sigma) if self.sigma else None
+        length = math.exp(normal.inv_cdf(share)) if normal else self.median
+        return max(1, min(self.longest, round(length)))
+
+
+def parse_lengths(text: str) -> Lengths:
+    """Read one of the FORMS. Raises BenchmarkError with them for anything else."""
+    kind, *numbers = text.split(":")
+    try:
+        match kind, numbers:
+            case "fixed", [length]:
+                return _checked(text, Uniform(int(length), int(length)))
+            case "uniform", [low, high]:
+                return _checked(text, Uniform(int(low), int(high)))
+            case "lognormal", [median, sigma, longest]:
+                return _checked(text, Lognormal(int(median), float(sigma), int(longest)))
+    except ValueError:
+        pass
+    raise BenchmarkError(f"lengths {text!r}: write {FORMS}")
+
+
+def _checked(text: str, lengths: Uniform | Lognormal) -> Lengths:
+    if isinstance(lengths, Uniform):
+        sound = 1 <= lengths.low <= lengths.high
+    else:
+        sound = 1 <= lengths.median <= lengths.longest and 0 <= lengths.sigma < math.inf
+    if not sound:
+        raise BenchmarkError(f"lengths {text!r}: numbers must be at least 1 and in rising order")
+    return lengths
+
+
+def stratified(lengths: Lengths, count: int, chooser: random.Random) -> list[int]:
+    """`count` lengths, one from the middle of each of `count` equal shares, in random order.
+
+    Rounds then differ in the order of their work and not in its amount.
+    """
+    drawn = [lengths.quantile((index + 0.5) / count) for index in range(count)]
+    chooser.shuffle(drawn)
+    return drawn
+
+
+_TEXT = (
+    "a baker sells twelve loaves every morning and twice as many on market days while her brother "
+    "carries water from the river to seven houses near the old mill where wind and light change "
+    "with each season so they count coins measure flour write letters plant trees repair clocks "
+    "read maps teach children mend nets and watch the stars over quiet hills"
+)
+
+TokenCount = Callable[[str], int]
+
+
+def make_prompts(targets: Sequence[int], seed: str, count_tokens: TokenCount) -> list[str]:
+    """One prompt for each target: random words with at most so many tokens, nearly as many.
+
+    `count_tokens` tells the length of a text in the tokens of the model that is measured. Equal
+    seeds give equal prompts. A prompt has at least one word.
+    """
+    chooser = random.Random(seed)
+    return [_prompt(chooser, target, count_tokens) for target in targets]
+
+
+def _prompt(chooser: random.Random, target: int, count_tokens: TokenCount) -> str:
+    """Words as long as they fit. Many are added at a time while much is missing."""
+    words = _TEXT.split()
+    text = chooser.choice(words)
+    missing = target - count_tokens(text)
+    while missing > 0:
+        # A word of the text has at most nine letters, so at most ten tokens of any tokenizer.
+        more = " ".join(chooser.choices(words, k=max(1, missing // 10)))
+        longer = f"{text} {more}"
+        if count_tokens(longer) > target:
+            break
+        text = longer
+        missing = target - count_tokens(text)
+    return text
+
 
 CaseName = Literal["base", "one", "many", "mixtures", "given", "similarity", "merged"]
 CASES: tuple[CaseName, ...] = get_args(CaseName)
@@ -83,7 +224,7 @@ class Population:
             )
 
     def title(self, case: str) -> str:
-        """What a reader calls the case."""
+        """The case in a reader's words."""
         size = self.mixture_size
         return {
             "base": "base model",
@@ -96,7 +237,7 @@ class Population:
         }[case]
 
     def choices(self, case: str) -> int:
-        """How many different mixtures a case asks for."""
+        """The number of different mixtures that a case asks for."""
         if case in ("mixtures", "given"):
             return self.mixtures
         return len(self.names) if case == "many" else 1
@@ -154,7 +295,7 @@ class Traffic:
         ]
 
     def picks(self, case: str, count: int, part: str) -> list[int]:
-        """Which mixture each of the jobs runs under."""
+        """The number of the mixture of each job."""
         seed = zlib.crc32(f"{self.seed} {case} {part}".encode())
         return picks(count, self.population.choices(case), self.population.alpha, seed)
 

@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 import uvloop
 
-from adaptermix.bench.contention.loops import busy
-from adaptermix.bench.contention.settings import ContentionSettings
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.goals import LLAMA, OURS, PEERS, PEFT, Goal, judge
+from adaptermix.bench.goals import LLAMA, OURS, PEERS, PEFT
 from adaptermix.bench.load import Load
 from adaptermix.bench.machine import describe_machine, describe_software
-from adaptermix.bench.matrix import Cell, System
-from adaptermix.bench.peers.measure import PRACTICE, turn
 from adaptermix.bench.peers.plan import SUITES, jobs, traffics, wave
+from adaptermix.bench.peers.settings import ContentionSettings
 from adaptermix.bench.peers.site import (
-    PeerServer,
+    PeerSite,
     open_peers,
     over_http,
     prepared,
     serve,
     serving_of,
 )
+from adaptermix.bench.report import goal_table, missing_lines, provenance, row
+from adaptermix.bench.rounds import PRACTICE, Cell, System, round_title
+from adaptermix.bench.verdicts import Goal, judge
+
+_SPIN = "print(flush=True)\nwhile True: pass"
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[list[int]]:
+    """So many busy loops run during the block, by their process ids; they end with it."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            command = [sys.executable, "-c", _SPIN]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        for process in started:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise BenchmarkError("a busy loop did not start")
+        yield [process.pid for process in started]
+    finally:
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
 
 Rates = dict[str, dict[int, list[float]]]  # {system: {busy loops: tokens/s, one a round}}
 MOST = 8
@@ -65,7 +93,7 @@ def run_contention(settings: ContentionSettings) -> dict[str, Any]:
 
 
 async def _measure(
-    site: PeerServer, systems: Mapping[str, System], settings: ContentionSettings
+    site: PeerSite, systems: Mapping[str, System], settings: ContentionSettings
 ) -> Rates:
     """All systems in turn beside each number of loops, round after round; a practice first.
 
@@ -92,10 +120,10 @@ async def _measure(
         await once(name, 0, PRACTICE)
     for number in range(settings.rounds):
         for loops in (0, *settings.loops):
-            site.console.print(f"{turn(number)}: {loops} busy loops", highlight=False)
+            site.console.print(f"{round_title(number)}: {loops} busy loops", highlight=False)
             with busy(loops):
                 for name in list(left):
-                    await once(name, loops, turn(number))
+                    await once(name, loops, round_title(number))
     return rates
 
 
@@ -125,3 +153,40 @@ def over_best_peer(rates: Rates) -> dict[str, Sequence[float]]:
     if OURS not in slow or not peers:
         return {}
     return {"slowdown_over_best_peer": [one / min(peers) for one in slow[OURS]]}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The target, then a row for each system and number of loops."""
+    settings = result["settings"]
+    heads = ("system", "busy loops", "tokens/s", "over rounds", "of alone")
+    lines = ["# Beside busy loops", "", provenance(result), "", *goal_table(result["goals"]), ""]
+    lines += [
+        f"{settings['clients']} clients, {settings['new_tokens']} new tokens each, the base model; "
+        f"medians of {settings['rounds']} rounds, systems in turn. A busy loop is a process that "
+        "spins. Who has no turn is stopped, or sleeps.",
+        "",
+        *missing_lines(result["missing"]),
+        "",
+        row(heads),
+        row(["---", *["--:"] * 4]),
+    ]
+    for cell in result["cells"]:
+        values = cell["tokens_per_second_rounds"]
+        shown = _shown(cell["share_of_alone"])
+        rate, spread = f"{cell['tokens_per_second']:.1f}", f"{min(values):.1f}-{max(values):.1f}"
+        lines.append(row([cell["system"], str(cell["loops"]), rate, spread, shown]))
+    return "\n".join([*lines, ""])
+
+
+def share_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each system as a share of itself alone, by the number of busy loops."""
+    loops = sorted({cell["loops"] for cell in cells})
+    lines = [row(["busy loops", *map(str, loops)]), row(["---", *["--:"] * len(loops)])]
+    for system in dict.fromkeys(cell["system"] for cell in cells):
+        share = {c["loops"]: c["share_of_alone"] for c in cells if c["system"] == system}
+        lines.append(row([system, *(_shown(share.get(count)) for count in loops)]))
+    return lines
+
+
+def _shown(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2f}"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from adaptermix.bench.goals import GOALS, judge
+from adaptermix.bench.goals import GOALS
 from adaptermix.bench.machine import ROOT
-from adaptermix.bench.performance import FIGURES, filled
+from adaptermix.bench.verdicts import judge
+from scripts.figures import PERFORMANCE
 
 PAGE = ROOT / "docs" / "performance.md"
 END = "<!-- end of figures -->"
@@ -50,8 +51,8 @@ def put(folder: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def test_what_is_not_measured_says_how_to_measure_it(tmp_path: Path) -> None:
-    for name, (_, command, _) in FIGURES.items():
-        text = filled(page(name), tmp_path, "results")
+    for name, (_, command, _) in PERFORMANCE.writers.items():
+        text = PERFORMANCE.fill(page(name), tmp_path, "results")
         assert f"Not measured yet: `{command}`." in text
         assert "old" not in text
         assert text.startswith("above\n")
@@ -63,7 +64,9 @@ def test_figures_are_written_with_their_origin(tmp_path: Path) -> None:
     put(tmp_path, "engine", {"cells": [CELL], "points": []})
     put(tmp_path, "serve", {"cells": [CELL]})
     put(tmp_path, "peers", {"goals": [asdict(judge(goal, {}, {})) for goal in GOALS]})
-    texts = {name: filled(page(name), tmp_path, "results") for name in FIGURES}
+    texts = {
+        name: PERFORMANCE.fill(page(name), tmp_path, "results") for name in PERFORMANCE.writers
+    }
     assert "15.0 GB/s" in texts["machine"]
     assert "256 GFLOP/s" in texts["machine"]
     assert "| o 8 -> 8 | 4 | 1 | 2 | 5 | 2.00 |" in texts["products"]
@@ -72,21 +75,21 @@ def test_figures_are_written_with_their_origin(tmp_path: Path) -> None:
     assert texts["targets"].count("| open") == len(GOALS)
     for name in ("machine", "phases", "serving", "targets"):
         assert "0123456789" in texts[name]
-    assert filled(texts["phases"], tmp_path, "results") == texts["phases"]
+    assert PERFORMANCE.fill(texts["phases"], tmp_path, "results") == texts["phases"]
 
 
 def test_a_picture_is_shown_where_there_is_one(tmp_path: Path) -> None:
     put(tmp_path, "kernels", KERNELS)
-    assert "](" not in filled(page("products"), tmp_path, "results")
+    assert "](" not in PERFORMANCE.fill(page("products"), tmp_path, "results")
     (tmp_path / "kernels.png").write_bytes(b"")
-    assert "](results/kernels.png)" in filled(page("products"), tmp_path, "results")
+    assert "](results/kernels.png)" in PERFORMANCE.fill(page("products"), tmp_path, "results")
 
 
 def test_an_unknown_mark_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="dreams"):
-        filled(page("dreams"), tmp_path, "results")
+        PERFORMANCE.fill(page("dreams"), tmp_path, "results")
 
 
 def test_the_page_asks_for_every_figure() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert all(f"<!-- figures: {name} -->" in text for name in FIGURES)
+    assert all(f"<!-- figures: {name} -->" in text for name in PERFORMANCE.writers)

@@ -1,19 +1,21 @@
-"""Counts what became of every request, and says whether a soak held."""
+"""The record of a soak: the end of every request, and the counts of /metrics over all engines."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from adaptermix.bench.soak.answers import Comparison, Told, compare, unversioned
 from adaptermix.bench.soak.asking import Ended
 from adaptermix.bench.soak.questions import SoakRequest
 
-MEMORY_GROWTH = 0.05
 _MOST_KEPT = 20  # examples of one kind of trouble
 
 # What a server may say while processes die and pools are full. A 500 is never among them.
@@ -125,57 +127,70 @@ def _keep(examples: list[str], what: str) -> None:
         examples.append(what)
 
 
-@dataclass(frozen=True, slots=True)
-class SoakVerdict:
-    """One promise, and whether the run kept it; None where the run cannot say."""
-
-    promise: str
-    found: str
-    holds: bool | None
-
-
-def verdicts(result: dict[str, Any]) -> list[SoakVerdict]:
-    """What a soak promises, from its result as written to JSON."""
-    counts, after = result["requests"], result["after"]
-    faults = result["faults"]
-    away = [fault for fault in faults if not fault["recovered"]]
-    unseen = [fault for fault in faults if fault["ready_lost"] is False]
-    return [
-        _none("wrong answers", counts["wrong"]),
-        _none("lost requests", counts["lost"] + counts["unaccounted"]),
-        _none("errors that are not documented for it", counts["undocumented"]),
-        _forced(result["counters"]),
-        SoakVerdict(
-            "a process that was killed or stopped is replaced",
-            f"{len(faults) - len(away)} of {len(faults)}",
-            not away if faults else None,
-        ),
-        _none("engines that were away while /health/ready said 200", len(unseen)),
-        *(_memory(line) for line in result["memory"] if line["judged"]),
-        _none(
-            "KV blocks and rank rows in use, requests in the engine", sum(after["pools"].values())
-        ),
-        _none("processes left behind", len(after["processes"])),
-        _none("temporary files left behind", len(after["files"])),
-        _none("exceptions in the log", after["exceptions"]),
-        SoakVerdict("the server ends with 0 after SIGTERM", str(after["exit"]), after["exit"] == 0),
-    ]
+# Of one engine each: after a restart they begin again.
+COUNTERS = {
+    "adaptermix_preemptions_total": "preemptions",
+    "adaptermix_adapter_evictions_total": "evictions",
+    "adaptermix_merges_total": "merges",
+    "adaptermix_engine_steps_total": "steps",
+    "adaptermix_engine_generated_tokens_total": "tokens",
+    "adaptermix_prefix_cache_hits_total": "prefix hits",
+}
+# What must be 0 once nobody asks and every adapter was told to go.
+POOLS = (
+    "adaptermix_kv_cache_usage_ratio",
+    "adaptermix_rank_rows_used",
+    "adaptermix_requests_running",
+    "adaptermix_requests_waiting",
+    "adaptermix_requests_waiting_for_adapters",
+    "adaptermix_requests_waiting_for_weights",
+    "adaptermix_requests_without_token",
+)
+_AGE = "adaptermix_engine_figures_age_seconds"
+_FRESH_SECONDS = 1.0
+_PAUSE_SECONDS = 0.2
 
 
-def _forced(counters: dict[str, float]) -> SoakVerdict:
-    """A soak without them would have kept its promises too easily."""
-    found = {name: counters.get(name, 0.0) for name in ("preemptions", "evictions", "merges")}
-    told = ", ".join(f"{count:,.0f}" for count in found.values())
-    return SoakVerdict(f"there were {', '.join(found)}", told, all(found.values()))
+@dataclass(slots=True)
+class Figures:
+    """Sums of counters that fall back to 0 with each engine."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    _last: dict[str, float] = field(default_factory=dict)
+
+    async def look(self, http: aiohttp.ClientSession) -> None:
+        """Ask once."""
+        self.add(await scrape(http))
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Count what came on top of the last values."""
+        for name, title in COUNTERS.items():
+            if name in values:
+                before = self._last.get(name, 0.0)
+                rise = values[name] - before if values[name] >= before else values[name]
+                self.totals[title] = self.totals.get(title, 0.0) + rise
+                self._last[name] = values[name]
 
 
-def _none(what: str, count: float) -> SoakVerdict:
-    return SoakVerdict(f"no {what}", f"{count:g}", count == 0)
+async def scrape(http: aiohttp.ClientSession) -> dict[str, float]:
+    """Every sample without labels."""
+    async with http.get("/metrics") as response:
+        text = await response.text()
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.labels
+    }
 
 
-def _memory(line: dict[str, Any]) -> SoakVerdict:
-    growth = line["growth"]
-    promise = f"memory of the {line['role']} within {MEMORY_GROWTH:.0%}"
-    if growth is None:
-        return SoakVerdict(promise, "too short a run", None)
-    return SoakVerdict(promise, f"{growth:+.1%}", growth <= MEMORY_GROWTH)
+async def pools_of(http: aiohttp.ClientSession, seconds: float) -> dict[str, float]:
+    """The contents of the pools, as soon as they are empty, or after so many seconds."""
+    deadline = time.perf_counter() + seconds
+    while True:
+        values = await scrape(http)
+        held = {name.removeprefix("adaptermix_"): values[name] for name in POOLS if name in values}
+        fresh = values.get(_AGE, 0.0) < _FRESH_SECONDS and len(held) == len(POOLS)
+        if (fresh and not any(held.values())) or time.perf_counter() > deadline:
+            return held
+        await asyncio.sleep(_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""A server of its own for a benchmark: started, made ready, filled with adapters, stopped."""
+"""Servers that a measurement starts: made ready, filled with adapters, stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from typing import Any
 import httpx
 
 from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.machine import default_kernels
+from adaptermix.bench.settings import ModelSettings
 from router_engine.assets import DEFAULT_MODEL, AssetName
+from router_engine.processors import usable_cores
 
 READY_SECONDS = 1800.0  # a guard against a start that hangs: a slow one may take its time
 STOP_SECONDS = 30.0
@@ -66,10 +69,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(options: Sequence[str], log: Path) -> Iterator[Running]:
-    """As `server`, with what is known of the process."""
+def started(
+    options: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """As `server`, with its process. `environment` is put on top of this process's own."""
     port = free_port()
     command = adaptermix("serve", "--port", str(port), *options)
+    if environment:
+        command = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
     with http_process(command, f"http://127.0.0.1:{port}", "/health/ready", log) as running:
         yield running
 
@@ -96,18 +103,70 @@ def http_process(
             _stop(process, own_group=own_group)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """A server of ours that runs for one measurement."""
+
+    running: Running
+    info: dict[str, Any]  # as `GET /info` answers
+    kernels: str
+    threads: int  # of its engine
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return self.running.url
+
+    @property
+    def serving(self) -> dict[str, Any]:
+        """Format, kernels and threads, as a result tells them."""
+        dtype = self.info["dtype"]
+        return {"dtype": dtype, "kernels": self.kernels, "threads": self.threads}
+
+
+@contextlib.contextmanager
+def own_server(
+    base: str,
+    model: ModelSettings,
+    folder: Path,
+    options: Mapping[str, object],
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[OwnServer]:
+    """Serve the checkpoint `base` until the block ends, with store and log in `folder`.
+
+    `options` of `adaptermix serve` go before those of `model`. Raises BenchmarkError as `server`.
+    """
+    kernels, log = model.kernels or default_kernels(), folder / "server.log"
+    own = server_options(base, model.dtype, kernels, model.threads) | {"store": folder / "store"}
+    with started(words({**own, **options}), log, environment) as running:
+        threads = model.threads or usable_cores()
+        yield OwnServer(running, info(running.url), kernels, threads, log)
+
+
+def server_options(base: str, dtype: str, kernels: str, threads: int | None) -> dict[str, object]:
+    """Options of `adaptermix serve` that every measurement gives, by name."""
+    options = {"model": base, "dtype": dtype, "kernels": kernels, "log-level": "warning"}
+    return {**options, "engine-threads": threads}
+
+
+def words(options: Mapping[str, object]) -> list[str]:
+    """Options as words of a command line; those that are None are left out."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+
+
 def info(url: str) -> dict[str, Any]:
-    """What an AdapterMix server says that it serves. Raises BenchmarkError where none answers."""
+    """The answer of an AdapterMix server to `GET /info`. Raises BenchmarkError for another's."""
     try:
         answer = httpx.get(f"{url}/info", timeout=600, trust_env=False)
         if answer.status_code != httpx.codes.OK:
             raise BenchmarkError(f"{url}/info answered {answer.status_code}: {answer.text[:200]}")
-        known = answer.json()
+        served = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # a host or JSON that is none
         raise BenchmarkError(f"{url}: {error}") from error
-    if not isinstance(known, dict) or not isinstance(known.get("model_id"), str):
+    if not isinstance(served, dict) or not isinstance(served.get("model_id"), str):
         raise BenchmarkError(f"{url} does not answer as AdapterMix does: is it another server's?")
-    return known
+    return served
 
 
 def publish(url: str, folders: Sequence[Path], texts: Sequence[str] = ()) -> None:
