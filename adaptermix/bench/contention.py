@@ -86,7 +86,7 @@ def run_contention(settings: ContentionSettings) -> dict[str, Any]:
         "settings": asdict(settings),
         "versions": versions,
         "missing": site.missing,
-        "cells": [line for name, found in rates.items() for line in lines(name, found)],
+        "cells": [line for name, by_loops in rates.items() for line in lines(name, by_loops)],
         "scalars": scalars,
         "goals": [asdict(judge(GOAL, {}, scalars))],
     }
@@ -127,9 +127,9 @@ async def _measure(
     return rates
 
 
-def lines(name: str, found: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
+def lines(name: str, by_loops: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
     """A system beside each number of loops."""
-    alone = median(found[0]) if 0 in found else None
+    alone = median(by_loops[0]) if 0 in by_loops else None
     return [
         {
             "system": name,
@@ -138,16 +138,16 @@ def lines(name: str, found: Mapping[int, Sequence[float]]) -> list[dict[str, Any
             "tokens_per_second_rounds": list(values),
             "share_of_alone": None if alone is None else median(values) / alone,
         }
-        for loops, values in found.items()
+        for loops, values in by_loops.items()
     ]
 
 
 def over_best_peer(rates: Rates) -> dict[str, Sequence[float]]:
     """Our slowdown beside the most loops over the least of a peer's, one a round."""
     slow = {
-        name: [a / b for a, b in zip(found[0], found[MOST], strict=False)]
-        for name, found in rates.items()
-        if found.get(0) and found.get(MOST)
+        name: [a / b for a, b in zip(by_loops[0], by_loops[MOST], strict=False)]
+        for name, by_loops in rates.items()
+        if by_loops.get(0) and by_loops.get(MOST)
     }
     peers = [median(values) for name, values in slow.items() if name != OURS]
     if OURS not in slow or not peers:

@@ -31,21 +31,20 @@ from adaptermix.bench.workload import CaseMixture, Job, Population, make_prompts
 CONTEXT = 128
 RANK = 8
 NUM_ADAPTERS = 8  # where their number is not what is varied
-MOST_ADAPTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A batch of equal requests. `adapters` take turns, `size` of them in each mixture."""
+    """A batch of equal requests: one point of a curve."""
 
     curve: str
-    axis: str
+    axis: str  # its title
     x: int
     case: str
     requests: int
-    context: int = CONTEXT
-    adapters: int = 0
-    size: int = 1
+    context: int = CONTEXT  # tokens of each prompt
+    adapters: int = 0  # that take turns
+    size: int = 1  # of them in each mixture
     rank: int = RANK
 
     def names(self, request: int) -> tuple[str, ...]:
@@ -127,8 +126,8 @@ def needs(points: Sequence[Point], steps: int) -> Sizes:
     requests = max(point.requests for point in points)
     tokens = max(point.requests * (point.context + steps + point.requests) for point in points)
     prompts = {(point.context, request) for point in points for request in range(point.requests)}
-    kept = sum(context for context, _ in prompts)
-    return Sizes(requests, tokens + min(kept, tokens), 0)
+    cached = sum(context for context, _ in prompts)
+    return Sizes(requests, tokens + min(cached, tokens), 0)
 
 
 def measure_curves(

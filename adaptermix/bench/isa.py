@@ -49,43 +49,43 @@ def of_peak(isa: str, rows: int) -> str:
 
 def scalars_of(isas: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Scalars that the targets are judged by, and ratios of every step to those of the others."""
-    found: dict[str, list[float]] = {}
+    scalars: dict[str, list[float]] = {}
     times = {one["isa"]: _times(one) for one in isas}
     for one in isas:
         isa = one["isa"]
         for rows in sorted({line["rows"] for line in one["products"]}):
             lines = [line for line in one["products"] if line["rows"] == rows]
             if all(CPU in line["us"] for line in lines):
-                found[of_peak(isa, rows)] = [_of_peak(lines)]
+                scalars[of_peak(isa, rows)] = [_of_peak(lines)]
         for (kind, size, name), theirs in times[isa].items():
             ours = times[isa].get((kind, size, OURS))
             if ours and name != OURS:
-                found[f"{isa} {kind} {size} over {name}"] = _ratios(theirs, ours)
+                scalars[f"{isa} {kind} {size} over {name}"] = _ratios(theirs, ours)
     here, there = (times.get(isa, {}).get(("prefill", _LONG, OURS)) for isa in (_TILES, _PAIRS))
     if here and there:
-        found[f"{_TILES} prefill {_LONG} over {_PAIRS}"] = _ratios(there, here)
-    return found
+        scalars[f"{_TILES} prefill {_LONG} over {_PAIRS}"] = _ratios(there, here)
+    return scalars
 
 
 def goals(scalars: Scalars) -> list[Goal]:
     """Those of the instruction sets that the project has targets for."""
     what = f"{_NARROW}: products of {{}} rows over the peak in fp32"
-    found = [Goal(what.format(n), 0.7, scalar=of_peak(_NARROW, n)) for n in (64, 256)]
+    targets = [Goal(what.format(n), 0.7, scalar=of_peak(_NARROW, n)) for n in (64, 256)]
     for clients, bound in ((1, 1.1), (8, 2.0)):
         name = f"{_NARROW} decode {clients} over {LLAMA}"
         what = f"{_NARROW}: decode step against llama.cpp, {clients} requests"
-        found.append(Goal(what, bound, scalar=name))
+        targets.append(Goal(what, bound, scalar=name))
     name = f"{_NARROW} prefill {_PROMPT} over {TORCH}"
     what = f"{_NARROW}: first token of {_PROMPT} tokens against plain torch in fp32"
-    found.append(Goal(what, 2, scalar=name))
+    targets.append(Goal(what, 2, scalar=name))
     what = f"{_TILES}: prefill of {_LONG} tokens against {_PAIRS}"
-    found.append(Goal(what, 2, scalar=f"{_TILES} prefill {_LONG} over {_PAIRS}"))
+    targets.append(Goal(what, 2, scalar=f"{_TILES} prefill {_LONG} over {_PAIRS}"))
     ends, starts = f" over {BEFORE}", f"{_PAIRS} "
     for name in scalars:
         if name.startswith(starts) and name.endswith(ends):
             what = name.removeprefix(starts).removesuffix(ends)
-            found.append(Goal(f"{_PAIRS}: {what}, against the commit before", 0.98, scalar=name))
-    return found
+            targets.append(Goal(f"{_PAIRS}: {what}, against the commit before", 0.98, scalar=name))
+    return targets
 
 
 def _of_peak(lines: Sequence[Mapping[str, Any]]) -> float:
@@ -123,9 +123,9 @@ class _Run:
     @property
     def nothing(self) -> Path:
         """A folder without adapters."""
-        found = self.folder / "no-adapters"
-        found.mkdir(exist_ok=True)
-        return found
+        folder = self.folder / "no-adapters"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @property
     def tokens(self) -> int:
@@ -147,14 +147,14 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
         threads = settings.threads or machine["cores"]
         subject, missing = resolve(settings.model), dict[str, str]()
         run = _Run(settings, subject, Path(temporary), threads, console, missing)
-        found = []
+        measured = []
         for isa in settings.isa or runnable:
             console.print(f"instruction set {isa}", highlight=False)
             if isa not in runnable:
                 run.leave_out(isa, "this machine, or the library, does not have it")
                 continue
-            found.append(_one(run, isa, widest=isa == runnable[-1]))
-    scalars, before = scalars_of(found), settings.before
+            measured.append(_one(run, isa, widest=isa == runnable[-1]))
+    scalars, before = scalars_of(measured), settings.before
     return {
         "kind": "isa",
         "model": subject.name,
@@ -162,7 +162,7 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
         "software": describe_software(),
         "serving": {"dtype": "bfloat16", "kernels": "cpu", "threads": threads},
         "settings": asdict(settings) | {"before": before and commit_of(before), "out": None},
-        "isas": found,
+        "isas": measured,
         "missing": missing,
         "scalars": scalars,
         "goals": [asdict(judge(goal, {}, scalars)) for goal in goals(scalars)],
@@ -171,18 +171,18 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
 
 def _one(run: _Run, isa: str, *, widest: bool) -> dict[str, Any]:
     """Products, then steps beside the others, of one instruction set."""
-    found: dict[str, Any] = {"isa": isa, "products": [], "steps": []}
+    measured: dict[str, Any] = {"isa": isa, "products": [], "steps": []}
     with ExitStack() as stack:
         systems = _systems(run, isa, stack, widest=widest)
         if OURS not in systems:
-            return found
+            return measured
         for rows in run.settings.rows:
             try:
-                found["products"] += _products(run, isa, systems[OURS], rows)
+                measured["products"] += _products(run, isa, systems[OURS], rows)
             except BenchmarkError as error:
                 run.leave_out(f"{isa}, products of {rows} rows", str(error))
-        found["steps"] = uvloop.run(_steps(run, isa, systems))
-    return found
+        measured["steps"] = uvloop.run(_steps(run, isa, systems))
+    return measured
 
 
 def _systems(run: _Run, isa: str, stack: ExitStack, *, widest: bool) -> dict[str, Worker]:
@@ -363,13 +363,13 @@ def peak_table(result: Mapping[str, Any]) -> list[str]:
 
 def _step_lines(result: Mapping[str, Any]) -> list[str]:
     heads = ("instruction set", "what", "size", "system", "ms", "over rounds")
-    found = [row(heads), row(["---", "---", "--:", "---", "--:", "--:"])]
+    lines = [row(heads), row(["---", "---", "--:", "---", "--:", "--:"])]
     for one in result["isas"]:
         for step in one["steps"]:
             spread = f"{min(step['ms_rounds']):.1f}-{max(step['ms_rounds']):.1f}"
             names = [one["isa"], step["kind"], str(step["size"]), step["system"]]
-            found.append(row([*names, f"{step['ms']:.2f}", spread]))
-    return found
+            lines.append(row([*names, f"{step['ms']:.2f}", spread]))
+    return lines
 
 
 def _product_lines(result: Mapping[str, Any]) -> list[str]:

@@ -49,14 +49,14 @@ def shapes(subject: Subject) -> dict[str, tuple[Shape, int]]:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * width
     hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    found = {
+    products = {
         "q, k, v": ((heads, hidden), layers),
         "o": ((hidden, config.num_attention_heads * width), layers),
         "gate, up": ((2 * wide, hidden), layers),
         "down": ((hidden, wide), layers),
         "lm_head": ((config.vocab_size, hidden), 1),
     }
-    return {f"{name} {i} -> {o}": ((o, i), n) for name, ((o, i), n) in found.items()}
+    return {f"{name} {i} -> {o}": ((o, i), n) for name, ((o, i), n) in products.items()}
 
 
 def measure(jobs: Jobs, rounds: int) -> dict[str, float]:
@@ -137,11 +137,11 @@ def _able(
 
 def left_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Contenders that are missing from some product, each with its first reason."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for line in lines:
         for one, reason in line.get("missing", {}).items():
-            found.setdefault(one, reason)
-    return found
+            reasons.setdefault(one, reason)
+    return reasons
 
 
 def best_us(line: Mapping[str, Any]) -> float:
@@ -244,11 +244,11 @@ def run_kernels(kernels: KernelSettings, model: ModelSettings) -> dict[str, Any]
         raise BenchmarkError(f"the C++ kernels cannot be built: {error}") from error
     speed = read_bandwidth(rounds=5)
     contenders = (*CONTENDERS, INT8, *([INDUCTOR] if kernels.inductor else []))
-    found = shapes(subject)
+    linears = shapes(subject)
     lines = [
         line
         for rows in kernels.rows
-        for line in products(library, found, rows, kernels.rounds, speed, contenders)
+        for line in products(library, linears, rows, kernels.rounds, speed, contenders)
     ]
     return {
         "kind": "kernels",

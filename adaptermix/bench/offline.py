@@ -338,7 +338,7 @@ def _sample(live: _Live, event: FinalEvent, now: float) -> Sample:
 
 
 def _dtype(name: str) -> Any:
-    known = ("auto", "float32", "bfloat16", "float16")
-    if name not in known:
-        raise BenchmarkError(f"dtype is {name!r}; it must be one of {', '.join(known)}")
+    formats = ("auto", "float32", "bfloat16", "float16")
+    if name not in formats:
+        raise BenchmarkError(f"dtype is {name!r}; it must be one of {', '.join(formats)}")
     return name

@@ -29,21 +29,17 @@ Scalars = Mapping[str, Sequence[float]]  # everything else, one a round or repet
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A value that is to be at least, or at most, `bound`.
+    """A value that is to be at least, or at most, `bound`."""
 
-    With `over`: the ratio of its median throughput to the highest of those `under`, times the
-    scalar `factor`. Without: the median of the scalar `scalar`.
-    """
-
-    what: str
+    what: str  # for people
     bound: float
     at_least: bool = True
-    over: Key | None = None
-    under: tuple[Key, ...] = ()
-    factor: str | None = None
-    scalar: str | None = None
+    over: Key | None = None  # the value is the ratio of its median throughput to the highest of
+    under: tuple[Key, ...] = ()  # these,
+    factor: str | None = None  # times the median of this scalar
+    scalar: str | None = None  # without `over`: the value is the median of this scalar
     unit: str = "x"
-    missing: str = "not measured in this run"
+    missing: str = "not measured in this run"  # said where it was not
 
 
 @dataclass(frozen=True, slots=True)

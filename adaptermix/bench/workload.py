@@ -205,16 +205,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The adapters that there are, and how they are asked for.
-
-    `alpha` is Zipf's exponent of popularity; None asks for each in turn.
-    """
+    """The adapters of a run, and the mixtures of them that are asked for."""
 
     names: tuple[str, ...]
-    mixtures: int = 8
-    mixture_size: int = 4
-    alpha: float | None = None
-    every: int = 1
+    mixtures: int = 8  # different ones
+    mixture_size: int = 4  # adapters in each
+    alpha: float | None = None  # Zipf's exponent of popularity; None asks for each in turn
+    every: int = 1  # tokens between two renewals by a router
 
     def __post_init__(self) -> None:
         if self.names and not 1 <= self.mixture_size <= len(self.names):
@@ -274,12 +271,12 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Makes the jobs of each part of a run; equal seeds give equal jobs."""
+    """The jobs of each part of a run; equal seeds give equal jobs."""
 
     population: Population
-    prompts: Lengths
+    prompts: Lengths  # in tokens
     outputs: Lengths
-    count_tokens: TokenCount
+    count_tokens: TokenCount  # of the model that is measured
     seed: int = 0
 
     def jobs(self, case: str, count: int, part: str) -> list[Job]:

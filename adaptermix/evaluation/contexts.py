@@ -65,8 +65,8 @@ def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
     rest_p, rest_q = (
         max(_LEAST, 1 - sum(math.exp(part[token]) for token in shared)) for part in (p, q)
     )
-    known = sum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
-    return known + rest_p * math.log(rest_p / rest_q)
+    common = sum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
+    return common + rest_p * math.log(rest_p / rest_q)
 
 
 def task_folders(adapters: Path) -> list[Path]:
@@ -155,8 +155,8 @@ def _compare(system: Offline, texts: Sequence[Text]) -> list[ContextRow]:
     ]
 
 
-def _row(task: str, kept: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
-    pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(kept, again, strict=True)]
+def _row(task: str, keep: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
+    pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(keep, again, strict=True)]
     return ContextRow(
         task,
         tuple(bucketed_kl(ours, theirs) for ours, theirs in pairs),

@@ -68,13 +68,13 @@ def _rates(rounds: Sequence[Round]) -> list[float]:
 def relative(rates: dict[str, list[float]], to: str) -> dict[str, dict[str, float]]:
     """Each routing's median over that of `to`, with the range of the ratios round by round."""
     own = rates[to]
-    found = {}
+    ratios_by_name = {}
     for name, values in rates.items():
         ratios = [value / other for value, other in zip(values, own, strict=True)]
-        found[name] = {
+        ratios_by_name[name] = {
             "tokens_per_second": statistics.median(values),
             "relative": statistics.median(values) / statistics.median(own),
             "low": min(ratios),
             "high": max(ratios),
         }
-    return found
+    return ratios_by_name

@@ -36,14 +36,14 @@ class Batch:
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     """Pad `examples` to one batch on `device`."""
     longest = max(len(example.tokens) for example in examples)
-    kept = max(example.completion_length for example in examples)
+    columns = max(example.completion_length for example in examples)
     tokens = torch.zeros(len(examples), longest, dtype=torch.long)
     mask = torch.zeros(len(examples), longest, dtype=torch.long)
-    labels = torch.full((len(examples), kept), -100, dtype=torch.long)
+    labels = torch.full((len(examples), columns), -100, dtype=torch.long)
     for row, example in enumerate(examples):
         tokens[row, longest - len(example.tokens) :] = torch.tensor(example.tokens)
         mask[row, longest - len(example.tokens) :] = 1
-        labels[row, kept - example.completion_length :] = torch.tensor(
+        labels[row, columns - example.completion_length :] = torch.tensor(
             example.tokens[example.prompt_length :]
         )
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)

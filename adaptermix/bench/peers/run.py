@@ -129,14 +129,14 @@ def _others(site: PeerSite) -> dict[str, System]:
         return offline(site)
 
     makers = {OFFLINE: alone} | ({INT8: int8} if site.settings.int8 else {})
-    found = {name: part(site, name, make, None) for name, make in makers.items()}
-    return {name: system for name, system in found.items() if system is not None}
+    systems = {name: part(site, name, make, None) for name, make in makers.items()}
+    return {name: system for name, system in systems.items() if system is not None}
 
 
 def _scalars(site: PeerSite, measured: Measured, systems: Mapping[str, System]) -> Scalars:
     """All that isn't a rate, as far as it can be measured."""
     worker = systems.get(OFFLINE)
-    found: Scalars = {}
+    scalars: Scalars = {}
     makers: dict[str, Callable[[], Scalars]] = {
         "bytes": lambda: _bytes_read(site, measured),
         "memory": lambda: _memory(site),
@@ -146,8 +146,8 @@ def _scalars(site: PeerSite, measured: Measured, systems: Mapping[str, System]) 
         makers = {"steps": lambda: _steps(site, worker)} | makers
     for name, make in makers.items():
         nothing: Scalars = {}
-        found |= part(site, name, make, nothing)
-    return found
+        scalars |= part(site, name, make, nothing)
+    return scalars
 
 
 def _cells(site: PeerSite, measured: Measured) -> list[dict[str, Any]]:
@@ -159,10 +159,10 @@ def _cells(site: PeerSite, measured: Measured) -> list[dict[str, Any]]:
 
 
 def _judged(site: PeerSite, measured: Measured, scalars: Scalars) -> list[dict[str, Any]]:
-    found = goals_of(site.settings.isa or _widest())
+    targets = goals_of(site.settings.isa or _widest())
     rounds_of = measured.rounds.items()
     by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
-    return [asdict(judge(goal, rates(by_cell), scalars)) for goal in found]
+    return [asdict(judge(goal, rates(by_cell), scalars)) for goal in targets]
 
 
 def _widest() -> str | None:
@@ -178,8 +178,8 @@ def gpu_scalars(path: Path) -> Scalars:
     if not path.exists():
         return {}
     result = json.loads(path.read_text(encoding="utf-8"))
-    found: Scalars = result["scalars"] if result["machine"]["gpu"] else {}
-    return found
+    scalars: Scalars = result["scalars"] if result["machine"]["gpu"] else {}
+    return scalars
 
 
 def _starts(site: PeerSite) -> list[float]:
@@ -210,7 +210,7 @@ def _measure(site: PeerSite, systems: Mapping[str, System]) -> Measured:
 
 def _steps(site: PeerSite, worker: Worker) -> Scalars:
     """Time of a decode step over that of its best products, in turn; the first is not counted."""
-    found: Scalars = {}
+    scalars: Scalars = {}
     settings = site.settings
     for rows in (8, 32):
         if rows not in settings.concurrency or settings.kernels != "cpu":
@@ -221,8 +221,8 @@ def _steps(site: PeerSite, worker: Worker) -> Scalars:
             products = worker.call({"op": "products", "rows": rows})
             ratios.append(sorted(steps)[len(steps) // 2] / products["seconds"])
         site.missing.update({f"product: {n}": why for n, why in products["missing"].items()})
-        found[f"step_over_products_{rows}"] = ratios[1:]
-    return found
+        scalars[f"step_over_products_{rows}"] = ratios[1:]
+    return scalars
 
 
 def _bytes_read(site: PeerSite, measured: Measured) -> Scalars:

@@ -57,12 +57,12 @@ CASES = (
 
 def groups(routers: Sequence[str]) -> list[tuple[RoutingCase, list[RoutingCase]]]:
     """(fixed weights, the cases beside them) of each of these routers that has cases."""
-    found = []
+    pairs = []
     for router in dict.fromkeys(case.router for case in CASES):
         if router in routers:
             cases = [case for case in CASES if case.router == router]
-            found.append((RoutingCase(f"fixed, as {router}", router), cases))
-    return found
+            pairs.append((RoutingCase(f"fixed, as {router}", router), cases))
+    return pairs
 
 
 def even_mixture(digests: Sequence[str], request: int) -> tuple[tuple[str, ...], tuple[float, ...]]:

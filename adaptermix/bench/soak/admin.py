@@ -115,8 +115,8 @@ class Admin:
         reply = await self._ask("POST", "/admin/adapters", data=files)
         self.unsure.discard(name)
         self.there.add(name)
-        found = await self._ask("GET", f"/admin/adapters/{name}")  # it must be there at once
-        versions = [one["version"] for one in found["adapters"]]
+        listed = await self._ask("GET", f"/admin/adapters/{name}")  # it must be there at once
+        versions = [one["version"] for one in listed["adapters"]]
         if reply["version"] not in versions:
             raise MalformedError(f"{name}@{reply['version']} was published and is not there")
 
@@ -141,8 +141,8 @@ class Admin:
         version = self.chooser.choice(VERSIONS)
         body = {"version": version}
         await self._ask("PUT", f"/admin/adapters/{MOVING}/aliases/{ALIAS}", json=body)
-        found = await self._ask("GET", f"/admin/adapters/{MOVING}@{ALIAS}")
-        if [one["version"] for one in found["adapters"]] != [version]:
+        listed = await self._ask("GET", f"/admin/adapters/{MOVING}@{ALIAS}")
+        if [one["version"] for one in listed["adapters"]] != [version]:
             raise MalformedError(f"{MOVING}@{ALIAS} was moved to {version} and is not there")
 
     async def _move_locked(self) -> None:

@@ -46,9 +46,9 @@ def compare(told: Told, references: Sequence[Told], tolerance: float) -> Compari
     """
     fitting = [one for one in references if one.labels == told.labels]
     if not fitting:
-        known = " or ".join(", ".join(one.labels) or "the base" for one in references)
+        expected_labels = " or ".join(", ".join(one.labels) or "the base" for one in references)
         return Comparison(
-            "wrong", 0.0, f"{', '.join(told.labels) or 'the base'} acted: not {known}"
+            "wrong", 0.0, f"{', '.join(told.labels) or 'the base'} acted: not {expected_labels}"
         )
     reference = fitting[0]
     worst = 0.0
@@ -142,9 +142,9 @@ def _native_stream(frames: Sequence[Json]) -> Told:
     if last["generated_text"] is None:
         raise MalformedError("no final event")
     # The end-of-text token has an event of its own, and is no token of the answer.
-    given = [frame for frame in frames if frame["token"]["logprob"] is not None]
-    tokens = [frame["token"] for frame in given]
-    tops = [frame["top_tokens"] for frame in given] if "top_tokens" in frames[0] else None
+    answered = [frame for frame in frames if frame["token"]["logprob"] is not None]
+    tokens = [frame["token"] for frame in answered]
+    tops = [frame["top_tokens"] for frame in answered] if "top_tokens" in frames[0] else None
     return Told(
         tuple(str(token["id"]) for token in tokens),
         tuple(token["logprob"] for token in tokens),

@@ -84,22 +84,22 @@ class Watch:
 
 def living(server: int) -> dict[Role, int]:
     """Processes by what they are, as far as they run now."""
-    found: dict[Role, int] = {"server": server}
+    pids: dict[Role, int] = {"server": server}
     for child in children(server):
         command = command_of(child)
         for role, module in _MODULES.items():
             if module in command:
-                found[role] = child
-    return found
+                pids[role] = child
+    return pids
 
 
 def children(pid: int) -> list[int]:
     """Direct children; none of a process that has ended."""
-    found: list[int] = []
+    pids: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, task.read_text().split())
-    return found
+            pids += map(int, task.read_text().split())
+    return pids
 
 
 def command_of(pid: int) -> str:

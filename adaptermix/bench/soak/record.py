@@ -100,14 +100,14 @@ class SoakRecord:
                 while self.num_answers < answers:
                     await self._grown.wait()
 
-    def _compared(self, name: str, found: Comparison) -> None:
-        if found.match == "wrong":
+    def _compared(self, name: str, comparison: Comparison) -> None:
+        if comparison.match == "wrong":
             self.num_wrong += 1
-            _keep(self.wrong, f"{name}: {found.why} (by {found.difference:.2e} nats)")
+            _keep(self.wrong, f"{name}: {comparison.why} (by {comparison.difference:.2e} nats)")
             return
         self.answers[name] += 1
-        self.ties += found.match == "tie"
-        self.largest = max(self.largest, found.difference)
+        self.ties += comparison.match == "tie"
+        self.largest = max(self.largest, comparison.difference)
 
     def _refused(self, question: SoakRequest, name: str, ended: Ended, *, calm: bool) -> None:
         told = f"{ended.status or 'in a stream'} {ended.error}"

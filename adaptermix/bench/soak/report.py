@@ -107,30 +107,37 @@ def counts(result: Result) -> list[str]:
 
 
 def _ends(result: Result) -> list[str]:
-    found = result["requests"]
+    requests = result["requests"]
     lines = [row(("how requests ended", "count")), row(("---", "--:"))]
     lines.append(
-        row((f"answered, and compared with a reference ({_kinds(found)})", _n(found["answers"])))
+        row(
+            (
+                f"answered, and compared with a reference ({_kinds(requests)})",
+                _n(requests["answers"]),
+            )
+        )
     )
-    lines.append(row(("of these with a tie, after which nothing is compared", _n(found["ties"]))))
-    lines.append(row(("the client went away", _n(found["left"]))))
-    for name, count in sorted(found["errors"].items()):
+    lines.append(
+        row(("of these with a tie, after which nothing is compared", _n(requests["ties"])))
+    )
+    lines.append(row(("the client went away", _n(requests["left"]))))
+    for name, count in sorted(requests["errors"].items()):
         kind = name.split()[-1]
         meaning = (EXPECTED | ASKED_FOR)[kind]
         lines.append(row((f"`{name}`: {meaning}", _n(count))))
     for name in ("wrong", "lost", "undocumented"):
-        lines.append(row((name, _n(found[name]))))
+        lines.append(row((name, _n(requests[name]))))
     text = (
-        f"An answer may differ by {found['tolerance']:g} nats in a log probability; the largest "
-        f"difference was {found['largest_difference']:.1e}. The longest request took "
-        f"{found['longest_seconds']:.1f} s."
+        f"An answer may differ by {requests['tolerance']:g} nats in a log probability; the largest "
+        f"difference was {requests['largest_difference']:.1e}. The longest request took "
+        f"{requests['longest_seconds']:.1f} s."
     )
     return [*lines, "", text]
 
 
-def _kinds(found: Mapping[str, Any]) -> str:
-    kinds = {name.partition(" on ")[0] for name in found["by_kind"]}
-    routes = {name.partition(" on ")[2] for name in found["by_kind"]}
+def _kinds(requests: Mapping[str, Any]) -> str:
+    kinds = {name.partition(" on ")[0] for name in requests["by_kind"]}
+    routes = {name.partition(" on ")[2] for name in requests["by_kind"]}
     return f"{len(kinds)} kinds of mixture, {len(routes)} routes"
 
 
@@ -139,10 +146,10 @@ def _faults(result: Result) -> list[str]:
     lines = [row(heads), row(("---", *["--:"] * 4))]
     kinds = sorted({(one["role"], one["what"]) for one in result["faults"]})
     for role, what in kinds:
-        found = [o for o in result["faults"] if (o["role"], o["what"]) == (role, what)]
-        times = [one["seconds"] for one in found if one["seconds"] is not None]
+        alike = [o for o in result["faults"] if (o["role"], o["what"]) == (role, what)]
+        times = [one["seconds"] for one in alike if one["seconds"] is not None]
         shown = (f"{median(times):.1f}", f"{max(times):.1f}") if times else ("-", "-")
-        lines.append(row((f"{role}, {what}", _n(len(found)), _n(len(times)), *shown)))
+        lines.append(row((f"{role}, {what}", _n(len(alike)), _n(len(times)), *shown)))
     return lines
 
 

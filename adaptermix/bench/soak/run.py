@@ -201,7 +201,7 @@ async def _references(
     Raises BenchmarkError where it says nothing, or the same of what must differ: then an answer
     under another adapter would pass for a right one.
     """
-    found: list[Told] = []
+    answers: list[Told] = []
     for body in (*question.asks, *question.others):
         ended = await ask(http, question, body, "whole", settings.bound)
         if ended.told is None:
@@ -209,11 +209,11 @@ async def _references(
                 f"an idle server did not answer {question.kind} on {question.route}: "
                 f"{ended.status} {ended.error or ended.lost}"
             )
-        found.append(ended.told)
-    for one, other in itertools.combinations(found, 2):
+        answers.append(ended.told)
+    for one, other in itertools.combinations(answers, 2):
         if compare(replace(one, labels=other.labels), [other], tolerance).match != "wrong":
             raise BenchmarkError(f"{question.kind}: two adapters cannot be told apart")
-    return tuple(found[: len(question.asks)])
+    return tuple(answers[: len(question.asks)])
 
 
 def _end(soak: Soak) -> dict[str, Any]:

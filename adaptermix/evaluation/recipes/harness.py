@@ -79,9 +79,9 @@ def jobs_of(
 
     Raises BenchmarkError for an arm or task that the experiment doesn't have.
     """
-    known = experiment_named(experiment)
-    arms = _chosen("arm", settings.only, list(known.arms))
-    tasks = _chosen("task", settings.task, list(TASKS), known.tasks)
+    experiment_arms = experiment_named(experiment)
+    arms = _chosen("arm", settings.only, list(experiment_arms.arms))
+    tasks = _chosen("task", settings.task, list(TASKS), experiment_arms.tasks)
     return [
         TrainingJob(experiment, arm, task, seed, sizes, base_name)
         for seed in settings.seeds
@@ -120,12 +120,12 @@ def run_experiment(
 
 
 def _chosen(
-    what: str, wanted: Sequence[str], known: Sequence[str], default: Sequence[str] = ()
+    what: str, wanted: Sequence[str], choices: Sequence[str], default: Sequence[str] = ()
 ) -> Sequence[str]:
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in wanted if name not in choices]
     if unknown:
-        raise BenchmarkError(f"{what} {unknown[0]!r} is not known: use {', '.join(known)}")
-    return wanted or default or known
+        raise BenchmarkError(f"{what} {unknown[0]!r} is not known: use {', '.join(choices)}")
+    return wanted or default or choices
 
 
 class _Processes:
@@ -174,11 +174,11 @@ class _Processes:
                 text=True,
             )
             self._running.add(process)
-        _, said = process.communicate(to_json(job, place))
+        _, errors = process.communicate(to_json(job, place))
         with self._lock:
             self._running.discard(process)
         if process.returncode == 0:
             value: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
             return value
-        last = " / ".join(said.strip().splitlines()[-_LAST_LINES:])
+        last = " / ".join(errors.strip().splitlines()[-_LAST_LINES:])
         return {"job": asdict(job), "failed": f"exit code {process.returncode}: {last}"}

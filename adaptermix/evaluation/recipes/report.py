@@ -32,12 +32,14 @@ from adaptermix.evaluation.settings import ExperimentSizes
 
 def plot_nll(results: Results, path: Path) -> bool:
     """NLL of every arm with its interval, a panel a task; False where there is nothing."""
-    known = experiment_named(results.experiment)
-    tasks = [task for task in known.tasks if any(results.of(task, arm) for arm in known.arms)]
+    experiment = experiment_named(results.experiment)
+    tasks = [
+        task for task in experiment.tasks if any(results.of(task, arm) for arm in experiment.arms)
+    ]
     if not tasks:
         return False
-    panels, figure = _panels(len(tasks), 0.35 * len(known.arms) + 1)
-    names = list(known.arms)
+    panels, figure = _panels(len(tasks), 0.35 * len(experiment.arms) + 1)
+    names = list(experiment.arms)
     for panel, task in zip(panels, tasks, strict=True):
         for place, arm in enumerate(names):
             runs = results.of(task, arm)
@@ -59,15 +61,15 @@ def plot_draws(results: Results, path: Path) -> bool:
 
     False where no run has draws.
     """
-    known = experiment_named(results.experiment)
+    experiment = experiment_named(results.experiment)
     drawn = {
         task: [
             (f"{arm}, seed {seed}", run)
-            for arm in known.arms
+            for arm in experiment.arms
             for seed, run in results.of(task, arm).items()
             if "draws" in run
         ]
-        for task in known.tasks
+        for task in experiment.tasks
     }
     drawn = {task: runs for task, runs in drawn.items() if runs}
     if not drawn:
@@ -138,15 +140,15 @@ def write_pages(journal: Path, folder: Path) -> list[Path]:
 
 def markdown(results: Results, pictures: list[str]) -> str:
     """The page."""
-    known = experiment_named(results.experiment)
+    experiment = experiment_named(results.experiment)
     lines = [f"# {_TITLES[results.experiment]}", "", _INTRODUCTION, *_made_of(results), ""]
     lines += ["## What it says", "", *_verdicts(results), ""]
-    for task in known.tasks:
-        lines += [f"## {task}", "", *_table(results, known, task), ""]
+    for task in experiment.tasks:
+        lines += [f"## {task}", "", *_table(results, experiment, task), ""]
     lines += [f"![{name}]({name})\n" for name in pictures]
     lines += ["## Arms", "", row(("arm", "what it is")), row(("---", "---"))]
-    lines += [row((f"`{arm.name}`", arm.about)) for arm in known.arms.values()]
-    lines += ["", "## Missing and failed", "", *_missing(results, known), ""]
+    lines += [row((f"`{arm.name}`", arm.about)) for arm in experiment.arms.values()]
+    lines += ["", "## Missing and failed", "", *_missing(results, experiment), ""]
     return "\n".join(lines)
 
 
@@ -185,15 +187,15 @@ def _commands(results: Results) -> list[str]:
 
 
 def _verdicts(results: Results) -> list[str]:
-    found = verdicts(results)
-    if not found:
+    judged = verdicts(results)
+    if not judged:
         return ["Nothing yet: no two arms of a claim have a run."]
     lines = [row(("claim", "task", "", "numbers")), row(("---", "---", "---", "--:"))]
-    return lines + [row((one.claim, one.task, one.said, one.numbers)) for one in found]
+    return lines + [row((one.claim, one.task, one.said, one.numbers)) for one in judged]
 
 
-def _table(results: Results, known: Experiment, task: str) -> list[str]:
-    arms = {arm: results.of(task, arm) for arm in known.arms}
+def _table(results: Results, experiment: Experiment, task: str) -> list[str]:
+    arms = {arm: results.of(task, arm) for arm in experiment.arms}
     arms = {arm: runs for arm, runs in arms.items() if runs}
     if not arms:
         return ["No run yet."]
@@ -238,14 +240,14 @@ def _speed(runs: Mapping[int, Any]) -> str:
     return f"{statistics.mean(run['tokens'] / run['cpu_seconds'] for run in runs.values()):.0f}"
 
 
-def _missing(results: Results, known: Experiment) -> list[str]:
+def _missing(results: Results, experiment: Experiment) -> list[str]:
     lines = [
         f"- failed: `{run['job']['arm']}` on {run['job']['task']}, seed {run['job']['seed']}: "
         f"{run['failed']}"
         for run in results.failed
     ]
-    for task in known.tasks:
-        there = {arm: set(results.of(task, arm)) for arm in known.arms}
+    for task in experiment.tasks:
+        there = {arm: set(results.of(task, arm)) for arm in experiment.arms}
         lacking = [
             f"`{arm}` (seed {', '.join(str(seed) for seed in results.seeds if seed not in seeds)})"
             for arm, seeds in there.items()

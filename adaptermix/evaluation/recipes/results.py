@@ -209,15 +209,15 @@ CLAIMS = {
 
 def verdicts(results: Results) -> list[ClaimLine]:
     """Every claim on every task of which the runs are there."""
-    said = []
+    lines = []
     for task in experiment_named(results.experiment).tasks:
         for claim in CLAIMS[results.experiment]:
             gap = difference(results.of(task, claim.better), results.of(task, claim.worse))
             if gap is not None:
                 text = f"{claim.text} (`{claim.better}` - `{claim.worse}`)"
-                said.append(ClaimLine(text, task, _said(gap), interval(asdict(gap), sign="+")))
-        said += _of_draws(results, task)
-    return said
+                lines.append(ClaimLine(text, task, _said(gap), interval(asdict(gap), sign="+")))
+        lines += _of_draws(results, task)
+    return lines
 
 
 def better_than(merged: float, draws: Sequence[float]) -> int:
@@ -230,7 +230,7 @@ def _said(gap: Estimate) -> str:
 
 
 def _of_draws(results: Results, task: str) -> list[ClaimLine]:
-    said = []
+    lines = []
     for arm in experiment_named(results.experiment).arms:
         runs = {seed: run for seed, run in results.of(task, arm).items() if "draws" in run}
         if not runs:
@@ -239,9 +239,9 @@ def _of_draws(results: Results, task: str) -> list[ClaimLine]:
         count = sum(len(run["draws"]) for run in runs.values())
         word = _WORDS["met" if beaten >= _NEAR_TOP * count else "missed"]
         claim = f"merged is near the top of the draws (`{arm}`)"
-        said.append(ClaimLine(claim, task, word, f"better than {beaten} of {count} draws"))
+        lines.append(ClaimLine(claim, task, word, f"better than {beaten} of {count} draws"))
         gap = ensemble_difference(runs)
         if gap is not None:
             claim = f"an ensemble of draws beats merged (`{arm}`)"
-            said.append(ClaimLine(claim, task, _said(gap), interval(asdict(gap), sign="+")))
-    return said
+            lines.append(ClaimLine(claim, task, _said(gap), interval(asdict(gap), sign="+")))
+    return lines

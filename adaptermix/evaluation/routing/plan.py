@@ -26,15 +26,12 @@ Text = Callable[[Sequence[int]], str]  # and back
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A prompt and its completion, which `cuts` (in characters) divide into parts.
-
-    `options` are the completions to choose from, the right one among them.
-    """
+    """A prompt and its completion."""
 
     prompt: str
-    completion: str
-    cuts: tuple[int, ...]
-    options: tuple[str, ...] = ()
+    completion: str  # the right one
+    cuts: tuple[int, ...]  # in characters: they divide the completion into parts
+    options: tuple[str, ...] = ()  # completions to choose from, the right one among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +181,13 @@ _KINDS: tuple[Kind, ...] = ("score", "mixed", "answer")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationCell:
-    """One task under one routing, asked about in one way. `asks[i]` is about `cases[i]`."""
+    """One task under one routing, asked about in one way."""
 
     kind: Kind
-    task: str
+    task: str  # its name
     routing: SuiteRouting
     cases: Sequence[Case]
-    asks: Sequence[Ask]
+    asks: Sequence[Ask]  # one a case
 
     @property
     def lane(self) -> tuple[float, int]:

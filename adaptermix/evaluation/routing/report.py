@@ -54,11 +54,11 @@ def _against(result: Result, to: str, question: str) -> Iterator[str]:
 
 def _cadence(result: Result) -> Iterator[str]:
     question = "Is every second token the best cadence?"
-    found = _of_kind(result, "cadence")
-    if not found:
+    comparisons = _of_kind(result, "cadence")
+    if not comparisons:
         yield f"* **{question}** Not measured in this run."
-    for ours in dict.fromkeys(gap["ours"] for gap in found):
-        gaps = [gap for gap in found if gap["ours"] == ours]
+    for ours in dict.fromkeys(gap["ours"] for gap in comparisons):
+        gaps = [gap for gap in comparisons if gap["ours"] == ours]
         if all(gap["high"] < 0 for gap in gaps):
             answer = "Yes"
         elif any(gap["low"] > 0 for gap in gaps):
@@ -71,10 +71,10 @@ def _cadence(result: Result) -> Iterator[str]:
 
 
 def _level(result: Result) -> Iterator[str]:
-    found = _of_kind(result, "level")
-    for pair in dict.fromkeys((gap["ours"], gap["theirs"]) for gap in found):
+    comparisons = _of_kind(result, "level")
+    for pair in dict.fromkeys((gap["ours"], gap["theirs"]) for gap in comparisons):
         told = []
-        for gap in found:
+        for gap in comparisons:
             if (gap["ours"], gap["theirs"]) == pair:
                 what = "the average" if gap["task"] == AVERAGE else f"*{gap['task']}*"
                 measure = "" if gap["measure"] == NLL else f", {gap['measure']}"
@@ -87,10 +87,10 @@ def _level(result: Result) -> Iterator[str]:
 
 def _context(result: Result) -> Iterator[str]:
     question = "What does recomputing the context give over keeping it?"
-    found = _of_kind(result, "context")
-    if not found:
+    comparisons = _of_kind(result, "context")
+    if not comparisons:
         yield f"* **{question}** Not measured in this run."
-    for gap in found:
+    for gap in comparisons:
         yield (
             f"* **{question}** *{gap['ours']}* to *{gap['theirs']}*, on the first tokens of "
             f"{gap['rows']} completions: {_told(gap)}, {_says(gap)}."
@@ -99,9 +99,9 @@ def _context(result: Result) -> Iterator[str]:
 
 def _switch(result: Result) -> Iterator[str]:
     """Mixed prompts: those who may change in mid-answer, and the best of those who may not."""
-    found = _of_kind(result, "switch")
-    for task in dict.fromkeys(gap["task"] for gap in found):
-        gaps = [gap for gap in found if gap["task"] == task]
+    comparisons = _of_kind(result, "switch")
+    for task in dict.fromkeys(gap["task"] for gap in comparisons):
+        gaps = [gap for gap in comparisons if gap["task"] == task]
         told = [f"{gap['ours']} {_told(gap)}, {_says(gap)}" for gap in gaps]
         best = gaps[0]["theirs"]
         yield (
@@ -113,8 +113,8 @@ def _switch(result: Result) -> Iterator[str]:
 def _average(result: Result) -> Mapping[str, Any]:
     for column in result["measures"]:
         if (column["task"], column["measure"]) == (AVERAGE, NLL):
-            found: Mapping[str, Any] = column["routings"]
-            return found
+            routings: Mapping[str, Any] = column["routings"]
+            return routings
     return {}
 
 
@@ -203,16 +203,16 @@ def mixed(result: Result) -> Lines:
     lines: Lines = []
     for task in result["suite"].get("mixed", []):
         columns = [_column(result, task["name"], m) for m in (NLL, FIRST_NLL, SECOND_NLL)]
-        found = [column for column in columns if column]
-        if not found:
+        measured = [column for column in columns if column]
+        if not measured:
             continue
         parts = ("whole", f"{task['first']} part", f"{task['second']} part")
         heads = ["routing", *parts, "to the base, whole", f"weight on {task['first']}"]
-        lines += ["", f"*{task['name']}*, rows {_rows(found[0])}:", ""]
+        lines += ["", f"*{task['name']}*, rows {_rows(measured[0])}:", ""]
         lines += [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
-        for name in _routings(result, found):
-            cells = [interval(column["routings"].get(name)) for column in found]
-            gap = difference(found[0]["routings"][name].get("to_base"))
+        for name in _routings(result, measured):
+            cells = [interval(column["routings"].get(name)) for column in measured]
+            gap = difference(measured[0]["routings"][name].get("to_base"))
             lines.append(row([name, *cells, gap, _weights(result, task, name)]))
     return lines[1:]
 
@@ -273,8 +273,8 @@ def tuning_markdown(result: Result) -> str:
 
 
 def _column(result: Result, task: str, measure: str) -> Mapping[str, Any] | None:
-    found = (c for c in result["measures"] if (c["task"], c["measure"]) == (task, measure))
-    return next(found, None)
+    matching = (c for c in result["measures"] if (c["task"], c["measure"]) == (task, measure))
+    return next(matching, None)
 
 
 def _routings(result: Result, columns: Sequence[Mapping[str, Any]]) -> Lines:
@@ -298,8 +298,8 @@ def _speed(result: Result, name: str) -> str:
 
 def _weights(result: Result, task: Mapping[str, str], name: str) -> str:
     """The mean weight of the first task's adapter in the first part and in the second."""
-    found = result["weights"].get(task["name"], {}).get(name, {}).get(task["first"])
-    return NONE if found is None else f"{found[0]:.2f}, then {found[-1]:.2f}"
+    parts = result["weights"].get(task["name"], {}).get(name, {}).get(task["first"])
+    return NONE if parts is None else f"{parts[0]:.2f}, then {parts[-1]:.2f}"
 
 
 SECTIONS: Mapping[str, Callable[[Result], Lines]] = {

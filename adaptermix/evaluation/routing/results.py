@@ -33,10 +33,10 @@ Key = tuple[str, str]  # task, measure
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values of rows, in their order, and what each counts: the mean is sum / sum."""
+    """Values of rows, whose mean is sum(values) / sum(weights)."""
 
-    values: tuple[float, ...]
-    weights: tuple[float, ...]
+    values: tuple[float, ...]  # one a row, in their order: nats, or a score in [0, 1]
+    weights: tuple[float, ...]  # of each row: its tokens, or 1
 
 
 Strata = Sequence[Series]  # one a task: several for an average over tasks
@@ -158,17 +158,17 @@ def mixed_weights(
     cells: Sequence[EvaluationCell], answer: Callable[[Ask], Answer]
 ) -> dict[str, Any]:
     """{mixed task: {routing: {adapter: [first part, between, second part]}}}: mean weights."""
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for cell in cells:
         if cell.kind != "mixed":
             continue
         rows = [answer(ask)["scores"][0].get("weights") for ask in cell.asks]
         if all(rows) and len({tuple(row) for row in rows}) == 1:
-            found.setdefault(cell.task, {})[cell.routing.name] = {
+            means.setdefault(cell.task, {})[cell.routing.name] = {
                 name.partition("@")[0]: _column_means([row[name] for row in rows])
                 for name in rows[0]
             }
-    return found
+    return means
 
 
 def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
@@ -186,7 +186,7 @@ def measures_of(columns: Columns, suite: Suite) -> list[dict[str, Any]]:
     """
     bases = _names(suite, lambda routing: routing.is_base)
     singles = _names(suite, lambda routing: routing.is_single)
-    found = []
+    entries = []
     for (task, measure), column in columns.items():
         entry: dict[str, Any] = {}
         alone = [column[name] for name in singles if name in column]
@@ -200,8 +200,8 @@ def measures_of(columns: Columns, suite: Suite) -> list[dict[str, Any]]:
             if alone:
                 cell["to_singles"] = difference(strata, mean_of(alone))
             entry[name] = cell
-        found.append({"task": task, "measure": measure, "routings": entry})
-    return found
+        entries.append({"task": task, "measure": measure, "routings": entry})
+    return entries
 
 
 def comparisons_of(columns: Columns, suite: Suite) -> list[dict[str, Any]]:
@@ -210,14 +210,14 @@ def comparisons_of(columns: Columns, suite: Suite) -> list[dict[str, Any]]:
     Each is {kind, task, measure, ours, theirs, rows, mean, low, high}.
     """
     pairs = [*_cadences(suite), *_contexts(suite), *_levels(suite), *_switches(columns, suite)]
-    found = []
+    comparisons = []
     for kind, (task, measure), ours, theirs in pairs:
         column = columns.get((task, measure), {})
         if ours in column and theirs in column:
             gap = difference(column[ours], column[theirs])
             names = {"kind": kind, "task": task, "measure": measure, "ours": ours}
-            found.append({**names, "theirs": theirs, **gap})
-    return found
+            comparisons.append({**names, "theirs": theirs, **gap})
+    return comparisons
 
 
 Pair = tuple[str, tuple[str, str], str, str]

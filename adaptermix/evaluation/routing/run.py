@@ -52,18 +52,13 @@ _ENDS = (
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """`alike`: tokens that have the same text before them in both completions.
+    """Two completions that begin alike, compared: differences should be 0 where the text is."""
 
-    `weights` and `logprobs` are the largest differences there, which should be 0 but for
-    rounding. `later` is the largest difference of weights afterwards: it shows whether the
-    weights follow the text at all. None where the routing reports no weights.
-    """
-
-    routing: str
-    alike: int
-    logprobs: float
-    weights: float | None
-    later: float | None
+    routing: str  # its name
+    alike: int  # tokens that have the same text before them in both completions
+    logprobs: float  # the largest difference there, in nats
+    weights: float | None  # the same of weights; None where the routing reports none
+    later: float | None  # of weights afterwards: whether they follow the text at all
 
 
 async def find_leak(asking: Asking, routing: SuiteRouting) -> dict[str, Any]:
@@ -204,11 +199,11 @@ def words_of(subject: Subject) -> Words:
     tokenizer = subject.tokenizer
 
     def ids(text: str) -> Sequence[int]:
-        found: Sequence[int] = tokenizer.encode(text, add_special_tokens=False)
-        return found
+        token_ids: Sequence[int] = tokenizer.encode(text, add_special_tokens=False)
+        return token_ids
 
-    def text(given: Sequence[int]) -> str:
-        return str(tokenizer.decode(given, clean_up_tokenization_spaces=False))
+    def text(token_ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
 
     return Words(ids, text)
 
@@ -229,11 +224,11 @@ def _digests(url: str, folders: Sequence[Path]) -> Mapping[str, list[str]]:
     answer = httpx.get(f"{url}/admin/adapters", timeout=60, trust_env=False)
     if answer.status_code != httpx.codes.OK:
         raise BenchmarkError(f"{url}/admin/adapters answered {answer.status_code}: {answer.text}")
-    known = {adapter["name"]: adapter["digest"] for adapter in answer.json()["adapters"]}
-    missing = [path.name for path in folders if path.name not in known]
+    digests = {adapter["name"]: adapter["digest"] for adapter in answer.json()["adapters"]}
+    missing = [path.name for path in folders if path.name not in digests]
     if missing:
         raise BenchmarkError(f"the server did not take the adapter {', '.join(missing)}")
-    return {path.name: [known[path.name], _texts_digest(path)] for path in folders}
+    return {path.name: [digests[path.name], _texts_digest(path)] for path in folders}
 
 
 def _texts_digest(folder: Path) -> str:

@@ -204,7 +204,7 @@ def _distinct(what: str, names: Sequence[str]) -> None:
         raise ValueError(f"{what} {', '.join(twice)} is there more than once")
 
 
-def _known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(known))
+def _known(what: str, names: Sequence[str], choices: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(choices))
     if unknown:
-        raise ValueError(f"{what} {', '.join(unknown)} is not known: use {', '.join(known)}")
+        raise ValueError(f"{what} {', '.join(unknown)} is not known: use {', '.join(choices)}")

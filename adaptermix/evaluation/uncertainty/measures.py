@@ -147,11 +147,11 @@ Uncertainties = Mapping[str, Sequence[AnswerUncertainty]]  # by way of serving, 
 def measures_of(questions: Sequence[Question], answers: Uncertainties, seed: int) -> dict[str, Any]:
     """{ways, wrong, unfamiliar}: see `_way`, `_wrong` and `_unfamiliar`."""
     familiar = [n for n, question in enumerate(questions) if question.right is not None]
-    known = {way: [found[n] for n in familiar] for way, found in answers.items()}
+    familiar_answers = {way: [each[n] for n in familiar] for way, each in answers.items()}
     right = [questions[n].right for n in familiar]
     return {
-        "ways": {way: _way(found, right, seed) for way, found in known.items()},
-        "wrong": _wrong(known, right, seed),
+        "ways": {way: _way(each, right, seed) for way, each in familiar_answers.items()},
+        "wrong": _wrong(familiar_answers, right, seed),
         "unfamiliar": _unfamiliar(questions, answers, seed),
     }
 
@@ -179,16 +179,16 @@ def _wrong(answers: Uncertainties, right: Sequence[int | None], seed: int) -> li
 
     to_average: the paired difference to the average's wrong answers by its options' entropy.
     """
-    misses = {way: _misses(found, right) for way, found in answers.items()}
+    misses = {way: _misses(each, right) for way, each in answers.items()}
     plain = _score(answers[AVERAGE], OPTIONS), misses[AVERAGE]
-    found = []
+    entries = []
     for way, score in SCORES:
         values = _score(answers[way], score)
         entry = {"way": way, "score": score, **estimate(auroc, values, misses[way], seed=seed)}
         if (way, score) != SCORES[0]:
             entry["to_average"] = estimate(_gap, values, misses[way], *plain, seed=seed)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _unfamiliar(
@@ -197,7 +197,7 @@ def _unfamiliar(
     """AUROC of other tasks' prompts among all by what is said of the first token."""
     is_other = np.array([float(question.right is None) for question in questions])
     plain = _score(answers[AVERAGE], TOKEN)
-    found = []
+    entries = []
     for way, score in SCORES:
         if score == OPTIONS:
             continue
@@ -205,8 +205,8 @@ def _unfamiliar(
         entry = {"way": way, "score": score, **estimate(auroc, values, is_other, seed=seed)}
         if way != AVERAGE:
             entry["to_average"] = estimate(_gap, values, is_other, plain, is_other, seed=seed)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _score(answers: Sequence[AnswerUncertainty], score: str) -> Values:

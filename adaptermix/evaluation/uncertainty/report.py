@@ -44,8 +44,8 @@ def answers(result: Result) -> Lines:
     heads = ("adapter", "served as", "accuracy", "NLL of the right option", "ECE", "tokens/s")
     lines = [row(heads), row(("---", "---", *["--:"] * 4))]
     for adapter in result["adapters"]:
-        for way, found in adapter["ways"].items():
-            numbers = [_interval(found[name]) for name in ("accuracy", "nll", "ece")]
+        for way, measured in adapter["ways"].items():
+            numbers = [_interval(measured[name]) for name in ("accuracy", "nll", "ece")]
             lines.append(row((adapter["adapter"], way, *numbers, _speed(adapter, way))))
     return lines
 
@@ -67,11 +67,11 @@ def plot(path: Path, result: Result) -> None:
     panels = figure.subplots(1, len(adapters), squeeze=False)[0]
     for panel, adapter in zip(panels, adapters, strict=True):
         panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        for place, (way, found) in enumerate(adapter["ways"].items()):
-            sure = [one["confidence"] for one in found["bins"]]
-            right = [one["accuracy"] for one in found["bins"]]
-            sizes = [8 + 300 * one["count"] / found["rows"] for one in found["bins"]]
-            label = f"{way}, ECE {found['ece']['mean']:.3f}"
+        for place, (way, measured) in enumerate(adapter["ways"].items()):
+            sure = [one["confidence"] for one in measured["bins"]]
+            right = [one["accuracy"] for one in measured["bins"]]
+            sizes = [8 + 300 * one["count"] / measured["rows"] for one in measured["bins"]]
+            label = f"{way}, ECE {measured['ece']['mean']:.3f}"
             panel.plot(sure, right, color=f"C{place}", linewidth=1, label=label)
             panel.scatter(sure, right, s=sizes, color=f"C{place}", alpha=0.7)
         panel.set_title(adapter["adapter"], fontsize=10)

@@ -174,11 +174,11 @@ class _Layer(nn.Module):
 
 def _by_module(manifest: AdapterManifest, layer: str) -> dict[str, list[ExpertSpec]]:
     """The experts of a layer by the module that they hang on."""
-    found: dict[str, list[ExpertSpec]] = {}
+    by_module: dict[str, list[ExpertSpec]] = {}
     for expert in manifest.experts:
         if expert.module.startswith(f"{layer}."):
-            found.setdefault(expert.module, []).append(expert)
-    return found
+            by_module.setdefault(expert.module, []).append(expert)
+    return by_module
 
 
 def _adding(

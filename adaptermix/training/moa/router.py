@@ -102,6 +102,6 @@ class GatingNetwork(nn.Module):
 
 def _softmax_of_highest(z: Tensor, count: int) -> Tensor:
     """Softmax over the `count` highest of the last dimension, 0 elsewhere."""
-    kept = z.topk(count, dim=-1).indices
-    left = torch.full_like(z, -torch.inf).scatter(-1, kept, z.gather(-1, kept))
+    highest = z.topk(count, dim=-1).indices
+    left = torch.full_like(z, -torch.inf).scatter(-1, highest, z.gather(-1, highest))
     return left.softmax(dim=-1)

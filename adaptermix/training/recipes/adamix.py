@@ -82,10 +82,10 @@ def copies_folder(out: Path) -> Path:
 def _require_no_lora(lora: LoraSettings) -> None:
     """Raises TrainingError for a setting of LoRA's, which a bottleneck has no use for."""
     for each in fields(LoraSettings):
-        given = getattr(lora, each.name)
-        if given != each.default:
+        value = getattr(lora, each.name)
+        if value != each.default:
             raise TrainingError(
-                f"{each.name} is {given!r}, but a bottleneck has none: leave it out, or use the "
+                f"{each.name} is {value!r}, but a bottleneck has none: leave it out, or use the "
                 "kind lora"
             )
 

@@ -62,10 +62,10 @@ class Ours:
     def _products(self, message: dict[str, Any]) -> dict[str, Any]:
         """The products of a step, and the seconds of all, each by what computes it fastest."""
         library = Library(build(KernelConfig().cache))
-        found = shapes(self._subject)
+        linears = shapes(self._subject)
         rounds = message.get("rounds", _ROUNDS)
         contenders = message.get("contenders", CONTENDERS)
-        lines = products(library, found, message["rows"], rounds, read_bandwidth(1), contenders)
+        lines = products(library, linears, message["rows"], rounds, read_bandwidth(1), contenders)
         return {"seconds": best_seconds(lines), "lines": lines, "missing": left_out(lines)}
 
 

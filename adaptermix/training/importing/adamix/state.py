@@ -102,12 +102,13 @@ def refusal(where: str, message: str) -> InvalidAdapterError:
 
 
 def _refuse_encoders(names: Mapping[str, object]) -> None:
-    found = [name for name in names if any(mark in name for mark in _BOTTLENECK)]
-    if found and not any("transformer.h." in name for name in found):
+    encoders = [name for name in names if any(mark in name for mark in _BOTTLENECK)]
+    if encoders and not any("transformer.h." in name for name in encoders):
         raise refusal(
             "checkpoint",
-            f"is an AdaMix checkpoint of an encoder that classifies (GLUE; {some(found)}), which "
-            "no model that generates can run: train AdaMix on GPT-2 (NLG), which can be imported",
+            f"is an AdaMix checkpoint of an encoder that classifies (GLUE; {some(encoders)}), "
+            "which no model that generates can run: train AdaMix on GPT-2 (NLG), which can be "
+            "imported",
         )
 
 

@@ -95,9 +95,9 @@ def half_split_rows(b: Array, heads: int) -> Array:
 
 def refuse(problems: Iterable[Problem]) -> None:
     """Raise InvalidAdapterError if there are any."""
-    found = list(problems)
-    if found:
-        raise InvalidAdapterError(shortened(found))
+    listed = list(problems)
+    if listed:
+        raise InvalidAdapterError(shortened(listed))
 
 
 @dataclass(slots=True)
@@ -204,14 +204,15 @@ class _Builder:
         shapes = tensor_shapes(spec)
         for piece, array in layer.parts[part].items():
             # The gates of a prompt's heads were saved as [1, heads, 1, 1].
-            kept = array.reshape(-1) if piece == "gate" else array
+            tensor = array.reshape(-1) if piece == "gate" else array
             expected = shapes[f"{name}.{piece}"]
-            if kept.shape != expected:
+            if tensor.shape != expected:
                 self._refuse(
                     layer.keys[part, piece],
-                    f"has shape {list(kept.shape)}, expected {list(expected)} by what is beside it",
+                    f"has shape {list(tensor.shape)}, expected {list(expected)} by what is "
+                    "beside it",
                 )
-            self.tensors[f"{name}.{piece}"] = np.ascontiguousarray(kept, dtype=np.float32)
+            self.tensors[f"{name}.{piece}"] = np.ascontiguousarray(tensor, dtype=np.float32)
 
     def _refuse(self, where: str, message: str) -> None:
         self.problems.append(Problem(where, message))
