@@ -15,7 +15,7 @@ from adaptermix.bench.experts import expert_lines
 from adaptermix.bench.isa import expectations, peak_table, step_table
 from adaptermix.bench.kernels import best_us, product_table
 from adaptermix.bench.quantization import nll_lines, step_lines
-from adaptermix.bench.report import goal_table, numbers, provenance, row
+from adaptermix.bench.report import goal_table, numbers, provenance, row, table_head
 from adaptermix.bench.routing.report import figures as routing_figures
 from adaptermix.bench.soak import report as soak
 from adaptermix.evaluation.routing import report as evaluation
@@ -73,14 +73,14 @@ def _machine(result: Result) -> list[str]:
 
 def _products(result: Result) -> list[str]:
     lines = product_table(result)
-    lines += ["", row(("kernel", "rows", "us")), row(("---", "--:", "--:"))]
+    lines += ["", *table_head(("kernel", "rows", "us"))]
     lines += [row((o["kernel"], str(o["rows"]), f"{o['us']:.0f}")) for o in result["others"]]
     return lines
 
 
 def _phases(result: Result) -> list[str]:
     heads = ("case", "requests", "step ms", "in the model", "around it", "tokens/s")
-    lines = [row(heads), row(["---", *["--:"] * 5])]
+    lines = table_head(heads)
     for cell in result["cells"]:
         step = cell["decode_step"]
         times = [f"{step[name]:.2f}" for name in ("step_ms", "model_ms", "around_ms")]
@@ -98,7 +98,7 @@ def _serving(result: Result) -> list[str]:
         *("case", "load", "tokens/s", "range", "TTFT ms P50", "P90", "P99"),
         *("inter-token ms P50", "P90", "P99"),
     )
-    lines = [row(heads), row(["---", "---", *["--:"] * 8])]
+    lines = table_head(heads, (0, 1))
     lines += [row([c["title"], c["load"], *numbers(c)[:8]]) for c in result["cells"]]
     return lines
 

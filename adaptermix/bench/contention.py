@@ -26,7 +26,7 @@ from adaptermix.bench.peers.site import (
     serve,
     serving_of,
 )
-from adaptermix.bench.report import goal_table, missing_lines, provenance, row
+from adaptermix.bench.report import goal_table, missing_lines, provenance, row, table_head
 from adaptermix.bench.rounds import PRACTICE, Cell, System, round_title
 from adaptermix.bench.verdicts import Goal, judge
 
@@ -167,8 +167,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *missing_lines(result["missing"]),
         "",
-        row(heads),
-        row(["---", *["--:"] * 4]),
+        *table_head(heads),
     ]
     for cell in result["cells"]:
         values = cell["tokens_per_second_rounds"]
@@ -181,7 +180,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 def share_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each system as a share of itself alone, by the number of busy loops."""
     loops = sorted({cell["loops"] for cell in cells})
-    lines = [row(["busy loops", *map(str, loops)]), row(["---", *["--:"] * len(loops)])]
+    lines = table_head(["busy loops", *map(str, loops)])
     for system in dict.fromkeys(cell["system"] for cell in cells):
         share = {c["loops"]: c["share_of_alone"] for c in cells if c["system"] == system}
         lines.append(row([system, *(_shown(share.get(count)) for count in loops)]))

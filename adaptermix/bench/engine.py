@@ -21,7 +21,7 @@ from adaptermix.bench.machine import (
     read_bandwidth,
 )
 from adaptermix.bench.offline import Offline, Sizes, Step, offline, split
-from adaptermix.bench.report import cell_of, missing_lines, provenance, row
+from adaptermix.bench.report import cell_of, missing_lines, provenance, row, table_head
 from adaptermix.bench.report import markdown as cells_page
 from adaptermix.bench.rounds import Cell, Turns, measure
 from adaptermix.bench.settings import AdapterSettings, EngineSettings, ModelSettings, WorkSettings
@@ -301,7 +301,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         page = cells_page(result)
         lines = ["", "## Where a decode step goes, ms", ""]
         heads = ("case", "clients", "step", "in the model", "around it")
-        lines += [row(heads), row(["---", "---", "--:", "--:", "--:"])]
+        lines += table_head(heads, (0, 1))
         for cell in result["cells"]:
             times = [f"{cell['decode_step'][name]:.2f}" for name in _SPLIT]
             lines.append(row([cell["title"], cell["load"], *times]))
@@ -317,7 +317,7 @@ _SPLIT = ("step_ms", "model_ms", "around_ms")
 def points_table(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every point of every curve, as rows of a Markdown table."""
     heads = ("against", "", "case", "step ms", "range", "in the model", "floor", "step / floor")
-    lines = [row(heads), row(["---", "--:", "---", *["--:"] * 5])]
+    lines = table_head(heads, (0, 2))
     for point in points:
         low, high = point["step_ms_range"]
         lines.append(

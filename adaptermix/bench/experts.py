@@ -26,7 +26,7 @@ from adaptermix.bench.expert_adapters import (
 )
 from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
 from adaptermix.bench.offline import Offline, Sizes, offline
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import missing_lines, provenance, row, table_head
 from adaptermix.bench.rounds import Turns
 from adaptermix.bench.settings import ExpertSettings, ModelSettings
 from adaptermix.bench.subject import Subject, resolve
@@ -196,10 +196,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 def expert_lines(result: Mapping[str, Any]) -> list[str]:
     """Every case, then every target, as Markdown tables."""
-    lines = [row(_HEADS), row(["---", *["--:"] * (len(_HEADS) - 1)])]
+    lines = table_head(_HEADS)
     lines += [row(_cells(cell)) for cell in result["cells"]]
     heads = ("target", "at least", "measured", "range", "")
-    lines += ["", row(heads), row(["---", "--:", "--:", "--:", "---"])]
+    lines += ["", *table_head(heads, (0, 4))]
     for target in result["targets"]:
         ratio = target["ratio"]
         measured = _ratio_cells(ratio if ratio is None else (ratio, *target["ratio_range"]))

@@ -23,7 +23,7 @@ from adaptermix.bench.peers import llama_cpp
 from adaptermix.bench.peers.settings import IsaSettings
 from adaptermix.bench.peers.site import engine_worker
 from adaptermix.bench.peers.systems import Worker
-from adaptermix.bench.report import goal_table, missing_lines, provenance, row
+from adaptermix.bench.report import goal_table, missing_lines, provenance, row, table_head
 from adaptermix.bench.subject import Subject, resolve
 from adaptermix.bench.verdicts import Goal, judge
 from adaptermix.bench.workload import Job, make_prompts
@@ -322,7 +322,7 @@ def step_table(result: Mapping[str, Any]) -> list[str]:
     isas = result["isas"]
     sizes = list(dict.fromkeys((s["kind"], s["size"]) for one in isas for s in one["steps"]))
     heads = ["instruction set", "system", *(f"{kind} {size}, ms" for kind, size in sizes)]
-    lines = [row(heads), row(["---", "---", *["--:"] * len(sizes)])]
+    lines = table_head(heads, (0, 1))
     for one in isas:
         for system in dict.fromkeys(step["system"] for step in one["steps"]):
             steps = [step for step in one["steps"] if step["system"] == system]
@@ -338,7 +338,7 @@ def expectations(result: Mapping[str, Any]) -> list[str]:
     prompts = sorted({step["size"] for step in steps if step["kind"] == "prefill"})
     heads = ["instruction set", *(f"tokens/s, {n} at once" for n in clients)]
     heads += [f"first token of {n}, ms" for n in prompts]
-    lines = [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+    lines = table_head(heads)
     for one in result["isas"]:
         own = {(s["kind"], s["size"]): s["ms"] for s in one["steps"] if s["system"] == OURS}
         rates = [1e3 * n / own["decode", n] if ("decode", n) in own else None for n in clients]
@@ -351,10 +351,7 @@ def expectations(result: Mapping[str, Any]) -> list[str]:
 def peak_table(result: Mapping[str, Any]) -> list[str]:
     """Of all products of a step: operations a second over the peak of fp32."""
     rows = result["settings"]["rows"]
-    lines = [
-        row(["products over the fp32 peak", *(f"{n} rows" for n in rows)]),
-        row(["---", *["--:"] * len(rows)]),
-    ]
+    lines = table_head(["products over the fp32 peak", *(f"{n} rows" for n in rows)])
     for one in result["isas"]:
         shares = (result["scalars"].get(of_peak(one["isa"], n)) for n in rows)
         lines.append(row([one["isa"], *(f"{s[0]:.2f}" if s else "-" for s in shares)]))
@@ -363,7 +360,7 @@ def peak_table(result: Mapping[str, Any]) -> list[str]:
 
 def _step_lines(result: Mapping[str, Any]) -> list[str]:
     heads = ("instruction set", "what", "size", "system", "ms", "over rounds")
-    lines = [row(heads), row(["---", "---", "--:", "---", "--:", "--:"])]
+    lines = table_head(heads, (0, 1, 3))
     for one in result["isas"]:
         for step in one["steps"]:
             spread = f"{min(step['ms_rounds']):.1f}-{max(step['ms_rounds']):.1f}"
@@ -377,7 +374,7 @@ def _product_lines(result: Mapping[str, Any]) -> list[str]:
     names = list(dict.fromkeys(name for _, line in lines for name in line["us"]))
     heads = ["instruction set", "product", "rows", *(f"{name} us" for name in names)]
     heads += ["cpu GFLOP/s", "of peak", "best fp32 GFLOP/s"]
-    found = [row(heads), row(["---", "---", *["--:"] * (len(heads) - 2)])]
+    found = table_head(heads, (0, 1))
     for one, line in lines:
         us = line["us"]
         shown = [f"{us[name]:.0f}" if name in us else "-" for name in names]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.machine import describe_machine, describe_software, read_bandwidth
-from adaptermix.bench.report import provenance, row
+from adaptermix.bench.report import provenance, row, table_head
 from adaptermix.bench.settings import KernelSettings, ModelSettings
 from adaptermix.bench.subject import Subject, resolve
 from router_engine.config import KernelConfig
@@ -309,7 +309,7 @@ def cells(line: Mapping[str, Any], contenders: Sequence[str]) -> list[str]:
 def product_table(result: Mapping[str, Any]) -> list[str]:
     """The products in Markdown."""
     titles = heads(result)
-    lines = [row(titles), row(["---", *["--:"] * (len(titles) - 1)])]
+    lines = table_head(titles)
     lines += [row(cells(line, measured(result))) for line in result["products"]]
     reasons = result.get("missing", {}).items()
     return lines + [line for one, why in reasons for line in ("", f"{one} is left out: {why}")]
@@ -330,7 +330,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = ["# `adaptermix bench kernels`", "", provenance(result), ""]
     lines += [f"Memory reads at {speed:.1f} GB/s; the floor is a weight's bytes over that.", ""]
     lines += product_table(result)
-    lines += ["", row(("kernel", "rows", "us")), row(("---", "--:", "--:"))]
+    lines += ["", *table_head(("kernel", "rows", "us"))]
     lines += [
         row((line["kernel"], str(line["rows"]), f"{line['us']:.0f}")) for line in result["others"]
     ]

@@ -17,7 +17,7 @@ from rich.table import Table
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.machine import describe_machine, describe_software
 from adaptermix.bench.offline import Sizes, offline
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import missing_lines, provenance, row, table_head
 from adaptermix.bench.rounds import Turns, attempt
 from adaptermix.bench.settings import ModelSettings, QuantizationSettings
 from adaptermix.bench.subject import Subject, resolve, write_adapters
@@ -170,8 +170,7 @@ def nll_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *["--:"] * (len(heads) - 1)]
-    return [row(heads), row(rule), *(row(cells) for cells in rows)]
+    return table_head(heads) + [row(cells) for cells in rows]
 
 
 def result_tables(result: Mapping[str, Any]) -> list[Table]:

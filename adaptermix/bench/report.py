@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     has_goodput = any("goodput" in cell for cell in result["cells"])
     if has_goodput:
         heads += ["goodput requests/s", "of all"]
-    lines += [row(heads), row(["---"] * 2 + ["--:"] * (len(heads) - 2))]
+    lines += table_head(heads, (0, 1))
     for cell in result["cells"]:
         values = numbers(cell)
         if has_goodput:
@@ -189,7 +189,7 @@ def missing_lines(missing: Mapping[str, str]) -> list[str]:
 def goal_table(goals: Sequence[Mapping[str, Any]]) -> list[str]:
     """One row a target: what was asked, what came out, and whether that is enough."""
     heads = ("what", "target", "measured", "over rounds", "")
-    lines = [row(heads), row(["---", *["--:"] * 3, "---"])]
+    lines = table_head(heads, (0, 4))
     for verdict in goals:
         goal, value = verdict["goal"], verdict["value"]
         sign = "at least" if goal["at_least"] else "at most"
@@ -202,6 +202,12 @@ def goal_table(goals: Sequence[Mapping[str, Any]]) -> list[str]:
         target = f"{sign} {goal['bound']:g}{goal['unit']}"
         lines.append(row([goal["what"], target, shown, spread, note]))
     return lines
+
+
+def table_head(heads: Sequence[str], left: Collection[int] = (0,)) -> list[str]:
+    """The two lines above the rows of a Markdown table; columns that are not `left` go right."""
+    rule = ["---" if column in left else "--:" for column in range(len(heads))]
+    return [row(heads), row(rule)]
 
 
 def row(values: Sequence[str]) -> str:

@@ -47,7 +47,15 @@ from adaptermix.bench.peers.site import (
     serving_of,
 )
 from adaptermix.bench.peers.systems import Worker
-from adaptermix.bench.report import NUMBERS, cell_of, goal_table, numbers, provenance, row
+from adaptermix.bench.report import (
+    NUMBERS,
+    cell_of,
+    goal_table,
+    numbers,
+    provenance,
+    row,
+    table_head,
+)
 from adaptermix.bench.rounds import Cell, Measured, Pace, System, measure_at_pace, round_title
 from adaptermix.bench.server import started
 from adaptermix.bench.settings import OUT
@@ -272,7 +280,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     for name, reason in result["missing"].items():
         lines.append(f"- {name} is missing: {' '.join(reason.splitlines()[:2])}")
     heads = ["system", "adapters", "case", "clients", "requests a round", *NUMBERS]
-    lines += ["", row(heads), row(["---"] * 3 + ["--:"] * (len(heads) - 3))]
+    lines += ["", *table_head(heads, (0, 1, 2))]
     for cell in result["cells"]:
         names = [cell["system"], cell["suite"], cell["title"], cell["load"]]
         lines.append(row([*names, str(cell["requests_per_round"]), *numbers(cell)]))

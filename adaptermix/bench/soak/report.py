@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from adaptermix.bench.report import provenance, row
+from adaptermix.bench.report import provenance, row, table_head
 from adaptermix.bench.soak.record import ASKED_FOR, EXPECTED
 from adaptermix.bench.verdicts import Goal, Status, Verdict, judge_value
 
@@ -42,7 +42,7 @@ def origin(result: Result) -> list[str]:
 
 def promises(result: Result) -> list[str]:
     """Each promise, what was found, and whether it held."""
-    lines = [row(("promise", "found", "kept")), row(("---", "--:", "---"))]
+    lines = table_head(("promise", "found", "kept"), (0, 2))
     return lines + [
         row((one["promise"], one["found"], _STATUS[one["holds"]])) for one in result["verdicts"]
     ]
@@ -108,7 +108,7 @@ def counts(result: Result) -> list[str]:
 
 def _ends(result: Result) -> list[str]:
     requests = result["requests"]
-    lines = [row(("how requests ended", "count")), row(("---", "--:"))]
+    lines = table_head(("how requests ended", "count"))
     lines.append(
         row(
             (
@@ -143,7 +143,7 @@ def _kinds(requests: Mapping[str, Any]) -> str:
 
 def _faults(result: Result) -> list[str]:
     heads = ("fault", "times", "replaced", "seconds until it was ready, median", "longest")
-    lines = [row(heads), row(("---", *["--:"] * 4))]
+    lines = table_head(heads)
     kinds = sorted({(one["role"], one["what"]) for one in result["faults"]})
     for role, what in kinds:
         alike = [o for o in result["faults"] if (o["role"], o["what"]) == (role, what)]
@@ -155,7 +155,7 @@ def _faults(result: Result) -> list[str]:
 
 def _memory(result: Result) -> list[str]:
     heads = ("process", "lives", "longest life, s", "MiB at its begin", "at its end", "growth")
-    lines = [row(heads), row(("---", *["--:"] * 5))]
+    lines = table_head(heads)
     for one in result["memory"]:
         if one["judged"]:
             lives = sum(other["role"] == one["role"] for other in result["memory"])

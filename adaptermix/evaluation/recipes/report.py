@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from adaptermix.bench.plots import save
-from adaptermix.bench.report import row
+from adaptermix.bench.report import row, table_head
 from adaptermix.evaluation import intervals
 from adaptermix.evaluation.intervals import NONE, interval
 from adaptermix.evaluation.recipes.arms import Experiment, experiment_named, names_of
@@ -146,7 +146,7 @@ def markdown(results: Results, pictures: list[str]) -> str:
     for task in experiment.tasks:
         lines += [f"## {task}", "", *_table(results, experiment, task), ""]
     lines += [f"![{name}]({name})\n" for name in pictures]
-    lines += ["## Arms", "", row(("arm", "what it is")), row(("---", "---"))]
+    lines += ["## Arms", "", *table_head(("arm", "what it is"), (0, 1))]
     lines += [row((f"`{arm.name}`", arm.about)) for arm in experiment.arms.values()]
     lines += ["", "## Missing and failed", "", *_missing(results, experiment), ""]
     return "\n".join(lines)
@@ -190,7 +190,7 @@ def _verdicts(results: Results) -> list[str]:
     judged = verdicts(results)
     if not judged:
         return ["Nothing yet: no two arms of a claim have a run."]
-    lines = [row(("claim", "task", "", "numbers")), row(("---", "---", "---", "--:"))]
+    lines = table_head(("claim", "task", "", "numbers"), (0, 1, 2))
     return lines + [row((one.claim, one.task, one.said, one.numbers)) for one in judged]
 
 
@@ -206,7 +206,7 @@ def _table(results: Results, experiment: Experiment, task: str) -> list[str]:
     heads += ["gate std"] if gated else []
     heads += ["tokens/s of training"]
     lines = [f"Sets: {', '.join(TASKS[task].sets)}.", ""]
-    lines += [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+    lines += table_head(heads)
     for arm, runs in arms.items():
         cells = [f"`{arm}`", str(len(runs)), *_parameters(runs), interval(asdict(nll(runs)))]
         cells.append(_to_reference(results, task, arm, runs))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adaptermix.bench.report import provenance, row
+from adaptermix.bench.report import provenance, row, table_head
 from adaptermix.bench.verdicts import Status, judge_interval
 from adaptermix.evaluation.intervals import NONE, difference, interval
 from adaptermix.evaluation.routing.results import (
@@ -160,7 +160,7 @@ def table(result: Result) -> Lines:
     if not columns:
         return []
     heads = ["routing", *(f"{c['task']}, rows {_rows(c)}" for c in columns), "tokens/s"]
-    lines = [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+    lines = table_head(heads)
     for name in _routings(result, columns):
         cells = [interval(c["routings"].get(name)) for c in columns]
         lines.append(row([name, *cells, _speed(result, name)]))
@@ -173,7 +173,7 @@ def differences(result: Result) -> Lines:
     if not column:
         return []
     heads = ("routing", "to the base", "to the mean of the single adapters", "rows")
-    lines = [row(heads), row(("---", "--:", "--:", "--:"))]
+    lines = table_head(heads)
     for name, cell in column["routings"].items():
         gaps = [difference(cell.get(to)) for to in ("to_base", "to_singles")]
         if gaps != [NONE, NONE]:
@@ -191,7 +191,7 @@ def scores(result: Result) -> Lines:
     if not columns:
         return []
     heads = ["routing", *(f"{c['task']}: {c['measure']}, rows {_rows(c)}" for c in columns)]
-    lines = [row(heads), row(["---", *["--:"] * len(columns)])]
+    lines = table_head(heads)
     for name in _routings(result, columns):
         cells = [interval(c["routings"].get(name), scale=100) for c in columns]
         lines.append(row([name, *cells]))
@@ -209,7 +209,7 @@ def mixed(result: Result) -> Lines:
         parts = ("whole", f"{task['first']} part", f"{task['second']} part")
         heads = ["routing", *parts, "to the base, whole", f"weight on {task['first']}"]
         lines += ["", f"*{task['name']}*, rows {_rows(measured[0])}:", ""]
-        lines += [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+        lines += table_head(heads)
         for name in _routings(result, measured):
             cells = [interval(column["routings"].get(name)) for column in measured]
             gap = difference(measured[0]["routings"][name].get("to_base"))
@@ -222,7 +222,7 @@ def opening(result: Result) -> Lines:
     column = _column(result, AVERAGE, OPENING_NLL)
     if not column:
         return []
-    lines = [row(("routing", "NLL", "to the base", "rows")), row(("---", "--:", "--:", "--:"))]
+    lines = table_head(("routing", "NLL", "to the base", "rows"))
     for name, cell in column["routings"].items():
         gap = difference(cell.get("to_base"))
         lines.append(row([name, interval(cell), gap, str(cell["rows"])]))
@@ -232,7 +232,7 @@ def opening(result: Result) -> Lines:
 def leaks(result: Result) -> Lines:
     """Differences of weights that have the same text before them."""
     heads = ("routing", "tokens alike", "weights there", "log probabilities there")
-    lines = [row((*heads, "weights afterwards")), row(["---", *["--:"] * 4])]
+    lines = table_head((*heads, "weights afterwards"))
     for leak in result["leaks"]:
         gaps = [leak["weights"], leak["logprobs"], leak["later"]]
         told = [NONE if gap is None else f"{gap:.2g}" for gap in gaps]
@@ -242,7 +242,7 @@ def leaks(result: Result) -> Lines:
 
 def bodies(result: Result) -> Lines:
     """The mixture of each routing, as it was sent."""
-    lines = [row(("routing", "mixture")), row(("---", "---"))]
+    lines = table_head(("routing", "mixture"), (0, 1))
     for routing in result["suite"]["routing"]:
         if "by_task" in routing:
             pairs = ", ".join(f"{task}: {name}" for task, name in routing["by_task"].items())
@@ -258,7 +258,7 @@ def tuning(result: Result) -> Lines:
     lines: Lines = []
     for family, tried in result["families"].items():
         names = list(tried["chosen"])
-        lines += ["", f"*{family}*:", "", row([*names, "NLL"]), row(["--:"] * (len(names) + 1))]
+        lines += ["", f"*{family}*:", "", *table_head([*names, "NLL"], ())]
         for entry in sorted(tried["grid"], key=lambda one: float(one["nll"])):
             values = [str(entry["params"][name]) for name in names]
             mark = "**" if entry["params"] == tried["chosen"] else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from adaptermix.bench.report import row
+from adaptermix.bench.report import row, table_head
 from adaptermix.evaluation.intervals import difference, interval
 from adaptermix.evaluation.scoring import bootstrap
 from adaptermix.evaluation.scoring.models import BASE, Systems
@@ -146,7 +146,7 @@ def _table(columns: Mapping[tuple[str, str], Any], cell: Cell, *, with_base: boo
     heads = [
         f"{task}: {measure}, {summary['rows']} rows" for (task, measure), summary in columns.items()
     ]
-    lines = [row(["", *heads]), row(["---"] * (len(heads) + 1))]
+    lines = table_head(["", *heads], range(len(heads) + 1))
     names = list(next(iter(columns.values()))["systems"])
     for name in names:
         if with_base or name != BASE:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from adaptermix.bench.plots import save
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import missing_lines, provenance, row, table_head
 from adaptermix.evaluation.intervals import interval
 
 Result = Mapping[str, Any]
@@ -42,7 +42,7 @@ def origin(result: Result) -> Lines:
 def answers(result: Result) -> Lines:
     """Accuracy, likelihood, calibration and speed."""
     heads = ("adapter", "served as", "accuracy", "NLL of the right option", "ECE", "tokens/s")
-    lines = [row(heads), row(("---", "---", *["--:"] * 4))]
+    lines = table_head(heads, (0, 1))
     for adapter in result["adapters"]:
         for way, measured in adapter["ways"].items():
             numbers = [_interval(measured[name]) for name in ("accuracy", "nll", "ece")]
@@ -87,7 +87,7 @@ def plot(path: Path, result: Result) -> None:
 
 def _detection(result: Result, kind: str) -> Lines:
     heads = ("adapter", "served as", "score", "AUROC", "to the average's own entropy")
-    lines = [row(heads), row(("---", "---", "---", "--:", "--:"))]
+    lines = table_head(heads, (0, 1, 2))
     for adapter in result["adapters"]:
         for one in adapter[kind]:
             gap = _interval(one["to_average"]) if "to_average" in one else ""
