@@ -108,13 +108,13 @@ async def _measure(
         cell = Cell(name, "base", load, wave(settings.clients), PEERS)
         work = jobs(cell, f"{part} {loops} loops", traffic)
         try:
-            one = await left[name].round(cell.case, load, work, lambda: None)
+            done = await left[name].round(cell.case, load, work, lambda: None)
         except BenchmarkError as error:
             del left[name]
             site.leave_out(f"{name}, {loops} busy loops, {part}", error)
         else:
             if part != PRACTICE:
-                rates[name].setdefault(loops, []).append(one.tokens_per_second)
+                rates[name].setdefault(loops, []).append(done.tokens_per_second)
 
     for name in list(left):
         await once(name, 0, PRACTICE)

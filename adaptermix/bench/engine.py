@@ -169,7 +169,7 @@ def _jobs(point: Point, subject: Subject) -> list[Job]:
 def _written(
     system: Offline, point: Point, rounds: Sequence[Sequence[Step]], speed: float
 ) -> dict[str, Any]:
-    medians = [statistics.median(step.seconds for step in one) for one in rounds]
+    medians = [statistics.median(step.seconds for step in turn) for turn in rounds]
     adapters = system.adapter_bytes(sorted(point.active))
     context = point.requests * point.context * system.kv_bytes_per_token
     total = system.weight_bytes + adapters + context
@@ -185,7 +185,7 @@ def _written(
         "rank": point.rank if point.adapters else 0,
         "step_ms": 1e3 * statistics.median(medians),
         "step_ms_range": [1e3 * min(medians), 1e3 * max(medians)],
-        "model_ms": 1e3 * statistics.median(step.model for one in rounds for step in one),
+        "model_ms": 1e3 * statistics.median(step.model for turn in rounds for step in turn),
         "bytes": {"weights": system.weight_bytes, "adapters": adapters, "context": context},
         "bytes_per_second": speed,
         "floor_ms": 1e3 * total / speed,
@@ -244,9 +244,9 @@ class _Recording:
         self.steps: dict[tuple[str, Load], list[Step]] = {}
 
     async def round(self, case: str, load: Load, jobs: Sequence[Job], on_done: OnDone) -> Round:
-        one = await self._system.round(case, load, jobs, on_done)
+        done = await self._system.round(case, load, jobs, on_done)
         self.steps.setdefault((case, load), []).extend(self._system.steps)
-        return one
+        return done
 
 
 def _cases(

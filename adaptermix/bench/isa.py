@@ -50,11 +50,11 @@ def of_peak(isa: str, rows: int) -> str:
 def scalars_of(isas: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Scalars that the targets are judged by, and ratios of every step to those of the others."""
     scalars: dict[str, list[float]] = {}
-    times = {one["isa"]: _times(one) for one in isas}
-    for one in isas:
-        isa = one["isa"]
-        for rows in sorted({line["rows"] for line in one["products"]}):
-            lines = [line for line in one["products"] if line["rows"] == rows]
+    times = {entry["isa"]: _times(entry) for entry in isas}
+    for entry in isas:
+        isa = entry["isa"]
+        for rows in sorted({line["rows"] for line in entry["products"]}):
+            lines = [line for line in entry["products"] if line["rows"] == rows]
             if all(CPU in line["us"] for line in lines):
                 scalars[of_peak(isa, rows)] = [_of_peak(lines)]
         for (kind, size, name), theirs in times[isa].items():
@@ -95,8 +95,8 @@ def _of_peak(lines: Sequence[Mapping[str, Any]]) -> float:
     return float(at_peak / seconds)
 
 
-def _times(one: Mapping[str, Any]) -> _Times:
-    return {(s["kind"], s["size"], s["system"]): s["ms_rounds"] for s in one["steps"]}
+def _times(entry: Mapping[str, Any]) -> _Times:
+    return {(s["kind"], s["size"], s["system"]): s["ms_rounds"] for s in entry["steps"]}
 
 
 def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
@@ -240,8 +240,8 @@ def _llama(run: _Run, isa: str | None) -> Worker:
 def _products(run: _Run, isa: str, ours: Worker, rows: int) -> list[dict[str, Any]]:
     message = {"op": "products", "rows": rows, "rounds": run.settings.rounds}
     answer = ours.call(message | {"contenders": CONTENDERS})
-    for one, reason in answer["missing"].items():
-        run.missing.setdefault(f"{one}, {isa}", reason)
+    for contender, reason in answer["missing"].items():
+        run.missing.setdefault(f"{contender}, {isa}", reason)
     lines: list[dict[str, Any]] = answer["lines"]
     return lines
 
@@ -256,18 +256,18 @@ async def _steps(run: _Run, isa: str, systems: dict[str, Worker]) -> list[dict[s
     seconds: dict[tuple[str, int, str], list[float]] = {}  # {(kind, size, system): one a round}
     turns = [(*kind, name) for kind in kinds for name in systems]
     for number in range(settings.rounds + 1):
-        for one in list(turns):
-            kind, size, name = one
+        for part in list(turns):
+            kind, size, name = part
             work = _jobs(run, kind, size, f"{isa} {kind} {size} {number}")
             try:
                 load = Load(clients=len(work))
                 done = await systems[name].round("base", load, work, lambda: None)
             except BenchmarkError as error:
-                turns.remove(one)
+                turns.remove(part)
                 run.leave_out(f"{name}, {isa}, {kind} of {size}", str(error))
                 continue
             if number > 0:
-                seconds.setdefault(one, []).append(_seconds(kind, done))
+                seconds.setdefault(part, []).append(_seconds(kind, done))
     return [
         {
             "kind": kind,
@@ -320,31 +320,31 @@ def markdown(result: Mapping[str, Any]) -> str:
 def step_table(result: Mapping[str, Any]) -> list[str]:
     """Median milliseconds, a row for each instruction set and system."""
     isas = result["isas"]
-    sizes = list(dict.fromkeys((s["kind"], s["size"]) for one in isas for s in one["steps"]))
+    sizes = list(dict.fromkeys((s["kind"], s["size"]) for entry in isas for s in entry["steps"]))
     heads = ["instruction set", "system", *(f"{kind} {size}, ms" for kind, size in sizes)]
     lines = table_head(heads, (0, 1))
-    for one in isas:
-        for system in dict.fromkeys(step["system"] for step in one["steps"]):
-            steps = [step for step in one["steps"] if step["system"] == system]
+    for entry in isas:
+        for system in dict.fromkeys(step["system"] for step in entry["steps"]):
+            steps = [step for step in entry["steps"] if step["system"] == system]
             ms = {(step["kind"], step["size"]): f"{step['ms']:.1f}" for step in steps}
-            lines.append(row([one["isa"], system, *(ms.get(size, "-") for size in sizes)]))
+            lines.append(row([entry["isa"], system, *(ms.get(size, "-") for size in sizes)]))
     return lines
 
 
 def expectations(result: Mapping[str, Any]) -> list[str]:
     """Our rates on a processor with each instruction set, in a user's words."""
-    steps = [step for one in result["isas"] for step in one["steps"] if step["system"] == OURS]
+    steps = [step for entry in result["isas"] for step in entry["steps"] if step["system"] == OURS]
     clients = sorted({step["size"] for step in steps if step["kind"] == "decode"})
     prompts = sorted({step["size"] for step in steps if step["kind"] == "prefill"})
     heads = ["instruction set", *(f"tokens/s, {n} at once" for n in clients)]
     heads += [f"first token of {n}, ms" for n in prompts]
     lines = table_head(heads)
-    for one in result["isas"]:
-        own = {(s["kind"], s["size"]): s["ms"] for s in one["steps"] if s["system"] == OURS}
+    for entry in result["isas"]:
+        own = {(s["kind"], s["size"]): s["ms"] for s in entry["steps"] if s["system"] == OURS}
         rates = [1e3 * n / own["decode", n] if ("decode", n) in own else None for n in clients]
         waits = [own.get(("prefill", n)) for n in prompts]
         cells = [f"{value:.0f}" if value is not None else "-" for value in (*rates, *waits)]
-        lines.append(row([one["isa"], *cells]))
+        lines.append(row([entry["isa"], *cells]))
     return lines
 
 
@@ -352,34 +352,34 @@ def peak_table(result: Mapping[str, Any]) -> list[str]:
     """Of all products of a step: operations a second over the peak of fp32."""
     rows = result["settings"]["rows"]
     lines = table_head(["products over the fp32 peak", *(f"{n} rows" for n in rows)])
-    for one in result["isas"]:
-        shares = (result["scalars"].get(of_peak(one["isa"], n)) for n in rows)
-        lines.append(row([one["isa"], *(f"{s[0]:.2f}" if s else "-" for s in shares)]))
+    for entry in result["isas"]:
+        shares = (result["scalars"].get(of_peak(entry["isa"], n)) for n in rows)
+        lines.append(row([entry["isa"], *(f"{s[0]:.2f}" if s else "-" for s in shares)]))
     return lines
 
 
 def _step_lines(result: Mapping[str, Any]) -> list[str]:
     heads = ("instruction set", "what", "size", "system", "ms", "over rounds")
     lines = table_head(heads, (0, 1, 3))
-    for one in result["isas"]:
-        for step in one["steps"]:
+    for entry in result["isas"]:
+        for step in entry["steps"]:
             spread = f"{min(step['ms_rounds']):.1f}-{max(step['ms_rounds']):.1f}"
-            names = [one["isa"], step["kind"], str(step["size"]), step["system"]]
+            names = [entry["isa"], step["kind"], str(step["size"]), step["system"]]
             lines.append(row([*names, f"{step['ms']:.2f}", spread]))
     return lines
 
 
 def _product_lines(result: Mapping[str, Any]) -> list[str]:
-    lines = [(one, line) for one in result["isas"] for line in one["products"]]
+    lines = [(entry, line) for entry in result["isas"] for line in entry["products"]]
     names = list(dict.fromkeys(name for _, line in lines for name in line["us"]))
     heads = ["instruction set", "product", "rows", *(f"{name} us" for name in names)]
     heads += ["cpu GFLOP/s", "of peak", "best fp32 GFLOP/s"]
     found = table_head(heads, (0, 1))
-    for one, line in lines:
+    for entry, line in lines:
         us = line["us"]
         shown = [f"{us[name]:.0f}" if name in us else "-" for name in names]
         speed = line["flops"] / us[CPU] / 1e3 if CPU in us else None
         rates = [f"{speed:.0f}", f"{1e9 * speed / line['peak']:.2f}"] if speed else ["-", "-"]
         best = f"{line['flops'] / us[FP32] / 1e3:.0f}" if FP32 in us else "-"
-        found.append(row([one["isa"], line["product"], str(line["rows"]), *shown, *rates, best]))
+        found.append(row([entry["isa"], line["product"], str(line["rows"]), *shown, *rates, best]))
     return found

@@ -101,7 +101,7 @@ def products(
                 "product": name,
                 "rows": rows,
                 "count": count,
-                "us": {one: 1e6 * taken / count for one, taken in seconds.items()},
+                "us": {contender: 1e6 * taken / count for contender, taken in seconds.items()},
                 "missing": missing,
                 "flops": 2 * rows * outputs * inputs,
                 "peak": statistics.median(peaks),
@@ -124,14 +124,14 @@ def _able(
     """
     jobs: dict[str, Callable[[], object]] = {}
     missing: dict[str, str] = {}
-    for one in contenders:
+    for contender in contenders:
         try:
-            job = _MAKE[one](library, x, weights)
+            job = _MAKE[contender](library, x, weights)
             job()
         except _CANNOT as error:
-            missing[one] = " ".join(str(error).split())
+            missing[contender] = " ".join(str(error).split())
         else:
-            jobs[one] = job
+            jobs[contender] = job
     return jobs, missing
 
 
@@ -139,14 +139,14 @@ def left_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Contenders that are missing from some product, each with its first reason."""
     reasons: dict[str, str] = {}
     for line in lines:
-        for one, reason in line.get("missing", {}).items():
-            reasons.setdefault(one, reason)
+        for contender, reason in line.get("missing", {}).items():
+            reasons.setdefault(contender, reason)
     return reasons
 
 
 def best_us(line: Mapping[str, Any]) -> float:
     """Microseconds of a product in bf16, by what computes it fastest."""
-    return float(min(us for one, us in line["us"].items() if one not in _OTHER_FORMATS))
+    return float(min(us for contender, us in line["us"].items() if contender not in _OTHER_FORMATS))
 
 
 def best_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
@@ -174,7 +174,7 @@ def _ours(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], ob
 
 def _int8(library: Library, x: Tensor, weights: list[Tensor]) -> Callable[[], object]:
     layers = [Int8Linear(weight, None) for weight in weights]
-    packed = _packed(library, [one.values for one in layers], [one.scale for one in layers])
+    packed = _packed(library, [layer.values for layer in layers], [layer.scale for layer in layers])
     return lambda: library.linears(x, packed, weights[0].shape[0])
 
 
@@ -289,19 +289,19 @@ def others(subject: Subject, rows: int, rounds: int) -> list[dict[str, Any]]:
 
 def heads(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Of the table of products."""
-    names = (f"{one} us" for one in measured(result))
+    names = (f"{contender} us" for contender in measured(result))
     return ("product", "rows", "floor us", *names, "cpu / floor")
 
 
 def measured(result: Mapping[str, Any]) -> list[str]:
     """Contenders that have computed some product."""
-    return list(dict.fromkeys(one for line in result["products"] for one in line["us"]))
+    return list(dict.fromkeys(contender for line in result["products"] for contender in line["us"]))
 
 
 def cells(line: Mapping[str, Any], contenders: Sequence[str]) -> list[str]:
     """A product's row under `heads`; a dash where a contender is left out."""
     us, floor = line["us"], line["floor_us"]
-    times = [f"{us[one]:.0f}" if one in us else "-" for one in contenders]
+    times = [f"{us[contender]:.0f}" if contender in us else "-" for contender in contenders]
     ratio = f"{us[CPU] / floor:.2f}" if CPU in us else "-"
     return [line["product"], str(line["rows"]), f"{floor:.0f}", *times, ratio]
 
@@ -312,7 +312,9 @@ def product_table(result: Mapping[str, Any]) -> list[str]:
     lines = table_head(titles)
     lines += [row(cells(line, measured(result))) for line in result["products"]]
     reasons = result.get("missing", {}).items()
-    return lines + [line for one, why in reasons for line in ("", f"{one} is left out: {why}")]
+    return lines + [
+        line for contender, why in reasons for line in ("", f"{contender} is left out: {why}")
+    ]
 
 
 def result_table(result: Mapping[str, Any]) -> Table:

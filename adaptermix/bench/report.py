@@ -50,8 +50,8 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
 
     Latencies are in seconds, throughput in output tokens per second with its range over the rounds.
     """
-    rates = [one.tokens_per_second for one in rounds]
-    samples = [sample for one in rounds for sample in one.samples]
+    rates = [turn.tokens_per_second for turn in rounds]
+    samples = [sample for turn in rounds for sample in turn.samples]
     prompts = [sample.prompt_tokens for sample in samples]
     outputs = [sample.output_tokens for sample in samples]
     cell: dict[str, Any] = {
@@ -65,7 +65,7 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
     }
     for metric, values_of in METRICS.items():
         cell[f"{metric}_seconds"] = {
-            f"p{percent}": statistics.median(_of_round(one, values_of, percent) for one in rounds)
+            f"p{percent}": statistics.median(_of_round(turn, values_of, percent) for turn in rounds)
             for percent in PERCENTILES
         }
     return cell
@@ -84,11 +84,11 @@ def goodput(
         in_time = slo_ttft is None or 1e3 * sample.ttft <= slo_ttft
         return in_time and (slo_itl is None or 1e3 * sample.token_seconds <= slo_itl)
 
-    counts = [sum(map(good, one.samples)) for one in rounds]
+    counts = [sum(map(good, turn.samples)) for turn in rounds]
     pairs = list(zip(counts, rounds, strict=True))
     return {
-        "requests_per_second": statistics.median(n / one.seconds for n, one in pairs),
-        "share": statistics.median(n / len(one.samples) for n, one in pairs),
+        "requests_per_second": statistics.median(n / turn.seconds for n, turn in pairs),
+        "share": statistics.median(n / len(turn.samples) for n, turn in pairs),
     }
 
 
@@ -215,9 +215,9 @@ def row(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-def _of_round(one: Round, values_of: Callable[[Sample], Sequence[float]], percent: int) -> float:
+def _of_round(turn: Round, values_of: Callable[[Sample], Sequence[float]], percent: int) -> float:
     """0 where there is nothing to measure: answers that came in one piece have no gaps."""
-    values = [value for sample in one.samples for value in values_of(sample)]
+    values = [value for sample in turn.samples for value in values_of(sample)]
     return percentile(values, percent) if values else 0.0
 
 

@@ -177,11 +177,11 @@ class _CellRounds:
     ) -> None:
         """A round of each cell, added to those it has; `begin` is told of each before."""
         for cell in list(measured):
-            one = await self.once(cell, part, begin(cell))
-            if one is None:
+            done = await self.once(cell, part, begin(cell))
+            if done is None:
                 del measured[cell]
             else:
-                measured[cell].append(one)
+                measured[cell].append(done)
 
 
 async def measure(
@@ -211,7 +211,7 @@ async def measure(
         for case, cell in {_case(cell): cell for cell in cells}.items():
             few = replace(cell, load=Load(clients=WARMUP_JOBS), requests=WARMUP_JOBS)
             if await runs.once(few, part, begin(few)) is None:
-                measured = {one: [] for one in measured if _case(one) != case}
+                measured = {other: [] for other in measured if _case(other) != case}
         for number in range(rounds):
             part = round_title(number)
             await runs.all(measured, part, begin)
@@ -240,10 +240,10 @@ async def measure_at_pace(
     expected: dict[Cell, float] = {}  # with the waves that it will run: their seconds
     for number, cell in enumerate(cells, start=1):
         console.print(f"practice {number} of {len(cells)}: {name_of(cell)}", highlight=False)
-        one = await runs.once(cell, PRACTICE)
-        if one is not None:
-            times = max(1, min(MOST_WAVES, int(pace.cell_seconds / one.seconds)))
-            expected[replace(cell, requests=times * cell.requests)] = times * one.seconds
+        done = await runs.once(cell, PRACTICE)
+        if done is not None:
+            times = max(1, min(MOST_WAVES, int(pace.cell_seconds / done.seconds)))
+            expected[replace(cell, requests=times * cell.requests)] = times * done.seconds
     practice, ahead = clock() - started, sum(expected.values())
     minutes = pace.rounds * ahead / 60
     console.print(

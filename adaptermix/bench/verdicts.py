@@ -86,7 +86,7 @@ def judge(goal: Goal, rates: Rates, scalars: Scalars) -> Verdict:
     best = max(measured, key=lambda key: statistics.median(rates[key]))
     ratio = scale * statistics.median(rates[goal.over]) / statistics.median(rates[best])
     pairs = zip(rates[goal.over], rates[best], strict=False)
-    verdict = judge_value(goal, ratio, [scale * one / other for one, other in pairs])
+    verdict = judge_value(goal, ratio, [scale * ours / other for ours, other in pairs])
     gone = [key.system for key in goal.under if key not in rates]
     if not gone:
         return verdict

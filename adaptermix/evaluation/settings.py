@@ -138,10 +138,10 @@ class ExperimentSizes:
     dtype: DTypeName = field(default="bfloat16", metadata=about("Number format of the base."))
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
             if isinstance(value, int) and value < 1:
-                raise BenchmarkError(f"{one.name} is {value}; it must be at least 1")
+                raise BenchmarkError(f"{setting.name} is {value}; it must be at least 1")
         if not 1 <= self.ensemble <= self.draws:
             raise BenchmarkError(
                 f"ensemble is {self.ensemble}; it must be from 1 to draws, {self.draws}"

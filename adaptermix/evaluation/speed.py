@@ -62,7 +62,7 @@ async def measure_speed(
 
 
 def _rates(rounds: Sequence[Round]) -> list[float]:
-    return [one.tokens_per_second for one in rounds]
+    return [turn.tokens_per_second for turn in rounds]
 
 
 def relative(rates: dict[str, list[float]], to: str) -> dict[str, dict[str, float]]:

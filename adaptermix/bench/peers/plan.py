@@ -165,8 +165,8 @@ def mixed_bytes_over_one(
         set(traffic.picks(cell.case, count, name)) for turn in turns for name in waves(cell, turn)
     ]
     active = [sum(suite.rank(index) for index in picks) for picks in picked]
-    one = next(suite for suite in SUITES if suite.name == OWN).rank(0)
-    return (weight_bytes + per_rank * mean(active)) / (weight_bytes + per_rank * one)
+    rank = next(suite for suite in SUITES if suite.name == OWN).rank(0)
+    return (weight_bytes + per_rank * mean(active)) / (weight_bytes + per_rank * rank)
 
 
 def rates(measured: Mapping[Cell, Sequence[float]]) -> dict[Key, Sequence[float]]:

@@ -169,7 +169,7 @@ def _cells(site: PeerSite, measured: Measured) -> list[dict[str, Any]]:
 def _judged(site: PeerSite, measured: Measured, scalars: Scalars) -> list[dict[str, Any]]:
     targets = goals_of(site.settings.isa or _widest())
     rounds_of = measured.rounds.items()
-    by_cell = {cell: [one.tokens_per_second for one in rounds] for cell, rounds in rounds_of}
+    by_cell = {cell: [done.tokens_per_second for done in rounds] for cell, rounds in rounds_of}
     return [asdict(judge(goal, rates(by_cell), scalars)) for goal in targets]
 
 

@@ -103,9 +103,12 @@ def context_lines(result: Result) -> list[str]:
     lines += ["", *table_head(("token", "KL", "equal"))]
     for start, stop in _BANDS:
         band = contexts["positions"][start:stop]
-        count = sum(one["rows"] for one in band)
+        count = sum(position["rows"] for position in band)
         if count:
-            means = [sum(one["rows"] * one[name] for one in band) / count for name in _MEANS]
+            means = [
+                sum(position["rows"] * position[name] for position in band) / count
+                for name in _MEANS
+            ]
             name = f"{start + 1}-{stop}" if stop > start + 1 else f"{stop}"
             lines.append(row([name, f"{means[0]:.5f}", f"{means[1]:.3f}"]))
     return lines
@@ -125,8 +128,8 @@ def profile_lines(result: Result) -> list[str]:
         *table_head(("function", "ms", "with fixed weights")),
     ]
     return lines + [
-        row([f"`{one['function']}`", f"{one['ms']:.2f}", f"{one['fixed_ms']:.2f}"])
-        for one in profile["functions"]
+        row([f"`{function['function']}`", f"{function['ms']:.2f}", f"{function['fixed_ms']:.2f}"])
+        for function in profile["functions"]
     ]
 
 

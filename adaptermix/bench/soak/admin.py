@@ -116,7 +116,7 @@ class Admin:
         self.unsure.discard(name)
         self.there.add(name)
         listed = await self._ask("GET", f"/admin/adapters/{name}")  # it must be there at once
-        versions = [one["version"] for one in listed["adapters"]]
+        versions = [adapter["version"] for adapter in listed["adapters"]]
         if reply["version"] not in versions:
             raise MalformedError(f"{name}@{reply['version']} was published and is not there")
 
@@ -142,7 +142,7 @@ class Admin:
         body = {"version": version}
         await self._ask("PUT", f"/admin/adapters/{MOVING}/aliases/{ALIAS}", json=body)
         listed = await self._ask("GET", f"/admin/adapters/{MOVING}@{ALIAS}")
-        if [one["version"] for one in listed["adapters"]] != [version]:
+        if [adapter["version"] for adapter in listed["adapters"]] != [version]:
             raise MalformedError(f"{MOVING}@{ALIAS} was moved to {version} and is not there")
 
     async def _move_locked(self) -> None:
@@ -186,7 +186,7 @@ class Admin:
 
     async def _list(self) -> None:
         reply = await self._ask("GET", "/admin/adapters")
-        names = {one["name"] for one in reply["adapters"]}
+        names = {adapter["name"] for adapter in reply["adapters"]}
         missing = {*self.adapters, MOVING, *(self.there - self.unsure)} - names
         if missing:
             raise MalformedError(f"not listed: {', '.join(sorted(missing))}")

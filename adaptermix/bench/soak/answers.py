@@ -44,9 +44,11 @@ def compare(told: Told, references: Sequence[Told], tolerance: float) -> Compari
     the reference's was taken, and the reference was in doubt by less than twice that, it is a tie,
     and what follows it is not compared.
     """
-    fitting = [one for one in references if one.labels == told.labels]
+    fitting = [candidate for candidate in references if candidate.labels == told.labels]
     if not fitting:
-        expected_labels = " or ".join(", ".join(one.labels) or "the base" for one in references)
+        expected_labels = " or ".join(
+            ", ".join(candidate.labels) or "the base" for candidate in references
+        )
         return Comparison(
             "wrong", 0.0, f"{', '.join(told.labels) or 'the base'} acted: not {expected_labels}"
         )
@@ -196,7 +198,7 @@ def _chat(reply: Json) -> Told:
 
 def _chat_stream(frames: Sequence[Any]) -> Told:
     choices = _openai_end(frames)
-    content = [one for c in choices if c.get("logprobs") for one in c["logprobs"]["content"]]
+    content = [token for c in choices if c.get("logprobs") for token in c["logprobs"]["content"]]
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     return _of_content(content, text, choices[-1])
 
@@ -206,7 +208,7 @@ def _of_content(content: Sequence[Json], text: str, last: Json) -> Told:
         tuple(token["token"] for token in content),
         tuple(token["logprob"] for token in content),
         tuple(
-            _lead(token["logprob"], [one["logprob"] for one in token["top_logprobs"]])
+            _lead(token["logprob"], [other["logprob"] for other in token["top_logprobs"]])
             for token in content
         ),
         text,

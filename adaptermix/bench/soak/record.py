@@ -72,7 +72,10 @@ class SoakRecord:
         if ended.told is not None:
             told = ended.told
             if question.comes_and_goes:
-                told, references = unversioned(told), [unversioned(one) for one in references]
+                told, references = (
+                    unversioned(told),
+                    [unversioned(reference) for reference in references],
+                )
             self._compared(name, compare(told, references, self.tolerance))
         elif ended.left:
             self.left += 1

@@ -44,7 +44,8 @@ def promises(result: Result) -> list[str]:
     """Each promise, what was found, and whether it held."""
     lines = table_head(("promise", "found", "kept"), (0, 2))
     return lines + [
-        row((one["promise"], one["found"], _STATUS[one["holds"]])) for one in result["verdicts"]
+        row((verdict["promise"], verdict["found"], _STATUS[verdict["holds"]]))
+        for verdict in result["verdicts"]
     ]
 
 
@@ -78,7 +79,8 @@ def verdicts(result: Result) -> list[dict[str, Any]]:
         ),
     ]
     return [
-        {"promise": one.goal.what, "found": one.note, "holds": _HOLDS[one.status]} for one in judged
+        {"promise": verdict.goal.what, "found": verdict.note, "holds": _HOLDS[verdict.status]}
+        for verdict in judged
     ]
 
 
@@ -144,10 +146,10 @@ def _kinds(requests: Mapping[str, Any]) -> str:
 def _faults(result: Result) -> list[str]:
     heads = ("fault", "times", "replaced", "seconds until it was ready, median", "longest")
     lines = table_head(heads)
-    kinds = sorted({(one["role"], one["what"]) for one in result["faults"]})
+    kinds = sorted({(fault["role"], fault["what"]) for fault in result["faults"]})
     for role, what in kinds:
         alike = [o for o in result["faults"] if (o["role"], o["what"]) == (role, what)]
-        times = [one["seconds"] for one in alike if one["seconds"] is not None]
+        times = [fault["seconds"] for fault in alike if fault["seconds"] is not None]
         shown = (f"{median(times):.1f}", f"{max(times):.1f}") if times else ("-", "-")
         lines.append(row((f"{role}, {what}", _n(len(alike)), _n(len(times)), *shown)))
     return lines
@@ -156,12 +158,12 @@ def _faults(result: Result) -> list[str]:
 def _memory(result: Result) -> list[str]:
     heads = ("process", "lives", "longest life, s", "MiB at its begin", "at its end", "growth")
     lines = table_head(heads)
-    for one in result["memory"]:
-        if one["judged"]:
-            lives = sum(other["role"] == one["role"] for other in result["memory"])
-            sizes = (f"{one[key] / _MIB:.0f}" for key in ("first_bytes", "last_bytes"))
-            growth = "-" if one["growth"] is None else f"{one['growth']:+.1%}"
-            lines.append(row((one["role"], _n(lives), _n(one["samples"]), *sizes, growth)))
+    for life in result["memory"]:
+        if life["judged"]:
+            lives = sum(other["role"] == life["role"] for other in result["memory"])
+            sizes = (f"{life[key] / _MIB:.0f}" for key in ("first_bytes", "last_bytes"))
+            growth = "-" if life["growth"] is None else f"{life['growth']:+.1%}"
+            lines.append(row((life["role"], _n(lives), _n(life["samples"]), *sizes, growth)))
     text = (
         "Resident memory, of the longest life of each process. Growth: the median of its last "
         "fifth over that of its first, the first minute left aside."

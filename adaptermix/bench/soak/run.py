@@ -79,7 +79,7 @@ class Soak:
 
     async def traffic(self, asked: Sequence[Asked]) -> None:
         """Clients, admin, faults and looks, until it is over and every request has ended."""
-        routed = next(one for one in asked if one[0].kind == "request-routed")
+        routed = next(pair for pair in asked if pair[0].kind == "request-routed")
         admin = Admin(
             self.http,
             self.ledger,
@@ -185,7 +185,10 @@ async def _run(
     """The run, what the pools hold after it, and its seconds."""
     async with http_client(site.server.url) as http:
         console.print(f"asking {len(chosen)} questions of the idle server", highlight=False)
-        asked = [(one, await _references(http, one, settings, site.tolerance)) for one in chosen]
+        asked = [
+            (question, await _references(http, question, settings, site.tolerance))
+            for question in chosen
+        ]
         watch = Watch(site.server.running.pid)
         soak = Soak(settings, site, http, SoakRecord(site.tolerance), watch, console)
         await soak.traffic(asked)
@@ -263,19 +266,19 @@ def _requests(ledger: SoakRecord, manners: Counter[str]) -> dict[str, Any]:
 def _memories(watch: Watch) -> list[dict[str, Any]]:
     """Every incarnation; the longest-lived of each role is judged."""
     longest: dict[Role, Incarnation] = {}
-    for one in watch.seen.values():
-        if len(one.samples) > len(longest.get(one.role, Incarnation(one.role, 0)).samples):
-            longest[one.role] = one
+    for life in watch.seen.values():
+        if len(life.samples) > len(longest.get(life.role, Incarnation(life.role, 0)).samples):
+            longest[life.role] = life
     return [
         {
-            "role": one.role,
-            "samples": len(one.samples),
-            "first_bytes": one.samples[0],
-            "last_bytes": one.samples[-1],
-            "growth": one.growth(),
-            "judged": longest[one.role] is one,
+            "role": life.role,
+            "samples": len(life.samples),
+            "first_bytes": life.samples[0],
+            "last_bytes": life.samples[-1],
+            "growth": life.growth(),
+            "judged": longest[life.role] is life,
         }
-        for one in watch.seen.values()
+        for life in watch.seen.values()
     ]
 
 

@@ -28,7 +28,9 @@ def row_nll(model: Any, rows: Sequence[Row], tokenizer: Any) -> tuple[list[float
     """Summed NLL in nats of each completion without end-of-text, and its tokens."""
     examples = _examples(rows, tokenizer)
     sums = _per_row(examples, lambda batch: completion_nll(model, batch).sum(dim=1)[:, None])
-    return [_kept(values[0]) for values in sums], [one.completion_length for one in examples]
+    return [_kept(values[0]) for values in sums], [
+        example.completion_length for example in examples
+    ]
 
 
 def draws_nll(
@@ -64,7 +66,7 @@ def answers(
 
     BLEU's value is the row's counts: matches of 1 to 4 words, words of 1 to 4, both lengths.
     """
-    plain = [one.row for one in rows]
+    plain = [test_row.row for test_row in rows]
     if task.answers == "options":
         chosen = _choose(model, plain, tokenizer)
         pairs = zip(chosen, plain, strict=True)
@@ -75,10 +77,13 @@ def answers(
         return {"exact match": [number_match(text, row.completion) for text, row in pairs]}
     texts = [text.strip().partition("\n")[0] for text in texts]
     both = [
-        (text, [r.strip() for r in one.references]) for text, one in zip(texts, rows, strict=True)
+        (text, [r.strip() for r in test_row.references])
+        for text, test_row in zip(texts, rows, strict=True)
     ]
     return {
-        "ROUGE-L": [_kept(max(rouge_l(text, one) for one in texts)) for text, texts in both],
+        "ROUGE-L": [
+            _kept(max(rouge_l(text, reference) for reference in texts)) for text, texts in both
+        ],
         "BLEU": [_counts(text, texts) for text, texts in both],
     }
 

@@ -44,9 +44,11 @@ def plot_nll(results: Results, path: Path) -> bool:
         for place, arm in enumerate(names):
             runs = results.of(task, arm)
             if runs:
-                one = nll(runs)
-                spread = [[one.mean - one.low], [one.high - one.mean]]
-                panel.errorbar([one.mean], [place], xerr=spread, fmt="o", color="C0", capsize=2)
+                estimate = nll(runs)
+                spread = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+                panel.errorbar(
+                    [estimate.mean], [place], xerr=spread, fmt="o", color="C0", capsize=2
+                )
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_title(task)
@@ -191,7 +193,7 @@ def _verdicts(results: Results) -> list[str]:
     if not judged:
         return ["Nothing yet: no two arms of a claim have a run."]
     lines = table_head(("claim", "task", "", "numbers"), (0, 1, 2))
-    return lines + [row((one.claim, one.task, one.said, one.numbers)) for one in judged]
+    return lines + [row((line.claim, line.task, line.said, line.numbers)) for line in judged]
 
 
 def _table(results: Results, experiment: Experiment, task: str) -> list[str]:
@@ -217,8 +219,8 @@ def _table(results: Results, experiment: Experiment, task: str) -> list[str]:
 
 
 def _parameters(runs: Mapping[int, Run]) -> list[str]:
-    one = next(iter(runs.values()))
-    return [f"{one['trained']:,}", f"{one['served']:,}"]
+    run = next(iter(runs.values()))
+    return [f"{run['trained']:,}", f"{run['served']:,}"]
 
 
 def _to_reference(results: Results, task: str, arm: str, runs: Mapping[int, Run]) -> str:

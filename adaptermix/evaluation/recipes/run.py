@@ -50,7 +50,7 @@ def run(job: TrainingJob, place: Place) -> dict[str, Any]:
         on_step=lambda report: None,
     )
     model = watched.model.eval()
-    nll, weights = row_nll(model, [one.row for one in test], tokenizer)
+    nll, weights = row_nll(model, [test_row.row for test_row in test], tokenizer)
     measured = answers(model, task, test[: sizes.answer_rows], tokenizer)
     return {
         "job": asdict(job),
@@ -112,7 +112,7 @@ class _Watched:
         self.cpu_seconds += time.process_time()
         if isinstance(trainee, AdamixTrainee) and trainee.adamix.copies > 1:
             sizes = self.sizes
-            rows = [one.row for one in self.test[: sizes.draw_rows]]
+            rows = [test_row.row for test_row in self.test[: sizes.draw_rows]]
             trainee.model.eval()
             draws, ensemble = draws_nll(trainee, rows, self.tokenizer, sizes.draws, sizes.ensemble)
             self.measured = {"draws": draws, "ensemble": ensemble}

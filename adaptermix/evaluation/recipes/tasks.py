@@ -90,12 +90,12 @@ def within_budget(
     """
     chosen: list[Row] = []
     total = 0
-    for one in rows:
+    for test_row in rows:
         if total >= tokens:
             return chosen
-        length = count(one.row)
+        length = count(test_row.row)
         if length <= max_length:
-            chosen.append(one.row)
+            chosen.append(test_row.row)
             total += length
     if total < tokens:
         raise BenchmarkError(f"the train rows have {total} tokens of the {tokens} asked for")

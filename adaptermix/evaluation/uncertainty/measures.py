@@ -80,12 +80,12 @@ def reliability(confidence: Values, is_right: Values) -> list[dict[str, float]]:
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         {
-            "count": int((place == one).sum()),
-            "confidence": float(confidence[place == one].mean()),
-            "accuracy": float(is_right[place == one].mean()),
+            "count": int((place == index).sum()),
+            "confidence": float(confidence[place == index].mean()),
+            "accuracy": float(is_right[place == index].mean()),
         }
-        for one in range(BINS)
-        if (place == one).any()
+        for index in range(BINS)
+        if (place == index).any()
     ]
 
 
@@ -95,7 +95,7 @@ def calibration_error(confidence: Values, is_right: Values) -> float:
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
     """
     bins = reliability(confidence, is_right)
-    gaps = [one["count"] * abs(one["accuracy"] - one["confidence"]) for one in bins]
+    gaps = [entry["count"] * abs(entry["accuracy"] - entry["confidence"]) for entry in bins]
     return float(sum(gaps) / len(confidence))
 
 
@@ -160,10 +160,13 @@ def _way(
     answers: Sequence[AnswerUncertainty], right: Sequence[int | None], seed: int
 ) -> dict[str, Any]:
     """Accuracy, NLL of the right option and ECE, each with its interval; and the bins."""
-    sure = np.array([one.options.max() for one in answers])
+    sure = np.array([answer.options.max() for answer in answers])
     hits = 1.0 - _misses(answers, right)
     nll = np.array(
-        [-math.log(max(one.options[n or 0], 1e-300)) for one, n in zip(answers, right, strict=True)]
+        [
+            -math.log(max(answer.options[n or 0], 1e-300))
+            for answer, n in zip(answers, right, strict=True)
+        ]
     )
     return {
         "rows": len(answers),
@@ -211,16 +214,16 @@ def _unfamiliar(
 
 def _score(answers: Sequence[AnswerUncertainty], score: str) -> Values:
     if score == OPTIONS:
-        return np.array([one.option_entropy for one in answers])
+        return np.array([answer.option_entropy for answer in answers])
     if score == TOKEN:
-        return np.array([one.token_entropy for one in answers])
-    return np.array([one.information for one in answers])
+        return np.array([answer.token_entropy for answer in answers])
+    return np.array([answer.information for answer in answers])
 
 
 def _misses(answers: Sequence[AnswerUncertainty], right: Sequence[int | None]) -> Values:
     """1 where the likeliest option is not the right one, else 0."""
     pairs = zip(answers, right, strict=True)
-    return np.array([float(one.options.argmax() != n) for one, n in pairs])
+    return np.array([float(answer.options.argmax() != n) for answer, n in pairs])
 
 
 def _mean(values: Values) -> float:

@@ -68,9 +68,9 @@ def plot(path: Path, result: Result) -> None:
     for panel, adapter in zip(panels, adapters, strict=True):
         panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
         for place, (way, measured) in enumerate(adapter["ways"].items()):
-            sure = [one["confidence"] for one in measured["bins"]]
-            right = [one["accuracy"] for one in measured["bins"]]
-            sizes = [8 + 300 * one["count"] / measured["rows"] for one in measured["bins"]]
+            sure = [entry["confidence"] for entry in measured["bins"]]
+            right = [entry["accuracy"] for entry in measured["bins"]]
+            sizes = [8 + 300 * entry["count"] / measured["rows"] for entry in measured["bins"]]
             label = f"{way}, ECE {measured['ece']['mean']:.3f}"
             panel.plot(sure, right, color=f"C{place}", linewidth=1, label=label)
             panel.scatter(sure, right, s=sizes, color=f"C{place}", alpha=0.7)
@@ -89,10 +89,10 @@ def _detection(result: Result, kind: str) -> Lines:
     heads = ("adapter", "served as", "score", "AUROC", "to the average's own entropy")
     lines = table_head(heads, (0, 1, 2))
     for adapter in result["adapters"]:
-        for one in adapter[kind]:
-            gap = _interval(one["to_average"]) if "to_average" in one else ""
-            names = (adapter["adapter"], one["way"], one["score"])
-            lines.append(row((*names, _interval(one), gap)))
+        for entry in adapter[kind]:
+            gap = _interval(entry["to_average"]) if "to_average" in entry else ""
+            names = (adapter["adapter"], entry["way"], entry["score"])
+            lines.append(row((*names, _interval(entry), gap)))
     return lines
 
 

@@ -48,9 +48,9 @@ class Ours:
     def _round(self, message: dict[str, Any]) -> dict[str, Any]:
         jobs = [_job(job, self._subject) for job in message["jobs"]]
         load = Load(clients=message["clients"])
-        one = asyncio.run(self._system.round("", load, jobs, lambda: None))
-        samples = [{"sent": s.sent, "arrivals": list(s.arrivals)} for s in one.samples]
-        return {"seconds": one.seconds, "samples": samples}
+        done = asyncio.run(self._system.round("", load, jobs, lambda: None))
+        samples = [{"sent": s.sent, "arrivals": list(s.arrivals)} for s in done.samples]
+        return {"seconds": done.seconds, "samples": samples}
 
     def _decode(self, message: dict[str, Any]) -> dict[str, Any]:
         """Seconds of decode steps with so many requests."""
