@@ -1,4 +1,4 @@
-"""How a job is asked of a server over HTTP: AdapterMix' own route, or OpenAI's completions."""
+"""Clients that ask a job of a server: AdapterMix' own route, or OpenAI's completions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 
-from adaptermix.bench.cases import Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Sample
+from adaptermix.bench.workload import Job
 
 Clock = Callable[[], float]
 

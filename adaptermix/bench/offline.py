@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
 from adaptermix.bench.subject import Subject
+from adaptermix.bench.workload import CaseMixture, Job
 from adapters_store.types import AdapterRecord, ResolvedMixture
 from router_engine.config import (
     AdapterPoolConfig,
@@ -40,9 +40,9 @@ _UNCOUNTED = 2  # steps after the last prompt
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What an engine must hold at once."""
+    """The most that an engine holds at once."""
 
-    requests: int
+    requests: int  # that run
     tokens: int  # of the KV cache
     rank_rows: int
 
@@ -338,7 +338,7 @@ def _sample(live: _Live, event: FinalEvent, now: float) -> Sample:
 
 
 def _dtype(name: str) -> Any:
-    known = ("auto", "float32", "bfloat16", "float16")
-    if name not in known:
-        raise BenchmarkError(f"dtype is {name!r}; it must be one of {', '.join(known)}")
+    formats = ("auto", "float32", "bfloat16", "float16")
+    if name not in formats:
+        raise BenchmarkError(f"dtype is {name!r}; it must be one of {', '.join(formats)}")
     return name

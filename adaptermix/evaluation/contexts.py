@@ -48,11 +48,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """What came out for a text. kl: in nats; is_equal: the same most likely token; a token each."""
+    """The difference that the context makes in one text, a value for each token of it."""
 
     task: str
-    kl: tuple[float, ...]
-    is_equal: tuple[bool, ...]
+    kl: tuple[float, ...]  # nats
+    is_equal: tuple[bool, ...]  # whether the most likely token is the same
 
 
 def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
@@ -65,8 +65,8 @@ def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
     rest_p, rest_q = (
         max(_LEAST, 1 - sum(math.exp(part[token]) for token in shared)) for part in (p, q)
     )
-    known = sum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
-    return known + rest_p * math.log(rest_p / rest_q)
+    common = sum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
+    return common + rest_p * math.log(rest_p / rest_q)
 
 
 def task_folders(adapters: Path) -> list[Path]:
@@ -81,9 +81,9 @@ def task_folders(adapters: Path) -> list[Path]:
 
 
 async def compare_contexts(
-    subject: Subject,
     settings: RoutingSettings,
     model: ModelSettings,
+    subject: Subject,
     endpoint: str,
     folder: Path,
 ) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def _compare(system: Offline, texts: Sequence[Text]) -> list[ContextRow]:
     ]
 
 
-def _row(task: str, kept: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
-    pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(kept, again, strict=True)]
+def _row(task: str, keep: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
+    pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(keep, again, strict=True)]
     return ContextRow(
         task,
         tuple(bucketed_kl(ours, theirs) for ours, theirs in pairs),

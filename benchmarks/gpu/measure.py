@@ -27,7 +27,7 @@ _TARGETS = {"all": ALL_TARGETS, "attention": TARGETS}
 
 @dataclass(frozen=True, slots=True)
 class CardPlan:
-    """What is run. targets: linears that the adapters change, `all` seven or `attention`'s four."""
+    """The work of a run. targets: `all` seven linears under adapters, or `attention`'s four."""
 
     shape: str
     kernels: str
@@ -74,7 +74,7 @@ def run(plan: CardPlan, folder: Path | None, console: Console) -> dict[str, Any]
 def scalars(
     turns: dict[str, list[Turn]], floor: float, peft: Sequence[float]
 ) -> dict[str, list[float]]:
-    """What the targets are about (`adaptermix.bench.goals`), one value a round."""
+    """Scalars of the targets (`adaptermix.bench.goals`), one value a round."""
     steps = {case: [statistics.median(turn.seconds) for turn in own] for case, own in turns.items()}
     graphs = [turn.device_seconds for turn in turns["base"] if turn.device_seconds is not None]
     mixed = [turn.device_seconds for turn in turns["mixtures"] if turn.device_seconds is not None]

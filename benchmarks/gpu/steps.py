@@ -34,7 +34,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class CardSizes:
-    """How much one measurement runs."""
+    """The size of one measurement."""
 
     requests: int
     context: int  # tokens of a prompt

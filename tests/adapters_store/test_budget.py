@@ -137,7 +137,7 @@ def test_names_are_compared_in_one_place() -> None:
     root = Path(adapters_store.__file__).parent.parent
     found = {
         str(path.relative_to(root))
-        for package in ("adapters_store", "router_engine", "training", "server", "deploy")
+        for package in ("adapters_store", "router_engine", "server", "adaptermix", "deploy")
         for path in (root / package).rglob("*.py")
         if "difflib" in path.read_text(encoding="utf-8")
     }

@@ -1,4 +1,4 @@
-"""What an AdaMix checkpoint of GPT-2 holds, of either variant."""
+"""The contents of an AdaMix checkpoint of GPT-2, of either variant."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def refusal(where: str, message: str) -> InvalidAdapterError:
 
 
 def _refuse_encoders(names: Mapping[str, object]) -> None:
-    found = [name for name in names if any(mark in name for mark in _BOTTLENECK)]
-    if found and not any("transformer.h." in name for name in found):
+    encoders = [name for name in names if any(mark in name for mark in _BOTTLENECK)]
+    if encoders and not any("transformer.h." in name for name in encoders):
         raise refusal(
             "checkpoint",
-            f"is an AdaMix checkpoint of an encoder that classifies (GLUE; {name_list(found)}), "
+            f"is an AdaMix checkpoint of an encoder that classifies (GLUE; {name_list(encoders)}), "
             "which no model that generates can run: train AdaMix on GPT-2 (NLG), which can be "
             "imported",
         )

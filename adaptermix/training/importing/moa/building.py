@@ -41,7 +41,7 @@ _ROUTERS: tuple[Literal["linear", "swiglu"], ...] = (LINEAR, SWIGLU)
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What no tensor says: how an implementation computes."""
+    """The computation of an implementation, which no tensor tells."""
 
     scale: float  # of every LoRA
     router_input: Literal["pre_norm", "post_norm"]
@@ -92,9 +92,9 @@ def half_split_rows(b: Array, heads: int) -> Array:
 
 def refuse(problems: Iterable[Problem]) -> None:
     """Raise InvalidAdapterError if there are any."""
-    found = list(problems)
-    if found:
-        raise InvalidAdapterError(bounded_problems(found))
+    listed = list(problems)
+    if listed:
+        raise InvalidAdapterError(bounded_problems(listed))
 
 
 @dataclass(slots=True)
@@ -201,21 +201,22 @@ class _Builder:
         shapes = spec.tensor_shapes
         for piece, array in layer.parts[part].items():
             # The gates of a prompt's heads were saved as [1, heads, 1, 1].
-            kept = array.reshape(-1) if piece == "gate" else array
+            tensor = array.reshape(-1) if piece == "gate" else array
             expected = shapes[f"{name}.{piece}"]
-            if kept.shape != expected:
+            if tensor.shape != expected:
                 self._refuse(
                     layer.keys[part, piece],
-                    f"has shape {list(kept.shape)}, expected {list(expected)} by what is beside it",
+                    f"has shape {list(tensor.shape)}, expected {list(expected)} by what is "
+                    "beside it",
                 )
-            self.tensors[f"{name}.{piece}"] = np.ascontiguousarray(kept, dtype=np.float32)
+            self.tensors[f"{name}.{piece}"] = np.ascontiguousarray(tensor, dtype=np.float32)
 
     def _refuse(self, where: str, message: str) -> None:
         self.problems.append(Problem(where, message))
 
 
 def _name(path: str, part: str) -> str:
-    """What the names of an expert's tensors begin with."""
+    """The prefix of the names of an expert's tensors."""
     if part == PARALLEL:
         return f"{path}.mlp.parallel"
     return f"{path}.self_attn.prompt" if part == PROMPT else f"{path}.{_MODULES[part]}"

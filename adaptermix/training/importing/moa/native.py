@@ -248,9 +248,9 @@ def _size_problems(said: _Params, manifest: AdapterManifest, heads: Heads) -> It
             )
 
 
-def _unlike(where: str, key: str, said: int, found: int) -> Iterator[Problem]:
-    if said != found:
-        yield Problem(where, f"has {key} {found} by its tensors, but {PARAMS_FILE} says {said}")
+def _unlike(where: str, key: str, stated: int, actual: int) -> Iterator[Problem]:
+    if stated != actual:
+        yield Problem(where, f"has {key} {actual} by its tensors, but {PARAMS_FILE} says {stated}")
 
 
 def _notes(said: _Params, keys: MoaKeys) -> Iterator[str]:
