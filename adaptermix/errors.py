@@ -120,7 +120,7 @@ class InvalidRequestError(StatusError):
     """422: a field that the server doesn't take; the message says which, and what would work."""
 
 
-class InvalidAdapterError(InvalidRequestError):
+class AdapterRefusedError(InvalidRequestError):
     """422: an upload that is no adapter for this base model; the message has every problem."""
 
 
@@ -144,5 +144,5 @@ class UnavailableError(ServerFaultError):
     """503: not now, such as while the engine restarts; `retry_after` says when to come back."""
 
 
-class StoreFullError(ServerFaultError):
+class InsufficientStorageError(ServerFaultError):
     """507: the server's disk or database has no room left."""

@@ -30,7 +30,7 @@ class LocalAdapters:
         """Store a PEFT folder, or one of our own format, as the next version of its name.
 
         name: the folder's when left out. texts: sample texts for routers, beside the folder's own.
-        It can be used at once. Raises InvalidAdapterError with every problem.
+        It can be used at once. Raises AdapterRefusedError with every problem.
         """
         return self._runtime.run(self._publish(expanded(Path(folder)), name, tags, texts))
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.errors import InputError, RequestTimeoutError
+from server.errors import DeadlineExceededError, InputError
 
 
 class Deadline:
@@ -19,7 +19,7 @@ class Deadline:
 
     @asynccontextmanager
     async def within(self) -> AsyncIterator[None]:
-        """Cancel the body once the moment has come. Raises RequestTimeoutError then."""
+        """Cancel the body once the moment has come. Raises DeadlineExceededError then."""
         limit = asyncio.timeout_at(self._at)
         try:
             async with limit:
@@ -27,7 +27,7 @@ class Deadline:
         except TimeoutError as error:
             if self._seconds is None or not limit.expired():
                 raise
-            raise RequestTimeoutError(self._seconds) from error
+            raise DeadlineExceededError(self._seconds) from error
 
 
 def deadline_of(seconds: float | None, default: float | None, most: float) -> Deadline:

@@ -32,11 +32,11 @@ class UnknownModelError(ServerError):
     """`model` is neither the base nor an adapter."""
 
 
-class ConflictError(ServerError):
+class StateConflictError(ServerError):
     """The state of a thing forbids what was asked."""
 
 
-class GenerationFailedError(ServerError):
+class AnswerFailedError(ServerError):
     """The engine ended the request with an error."""
 
 
@@ -44,7 +44,7 @@ class RequestCancelledError(ServerError):
     """The request was cancelled before it ended."""
 
 
-class RequestTimeoutError(ServerError):
+class DeadlineExceededError(ServerError):
     """The request took longer than it may; what was under way for it is cancelled."""
 
     def __init__(self, seconds: float) -> None:
@@ -54,7 +54,7 @@ class RequestTimeoutError(ServerError):
         )
 
 
-class OverloadedError(ServerError):
+class QueueFullError(ServerError):
     """Too many requests wait; `retry_after` seconds is a fair time to come back."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
@@ -76,11 +76,11 @@ class StoppingError(ServerError):
         super().__init__("the server is stopping and takes no new requests")
 
 
-class UnauthorizedError(ServerError):
+class InvalidKeyError(ServerError):
     """No key, or an unknown one."""
 
 
-class ForbiddenError(ServerError):
+class InsufficientScopeError(ServerError):
     """The key does not reach this far."""
 
 
@@ -91,7 +91,7 @@ class UnknownRouteError(ServerError):
         super().__init__(f"there is no {path[:_MOST_ECHOED]!r}; /docs lists the routes")
 
 
-class MethodNotAllowedError(ServerError):
+class UnknownMethodError(ServerError):
     """The path is there, for other methods."""
 
     def __init__(self, method: str, allowed: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class EncodingError(ServerError):
         super().__init__(f"{header} {encoding[:_MOST_ECHOED]!r}: send the body as it is")
 
 
-class HeadTooLargeError(ServerError):
+class OversizedHeadError(ServerError):
     """More of a request's head, or of one thing in it, than is read."""
 
     def __init__(self, part: str, most: str) -> None:
@@ -132,7 +132,7 @@ class HeadTooSlowError(ServerError):
         )
 
 
-class BadRequestError(ServerError):
+class MalformedRequestError(ServerError):
     """The request is no proper HTTP."""
 
 
@@ -190,21 +190,21 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (engine_errors.EngineError, 500, "engine"),
     (InputError, 422, "validation"),
     (UnknownModelError, 404, "not_found"),
-    (ConflictError, 409, "conflict"),
-    (GenerationFailedError, 424, "generation"),
+    (StateConflictError, 409, "conflict"),
+    (AnswerFailedError, 424, "generation"),
     (RequestCancelledError, 503, "cancelled"),
-    (RequestTimeoutError, 408, "timeout"),
-    (OverloadedError, 429, "overloaded"),
+    (DeadlineExceededError, 408, "timeout"),
+    (QueueFullError, 429, "overloaded"),
     (StoppingError, 503, "stopping"),
     (BusyError, 503, "busy"),
-    (UnauthorizedError, 401, "unauthorized"),
-    (ForbiddenError, 403, "forbidden"),
-    (BadRequestError, 400, "bad_request"),
+    (InvalidKeyError, 401, "unauthorized"),
+    (InsufficientScopeError, 403, "forbidden"),
+    (MalformedRequestError, 400, "bad_request"),
     (UnknownRouteError, 404, "not_found"),
-    (MethodNotAllowedError, 405, "method_not_allowed"),
+    (UnknownMethodError, 405, "method_not_allowed"),
     (ContentTypeError, 415, "content_type"),
     (EncodingError, 415, "content_encoding"),
-    (HeadTooLargeError, 431, "head_too_large"),
+    (OversizedHeadError, 431, "head_too_large"),
     (HeadTooSlowError, 408, "timeout"),
 )
 _PREFIXED = ("validation",)
@@ -240,14 +240,14 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
 
 
 def _headers(error: Exception) -> dict[str, str]:
-    if isinstance(error, MethodNotAllowedError):
+    if isinstance(error, UnknownMethodError):
         return {"Allow": ", ".join(error.allowed)}
-    if isinstance(error, OverloadedError):
+    if isinstance(error, QueueFullError):
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, _SOON_OVER):
         return {"Retry-After": "2"}
-    if isinstance(error, RequestTimeoutError):
+    if isinstance(error, DeadlineExceededError):
         return {"X-Should-Retry": "false"}  # or OpenAI's client would wait as long again, twice
-    if isinstance(error, UnauthorizedError):
+    if isinstance(error, InvalidKeyError):
         return {"WWW-Authenticate": "Bearer"}
     return {}

@@ -26,7 +26,7 @@ from router_engine.errors import EngineError
 from router_engine.kernels.reference.low_rank import mix_sum
 from router_engine.model.quantized import Int8Linear
 from router_engine.model.sampler import Sampler, SamplingRow
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 
 Shape = tuple[int, int]  # outputs, inputs
 Jobs = Mapping[str, Callable[[], object]]
@@ -276,7 +276,7 @@ def others(subject: Subject, rows: int, rounds: int) -> list[dict[str, Any]]:
     weights = torch.rand(rows, RANK_ROWS)
     logits = torch.randn(rows, subject.config.vocab_size)
     sampler = Sampler()
-    sampled = [SamplingRow(params=SamplingParams()) for _ in range(rows)]
+    sampled = [SamplingRow(params=SamplingSpec()) for _ in range(rows)]
     jobs = {
         f"mixture, reference, {RANK_ROWS} rank rows, {hidden} -> {hidden}": lambda: mix_sum(
             y, x, a, b, weights

@@ -32,7 +32,7 @@ from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.offline import OfflineEngine, RequestOutput
 from router_engine.process.gc import freeze_loaded
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, SamplingSpec, TokenRouting
 
 _BLOCK = 16  # tokens
 _UNCOUNTED = 2  # steps after the last prompt
@@ -255,7 +255,7 @@ class Offline:
 
     def _request(self, job: Job, max_new_tokens: int) -> EngineRequest:
         tokens = tuple(self._subject.tokenizer.encode(job.prompt))
-        sampling = SamplingParams(max_new_tokens=max_new_tokens)
+        sampling = SamplingSpec(max_new_tokens=max_new_tokens)
         mixture, request_id = job.mixture, str(next(self._ids))
         resolved = self._resolved(mixture)
         if mixture.router is None:

@@ -14,7 +14,7 @@ import aiohttp
 import uvloop
 from rich.console import Console
 
-from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.clients import GenerateClient, LoadClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.machine import describe_machine, describe_software
 from adaptermix.bench.report import cell_of
@@ -138,7 +138,7 @@ async def _measure(
         return traffic.jobs(cell.case, cell.requests, f"{part} {cell.load.label}")
 
     async with http_client(target.url) as http:
-        client: Client = GenerateClient(http)
+        client: LoadClient = GenerateClient(http)
         if serve.target == "openai":
             client = OpenAIClient(http, target.model)
         system = Driven(client.send, merging(http))

@@ -24,7 +24,7 @@ TYPES: dict[str, tuple[int, type[StatusError]]] = {
     "content_encoding": (415, errors.UnsupportedContentError),
     "range": (416, StatusError),
     "validation": (422, errors.InvalidRequestError),
-    "invalid_adapter": (422, errors.InvalidAdapterError),
+    "invalid_adapter": (422, errors.AdapterRefusedError),
     "generation": (424, errors.GenerationFailedError),
     "overloaded": (429, errors.OverloadedError),
     "head_too_large": (431, errors.HeadTooLargeError),
@@ -39,7 +39,7 @@ TYPES: dict[str, tuple[int, type[StatusError]]] = {
     "router_unavailable": (503, errors.UnavailableError),
     "stopping": (503, errors.UnavailableError),
     "store_unavailable": (503, errors.UnavailableError),
-    "store_full": (507, errors.StoreFullError),
+    "store_full": (507, errors.InsufficientStorageError),
 }
 _BY_STATUS: dict[int, type[StatusError]] = {}
 for _status, _class in TYPES.values():

@@ -23,7 +23,7 @@ from adaptermix.evaluation.scoring.tasks import TASKS, task_named
 from adaptermix.training.errors import TrainingError
 from adapters_store.texts import TEXTS_FILE, parse_texts
 from router_engine.events import TokenEvent
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, SamplingSpec, TokenRouting
 from router_engine.routers.centroids import centroid
 from router_engine.routers.encoder.encoder_client import EncoderClient
 
@@ -139,7 +139,7 @@ def _compare(system: Offline, texts: Sequence[Text]) -> list[ContextRow]:
             EngineRequest(
                 f"{context} {index}",
                 text.prompt,
-                SamplingParams(
+                SamplingSpec(
                     len(text.completion), top_n_tokens=TOP, given_token_ids=text.completion
                 ),
                 adapters=system.digests,

@@ -16,7 +16,7 @@ from router_engine.client.base import EngineClient
 from router_engine.events import FinalEvent, FinishReason
 from router_engine.info import EngineInfo
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, Reports, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingSpec
 from router_engine.routers.centroids import ANY_THREAD, ThreadRunner
 from router_engine.routers.encoder.encoder_messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
@@ -100,7 +100,7 @@ class HiddenStateEncoder:
         request = EngineRequest(
             uuid.uuid4().hex,
             ids,
-            SamplingParams(max_new_tokens=1),
+            SamplingSpec(max_new_tokens=1),
             is_background=True,
             reads_hidden_states=True,
             reports=Reports(hidden_mean=True),

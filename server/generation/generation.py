@@ -14,11 +14,11 @@ from router_engine.client.base import EngineClient
 from router_engine.errors import EngineDiedError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
 from router_engine.info import EngineInfo
-from router_engine.request import EngineRequest, Reports, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingSpec
 from router_engine.routers.errors import RouterUnavailableError
-from server.errors import GenerationFailedError, InputError, RequestCancelledError
+from server.errors import AnswerFailedError, InputError, RequestCancelledError
 from server.generation.admission import Admission
-from server.generation.answer_text import AnswerText, Piece
+from server.generation.answer_text import AnswerPiece, AnswerText
 from server.generation.generation_input import NATIVE, GenerationInput, InputNames
 from server.generation.mixtures import Mixtures, PlannedMixture
 from server.generation.recording import Recorder
@@ -54,7 +54,7 @@ class Completion:
 
     text: str
     finish_reason: EndReason
-    pieces: tuple[Piece, ...]  # all its tokens; the end-of-text token is none of them
+    pieces: tuple[AnswerPiece, ...]  # all its tokens; the end-of-text token is none of them
     prompt_tokens: int
     cached_tokens: int | None  # None where a stop string ended the request before the engine did
     stop_token_id: int | None
@@ -77,7 +77,7 @@ class Completion:
 class Update:
     """The news of one answer."""
 
-    pieces: Sequence[Piece]  # newly settled
+    pieces: Sequence[AnswerPiece]  # newly settled
     plan: PlannedMixture
     completion: Completion | None = None  # of the last update
 
@@ -87,7 +87,7 @@ class Update:
         return _size(self.pieces, self.plan) + (self.completion.size if self.completion else 0)
 
 
-def _size(pieces: Sequence[Piece], plan: PlannedMixture) -> int:
+def _size(pieces: Sequence[AnswerPiece], plan: PlannedMixture) -> int:
     alternatives = len(pieces[0].event.top_tokens) if pieces else 0
     return len(pieces) * (max(1, len(plan.digests)) + alternatives)
 
@@ -178,7 +178,7 @@ class Generation:
         ]
 
     def _prepared(
-        self, inputs: GenerationInput, plan: PlannedMixture, sampling: SamplingParams
+        self, inputs: GenerationInput, plan: PlannedMixture, sampling: SamplingSpec
     ) -> PreparedRequest:
         request = EngineRequest(
             request_id=uuid.uuid4().hex,
@@ -202,13 +202,13 @@ class Generation:
             async for update in updates:
                 if update.completion is not None:
                     return update.completion
-        raise GenerationFailedError("the engine ended the request without a final event")
+        raise AnswerFailedError("the engine ended the request without a final event")
 
     async def stream(self, prepared: PreparedRequest) -> AsyncGenerator[Update, None]:
         """Updates as they come; closing it early cancels the request.
 
         Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError,
-        RouterUnavailableError, GenerationFailedError, and AdapterNotFoundError where that is why.
+        RouterUnavailableError, AnswerFailedError, and AdapterNotFoundError where that is why.
         """
         plan = prepared.plan
         places = self._admission.enter(1 + len(plan.ensemble))
@@ -224,7 +224,7 @@ class Generation:
             except (GeneratorExit, asyncio.CancelledError):
                 reason = "cancelled" if reason == "error" else reason
                 raise
-            except GenerationFailedError:
+            except AnswerFailedError:
                 await self._mixtures.require_there(plan)
                 raise
             finally:
@@ -323,13 +323,13 @@ class _Follower:
 
     def __init__(self, prepared: PreparedRequest, tokenization: Tokenization) -> None:
         self._prepared = prepared
-        self._released: list[Piece] = []  # have left
-        self._last: list[Piece] = []  # settled, but the request ends with them
+        self._released: list[AnswerPiece] = []  # have left
+        self._last: list[AnswerPiece] = []  # settled, but the request ends with them
         self.answer = AnswerText(
             tokenization, prepared.stops, prepared.request.sampling.min_new_tokens
         )
 
-    def push(self, event: TokenEvent) -> Sequence[Piece]:
+    def push(self, event: TokenEvent) -> Sequence[AnswerPiece]:
         pieces = self.answer.push(event)
         if self.answer.num_tokens >= self._prepared.request.sampling.max_new_tokens:
             self._last = pieces
@@ -360,7 +360,7 @@ class _Follower:
 
 def _end_of(final: FinalEvent | None) -> EndReason:
     if final is None:
-        raise GenerationFailedError("the engine ended the request without a final event")
+        raise AnswerFailedError("the engine ended the request without a final event")
     return _ENDS[final.reason]
 
 
@@ -377,4 +377,4 @@ def failure_of(final: FinalEvent) -> Exception:
         case FinishReason.CANCELLED:
             return RequestCancelledError("the server is shutting down; send the request again")
         case _:
-            return GenerationFailedError(message)
+            return AnswerFailedError(message)

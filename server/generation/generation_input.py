@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router_engine.request import SamplingParams
-from server.schemas.mixture import Mixture
+from router_engine.request import SamplingSpec
+from server.schemas.mixture import MixtureChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class GenerationInput:
 
     prompt_ids: tuple[int, ...]  # token ids
     text: str  # of the prompt, for request routers
-    sampling: SamplingParams
+    sampling: SamplingSpec
     # None: the server's default, or the room that is left in model and KV cache if that is less.
     max_new_tokens: int | None = None
-    mixture: Mixture | None = None
+    mixture: MixtureChoice | None = None
     adapter: str | None = None  # a reference at weight 1; excludes `mixture`
     stops: tuple[str, ...] = ()  # stop strings
     ignore_eos: bool = False

@@ -27,7 +27,7 @@ from server.generation.refusals import Refusals
 from server.generation.request_routing import RequestRouting
 from server.generation.uses import Uses
 from server.schemas.mixture import (
-    Mixture,
+    MixtureChoice,
     PlanLevel,
     RouterChoice,
     TagCandidates,
@@ -103,7 +103,7 @@ class Mixtures:
         self.uses = Uses()
 
     async def plan(
-        self, mixture: Mixture | None, adapter: str | None, prompt: str
+        self, mixture: MixtureChoice | None, adapter: str | None, prompt: str
     ) -> PlannedMixture:
         """The plan of one request.
 

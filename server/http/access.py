@@ -15,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.errors import StoreError
 from server.errors import (
-    BadRequestError,
     BusyError,
     ContentTypeError,
     EncodingError,
-    ForbiddenError,
     InputError,
-    MethodNotAllowedError,
+    InsufficientScopeError,
+    MalformedRequestError,
     ServerError,
     StoppingError,
+    UnknownMethodError,
     UnknownRouteError,
 )
 from server.http.arrival import timely
@@ -196,7 +196,7 @@ class AccessMiddleware:
                     return entry
                 allowed.append(entry.method)
         if allowed:
-            raise MethodNotAllowedError(method, allowed)
+            raise UnknownMethodError(method, allowed)
         raise UnknownRouteError(path)
 
     async def _require_access(self, entry: RouteAccess, headers: Headers) -> None:
@@ -205,17 +205,18 @@ class AccessMiddleware:
         elif entry.access != "page":
             role = await self._auth.role(headers)
             if entry.access == "admin" and role != "admin":
-                raise ForbiddenError(
+                raise InsufficientScopeError(
                     "this route needs an admin key; the one you sent is for use only"
                 )
 
 
 def _require_once(headers: Headers) -> None:
-    """Raises BadRequestError where a header that decides comes twice: readers may differ on it."""
+    """Raises MalformedRequestError where a header that decides comes twice: readers may differ on
+    it."""
     for name in _ONCE:
         count = len(headers.getlist(name))
         if count > 1:
-            raise BadRequestError(f"{count} {name.title()} headers: send one")
+            raise MalformedRequestError(f"{count} {name.title()} headers: send one")
 
 
 def _require_known_query(entry: RouteAccess, scope: Scope) -> None:

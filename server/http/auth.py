@@ -12,7 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers
 
 from adapters_store.types import ApiKey, KeyKind
-from server.errors import ForbiddenError, UnauthorizedError
+from server.errors import InsufficientScopeError, InvalidKeyError
 from server.settings import Settings, SettingsError
 from server.threads import Threads
 
@@ -68,31 +68,31 @@ class Auth:
     def require_own_page(self, headers: Headers) -> None:
         """Keep web pages in the user's browser from speaking for the user (rebinding, cross-site).
 
-        Raises ForbiddenError.
+        Raises InsufficientScopeError.
         """
         host = headers.get("host", "")
         if not _is_own(_OWN_HOST, host):
-            raise ForbiddenError(
+            raise InsufficientScopeError(
                 f"Host {host[:80]!r}: without API keys the server answers to localhost and "
                 "127.0.0.1 only"
             )
         origin = headers.get("origin")
         if origin is not None and not _is_own(_OWN_ORIGIN, origin):
-            raise ForbiddenError(
+            raise InsufficientScopeError(
                 f"Origin {origin[:80]!r}: without API keys the server answers to pages of this "
                 "machine only"
             )
 
     async def role(self, headers: Headers) -> KeyKind:
-        """The role of whoever sent this. Raises UnauthorizedError."""
+        """The role of whoever sent this. Raises InvalidKeyError."""
         secret = _secret(headers)
         if secret is None:
-            raise UnauthorizedError(_NEED)
+            raise InvalidKeyError(_NEED)
         if self._admin_key is not None and hmac.compare_digest(secret.encode(), self._admin_key):
             return "admin"
         key = await self._lookups.run(partial(self._store.verify_key, secret))
         if key is None:
-            raise UnauthorizedError("this API key is not known, or was revoked")
+            raise InvalidKeyError("this API key is not known, or was revoked")
         return key.kind
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from router_engine.excerpt import excerpt
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from server.errors import InputError
 from server.generation.generation import (
     Completion,
@@ -60,7 +60,7 @@ def _prompt_ids(body: GenerateBody, tokenization: Tokenization) -> tuple[int, ..
     return tokenization.encode(body.inputs)
 
 
-def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
+def _sampling(parameters: Parameters) -> tuple[SamplingSpec, int | None]:
     temperature = parameters.temperature or (1.0 if parameters.do_sample else 0.0)
     seed = parameters.seed if parameters.seed is not None or temperature == 0 else fresh_seed()
     parameters_set = parameters.model_dump(
@@ -71,7 +71,7 @@ def _sampling(parameters: Parameters) -> tuple[SamplingParams, int | None]:
         exclude_none=True,
     )
     top = max(parameters.top_n_tokens or 0, parameters.return_k_alternatives or 0)
-    sampling = SamplingParams(
+    sampling = SamplingSpec(
         **parameters_set,
         temperature=temperature,
         seed=seed or 0,
@@ -86,7 +86,7 @@ def score_input_of(body: ScoreBody, generation: Generation) -> GenerationInput:
     return GenerationInput(
         prompt_ids=generation.tokenization.encode(body.inputs),
         text=body.inputs,
-        sampling=SamplingParams(report_entropy=body.uncertainty),
+        sampling=SamplingSpec(report_entropy=body.uncertainty),
         mixture=body.mixture,
         adapter=body.adapter,
         priority=body.priority,

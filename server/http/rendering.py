@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from router_engine.events import TokenEvent
-from server.generation.answer_text import Piece
+from server.generation.answer_text import AnswerPiece
 from server.generation.generation import Completion, Update
 from server.generation.mixtures import PlannedMixture
 from server.generation.tokenization import Tokenization
@@ -110,13 +110,13 @@ class Renderer:
         frames[-1] = frames[-1].model_copy(update=end)
         return frames
 
-    def _frame(self, piece: Piece) -> StreamFrame:
+    def _frame(self, piece: AnswerPiece) -> StreamFrame:
         top = self._alternatives(piece.event) if self._parameters.top_n_tokens else None
         weights = self._plan.weights_at(piece.event) if self._parameters.details else ()
         routing = TokenWeights(weights=list(weights)) if weights else None
         return StreamFrame(token=self._token(piece), top_tokens=top, routing=routing)
 
-    def _token(self, piece: Piece) -> Token:
+    def _token(self, piece: AnswerPiece) -> Token:
         event = piece.event
         alternatives = self._alternatives(event) if self._parameters.return_k_alternatives else None
         return Token(

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Many, Reply, Timeout
 from server.schemas.generate import MAX_TOP, Routing, StopString
-from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
+from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, MixtureChoice
 
 MAX_CHOICES = 16
 MAX_MESSAGES = 4096  # of a conversation
@@ -44,7 +44,7 @@ class CommonBody(Body):
         description="The base model's name, or an adapter (name, name@version, name@alias).",
         examples=["math"],
     )
-    mixture: Mixture | None = Field(
+    mixture: MixtureChoice | None = Field(
         default=None, description="Needs the base model's name in `model`."
     )
     max_tokens: int | None = Field(default=None, ge=1, description="Longest answer in tokens.")

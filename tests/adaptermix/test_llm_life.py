@@ -15,8 +15,8 @@ import pytest
 
 from adaptermix import (
     LLM,
+    AdapterRefusedError,
     ClosedError,
-    InvalidAdapterError,
     InvalidInputError,
     Mixture,
     NotFoundError,
@@ -104,7 +104,7 @@ def test_adapters_are_published_listed_and_deleted(tmp_path: Path, adapters: Pat
         assert llm.adapters.delete("third").deleted == ["third@1"]
         with pytest.raises(NotFoundError, match="third"):
             llm.generate("hello", FOUR, mixture=Mixture(third=1.0))
-        with pytest.raises(InvalidAdapterError, match="holds no adapter"):
+        with pytest.raises(AdapterRefusedError, match="holds no adapter"):
             llm.adapters.publish(adapters)
         with pytest.raises(InvalidInputError, match="is not a directory"):
             llm.adapters.publish(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.errors import AdapterInUseError, AdapterNotFoundError
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from server.generation.generation import PreparedRequest, Update
 from server.generation.generation_input import GenerationInput
 from server.generation.uses import Uses
@@ -21,7 +21,7 @@ Folders = dict[str, Path]
 async def prepared(server: Live, adapter: str) -> PreparedRequest:
     generation = server.container.services.generation
     ids = generation.tokenization.encode("hello")
-    ask = GenerationInput(ids, "hello", SamplingParams(), 4, adapter=adapter, ignore_eos=True)
+    ask = GenerationInput(ids, "hello", SamplingSpec(), 4, adapter=adapter, ignore_eos=True)
     return await generation.prepare(ask)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from adaptermix.bench.clients import Client, http_client
+from adaptermix.bench.clients import LoadClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
 from adaptermix.bench.machine import ROOT
@@ -29,7 +29,7 @@ from adaptermix.bench.workload import Job
 _STOP_SECONDS = 30.0
 LIMIT_SECONDS = 600.0  # of a round: who is that slow hangs
 
-MakeClient = Callable[[aiohttp.ClientSession], Client]
+MakeClient = Callable[[aiohttp.ClientSession], LoadClient]
 Tokenize = Callable[[str], list[int]]
 
 

@@ -23,7 +23,7 @@ from adapters_store.types import SampleTexts
 from router_engine.assets import DEFAULT, DEFAULT_ENCODER
 from router_engine.model.tiny import TINY_RANDOM
 from router_engine.processes.socket_folder import socket_folder
-from router_engine.request import EngineRequest, Reports, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingSpec
 from router_engine.routers.centroids import (
     Centroid,
     CentroidService,
@@ -196,7 +196,7 @@ class Rig:
         All before is found in the prefix cache, unless weights come from the whole text.
         """
         turn = next(self._turns)
-        sampling = SamplingParams(max_new_tokens=longest(self._settings))
+        sampling = SamplingSpec(max_new_tokens=longest(self._settings))
         requests = []
         for index in range(size.requests):
             tokens = (*self._prompts[index], *self._encode(f" {turn:05d}"))
@@ -231,7 +231,7 @@ class Rig:
             EngineRequest(
                 f"hidden {index}",
                 prompt,
-                SamplingParams(max_new_tokens=1),
+                SamplingSpec(max_new_tokens=1),
                 reads_hidden_states=True,
                 reports=Reports(hidden_mean=True),
             )

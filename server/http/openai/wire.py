@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Literal
 
 from router_engine.events import TokenEvent
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from server.errors import InputError
-from server.generation.answer_text import Piece
+from server.generation.answer_text import AnswerPiece
 from server.generation.generation import Completion, fresh_seed, text_size
 from server.generation.generation_input import GenerationInput, InputNames
 from server.generation.tokenization import Tokenization
@@ -29,7 +29,7 @@ from server.schemas.openai import (
 _ID_SIZE = 4  # characters that take as long to read as a token id
 
 
-def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
+def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingSpec:
     """Sampling as OpenAI means it: temperature 1 where none is given."""
     options = body.model_dump(
         include={
@@ -38,7 +38,7 @@ def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
         },
         exclude_none=True,
     )
-    return SamplingParams(
+    return SamplingSpec(
         **options,
         temperature=1.0 if body.temperature is None else body.temperature,
         min_new_tokens=body.min_tokens or 0,
@@ -50,7 +50,7 @@ def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
 def inputs_of_answers(
     body: CommonBody,
     prompts: Sequence[tuple[tuple[int, ...], str]],
-    sampling: SamplingParams,
+    sampling: SamplingSpec,
     adapter: str | None,
 ) -> list[GenerationInput]:
     """The inputs of each answer: `n` for each prompt (token ids, text), seeds counting up."""
@@ -169,7 +169,7 @@ class LogprobWriter:
     def __init__(self, tokenization: Tokenization) -> None:
         self._tokenization = tokenization
 
-    def completion(self, pieces: Sequence[Piece], offset: int) -> CompletionLogprobs:
+    def completion(self, pieces: Sequence[AnswerPiece], offset: int) -> CompletionLogprobs:
         """The shape of /v1/completions; `offset` is where the first piece's text begins."""
         offsets = []
         for piece in pieces:
@@ -182,7 +182,7 @@ class LogprobWriter:
             text_offset=offsets,
         )
 
-    def chat(self, pieces: Sequence[Piece], top: int) -> ChatLogprobs:
+    def chat(self, pieces: Sequence[AnswerPiece], top: int) -> ChatLogprobs:
         """The shape of /v1/chat/completions."""
         return ChatLogprobs(content=[self._entry(piece.event, top) for piece in pieces])
 

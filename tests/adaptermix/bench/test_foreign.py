@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.clients import GenerateClient, LoadClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.server import info
 from adaptermix.bench.workload import Job
@@ -39,7 +39,7 @@ def foreign() -> Iterator[Foreign]:
 def ask(url: str, target: str) -> None:
     async def send() -> None:
         async with http_client(url) as http:
-            client: Client = GenerateClient(http)
+            client: LoadClient = GenerateClient(http)
             if target == "openai":
                 client = OpenAIClient(http, "model")
             await client.send(Job("hello", 1), 0.0)

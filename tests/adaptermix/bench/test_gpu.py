@@ -11,15 +11,15 @@ from rich.console import Console
 from adaptermix.bench.goals import GOALS
 from benchmarks.gpu.measure import CardPlan, run, scalars
 from benchmarks.gpu.report import markdown
-from benchmarks.gpu.steps import CardSizes, Turn
+from benchmarks.gpu.steps import CardSizes, CardTurn
 
 
 def test_what_the_targets_are_about() -> None:
     """Medians of a round's steps; the graph beside the whole step."""
     turns = {
-        "base": [Turn((0.005, 0.004, 0.009), 0.003)],
-        "eight": [Turn((0.010,), 0.006)],
-        "mixtures": [Turn((0.006,), 0.0045)],
+        "base": [CardTurn((0.005, 0.004, 0.009), 0.003)],
+        "eight": [CardTurn((0.010,), 0.006)],
+        "mixtures": [CardTurn((0.006,), 0.0045)],
     }
     found = scalars(turns, floor=0.0025, peft=[0.2, 0.1, 0.3])
     assert found == {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.clients import GenerateClient, LoadClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, Round
 from adaptermix.bench.rounds import Driven
@@ -44,7 +44,7 @@ def jobs(case: str, count: int = 3) -> list[Job]:
 def measure(live: Live, case: str, *, openai: bool = False, load: Load = TWO) -> Round:
     async def run() -> Round:
         async with http_client(live.url) as http:
-            client: Client = GenerateClient(http)
+            client: LoadClient = GenerateClient(http)
             if openai:
                 client = OpenAIClient(http, info(live.url)["model_id"])
             system = Driven(client.send, merging(http))

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.clients import GenerateClient, LoadClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, Round, Sample, closed_loop, drive, open_loop
 from adaptermix.bench.workload import CaseMixture, Job
@@ -76,7 +76,7 @@ def measure(answer: Answer, count: int = 1, clients: int = 1) -> Round:
 def complete(answer: Answer, job: Job = JOB) -> Sample:
     async def use(http: aiohttp.ClientSession) -> Sample:
         ticks = iter(range(1, 100))
-        client: Client = OpenAIClient(http, "base", clock=lambda: float(next(ticks)))
+        client: LoadClient = OpenAIClient(http, "base", clock=lambda: float(next(ticks)))
         return await client.send(job, 0.0)
 
     sample = asyncio.run(asking(answer, "/v1/completions", use))

@@ -16,12 +16,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from adaptermix import (
+    AdapterRefusedError,
     Client,
     ConflictError,
     ForbiddenError,
     GenerationFailedError,
     HeadTooLargeError,
-    InvalidAdapterError,
     InvalidRequestError,
     MethodNotAllowedError,
     Mixture,
@@ -155,7 +155,7 @@ def test_an_adapter_of_another_base_is_refused(
     weights = load_file(other / "adapter_model.safetensors")
     renamed = {name.replace("layers.1.", "layers.9."): one for name, one in weights.items()}
     save_file(renamed, other / "adapter_model.safetensors")
-    refused = raised(admin, InvalidAdapterError, lambda c: c.adapters.publish(other))
+    refused = raised(admin, AdapterRefusedError, lambda c: c.adapters.publish(other))
     assert (refused.status, refused.type) == (422, "invalid_adapter")
     assert isinstance(refused, InvalidRequestError)
     report = admin(lambda c: c.adapters.check(other))

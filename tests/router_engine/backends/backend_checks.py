@@ -18,7 +18,7 @@ from router_engine.config import (
     ModelConfig,
 )
 from router_engine.mixture.weights import StepWeights
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from tests.support.harness import EngineHarness
 from tests.support.tiny import make_lora_folder
@@ -138,7 +138,7 @@ def _row(
         EngineRequest(
             f"r{first_block}",
             TEXT,
-            SamplingParams(max_new_tokens=1),
+            SamplingSpec(max_new_tokens=1),
             reads_hidden_states=reads_hidden_states,
         ),
         arrival=0,

@@ -10,19 +10,19 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.types import ResolvedMixture
-from router_engine.calls import GetMerged, GetResidency, GetStats, Load, Merge, Pin, Unload
+from router_engine.calls import GetMerged, GetResidency, GetStats, LoadAdapter, Merge, Pin, Unload
 from router_engine.client.base import EngineClient
 from router_engine.errors import AdapterBusyError, EngineError, MixtureError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.info import Residency
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, Reports, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.client.support import PROMPT, answer_to
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 
 
 async def test_a_request_gets_its_tokens_and_one_final_event(client: EngineClient) -> None:
@@ -73,7 +73,7 @@ async def test_routed_weights_come_back_with_each_token(
     routed = EngineRequest(
         "routed",
         PROMPT,
-        SamplingParams(max_new_tokens=3),
+        SamplingSpec(max_new_tokens=3),
         adapters=(digests["math"], digests["code"]),
         routing=TokenRouting("given", {"weights": rows}),
         reports=Reports(weights=True),
@@ -195,7 +195,7 @@ async def test_a_missing_adapter_fails_its_request_alone(client: EngineClient) -
 
 async def test_load_pin_and_unload(client: EngineClient, digests: Mapping[str, str]) -> None:
     digest = digests["math"]
-    loaded = await client.call(Load(digest))
+    loaded = await client.call(LoadAdapter(digest))
     assert loaded.residency is Residency.DEVICE
     assert loaded.rank_rows > 0
     assert (await client.call(Pin(digest, pinned=True))).pinned
@@ -210,7 +210,7 @@ async def test_load_pin_and_unload(client: EngineClient, digests: Mapping[str, s
 async def test_loading_what_does_not_exist_raises(client: EngineClient) -> None:
     missing = "sha256:" + "0" * 64
     with pytest.raises(EngineError, match=missing):
-        await client.call(Load(missing))
+        await client.call(LoadAdapter(missing))
 
 
 async def test_a_merged_mixture_changes_no_answer(

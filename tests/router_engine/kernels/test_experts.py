@@ -22,7 +22,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.mixture.weights import StepWeights
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from tests.router_engine.kernels.conftest import Pair
 from tests.support.expert_adapters import (
@@ -64,7 +64,7 @@ def experts(tmp_path: Path) -> dict[str, Path]:
 
 
 def _arrow(name: str, digests: list[str]) -> EngineRequest:
-    sampling = SamplingParams(max_new_tokens=8)
+    sampling = SamplingSpec(max_new_tokens=8)
     routing = LayerRouting("arrow", {"top_k": 2})
     return EngineRequest(name, tuple(TEXT), sampling, tuple(digests), layer_routing=routing)
 
@@ -191,7 +191,7 @@ def _plan(tokens: Sequence[int], *, reads_hidden_states: bool) -> StepPlan:
         EngineRequest(
             "r",
             tuple(tokens),
-            SamplingParams(max_new_tokens=1),
+            SamplingSpec(max_new_tokens=1),
             reads_hidden_states=reads_hidden_states,
         ),
         arrival=0,
