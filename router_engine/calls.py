@@ -47,7 +47,7 @@ class Call(msgspec.Struct, Generic[Answer], frozen=True):
         raise NotImplementedError
 
 
-class Load(Call[AdapterResidency], frozen=True, tag=True):
+class LoadAdapter(Call[AdapterResidency], frozen=True, tag=True):
     """Bring an adapter to the device. Raises AdapterLoadError, RequestRefusedError."""
 
     digest: str
@@ -124,7 +124,7 @@ class PutCentroids(Call[None], frozen=True, tag=True):
         engine.put_centroids(self.router, self.centroids)
 
 
-AnyCall = Load | Pin | Unload | GetResidency | Merge | GetMerged | GetStats | PutCentroids
+AnyCall = LoadAdapter | Pin | Unload | GetResidency | Merge | GetMerged | GetStats | PutCentroids
 
 
 def decode_answer(command: Call[Answer], value: bytes | msgspec.Raw) -> Answer:

@@ -16,12 +16,12 @@ from router_engine.errors import EngineError, EngineNotReadyError, RequestRefuse
 from router_engine.events import EngineEvent, FinalEvent, FinishReason
 from router_engine.info import EngineInfo
 from router_engine.process.messages import (
-    Ask,
     CallFailed,
     CallResult,
     Cancel,
     Command,
     LongWork,
+    NumberedCall,
     Ready,
     Report,
     StartFailed,
@@ -127,7 +127,7 @@ class EngineSession:
         self._calls[number] = answer
         try:
             # AnyCall lists all of them, for the sake of their decoder.
-            self._send(Ask(number, cast(AnyCall, command)))
+            self._send(NumberedCall(number, cast(AnyCall, command)))
             return decode_answer(command, await answer)
         finally:
             self._calls.pop(number, None)

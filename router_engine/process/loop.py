@@ -17,12 +17,12 @@ from router_engine.errors import EngineError
 from router_engine.events import EngineEvent
 from router_engine.info import EngineInfo
 from router_engine.process.messages import (
-    Ask,
     CallFailed,
     CallResult,
     Cancel,
     Command,
     LongWork,
+    NumberedCall,
     Ready,
     Report,
     Shutdown,
@@ -137,13 +137,13 @@ class EngineLoop:
             self._unchecked = False
         return commands
 
-    def _handle(self, command: Submit | Cancel | Ask) -> None:
+    def _handle(self, command: Submit | Cancel | NumberedCall) -> None:
         match command:
             case Submit(request):
                 self._engine.add_request(request)
             case Cancel(request_id):
                 self._engine.cancel(request_id)
-            case Ask(number, call):
+            case NumberedCall(number, call):
                 self._answer(number, call)
 
     def _answer(self, number: int, call: AnyCall) -> None:

@@ -22,7 +22,7 @@ from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
 from adapters_store.upload import Upload
-from router_engine.calls import GetMerged, GetResidency, Load, Merge, Pin, Unload
+from router_engine.calls import GetMerged, GetResidency, LoadAdapter, Merge, Pin, Unload
 from router_engine.client.base import EngineClient
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
@@ -198,7 +198,7 @@ class AdapterService:
     async def load(self, reference: str) -> ResidencyReply:
         """Bring an adapter to the device."""
         record = await self._mixtures.record(reference)
-        return ResidencyReply.of(await self._engine.call(Load(record.digest)))
+        return ResidencyReply.of(await self._engine.call(LoadAdapter(record.digest)))
 
     async def pin(self, reference: str, *, pinned: bool) -> ResidencyReply:
         """Keep an adapter on the device, or let it go again."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.types import ResolvedMixture
-from router_engine.calls import GetMerged, GetResidency, GetStats, Load, Merge, Pin, Unload
+from router_engine.calls import GetMerged, GetResidency, GetStats, LoadAdapter, Merge, Pin, Unload
 from router_engine.client.base import EngineClient
 from router_engine.errors import AdapterBusyError, EngineError, MixtureError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
@@ -195,7 +195,7 @@ async def test_a_missing_adapter_fails_its_request_alone(client: EngineClient) -
 
 async def test_load_pin_and_unload(client: EngineClient, digests: Mapping[str, str]) -> None:
     digest = digests["math"]
-    loaded = await client.call(Load(digest))
+    loaded = await client.call(LoadAdapter(digest))
     assert loaded.residency is Residency.DEVICE
     assert loaded.rank_rows > 0
     assert (await client.call(Pin(digest, pinned=True))).pinned
@@ -210,7 +210,7 @@ async def test_load_pin_and_unload(client: EngineClient, digests: Mapping[str, s
 async def test_loading_what_does_not_exist_raises(client: EngineClient) -> None:
     missing = "sha256:" + "0" * 64
     with pytest.raises(EngineError, match=missing):
-        await client.call(Load(missing))
+        await client.call(LoadAdapter(missing))
 
 
 async def test_a_merged_mixture_changes_no_answer(

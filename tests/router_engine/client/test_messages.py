@@ -59,14 +59,14 @@ COMMANDS: list[m.Command] = [
     m.Submit(ENSEMBLE),
     m.Cancel("r1"),
     m.Shutdown(),
-    m.Ask(1, c.Load(MIXTURE.digests[0])),
-    m.Ask(2, c.Pin(MIXTURE.digests[0], pinned=True)),
-    m.Ask(3, c.Unload(MIXTURE.digests[0])),
-    m.Ask(4, c.Merge(MIXTURE)),
-    m.Ask(5, c.Merge(None)),
-    m.Ask(6, c.GetResidency()),
-    m.Ask(7, c.GetMerged()),
-    m.Ask(8, c.GetStats()),
+    m.NumberedCall(1, c.LoadAdapter(MIXTURE.digests[0])),
+    m.NumberedCall(2, c.Pin(MIXTURE.digests[0], pinned=True)),
+    m.NumberedCall(3, c.Unload(MIXTURE.digests[0])),
+    m.NumberedCall(4, c.Merge(MIXTURE)),
+    m.NumberedCall(5, c.Merge(None)),
+    m.NumberedCall(6, c.GetResidency()),
+    m.NumberedCall(7, c.GetMerged()),
+    m.NumberedCall(8, c.GetStats()),
 ]
 
 INFO = EngineInfo(
