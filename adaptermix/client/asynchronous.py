@@ -176,7 +176,7 @@ class AsyncClient:
         return AsyncStream(self._pieces(call))
 
     async def _pieces(self, call: StreamCall[T]) -> AsyncGenerator[T, None]:
-        request, reader = await self._complete(call.request), call.reader()
+        request = await self._complete(call.request)
         with translated(self.address):
             response = await self._http.send(built(self._http, request, None), stream=True)
             async with aclosing(response):
@@ -184,6 +184,7 @@ class AsyncClient:
                     await response.aread()
                     raise failure(response)
                 require_events(response)
+                reader = call.reader(response.headers)
                 async for chunk in response.aiter_bytes():
                     for piece in reader.feed(chunk):
                         yield piece

@@ -62,9 +62,12 @@ def failure_of(status: int, content: bytes, headers: Mapping[str, str]) -> Statu
     return _class_of(status, None)(message, status=status, headers=headers)
 
 
-def failure_of_event(value: Any) -> StatusError | None:
-    """The error that an event of a stream tells of; None where it tells of none."""
-    return _from_body(value, None, {})
+def failure_of_event(value: Any, headers: Mapping[str, str]) -> StatusError | None:
+    """The error that an event of a stream tells of; None where it tells of none.
+
+    headers: the stream's.
+    """
+    return _from_body(value, None, headers)
 
 
 def _from_body(value: Any, status: int | None, headers: Mapping[str, str]) -> StatusError | None:

@@ -167,7 +167,7 @@ class Client:
         return Stream(self._pieces(call))
 
     def _pieces(self, call: StreamCall[T]) -> Generator[T, None, None]:
-        request, reader = self._complete(call.request), call.reader()
+        request = self._complete(call.request)
         with translated(self.address):
             response = self._http.send(built(self._http, request, None), stream=True)
             with closing(response):
@@ -175,6 +175,7 @@ class Client:
                     response.read()
                     raise failure(response)
                 require_events(response)
+                reader = call.reader(response.headers)
                 for chunk in response.iter_bytes():
                     yield from reader.feed(chunk)
         reader.end()

@@ -235,6 +235,7 @@ def test_a_stream_that_fails_raises_behind_its_pieces(keyed: Keyed) -> None:
         for exponent in range(12):
             pieces, ended = held(client, keyed.live, timeout=0.25 * 2**exponent)
             assert (ended.status, ended.type) == (408, "timeout")
+            assert ended.request_id
             if pieces:
                 return
     raise AssertionError("no piece came")
