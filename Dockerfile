@@ -18,6 +18,7 @@ WORKDIR /src
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
 COPY deploy deploy
+COPY adaptermix adaptermix
 COPY adapters_store adapters_store
 COPY router_engine router_engine
 COPY server server

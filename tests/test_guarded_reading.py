@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("adapters_store", "router_engine", "server", "training", "benchmarks", "deploy")
+PACKAGES = (
+    *("adaptermix", "adapters_store", "router_engine", "server", "training", "benchmarks"),
+    "deploy",
+)
 # Where `refused` is not around the reading itself, and why.
 ELSEWHERE = {
     "benchmarks/peers/workers/transformers_peft.py": "a peer, on a base that ours has read before",
