@@ -249,7 +249,7 @@ def _as_told() -> Iterator[None]:
         raise ClosedError("the LLM was closed meanwhile") from error
     except (EngineError, StoreError, ServerError) as error:
         failure = failure_for(error)
-        told = None if failure is None else failure_of_event(failure.native())
+        told = None if failure is None else failure_of_event(failure.native(), {})
         if told is None:
             raise
         for note in getattr(error, "__notes__", ()):

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from adaptermix.client import adapters, generation, openai, system
 from adaptermix.client.calls import Call, Request, StreamCall
-from adaptermix.client.connection import address_and_key, connected, told_of
+from adaptermix.client.connection import address_and_key, connected, translated
 from adaptermix.client.http import answer_of, built, document, failure, require_events
 
 P = ParamSpec("P")
@@ -73,8 +73,8 @@ def _stream(
     return method
 
 
-class _Room:
-    """A part of a client."""
+class _Resource:
+    """One part of the API, under a name of its own."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -88,7 +88,7 @@ class _Room:
         return self._client.open(call)
 
 
-class AsyncAdapters(_Room):
+class AsyncAdapters(_Resource):
     """What is in the server's store: `client.adapters`."""
 
     publish = _method(adapters.publish)
@@ -105,7 +105,7 @@ class AsyncAdapters(_Room):
     unload = _method(adapters.unload)
 
 
-class AsyncMerged(_Room):
+class AsyncMerged(_Resource):
     """What is folded into the base weights: `client.merged`."""
 
     get = _method(system.merged)
@@ -165,7 +165,7 @@ class AsyncClient:
     async def send(self, call: Call[T]) -> T:
         """Execute a call: what every method does."""
         request = await self._complete(call.request)
-        with told_of(self.address), ExitStack() as stack:
+        with translated(self.address), ExitStack() as stack:
             form = None
             if request.form is not None:  # whose files are checked: that takes a while
                 form = await to_thread.run_sync(stack.enter_context, request.form())
@@ -176,14 +176,15 @@ class AsyncClient:
         return AsyncStream(self._pieces(call))
 
     async def _pieces(self, call: StreamCall[T]) -> AsyncGenerator[T, None]:
-        request, reader = await self._complete(call.request), call.reader()
-        with told_of(self.address):
+        request = await self._complete(call.request)
+        with translated(self.address):
             response = await self._http.send(built(self._http, request, None), stream=True)
             async with aclosing(response):
                 if not response.is_success:
                     await response.aread()
                     raise failure(response)
                 require_events(response)
+                reader = call.reader(response.headers)
                 async for chunk in response.aiter_bytes():
                     for piece in reader.feed(chunk):
                         yield piece

@@ -72,9 +72,9 @@ class StreamCall(Generic[T]):
     parse: Callable[[bytes], tuple[T, bool]]
     has_end_mark: bool = False  # `[DONE]` ends it, as in OpenAI's API
 
-    def reader(self) -> EventReader[T]:
-        """A reader of one answer."""
-        return EventReader(self.parse, has_end_mark=self.has_end_mark)
+    def reader(self, headers: Mapping[str, str]) -> EventReader[T]:
+        """A reader of one answer, which has these headers."""
+        return EventReader(self.parse, headers, has_end_mark=self.has_end_mark)
 
     def raw(self) -> StreamCall[Any]:
         """The same in the JSON of the events once `parse` has found no fault in it."""
@@ -91,6 +91,7 @@ class EventReader(Generic[T]):
     """Bytes in, as they come from the network; what the events say out."""
 
     parse: Callable[[bytes], tuple[T, bool]]
+    headers: Mapping[str, str]
     has_end_mark: bool
     _is_whole: bool = field(default=False, init=False)
     _waiting: bytes = field(default=b"", init=False)
@@ -115,7 +116,7 @@ class EventReader(Generic[T]):
         if self.has_end_mark and data == b"[DONE]":
             self._is_whole = True
             return
-        failure = failure_of_event(as_json(data))
+        failure = failure_of_event(as_json(data), self.headers)
         if failure is not None:
             raise failure
         item, is_last = self.parse(data)

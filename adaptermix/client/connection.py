@@ -92,7 +92,7 @@ def is_this_machine(host: str) -> bool:
 
 
 @contextmanager
-def told_of(address: str) -> Iterator[None]:
+def translated(address: str) -> Iterator[None]:
     """What goes wrong between here and the server, as this API's errors that name the address."""
     try:
         yield

@@ -51,7 +51,7 @@ _MOST_TOLD = 200  # bytes of an answer that isn't AdapterMix's
 def failure_of(status: int, content: bytes, headers: Mapping[str, str]) -> StatusError:
     """The error of an answer that is no success, whoever it is from."""
     try:
-        failure = _told(as_json(content), status, headers)
+        failure = _from_body(as_json(content), status, headers)
     except ForeignBodyError:
         failure = None
     if failure is not None:
@@ -62,12 +62,15 @@ def failure_of(status: int, content: bytes, headers: Mapping[str, str]) -> Statu
     return _class_of(status, None)(message, status=status, headers=headers)
 
 
-def failure_of_event(value: Any) -> StatusError | None:
-    """The error that an event of a stream tells of; None where it tells of none."""
-    return _told(value, None, {})
+def failure_of_event(value: Any, headers: Mapping[str, str]) -> StatusError | None:
+    """The error that an event of a stream tells of; None where it tells of none.
+
+    headers: the stream's.
+    """
+    return _from_body(value, None, headers)
 
 
-def _told(value: Any, status: int | None, headers: Mapping[str, str]) -> StatusError | None:
+def _from_body(value: Any, status: int | None, headers: Mapping[str, str]) -> StatusError | None:
     """The error in a body of the native API or of OpenAI's; None where it is neither's."""
     match value:
         case {"error": str(message)}:

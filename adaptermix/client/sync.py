@@ -10,7 +10,7 @@ import httpx
 
 from adaptermix.client import adapters, generation, openai, system
 from adaptermix.client.calls import Call, Request, StreamCall
-from adaptermix.client.connection import address_and_key, connected, told_of
+from adaptermix.client.connection import address_and_key, connected, translated
 from adaptermix.client.http import answer_of, built, document, failure, require_events
 
 P = ParamSpec("P")
@@ -68,8 +68,8 @@ def _stream(define: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Sender,
     return method
 
 
-class _Room:
-    """A part of a client."""
+class _Resource:
+    """One part of the API, under a name of its own."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -83,7 +83,7 @@ class _Room:
         return self._client.open(call)
 
 
-class Adapters(_Room):
+class Adapters(_Resource):
     """What is in the server's store: `client.adapters`."""
 
     publish = _method(adapters.publish)
@@ -100,7 +100,7 @@ class Adapters(_Room):
     unload = _method(adapters.unload)
 
 
-class Merged(_Room):
+class Merged(_Resource):
     """What is folded into the base weights: `client.merged`."""
 
     get = _method(system.merged)
@@ -159,7 +159,7 @@ class Client:
         """Execute a call: what every method does."""
         request = self._complete(call.request)
         opened = nullcontext(None) if request.form is None else request.form()
-        with told_of(self.address), opened as form:
+        with translated(self.address), opened as form:
             return answer_of(call, self._http.send(built(self._http, request, form)))
 
     def open(self, call: StreamCall[T]) -> Stream[T]:
@@ -167,14 +167,15 @@ class Client:
         return Stream(self._pieces(call))
 
     def _pieces(self, call: StreamCall[T]) -> Generator[T, None, None]:
-        request, reader = self._complete(call.request), call.reader()
-        with told_of(self.address):
+        request = self._complete(call.request)
+        with translated(self.address):
             response = self._http.send(built(self._http, request, None), stream=True)
             with closing(response):
                 if not response.is_success:
                     response.read()
                     raise failure(response)
                 require_events(response)
+                reader = call.reader(response.headers)
                 for chunk in response.iter_bytes():
                     yield from reader.feed(chunk)
         reader.end()

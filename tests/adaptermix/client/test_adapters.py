@@ -90,7 +90,7 @@ def test_merging(ask: Asker) -> None:
     assert ask(lambda c: c.merged.clear()).mode == "unmerged"
 
 
-class Told(Watcher):
+class Recording(Watcher):
     """What an upload says."""
 
     def __init__(self) -> None:
@@ -106,12 +106,12 @@ class Told(Watcher):
 
 
 def test_a_watcher_sees_what_is_sent_and_what_is_not(ask: Asker, folders: dict[str, Path]) -> None:
-    told = Told()
-    ask(lambda c: c.adapters.check(folders["math"], texts=["one"], watcher=told))
-    assert all("left out" in note for note in told.notes)
+    watcher = Recording()
+    ask(lambda c: c.adapters.check(folders["math"], texts=["one"], watcher=watcher))
+    assert all("left out" in note for note in watcher.notes)
     weights = folders["math"] / "adapter_model.safetensors"
-    assert told.files["adapter_model.safetensors"] == weights.stat().st_size
-    assert "texts.jsonl" in told.files
+    assert watcher.files["adapter_model.safetensors"] == weights.stat().st_size
+    assert "texts.jsonl" in watcher.files
 
 
 @pytest.mark.parametrize("name", ["my adapter", "", "a/b", "\u00fc"])

@@ -107,8 +107,8 @@ def test_the_method_asks_for_that_operation(operation: Operation) -> None:
 
 def test_both_clients_have_the_same_methods_and_no_others() -> None:
     def names(front: Any) -> set[str]:
-        rooms = {f"adapters.{name}" for name in _public(front.adapters)}
-        return _public(front) | rooms | {f"merged.{name}" for name in _public(front.merged)}
+        resources = {f"adapters.{name}" for name in _public(front.adapters)}
+        return _public(front) | resources | {f"merged.{name}" for name in _public(front.merged)}
 
     with Client("http://127.0.0.1:9") as client:
         there = names(client)
@@ -117,5 +117,6 @@ def test_both_clients_have_the_same_methods_and_no_others() -> None:
 
 
 def _public(front: Any) -> set[str]:
-    room = {"send", "open"} if type(front).__name__.endswith(("Adapters", "Merged")) else set()
-    return {name for name in dir(front) if not name.startswith("_")} - room
+    is_part = type(front).__name__.endswith(("Adapters", "Merged"))
+    names = {name for name in dir(front) if not name.startswith("_")}
+    return names - ({"send", "open"} if is_part else set())

@@ -236,6 +236,7 @@ def test_a_stream_that_fails_raises_behind_its_pieces(keyed: Keyed) -> None:
         for exponent in range(12):
             pieces, ended = held(client, keyed.live, timeout=0.25 * 2**exponent)
             assert (ended.status, ended.type) == (408, "timeout")
+            assert ended.request_id
             if pieces:
                 return
     raise AssertionError("no piece came")
@@ -256,10 +257,10 @@ def held(client: Client, live: Live, timeout: float) -> tuple[list[Piece], Statu
 
 
 def test_every_kind_of_error_is_known() -> None:
-    told = {kind: status for _, status, kind in TABLE} | {
+    table = {kind: status for _, status, kind in TABLE} | {
         kind: status for status, kind in _HTTP_TYPES.items()
     }
-    assert {kind: status for kind, (status, _) in TYPES.items()} == told | {
+    assert {kind: status for kind, (status, _) in TYPES.items()} == table | {
         "internal": 500,
         "store_full": 507,
     }
@@ -275,8 +276,8 @@ def test_each_kind_has_its_class_in_bodies_and_in_streams(
     status, error_class = TYPES[kind]
     native = {"error": "so it is", "error_type": kind}
     is_clients = status < 500 and status not in (408, 429)
-    told = {"message": "so it is", "param": None, "code": kind}
-    openai = {"error": told | {"type": "invalid_request_error" if is_clients else kind}}
+    detail = {"message": "so it is", "param": None, "code": kind}
+    openai = {"error": detail | {"type": "invalid_request_error" if is_clients else kind}}
     for body, use, stream in (
         (native, lambda c: c.generate("a"), lambda c: c.stream("a")),
         (openai, lambda c: c.models(), lambda c: c.stream_complete("a", model="b")),

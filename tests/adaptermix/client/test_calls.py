@@ -25,7 +25,7 @@ def reader() -> EventReader[str]:
         event = as_json(data)
         return event["text"], event["text"] == "last"
 
-    return EventReader(parse, has_end_mark=False)
+    return EventReader(parse, {}, has_end_mark=False)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
