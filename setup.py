@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from router_engine.kernels.cpu.build import KernelBuildError, compile_shipped
+from router_engine.backends.cpu.build import KernelBuildError, compile_shipped
 
 
 class BuildWithKernels(build_py):
@@ -20,7 +20,7 @@ class BuildWithKernels(build_py):
         super().run()
         if self.editable_mode:  # deploy/install.sh compiles for the one machine
             return
-        folder = Path(self.build_lib) / "router_engine" / "kernels" / "cpu" / "lib"
+        folder = Path(self.build_lib) / "router_engine" / "backends" / "cpu" / "lib"
         try:
             compile_shipped(folder)
         except KernelBuildError as error:

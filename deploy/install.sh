@@ -70,4 +70,4 @@ pip_install $source_option "$root$extras"
 "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null || true
 # Compiled ahead, so that the first start has them; in an image for every processor that it may meet.
 echo "Compiling the CPU kernels"
-"$venv/bin/python" -P -m router_engine.kernels.cpu.build $(if [ -z "$source_option" ]; then echo --all; fi)
+"$venv/bin/python" -P -m router_engine.backends.cpu.build $(if [ -z "$source_option" ]; then echo --all; fi)

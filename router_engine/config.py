@@ -16,11 +16,12 @@ Quantization = Literal["none", "int8"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
 MergeMode = Literal["manual", "auto"]
-# Those of kernels/cpu/build.py, by architecture from narrow to wide.
+# Those of backends/cpu/build.py, by architecture from narrow to wide.
 CpuIsa = Literal[
     "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16"
 ]
-# auto, cpu, or the name of an entry point in the group adaptermix.kernels (kernels.dispatch).
+# auto, cpu, or the name of an entry point in the group adaptermix.kernels (kernels.dispatch) or
+# adaptermix.backends (backends.select).
 Kernels = str
 
 
@@ -90,7 +91,7 @@ class KernelConfig:
     of their own where it can run the model. cpu: the C++ decoder, compiled first if need be, or an
     error. auto: triton on a CUDA device; on a CPU the C++ decoder where it can run this model, from
     when it has been compiled (in the background); the reference until then and elsewhere. Whatever
-    computes is proven first (`model.proof`).
+    computes is proven first (`backends.proof`).
     """
 
     kernels: Kernels = "reference"

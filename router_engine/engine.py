@@ -16,7 +16,12 @@ from typing import TypeVar
 
 from adapters_store.errors import StoreError
 from adapters_store.types import BaseModelSpec, ResolvedMixture
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
+from router_engine.backends.base import Backend
+from router_engine.backends.proof import Proof
+from router_engine.backends.select import BackendRegistry
+from router_engine.backends.spec import BackendParts
+from router_engine.backends.torch.projections import ModelProjections
+from router_engine.backends.torch.wrapped_layers import prepare_model
 from router_engine.config import EngineConfig
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
@@ -24,30 +29,26 @@ from router_engine.experts.base import AdapterSource
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
-from router_engine.kernels.dispatch import choose_kernels
+from router_engine.info import AdapterResidency, EngineInfo, MergedState
+from router_engine.kernels.dispatch import make_operations
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.merging.control import MERGED, MergeControl
 from router_engine.merging.merge_bound import MergeBound
-from router_engine.merging.merged_base import BaseWeights, MergedBase
+from router_engine.merging.merged_base import MergedBase
 from router_engine.mixture.rules import (
-    DIRECTIONS_ONLY,
+    ARROW_NEEDS_PLAIN_LORA,
     NOT_BEFORE_THE_PROMPT,
     check_mixture,
-    refuse_special,
+    require_plain_lora,
     without_zeros,
 )
-from router_engine.model.body import Body
-from router_engine.model.fast import choose_fast
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
 from router_engine.model.probe import probe_digest
-from router_engine.model.projections import ModelProjections
-from router_engine.model.proof import Proof
-from router_engine.model.runner import ModelRunner
-from router_engine.model.wrap import hook_layers, wrap_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routing import RunningRouters
+from router_engine.runner import ModelRunner
 from router_engine.scheduling.gate_statistics import GateCounts
 from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.scheduler import Scheduler
@@ -73,12 +74,12 @@ class Engine:
         self._routing = RunningRouters(token_routers, hidden_routers, layer_routers)
         pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
-        kernels = choose_kernels(config.kernels.kernels, loaded.device, loaded.dtype)
-        operations = kernels.make()
+        chosen = config.kernels.kernels
+        backend_spec, kernels = BackendRegistry.discover().choose(chosen, loaded)
+        operations = make_operations(kernels)
         blocks = blocks_of(loaded.model)
         self._experts = StepExperts(pool, operations, blocks, loaded.probe_layer)
-        linears = wrap_linears(loaded.model, self._experts)
-        hook_layers(loaded.model, self._experts)
+        linears = prepare_model(loaded.model, self._experts)
         shapes = {path: linear.shape for path, linear in linears.items()}
         self.base = base_spec(config.model.model, loaded.model, shapes, loaded.embeddings)
         # Beside linear layers, a layer has a site for each placement of a bottleneck and a prompt.
@@ -97,19 +98,24 @@ class Engine:
         shape, size = loaded.kv_shape, config.cache.block_size
         cache = PagedCache(shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device)
         proof = Proof(loaded, self._experts, cache, config.kernels.cache)
-        fast = choose_fast(
-            config.kernels, kernels, operations, loaded, linears, self._experts, cache, proof
+        self.backend: Backend = backend_spec.make(
+            BackendParts(config.kernels, loaded, linears, self._experts, cache, operations, proof)
         )
-        self.weights: BaseWeights = fast
-        base, quantization = MergedBase(fast), config.model.quantization
+        base, quantization = MergedBase(self.backend), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool, adapters, config.adapters, loaded.dtype, projections, wake, config.scheduler
+            pool,
+            adapters,
+            config.adapters,
+            projections,
+            wake,
+            config.scheduler,
+            lambda: self.backend.capabilities.expert_kinds,
         )
         bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
-        self._runner = ModelRunner(loaded, self._experts, cache, operations, fast)
-        self._runner.prove(proof)
+        self._cache = cache
+        self._runner = ModelRunner(self.backend, loaded.device)
         self._events: list[EngineEvent] = []
         # By owner of an admin: what follows once its adapters are there, or the reason why not.
         self._tasks: dict[str, Callable[[EngineError | None], None]] = {}
@@ -161,11 +167,6 @@ class Engine:
         self._route()  # what was computed, or found in the prefix cache
         events, self._events = self._events, []
         return events
-
-    @property
-    def body(self) -> Body | None:
-        """What runs steps instead of transformers' code, if anything does."""
-        return self._runner.body
 
     @property
     def has_work(self) -> bool:
@@ -254,7 +255,7 @@ class Engine:
             gate_counts=self._gates.counts,
             gate_total=self._gates.total,
             load_seconds_recent=recent,
-            kernels=self._runner.kernels,
+            kernels=self.backend.capabilities.kernels,
         )
 
     def check_integrity(self) -> None:
@@ -268,13 +269,13 @@ class Engine:
 
     def _poll_sources(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
-        grants = self._residency.pump()
-        self._merge.give_way()  # which the next `pump` makes use of
-        for owner in grants.ready:
+        results = self._residency.poll()
+        self._merge.give_way()  # which the next `poll` makes use of
+        for owner in results.ready:
             self._on_resident(owner, None)
-        for owner, reason in grants.failed:
+        for owner, reason in results.failed:
             self._on_resident(owner, AdapterLoadError(reason))
-        for owner, reason in grants.refused:
+        for owner, reason in results.refused:
             self._on_resident(owner, RequestRefusedError(reason))
         self._route()
 
@@ -305,7 +306,7 @@ class Engine:
             check_mixture(mixture, tuple(manifests.values()))
             if request.layer_routing is not None:
                 for digest, manifest in manifests.items():
-                    refuse_special(digest, manifest, DIRECTIONS_ONLY)
+                    require_plain_lora(digest, manifest, ARROW_NEEDS_PLAIN_LORA)
             if request.reads_hidden_states and whole:
                 raise MixtureError(f"{whole[0]}: {NOT_BEFORE_THE_PROMPT}")
         except MixtureError as error:

@@ -15,7 +15,7 @@ Level = Literal["request", "token", "layer"]  # at which routers work
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
+class SamplingSpec:
     """How the next token is drawn from the logits [vocab].
 
     temperature 0 is greedy. Penalties as in vLLM: repetition acts on prompt and generated tokens,
@@ -96,7 +96,7 @@ class EngineRequest:
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingSpec = SamplingSpec()
     adapters: tuple[str, ...] = ()  # digests; with a routing the candidates
     weights: tuple[float, ...] = ()  # one per adapter; empty with a routing
     combination: Combination = "sum"
@@ -123,7 +123,7 @@ class EngineRequest:
         mixture: ResolvedMixture,
         request_id: str,
         prompt_token_ids: tuple[int, ...],
-        sampling: SamplingParams,
+        sampling: SamplingSpec,
     ) -> EngineRequest:
         """A request under a fixed mixture."""
         return cls(

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters_store.home import expanded, is_homeless
 from adapters_store.near_names import near_names
+from router_engine.backends.cpu.build import known_isa
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -30,7 +31,6 @@ from router_engine.config import (
     Quantization,
     SchedulerConfig,
 )
-from router_engine.kernels.cpu.build import known_isa
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.encoder_config import EncoderDType
 from server.utf8 import require_utf8
@@ -378,10 +378,10 @@ def variable_of(field: str) -> str:
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {variable_of(field) for field in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
+    variables = {variable_of(field) for field in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
     for name in sorted(environment):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = near_names(name.upper(), known)
+        if name.upper().startswith(PREFIX) and name.upper() not in variables:
+            near = near_names(name.upper(), variables)
             hint = f"near names: {', '.join(near)}" if near else "see `adaptermix serve --help`"
             raise SettingsError(f"environment variable {name} is not a setting; {hint}")
 

@@ -18,7 +18,7 @@ from server.settings import Settings, SettingsError, load_settings, use_process_
 if TYPE_CHECKING:
     import torch
 
-    from router_engine.model.cpu.choice import Choice
+    from router_engine.backends.cpu.choice import Choice
 
 _EXPECTED = {1: "1 client", 8: "8 clients", 256: "reading prompts"}  # by rows of a step
 _NO_BF16 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "neon", "generic")  # in fp32
@@ -74,9 +74,9 @@ class Report:
 
     def _library(self) -> Path | None:
         """The kernels, if one of their sets runs here; compiles them if need be."""
+        from router_engine.backends.cpu.build import SHIPPED, build
+        from router_engine.backends.cpu.library import supported_isas
         from router_engine.errors import EngineError
-        from router_engine.kernels.cpu.build import SHIPPED, build
-        from router_engine.kernels.cpu.library import supported_isas
 
         try:
             path = build(self._settings.cache_dir / "kernels")
@@ -91,10 +91,10 @@ class Report:
         import torch
 
         from router_engine.assets import resolve_model
+        from router_engine.backends.cpu.choice import choose, running
+        from router_engine.backends.cpu.library import DTYPES
         from router_engine.errors import EngineError
-        from router_engine.kernels.cpu.library import DTYPES
         from router_engine.model.checkpoint import refused
-        from router_engine.model.cpu.choice import choose, running
         from router_engine.model.loader import described_by, dtype_of
 
         settings = self._settings
@@ -177,8 +177,8 @@ def _shape(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from router_engine.model.attention import attention_calls
-    from router_engine.model.cpu.choice import layer_shape
+    from router_engine.backends.cpu.choice import layer_shape
+    from router_engine.model.attention_calls import attention_calls
     from router_engine.model.layout import layout_of
 
     with torch.device("meta"):

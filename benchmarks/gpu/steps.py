@@ -13,6 +13,7 @@ import torch
 
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
+from router_engine.backends.cuda.cuda_backend import CudaBackend
 from router_engine.config import (
     AdapterPoolConfig,
     CacheConfig,
@@ -22,9 +23,8 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.engine import Engine
-from router_engine.model.cuda.body import CudaBody
 from router_engine.offline import OfflineEngine
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 
 CASES = ("base", "eight", "mixtures")
 _WARMUP = 3  # steps after the last prompt: graphs are captured, adapters' tables written
@@ -34,7 +34,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class CardSizes:
-    """How much one measurement runs."""
+    """The size of one measurement."""
 
     requests: int
     context: int  # tokens of a prompt
@@ -42,7 +42,7 @@ class CardSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class CardTurn:
     """One measurement. seconds: of each step, host included. device_seconds: of the graph alone."""
 
     seconds: tuple[float, ...]
@@ -87,7 +87,7 @@ class EngineSteps:
         tied = model.get_output_embeddings().weight is embedding
         return int(total if tied else total - embedding.nbytes)
 
-    def turn(self, case: str) -> Turn:
+    def turn(self, case: str) -> CardTurn:
         """Consecutive decode steps of a case, prompts and first steps not counted."""
         self._turns += 1
         sizes, start = self._sizes, self.engine.stats().generated_tokens
@@ -103,22 +103,23 @@ class EngineSteps:
         device_seconds = self._device_seconds()
         self._offline.abort_requests(f"{self._turns} {row}" for row in range(sizes.requests))
         self._offline.run_until_idle()
-        return Turn(tuple(seconds), device_seconds)
+        return CardTurn(tuple(seconds), device_seconds)
 
     def close(self) -> None:
         self._offline.close()
 
     def _device_seconds(self) -> float | None:
         """The last step's graph run again and again; None where there are no graphs."""
-        body = self.engine.body
-        if not isinstance(body, CudaBody) or not torch.cuda.is_available():
+        backend = self.engine.backend
+        graphs = backend.graphs if isinstance(backend, CudaBackend) else None
+        if graphs is None or not torch.cuda.is_available():
             return None
         event: Any = torch.cuda.Event  # untyped in torch
         first, last = (event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         first.record()
         for _ in range(self._sizes.steps):
-            body.graphs.again()
+            graphs.again()
         last.record()
         torch.cuda.synchronize()
         return float(first.elapsed_time(last)) / 1000 / self._sizes.steps
@@ -132,7 +133,7 @@ class EngineSteps:
             f"{self._turns} {row}",
             prompt,
             # More than is ever computed; all requests stay until they are cancelled.
-            SamplingParams(max_new_tokens=self._sizes.steps + 48),
+            SamplingSpec(max_new_tokens=self._sizes.steps + 48),
             adapters=digests,
             weights=weights,
         )

@@ -13,8 +13,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, GatingNetworkSpec
+from adapters_store.expert_kinds.base import Activation
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from adapters_store.types import AdapterManifest
+from router_engine.kernels.base import GatingWeights
 
 
 class AdapterContents(Protocol):
@@ -96,57 +98,38 @@ class ExpertRows:
 
 @dataclass(frozen=True, slots=True)
 class HostGatingNetwork:
-    """The router inside one layer, on the host; the pool keeps one like it on the device.
+    """A gating network inside one layer, on the host; the pool keeps one like it on the device."""
 
-    wide [rows, features], in the pool's dtype: R [outputs] of a linear router, or W1 and then W3
-    [hidden each] of a swiglu one; then W [1] of the threshold's net, where it has one.
-    wide_bias [rows] fp32. w2 [outputs, hidden], bias2 [outputs] fp32: of swiglu, else None.
-    """
-
-    spec: GatingNetworkSpec
-    wide: Tensor
-    wide_bias: Tensor
-    w2: Tensor | None = None
-    bias2: Tensor | None = None
+    spec: GatingNetworkSpec  # what it reads and when
+    network: GatingWeights  # what the kernels compute with; its `wide` in the pool's dtype
 
     @property
     def num_bytes(self) -> int:
-        parts = (self.wide, self.wide_bias, self.w2, self.bias2)
-        return sum(part.nbytes for part in parts if part is not None)
+        return self.network.num_bytes
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> HostGatingNetwork:
         """The same with every tensor changed."""
-        return replace(
-            self,
-            wide=change(self.wide),
-            wide_bias=change(self.wide_bias),
-            w2=None if self.w2 is None else change(self.w2),
-            bias2=None if self.bias2 is None else change(self.bias2),
-        )
+        return replace(self, network=self.network.mapped(change))
 
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
-    """An adapter's weights in host memory, ready to be copied to the device.
+    """An adapter's weights in host memory, ready to be copied to the device."""
 
-    pairs: rank rows by site, which is a linear layer's path, or "model.layers.0.mlp#parallel",
-    "...mlp#serial", "...self_attn#prompt" (`adapters_store.expert_types`). routers: by the path of
-    their layer.
-    """
-
-    digest: str
+    digest: str  # of the adapter, or of one of its variants (`variants`)
     manifest: AdapterManifest
-    pairs: dict[str, ExpertRows]
-    load_seconds: float
-    routers: dict[str, HostGatingNetwork] = field(default_factory=dict)
+    # A site is a linear layer's path, or a module's path and a kind's suffix ("...mlp#serial").
+    rows_by_site: dict[str, ExpertRows]
+    load_seconds: float  # that reading it took
+    routers: dict[str, HostGatingNetwork] = field(default_factory=dict)  # by their layer's path
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        num_bytes = sum(rows.num_bytes for rows in self.pairs.values())
+        num_bytes = sum(rows.num_bytes for rows in self.rows_by_site.values())
         num_bytes += sum(router.num_bytes for router in self.routers.values())
         object.__setattr__(self, "num_bytes", num_bytes)
 
     @property
-    def only_lora(self) -> bool:
-        """Whether it is LoRA at linear layers alone, without gates."""
-        return not any("#" in site or rows.gate is not None for site, rows in self.pairs.items())
+    def is_plain_lora(self) -> bool:
+        """Whether it is LoRA without gates alone; its copies, if it has any, are one by now."""
+        return all(each.kind == "lora" and each.gate is None for each in self.manifest.experts)

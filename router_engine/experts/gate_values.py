@@ -10,7 +10,7 @@ from torch import Tensor
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.rows import GatheredRows, RowPool
-from router_engine.kernels.reference.layer_router import gating_values
+from router_engine.kernels.base import Operations
 from router_engine.mixture.weights import PromptTokens, StepWeights
 from router_engine.scheduling.plan import GateColumns, PromptGates
 
@@ -22,9 +22,15 @@ class StepGateValues:
     """
 
     def __init__(
-        self, pool: RowPool, weights: StepWeights, columns: GateColumns, layers: int
+        self,
+        pool: RowPool,
+        operations: Operations,
+        weights: StepWeights,
+        columns: GateColumns,
+        layers: int,
     ) -> None:
         self._pool = pool
+        self._operations = operations
         self._columns = columns
         self._prompts = weights.prompts
         self._layers = layers
@@ -39,13 +45,13 @@ class StepGateValues:
             router = self._pool.routers(digest).get(path)
             if router is not None:
                 v = x_pre if router.spec.input == "pre_norm" else x_post
-                found = values[layer, :, 1 + first : 1 + first + router.spec.outputs]
+                gates = values[layer, :, 1 + first : 1 + first + router.spec.outputs]
                 if router.spec.scope == "token":
-                    found[:] = gating_values(router, v)
+                    gates[:] = self._operations.gating(v, router.network)
                     continue
                 for prompt in self._prompts:
                     if prompt.kept is None and digest in prompt.adapters:
-                        found[prompt.tokens] = _of_prompt(router, v, prompt)
+                        gates[prompt.tokens] = self._of_prompt(router, v, prompt)
 
     def per_row(self, layer: int, rows: GatheredRows, gate: Tensor) -> Tensor:
         """[tokens, rows]: what multiplies each row at a site of a layer; `gate` is `rows.gate`."""
@@ -59,6 +65,12 @@ class StepGateValues:
         assert self._values is not None, "no layer has been routed"
         values = self._values[:, :, 1:].to("cpu", copy=True)
         return gate_readings(self._pool, weights, self._columns, values, probe_layer)
+
+    def _of_prompt(self, router: HostGatingNetwork, v: Tensor, prompt: PromptTokens) -> Tensor:
+        """The gates of a prompt [outputs]: those of the mean of v [tokens, features]."""
+        read = v[prompt.first : prompt.first + prompt.prompt]
+        mean = read.float().mean(0, keepdim=True).to(v.dtype)
+        return self._operations.gating(mean, router.network)[0]
 
     def _storage(self, like: Tensor) -> Tensor:
         if self._values is None:
@@ -79,12 +91,6 @@ def known_gates(
                 kept = torch.from_numpy(prompt.kept[digest])
                 values[:, prompt.tokens, first : first + count] = kept[:, None]
     return values
-
-
-def _of_prompt(router: HostGatingNetwork, v: Tensor, prompt: PromptTokens) -> Tensor:
-    """The gates of a prompt [outputs]: those of the mean of v [tokens, features]."""
-    read = v[prompt.first : prompt.first + prompt.prompt]
-    return gating_values(router, read.float().mean(0, keepdim=True).to(v.dtype))[0]
 
 
 def gate_readings(

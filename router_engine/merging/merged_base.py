@@ -15,19 +15,19 @@ from router_engine.experts.base import HostAdapter
 
 
 class BaseWeights(Protocol):
-    """The base's linear weights, in whatever form the kernels read them.
+    """The base's linear weights, in whatever form a backend keeps them.
 
     Written between two steps by the engine's thread; other threads may read.
     """
 
-    def read(self, module: str) -> Tensor:
+    def read_weight(self, module: str) -> Tensor:
         """A layer's weight [out, in] in the base's dtype, in fp32 where it is held in integers.
 
         It may be the layer's own memory.
         """
         ...
 
-    def write(self, module: str, weight: Tensor) -> None:
+    def write_weight(self, module: str, weight: Tensor) -> None:
         """Replace it by `weight` [out, in], bit for bit; nothing may run meanwhile."""
         ...
 
@@ -51,9 +51,9 @@ class MergedBase:
         Raises MixtureError, the base restored, where a weight would be no finite number.
         """
         self.restore()
-        modules = {module for adapter in adapters for module in adapter.pairs}
+        modules = {module for adapter in adapters for module in adapter.rows_by_site}
         for module in sorted(modules):
-            weight = self._weights.read(module)
+            weight = self._weights.read_weight(module)
             delta = low_rank_delta(module, mixture, adapters).to(weight.device)
             merged = (weight.float() + delta).to(weight.dtype)
             if not bool(merged.isfinite().all()):
@@ -64,20 +64,22 @@ class MergedBase:
                 )
             with self._changing:
                 self._kept[module] = weight.to("cpu", copy=True)
-                self._weights.write(module, merged)
+                self._weights.write_weight(module, merged)
         self.mixture = mixture
 
     def restore(self) -> None:
         """Bring the untouched base back, bit for bit."""
         for module in list(self._kept):
             with self._changing:
-                self._weights.write(module, self._kept.pop(module))
+                self._weights.write_weight(module, self._kept.pop(module))
         self.mixture = None
 
     def norm(self, module: str) -> float:
         """The Frobenius norm of a layer's weight as no mixture has changed it."""
         weight = self._kept.get(module)
-        return float((self._weights.read(module) if weight is None else weight).float().norm())
+        return float(
+            (self._weights.read_weight(module) if weight is None else weight).float().norm()
+        )
 
     def untouched(self, module: str) -> Tensor:
         """A copy of a layer's weight [out, in] as no mixture has changed it, in fp32 on the host.
@@ -87,7 +89,7 @@ class MergedBase:
         with self._changing:
             weight = self._kept.get(module)
             if weight is None:
-                weight = self._weights.read(module)
+                weight = self._weights.read_weight(module)
             return weight.to("cpu", torch.float32, copy=True)
 
 
@@ -100,9 +102,9 @@ def low_rank_delta(
     PEFT's `add_weighted_adapter(combination_type="linear")`.
     """
     terms = [
-        (weight, adapter.pairs[module])
+        (weight, adapter.rows_by_site[module])
         for weight, adapter in zip(mixture.weights, adapters, strict=True)
-        if module in adapter.pairs
+        if module in adapter.rows_by_site
     ]
     if mixture.combination == "sum":
         # B holds the scale already.

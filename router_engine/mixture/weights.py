@@ -28,7 +28,7 @@ class LayerRoutedTokens:
     """Tokens whose weights arise inside the layers, to be added to those in `sum_weights`.
 
     candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token under weights
-    of its own. temperature [tokens] fp32: 1 there. The equation: `kernels.reference.gates`.
+    of its own. temperature [tokens] fp32: 1 there. The equation: `kernels.reference.layer_routing`.
     """
 
     candidates: Tensor

@@ -26,7 +26,7 @@ from adapters_store.types import BaseModelSpec, BlockSpec, EmbeddingSpec, Linear
 from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
 from router_engine.kv.paged_cache import KVShape
-from router_engine.model.attention import ATTENTION, AttentionCall, attention_calls
+from router_engine.model.attention_calls import AttentionCall, attention_calls
 from router_engine.model.checkpoint import (
     ROPE_TYPES,
     SUPPORTED,
@@ -41,11 +41,10 @@ from router_engine.model.checkpoint import (
 from router_engine.model.dtypes import auto_dtype
 from router_engine.model.embeddings import embedding_specs
 from router_engine.model.gguf_config import alone, read_config, refuse_unread
-from router_engine.model.layout import DECODER_FAMILIES
+from router_engine.model.layout import DECODER_FAMILIES, shape_of
 from router_engine.model.probe import layers_of, probe_layer_of
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
-from router_engine.model.wrap import shape_of
 
 _log = logging.getLogger(__name__)
 _NAMED = 8  # tensors, where many are wrong
@@ -93,7 +92,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
         quantize_linears(model)
         leave_checkpoint(model)
     calls = refused(config.model, "its own code cannot run it", lambda: attention_calls(model))
-    model.set_attn_implementation(ATTENTION)
     _check_built(config.model, model)
     return LoadedModel(
         model=model,

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from router_engine.errors import UnsupportedModelError
 
 _TOP = 127
-_STRETCH = 64  # inputs of one scale, as in kernels/cpu/src/int8.h
+_STRETCH = 64  # inputs of one scale, as in backends/cpu/src/int8.h
 _OUTPUTS = 1024  # rounded at a time: in fp32 a whole head would be twice the model
 _LEAST = 1e-30  # of a scale's numerator: rows of zeros stay finite
 

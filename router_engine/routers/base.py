@@ -64,7 +64,7 @@ class HiddenWeights(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerRoutingParams:
-    """How layers weigh the candidates of a request (`kernels.reference.gates` holds the equation).
+    """How layers weigh the candidates of a request: `kernels.reference.layer_routing`.
 
     softmax(score / temperature) over the `top_k` candidates that score highest at a layer.
     """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from adapters_store.types import Combination
 from router_engine.events import TokenUncertainty
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.weights_history import WeightRun
 
@@ -66,7 +66,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
         return self.request.combination
 
     @property
-    def sampling(self) -> SamplingParams:
+    def sampling(self) -> SamplingSpec:
         return self.request.sampling
 
     @property

@@ -27,10 +27,10 @@ from router_engine.scheduling.router_queries import DueQueries, RouterQueries
 from router_engine.scheduling.state import (
     RequestState,
     RequestStatus,
+    RequestUsage,
     SchedulerCounters,
     SchedulerGauges,
     Turn,
-    Usage,
 )
 from router_engine.scheduling.weights_history import WeightsHistory
 from router_engine.sparse_weights import SparseWeights
@@ -241,7 +241,7 @@ class Scheduler:
             block_keys=self.kv_blocks.new_keys(request, layer_routing),
             weights_history=history,
             turn=Turn(group_of(request, self.config.fairness)),
-            usage=Usage(self._clock()),
+            usage=RequestUsage(self._clock()),
             layer_routing=layer_routing,
             queries=self._queries.first(request),
             observers=self._features.open(request),

@@ -41,7 +41,7 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Usage:
+class RequestUsage:
     """What a request has had, for its final event."""
 
     arrival_time: float  # seconds on the scheduler's clock
@@ -82,7 +82,7 @@ class RequestState:
     block_keys: BlockKeys
     weights_history: WeightsHistory
     turn: Turn
-    usage: Usage
+    usage: RequestUsage
     layer_routing: LayerRoutingParams | None = None  # where weights arise inside the layers
     queries: PendingQueries | None = None  # where a token router makes them
     observers: tuple[RequestObserver, ...] = ()  # of features that watch what it computes

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import pytest
 from filelock import FileLock
 
+from router_engine.backends.cpu.build import build
 from router_engine.config import EngineConfig
-from router_engine.kernels.cpu.build import build
 from tests.router_engine import paths
 from tests.router_engine.kernels.triton_process import interpreter
 from tests.router_engine.paths import (

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import MergedState
 from router_engine.config import (
     CacheConfig,
     CpuIsa,
@@ -28,6 +27,7 @@ from router_engine.config import (
     Quantization,
 )
 from router_engine.events import EngineEvent
+from router_engine.info import MergedState
 from router_engine.model.quantized import quantize_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import TokenRouter
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 # Whose functions a step can call. transformers' own code is what runs without a decoder of ours.
 REFERENCE_KERNELS = "router_engine.kernels.reference"
-CPU_KERNELS = "router_engine.kernels.cpu"
+CPU_KERNELS = "router_engine.backends.cpu"
 TRITON_KERNELS = "router_engine.kernels.triton"
 TRANSFORMERS = "transformers.models"
 PARTS = (REFERENCE_KERNELS, CPU_KERNELS, TRITON_KERNELS, TRANSFORMERS)
@@ -55,7 +55,7 @@ class Kernels:
     """How kernels are asked for, and what says that they ran."""
 
     setting: str
-    body: str | None  # the class of the engine's body
+    backend: str | None  # the class of the backend whose decoder runs; None: transformers' code
     calls: frozenset[str]  # the parts that a step calls, and it calls no others
 
 
@@ -77,7 +77,7 @@ class EnginePath:
     @property
     def is_compiled(self) -> bool:
         """Whether it needs the C++ library."""
-        return self.decoder.body == "CpuBody"
+        return self.decoder.backend == "CpuBackend"
 
     def kernels(self, *, decoder: bool) -> Kernels:
         return self.decoder if decoder else self.plain
@@ -102,14 +102,14 @@ class EnginePath:
 
 
 _PLAIN = Kernels("reference", None, frozenset({REFERENCE_KERNELS, TRANSFORMERS}))
-_TRITON = Kernels("triton", "CudaBody", frozenset({TRITON_KERNELS}))
+_TRITON = Kernels("triton", "CudaBackend", frozenset({TRITON_KERNELS}))
 _TRITON_PLAIN = Kernels("triton", None, frozenset({TRITON_KERNELS, TRANSFORMERS}))
 
 REFERENCE = EnginePath("reference", decoder=_PLAIN, plain=_PLAIN)
 # The compiled C++ decoder; what it cannot run, `auto` leaves to the reference.
 CPU = EnginePath(
     "cpu",
-    decoder=Kernels("cpu", "CpuBody", frozenset({CPU_KERNELS})),
+    decoder=Kernels("cpu", "CpuBackend", frozenset({CPU_KERNELS})),
     plain=replace(_PLAIN, setting="auto"),
 )
 # Compiled Triton kernels and captured CUDA graphs.
@@ -160,7 +160,7 @@ class PathEngine(Protocol):
 class PathHarness(EngineHarness):
     """An engine on one path, with the token router `given`.
 
-    A step that runs on another body than the path's is an AssertionError.
+    A step that runs on another backend than the path's is an AssertionError.
     """
 
     def __init__(
@@ -191,9 +191,9 @@ class PathHarness(EngineHarness):
         )
 
     def step(self) -> list[EngineEvent]:
-        body = self.engine.body
-        name = None if body is None else type(body).__name__
-        assert name == self._kernels.body, f"the step runs on {name}, not on {self._kernels.body}"
+        backend, wanted = self.engine.backend, self._kernels.backend
+        name = type(backend).__name__ if backend.capabilities.has_decoder else None
+        assert name == wanted, f"the step runs on {name}, not on {wanted}"
         return super().step()
 
     def parts_called(self, *requests: EngineRequest) -> frozenset[str]:
@@ -216,7 +216,7 @@ class PathHarness(EngineHarness):
 
     def spoilt_blocks(self) -> frozenset[int]:
         """Blocks of the cache that hold a number which is not finite."""
-        cache = self.engine._runner._cache
+        cache = self.engine._cache
         parts = (*cache.keys, *cache.values)
         spoilt = torch.stack([~part.isfinite().flatten(1).all(1) for part in parts]).any(0)
         blocks = spoilt.view(cache.num_blocks, cache.block_size).any(1)
@@ -228,7 +228,7 @@ class PathHarness(EngineHarness):
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of every linear layer's weight, from where the kernels read it."""
-        read = self.engine.weights.read
+        read = self.engine.backend.read_weight
         return {path: read(path).clone() for path in self.engine.base.linears}
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 from adapters_store.blobs import open_blobs
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
 from router_engine.config import AdapterPoolConfig, ModelConfig, SchedulerConfig
 from router_engine.events import FinalEvent
 from router_engine.experts.residency import ResidencyManager
@@ -24,8 +26,6 @@ from router_engine.experts.rows import RowPool
 from router_engine.kv.block_pool import BlockPool
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
 from router_engine.request import EngineRequest
 from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.scheduler import Scheduler
@@ -79,7 +79,6 @@ class Simulation:
             RowPool(self.rows, dtype=torch.float32, device=torch.device("cpu")),
             open_blobs(self.blobs),
             AdapterPoolConfig(max_rank_rows=self.rows, host_bytes=self.host_bytes),
-            torch.float32,
             ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
             self.news.set,
             self.config,
@@ -101,7 +100,7 @@ class Simulation:
             assert self.news.wait(HANG_SECONDS), "live requests, but none can run"
         self.news.clear()
         wait(self.residency._host._reading.values(), HANG_SECONDS)
-        grants = self.residency.pump()
+        grants = self.residency.poll()
         assert not grants.failed
         for name in grants.ready:
             self.scheduler.adapters_ready(name)

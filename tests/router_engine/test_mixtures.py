@@ -10,6 +10,7 @@ import torch
 
 from adapters_store.types import Combination
 from router_engine.events import FinishReason
+from router_engine.kernels.base import RankFold
 from router_engine.kernels.reference.low_rank import mix_linear, mix_sum
 from router_engine.request import EngineRequest
 from tests.router_engine.conftest import MakeEngine, MakeHarness
@@ -125,7 +126,7 @@ def test_a_repeated_run_is_equal_under_linear_and_other_scales(
 
 @pytest.mark.parametrize(
     ("mixture", "reason"),
-    [((0, 1), "ranks 4 and 8"), ((0, 3), "weight -0.5")],
+    [((0, 1), "of rank 4 with"), ((0, 3), "weight -0.5")],
 )
 def test_linear_refuses_what_it_cannot_do(
     mixture: tuple[int, int], reason: str, make_harness: MakeHarness, folders: list[Path]
@@ -175,5 +176,6 @@ def test_reference_linear_is_its_equation() -> None:
     folded = (b * scales[:, None, None]).flatten(0, 1)  # rows of B hold the scale
     y = torch.zeros(5, 7)
     rank_index = torch.arange(3).repeat(2)
-    mix_linear(y, x, a.flatten(0, 1), folded, spread * roots, spread / roots, rank_index, 3)
+    fold = RankFold(spread * roots, spread / roots, rank_index, 3)
+    mix_linear(y, x, a.flatten(0, 1), folded, fold)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)

@@ -44,7 +44,7 @@ def test_an_engine_that_falls_back_to_the_reference_is_found_out(
     kernels = replace(claimed.decoder, setting="reference")
     path = replace(claimed, decoder=kernels, device="cpu")
     engine = PathHarness(tmp_path, path, tmp_path / "kernels")
-    with pytest.raises(AssertionError, match=f"runs on None, not on {kernels.body}"):
+    with pytest.raises(AssertionError, match=f"runs on None, not on {kernels.backend}"):
         engine.run(request("r", PROMPT))
     honest = PathHarness(tmp_path / "honest", paths.REFERENCE, tmp_path / "kernels")
     called = honest.parts_called(request("r", PROMPT, max_new_tokens=1))

@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from router_engine.backends import proof
+from router_engine.backends.base import TORCH
+from router_engine.backends.cpu import cpu_backend, packed_model
+from router_engine.backends.proof import Proof, difference
+from router_engine.backends.torch import attention_function
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig, ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
-from router_engine.model import attention, proof
-from router_engine.model.cpu import decoder, fast
-from router_engine.model.cpu.trial import TORCH
 from router_engine.model.layout import Layout, layout_of
 from router_engine.model.loader import load_model
-from router_engine.model.proof import Proof, difference
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.test_config_keys import save_with
 from tests.support.harness import request
@@ -100,7 +101,7 @@ def test_a_wrong_decoder_is_not_used(
     plain = make_harness(folder, config=_config(compiled, "reference", quantization))
     (expected,) = plain.run(request("r", PROMPT))
     proven.clear()
-    monkeypatch.setattr(decoder, "layout_of", _wrong_layout)
+    monkeypatch.setattr(packed_model, "layout_of", _wrong_layout)
     for start in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -151,12 +152,12 @@ def test_a_changed_config_is_proven(
 def test_transformers_code_on_wrong_operations_is_refused(
     tmp_path: Path, make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = attention.paged_attention
+    right = attention_function.paged_attention
 
     def wrong(*args: Any, **options: Any) -> Any:
         return right(*args, **(options | {"sliding_window": 4}))
 
-    monkeypatch.setattr(attention, "paged_attention", wrong)
+    monkeypatch.setattr(attention_function, "paged_attention", wrong)
     with pytest.raises(UnsupportedModelError, match="not served exactly in torch"):
         make_harness(config=_config(tmp_path / "cache", "reference"))
 
@@ -177,7 +178,7 @@ def test_a_prompt_goes_past_the_window(
     folder = save_with(tmp_path / "model", "mistral", {"sliding_window": window})
     harness = make_harness(folder, config=_config(tmp_path / "cache", "reference"))
     assert lengths == [proof.TOKENS if window is None else window + 16]
-    cache = harness.engine._runner._cache
+    cache = harness.engine._cache
     assert not any(store.any() for store in (*cache.keys, *cache.values))
 
 
@@ -202,7 +203,7 @@ def test_a_decoder_that_is_compiled_later_is_proven_too(
     is_wrong: bool,
 ) -> None:
     """Requests run on, on the same blocks, and their text is the same either way."""
-    monkeypatch.setattr(fast, "library_path", lambda cache: cache / "none yet")
+    monkeypatch.setattr(cpu_backend, "library_path", lambda cache: cache / "none yet")
     coming: Future[Any] = Future()
     order: list[Any] = []
 
@@ -211,21 +212,21 @@ def test_a_decoder_that_is_compiled_later_is_proven_too(
         order.extend(args)
         return coming
 
-    monkeypatch.setattr(fast, "_coming", in_background)
+    monkeypatch.setattr(cpu_backend, "_coming", in_background)
     if is_wrong:
-        monkeypatch.setattr(decoder, "layout_of", _wrong_layout)
+        monkeypatch.setattr(packed_model, "layout_of", _wrong_layout)
     (expected,) = make_harness(config=_config(compiled, "reference")).run(request("r", PROMPT))
     harness = make_harness(config=_config(compiled))
     harness.add(request("r", PROMPT))
     harness.step()
-    assert harness.engine.body is None
-    coming.set_result(fast._library(*order))
+    assert not harness.engine.backend.capabilities.has_decoder
+    coming.set_result(cpu_backend._library(*order))
     while harness.answers["r"].final is None:
         harness.step()
     answer = harness.answers["r"]
     assert answer.ids == expected.ids
     assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-    assert (harness.engine.body is None) == is_wrong
+    assert harness.engine.backend.capabilities.has_decoder != is_wrong
     assert harness.engine.stats().kernels == (TORCH if is_wrong else here()[-1])
     assert proven == ["ReferenceOperations", here()[-1]]
 
@@ -246,5 +247,5 @@ def test_a_large_model_on_a_cpu_reads_no_long_prompt(
     monkeypatch.setattr(proof, "_MOST_PRODUCTS", 1e6)
     folder = save_with(tmp_path / "model", "mistral", {"sliding_window": 60})
     loaded = load_model(ModelConfig(str(folder), device="cpu"))
-    cache = make_harness(folder).engine._runner._cache
+    cache = make_harness(folder).engine._cache
     assert len(proof._prompt(loaded, cache)) == proof.TOKENS

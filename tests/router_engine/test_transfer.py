@@ -12,6 +12,8 @@ import torch
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
 from router_engine.config import AdapterPoolConfig, ModelConfig
 from router_engine.experts.base import ExpertRows, HostAdapter
 from router_engine.experts.residency import ResidencyManager
@@ -19,8 +21,6 @@ from router_engine.experts.rows import RowPool
 from router_engine.experts.transfer import StreamTransfer, SyncTransfer, transfer_for
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.loader import load_model
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
 from tests.router_engine.conftest import MakeHarness
 
 CPU = torch.device("cpu")
@@ -76,22 +76,21 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
         pool,
         open_blobs(tmp_path / "own" / "blobs"),
         AdapterPoolConfig(max_rank_rows=14),
-        torch.float32,
         ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
         lambda: None,
     )
     manager.host_copy(digests[0])
     assert not manager.acquire("first", digests[:1])
-    assert manager.pump().ready == ()
+    assert manager.poll().ready == ()
     assert transfer.placed == digests[:1]
     assert bool(manager.has_news)  # it asks again until they are there
     assert not manager.are_resident(digests[:1])
     assert not manager.acquire("second", digests[:1])
-    assert manager.pump().ready == ()
+    assert manager.poll().ready == ()
     assert transfer.placed == digests[:1]  # on their way: not copied again
     manager.release("second")
     transfer.here.update(digests[:1])
-    assert manager.pump().ready == ("first",)
+    assert manager.poll().ready == ("first",)
     assert not manager.has_news
     assert manager.acquire("third", digests[:1])
     manager.check_integrity({"first", "third"})

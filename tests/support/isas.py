@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import cast
 
+from router_engine.backends.cpu.build import known_isas, machine_isas
 from router_engine.config import CpuIsa
-from router_engine.kernels.cpu.build import known_isas, machine_isas
 
 LIMIT = os.environ.get("ADAPTERMIX_CPU_ISA")
 

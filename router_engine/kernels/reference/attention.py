@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from router_engine.kernels.base import Chunk
+from router_engine.kernels.base import Chunk, slots_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class TorchAttention:
 
 
 def _context_slots(chunk: Chunk, block_size: int) -> Tensor:
-    blocks = torch.tensor(chunk.block_ids, dtype=torch.long)
-    return (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[: chunk.stop]
+    blocks, seen = torch.tensor(chunk.block_ids, dtype=torch.long), torch.arange(chunk.stop)
+    return slots_at(blocks[seen // block_size], seen, block_size)
 
 
 def _decodes(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> _Decodes:
@@ -76,7 +76,7 @@ def _decodes(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> 
     seen = torch.minimum(torch.arange(int(own.max()) + 1), own[:, None])
     return _Decodes(
         index=torch.tensor([chunk.first for chunk in chunks], device=device),
-        slots=(blocks.gather(1, seen // block_size) * block_size + seen % block_size).to(device),
+        slots=slots_at(blocks.gather(1, seen // block_size), seen, block_size).to(device),
         positions=own.to(device),
     )
 

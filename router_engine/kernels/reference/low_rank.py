@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from router_engine.kernels.base import RankFold
 from router_engine.kernels.weighted import weighted
 
 
@@ -19,25 +20,15 @@ def mix_sum(y: Tensor, x: Tensor, a: Tensor, b: Tensor, row_weights: Tensor) -> 
     y.addmm_(z.to(x.dtype), b)
 
 
-def mix_linear(
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    shrink_weights: Tensor,
-    expand_weights: Tensor,
-    rank_index: Tensor,
-    max_rank: int,
-) -> None:
+def mix_linear(y: Tensor, x: Tensor, a: Tensor, b: Tensor, fold: RankFold) -> None:
     """y_t += (sum_j c_tj B_j)(sum_j c_tj A_j) x_t with c = sqrt(weight * scale), in place.
 
     PEFT's `linear` combination, cross terms and all, for weights that differ from token to token:
     rows with the same position within their adapters are added before they are expanded.
-    shrink_weights [tokens, rows] multiply A x; expand_weights [tokens, rows] multiply the rows of
-    B, which hold the scale already: sqrt(weight / scale). rank_index [rows], below max_rank.
+    The rows of B hold the scale already, so fold.expand is sqrt(weight / scale).
     """
-    z = weighted((x @ a.T).float(), shrink_weights)
-    folded = z.new_zeros(z.shape[0], max_rank)
-    folded.index_add_(1, rank_index, z)
-    z = weighted(torch.index_select(folded, 1, rank_index), expand_weights)
+    z = weighted((x @ a.T).float(), fold.shrink)
+    folded = z.new_zeros(z.shape[0], fold.max_rank)
+    folded.index_add_(1, fold.index, z)
+    z = weighted(torch.index_select(folded, 1, fold.index), fold.expand)
     y.addmm_(z.to(x.dtype), b)

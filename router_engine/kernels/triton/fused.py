@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from router_engine.kernels.triton.device.fused import norm_kernel, rope_kernel, silu_kernel
+from router_engine.kernels.triton.device.fused_kernels import norm_kernel, rope_kernel, silu_kernel
 from router_engine.kernels.triton.launch import launch, power_of_two, rows_a_program
 
 _BLOCK = 1024
@@ -54,7 +54,7 @@ def norm(
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What rotates the heads of one layer.
+    """The rotation of the heads of one layer.
 
     cosines, sines [positions, head_dim / 2]. q_norm, k_norm [head_dim]: weights of a norm a head
     before the rotation, or None.

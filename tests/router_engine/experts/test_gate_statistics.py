@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import GateStatistics
-from router_engine.request import EngineRequest, Reports, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import CPU, REFERENCE, EnginePath, path_params
 from tests.support.expert_adapters import LORA, MOE_LORA, SPARSE, make_expert_folder
@@ -131,7 +131,7 @@ def test_tokens_at_weight_0_are_not_counted(
     ask = EngineRequest(
         "r",
         tuple(PROMPT),
-        SamplingParams(max_new_tokens=4),
+        SamplingSpec(max_new_tokens=4),
         adapters=digests,
         routing=TokenRouting("given", {"weights": rows}),
         reports=Reports(gates=True),

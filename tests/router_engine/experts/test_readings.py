@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from router_engine.backends.torch.parameter_weights import ParameterWeights
+from router_engine.backends.torch.projections import ModelProjections
+from router_engine.backends.torch.wrapped_layers import hook_layers, wrap_linears
 from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
@@ -17,11 +20,8 @@ from router_engine.experts.step import StepExperts
 from router_engine.kernels.reference.operations import ReferenceOperations
 from router_engine.merging.merged_base import MergedBase
 from router_engine.mixture.weights import StepWeights
-from router_engine.model.attention import attention_calls
+from router_engine.model.attention_calls import attention_calls
 from router_engine.model.loader import LoadedModel, blocks_of, kv_shape
-from router_engine.model.projections import ModelProjections
-from router_engine.model.weights import ParameterWeights
-from router_engine.model.wrap import hook_layers, wrap_linears
 from tests.support.expert_adapters import LORA, MOE_LORA, SPARSE, FolderFiles, make_expert_folder
 from tests.support.expert_oracle import put_experts
 from tests.support.tiny import family_model

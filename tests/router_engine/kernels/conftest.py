@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from router_engine.backends.cpu.build import build
+from router_engine.backends.cpu.library import Library
 from router_engine.config import CacheConfig, CpuIsa, EngineConfig, KernelConfig
-from router_engine.kernels.cpu.build import build
-from router_engine.kernels.cpu.library import Library
 from tests.router_engine.kernels.triton_process import run
 from tests.support.harness import EngineHarness
 from tests.support.isas import here

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from ctypes import Structure, c_int64
 from pathlib import Path
 
 import pytest
 
-from router_engine.config import EngineConfig, KernelConfig
-from router_engine.errors import EngineError, UnsupportedModelError
-from router_engine.kernels.cpu import build as kernel_build
-from router_engine.kernels.cpu.build import (
+from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu import library as cpu_library
+from router_engine.backends.cpu.build import (
     KernelBuildError,
     architecture,
     build,
@@ -17,7 +17,10 @@ from router_engine.kernels.cpu.build import (
     known_isas,
     library_path,
 )
-from router_engine.kernels.cpu.library import Library, supported_isas
+from router_engine.backends.cpu.library import Library, supported_isas
+from router_engine.backends.cpu.structures import STRUCTURES
+from router_engine.config import EngineConfig, KernelConfig
+from router_engine.errors import EngineError, UnsupportedModelError
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import request
 from tests.support.isas import here
@@ -59,6 +62,23 @@ def test_the_library_runs_the_sets_of_the_machine_down_to_the_limit(
         Library(path, "sse9")
 
 
+@pytest.mark.slow
+def test_a_structure_of_another_size_is_refused_by_name(
+    library: Library, monkeypatch: pytest.MonkeyPatch, kernel_cache: Path
+) -> None:
+    """One field more on this side, in each structure in turn."""
+    for structure in STRUCTURES:
+        longer = type(structure.__name__, (structure,), {"_fields_": (("more", c_int64),)})
+        monkeypatch.setattr(cpu_library, "STRUCTURES", (longer,))
+        name = structure.__name__.removesuffix("Struct")
+        with pytest.raises(KernelBuildError, match=f"the library's structure {name} has"):
+            Library(build(kernel_cache), library.isa)
+    unknown = type("OtherStruct", (Structure,), {"_fields_": (("more", c_int64),)})
+    monkeypatch.setattr(cpu_library, "STRUCTURES", (unknown,))
+    with pytest.raises(KernelBuildError, match="structure Other has -1 bytes, and 8 here"):
+        Library(build(kernel_cache), library.isa)
+
+
 def test_no_compiler_is_said_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelBuildError, match=r"no C\+\+ compiler: install one of g\+\+"):
@@ -87,7 +107,7 @@ def test_auto_serves_by_the_reference_where_nothing_can_be_built(
     harness = make_harness(config=EngineConfig(kernels=KernelConfig("auto", tmp_path / "cache")))
     (answer,) = harness.run(request("r", PROMPT))
     assert answer.ids == expected.ids
-    assert harness.engine.body is None
+    assert not harness.engine.backend.capabilities.has_decoder
 
 
 def test_cpu_refuses_a_model_that_it_cannot_run(make_harness: MakeHarness, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from router_engine.config import EngineConfig, KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.kernels.base import KernelSpec
-from router_engine.kernels.dispatch import GROUP, KernelRegistry, choose_kernels
+from router_engine.kernels.dispatch import GROUP, KernelRegistry
 from router_engine.kernels.reference.operations import ReferenceOperations
 from tests.router_engine.conftest import MakeHarness
 
@@ -36,14 +36,14 @@ PICKY = KernelSpec("picky", "refuses", _refuse, ReferenceOperations)
     ],
 )
 def test_the_choice(name: str, device: torch.device, dtype: torch.dtype, chosen: str) -> None:
-    assert choose_kernels(name, device, dtype).name == chosen
+    assert KernelRegistry.discover().choose(name, device, dtype).name == chosen
 
 
 def test_a_refusal_says_why() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'triton' cannot run: device cpu is not cuda"):
-        choose_kernels("triton", CPU, torch.float32)
+        KernelRegistry.discover().choose("triton", CPU, torch.float32)
     with pytest.raises(UnsupportedModelError, match=r"float64 is not one of torch.float32"):
-        choose_kernels("triton", CUDA, torch.float64)
+        KernelRegistry.discover().choose("triton", CUDA, torch.float64)
 
 
 def test_an_engine_refuses_unknown_kernels_by_name(make_harness: MakeHarness) -> None:

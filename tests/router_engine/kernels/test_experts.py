@@ -22,7 +22,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.mixture.weights import StepWeights
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from tests.router_engine.kernels.conftest import Pair
 from tests.support.expert_adapters import (
@@ -64,7 +64,7 @@ def experts(tmp_path: Path) -> dict[str, Path]:
 
 
 def _arrow(name: str, digests: list[str]) -> EngineRequest:
-    sampling = SamplingParams(max_new_tokens=8)
+    sampling = SamplingSpec(max_new_tokens=8)
     routing = LayerRouting("arrow", {"top_k": 2})
     return EngineRequest(name, tuple(TEXT), sampling, tuple(digests), layer_routing=routing)
 
@@ -191,7 +191,7 @@ def _plan(tokens: Sequence[int], *, reads_hidden_states: bool) -> StepPlan:
         EngineRequest(
             "r",
             tuple(tokens),
-            SamplingParams(max_new_tokens=1),
+            SamplingSpec(max_new_tokens=1),
             reads_hidden_states=reads_hidden_states,
         ),
         arrival=0,
@@ -222,12 +222,14 @@ def test_readings_are_the_gates(
     total[:-1, kinds.index("native")] = 0
     below = total.clone()
     below[5:] = 0
-    body = harness.engine.body
-    assert body is not None
-    whole = body.run(_plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)).gates
+    backend = harness.engine.backend
+    assert backend.capabilities.has_decoder
+    whole = backend.forward(
+        _plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)
+    ).gates
     weights = StepWeights(digests, total, below_probe=StepWeights(digests, below))
-    probed = body.run(_plan(TEXT, reads_hidden_states=True), weights).gates
-    assert body.run(_plan(TEXT, reads_hidden_states=False), None).gates is None
+    probed = backend.forward(_plan(TEXT, reads_hidden_states=True), weights).gates
+    assert backend.forward(_plan(TEXT, reads_hidden_states=False), None).gates is None
     assert whole is not None
     assert probed is not None
     firsts = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from router_engine.experts.prototypes import prototypes
-from router_engine.kernels.reference.gates import layer_routing_weights
+from router_engine.kernels.reference.layer_routing import layer_routing_weights
 from tests.support.arrow import arrow_weights
 
 WIDTH, OUT = 24, 10

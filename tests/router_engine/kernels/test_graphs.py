@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.types import AdapterManifest
-from router_engine.experts.base import ExpertRows, HostAdapter
-from router_engine.experts.rows import RowPool
-from router_engine.model.cuda.tables import RowLocator, StaticTables
-from router_engine.model.graphs import (
+from router_engine.backends.cuda.graphs import (
     BATCH_BUCKETS,
     DecodeArrays,
     GraphKey,
@@ -22,7 +19,10 @@ from router_engine.model.graphs import (
     StaticInputs,
     bucket_for,
 )
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.backends.cuda.tables import RowLocator, StaticTables
+from router_engine.experts.base import ExpertRows, HostAdapter
+from router_engine.experts.rows import RowPool
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
     return PlannedRow(
-        EngineRequest(str(token), (), SamplingParams(max_new_tokens=1)),
+        EngineRequest(str(token), (), SamplingSpec(max_new_tokens=1)),
         arrival=0,
         token_ids=(token,),
         start=start,

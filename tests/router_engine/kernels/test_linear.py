@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from router_engine.kernels.cpu.library import Library
+from router_engine.backends.cpu.library import Library
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from adapters_store.types import Combination, ResolvedMixture
+from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu.build import build
+from router_engine.backends.torch.wrapped_layers import MixtureLinear
 from router_engine.config import CacheConfig, DType, EngineConfig, KernelConfig, ModelConfig
-from router_engine.kernels.cpu import build as kernel_build
-from router_engine.kernels.cpu.build import build
 from router_engine.model.quantized import Int8Linear
-from router_engine.model.wrap import MixtureLinear
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.kernels.conftest import Pair
 from tests.router_engine.test_merged import PROMPT, base_weights, same, swap, traffic
@@ -37,8 +37,8 @@ def _linears(harness: EngineHarness) -> list[MixtureLinear]:
     return [m for m in harness.engine.model.modules() if isinstance(m, MixtureLinear)]
 
 
-def _has_body(harness: EngineHarness) -> bool:
-    return harness.engine.body is not None
+def _has_decoder(harness: EngineHarness) -> bool:
+    return harness.engine.backend.capabilities.has_decoder
 
 
 def test_no_weight_is_held_twice(
@@ -101,7 +101,7 @@ def test_the_decoder_takes_over_while_a_mixture_is_merged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A compiler that links when it is told to: the body appears between two steps."""
+    """A compiler that links when it is told to: the decoder appears between two steps."""
     go = tmp_path / "go"
     os.mkfifo(go)
     compiler = tmp_path / "g++"
@@ -123,9 +123,9 @@ def test_the_decoder_takes_over_while_a_mixture_is_merged(
     harness.add(*requests)
     for _ in range(3):
         harness.step()
-    assert not _has_body(harness)
+    assert not _has_decoder(harness)
     go.write_text("")
-    while not _has_body(harness):
+    while not _has_decoder(harness):
         harness.run(request(f"waiting {harness.engine.stats().steps}", PROMPT[:3]))
     assert same(merged, base_weights(harness))
     while any(harness.answers[r.request_id].final is None for r in requests):

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from router_engine.kernels.cpu.build import build
+from router_engine.backends.cpu.build import build
 
 _FEW_THREADS = """
 import resource, sys
 import torch
 from pathlib import Path
-from router_engine.kernels.cpu.library import Library
+from router_engine.backends.cpu.library import Library
 
 library = Library(Path(sys.argv[1]))
 weight = torch.randn(512, 512)

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from router_engine.kernels.triton.device import fused, mixture, paged
+from router_engine.kernels.triton.device import fused_kernels, mixture, paged
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +49,9 @@ _CASES: list[tuple[Any, dict[str, Any]]] = [
     (paged.attend_kernel, {**_ATTEND, "WINDOWED": False, "SPLITS": 1, "TOKENS": 16, "BLOCK_M": 64}),
     (paged.attend_kernel, {**_ATTEND, "WINDOWED": True, "SPLITS": 4, "TOKENS": 1, "BLOCK_M": 16}),
     (paged.combine_kernel, {"HEAD": 128, "BLOCK_D": 128, "SPLITS": 4}),
-    (fused.norm_kernel, {"ADD": True, "ROWS": 1, "BLOCK": 4096}),
-    (fused.rope_kernel, {"NORM": True, "HEAD": 128, "ROWS": 1, "HALF": 64}),
-    (fused.silu_kernel, {"ROWS": 1, "BLOCK": 1024}),
+    (fused_kernels.norm_kernel, {"ADD": True, "ROWS": 1, "BLOCK": 4096}),
+    (fused_kernels.rope_kernel, {"NORM": True, "HEAD": 128, "ROWS": 1, "HALF": 64}),
+    (fused_kernels.silu_kernel, {"ROWS": 1, "BLOCK": 1024}),
 ]
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from router_engine.kernels.base import Chunk
+from router_engine.kernels.base import Chunk, RankFold
 from router_engine.kernels.reference import low_rank as reference
 from router_engine.kernels.reference.attention import TorchAttention
-from router_engine.kernels.triton import fused, low_rank
-from router_engine.kernels.triton.attention import PagedAttention, Pages
+from router_engine.kernels.triton import fused
 from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
+from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
+from router_engine.kernels.triton.triton_low_rank import group_tokens, row_blocks
+from router_engine.kernels.triton.triton_operations import TritonOperations
 
 # Largest difference from the reference, as a share of its largest value. Both sides round to the
 # dtype in other places, so the half precisions differ by some units of their last place.
@@ -78,8 +80,8 @@ def check_mix_sum(
     weights = inputs.weights(tokens, rows, fill)
     whole = inputs.values(tokens, outputs + 8)
     expected = whole.clone()
-    blocks = low_rank.group_tokens(weights) if grouped else None
-    low_rank.mix_sum(whole[:, 4:-4], x, a, b, weights, blocks)
+    blocks = group_tokens(weights) if grouped else None
+    TritonOperations().mix_sum(whole[:, 4:-4], x, a, b, weights, blocks)
     reference.mix_sum(expected[:, 4:-4], x, a, b, weights)
     inputs.agree(whole, expected)
 
@@ -90,14 +92,14 @@ def check_segments(device: str, tokens: int, ranks: Sequence[int]) -> None:
     owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)).to(inputs.device)
     mine = torch.tensor([inputs.shuffled(len(ranks))[0] for _ in range(tokens)])
     weights = (owner[None, :] == mine.to(inputs.device)[:, None]).float()
-    blocks = low_rank.group_tokens(weights)
+    blocks = group_tokens(weights)
     assert sorted(blocks.order[blocks.order < tokens].tolist()) == list(range(tokens))
     assert int(blocks.counts.sum()) < blocks.blocks.numel(), "nothing would be skipped"
     rows = len(owner)
     x, a, b = inputs.values(tokens, 32), inputs.values(rows, 32), inputs.values(rows, 24)
     y = inputs.values(tokens, 24)
     expected = y.clone()
-    low_rank.mix_sum(y, x, a, b, weights, blocks)
+    TritonOperations().mix_sum(y, x, a, b, weights, blocks)
     reference.mix_sum(expected, x, a, b, weights)
     inputs.agree(y, expected)
 
@@ -105,10 +107,10 @@ def check_segments(device: str, tokens: int, ranks: Sequence[int]) -> None:
 def check_choice_by_cost(device: str) -> None:
     """The cost rule: full weights, few of them or a high threshold decide which form runs."""
     weights = Inputs(device, "float32").weights(256, 256, 0.1)
-    assert low_rank.row_blocks(weights, fill=0.1) is not None
-    assert low_rank.row_blocks(weights, fill=1.0) is None
-    assert low_rank.row_blocks(weights, fill=0.1, sparse_below=0.05) is None
-    assert low_rank.row_blocks(weights[:4, :16], fill=0.1) is None
+    assert row_blocks(weights, fill=0.1) is not None
+    assert row_blocks(weights, fill=1.0) is None
+    assert row_blocks(weights, fill=0.1, sparse_below=0.05) is None
+    assert row_blocks(weights[:4, :16], fill=0.1) is None
 
 
 def check_mix_linear(device: str, dtype: str, tokens: int, ranks: Sequence[int]) -> None:
@@ -120,8 +122,9 @@ def check_mix_linear(device: str, dtype: str, tokens: int, ranks: Sequence[int])
     shrink, expand = inputs.weights(tokens, rows, 0.7), inputs.weights(tokens, rows, 0.7)
     y = inputs.values(tokens, 40)
     expected = y.clone()
-    low_rank.mix_linear(y, x, a, b, shrink, expand, index, max(ranks))
-    reference.mix_linear(expected, x, a, b, shrink, expand, index, max(ranks))
+    fold = RankFold(shrink, expand, index, max(ranks))
+    TritonOperations().mix_linear(y, x, a, b, fold)
+    reference.mix_linear(expected, x, a, b, fold)
     inputs.agree(y, expected)
 
 
@@ -274,9 +277,10 @@ def check_zero_weights(device: str, number: float) -> None:
     for held in (number, 0.0):
         a[3:20] = held
         dense, grouped, linear = (y.clone() for _ in range(3))
-        low_rank.mix_sum(dense, x, a, b, weights)
-        low_rank.mix_sum(grouped, x, a, b, weights, low_rank.group_tokens(weights))
-        low_rank.mix_linear(linear, x, a, b, weights, weights, index, 16)
+        operations = TritonOperations()
+        operations.mix_sum(dense, x, a, b, weights)
+        operations.mix_sum(grouped, x, a, b, weights, group_tokens(weights))
+        operations.mix_linear(linear, x, a, b, RankFold(weights, weights, index, 16))
         found.append([dense, grouped, linear, _mixed_by_table(x, y, a, b, weights)])
     for poisoned, healthy in zip(*found, strict=True):
         assert not poisoned[0].isfinite().all()

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from router_engine.backends.cuda import cuda_decoder
+from router_engine.backends.cuda.cuda_backend import CudaBackend
+from router_engine.backends.proof import Proof
 from router_engine.config import (
     CacheConfig,
     Device,
@@ -18,10 +21,7 @@ from router_engine.config import (
     ModelConfig,
     SchedulerConfig,
 )
-from router_engine.model.cuda import decoder
-from router_engine.model.cuda.body import CudaBody
 from router_engine.model.layout import Layout, layout_of
-from router_engine.model.proof import Proof
 from router_engine.request import EngineRequest
 from tests.router_engine.kernels.triton_checks import TOLERANCE
 from tests.router_engine.test_config_keys import save_with
@@ -115,9 +115,10 @@ def check_graphs_serve_every_mixture(device: Device, root: str) -> None:
                 for index in range(2)
             ]
             pair.agree(requests, "float32")
-            body = pair.triton.engine.body
-            assert isinstance(body, CudaBody)
-            counts.append(len(body.graphs))
+            backend = pair.triton.engine.backend
+            assert isinstance(backend, CudaBackend)
+            assert backend.graphs is not None
+            counts.append(len(backend.graphs))
         assert counts[0] == counts[-1] > 0
     finally:
         pair.close()
@@ -136,10 +137,10 @@ def check_a_wrong_decoder_is_not_used(device: Device, root: str) -> None:
         return replace(right, epsilon=100 * right.epsilon + 0.1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "layout_of", wrong)
+        patch.setattr(cuda_decoder, "layout_of", wrong)
         for start in range(2):
             harness = EngineHarness(Path(root) / str(start), config=config)
-            assert harness.engine.body is None
+            assert not harness.engine.backend.capabilities.has_decoder
             harness.close()
             patch.delattr(Proof, "expected", raising=False)  # what is kept is not asked again
 
@@ -153,5 +154,7 @@ def check_a_key_that_a_llama_ignores(device: Device, root: str) -> None:
     )
     folder = save_with(Path(root) / "model", "llama", {"sliding_window": 4})
     harness = EngineHarness(Path(root) / "engine", folder, config)
-    assert isinstance(harness.engine.body, CudaBody)
+    backend = harness.engine.backend
+    assert isinstance(backend, CudaBackend)
+    assert backend.capabilities.has_decoder
     harness.close()

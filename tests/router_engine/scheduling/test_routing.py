@@ -7,7 +7,7 @@ import pytest
 from router_engine.config import SchedulerConfig
 from router_engine.errors import RouterError
 from router_engine.events import FinishReason
-from router_engine.request import Context, EngineRequest, Reports, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.scheduling.plan import PlannedRow
 from tests.router_engine.scheduling.harness import Drive, Weights, fixed, routed
 
@@ -340,7 +340,7 @@ def test_weights_that_nobody_asked_for_are_errors() -> None:
 
 def test_a_stop_token_ends_a_routed_request_without_a_question() -> None:
     drive = Drive(SchedulerConfig())
-    sampling = SamplingParams(max_new_tokens=9, stop_token_ids=tuple(range(40)))
+    sampling = SamplingSpec(max_new_tokens=9, stop_token_ids=tuple(range(40)))
     request = EngineRequest(
         "a",
         PROMPT,

@@ -102,7 +102,7 @@ class Decoder {
     if (!arrays.mixture.empty()) {
       step.weights.columns = int(lists_.size());
       step.weights.experts = lists_.data();
-      step.weights.total = arrays.mixture.data();
+      step.weights.sum_weights = arrays.mixture.data();
     }
     step.tokens = step.samples = tokens;
     step.num_rows = int(arrays.rows.size());

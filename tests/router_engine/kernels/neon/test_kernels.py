@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from router_engine.kernels.cpu.build import ISAS_OF, SOURCES
+from router_engine.backends.cpu.build import ISAS_OF, SOURCES
 from tests.router_engine.kernels.neon.emulator import NEWEST, WITHOUT_BF16, Arm
 
 pytestmark = pytest.mark.arm

@@ -1,0 +1,93 @@
+"""The CUDA backend: the Triton decoder where it can run the model, else transformers' code.
+
+Then mixtures and attention still run on the Triton kernels, but without graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from router_engine.backends.base import Capabilities, ForwardOutput
+from router_engine.backends.cuda.cuda_decoder import CudaDecoder, refusal
+from router_engine.backends.cuda.cuda_steps import CudaSteps
+from router_engine.backends.cuda.graphs import CudaCapture, Graphs, run_directly
+from router_engine.backends.spec import BackendParts, BackendSpec
+from router_engine.backends.torch.torch_backend import TorchBackend
+from router_engine.mixture.weights import StepWeights
+from router_engine.scheduling.plan import StepPlan
+
+_log = logging.getLogger(__name__)
+
+_NAME = "triton"
+
+
+class CudaBackend:
+    """As `backends.base.Backend`."""
+
+    def __init__(self, parts: BackendParts) -> None:
+        self._torch = TorchBackend(parts)
+        self._steps: CudaSteps | None = None
+        reason = refusal(parts.loaded)
+        if reason is None:
+            self._steps = _proven_steps(parts)
+        else:
+            _log.info("no decoder of our own: %s", reason)
+        if self._steps is None:
+            self._torch.prove()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(kernels=_NAME, has_decoder=self._steps is not None)
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """The decode steps captured so far; None without a decoder."""
+        return None if self._steps is None else self._steps.graphs
+
+    def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
+        """See `StepRunner.forward`."""
+        steps = self._torch if self._steps is None else self._steps
+        return steps.forward(plan, weights)
+
+    def read_weight(self, module: str) -> Tensor:
+        """See `BaseWeights.read_weight`."""
+        return self._torch.read_weight(module)
+
+    def write_weight(self, module: str, weight: Tensor) -> None:
+        """See `BaseWeights.write_weight`."""
+        self._torch.write_weight(module, weight)
+        if self._steps is not None:
+            self._steps.refresh()
+
+
+def _proven_steps(parts: BackendParts) -> CudaSteps | None:
+    """The decoder, or None, with a warning, where it isn't exact."""
+    loaded = parts.loaded
+
+    def make() -> CudaSteps:
+        return CudaSteps(
+            CudaDecoder(loaded, parts.linears, parts.cache),
+            parts.experts,
+            parts.cache,
+            parts.operations,
+            max_model_len=loaded.max_model_len,
+            device=loaded.device,
+            capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
+        )
+
+    # Nothing to take back: the model's own parameters are views of what the decoder reads.
+    steps, verdict = parts.proof.accept(_NAME, make, lambda steps: None)
+    if steps is None:
+        _log.warning("the Triton decoder is not used, transformers' code runs: %s", verdict)
+    return steps
+
+
+SPEC = BackendSpec(
+    name="cuda",
+    summary="the Triton decoder, with CUDA graphs",
+    kernels=_NAME,
+    refusal=refusal,
+    make=CudaBackend,
+)

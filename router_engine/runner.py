@@ -1,0 +1,53 @@
+"""Runs a step: plan -> the backend's forward pass -> ensembles -> one sample a row."""
+
+from __future__ import annotations
+
+import msgspec
+import torch
+
+from adapters_store.types import ResolvedMixture
+from router_engine.backends.base import Backend
+from router_engine.mixture.weights import step_weights
+from router_engine.model.ensemble_logits import Ensembles
+from router_engine.model.probe import normed
+from router_engine.model.sampler import Sampler, SamplingRow
+from router_engine.scheduling.plan import StepOutput, StepPlan
+
+
+class ModelRunner:
+    """Knows of a request what the plan says, no more."""
+
+    def __init__(self, backend: Backend, device: torch.device) -> None:
+        """device: where the weights of a step's tokens lie."""
+        self._backend = backend
+        self._device = device
+        self._sampler = Sampler()
+        self._ensembles = Ensembles()
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, merged: ResolvedMixture | None) -> StepOutput:
+        """One forward pass under the plan's weights; samples for its `drawn_rows`, in order."""
+        weights = step_weights(plan.rows, merged, self._device)
+        out = self._backend.forward(plan, weights)
+        rows = [
+            SamplingRow(
+                params=row.sampling,
+                prompt_token_ids=row.prompt_token_ids,
+                generated_token_ids=row.generated_token_ids if row.sampling.is_penalised else (),
+                position=row.num_generated,
+            )
+            for row in plan.sampling_rows
+        ]
+        logits, uncertain = self._ensembles.draw_from(out.logits, plan.rows_with_logits)
+        summary = out.summary if logits is out.logits else None
+        samples = self._sampler.sample(logits, rows, summary) if rows else []
+        for index, uncertainty in uncertain.items():
+            samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
+        hidden_states = None if out.hidden_states is None else normed(out.hidden_states.numpy())
+        gates = None if out.gates is None else out.gates.as_numpy()
+        finite = None if out.finite is None else out.finite.cpu().numpy()
+        return StepOutput(tuple(samples), hidden_states, gates, finite)
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended: nothing is kept of it."""
+        self._ensembles.forget(request_id)
