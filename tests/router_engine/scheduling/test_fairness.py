@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from router_engine.config import SchedulerConfig
-from router_engine.scheduling.fairness import ServiceCounters
-from tests.router_engine.scheduling.harness import Drive, fixed
+from router_engine.request import Context, TokenRouting
+from router_engine.scheduling.fairness import PROMPT_TOKEN_COST, ServiceCounters
+from tests.router_engine.scheduling.harness import Drive, fixed, routed
 
+CONTEXTS: tuple[Context, ...] = ("keep", "recompute")
 HEAVY, LIGHT = {"sha256:heavy": 1.0}, {"sha256:light": 1.0}
 
 
@@ -120,3 +122,18 @@ def test_forgetting_groups_changes_no_turn() -> None:
     assert counters.served("g0") == 0
     counters.enter("g0", [])
     assert counters.served("g0") == 3000
+
+
+def test_a_context_that_is_thrown_away_is_charged_again() -> None:
+    """Who recomputes under new weights has the prompt's work done twice, and pays for it."""
+    charged = {}
+    for context in CONTEXTS:
+        drive = Drive(SchedulerConfig())
+        routing = TokenRouting("test", context=context)
+        drive.add(routed("r", range(9), 4, routing=routing))
+        drive.step()
+        group = drive.scheduler.live["r"].turn.group
+        before = drive.scheduler.service.served(group)
+        drive.scheduler.set_weights("r", 10, (0.25, 3.0))
+        charged[context] = drive.scheduler.service.served(group) - before
+    assert charged == {"keep": 0, "recompute": 10 * PROMPT_TOKEN_COST}

@@ -142,6 +142,19 @@ def test_an_urgent_prompt_goes_before_a_less_urgent_chunk() -> None:
     drive.check_texts()
 
 
+def test_a_less_urgent_decode_goes_before_an_urgent_prompt() -> None:
+    """A stream is never held up by a prompt, of whatever level: it takes but one token."""
+    drive = Drive(SchedulerConfig(policy="priority", max_step_tokens=4))
+    drive.add(fixed("stream", range(2), 8, priority=5))
+    drive.step()
+    drive.add(fixed("urgent", range(8), 2, priority=1))
+    plan = drive.step()
+    assert plan is not None
+    assert {row.request_id: len(row.token_ids) for row in plan.rows} == {"stream": 1, "urgent": 3}
+    drive.drain()
+    drive.check_texts()
+
+
 def test_priority_runs_lower_numbers_first_and_ties_by_arrival() -> None:
     drive = Drive(SchedulerConfig(policy="priority", max_running=1))
     for name, priority in (("c", 3), ("a", 1), ("b", 2), ("a2", 1)):
