@@ -55,7 +55,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """Where the store is kept there is no room left."""
+    """No room is left on the disk of the database or of the blobs."""
 
 
 class StoreBrokenError(StoreError):

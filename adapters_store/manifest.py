@@ -46,7 +46,7 @@ def manifest_to_json(manifest: AdapterManifest) -> bytes:
 
 
 def _fields(manifest: AdapterManifest) -> dict[str, Any]:
-    """All but the defaults of those fields that manifests once lacked: digests stay equal."""
+    """The fields without those at their default that manifests once lacked: digests stay equal."""
     routers = [
         {key: value for key, value in asdict(router).items() if (key, value) != ("scope", "token")}
         for router in manifest.routers

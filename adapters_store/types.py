@@ -7,7 +7,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from adapters_store.base_model import BaseModelSpec as BaseModelSpec
@@ -29,7 +29,7 @@ _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """What a user writes to mean an adapter: `name`, `name@3`, `name@alias` or `sha256:...`.
+    """An adapter as a user names it: `name`, `name@3`, `name@alias` or `sha256:...`.
 
     A bare name means its newest version. Exactly one of `name` and `digest` is set.
     """
@@ -68,13 +68,13 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class AdapterManifest:
-    """What an adapter holds, read once at publish, kept beside its tensors in the blob store."""
+    """The content of an adapter, read at publish and kept beside its tensors in the blob store."""
 
-    format: str  # the foreign format it came in, e.g. "peft"
+    format: str  # in which it was uploaded, e.g. "peft"
     experts: tuple[ExpertSpec, ...]
-    base_model: str | None = None  # what the adapter itself says that it was trained on
-    routers: tuple[GatingNetworkSpec, ...] = ()
-    schema: int = 1
+    base_model: str | None = None  # that it says it was trained on
+    routers: tuple[GatingNetworkSpec, ...] = ()  # the gating networks in its layers
+    schema: int = 1  # of the manifest's JSON
 
     @property
     def parts(self) -> tuple[ExpertSpec | GatingNetworkSpec, ...]:
@@ -124,7 +124,7 @@ class AdapterManifest:
 
     @property
     def gate_labels(self) -> tuple[str, ...]:
-        """What each output of the routers gates: `q_proj`, `prompt`, `parallel`.
+        """A label for each output of the gating networks: `q_proj`, `prompt`, `parallel`.
 
         A number where a layer has several such experts, or layers have different ones.
         """
@@ -154,10 +154,10 @@ class AdapterRecord:
     """One stored version of an adapter. The digest is its identity; names only point at it."""
 
     name: str
-    version: int
-    digest: str  # "sha256:..." over the manifest and the tensors
+    version: int  # from 1
+    digest: str  # "sha256:..." over the manifest, the tensors and the texts
     manifest: AdapterManifest
-    size_bytes: int
+    size_bytes: int  # of its files in the blob store
     created_at: float  # seconds since the epoch
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -174,18 +174,18 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class SampleTexts:
-    """The sample texts in force of an adapter, and `AdapterRecord.texts_digest` of just these."""
+    """The sample texts in force of an adapter."""
 
-    digest: str
+    digest: str  # `AdapterRecord.texts_digest` of just these
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCentroid:
-    """The centroid of an adapter's texts under one encoder; float32, little endian."""
+    """The centroid of an adapter's texts under one encoder."""
 
     texts: str  # the digest of the texts that it was made of
-    vector: bytes  # [d]
+    vector: bytes  # [d], float32, little endian
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +197,8 @@ class ResolvedMixture:
             (PEFT `add_weighted_adapter(combination_type="linear")`: equal ranks, w_j >= 0)
     """
 
-    digests: tuple[str, ...]
-    weights: tuple[float, ...]
+    digests: tuple[str, ...]  # of adapters, or of variants of them
+    weights: tuple[float, ...]  # one for each digest, never normalised
     combination: Combination = "sum"
 
     @property
@@ -216,8 +216,8 @@ def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes
     The base (no adapter with weight) is b"" whatever the combination.
     """
     # Most of a router's many candidates have weight 0: they go before anything is sorted.
-    given = sorted(item for item in weights.items() if item[1] != 0)
-    packed = [(digest, struct.pack("<f", weight)) for digest, weight in given]
+    nonzero = sorted(item for item in weights.items() if item[1] != 0)
+    packed = [(digest, struct.pack("<f", weight)) for digest, weight in nonzero]
     parts = [digest.encode() + weight for digest, weight in packed if weight not in ZEROS]
     return combination.encode() + b"|" + b"|".join(parts) if parts else b""
 
@@ -232,11 +232,11 @@ class CheckReport:
     """The answer to a dry run: every problem at once, and what the adapter would cost."""
 
     problems: tuple[Problem, ...] = ()
-    manifest: AdapterManifest | None = None
-    digest: str | None = None
-    size_bytes: int = 0
-    unknown_keys: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    manifest: AdapterManifest | None = None  # where a format could read it
+    digest: str | None = None  # where nothing is wrong
+    size_bytes: int = 0  # of its files, where nothing is wrong
+    unknown_keys: tuple[str, ...] = ()  # of its config
+    notes: tuple[str, ...] = ()  # to whom publishes it
 
     @property
     def loads(self) -> bool:
@@ -251,7 +251,7 @@ class ApiKey:
     """A key as the store knows it: never the secret itself."""
 
     id: str
-    label: str
+    label: str  # for people
     kind: KeyKind
     created_at: float  # seconds since the epoch
-    revoked_at: float | None = None
+    revoked_at: float | None = None  # likewise; None while it is in force

@@ -39,7 +39,7 @@ class CalledEngine(Protocol):
     def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None: ...
 
 
-class Call(msgspec.Struct, Generic[Answer], frozen=True):
+class EngineCall(msgspec.Struct, Generic[Answer], frozen=True):
     """A question to an engine, or an order that it acknowledges."""
 
     def run(self, engine: CalledEngine) -> Answer | Future[Answer]:
@@ -47,7 +47,7 @@ class Call(msgspec.Struct, Generic[Answer], frozen=True):
         raise NotImplementedError
 
 
-class LoadAdapter(Call[AdapterResidency], frozen=True, tag=True):
+class LoadAdapter(EngineCall[AdapterResidency], frozen=True, tag=True):
     """Bring an adapter to the device. Raises AdapterLoadError, RequestRefusedError."""
 
     digest: str
@@ -56,8 +56,8 @@ class LoadAdapter(Call[AdapterResidency], frozen=True, tag=True):
         return engine.load(self.digest)
 
 
-class Pin(Call[AdapterResidency], frozen=True, tag=True):
-    """Load an adapter and keep it on the device, or let it go again."""
+class Pin(EngineCall[AdapterResidency], frozen=True, tag=True):
+    """LoadAdapter an adapter and keep it on the device, or let it go again."""
 
     digest: str
     pinned: bool
@@ -66,7 +66,7 @@ class Pin(Call[AdapterResidency], frozen=True, tag=True):
         return engine.pin(self.digest, pinned=self.pinned)
 
 
-class Unload(Call[int], frozen=True, tag=True):
+class Unload(EngineCall[int], frozen=True, tag=True):
     """Drop an adapter from device and host; the answer is the bytes freed.
 
     Raises AdapterBusyError while requests use it or it is pinned.
@@ -78,14 +78,14 @@ class Unload(Call[int], frozen=True, tag=True):
         return engine.unload(self.digest)
 
 
-class GetResidency(Call[tuple[AdapterResidency, ...]], frozen=True, tag=True):
+class GetResidency(EngineCall[tuple[AdapterResidency, ...]], frozen=True, tag=True):
     """Every adapter that is on the host or the device."""
 
     def run(self, engine: CalledEngine) -> tuple[AdapterResidency, ...]:
         return engine.residency()
 
 
-class Merge(Call[MergedState], frozen=True, tag=True):
+class Merge(EngineCall[MergedState], frozen=True, tag=True):
     """Fold a mixture into the base between two steps; None restores the base bit for bit.
 
     Raises MixtureError for one that cannot be merged beside other traffic.
@@ -97,21 +97,21 @@ class Merge(Call[MergedState], frozen=True, tag=True):
         return engine.merge(self.mixture)
 
 
-class GetMerged(Call[MergedState], frozen=True, tag=True):
+class GetMerged(EngineCall[MergedState], frozen=True, tag=True):
     """What the base weights hold."""
 
     def run(self, engine: CalledEngine) -> MergedState:
         return engine.merged()
 
 
-class GetStats(Call[EngineStats], frozen=True, tag=True):
+class GetStats(EngineCall[EngineStats], frozen=True, tag=True):
     """Counters since the start, gauges of now."""
 
     def run(self, engine: CalledEngine) -> EngineStats:
         return engine.stats()
 
 
-class PutCentroids(Call[None], frozen=True, tag=True):
+class PutCentroids(EngineCall[None], frozen=True, tag=True):
     """Centroids by digest for a router that reads hidden states; gone when the engine restarts.
 
     Raises RouterError if there is no such router.
@@ -127,14 +127,14 @@ class PutCentroids(Call[None], frozen=True, tag=True):
 AnyCall = LoadAdapter | Pin | Unload | GetResidency | Merge | GetMerged | GetStats | PutCentroids
 
 
-def decode_answer(command: Call[Answer], value: bytes | msgspec.Raw) -> Answer:
+def decode_answer(command: EngineCall[Answer], value: bytes | msgspec.Raw) -> Answer:
     """The answer to a call, from msgpack."""
     answer: Answer = _decoder(type(command)).decode(value)
     return answer
 
 
 @functools.cache
-def _decoder(kind: type[Call[Any]]) -> msgspec.msgpack.Decoder[Any]:
+def _decoder(kind: type[EngineCall[Any]]) -> msgspec.msgpack.Decoder[Any]:
     (base,) = vars(kind)["__orig_bases__"]
     (answer,) = get_args(base)
     return msgspec.msgpack.Decoder(answer)

@@ -20,7 +20,8 @@ MergeMode = Literal["manual", "auto"]
 CpuIsa = Literal[
     "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16"
 ]
-# auto, cpu, or the name of an entry point in the group adaptermix.kernels (kernels.dispatch).
+# auto, cpu, or the name of an entry point in the group adaptermix.kernels (kernels.dispatch) or
+# adaptermix.backends (backends.select).
 Kernels = str
 
 

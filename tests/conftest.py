@@ -31,6 +31,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(usable_cores(), memory // WORKER_BYTES))
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """No bytes in names of tests: an archive holds the time, and workers must agree on names."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def _model(name: str) -> Path:
     default = Path("~/.cache/adaptermix").expanduser()
     path = Path(os.environ.get("ADAPTERMIX_CACHE", default)) / "models" / name

@@ -14,15 +14,15 @@ from adapters_store.blobs.opening import open_blobs
 from adapters_store.errors import StoreError
 from router_engine.assets import AssetError
 from router_engine.backends.cpu import build as kernels
-from router_engine.backends.kept import keep
+from router_engine.backends.json_cache import write_cached
 from router_engine.model.checkpoint import called
 from router_engine.model.loader import described_by
 from server.container import Container
 from server.models import base_files, encoder_directory, encoder_name
 from server.settings import SettingsError, load_settings
+from tests.adaptermix.cli.test_edges import require_refused
+from tests.adaptermix.cli.test_main import run
 from tests.server.live import tiny_settings
-from tests.server.test_cli import run
-from tests.server.test_cli_edges import require_refused
 
 ROOT = Path(__file__).parents[1]
 NOWHERE = "~no-such-user/x"
@@ -93,7 +93,7 @@ def test_caches_of_the_engine_and_of_benchmarks_make_no_folder(
         kernels.build(Path(NOWHERE))
     with pytest.raises(BenchmarkError, match="no home directory"):
         PeerEnvironment("peer", Path(NOWHERE))
-    keep(Path(NOWHERE) / "kept.json", {})
+    write_cached(Path(NOWHERE) / "kept.json", {})
     assert "is not kept" in caplog.text
     assert list(tmp_path.iterdir()) == []
 

@@ -139,8 +139,8 @@ def write_expert_adapters(
 def equal_rank(base: BaseModelSpec) -> int:
     """The rank of the LoRA that has as many parameters as a soft mixture, on the same layers."""
     soft = _num_parameters(_made(base, "soft", 0, 0))
-    one = _num_parameters(_made(base, "lora", 1, 0))
-    return round(soft / one)
+    unit = _num_parameters(_made(base, "lora", 1, 0))
+    return round(soft / unit)
 
 
 def num_parameters(base: BaseModelSpec, kind: Kind, rank: int) -> int:

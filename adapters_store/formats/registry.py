@@ -45,15 +45,16 @@ class FormatRegistry:
 
     def wanted(self, name: str) -> bool:
         """Whether some format reads a file of this base name."""
-        return any(name in each.files for each in self.formats)
+        return any(name in adapter_format.files for adapter_format in self.formats)
 
     def recognise(self, folder: AdapterFolder) -> AdapterFormat | None:
         """The first format that says that these files are its own."""
-        return next((each for each in self.formats if each.recognises(folder)), None)
+        own = (candidate for candidate in self.formats if candidate.recognises(folder))
+        return next(own, None)
 
     def all_files(self) -> Iterable[str]:
         """Every file name that some format reads, sorted."""
-        return sorted(set().union(*(each.files for each in self.formats)))
+        return sorted(set().union(*(adapter_format.files for adapter_format in self.formats)))
 
 
 def _made(name: str, loaded: object) -> AdapterFormat:

@@ -1,6 +1,5 @@
 """Does an adapter fit the base model, and are its numbers sound? All problems at once."""
 
-from adapters_store.problems import shortened
 from adapters_store.validation.validate import misfits, validate
 
-__all__ = ["misfits", "shortened", "validate"]
+__all__ = ["misfits", "validate"]

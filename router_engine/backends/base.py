@@ -35,7 +35,7 @@ class ForwardOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend does now. It may change between two steps, as a compiler ends."""
+    """The state of a backend now. It may change between two steps, as a compiler ends."""
 
     # The name of what computes, as metrics report it: an instruction set, `triton` or TORCH.
     kernels: str
@@ -46,7 +46,7 @@ class Capabilities:
 
 
 class StepRunner(Protocol):
-    """What runs whole steps."""
+    """A runner of whole steps."""
 
     def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
         """Run all tokens of `plan` and store their keys and values in the cache.
@@ -66,5 +66,5 @@ class Backend(StepRunner, BaseWeights, Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it does now. Cheap, and changes nothing."""
+        """Its state now. Cheap, and changes nothing."""
         ...

@@ -1,4 +1,4 @@
-"""Which tokens of a step have numbers that are none: what fails one request and no other.
+"""The tokens of a step whose numbers are none: they fail one request and no other.
 
 Whatever is not finite in a layer gets into the residual stream of its token, and stays there.
 """
@@ -21,7 +21,7 @@ def are_finite(states: Tensor) -> Tensor:
 
 
 class Finite:
-    """What one pass brought. tokens [tokens] bool, on the device."""
+    """The result of one pass. tokens [tokens] bool, on the device."""
 
     tokens: Tensor | None = None
 
@@ -36,13 +36,13 @@ class FiniteReader:
     @contextmanager
     def reading(self) -> Iterator[Finite]:
         """Those of the pass inside the block."""
-        found = Finite()
+        finite = Finite()
 
         def read(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.tokens = are_finite(args[0].view(-1, args[0].shape[-1]))
+            finite.tokens = are_finite(args[0].view(-1, args[0].shape[-1]))
 
         hook = self._norm.register_forward_pre_hook(read)
         try:
-            yield found
+            yield finite
         finally:
             hook.remove()

@@ -24,13 +24,13 @@ import router_engine
 from adapters_store.home import expanded
 from router_engine.backends.base import StepRunner
 from router_engine.backends.cpu.build import processor
-from router_engine.backends.kept import keep, read_kept
+from router_engine.backends.json_cache import read_cached, write_cached
 from router_engine.backends.torch.attention_function import ATTENTION
 from router_engine.errors import UnsupportedModelError
 from router_engine.experts.step import StepExperts
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.loader import LoadedModel
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from router_engine.tolerances import TOLERANCES
 
@@ -68,7 +68,7 @@ class ProofVerdict(NamedTuple):
 
 
 class Proof:
-    """What transformers' own code makes of a prompt, and whether others make the same of it."""
+    """The logits of a prompt by transformers' own code, and a verdict on others beside them."""
 
     def __init__(
         self, loaded: LoadedModel, experts: StepExperts, cache: PagedCache, folder: Path
@@ -81,9 +81,11 @@ class Proof:
         self._subject = _subject(loaded)
         self._tokens = _prompt(loaded, cache)
 
-    def kept(self, name: str) -> ProofVerdict | None:
+    def earlier(self, name: str) -> ProofVerdict | None:
         """The verdict on what computes under a name, if there was one before."""
-        return read_kept(self._file(name), lambda kept: self._verdict(float(kept["difference"])))
+        return read_cached(
+            self._file(name), lambda stored: self._verdict(float(stored["difference"]))
+        )
 
     @torch.inference_mode()
     def expected(self) -> Tensor:
@@ -106,7 +108,7 @@ class Proof:
     def judge(self, name: str, steps: StepRunner, expected: Tensor) -> ProofVerdict:
         """Compare what `steps` compute, and keep the verdict under `name`."""
         verdict = self._verdict(difference(expected, self._logits(steps)))
-        keep(self._file(name), {"name": name, **verdict._asdict()})
+        write_cached(self._file(name), {"name": name, **verdict._asdict()})
         _log.info(
             "%s beside transformers' own code: a difference of %.1e (allowed: %.0e)",
             *(name, verdict.difference, verdict.tolerance),
@@ -116,11 +118,11 @@ class Proof:
     def accept(
         self, name: str, make: Callable[[], _Steps], undo: Callable[[_Steps], None]
     ) -> tuple[_Steps | None, ProofVerdict]:
-        """What `make` makes, proven under `name`, or None where it isn't exact; and the verdict.
+        """The result of `make`, proven under `name`, or None where it isn't exact; and the verdict.
 
         Nothing is made where an earlier verdict says no; `undo` takes back what is made in vain.
         """
-        verdict = self.kept(name)
+        verdict = self.earlier(name)
         if verdict is not None:
             return (make() if verdict.holds else None), verdict
         expected = self.expected()  # before the weights move
@@ -133,7 +135,7 @@ class Proof:
 
     def require(self, name: str, steps: StepRunner) -> None:
         """Raises UnsupportedModelError where `steps`, beside which there is nothing, differ."""
-        verdict = self.kept(name)
+        verdict = self.earlier(name)
         if verdict is None:
             verdict = self.judge(name, steps, self.expected())
         if not verdict.holds:
@@ -153,20 +155,20 @@ class Proof:
 
     @torch.inference_mode()
     def _logits(self, steps: StepRunner) -> Tensor:
-        """What `steps` make of the prompt [samples, vocab], in blocks that are given back."""
+        """The logits of `steps` for the prompt [samples, vocab], in blocks that are given back."""
         blocks = -(-len(self._tokens) // self._cache.block_size)
-        found = []
+        logits = []
         with self._cache.borrowed(blocks):
             for start, stop in self._chunks:
                 row = _row(self._tokens, start, stop, blocks)
                 # A copy: the next step may overwrite these.
-                found.append(steps.forward(StepPlan((row,)), None).logits.float().cpu().clone())
-        return torch.cat(found)
+                logits.append(steps.forward(StepPlan((row,)), None).logits.float().cpu().clone())
+        return torch.cat(logits)
 
-    def _verdict(self, found: float) -> ProofVerdict:
+    def _verdict(self, difference: float) -> ProofVerdict:
         loaded = self._loaded
         is_int8 = loaded.quantization == "int8"
-        return ProofVerdict(found, _INT8_TOLERANCE if is_int8 else TOLERANCES[loaded.dtype])
+        return ProofVerdict(difference, _INT8_TOLERANCE if is_int8 else TOLERANCES[loaded.dtype])
 
     def _file(self, name: str) -> Path:
         parts = (self._subject, name, len(self._tokens), self._cache.block_size)
@@ -174,17 +176,17 @@ class Proof:
         return self._folder / f"proof-{key}.json"
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
-    """How far logits [samples, vocab] are apart: the most of a sample, relative to its own size.
+def difference(expected: Tensor, computed: Tensor) -> float:
+    """The distance of logits [samples, vocab]: the most of a sample, relative to its own size.
 
     Of log probabilities the root mean square, and the largest where it stands out: noise of many
     roundings lies within `_STANDS_OUT` times the former, one wrong row of the head does not.
     """
-    one, other = (logits.log_softmax(-1) for logits in (expected, found))
-    apart = one - other
+    theirs, ours = (logits.log_softmax(-1) for logits in (expected, computed))
+    apart = theirs - ours
     mean = apart.square().mean(-1).sqrt()
     most = torch.maximum(mean, apart.abs().amax(-1) / _STANDS_OUT)
-    return float((most / one.square().mean(-1).sqrt()).amax())
+    return float((most / theirs.square().mean(-1).sqrt()).amax())
 
 
 def _prompt(loaded: LoadedModel, cache: PagedCache) -> tuple[int, ...]:
@@ -205,21 +207,14 @@ def _prompt(loaded: LoadedModel, cache: PagedCache) -> tuple[int, ...]:
 
 def _row(tokens: tuple[int, ...], start: int, stop: int, blocks: int) -> PlannedRow:
     return PlannedRow(
-        request_id="proof",
+        EngineRequest("proof", tokens),
+        arrival=0,
         token_ids=tokens[start:stop],
         start=start,
         block_ids=tuple(range(blocks)),
         sample=True,
         weight_runs=(),
-        adapters=(),
-        combination="sum",
-        is_routed=False,
-        reads_hidden_states=False,
-        sampling=SamplingParams(),
-        num_generated=0,
-        prompt_token_ids=tokens,
         known_tokens=tokens,
-        arrival=0,
     )
 
 

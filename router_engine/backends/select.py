@@ -1,4 +1,4 @@
-"""Which backend runs a model, and the set of kernels beside it.
+"""The choice of a backend for a model, and of the set of kernels beside it.
 
 Installed packages add backends by the entry-point group `adaptermix.backends`; the setting
 `kernels` names them as it names sets of kernels. Each is imported when it is first asked for.

@@ -17,7 +17,7 @@ from router_engine.model.loader import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class BackendParts:
-    """What a backend is made of."""
+    """The parts that a backend is made of."""
 
     config: KernelConfig
     loaded: LoadedModel  # transformers' model, its linear layers wrapped

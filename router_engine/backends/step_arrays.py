@@ -13,7 +13,7 @@ from router_engine.scheduling.plan import PlannedRow, StepPlan
 
 
 class StepArrays:
-    """What every backend reads of a plan."""
+    """The numbers of a plan that every backend reads."""
 
     token_ids: NDArray[np.int64]  # [tokens]
     positions: NDArray[np.int32]  # [tokens]
@@ -56,7 +56,7 @@ class StepArrays:
 
 
 def chunks_of(rows: Sequence[PlannedRow]) -> list[Chunk]:
-    """Where each row's tokens lie in the flat batch."""
+    """The place of each row's tokens in the flat batch."""
     chunks: list[Chunk] = []
     first = 0
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol, TypeVar
 
-from router_engine.calls import Call
+from router_engine.calls import EngineCall
 from router_engine.events import EngineEvent
 from router_engine.info import EngineInfo
 from router_engine.processes.supervisor import RunState
@@ -47,7 +47,7 @@ class EngineClient(Protocol):
     async def cancel(self, request_id: str) -> None:
         """End a request at the next step border; unknown ids are ignored (it may have ended)."""
 
-    async def call(self, command: Call[Answer]) -> Answer:
+    async def call(self, command: EngineCall[Answer]) -> Answer:
         """What the engine answers to a call (`router_engine.calls`); raises what it raised.
 
         EngineNotReadyError when the engine is not ready, EngineDiedError when it died over it.

@@ -1,4 +1,8 @@
-"""The engine on a thread of this process: for tests and offline use."""
+"""The engine on a thread of this process, with no second process: what `adaptermix.LLM` uses.
+
+It runs the same loop as the engine's process; whoever wants each step for itself, without asyncio,
+takes `router_engine.offline`.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from router_engine.calls import Call
+from router_engine.calls import EngineCall
 from router_engine.client.engine_child import EngineChild
 from router_engine.client.restart_state import RestartState
 from router_engine.client.session import Answer, EngineSession, SessionClient
@@ -91,7 +91,7 @@ class ProcessEngineClient(SessionClient):
             raise EngineNotReadyError("the engine has not started")
         return self._info
 
-    async def call(self, command: Call[Answer]) -> Answer:
+    async def call(self, command: EngineCall[Answer]) -> Answer:
         """See `EngineClient.call`; pins and the merged mixture survive restarts."""
         answer = await super().call(command)
         self._restart_state.record(command, answer)

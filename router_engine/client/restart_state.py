@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from adapters_store.errors import StoreError
 from adapters_store.types import ResolvedMixture
-from router_engine.calls import Call, Merge, Pin
+from router_engine.calls import EngineCall, Merge, Pin
 from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError, EngineError
 from router_engine.info import MergedState
@@ -29,7 +29,7 @@ class RestartState:
         self._mixture: ResolvedMixture | None = None
         self._deaths = 0  # engines in a row that died over it
 
-    def record(self, command: Call[object], answer: object) -> None:
+    def record(self, command: EngineCall[object], answer: object) -> None:
         """Remember what an answered call changed."""
         match command:
             case Pin(digest, pinned):

@@ -11,17 +11,17 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from router_engine.calls import AnyCall, Call, decode_answer
+from router_engine.calls import AnyCall, EngineCall, decode_answer
 from router_engine.errors import EngineError, EngineNotReadyError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason
 from router_engine.info import EngineInfo
 from router_engine.process.messages import (
     CallFailed,
+    CallRequest,
     CallResult,
     Cancel,
     Command,
     LongWork,
-    NumberedCall,
     Ready,
     Report,
     StartFailed,
@@ -90,7 +90,8 @@ class EngineSession:
         self._calls.clear()
 
     def cancel(self, request_id: str) -> None:
-        """Ask for the end of a request; its final event still comes. Unknown ids are ignored."""
+        """CallRequest for the end of a request; its final event still comes. Unknown ids are
+        ignored."""
         if request_id in self._live:
             self._send(Cancel(request_id))
 
@@ -119,7 +120,7 @@ class EngineSession:
         if self._live.get(request_id) is queue:
             self._send(Cancel(request_id))
 
-    async def call(self, command: Call[Answer]) -> Answer:
+    async def call(self, command: EngineCall[Answer]) -> Answer:
         """See `EngineClient.call`."""
         self._check_open()
         number = next(self._numbers)
@@ -127,7 +128,7 @@ class EngineSession:
         self._calls[number] = answer
         try:
             # AnyCall lists all of them, for the sake of their decoder.
-            self._send(NumberedCall(number, cast(AnyCall, command)))
+            self._send(CallRequest(number, cast(AnyCall, command)))
             return decode_answer(command, await answer)
         finally:
             self._calls.pop(number, None)
@@ -166,7 +167,7 @@ class SessionClient(ABC):
         with suppress(EngineNotReadyError):  # then the request has ended already
             self._session().cancel(request_id)
 
-    async def call(self, command: Call[Answer]) -> Answer:
+    async def call(self, command: EngineCall[Answer]) -> Answer:
         """See `EngineClient.call`."""
         return await self._session().call(command)
 

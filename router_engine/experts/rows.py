@@ -19,7 +19,7 @@ from router_engine.experts.allocator import Span
 from router_engine.experts.base import HostAdapter, HostGatingNetwork
 from router_engine.experts.site_rows import RowAttributes, SiteRows
 from router_engine.experts.transfer import Transfer, transfer_for
-from router_engine.scheduling.gate_statistics import GateColumns
+from router_engine.scheduling.plan import GateColumns
 
 
 @dataclass(frozen=True, slots=True)

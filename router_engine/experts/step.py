@@ -136,10 +136,10 @@ class StepExperts:
     def _acting(self, site: str) -> StepWeights | None:
         """The weights that hold at a site."""
         weights = self._weights
-        if weights is not None and weights.lower is not None:
+        if weights is not None and weights.below_probe is not None:
             layer = self._layer(site)
             if layer is not None and layer < self._probe_layer:
-                return weights.lower
+                return weights.below_probe
         return weights
 
     def _layer(self, site: str) -> int | None:
@@ -152,12 +152,12 @@ class StepExperts:
     def _weighed(self, site: str) -> tuple[GatheredRows, Tensor] | None:
         """The rows at a site that is no linear layer, and what multiplies each of them."""
         weights = self._acting(site)
-        if weights is None or weights.total is None:
+        if weights is None or weights.sum_weights is None:
             return None
         rows = self.pool.active(site, weights.digests)
         if rows is None:
             return None
-        return rows, self._times_gates(site, rows, self._per_row(weights.total, rows))
+        return rows, self._times_gates(site, rows, self._per_row(weights.sum_weights, rows))
 
     def _times_gates(self, site: str, rows: GatheredRows, spread: Tensor) -> Tensor:
         """Weights [tokens, rows] times the gates of the rows that have one."""
@@ -179,14 +179,14 @@ class StepExperts:
         self, y: Tensor, x: Tensor, module: str, rows: GatheredRows, weights: StepWeights
     ) -> None:
         """y + LoRA, in place. x [tokens, in], y [tokens, out]."""
-        if weights.gates is not None:
-            self._gated(y, x, module, rows, weights.total, weights.gates)
-        elif weights.total is not None:
-            self._sum(y, x, module, rows, weights.total, weights.fill)
-        if weights.root is not None:
-            self._linear(y, x, rows, weights.root, sign=1.0)
-        if weights.merged_root is not None:
-            self._linear(y, x, rows, weights.merged_root, sign=-1.0)
+        if weights.layer_routed is not None:
+            self._gated(y, x, module, rows, weights.sum_weights, weights.layer_routed)
+        elif weights.sum_weights is not None:
+            self._sum(y, x, module, rows, weights.sum_weights, weights.density)
+        if weights.sqrt_weights is not None:
+            self._linear(y, x, rows, weights.sqrt_weights, sign=1.0)
+        if weights.merged_sqrt_weights is not None:
+            self._linear(y, x, rows, weights.merged_sqrt_weights, sign=-1.0)
 
     def _sum(
         self, y: Tensor, x: Tensor, module: str, rows: GatheredRows, total: Tensor, fill: float

@@ -134,7 +134,7 @@ class Operations(Protocol):
     """
 
     def row_blocks(self, row_weights: Tensor, fill: float) -> RowBlocks | None:
-        """What `mix_sum` needs in order to skip, or None where dense products cost less.
+        """The blocks that `mix_sum` needs in order to skip, or None where dense products cost less.
 
         fill: about the share of `row_weights` [tokens, rows] that is not zero.
         """

@@ -18,11 +18,11 @@ from router_engine.events import EngineEvent
 from router_engine.info import EngineInfo
 from router_engine.process.messages import (
     CallFailed,
+    CallRequest,
     CallResult,
     Cancel,
     Command,
     LongWork,
-    NumberedCall,
     Ready,
     Report,
     Shutdown,
@@ -137,13 +137,13 @@ class EngineLoop:
             self._unchecked = False
         return commands
 
-    def _handle(self, command: Submit | Cancel | NumberedCall) -> None:
+    def _handle(self, command: Submit | Cancel | CallRequest) -> None:
         match command:
             case Submit(request):
                 self._engine.add_request(request)
             case Cancel(request_id):
                 self._engine.cancel(request_id)
-            case NumberedCall(number, call):
+            case CallRequest(number, call):
                 self._answer(number, call)
 
     def _answer(self, number: int, call: AnyCall) -> None:

@@ -47,14 +47,14 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """End the engine after the step that runs now."""
 
 
-class NumberedCall(msgspec.Struct, frozen=True, tag=True):
+class CallRequest(msgspec.Struct, frozen=True, tag=True):
     """A call, answered by one CallResult or CallFailed with the same number."""
 
     number: int
     call: AnyCall
 
 
-Command = Submit | Cancel | Shutdown | NumberedCall
+Command = Submit | Cancel | Shutdown | CallRequest
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -77,16 +77,16 @@ def _digests(choice: CopiesChoice | None, record: AdapterRecord, path: str) -> l
 
 def _refuse_lengths(choice: SoupCopies, record: AdapterRecord, path: str) -> None:
     for expert, copies in _copied(record.manifest):
-        for side, given, own in (
+        for side, weights, published in (
             ("down", choice.down, copies.down),
             ("up", choice.up, copies.up),
         ):
-            if given is not None and len(given) != len(own):
+            if weights is not None and len(weights) != len(published):
                 raise InputError(
                     f"{path}.{side}",
-                    f"{len(given)} weights",
-                    f"{record.label} keeps {len(own)} of this side at {expert.module}: give one "
-                    "weight a copy, or leave the side out for its average",
+                    f"{len(weights)} weights",
+                    f"{record.label} keeps {len(published)} of this side at {expert.module}: give "
+                    "one weight a copy, or leave the side out for its average",
                 )
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from adapters_store.expert_kinds.base import copies_of
 from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
-from router_engine.info import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 
-if TYPE_CHECKING:
-    from server.adapters.text_states import TextState
+if TYPE_CHECKING:  # who reads replies alone doesn't wait for the engine's modules
+    from router_engine.info import AdapterResidency, MergedState
 
 _BUILT_IN_KINDS = ("lora", "bottleneck", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class TextState:
+    """The state of an adapter's sample texts with the sentence encoder."""
+
+    # none without texts or encoder, pending until it is computed, then ready
+    centroid: Literal["none", "pending", "ready"] = "none"
+    encoder: str | None = None  # whose centroid it is
+    warnings: tuple[str, ...] = ()  # of other adapters whose texts are too near
 
 
 class ResidencyReply(Reply):
@@ -95,7 +105,7 @@ class AdapterReply(Reply):
 
 
 def _kinds(manifest: AdapterManifest) -> list[str]:
-    """What an adapter holds: its experts' kinds, built-in ones first, then copies and routers."""
+    """The kinds of an adapter's experts, built-in ones first, then copies and routers."""
     held = {expert.kind for expert in manifest.experts}
     built_in = [kind for kind in _BUILT_IN_KINDS if kind in held]
     kinds = [*built_in, *sorted(held.difference(built_in))]

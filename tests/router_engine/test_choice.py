@@ -18,7 +18,7 @@ from router_engine.backends.cpu import build as kernel_build
 from router_engine.backends.cpu.build import build, library_path
 from router_engine.backends.cpu.choice import Choice, choose, parse_choice
 from router_engine.backends.cpu.trial import ROWS, LayerShape, TorchTrial, measure
-from router_engine.backends.kept import keep, read_kept
+from router_engine.backends.json_cache import read_cached, write_cached
 from router_engine.config import CacheConfig, CpuIsa, EngineConfig, KernelConfig
 from router_engine.errors import EngineError
 from tests.router_engine.conftest import MakeHarness
@@ -97,11 +97,11 @@ def _written(file: Path, content: object) -> Path:
 @pytest.mark.parametrize("content", UNFIT, ids=lambda content: str(content)[:60])
 def test_a_file_that_is_no_choice_is_none(tmp_path: Path, content: object) -> None:
     parse = partial(parse_choice, ("avx2", TORCH))
-    assert read_kept(_written(tmp_path / "kept", content), parse) is None
-    assert read_kept(tmp_path, parse) is None
-    assert read_kept(tmp_path / "nothing", parse) is None
+    assert read_cached(_written(tmp_path / "kept", content), parse) is None
+    assert read_cached(tmp_path, parse) is None
+    assert read_cached(tmp_path / "nothing", parse) is None
     good = {"chosen": "avx2", "seconds": _seconds("avx2", TORCH)}
-    assert read_kept(_written(tmp_path / "kept", good), parse) is not None
+    assert read_cached(_written(tmp_path / "kept", good), parse) is not None
 
 
 @pytest.mark.parametrize("content", UNFIT, ids=lambda content: str(content)[:60])
@@ -109,14 +109,14 @@ def test_it_is_replaced_and_a_good_one_stays(tmp_path: Path, content: object) ->
     file = _written(tmp_path / "kept", content)
 
     def stays() -> bool:
-        return read_kept(file, partial(parse_choice, ("avx2", TORCH))) is not None
+        return read_cached(file, partial(parse_choice, ("avx2", TORCH))) is not None
 
     good = {"chosen": "avx2", "seconds": _seconds("avx2", TORCH)}
-    keep(file, good, stays)
+    write_cached(file, good, stays)
     assert json.loads(file.read_text()) == good
-    keep(file, good | {"chosen": TORCH}, stays)
+    write_cached(file, good | {"chosen": TORCH}, stays)
     assert json.loads(file.read_text()) == good
-    keep(file, {"chosen": TORCH})
+    write_cached(file, {"chosen": TORCH})
     assert json.loads(file.read_text()) == {"chosen": TORCH}
     assert list(tmp_path.iterdir()) == [file]
 
@@ -129,8 +129,8 @@ def test_a_file_system_without_links_keeps_it_too(
 
     monkeypatch.setattr(os, "link", link)
     file = tmp_path / "kept"
-    keep(file, {"first": 1}, file.exists)
-    keep(file, {"second": 2}, file.exists)
+    write_cached(file, {"first": 1}, file.exists)
+    write_cached(file, {"second": 2}, file.exists)
     assert json.loads(file.read_text()) == {"first": 1}
     assert list(tmp_path.iterdir()) == [file]
 
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFix
     signalled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
     try:
-        keep(tmp_path / "kept", "x" * 10_000)
+        write_cached(tmp_path / "kept", "x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, signalled)
@@ -154,7 +154,7 @@ def test_what_cannot_be_written_is_said(
 ) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder" / "kept").mkdir(parents=True)
-    keep(tmp_path / place / "kept", {})
+    write_cached(tmp_path / place / "kept", {})
     assert "is not kept, and found out again at the next start" in caplog.text
     assert not list(tmp_path.rglob("*.part"))
 

@@ -12,7 +12,7 @@ import pytest
 
 from router_engine.calls import Pin
 from router_engine.experts.variants import Stochastic, variant_digest
-from server.errors import OverloadedError
+from server.errors import QueueFullError
 from server.generation.admission import Admission
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.copies import DOWN, UP, make_copies
@@ -180,7 +180,7 @@ def test_an_ensemble_takes_a_place_for_each_member() -> None:
     refused: list[None] = []
     admission = Admission(4, lambda: refused.append(None))
     with admission.enter(3) as begun:
-        with pytest.raises(OverloadedError), admission.enter(2):
+        with pytest.raises(QueueFullError), admission.enter(2):
             pass
         with admission.enter():
             assert admission.waiting == 4

@@ -98,7 +98,7 @@ class CopiedBottlenecks:
         self,
         out: Path,
         tensors_of: Callable[[Any], tuple[Tensor, Tensor]],
-        kept: Callable[[CopiedBottleneck], Kept | None],
+        stored: Callable[[CopiedBottleneck], Kept | None],
     ) -> None:
         experts, tensors = [], {}
         for path, bottleneck in self._held.items():
@@ -116,7 +116,7 @@ class CopiedBottlenecks:
                     tensor_up=f"{path}.up.weight",
                     tensor_down_bias=f"{path}.down.bias",
                     tensor_up_bias=f"{path}.up.bias",
-                    copies=kept(bottleneck),
+                    copies=stored(bottleneck),
                 )
             )
         save_native(out, self._settings, experts, tensors)

@@ -1,5 +1,4 @@
-"""How many parameters an adapter has, and which rank gives as many as another: arms of a
-comparison are made equal in size by it."""
+"""Numbers of parameters of adapters, and ranks that make the arms of a comparison equal in size."""
 
 from __future__ import annotations
 

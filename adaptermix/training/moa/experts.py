@@ -28,8 +28,8 @@ class TrainedLora(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """x [.., in] of any dtype, gate [.., 1] to [.., out] in fp32."""
-        kept = dropout(x.float(), self._dropout, training=self.training)
-        return linear(linear(kept, self.a) * (gate * self.spec.scale), self.b)
+        inputs = dropout(x.float(), self._dropout, training=self.training)
+        return linear(linear(inputs, self.a) * (gate * self.spec.scale), self.b)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ _ATTENTION = "adaptermix_prompt"
 
 
 class MoaModel(nn.Module):
-    """What trains: the experts and routers, fp32; `base` runs its own code and stays as it is.
+    """The experts and routers under training, in fp32; `base` runs its own code, frozen.
 
     dropout: before the A of each LoRA, while training. With routers of whole prompts a call needs
     `prompt_mask`, which says where each row's prompt is.
@@ -177,11 +177,11 @@ class _Layer(nn.Module):
 
 def _by_module(manifest: AdapterManifest, layer: str) -> dict[str, list[ExpertSpec]]:
     """The experts of a layer by the module that they hang on."""
-    found: dict[str, list[ExpertSpec]] = {}
+    by_module: dict[str, list[ExpertSpec]] = {}
     for expert in manifest.experts:
         if expert.module.startswith(f"{layer}."):
-            found.setdefault(expert.module, []).append(expert)
-    return found
+            by_module.setdefault(expert.module, []).append(expert)
+    return by_module
 
 
 def _adding(

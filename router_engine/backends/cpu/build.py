@@ -83,7 +83,7 @@ def known_isa(isa: str | None) -> str | None:
 
 
 def library_path(cache: Path, isas: Sequence[str] | None = None) -> Path:
-    """Where the library is, be it there or not: shipped with the package, or else in the cache.
+    """The library's path, be it there or not: shipped with the package, or else in the cache.
 
     isas: what it must hold; None: what this machine runs.
     """
@@ -155,7 +155,7 @@ def machine_isas() -> tuple[str, ...]:
 
 @once
 def _cpuinfo() -> tuple[str, ...]:
-    """What Linux says of one of several equal processors; nothing elsewhere."""
+    """Linux's description of one of several equal processors; nothing elsewhere."""
     try:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
@@ -172,7 +172,7 @@ def _names(line: str) -> bool:
 
 
 def _compile(target: Path, isas: Sequence[str]) -> None:
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise KernelBuildError(f"no C++ compiler: install one of {', '.join(_COMPILERS)}")
     try:

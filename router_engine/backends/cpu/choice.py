@@ -1,4 +1,4 @@
-"""Which instruction set of the C++ decoder computes a model, or plain torch: by measurement.
+"""The choice of an instruction set of the C++ decoder, or of plain torch: by measurement.
 
 One set computes all steps: each packs weights its own way, and a request's tokens must not depend
 on how many others happen to run. It is the one that is, over all numbers of rows, the least behind
@@ -24,7 +24,7 @@ from router_engine.backends.base import TORCH
 from router_engine.backends.cpu.build import processor
 from router_engine.backends.cpu.library import Library, supported_isas
 from router_engine.backends.cpu.trial import ROWS, LayerShape, times
-from router_engine.backends.kept import keep, read_kept
+from router_engine.backends.json_cache import read_cached, write_cached
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError
 from router_engine.model.layout import Layout
@@ -90,17 +90,17 @@ def choose(path: Path, cache: Path, shape: LayerShape, dtype: torch.dtype, *, in
     isas = supported_isas(path)
     if not isas:
         raise EngineError(f"no instruction set of {path.name} runs on this processor")
-    kept = expanded(cache) / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
+    file = expanded(cache) / f"choice-{_key(path, isas, shape, dtype, int8=int8)}.json"
     tried = isas[-_MOST:]
     parse = partial(parse_choice, (*tried, *([] if int8 else [TORCH])))
-    before = read_kept(kept, parse)
+    before = read_cached(file, parse)
     if before is not None:
         return before
-    found = _measure(path, tried, shape, dtype, int8=int8)
-    keep(kept, asdict(found), stays=lambda: read_kept(kept, parse) is not None)
-    behind = ", ".join(f"{name} {factor:.2f}" for name, factor in found.behind.items())
-    _log.info("CPU kernels: %s, by measurement (times the fastest: %s)", found.chosen, behind)
-    return read_kept(kept, parse) or found
+    measured = _measure(path, tried, shape, dtype, int8=int8)
+    write_cached(file, asdict(measured), stays=lambda: read_cached(file, parse) is not None)
+    behind = ", ".join(f"{name} {factor:.2f}" for name, factor in measured.behind.items())
+    _log.info("CPU kernels: %s, by measurement (times the fastest: %s)", measured.chosen, behind)
+    return read_cached(file, parse) or measured
 
 
 def _measure(

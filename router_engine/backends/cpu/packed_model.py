@@ -56,7 +56,7 @@ class PackedModel:
         # The index of a site in every list of experts: linear layers, then those beside them.
         self.sites = {path: index for index, path in enumerate(linears)}
         self._shapes = {path: linear.shape for path, linear in linears.items()}
-        self._kept: list[Tensor] = []  # what the structures below point at
+        self._alive: list[Tensor] = []  # what the structures below point at
         self._packed = self._pack_all(linears)
         leave_checkpoint(loaded.model)
         library.trim()
@@ -197,7 +197,7 @@ class PackedModel:
         return self._keep(values.detach().float().contiguous())
 
     def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
+        self._alive.append(tensor)
         return tensor.data_ptr()
 
 

@@ -82,7 +82,7 @@ class LayerShape:
 
 def measure(run: Callable[[int], None], seconds: float) -> dict[int, float]:
     """Seconds by rows, the least of some runs; as many of ROWS as `seconds` has time for."""
-    found: dict[int, float] = {}
+    seconds_by_rows: dict[int, float] = {}
     ends = time.perf_counter() + seconds
     for rows in ROWS:
         run(rows)  # pages and caches; not counted
@@ -91,10 +91,10 @@ def measure(run: Callable[[int], None], seconds: float) -> dict[int, float]:
             started = time.perf_counter()
             run(rows)
             times.append(time.perf_counter() - started)
-        found[rows] = min(times)  # what else runs only ever adds
+        seconds_by_rows[rows] = min(times)  # what else runs only ever adds
         if time.perf_counter() > ends:
             break
-    return found
+    return seconds_by_rows
 
 
 class DecoderTrial:
@@ -102,7 +102,7 @@ class DecoderTrial:
 
     def __init__(self, library: Library, shape: LayerShape, dtype: torch.dtype, *, int8: bool):
         self._library = library
-        self._kept: list[object] = []
+        self._alive: list[object] = []
         self._threads = torch.get_num_threads()
         weights = {name: _weight(size, dtype, int8=int8) for name, size in shape.linears.items()}
         linears = {name: self._pack(weight) for name, weight in weights.items()}
@@ -116,7 +116,7 @@ class DecoderTrial:
             keys=self._keep(cache[0]),
             values=self._keep(cache[1]),
         )
-        self._kept += [layers := (LayerStruct * 1)(layer)]
+        self._alive += [layers := (LayerStruct * 1)(layer)]
         embedding = torch.randn(1, shape.hidden).to(dtype)
         self._spec = ModelSpecStruct(
             layers=layers,
@@ -179,7 +179,7 @@ class DecoderTrial:
     def close(self) -> None:
         """Free the decoder; the trial is over."""
         self._library.free_model(self._handle)
-        self._kept.clear()
+        self._alive.clear()
 
     def _pack(self, weight: Tensor) -> LinearStruct:
         outputs, inputs = weight.shape
@@ -191,7 +191,7 @@ class DecoderTrial:
         return LinearStruct(self._keep(packed), None, inputs, outputs, 0, is_int8)
 
     def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
+        self._alive.append(tensor)
         return tensor.data_ptr()
 
 
@@ -243,11 +243,11 @@ def times(
 ) -> dict[str, dict[int, float]]:
     """Seconds by candidate and rows, for each set's library and, without int8, for torch."""
     each = 1.0 / (len(path_of) + 1)
-    found = {}
+    seconds = {}
     for isa, library in path_of.items():
         trial = DecoderTrial(library, shape, dtype, int8=int8)
-        found[isa] = measure(trial.run, each)
+        seconds[isa] = measure(trial.run, each)
         trial.close()
     if not int8:
-        found[TORCH] = measure(TorchTrial(shape, dtype).run, each)
-    return found
+        seconds[TORCH] = measure(TorchTrial(shape, dtype).run, each)
+    return seconds

@@ -210,13 +210,13 @@ class CudaDecoder:
             rows = linear.shape.out_features
             linear.weight.data = weight[first : first + rows]
             first += rows
-        biases: list[nn.Parameter | None] = [getattr(one.base, "bias", None) for one in linears]
+        biases: list[nn.Parameter | None] = [getattr(each.base, "bias", None) for each in linears]
         bias = None
-        if any(one is not None for one in biases):
+        if any(bias is not None for bias in biases):
             bias = torch.cat(
                 [
-                    weight.new_zeros(linear.shape.out_features) if one is None else one.detach()
-                    for linear, one in zip(linears, biases, strict=True)
+                    weight.new_zeros(linear.shape.out_features) if own is None else own.detach()
+                    for linear, own in zip(linears, biases, strict=True)
                 ]
             )
         return _Linear(weight, bias, self._group(linears))

@@ -34,7 +34,7 @@ def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """What a graph is made for. rows: 0 for the bare base. touched: groups that any rows act on.
+    """The purpose of a graph. rows: 0 for the bare base. touched: groups that any rows act on.
 
     reads_hidden_states: it reads them, and the layers below have weights of their own.
     """
@@ -77,7 +77,7 @@ class DecodeArrays:
 
 
 class StaticInputs:
-    """What graphs of one batch bucket read, at fixed addresses.
+    """The inputs of the graphs of one batch bucket, at fixed addresses.
 
     Written by the engine's thread before a replay. The step before has ended by then, its samples
     are on the host, so nothing still reads the pinned buffers or what they are copied to.

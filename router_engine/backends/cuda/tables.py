@@ -18,7 +18,7 @@ from router_engine.kernels.triton.grouped import RowTable
 
 @dataclass(frozen=True, slots=True)
 class _Located:
-    """Where one adapter's rows lie in every module; 0 rows where it does not touch one."""
+    """The places of one adapter's rows in every module; 0 rows where it does not touch one."""
 
     a: NDArray[np.int64]
     b: NDArray[np.int64]
@@ -71,8 +71,10 @@ class RowLocator:
 
     def _locate(self, digest: str) -> _Located:
         if digest not in self._located:
-            found = [self._pool.located(module, digest) for module in self._modules]
-            parts = [(0, 0, 0) if one is None else (one.a, one.b, one.count) for one in found]
+            located = [self._pool.located(module, digest) for module in self._modules]
+            parts = [
+                (0, 0, 0) if rows is None else (rows.a, rows.b, rows.count) for rows in located
+            ]
             a, b, ranks = np.array(parts, dtype=np.int64).reshape(-1, 3).T
             self._located[digest] = _Located(a, b, ranks)
         return self._located[digest]
@@ -80,7 +82,7 @@ class RowLocator:
     def _gather(self, adapters: Sequence[_Located]) -> HostRows:
         """Every (module, adapter) pair spread over its rows."""
         num_modules, columns = len(self._modules), len(adapters)
-        ranks = np.stack([one.ranks for one in adapters], axis=1).ravel()
+        ranks = np.stack([adapter.ranks for adapter in adapters], axis=1).ravel()
         total = int(ranks.sum())
         counts = ranks.reshape(num_modules, columns).sum(1)
         module = np.repeat(np.arange(num_modules), counts)
@@ -93,8 +95,8 @@ class RowLocator:
         return HostRows(
             module=module,
             place=place,
-            a=spread([one.a for one in adapters], self._strides[:, 0]),
-            b=spread([one.b for one in adapters], self._strides[:, 1]),
+            a=spread([adapter.a for adapter in adapters], self._strides[:, 0]),
+            b=spread([adapter.b for adapter in adapters], self._strides[:, 1]),
             owner=np.repeat(np.tile(np.arange(columns, dtype=np.int32), num_modules), ranks),
             counts=counts.astype(np.int32),
         )

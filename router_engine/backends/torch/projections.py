@@ -1,4 +1,4 @@
-"""What the base's own key and value projections make of a prompt."""
+"""The keys and values of a prompt by the base's own projections."""
 
 from __future__ import annotations
 

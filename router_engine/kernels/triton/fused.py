@@ -54,7 +54,7 @@ def norm(
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What rotates the heads of one layer.
+    """The rotation of the heads of one layer.
 
     cosines, sines [positions, head_dim / 2]. q_norm, k_norm [head_dim]: weights of a norm a head
     before the rotation, or None.

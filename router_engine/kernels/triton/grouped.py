@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class RowTable:
-    """Where a group's rows lie. One list a module: [modules, capacity], `counts` of it in use.
+    """The places of a group's rows. One list a module: [modules, capacity], `counts` of it in use.
 
     a, b: addresses of rows in x's dtype, int64. owner: the column of each row in the weights.
     counts [modules]. Both int32.

@@ -53,7 +53,7 @@ def span_align(*bounds: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ShrinkShape:
-    """How a shrink of [tokens, width] by `row_blocks` blocks is cut."""
+    """The cut of a shrink of [tokens, width] by `row_blocks` blocks."""
 
     tile: int
     splits: int

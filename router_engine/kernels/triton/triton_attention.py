@@ -20,7 +20,7 @@ _MAX_SPLITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Where the tokens of a flat batch and their contexts lie; int32 on the device.
+    """The places of the tokens of a flat batch and of their contexts; int32 on the device.
 
     tables [requests, blocks]: cache blocks in order, past the context anything. starts
     [requests + 1]: first flat token of each request. contexts [requests]: positions that the last

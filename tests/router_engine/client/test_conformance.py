@@ -16,13 +16,13 @@ from router_engine.errors import AdapterBusyError, EngineError, MixtureError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.info import Residency
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.client.support import PROMPT, answer_to
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 
 
 async def test_a_request_gets_its_tokens_and_one_final_event(client: EngineClient) -> None:
@@ -73,10 +73,10 @@ async def test_routed_weights_come_back_with_each_token(
     routed = EngineRequest(
         "routed",
         PROMPT,
-        SamplingParams(max_new_tokens=3),
+        SamplingSpec(max_new_tokens=3),
         adapters=(digests["math"], digests["code"]),
         routing=TokenRouting("given", {"weights": rows}),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
     answer = await answer_to(client, routed)
     assert [list(token.weights) for token in answer.tokens] == rows

@@ -20,14 +20,14 @@ from router_engine.events import EngineEvent, FinishReason
 from router_engine.process.engine_factory import build_engine
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from tests.router_engine.client.conftest import make_client
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 KINDS = pytest.mark.parametrize("kind", ["inline", "process"])
 
 

@@ -15,7 +15,7 @@ from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError, MixtureError
 from router_engine.events import FinishReason
 from router_engine.info import AdapterResidency, MergedState, Residency
-from router_engine.process.messages import CallFailed, CallResult, Command, NumberedCall, encode
+from router_engine.process.messages import CallFailed, CallRequest, CallResult, Command, encode
 from router_engine.process.wire_errors import WireError
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ async def asked_of_an_engine(
     asked: list[type] = []
 
     def send(command: Command) -> None:
-        assert isinstance(command, NumberedCall)
+        assert isinstance(command, CallRequest)
         asked.append(type(command.call))
         asyncio.get_running_loop().call_soon(answer, session, command)
 
@@ -52,14 +52,14 @@ async def asked_of_an_engine(
 
 def accept(session: EngineSession, command: Command) -> None:
     match command:
-        case NumberedCall(number, Pin()):
+        case CallRequest(number, Pin()):
             session.receive(CallResult(number, msgspec.Raw(encode(RESIDENT))))
-        case NumberedCall(number, Merge(mixture)):
+        case CallRequest(number, Merge(mixture)):
             session.receive(CallResult(number, msgspec.Raw(encode(MergedState(mixture, 0.1)))))
 
 
 def refuse(session: EngineSession, command: Command) -> None:
-    assert isinstance(command, NumberedCall)
+    assert isinstance(command, CallRequest)
     session.receive(CallFailed(command.number, WireError.of(MixtureError("its adapter is gone"))))
 
 

@@ -27,13 +27,13 @@ from router_engine.events import FinishReason
 from router_engine.model.tiny import save_tiny
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RestartPolicy, RunState
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ async def test_signals_to_the_whole_group_do_not_end_the_engine(
 
 
 async def test_a_request_that_cannot_be_encoded_is_refused(process: ProcessEngineClient) -> None:
-    seed = SamplingParams(seed=2**80)
+    seed = SamplingSpec(seed=2**80)
     answer = await answer_to(process, EngineRequest("huge", PROMPT, seed))
     assert answer.end.reason is FinishReason.REFUSED
 

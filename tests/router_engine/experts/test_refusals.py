@@ -12,7 +12,7 @@ from adapters_store.types import ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, MergeConfig
 from router_engine.errors import MixtureError
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from tests.router_engine.conftest import MakeHarness
 from tests.support.expert_adapters import LORA, PROMPT, SERIAL, SOFT, make_expert_folder
 from tests.support.harness import EngineHarness, request
@@ -44,7 +44,7 @@ def test_linear_merges_and_arrow_refuse(
     arrow = EngineRequest(
         "arrow",
         TEXT,
-        SamplingParams(max_new_tokens=2),
+        SamplingSpec(max_new_tokens=2),
         (digest,),
         layer_routing=LayerRouting("arrow", {}),
     )

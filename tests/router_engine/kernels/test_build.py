@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ctypes import Structure, c_int64
 from pathlib import Path
 
 import pytest
 
 from router_engine.backends.cpu import build as kernel_build
+from router_engine.backends.cpu import library as cpu_library
 from router_engine.backends.cpu.build import (
     KernelBuildError,
     architecture,
@@ -16,6 +18,7 @@ from router_engine.backends.cpu.build import (
     library_path,
 )
 from router_engine.backends.cpu.library import Library, supported_isas
+from router_engine.backends.cpu.structures import STRUCTURES
 from router_engine.config import EngineConfig, KernelConfig
 from router_engine.errors import EngineError, UnsupportedModelError
 from tests.router_engine.conftest import MakeHarness
@@ -57,6 +60,23 @@ def test_the_library_runs_the_sets_of_the_machine_down_to_the_limit(
     assert supported_isas(path) == here()[:1]
     with pytest.raises(EngineError, match="instruction set 'sse9' does not run here"):
         Library(path, "sse9")
+
+
+@pytest.mark.slow
+def test_a_structure_of_another_size_is_refused_by_name(
+    library: Library, monkeypatch: pytest.MonkeyPatch, kernel_cache: Path
+) -> None:
+    """One field more on this side, in each structure in turn."""
+    for structure in STRUCTURES:
+        longer = type(structure.__name__, (structure,), {"_fields_": (("more", c_int64),)})
+        monkeypatch.setattr(cpu_library, "STRUCTURES", (longer,))
+        name = structure.__name__.removesuffix("Struct")
+        with pytest.raises(KernelBuildError, match=f"the library's structure {name} has"):
+            Library(build(kernel_cache), library.isa)
+    unknown = type("OtherStruct", (Structure,), {"_fields_": (("more", c_int64),)})
+    monkeypatch.setattr(cpu_library, "STRUCTURES", (unknown,))
+    with pytest.raises(KernelBuildError, match="structure Other has -1 bytes, and 8 here"):
+        Library(build(kernel_cache), library.isa)
 
 
 def test_no_compiler_is_said_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What lies between a decoder layer's matrix products, one launch each.
+"""The operations between a decoder layer's matrix products, one launch each.
 
 Sums and products of half precision go by fp32 and are rounded where transformers rounds them.
 """
