@@ -63,9 +63,6 @@ class Point:
         return {name for request in range(self.requests) for name in self.names(request)}
 
 
-Curve = Sequence[Point]
-
-
 def name_of(rank: int, number: int) -> str:
     return f"rank{rank}-{number}"
 
