@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ def describe_software() -> dict[str, Any]:
         "commit": commit_of(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def origin(
+    kind: str, model: str, serving: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys that every result begins with: what was measured, where, with what and how."""
+    return {
+        "kind": kind,
+        "model": model,
+        "machine": describe_machine(),
+        "software": describe_software(),
+        "serving": serving,
+        "settings": settings,
     }
 
 
