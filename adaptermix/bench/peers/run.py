@@ -23,8 +23,7 @@ from adaptermix.bench.goals import (
     goals_of,
 )
 from adaptermix.bench.load import Load
-from adaptermix.bench.machine import origin
-from adaptermix.bench.peers.memory import above_import
+from adaptermix.bench.machine import above_import, origin
 from adaptermix.bench.peers.plan import (
     SUITES,
     cells,

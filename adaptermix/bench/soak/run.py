@@ -23,8 +23,7 @@ from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.machine import origin
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.soak.admin import Admin
-from adaptermix.bench.soak.answers import Told, compare
-from adaptermix.bench.soak.asking import Manner, ask
+from adaptermix.bench.soak.answers import Manner, Told, ask, compare
 from adaptermix.bench.soak.faults import Fault, Incarnation, Order, Role, Watch, strike
 from adaptermix.bench.soak.questions import FRESH, SoakRequest, questions
 from adaptermix.bench.soak.record import Figures, SoakRecord, pools_of
