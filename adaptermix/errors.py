@@ -19,8 +19,20 @@ class InvalidInputError(AdapterMixError, ValueError):
     """
 
 
+class StartFailedError(AdapterMixError):
+    """An LLM that could not start: no model there, one that isn't served, a store that's away."""
+
+
+class ClosedError(AdapterMixError):
+    """An LLM that was closed before."""
+
+
 class ConnectionFailedError(AdapterMixError):
-    """No answer came: no server there, a broken connection, or a host that no resolver knows."""
+    """No answer came, or the connection broke in the middle of one."""
+
+
+class ServerUnreachableError(ConnectionFailedError):
+    """There is no server at the address, or no way to it."""
 
 
 class TimedOutError(ConnectionFailedError):
@@ -31,7 +43,7 @@ class TimedOutError(ConnectionFailedError):
 
 
 class ForeignAnswerError(AdapterMixError):
-    """What answered is another program than AdapterMix, or a proxy before it."""
+    """What answered, with success, is another program than AdapterMix."""
 
 
 class BrokenStreamError(AdapterMixError):
@@ -66,3 +78,71 @@ class StatusError(AdapterMixError):
 def _seconds(text: str | None) -> float | None:
     """Retry-After in seconds; a date, which this server never sends, is none."""
     return float(text) if text is not None and text.isascii() and text.isdecimal() else None
+
+
+class BadRequestError(StatusError):
+    """400: no proper HTTP request, or a form that is cut."""
+
+
+class UnauthorizedError(StatusError):
+    """401: the server wants an API key, and this is none of its own."""
+
+
+class ForbiddenError(StatusError):
+    """403: the key doesn't reach this far; /admin needs an admin's."""
+
+
+class NotFoundError(StatusError):
+    """404: no adapter, version, alias, model or route of that name."""
+
+
+class MethodNotAllowedError(StatusError):
+    """405: the route is there for other methods."""
+
+
+class RequestTimeoutError(StatusError):
+    """408: the request took longer than its own `timeout`, and the server has cancelled it."""
+
+
+class ConflictError(StatusError):
+    """409: the state of a thing forbids it, such as deleting an adapter that is pinned."""
+
+
+class TooLargeError(StatusError):
+    """413: more bytes than the server takes."""
+
+
+class UnsupportedContentError(StatusError):
+    """415: a body of another kind than the route reads."""
+
+
+class InvalidRequestError(StatusError):
+    """422: a field that the server doesn't take; the message says which, and what would work."""
+
+
+class AdapterRefusedError(InvalidRequestError):
+    """422: an upload that is no adapter for this base model; the message has every problem."""
+
+
+class GenerationFailedError(StatusError):
+    """424: the request was accepted and then failed, such as at an adapter that can't be read."""
+
+
+class OverloadedError(StatusError):
+    """429: too many requests wait; `retry_after` says when to come back."""
+
+
+class HeadTooLargeError(StatusError):
+    """431: more headers than the server reads."""
+
+
+class ServerFaultError(StatusError):
+    """500 and unknown ones above: a fault of the server, which its log tells more about."""
+
+
+class UnavailableError(ServerFaultError):
+    """503: not now, such as while the engine restarts; `retry_after` says when to come back."""
+
+
+class InsufficientStorageError(ServerFaultError):
+    """507: the server's disk or database has no room left."""

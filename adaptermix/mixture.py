@@ -13,7 +13,7 @@ from adaptermix.errors import InvalidInputError
 from adaptermix.invalid import explained
 from adapters_store.types import Combination
 from router_engine.request import Context, Level
-from server.schemas.mixture import Mixture as MixtureBody
+from server.schemas.mixture import MixtureChoice
 
 _LEVELS: dict[str, Level] = {  # of built-in routers that don't work where others do: at request
     "arrow": "layer",
@@ -35,7 +35,7 @@ class Mixture:
     Frozen, and equal where it asks for the same. Raises InvalidInputError for what no server takes.
     """
 
-    body: MixtureBody | None  # as the HTTP API has it; None is the base model
+    body: MixtureChoice | None  # as the HTTP API has it; None is the base model
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Mixture:
 
     def _set(self, spec: Mapping[str, Any] | None) -> None:
         try:
-            body = None if spec is None else MixtureBody.model_validate(dict(spec))
+            body = None if spec is None else MixtureChoice.model_validate(dict(spec))
         except ValidationError as error:
             raise explained("Mixture", error, _argument_of(spec or {})) from error
         object.__setattr__(self, "body", body)

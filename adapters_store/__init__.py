@@ -1,1 +1,1 @@
-"""The shelf: names, versions, digests, validation, blobs and metadata of adapters."""
+"""The store: names, versions, digests, validation, blobs and metadata of adapters."""

@@ -55,11 +55,11 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveEntry:
-    """One thing in an upload. `refusal` is set when it is no plain file."""
+    """One entry of an upload: a file, a link, a device."""
 
-    name: str
+    name: str  # as sent, not to be trusted
     open: Callable[[], IO[bytes]]
-    refusal: str | None = None
+    refusal: str | None = None  # set when it is no plain file
 
 
 def is_archive(name: str) -> bool:

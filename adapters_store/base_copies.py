@@ -1,4 +1,4 @@
-"""Is a tensor of an upload the base's own weight? Compared by digest, in the formats that matter.
+"""Copies of the base's own weights in uploads, told by digest in the formats that matter.
 
 A copy is the base's own where it holds the very numbers that are served, in its own format or in
 that of the base: then to apply it and to leave it out is the same.
@@ -20,9 +20,9 @@ FORMATS = ("F32", "F16", "BF16")
 _CHUNK = 4 << 20  # bytes; a whole number of numbers
 
 
-def is_own(path: Path, tensor: TensorInfo, own: EmbeddingSpec) -> bool:
+def is_own(path: Path, tensor: TensorInfo, embedding: EmbeddingSpec) -> bool:
     """Whether a tensor of a safetensors file is a copy of the base's weight. Reads it once."""
-    if tensor.shape != own.shape or tensor.dtype not in FORMATS:
+    if tensor.shape != embedding.shape or tensor.dtype not in FORMATS:
         return False
     as_sent, as_served = hashlib.sha256(), hashlib.sha256()
     left = tensor.nbytes
@@ -31,9 +31,9 @@ def is_own(path: Path, tensor: TensorInfo, own: EmbeddingSpec) -> bool:
         while left and (chunk := stream.read(min(left, _CHUNK))):
             left -= len(chunk)
             as_sent.update(chunk)
-            as_served.update(_narrowed(_widened(chunk, tensor.dtype), own.dtype).tobytes())
-    found = {tensor.dtype: as_sent.hexdigest(), own.dtype: as_served.hexdigest()}
-    return any(own.digests.get(dtype) == digest for dtype, digest in found.items())
+            as_served.update(_narrowed(_widened(chunk, tensor.dtype), embedding.dtype).tobytes())
+    digests = {tensor.dtype: as_sent.hexdigest(), embedding.dtype: as_served.hexdigest()}
+    return any(embedding.digests.get(dtype) == digest for dtype, digest in digests.items())
 
 
 def _widened(chunk: bytes, dtype: str) -> NDArray[np.float32]:

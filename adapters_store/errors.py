@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from adapters_store.types import Problem
+from adapters_store.problems import Problem
 
 _MOST_ECHOED = 160  # characters of what was sent, in a message
 
@@ -57,7 +55,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """Where the store is kept there is no room left."""
+    """No room is left on the disk of the database or of the blobs."""
 
 
 class StoreBrokenError(StoreError):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.formats import AdapterFolder, FormatRegistry
-from adapters_store.formats.listing import some
 from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
-from adapters_store.problems import shortened
+from adapters_store.problems import bounded_problems, name_list
 from adapters_store.texts import TEXTS_FILE, texts_file_problems
 from adapters_store.types import BaseModelSpec, Problem
 from adapters_store.upload import PICKLE_SUFFIXES, POINTER, is_pointer, unpack
@@ -31,10 +30,10 @@ class Selection:
 
     @property
     def note(self) -> str | None:
-        """What is left out, in one line; None for nothing."""
+        """The files that are left out, in one line; None for none."""
         if not self.left_out:
             return None
-        return f"left out, as no part of the adapter: {some(self.left_out, _NAMED)}"
+        return f"left out, as no part of the adapter: {name_list(self.left_out, _NAMED)}"
 
 
 def select(folder: Path) -> Selection:
@@ -45,13 +44,13 @@ def select(folder: Path) -> Selection:
     """
     formats = FormatRegistry()
     files, left_out = {}, []
-    odd = [
+    problems = [
         Problem(str(path), "is no plain file, or a link to nothing")
         for path in sorted(folder.iterdir())
         if formats.wanted(path.name) and not path.is_file()
     ]
-    if odd:
-        raise InvalidAdapterError(odd)
+    if problems:
+        raise InvalidAdapterError(problems)
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             left_out.append(f"{path.name}/")
@@ -67,35 +66,35 @@ def select(folder: Path) -> Selection:
 def local_problems(
     files: Mapping[str, Path], limits: StoreLimits = DEFAULT_LIMITS
 ) -> list[Problem]:
-    """What a store would refuse, whatever its base model is: found before anything is sent."""
+    """Problems that any store would refuse the files for, found before anything is sent."""
     pointers = [Problem(name, POINTER) for name, path in files.items() if is_pointer(path)]
     if pointers:
         return pointers
-    given = AdapterFolder(files, _ANY_BASE, limits)
+    folder = AdapterFolder(files, _ANY_BASE, limits)
     formats = FormatRegistry()
-    known = formats.recognise(given)
-    if known is None:
+    adapter_format = formats.recognise(folder)
+    if adapter_format is None:
         return [Problem("upload", _absent(formats))]
-    problems = list(known.read(given).problems)
+    problems = list(adapter_format.read(folder).problems)
     if TEXTS_FILE in files:
         problems += texts_file_problems(files[TEXTS_FILE], limits)
-    return shortened(problems)
+    return bounded_problems(problems)
 
 
 def archive_problems(path: Path, limits: StoreLimits = DEFAULT_LIMITS) -> list[Problem]:
-    """The same of an archive, which is sent as it is."""
+    """`local_problems` of an archive, which is sent as it is."""
     formats = FormatRegistry()
     with tempfile.TemporaryDirectory(prefix="adaptermix-check-") as scratch:
         try:
-            found = unpack(
+            unpacked = unpack(
                 path,
                 Path(scratch),
                 wanted=lambda name: name == TEXTS_FILE or formats.wanted(name),
                 limits=limits,
             )
         except InvalidAdapterError as error:
-            return shortened(error.problems)
-        return local_problems(found.files, limits)
+            return bounded_problems(error.problems)
+        return local_problems(unpacked.files, limits)
 
 
 def _nothing(folder: Path, formats: FormatRegistry, names: list[str]) -> str:
@@ -103,14 +102,15 @@ def _nothing(folder: Path, formats: FormatRegistry, names: list[str]) -> str:
         f"{path.parent.name}/" for path in folder.glob("*/*") if formats.wanted(path.name)
     )
     if deeper:
-        return (
-            f"holds no adapter itself; {some(dict.fromkeys(deeper))} below it do: name one of them"
-        )
+        folders = name_list(dict.fromkeys(deeper))
+        return f"holds no adapter itself; {folders} below it do: name one of them"
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    told = _absent(formats)
+    absent = _absent(formats)
     if not pickles:
-        return told
-    return f"{told}; no server reads pickles ({some(pickles)}): save the adapter as safetensors"
+        return absent
+    return (
+        f"{absent}; no server reads pickles ({name_list(pickles)}): save the adapter as safetensors"
+    )
 
 
 def _absent(formats: FormatRegistry) -> str:

@@ -1,4 +1,4 @@
-"""How large an upload may be. What is past a limit is refused with the limit's name."""
+"""Bounds on uploads. What is past one is refused with the limit's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of adapters, aliases and tags: what may be one."""
+"""Names of adapters, aliases and tags, and the rule that they follow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adapters_store.types import NAME_PATTERN, Problem
 
 
 def name_problems(where: str, names: Sequence[str]) -> list[Problem]:
-    """Why these are no names of adapters, aliases or tags."""
+    """A problem for each text that is no name of an adapter, an alias or a tag."""
     return [
         Problem(
             where,
@@ -20,8 +20,8 @@ def name_problems(where: str, names: Sequence[str]) -> list[Problem]:
     ]
 
 
-def require_names(**given: str | None) -> None:
-    """Raises StoreError for what is no name: databases differ in what text they take."""
-    for kind, name in given.items():
+def require_names(**names_by_kind: str | None) -> None:
+    """Raises StoreError for a text that is no name: databases differ in what text they take."""
+    for kind, name in names_by_kind.items():
         if name is not None and (problems := name_problems(kind, [name])):
             raise StoreError(str(problems[0]))

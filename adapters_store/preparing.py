@@ -15,10 +15,10 @@ from adapters_store.formats import AdapterFolder, FormatRegistry, ParsedAdapter
 from adapters_store.limits import StoreLimits
 from adapters_store.manifest import manifest_to_json
 from adapters_store.names import name_problems
-from adapters_store.problems import cut, shortened, shortened_names
+from adapters_store.problems import bounded_names, bounded_problems, bounded_text
 from adapters_store.texts import TEXTS_FILE, read_texts, text_problems, texts_to_jsonl
 from adapters_store.types import AdapterManifest, BaseModelSpec, CheckReport, Problem
-from adapters_store.upload import Upload, unpack
+from adapters_store.upload import PublishRequest, unpack
 from adapters_store.validation import validate
 
 PublishStage = Literal["unpacked", "validated", "staged", "stored", "recorded"]
@@ -30,23 +30,12 @@ def no_progress(_stage: PublishStage) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Publication:
-    """What the user asks for."""
-
-    name: str
-    upload: Upload
-    base: BaseModelSpec
-    texts: Sequence[str] = ()
-    tags: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The report, and the folder of the blob-to-be: whole exactly when `report.loads`."""
+class PreparedAdapter:
+    """An upload read and judged, its blob staged where nothing is wrong with it."""
 
     report: CheckReport
-    folder: Path
-    num_texts: int = 0
+    folder: Path  # the blob-to-be: whole exactly when `report.loads`
+    num_texts: int = 0  # sample texts in the blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +47,38 @@ class Preparer:
     limits: StoreLimits
 
     @contextmanager
-    def prepare(self, wish: Publication, progress: Progress = no_progress) -> Iterator[Prepared]:
+    def prepare(
+        self, request: PublishRequest, base: BaseModelSpec, progress: Progress = no_progress
+    ) -> Iterator[PreparedAdapter]:
         """Yields the outcome; its folder is gone afterwards, unless it was put into the blobs."""
-        problems = name_problems("name", [wish.name]) + self._tag_problems(wish.tags)
+        problems = name_problems("name", [request.name]) + self._tag_problems(request.tags)
         with self.blobs.staging() as inbox, self.blobs.staging() as folder:
             try:
-                uploaded = unpack(wish.upload, inbox, wanted=self._wanted, limits=self.limits)
+                uploaded = unpack(request.upload, inbox, wanted=self._wanted, limits=self.limits)
             except InvalidAdapterError as error:
-                problems += [*error.problems, *text_problems(wish.texts, self.limits)]
-                yield Prepared(CheckReport(tuple(shortened(problems))), folder)
+                problems += [*error.problems, *text_problems(request.texts, self.limits)]
+                yield PreparedAdapter(CheckReport(tuple(bounded_problems(problems))), folder)
                 return
             progress("unpacked")
-            texts, notes, found = self._texts(wish, uploaded.files.get(TEXTS_FILE))
-            problems += found
-            given = AdapterFolder(uploaded.files, wish.base, self.limits)
-            reading = self._read(given)
-            problems += reading.problems
-            if reading.manifest is not None and reading.tensors is not None:
-                problems += validate(reading.manifest, reading.tensors, wish.base, self.limits)
-                problems += self._room_problems(reading.manifest)
+            texts, notes, wrong_texts = self._texts(request, uploaded.files.get(TEXTS_FILE))
+            problems += wrong_texts
+            parsed = self._parse(AdapterFolder(uploaded.files, base, self.limits))
+            problems += parsed.problems
+            if parsed.manifest is not None and parsed.tensors is not None:
+                problems += validate(parsed.manifest, parsed.tensors, base, self.limits)
+                problems += self._room_problems(parsed.manifest)
             progress("validated")
-            told = (*uploaded.notes, *notes, *reading.notes, *_base_notes(reading, wish))
+            all_notes = (*uploaded.notes, *notes, *parsed.notes, *_base_notes(parsed, base))
             report = CheckReport(
-                problems=tuple(shortened(problems)),
-                manifest=reading.manifest,
-                unknown_keys=shortened_names(reading.unknown_keys),
-                notes=tuple(map(cut, told)),
+                problems=tuple(bounded_problems(problems)),
+                manifest=parsed.manifest,
+                unknown_keys=bounded_names(parsed.unknown_keys),
+                notes=tuple(map(bounded_text, all_notes)),
             )
             if report.loads:
-                report = _stage(folder, reading, texts, report)
+                report = _stage(folder, parsed, texts, report)
             progress("staged")
-            yield Prepared(report, folder, len(texts))
+            yield PreparedAdapter(report, folder, len(texts))
 
     def _wanted(self, name: str) -> bool:
         return name == TEXTS_FILE or self.formats.wanted(name)
@@ -97,8 +87,10 @@ class Preparer:
         most, limit = max(manifest.rows_by_site.values(), default=0), self.limits.max_site_rows
         if limit is None or most <= limit:
             return []
-        told = f"needs {most} rank rows in one layer, more than the {limit} that this server holds"
-        return [Problem("rank", f"{told} (ADAPTERMIX_MAX_RANK_ROWS): it could never be loaded")]
+        excess = (
+            f"needs {most} rank rows in one layer, more than the {limit} that this server holds"
+        )
+        return [Problem("rank", f"{excess} (ADAPTERMIX_MAX_RANK_ROWS): it could never be loaded")]
 
     def _tag_problems(self, tags: Sequence[str]) -> list[Problem]:
         if len(tags) > self.limits.max_tags:
@@ -106,10 +98,10 @@ class Preparer:
         return name_problems("tags", tags)
 
     def _texts(
-        self, wish: Publication, path: Path | None
+        self, request: PublishRequest, path: Path | None
     ) -> tuple[Sequence[str], list[str], list[Problem]]:
-        """The texts to keep: those given, else those that lie in the folder."""
-        texts = wish.texts
+        """(texts to keep, notes, problems): the request's texts, else those in the folder."""
+        texts = request.texts
         notes: list[str] = []
         problems: list[Problem] = []
         if path is not None and texts:
@@ -118,34 +110,34 @@ class Preparer:
             texts, problems = read_texts(path, self.limits)
         return texts, notes, [*problems, *text_problems(texts, self.limits)]
 
-    def _read(self, given: AdapterFolder) -> ParsedAdapter:
-        known = self.formats.recognise(given)
-        if known is None:
+    def _parse(self, folder: AdapterFolder) -> ParsedAdapter:
+        adapter_format = self.formats.recognise(folder)
+        if adapter_format is None:
             wanted = ", ".join(self.formats.all_files())
             message = f"holds no adapter of a known format ({', '.join(self.formats.names)}); "
             return ParsedAdapter(problems=(Problem("upload", f"{message}looked for: {wanted}"),))
-        return known.read(given)
+        return adapter_format.read(folder)
 
 
-def _base_notes(reading: ParsedAdapter, wish: Publication) -> tuple[str, ...]:
-    said = reading.manifest.base_model if reading.manifest is not None else None
-    if not said or said == wish.base.name:
+def _base_notes(parsed: ParsedAdapter, base: BaseModelSpec) -> tuple[str, ...]:
+    trained_on = parsed.manifest.base_model if parsed.manifest is not None else None
+    if not trained_on or trained_on == base.name:
         return ()
     return (
-        f"the adapter says that it was trained on {said!r}; the base here is {wish.base.name!r}",
+        f"the adapter says that it was trained on {trained_on!r}; the base here is {base.name!r}",
     )
 
 
 def _stage(
-    folder: Path, reading: ParsedAdapter, texts: Sequence[str], report: CheckReport
+    folder: Path, parsed: ParsedAdapter, texts: Sequence[str], report: CheckReport
 ) -> CheckReport:
     """Write the blob's files, and complete the report by digest and size."""
-    if reading.manifest is None or reading.tensors is None:
+    if parsed.manifest is None or parsed.tensors is None:
         raise InvalidAdapterError([Problem("upload", "the format gave neither problems nor data")])
-    manifest, lines = manifest_to_json(reading.manifest), texts_to_jsonl(texts)
-    reading.tensors.rename(folder / TENSORS)
-    if reading.config is not None:
-        reading.config.rename(folder / CONFIG)
+    manifest, lines = manifest_to_json(parsed.manifest), texts_to_jsonl(texts)
+    parsed.tensors.rename(folder / TENSORS)
+    if parsed.config is not None:
+        parsed.config.rename(folder / CONFIG)
     (folder / MANIFEST).write_bytes(manifest)
     if lines:
         (folder / TEXTS).write_bytes(lines)

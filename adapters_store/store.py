@@ -21,7 +21,7 @@ from adapters_store.limits import DEFAULT_LIMITS, StoreLimits
 from adapters_store.metadata import ApiKeys, Database, NewVersion, Texts, Versions
 from adapters_store.metadata.database import DEFAULT_PATIENCE
 from adapters_store.names import require_names
-from adapters_store.preparing import Preparer, Progress, Publication, no_progress
+from adapters_store.preparing import Preparer, Progress, no_progress
 from adapters_store.texts import text_problems, texts_from_jsonl, texts_to_jsonl
 from adapters_store.types import (
     AdapterRecord,
@@ -33,7 +33,7 @@ from adapters_store.types import (
     SampleTexts,
     StoredCentroid,
 )
-from adapters_store.upload import Upload
+from adapters_store.upload import PublishRequest, Upload
 
 GRACE_SECONDS = 3600.0
 
@@ -43,7 +43,7 @@ def never(_digest: str) -> bool:
     return False
 
 
-def tell_nobody(_report: CheckReport) -> None:
+def ignore_report(_report: CheckReport) -> None:
     """The report is of no interest."""
 
 
@@ -104,16 +104,16 @@ class AdapterStore:
         texts: Sequence[str] = (),
         tags: Sequence[str] = (),
         progress: Progress = no_progress,
-        told: Callable[[CheckReport], None] = tell_nobody,
+        on_report: Callable[[CheckReport], None] = ignore_report,
     ) -> AdapterRecord:
         """Store an adapter as the next version of `name`.
 
-        The same content again makes a new version with the same digest. `progress` is told of
-        each stage, `told` the report of an adapter that is stored. Raises InvalidAdapterError with
-        every problem; then nothing is stored.
+        The same content again makes a new version with the same digest. `progress` is called with
+        each stage, `on_report` with the report of an adapter that is stored. Raises
+        InvalidAdapterError with every problem; then nothing is stored.
         """
-        wish = Publication(name, upload, base, texts, tags)
-        with self._preparer.prepare(wish, progress) as prepared:
+        request = PublishRequest(name, upload, texts, tags)
+        with self._preparer.prepare(request, base, progress) as prepared:
             report = prepared.report
             if report.manifest is None or report.digest is None:
                 raise InvalidAdapterError(report.problems)
@@ -133,7 +133,7 @@ class AdapterStore:
             except StoreFullError:
                 self._take_back(digest)
                 raise
-            told(report)
+            on_report(report)
             return record
 
     def check(
@@ -145,8 +145,9 @@ class AdapterStore:
         texts: Sequence[str] = (),
         tags: Sequence[str] = (),
     ) -> CheckReport:
-        """What `publish` would say and what the adapter would cost. Stores nothing."""
-        with self._preparer.prepare(Publication(name, upload, base, texts, tags)) as prepared:
+        """A dry run of `publish`: every problem, and what the adapter would cost."""
+        request = PublishRequest(name, upload, texts, tags)
+        with self._preparer.prepare(request, base) as prepared:
             return prepared.report
 
     def resolve(self, ref: AdapterRef | str) -> AdapterRecord:
@@ -184,7 +185,7 @@ class AdapterStore:
         return self._versions.set_alias(name, alias, version)
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Raises AdapterNotFoundError without such an alias, StoreError for what is no name."""
+        """Remove an alias. Raises AdapterNotFoundError, StoreError for what is no name."""
         require_names(name=name, alias=alias)
         self._versions.delete_alias(name, alias)
 

@@ -22,7 +22,7 @@ class Member(tarfile.TarInfo):
     """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Where TarInfo lets subclasses read what follows a header; raises tarfile.ReadError."""
+        """TarInfo's hook to read what follows a header. Raises tarfile.ReadError."""
         if self.size < 0:
             raise tarfile.ReadError(f"a member has the size {self.size}")
         if self.type not in _EXTENDED:
@@ -57,7 +57,7 @@ def _apply(records: Mapping[str, bytes], member: tarfile.TarInfo, archive: tarfi
 
 
 def _records(body: bytes) -> dict[str, bytes]:
-    """What is applied of an extended header: records "<length> <key>=<value>" and a line's end.
+    """The records of an extended header that are applied: "<length> <key>=<value>" and LF.
 
     The length is the whole record's (POSIX.1-2008, pax). Raises tarfile.ReadError.
     """
@@ -79,7 +79,7 @@ def _records(body: bytes) -> dict[str, bytes]:
 
 
 def _text(value: bytes) -> str:
-    """What is no UTF-8 becomes what is not printable, and is refused as any such name."""
+    """The text of a value; bytes that are no UTF-8 become unprintable, and are refused as such."""
     return value.decode(errors="surrogateescape")
 
 

@@ -97,7 +97,7 @@ def read_header(
 
 
 def count_non_finite(path: Path, tensor: TensorInfo) -> int:
-    """How many values of a F16, BF16, F32 or F64 tensor are NaN or infinite; 0 for other dtypes.
+    """The number of NaN and infinite values in a F16, BF16, F32 or F64 tensor; 0 for other dtypes.
 
     `tensor` comes from `read_header(path)`. Reads 4 MiB at a time.
     """
@@ -105,7 +105,7 @@ def count_non_finite(path: Path, tensor: TensorInfo) -> int:
         return 0
     dtype, exponent = _EXPONENTS[tensor.dtype]
     mask = np.array(exponent, dtype=dtype)
-    found = 0
+    count = 0
     with path.open("rb") as stream:
         stream.seek(tensor.offset)
         left = tensor.nbytes
@@ -115,8 +115,8 @@ def count_non_finite(path: Path, tensor: TensorInfo) -> int:
                 raise TensorFileError([f"{path.name} was cut short while it was read"])
             left -= len(chunk)
             bits: NDArray[Any] = np.frombuffer(chunk, dtype=dtype)
-            found += int(np.count_nonzero((bits & mask) == mask))
-    return found
+            count += int(np.count_nonzero((bits & mask) == mask))
+    return count
 
 
 def _header_length(stream: BinaryIO, size: int, limit: int) -> int:
@@ -174,10 +174,10 @@ def _require_few(data: bytes, max_tensors: int) -> None:
     # Only at an object's end does the parser give way to other threads.
     longest = max(part.count(b",") for part in data.split(b"{"))
     if longest > _VALUES_TOGETHER:
-        told = (
+        message = (
             f"its header holds {longest} values together, at most {_VALUES_TOGETHER} are accepted"
         )
-        raise TensorFileError([told])
+        raise TensorFileError([message])
 
 
 def _whole(text: str) -> int:

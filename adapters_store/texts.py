@@ -34,8 +34,8 @@ def parse_texts(
         if not line.strip():
             continue
         if len(texts) == limits.max_texts:
-            told = f"are more than {limits.max_texts}, which is how many are accepted"
-            return [], [Problem("texts", told)]
+            message = f"are more than {limits.max_texts}, which is how many are accepted"
+            return [], [Problem("texts", message)]
         text = _parse_line(line) if len(line) <= longest else None
         if text is None:
             problems.append(Problem(f"texts, line {number}", _line_problem(line, longest, limits)))
@@ -64,13 +64,13 @@ def read_texts(path: Path, limits: StoreLimits = DEFAULT_LIMITS) -> tuple[list[s
 
 
 def texts_file_problems(path: Path, limits: StoreLimits = DEFAULT_LIMITS) -> list[Problem]:
-    """Why the texts of a file are not accepted, if so."""
+    """Problems of the sample texts in a file; none where they are accepted."""
     texts, problems = read_texts(path, limits)
     return [*problems, *text_problems(texts, limits)]
 
 
 def text_problems(texts: Sequence[str], limits: StoreLimits) -> list[Problem]:
-    """Why these texts are not accepted, if so."""
+    """Problems of sample texts; none where they are accepted."""
     if len(texts) > limits.max_texts:
         return [Problem("texts", f"are {len(texts)}, at most {limits.max_texts} are accepted")]
     problems = []

@@ -1,4 +1,4 @@
-"""Pure data shared by every package: references, manifests, mixtures, the base model's shape."""
+"""Pure data shared by every package: references, manifests, mixtures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from adapters_store.base_model import BaseModelSpec as BaseModelSpec
+from adapters_store.base_model import BlockSpec as BlockSpec
+from adapters_store.base_model import EmbeddingSpec as EmbeddingSpec
+from adapters_store.base_model import LinearShape as LinearShape
 from adapters_store.errors import InvalidReferenceError
-from adapters_store.expert_types import ExpertSpec, GatingNetworkSpec, LoraExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.problems import Problem as Problem
 
 Combination = Literal["sum", "linear"]
 
@@ -22,7 +29,7 @@ _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """What a user writes to mean an adapter: `name`, `name@3`, `name@alias` or `sha256:...`.
+    """An adapter as a user names it: `name`, `name@3`, `name@alias` or `sha256:...`.
 
     A bare name means its newest version. Exactly one of `name` and `digest` is set.
     """
@@ -60,82 +67,37 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True)
-class LinearShape:
-    """A linear layer of the base model: y [.., out_features] = W x [.., in_features]."""
-
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """One layer of the decoder, by the paths of its modules."""
-
-    path: str  # "model.layers.0"
-    attention: str  # "model.layers.0.self_attn"
-    feed_forward: str  # "model.layers.0.mlp"
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingSpec:
-    """An embedding of the base, input or output: what a copy of it is known by.
-
-    `digests` holds the sha256 (hex) of its numbers, row major, little endian, by their format in
-    safetensors' words: in `dtype`, that in which they are served, and in formats that hold less.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModelSpec:
-    """What a store must know of the base model to validate an adapter, without torch.
-
-    `linears` maps each linear layer's path in the model ("model.layers.0.self_attn.q_proj",
-    "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
-    norms): an adapter that targets one of those is refused with a better reason than "unknown".
-    `blocks`: the decoder's layers; hidden_size, num_heads: what experts beside LoRA are checked by.
-    `embeddings`: those whose copies can be told from changed ones, by their modules' paths.
-    """
-
-    name: str
-    architecture: str
-    linears: Mapping[str, LinearShape]
-    other_modules: tuple[str, ...] = ()
-    blocks: tuple[BlockSpec, ...] = ()
-    hidden_size: int = 0
-    num_heads: int = 0
-    embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterManifest:
-    """What an adapter holds, read once at publish, kept beside its tensors in the blob store."""
+    """The content of an adapter, read at publish and kept beside its tensors in the blob store."""
 
-    format: str  # the foreign format it came in, e.g. "peft"
+    format: str  # in which it was uploaded, e.g. "peft"
     experts: tuple[ExpertSpec, ...]
-    base_model: str | None = None  # what the adapter itself says that it was trained on
-    routers: tuple[GatingNetworkSpec, ...] = ()
-    schema: int = 1
+    base_model: str | None = None  # that it says it was trained on
+    routers: tuple[GatingNetworkSpec, ...] = ()  # the gating networks in its layers
+    schema: int = 1  # of the manifest's JSON
+
+    @property
+    def parts(self) -> tuple[ExpertSpec | GatingNetworkSpec, ...]:
+        """All that names tensors: its experts, then its gating networks."""
+        return (*self.experts, *self.routers)
 
     @property
     def lora_experts(self) -> tuple[LoraExpertSpec, ...]:
         return tuple(expert for expert in self.experts if isinstance(expert, LoraExpertSpec))
 
     @property
-    def not_plain(self) -> str | None:
-        """What it holds beside LoRA without gates or copies, or None: then it is one matrix product
-        a module, which can be merged, combined by `linear` and chosen by `arrow`."""
-        for expert in self.experts:
-            if not isinstance(expert, LoraExpertSpec):
-                return f"a {expert.kind} expert at {expert.module}"
-            if expert.gate is not None:
-                return f"a gate on the LoRA at {expert.module}"
-            if expert.copies is not None:
-                return f"copies of the LoRA at {expert.module}"
-        return None
+    def extras(self) -> str | None:
+        """What it holds beyond plain LoRA: the first such thing, in words; None where nothing."""
+        return next((expert.extras for expert in self.experts if expert.extras is not None), None)
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether it is LoRA without gates or copies alone.
+
+        Then it is one matrix product a module, which can be merged, combined by `linear` and chosen
+        by `arrow`.
+        """
+        return self.extras is None
 
     @property
     def reads_whole_prompts(self) -> bool:
@@ -162,7 +124,7 @@ class AdapterManifest:
 
     @property
     def gate_labels(self) -> tuple[str, ...]:
-        """What each output of the routers gates: `q_proj`, `prompt`, `parallel`.
+        """A label for each output of the gating networks: `q_proj`, `prompt`, `parallel`.
 
         A number where a layer has several such experts, or layers have different ones.
         """
@@ -175,17 +137,9 @@ class AdapterManifest:
 
     def device_bytes(self, bytes_per_element: int) -> int:
         """Bytes of rows and routers together on a device."""
-        numbers = sum(expert.rows * _width(expert) for expert in self.experts)
-        numbers += sum(_router_size(router) for router in self.routers)
+        numbers = sum(expert.rows * expert.row_width for expert in self.experts)
+        numbers += sum(router.device_numbers for router in self.routers)
         return bytes_per_element * numbers
-
-
-def _width(expert: ExpertSpec) -> int:
-    """Numbers of one rank row."""
-    if isinstance(expert, LoraExpertSpec):
-        return expert.in_features + expert.out_features
-    # A prompt's key has the kv heads only, which are as many as the heads at most.
-    return 2 * expert.features
 
 
 def _gate_label(gate: int, sites: Sequence[str]) -> str:
@@ -195,21 +149,15 @@ def _gate_label(gate: int, sites: Sequence[str]) -> str:
     return names.pop() if is_one else str(gate)
 
 
-def _router_size(router: GatingNetworkSpec) -> int:
-    rows = router.outputs if router.kind == "linear" else 2 * router.hidden
-    rows += router.threshold is not None and router.threshold.prefix is not None
-    return rows * router.features + router.hidden * router.outputs
-
-
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
     """One stored version of an adapter. The digest is its identity; names only point at it."""
 
     name: str
-    version: int
-    digest: str  # "sha256:..." over the manifest and the tensors
+    version: int  # from 1
+    digest: str  # "sha256:..." over the manifest, the tensors and the texts
     manifest: AdapterManifest
-    size_bytes: int
+    size_bytes: int  # of its files in the blob store
     created_at: float  # seconds since the epoch
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -226,34 +174,18 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class SampleTexts:
-    """The sample texts in force of an adapter, and `AdapterRecord.texts_digest` of just these."""
+    """The sample texts in force of an adapter."""
 
-    digest: str
+    digest: str  # `AdapterRecord.texts_digest` of just these
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCentroid:
-    """The centroid of an adapter's texts under one encoder; float32, little endian."""
+    """The centroid of an adapter's texts under one encoder."""
 
     texts: str  # the digest of the texts that it was made of
-    vector: bytes  # [d]
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureItem:
-    """One adapter of a mixture with its weight, as the user wrote it."""
-
-    ref: AdapterRef
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureSpec:
-    """Adapters with weights, and how they combine. Weights are never normalised."""
-
-    items: tuple[MixtureItem, ...]
-    combination: Combination = "sum"
+    vector: bytes  # [d], float32, little endian
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +197,8 @@ class ResolvedMixture:
             (PEFT `add_weighted_adapter(combination_type="linear")`: equal ranks, w_j >= 0)
     """
 
-    digests: tuple[str, ...]
-    weights: tuple[float, ...]
+    digests: tuple[str, ...]  # of adapters, or of variants of them
+    weights: tuple[float, ...]  # one for each digest, never normalised
     combination: Combination = "sum"
 
     @property
@@ -284,8 +216,8 @@ def mixture_key(weights: Mapping[str, float], combination: Combination) -> bytes
     The base (no adapter with weight) is b"" whatever the combination.
     """
     # Most of a router's many candidates have weight 0: they go before anything is sorted.
-    given = sorted(item for item in weights.items() if item[1] != 0)
-    packed = [(digest, struct.pack("<f", weight)) for digest, weight in given]
+    nonzero = sorted(item for item in weights.items() if item[1] != 0)
+    packed = [(digest, struct.pack("<f", weight)) for digest, weight in nonzero]
     parts = [digest.encode() + weight for digest, weight in packed if weight not in ZEROS]
     return combination.encode() + b"|" + b"|".join(parts) if parts else b""
 
@@ -296,26 +228,15 @@ def mixture_digest(weights: Mapping[str, float], combination: Combination) -> st
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One reason why an adapter was refused: where, what, and what would work."""
-
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
-
-
-@dataclass(frozen=True, slots=True)
 class CheckReport:
     """The answer to a dry run: every problem at once, and what the adapter would cost."""
 
     problems: tuple[Problem, ...] = ()
-    manifest: AdapterManifest | None = None
-    digest: str | None = None
-    size_bytes: int = 0
-    unknown_keys: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    manifest: AdapterManifest | None = None  # where a format could read it
+    digest: str | None = None  # where nothing is wrong
+    size_bytes: int = 0  # of its files, where nothing is wrong
+    unknown_keys: tuple[str, ...] = ()  # of its config
+    notes: tuple[str, ...] = ()  # to whom publishes it
 
     @property
     def loads(self) -> bool:
@@ -330,7 +251,7 @@ class ApiKey:
     """A key as the store knows it: never the secret itself."""
 
     id: str
-    label: str
+    label: str  # for people
     kind: KeyKind
     created_at: float  # seconds since the epoch
-    revoked_at: float | None = None
+    revoked_at: float | None = None  # likewise; None while it is in force

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
@@ -24,13 +24,24 @@ from adapters_store.archives import (
     unpack_limit,
 )
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats.listing import some
 from adapters_store.limits import StoreLimits
+from adapters_store.problems import name_list
 from adapters_store.types import Problem
 
 Upload = Path | Mapping[str, bytes | Path]
 """A folder, an archive's path, or file names with their contents (one of them may be an archive,
 then it is the only one)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRequest:
+    """An upload, and what is said about it, to become the next version of a name."""
+
+    name: str
+    upload: Upload
+    texts: Sequence[str] = ()  # sample texts; none: those that lie in the upload
+    tags: Sequence[str] = ()
+
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 
@@ -71,10 +82,10 @@ _MAX_NAME = 255
 
 @dataclass(frozen=True, slots=True)
 class UploadedFiles:
-    """The files of one adapter by base name, copied out of the upload, and what was left out."""
+    """The files of one adapter, copied out of an upload."""
 
-    files: Mapping[str, Path]
-    notes: tuple[str, ...]
+    files: Mapping[str, Path]  # by base name
+    notes: tuple[str, ...]  # what was left out
 
 
 def unpack(
@@ -159,15 +170,15 @@ def _opener(path: Path) -> Callable[[], IO[bytes]]:
 class _Collector:
     """Judges one entry after the other and copies the wanted ones, under names of its own."""
 
-    into: Path
-    wanted: Callable[[str], bool]
+    into: Path  # an empty folder for the copies
+    wanted: Callable[[str], bool]  # by base name
     limits: StoreLimits
     limit: int = 0  # bytes that may be written
-    written: int = 0
-    seen: int = 0
+    written: int = 0  # bytes
+    num_entries: int = 0
     names: dict[str, str] = field(default_factory=dict)  # without case -> as sent
-    kept: dict[str, Path] = field(default_factory=dict)  # as sent -> copy
-    ignored: list[str] = field(default_factory=list)
+    copies: dict[str, Path] = field(default_factory=dict)  # name as sent -> copy
+    ignored: list[str] = field(default_factory=list)  # names of harmless files
     strays: dict[str, list[str]] = field(default_factory=dict)  # why to leave out -> names
     problems: list[Problem] = field(default_factory=list)
 
@@ -178,8 +189,8 @@ class _Collector:
         self.problems.append(Problem(_printable(where), message))
 
     def add(self, entry: ArchiveEntry) -> None:
-        self.seen += 1
-        if self.seen > self.limits.max_files:
+        self.num_entries += 1
+        if self.num_entries > self.limits.max_files:
             raise ArchiveError(f"holds more than {self.limits.max_files} files")
         name = entry.name.removeprefix("./")
         reason = _name_problem(name) or entry.refusal or self._duplicate(name)
@@ -189,20 +200,20 @@ class _Collector:
             self.refuse(name, reason)
 
     def finish(self) -> UploadedFiles:
-        folders = sorted({str(PurePosixPath(name).parent) for name in self.kept}, key=_depth)
+        folders = sorted({str(PurePosixPath(name).parent) for name in self.copies}, key=_depth)
         if len(folders) > 1:
-            told = f"adapter files lie in several folders ({', '.join(folders)}): send one"
-            others = some(f"{folder}/" for folder in folders[1:])
-            self.refuse("upload", f"{told}; to send {folders[0]}, leave out {others}")
+            message = f"adapter files lie in several folders ({', '.join(folders)}): send one"
+            others = name_list(f"{folder}/" for folder in folders[1:])
+            self.refuse("upload", f"{message}; to send {folders[0]}, leave out {others}")
         root = "" if not folders or folders[0] == "." else f"{folders[0]}/"
         for reason, names in self.strays.items():
-            shown = dict.fromkeys(_below(name, root) for name in names)
-            self.refuse(some(shown), reason)
+            places = dict.fromkeys(_below(name, root) for name in names)
+            self.refuse(name_list(places), reason)
         if self.problems:
             raise InvalidAdapterError(self.problems)
-        notes = (f"ignored: {some(self.ignored)}",) if self.ignored else ()
+        notes = (f"ignored: {name_list(self.ignored)}",) if self.ignored else ()
         return UploadedFiles(
-            {PurePosixPath(name).name: path for name, path in self.kept.items()}, notes
+            {PurePosixPath(name).name: path for name, path in self.copies.items()}, notes
         )
 
     def _duplicate(self, name: str) -> str | None:
@@ -224,7 +235,7 @@ class _Collector:
             self.strays.setdefault(reason, []).append(name)
 
     def _copy(self, name: str, entry: ArchiveEntry) -> None:
-        target = self.into / f"file-{len(self.kept)}"
+        target = self.into / f"file-{len(self.copies)}"
         with entry.open() as source, target.open("wb") as sink:
             while chunk := source.read(_CHUNK):
                 self.written += len(chunk)
@@ -233,7 +244,7 @@ class _Collector:
                 sink.write(chunk)
         if is_pointer(target):
             self.refuse(name, POINTER)
-        self.kept[name] = target
+        self.copies[name] = target
 
 
 def _name_problem(name: str) -> str | None:

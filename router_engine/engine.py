@@ -22,7 +22,6 @@ from router_engine.backends.select import BackendRegistry
 from router_engine.backends.spec import BackendParts
 from router_engine.backends.torch.projections import ModelProjections
 from router_engine.backends.torch.wrapped_layers import prepare_model
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
 from router_engine.config import EngineConfig
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
@@ -30,6 +29,7 @@ from router_engine.experts.base import AdapterSource
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
+from router_engine.info import AdapterResidency, EngineInfo, MergedState
 from router_engine.kernels.dispatch import make_operations
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
@@ -37,10 +37,10 @@ from router_engine.merging.control import MERGED, MergeControl
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merged_base import MergedBase
 from router_engine.mixture.rules import (
-    DIRECTIONS_ONLY,
+    ARROW_NEEDS_PLAIN_LORA,
     NOT_BEFORE_THE_PROMPT,
     check_mixture,
-    refuse_special,
+    require_plain_lora,
     without_zeros,
 )
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
@@ -104,7 +104,13 @@ class Engine:
         base, quantization = MergedBase(self.backend), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool, adapters, config.adapters, loaded.dtype, projections, wake, config.scheduler
+            pool,
+            adapters,
+            config.adapters,
+            projections,
+            wake,
+            config.scheduler,
+            lambda: self.backend.capabilities.expert_kinds,
         )
         bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
@@ -123,29 +129,32 @@ class Engine:
     def add_request(self, request: EngineRequest) -> None:
         """Take a request on. One that can never run gets its final event from the next step."""
         request_id = request.request_id
-        gate, reason = self._routing.gate(request)
-        final = self._scheduler.add(request, gate)
+        layer_routing, reason = self._routing.layer_routing(request)
+        final = self._scheduler.add(request, layer_routing)
         if final is not None:
             self._events.append(final)
             return
         if reason is not None:
-            self._emit(self._scheduler.fail(request_id, FinishReason.REFUSED, reason))
+            self._fail(request_id, reason, FinishReason.REFUSED)
             return
-        self._routing.begin(request, self._scheduler, self._fail)
+        failure = self._routing.begin(request, self._scheduler)
+        if failure is not None:
+            self._fail(*failure)
         adapters = request.all_adapters
         if adapters and self._residency.acquire(request_id, adapters):
-            self._granted(request_id, None)
+            self._on_resident(request_id, None)
 
     def cancel(self, request_id: str) -> None:
         """End a request wherever it is; unknown ids are ignored."""
-        self._emit(self._scheduler.cancel(request_id))
-        self._let_go()
+        final = self._scheduler.cancel(request_id)
+        if final is not None:
+            self._events.append(final)
+        self._release_finished()
 
     def step(self) -> list[EngineEvent]:
         """One step. Returns what happened since the last one; [] when there was nothing to do."""
-        self._settle()
+        self._poll_sources()
         plan = self._scheduler.schedule()
-        self._routing.weigh(self._scheduler, self._fail)  # prompts found in the prefix cache
         if plan is not None:
             self._merge.follow(plan.rows)
             started = time.perf_counter()
@@ -155,10 +164,7 @@ class Engine:
             if output.gates is not None:
                 self._gates.add(output.gates, plan.logit_tokens)
             self._events.extend(self._scheduler.update(plan, output))
-            self._routing.ask(self._scheduler)
-            self._routing.weigh(self._scheduler, self._fail)
-            self._routing.take(self._scheduler, self._fail)  # of routers that answer at once
-            self._let_go()
+        self._route()  # what was computed, or found in the prefix cache
         events, self._events = self._events, []
         return events
 
@@ -173,7 +179,7 @@ class Engine:
         """Bring an adapter to the device; evictable again at once, as if a request had used it."""
         done: Future[AdapterResidency] = Future()
         describe = functools.partial(self._residency.describe, digest)
-        self._bring((digest,), done, lambda: None, describe)
+        self._when_resident((digest,), done, lambda: None, describe)
         return done
 
     def pin(self, digest: str, *, pinned: bool) -> Future[AdapterResidency]:
@@ -184,7 +190,7 @@ class Engine:
         done: Future[AdapterResidency] = Future()
         act = functools.partial(self._residency.pin, digest, pinned=True)
         describe = functools.partial(self._residency.describe, digest)
-        self._bring((digest,), done, act, describe)
+        self._when_resident((digest,), done, act, describe)
         return done
 
     def unload(self, digest: str) -> int:
@@ -207,7 +213,7 @@ class Engine:
             done.set_result(self.merged())
             return done
         switch = functools.partial(self._merge.switch, mixture, by_admin=True)
-        self._bring(mixture.digests, done, switch, self.merged, on_host=True)
+        self._when_resident(mixture.digests, done, switch, self.merged, on_host=True)
         return done
 
     def merged(self) -> MergedState:
@@ -261,31 +267,36 @@ class Engine:
         self._residency.close()
         self._routing.close()
 
-    def _settle(self) -> None:
+    def _poll_sources(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""
-        grants = self._residency.pump()
-        self._merge.give_way()  # which the next `pump` makes use of
-        for owner in grants.ready:
-            self._granted(owner, None)
-        for owner, reason in grants.failed:
-            self._granted(owner, AdapterLoadError(reason))
-        for owner, reason in grants.refused:
-            self._granted(owner, RequestRefusedError(reason))
-        self._routing.take(self._scheduler, self._fail)
-        self._let_go()
+        results = self._residency.poll()
+        self._merge.give_way()  # which the next `poll` makes use of
+        for owner in results.ready:
+            self._on_resident(owner, None)
+        for owner, reason in results.failed:
+            self._on_resident(owner, AdapterLoadError(reason))
+        for owner, reason in results.refused:
+            self._on_resident(owner, RequestRefusedError(reason))
+        self._route()
 
-    def _granted(self, owner: str, error: EngineError | None) -> None:
+    def _route(self) -> None:
+        """Let routers go on; then let go of what ended requests held."""
+        for failure in self._routing.advance(self._scheduler):
+            self._fail(*failure)
+        self._release_finished()
+
+    def _on_resident(self, owner: str, error: EngineError | None) -> None:
         task = self._tasks.pop(owner, None)
         if task is not None:
             task(error)
         elif isinstance(error, RequestRefusedError):
-            self._emit(self._scheduler.fail(owner, FinishReason.REFUSED, str(error)))
+            self._fail(owner, str(error), FinishReason.REFUSED)
         elif error is not None:
             self._fail(owner, str(error))
         elif owner in self._scheduler.live:
-            self._admit(self._scheduler.live[owner].request)
+            self._validate_and_queue(self._scheduler.live[owner].request)
 
-    def _admit(self, request: EngineRequest) -> None:
+    def _validate_and_queue(self, request: EngineRequest) -> None:
         """Its adapters are on the device, so what they hold is known: check the mixture, go on."""
         weights = request.weights or (1.0,) * len(request.adapters)
         manifests = {digest: self._residency.manifest(digest) for digest in request.adapters}
@@ -295,31 +306,29 @@ class Engine:
             check_mixture(mixture, tuple(manifests.values()))
             if request.layer_routing is not None:
                 for digest, manifest in manifests.items():
-                    refuse_special(digest, manifest, DIRECTIONS_ONLY)
+                    require_plain_lora(digest, manifest, ARROW_NEEDS_PLAIN_LORA)
             if request.reads_hidden_states and whole:
                 raise MixtureError(f"{whole[0]}: {NOT_BEFORE_THE_PROMPT}")
         except MixtureError as error:
-            final = self._scheduler.fail(request.request_id, FinishReason.REFUSED, str(error))
-            self._emit(final)
+            self._fail(request.request_id, str(error), FinishReason.REFUSED)
         else:
             self._scheduler.adapters_ready(request.request_id, reads_whole_prompt=bool(whole))
 
     def _fail(
         self, request_id: str, error: str, reason: FinishReason = FinishReason.FAILED
     ) -> None:
-        self._emit(self._scheduler.fail(request_id, reason, error))
+        final = self._scheduler.fail(request_id, reason, error)
+        if final is not None:
+            self._events.append(final)
 
-    def _emit(self, event: EngineEvent | None) -> None:
-        if event is not None:
-            self._events.append(event)
-
-    def _let_go(self) -> None:
+    def _release_finished(self) -> None:
+        """Let go of the adapters, sessions and logits of requests that have ended."""
         for request in self._scheduler.take_finished():
             self._residency.release(request.request_id)
             self._routing.end(request)
             self._runner.forget(request.request_id)
 
-    def _bring(
+    def _when_resident(
         self,
         digests: tuple[str, ...],
         done: Future[_Result],

@@ -35,7 +35,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     """One generated token.
 
     `weights` are those of the pass whose logits yielded it, one per request adapter; empty unless
-    asked for with `report_weights`.
+    asked for with `Reports.weights`.
     """
 
     request_id: str
@@ -76,8 +76,8 @@ class FinalEvent:
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     queue_seconds: float = 0.0  # from submission to the first scheduled token
-    hidden: tuple[float, ...] = ()  # with `report_hidden`: see routers.hidden
-    gates: tuple[GateStatistics, ...] = ()  # with `report_gates`: of adapters that have any
+    hidden: tuple[float, ...] = ()  # with `Reports.hidden_mean`
+    gates: tuple[GateStatistics, ...] = ()  # with `Reports.gates`: of adapters that have any
 
 
 EngineEvent = TokenEvent | FinalEvent

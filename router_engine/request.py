@@ -15,7 +15,7 @@ Level = Literal["request", "token", "layer"]  # at which routers work
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
+class SamplingSpec:
     """How the next token is drawn from the logits [vocab].
 
     temperature 0 is greedy. Penalties as in vLLM: repetition acts on prompt and generated tokens,
@@ -80,30 +80,37 @@ class LayerRouting:
 
 
 @dataclass(frozen=True, slots=True)
+class Reports:
+    """What the events of a request tell beside its tokens."""
+
+    weights: bool = False  # each token's, with its event
+    hidden_mean: bool = False  # of the prompt's hidden states, with the final event
+    # Statistics of the gates inside layers, with the final event. All its tokens are computed for
+    # it: blocks of the prefix cache say nothing of gates. Of an ensemble, its first member's.
+    gates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One generation. Exactly one final event answers it."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingSpec = SamplingSpec()
     adapters: tuple[str, ...] = ()  # digests; with a routing the candidates
     weights: tuple[float, ...] = ()  # one per adapter; empty with a routing
     combination: Combination = "sum"
     routing: TokenRouting | None = None
     priority: int = 0  # lower runs first
     is_background: bool = False  # nobody waits for it: behind all others, a little in each step
-    report_weights: bool = False
     # The experts act only from the engine's probe layer on, so that the hidden states there are the
     # base's whatever the weights: what a router that reads them needs.
     reads_hidden_states: bool = False
-    report_hidden: bool = False  # their mean over the prompt comes with the final event
-    # Statistics of the gates inside layers come with the final event. All its tokens are computed
-    # for it: blocks of the prefix cache say nothing of gates. Of an ensemble, its first member's.
-    report_gates: bool = False
     layer_routing: LayerRouting | None = None  # instead of `routing`, under combination `sum`
     # An ensemble: for each further member its adapters, under the same weights. All members read
     # the same text; each token is drawn from the mean of their next-token probabilities.
     ensemble: tuple[tuple[str, ...], ...] = ()
+    reports: Reports = Reports()
 
     @property
     def all_adapters(self) -> tuple[str, ...]:
@@ -111,12 +118,12 @@ class EngineRequest:
         return tuple(dict.fromkeys(chain(self.adapters, *self.ensemble)))
 
     @classmethod
-    def under(
+    def from_mixture(
         cls,
         mixture: ResolvedMixture,
         request_id: str,
         prompt_token_ids: tuple[int, ...],
-        sampling: SamplingParams,
+        sampling: SamplingSpec,
     ) -> EngineRequest:
         """A request under a fixed mixture."""
         return cls(

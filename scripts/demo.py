@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adaptermix.bench.load import BenchmarkError
-from adaptermix.bench.process import server
+from adaptermix.bench.errors import BenchmarkError
+from adaptermix.bench.server import server
 
 ADAPTERS = Path(__file__).resolve().parent.parent / "examples" / "adapters"
 COLOURS = ("blue", "green", "dark_orange", "magenta", "cyan", "yellow", "red", "white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
@@ -14,11 +15,7 @@ from urllib.parse import unquote
 from pydantic import ByteSize
 from rich.console import Console
 
-from adaptermix.bench.performance import filled, filled_readme
-from adaptermix.bench.settings import RESULTS
-from adaptermix.bench.soak import report as soak
-from adaptermix.evaluation.routing import page as evaluation
-from adaptermix.evaluation.uncertainty import report as uncertainty
+from scripts import figures
 from server.app import create_app
 from server.container import Container
 from server.settings import Settings, load_settings, variable_of
@@ -27,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OPENAPI = ROOT / "docs" / "openapi.json"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
@@ -79,13 +77,15 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Every generated page with what it should hold."""
     yield OPENAPI, openapi_text()
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
-    measured = ((PERFORMANCE, filled), (EVALUATION, evaluation.filled), (RELIABILITY, soak.filled))
-    for path, fill in measured:
-        yield path, fill(path.read_text(encoding="utf-8"), RESULTS, "../benchmarks/results")
-    page = README.read_text(encoding="utf-8")
-    yield README, filled_readme(page, RESULTS, "benchmarks/results")
-    page = UNCERTAINTY.read_text(encoding="utf-8")
-    yield UNCERTAINTY, uncertainty.filled(page, RESULTS, "../../benchmarks/results")
+    for path, own in (
+        (PERFORMANCE, figures.PERFORMANCE),
+        (EVALUATION, figures.EVALUATION),
+        (RELIABILITY, figures.RELIABILITY),
+        (README, figures.README),
+        (UNCERTAINTY, figures.UNCERTAINTY),
+    ):
+        pictures = os.path.relpath(RESULTS, path.parent)
+        yield path, own.fill(path.read_text(encoding="utf-8"), RESULTS, pictures)
 
 
 def main() -> int:

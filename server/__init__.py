@@ -1,1 +1,1 @@
-"""The door: HTTP, CLI, authentication and metrics; the only place that wires things together."""
+"""The server: HTTP, authentication, metrics; wires the store and the engine together."""

@@ -1,4 +1,4 @@
-"""How long a request may take: one clock from its body to its last token."""
+"""The time that a request may take: one clock from its body to its last token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.errors import InputError, RequestTimeoutError
+from server.errors import DeadlineExceededError, InputError
 
 
 class Deadline:
@@ -19,7 +19,7 @@ class Deadline:
 
     @asynccontextmanager
     async def within(self) -> AsyncIterator[None]:
-        """Cancel the body once the moment has come. Raises RequestTimeoutError then."""
+        """Cancel the body once the moment has come. Raises DeadlineExceededError then."""
         limit = asyncio.timeout_at(self._at)
         try:
             async with limit:
@@ -27,15 +27,15 @@ class Deadline:
         except TimeoutError as error:
             if self._seconds is None or not limit.expired():
                 raise
-            raise RequestTimeoutError(self._seconds) from error
+            raise DeadlineExceededError(self._seconds) from error
 
 
-def deadline_of(asked: float | None, default: float | None, most: float) -> Deadline:
+def deadline_of(seconds: float | None, default: float | None, most: float) -> Deadline:
     """The deadline of a request that asks for so many seconds, or for none of its own.
 
     Raises InputError above `most`.
     """
-    if asked is not None and asked > most:
+    if seconds is not None and seconds > most:
         hint = f"at most {most:g} seconds (ADAPTERMIX_MAX_TIMEOUT)"
-        raise InputError("timeout", f"{asked:g}", hint)
-    return Deadline(default if asked is None else asked)
+        raise InputError("timeout", f"{seconds:g}", hint)
+    return Deadline(default if seconds is None else seconds)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from adapters_store.errors import StoreError
+from router_engine.calls import GetMerged, GetResidency, GetStats
 from router_engine.client.base import EngineClient
 from router_engine.errors import EngineError
 from server.metrics import EngineMetrics
@@ -53,4 +54,8 @@ class EngineFigures:
 
 async def figures_of(engine: EngineClient) -> EngineMetrics:
     """Raises EngineError while the engine is away."""
-    return EngineMetrics(await engine.stats(), await engine.residency(), await engine.merged())
+    return EngineMetrics(
+        await engine.call(GetStats()),
+        await engine.call(GetResidency()),
+        await engine.call(GetMerged()),
+    )

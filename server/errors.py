@@ -11,7 +11,7 @@ from adapters_store.metadata.faults import FULL
 from router_engine import errors as engine_errors
 from router_engine.routers import errors as router_errors
 
-_MOST_TOLD = 1024  # bytes of a message, of which some may be what was sent
+_MOST_MESSAGE = 1024  # bytes of a message, of which some may be what was sent
 PREFIX = "Input validation error: "  # LoRAX's
 _MOST_ECHOED = 80  # characters of one thing that was sent
 
@@ -32,11 +32,11 @@ class UnknownModelError(ServerError):
     """`model` is neither the base nor an adapter."""
 
 
-class ConflictError(ServerError):
+class StateConflictError(ServerError):
     """The state of a thing forbids what was asked."""
 
 
-class GenerationFailedError(ServerError):
+class AnswerFailedError(ServerError):
     """The engine ended the request with an error."""
 
 
@@ -44,7 +44,7 @@ class RequestCancelledError(ServerError):
     """The request was cancelled before it ended."""
 
 
-class RequestTimeoutError(ServerError):
+class DeadlineExceededError(ServerError):
     """The request took longer than it may; what was under way for it is cancelled."""
 
     def __init__(self, seconds: float) -> None:
@@ -54,7 +54,7 @@ class RequestTimeoutError(ServerError):
         )
 
 
-class OverloadedError(ServerError):
+class QueueFullError(ServerError):
     """Too many requests wait; `retry_after` seconds is a fair time to come back."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
@@ -65,8 +65,8 @@ class OverloadedError(ServerError):
 class BusyError(ServerError):
     """As much of this kind of work is under way as there may be."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; try again in a moment")
+    def __init__(self, work: str) -> None:
+        super().__init__(f"{work}; try again in a moment")
 
 
 class StoppingError(ServerError):
@@ -76,11 +76,11 @@ class StoppingError(ServerError):
         super().__init__("the server is stopping and takes no new requests")
 
 
-class UnauthorizedError(ServerError):
+class InvalidKeyError(ServerError):
     """No key, or an unknown one."""
 
 
-class ForbiddenError(ServerError):
+class InsufficientScopeError(ServerError):
     """The key does not reach this far."""
 
 
@@ -91,7 +91,7 @@ class UnknownRouteError(ServerError):
         super().__init__(f"there is no {path[:_MOST_ECHOED]!r}; /docs lists the routes")
 
 
-class MethodNotAllowedError(ServerError):
+class UnknownMethodError(ServerError):
     """The path is there, for other methods."""
 
     def __init__(self, method: str, allowed: Sequence[str]) -> None:
@@ -102,27 +102,28 @@ class MethodNotAllowedError(ServerError):
 class ContentTypeError(ServerError):
     """The body is of another kind than the route reads."""
 
-    def __init__(self, given: str, allowed: Sequence[str]) -> None:
-        told = f"Content-Type {given[:_MOST_ECHOED]!r}" if given else "no Content-Type"
-        super().__init__(f"{told}: send {' or '.join(allowed)}")
+    def __init__(self, content_type: str, allowed: Sequence[str]) -> None:
+        excerpt = f"Content-Type {content_type[:_MOST_ECHOED]!r}"
+        received = excerpt if content_type else "no Content-Type"
+        super().__init__(f"{received}: send {' or '.join(allowed)}")
 
 
 class EncodingError(ServerError):
-    """The body is packed."""
+    """The body is compressed, or encoded otherwise."""
 
-    def __init__(self, header: str, given: str) -> None:
-        super().__init__(f"{header} {given[:_MOST_ECHOED]!r}: send the body as it is")
+    def __init__(self, header: str, encoding: str) -> None:
+        super().__init__(f"{header} {encoding[:_MOST_ECHOED]!r}: send the body as it is")
 
 
-class HeadTooLargeError(ServerError):
+class OversizedHeadError(ServerError):
     """More of a request's head, or of one thing in it, than is read."""
 
-    def __init__(self, what: str, most: str) -> None:
-        super().__init__(f"{what}: at most {most} are read")
+    def __init__(self, part: str, most: str) -> None:
+        super().__init__(f"{part}: at most {most} are read")
 
 
 class HeadTooSlowError(ServerError):
-    """A head that does not become whole."""
+    """The head of a request did not become whole in time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -131,18 +132,18 @@ class HeadTooSlowError(ServerError):
         )
 
 
-class BadRequestError(ServerError):
-    """What is no proper HTTP request."""
+class MalformedRequestError(ServerError):
+    """The request is no proper HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An error as a client sees it."""
 
-    status: int
-    error_type: str
-    message: str
-    param: str | None = None
+    status: int  # of HTTP
+    error_type: str  # for programs
+    message: str  # names the field, the value and what would work
+    param: str | None = None  # the field, in OpenAI's shape
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def native(self) -> dict[str, str]:
@@ -157,12 +158,12 @@ class Failure:
         return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _bounded(text: str, most: int = _MOST_TOLD) -> str:
+def _bounded(text: str, most: int = _MOST_MESSAGE) -> str:
     """A message that anybody's input may be part of, as UTF-8 can say it."""
-    told = text[: most + 1].encode(errors="backslashreplace")
-    if len(told) <= most:
-        return told.decode()
-    return f"{told[: most - 3].decode(errors='ignore')}..."
+    data = text[: most + 1].encode(errors="backslashreplace")
+    if len(data) <= most:
+        return data.decode()
+    return f"{data[: most - 3].decode(errors='ignore')}..."
 
 
 # Most special first: the first class that fits decides.
@@ -189,21 +190,21 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (engine_errors.EngineError, 500, "engine"),
     (InputError, 422, "validation"),
     (UnknownModelError, 404, "not_found"),
-    (ConflictError, 409, "conflict"),
-    (GenerationFailedError, 424, "generation"),
+    (StateConflictError, 409, "conflict"),
+    (AnswerFailedError, 424, "generation"),
     (RequestCancelledError, 503, "cancelled"),
-    (RequestTimeoutError, 408, "timeout"),
-    (OverloadedError, 429, "overloaded"),
+    (DeadlineExceededError, 408, "timeout"),
+    (QueueFullError, 429, "overloaded"),
     (StoppingError, 503, "stopping"),
     (BusyError, 503, "busy"),
-    (UnauthorizedError, 401, "unauthorized"),
-    (ForbiddenError, 403, "forbidden"),
-    (BadRequestError, 400, "bad_request"),
+    (InvalidKeyError, 401, "unauthorized"),
+    (InsufficientScopeError, 403, "forbidden"),
+    (MalformedRequestError, 400, "bad_request"),
     (UnknownRouteError, 404, "not_found"),
-    (MethodNotAllowedError, 405, "method_not_allowed"),
+    (UnknownMethodError, 405, "method_not_allowed"),
     (ContentTypeError, 415, "content_type"),
     (EncodingError, 415, "content_encoding"),
-    (HeadTooLargeError, 431, "head_too_large"),
+    (OversizedHeadError, 431, "head_too_large"),
     (HeadTooSlowError, 408, "timeout"),
 )
 _PREFIXED = ("validation",)
@@ -215,7 +216,7 @@ _SOON_OVER = (
 
 
 def failure_for(error: Exception) -> Failure | None:
-    """What a client is told of an error of ours; None of any other."""
+    """An error of ours as a client sees it; None for any other error."""
     if _is_of_a_full_disk(error):
         message = "there is no room left on the server's disk: free some, then send it again"
         return Failure(507, "store_full", message)
@@ -239,14 +240,14 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
 
 
 def _headers(error: Exception) -> dict[str, str]:
-    if isinstance(error, MethodNotAllowedError):
+    if isinstance(error, UnknownMethodError):
         return {"Allow": ", ".join(error.allowed)}
-    if isinstance(error, OverloadedError):
+    if isinstance(error, QueueFullError):
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, _SOON_OVER):
         return {"Retry-After": "2"}
-    if isinstance(error, RequestTimeoutError):
+    if isinstance(error, DeadlineExceededError):
         return {"X-Should-Retry": "false"}  # or OpenAI's client would wait as long again, twice
-    if isinstance(error, UnauthorizedError):
+    if isinstance(error, InvalidKeyError):
         return {"WWW-Authenticate": "Bearer"}
     return {}

@@ -49,7 +49,7 @@ def configure(level: str, log_format: Literal["console", "json"]) -> None:
 
 
 class _StandardError:
-    """What standard error is at the moment: a line of the log never fails who writes it."""
+    """The standard error of the moment: a line of the log never fails who writes it."""
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -86,8 +86,8 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        sent_id = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = sent_id if _SAFE_ID.fullmatch(sent_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0

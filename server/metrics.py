@@ -16,7 +16,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
-from router_engine.client.base import AdapterResidency, MergedState
+from router_engine.info import AdapterResidency, MergedState
 from router_engine.stats import GATE_BOUNDS, EngineStats
 
 # The bounds of vLLM, so that its dashboards can be reused.
@@ -39,7 +39,7 @@ OTHER = "other"
 
 
 class CurrentState:
-    """What a scrape finds out when it comes."""
+    """The gauges that are set when a scrape comes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         gauge = partial(Gauge, namespace="adaptermix", registry=registry)
@@ -54,7 +54,7 @@ class CurrentState:
 
 
 class Metrics:
-    """What the server counts itself."""
+    """The metrics that the server counts itself."""
 
     def __init__(self, max_adapter_labels: int) -> None:
         self.registry = CollectorRegistry()
@@ -112,18 +112,18 @@ class Metrics:
         self.now = CurrentState(self.registry)
 
     def add_weights(self, masses: Mapping[str, float]) -> None:
-        """Count weight mass by adapter name; names past the bound go to one common label."""
-        rest: list[float] = []
+        """Count weight mass by adapter name; adapters past the bound share one label."""
+        unlabelled: list[float] = []
         for name, mass in masses.items():
             counter = self._masses.get(name)
             if counter is None and len(self._masses) < self._max_adapter_labels:
                 counter = self._masses[name] = self.weight_mass.labels(name)
             if counter is None:
-                rest.append(mass)
+                unlabelled.append(mass)
             else:
                 counter.inc(mass)
-        if rest:
-            self.weight_mass.labels(OTHER).inc(sum(rest))
+        if unlabelled:
+            self.weight_mass.labels(OTHER).inc(sum(unlabelled))
 
     def render(self, engine: EngineMetrics | None) -> bytes:
         """The exposition text; `engine` None while the engine does not answer."""

@@ -1,4 +1,4 @@
-"""Which files the chosen base model and encoder are: names in, directories out."""
+"""The files of the chosen base model and encoder: names in, directories out."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NONE = "none"
 
 @dataclass(frozen=True, slots=True)
 class BaseFiles:
-    """The base model. `load` is what the engine's loader and AutoTokenizer read."""
+    """The base model by its files."""
 
     name: str  # as clients see it
-    load: str
+    load: str  # the path or name that the engine's loader and AutoTokenizer read
 
 
 def base_files(settings: Settings) -> BaseFiles:
@@ -32,11 +32,11 @@ def base_files(settings: Settings) -> BaseFiles:
     from router_engine.assets import resolve_model
     from router_engine.model.checkpoint import check_model, is_gguf
 
-    found = resolve_model(settings.model, settings.cache_dir)
-    if isinstance(found, str):
-        return BaseFiles(found, found)
-    check_model(found)
-    return BaseFiles(found.stem if is_gguf(found) else found.resolve().name, str(found))
+    resolved = resolve_model(settings.model, settings.cache_dir)
+    if isinstance(resolved, str):
+        return BaseFiles(resolved, resolved)
+    check_model(resolved)
+    return BaseFiles(resolved.stem if is_gguf(resolved) else resolved.resolve().name, str(resolved))
 
 
 def load_tokenizer(files: BaseFiles) -> Any:
@@ -79,7 +79,7 @@ def encoder_directory(settings: Settings, scratch: Path) -> Path | None:
 
 
 def encoder_name(settings: Settings) -> str:
-    """What to call the sentence encoder; "none" where none is to run."""
+    """The sentence encoder's name for clients; "none" where none is to run."""
     if settings.encoder == NONE:
         return NONE
     if is_tiny_encoder(settings):

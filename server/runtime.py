@@ -18,14 +18,15 @@ import structlog
 from adapters_store.home import expanded
 from adapters_store.limits import StoreLimits
 from adapters_store.store import AdapterStore
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.base import EngineClient
 from router_engine.errors import EngineNotReadyError
+from router_engine.info import EngineInfo
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.socket_folder import socket_folder
 from router_engine.routers.centroids import CentroidService
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RequestServices, RouterRegistry
-from server.adapters.encoder import EncoderProcess, StartingEncoderClient, TokenizerFiles
+from server.adapters.encoder import StartingEncoderClient, SupervisedEncoder, TokenizerFiles
 from server.adapters.hidden_state_encoder import HiddenStateEncoder
 from server.adapters.service import AdapterService
 from server.adapters.text_states import TextStates
@@ -38,7 +39,7 @@ from server.generation.mixtures import Mixtures
 from server.generation.request_routing import RequestRouting
 from server.generation.tokenization import Tokenization
 from server.metrics import Metrics
-from server.models import NONE, base_files, encoder_directory, encoder_name, load_tokenizer
+from server.models import DEFAULT, NONE, base_files, encoder_directory, encoder_name, load_tokenizer
 from server.settings import Settings, SettingsError
 from server.threads import BodyThreads, Threads
 
@@ -55,7 +56,7 @@ EngineFactory = Callable[[EngineProcessConfig, Settings], EngineClient]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What runs once the server has started."""
+    """The parts that exist once the server has started."""
 
     base_name: str
     engine: EngineClient
@@ -63,7 +64,7 @@ class Services:
     generation: Generation
     mixtures: Mixtures
     routing: RequestRouting
-    catalogue: AdapterService
+    adapters: AdapterService
     figures: EngineFigures
 
 
@@ -84,7 +85,7 @@ class Runtime:
         self.threads = Threads("requests", _REQUEST_THREADS, settings.lookup_patience)
         self._stack = AsyncExitStack()
         self._services: Services | None = None
-        self._encoder: EncoderProcess | None = None
+        self._encoder: SupervisedEncoder | None = None
         self._store = open_store(settings)
         self._stack.callback(self._store.close)
         self._admin_threads = Threads("admin", _ADMIN_THREADS)
@@ -104,7 +105,7 @@ class Runtime:
 
     @property
     def restarts(self) -> dict[str, int]:
-        """How often each child process came back after its end."""
+        """Times that each child process came back after its end."""
         engine = 0 if self._services is None else self._services.engine.restarts
         return {"engine": engine, "encoder": 0 if self._encoder is None else self._encoder.restarts}
 
@@ -123,16 +124,18 @@ class Runtime:
     def generation(self) -> Generation:
         return self.services.generation
 
-    def deadline(self, asked: float | None) -> Deadline:
+    def deadline(self, seconds: float | None) -> Deadline:
         """Of a request that begins now. Raises InputError for more than the settings allow."""
         settings = self.settings
-        return deadline_of(asked, settings.default_timeout, settings.max_timeout)
+        return deadline_of(seconds, settings.default_timeout, settings.max_timeout)
 
     def check_files(self) -> None:
         """Raises AssetError and SettingsError, before anything starts, for what is not there."""
-        base_files(self.settings)
-        encoder_directory(self.settings, self.settings.cache_dir)
-        adapters = self.settings.adapters
+        settings = self.settings
+        base_files(settings)
+        if not self._on_demand or settings.encoder != DEFAULT:  # nobody has named the default one
+            encoder_directory(settings, settings.cache_dir)
+        adapters = settings.adapters
         if adapters is not None and not expanded(adapters).is_dir():
             raise SettingsError(f"adapters = {str(adapters)!r} is not a directory")
 
@@ -178,14 +181,14 @@ class Runtime:
         encoder = None
         if endpoint is not None:
             tokenizer_files = TokenizerFiles(tokenizer, scratch / "tokenizer")
-            self._encoder = EncoderProcess(settings, find_encoder, tokenizer_files, endpoint)
+            self._encoder = SupervisedEncoder(settings, find_encoder, tokenizer_files, endpoint)
             self._stack.push_async_callback(self._encoder.close)
             encoder = await self._connect(self._encoder, endpoint)
         self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
         if settings.adapters is not None:
-            await self._services.catalogue.publish_folder(expanded(settings.adapters))
+            await self._services.adapters.publish_folder(expanded(settings.adapters))
 
-    async def _connect(self, encoder: EncoderProcess, endpoint: str) -> EncoderClient:
+    async def _connect(self, encoder: SupervisedEncoder, endpoint: str) -> EncoderClient:
         patience = self.settings.routing_patience
         if self._on_demand:
             client: EncoderClient = StartingEncoderClient(encoder, endpoint, patience)
@@ -245,13 +248,13 @@ class Runtime:
             None if self._on_demand else hidden,
             encoder_name(settings),
         )
-        catalogue = AdapterService(
+        adapters = AdapterService(
             store, engine, info, states, mixtures, base_name, self._admin_threads
         )
-        self._stack.push_async_callback(catalogue.close)
+        self._stack.push_async_callback(adapters.close)
         figures = EngineFigures(partial(figures_of, engine))
         self._stack.push_async_callback(figures.close)
-        return Services(base_name, engine, info, generation, mixtures, routing, catalogue, figures)
+        return Services(base_name, engine, info, generation, mixtures, routing, adapters, figures)
 
 
 def _warn_of_unusable_tokens(tokenizer: Any, vocab_size: int) -> None:

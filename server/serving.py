@@ -182,18 +182,18 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.socket(family, kind)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind(address)
-            made.listen(_BACKLOG)  # until then another process could take it too
+            listener.bind(address)
+            listener.listen(_BACKLOG)  # until then another process could take it too
         except OSError:
-            made.close()
+            listener.close()
             raise
     except (OSError, ValueError) as error:  # of a name that is none: UnicodeError
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot listen on {host}, port {port}: {reason}") from error
-    return made
+    return listener
 
 
 def _print_error(console: Console, error: Exception) -> None:
@@ -201,7 +201,7 @@ def _print_error(console: Console, error: Exception) -> None:
 
 
 def server_url(host: str, port: int) -> str:
-    """Where a server that listens on this host can be asked from its own machine."""
+    """The URL of a server that listens on this host, as seen from its own machine."""
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     if ":" in host:  # an address of IPv6, perhaps with a zone
@@ -210,10 +210,10 @@ def server_url(host: str, port: int) -> str:
 
 
 def ready_line(container: Container, port: int) -> str:
-    """Where the server is, and a curl that works."""
+    """The line for people: the server's URL, and a curl that works."""
     settings = container.settings
     key = "" if container.auth.is_open else ' -H "Authorization: Bearer $KEY"'
-    names = [record.name for record in container.services.catalogue.newest()]
+    names = [record.name for record in container.services.adapters.newest()]
     mixture = (
         f', "mixture": {{"adapters": [{{"name": "{names[0]}", "weight": 1.0}}]}}' if names else ""
     )

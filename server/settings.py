@@ -378,10 +378,10 @@ def variable_of(field: str) -> str:
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {variable_of(field) for field in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
+    variables = {variable_of(field) for field in Settings.model_fields} | {CLIENT_URL, CLIENT_KEY}
     for name in sorted(environment):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = near_names(name.upper(), known)
+        if name.upper().startswith(PREFIX) and name.upper() not in variables:
+            near = near_names(name.upper(), variables)
             hint = f"near names: {', '.join(near)}" if near else "see `adaptermix serve --help`"
             raise SettingsError(f"environment variable {name} is not a setting; {hint}")
 

@@ -22,7 +22,7 @@ class Threads:
         self._patience = patience
 
     async def run(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns, or raises. Raises StoreUnavailableError when it takes too long."""
+        """The result of `work`, or its error; StoreUnavailableError when it takes too long."""
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             await asyncio.wait({future}, timeout=self._patience)
@@ -39,7 +39,7 @@ class Threads:
 
 @dataclass(frozen=True, slots=True)
 class BodyThreads:
-    """Those for bodies: who waits for an answer does not wait for long bodies of others."""
+    """Threads for bodies: who waits for an answer does not wait for long bodies of others."""
 
-    reading: Threads
-    writing: Threads
+    reading: Threads  # bodies of requests
+    writing: Threads  # answers

@@ -31,6 +31,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(usable_cores(), memory // WORKER_BYTES))
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """No bytes in names of tests: an archive holds the time, and workers must agree on names."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def _model(name: str) -> Path:
     default = Path("~/.cache/adaptermix").expanduser()
     path = Path(os.environ.get("ADAPTERMIX_CACHE", default)) / "models" / name
@@ -60,9 +65,20 @@ def example_adapters() -> list[Path]:
 @pytest.fixture(scope="session")
 def custom_router_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PYTHONPATH that begins where pip has installed `examples/custom_router`."""
-    root = tmp_path_factory.mktemp("custom-router")
+    site = _installed("custom_router", tmp_path_factory.mktemp("custom-router"))
+    return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+
+
+@pytest.fixture(scope="session")
+def custom_expert_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `sys.path` into which pip has installed `examples/custom_expert`."""
+    return _installed("custom_expert", tmp_path_factory.mktemp("custom-expert"))
+
+
+def _installed(example: str, root: Path) -> Path:
+    """The folder below `root` into which pip installs a package of `examples/`."""
     # pip builds inside the source tree
-    source = shutil.copytree(REPOSITORY / "examples" / "custom_router", root / "source")
+    source = shutil.copytree(REPOSITORY / "examples" / example, root / "source")
     site = root / "site"
     options = ("--no-index", "--no-deps", "--no-build-isolation", "--target", str(site))
     completed = subprocess.run(
@@ -72,7 +88,7 @@ def custom_router_path(tmp_path_factory: pytest.TempPathFactory) -> str:
         check=False,
     )
     assert completed.returncode == 0, completed.stderr
-    return os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    return site
 
 
 @pytest.fixture(scope="session")

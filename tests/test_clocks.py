@@ -12,7 +12,10 @@ WAITS = ("sleep", "timeout", "wait", "wait_for", "join", "result", "communicate"
 # Each says why speed cannot matter.
 ALLOWED = {
     ("adapters_store/test_store.py", "time"): "a stamp lies between two readings",
-    ("benchmarks/test_load.py", "perf_counter"): "the stamp of an answer, which nothing compares",
+    (
+        "adaptermix/bench/test_load.py",
+        "perf_counter",
+    ): "an answer's stamp, which nothing compares",
     ("router_engine/client/test_supervision.py", "timeout"): "gives up on what never comes",
 }
 

@@ -27,6 +27,7 @@ SHELL_SCRIPTS = sorted(
     path for folder in ("deploy", "scripts") for path in (ROOT / folder).rglob("*.sh")
 )
 PACKAGES = ("adapters_store", "router_engine", "server", "adaptermix", "deploy")
+NOT_INSTALLED = ("benchmarks", "scripts", "tests")
 
 
 def compose() -> dict[str, Any]:
@@ -179,14 +180,14 @@ class TestCompose:
 
 
 def _wheel(root: Path, *files: str, without: tuple[str, ...] = ()) -> tuple[Path, Path]:
-    """A copy of the sources, with some files of the top folder, and the wheel that pip makes."""
+    """A copy of the checkout, with some files of its top folder, and the wheel that pip makes."""
     source = root / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", *files):
         shutil.copy(ROOT / name, source)
     skipped = shutil.ignore_patterns(".*", "__pycache__", "results", "docker", *without)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=skipped)
+    for folder in (*PACKAGES, *NOT_INSTALLED):
+        shutil.copytree(ROOT / folder, source / folder, ignore=skipped)
     options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(root))
     completed = run(sys.executable, "-m", "pip", "wheel", *options, str(source))
     assert completed.returncode == 0, completed.stderr
@@ -194,7 +195,9 @@ def _wheel(root: Path, *files: str, without: tuple[str, ...] = ()) -> tuple[Path
     return source, wheel
 
 
-def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else_at_its_top(
+    tmp_path: Path,
+) -> None:
     """The container installs a wheel: a file left out of it is missed only there."""
     source, wheel = _wheel(tmp_path, without=("lib",))
     with zipfile.ZipFile(wheel) as archive:
@@ -207,6 +210,8 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
         if path.is_file() and str(path.relative_to(source)) not in packed
     ]
     assert not missing, "add them to [tool.setuptools.package-data]"
+    tops = {name.partition("/")[0] for name in packed}
+    assert {name for name in tops if not name.endswith(".dist-info")} == set(PACKAGES)
 
 
 @pytest.mark.slow

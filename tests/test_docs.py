@@ -27,10 +27,14 @@ from scripts.docs import (
 from server.errors import TABLE
 from server.metrics import Metrics
 from server.settings import CLIENT_KEY, CLIENT_URL, Settings, variable_of
+from tests.support.desk import TEXTS, lay_out
+from tests.support.desk import adapters as adapters_of
 
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_PATH = re.compile(r"`((?:adapters_store|router_engine|server|adaptermix)/[\w./-]+)`")
 _SERVER = "http://127.0.0.1:8000"
 _SHELLS = ("sh", "bash")
+_LOADED = re.compile(r"\bllm\b")  # in a process of the reader's own
 _LANGUAGES = (*_SHELLS, "json", "python")
 
 
@@ -46,6 +50,10 @@ class Block:
     @property
     def needs_server(self) -> bool:
         return _SERVER in self.code
+
+    @property
+    def needs_model(self) -> bool:
+        return self.language == "python" and bool(_LOADED.search(self.code))
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -63,7 +71,16 @@ def blocks() -> list[Block]:
 
 def blocks_in(*languages: str, live: bool) -> list[Block]:
     chosen = [block for block in blocks() if block.language in languages]
-    return [block for block in chosen if block.needs_server is live]
+    return [block for block in chosen if block.needs_server is live and not block.needs_model]
+
+
+def sessions() -> dict[str, str]:
+    """The code of each page that loads a model, its blocks in their order, by the page's name."""
+    pages_of: dict[str, list[str]] = {}
+    for block in blocks():
+        if block.needs_model:
+            pages_of.setdefault(str(block.page.relative_to(ROOT)), []).append(block.code)
+    return {page: "\n".join(codes) for page, codes in pages_of.items()}
 
 
 def run(desk: Path, *command: str) -> str:
@@ -79,6 +96,33 @@ def run(desk: Path, *command: str) -> str:
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr
     return completed.stdout
+
+
+def paths_in(page: Path) -> list[str]:
+    """Files and folders of ours that a page names in full: `server/errors.py`, `server/http/`."""
+    return [
+        path for path in _PATH.findall(page.read_text("utf-8")) if "decisions" not in page.parts
+    ]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    # Decisions tell what was; the glossary has a test of its own.
+    if page.name != "glossary.md":
+        assert [path for path in paths_in(page) if not (ROOT / path).exists()] == []
+
+
+def test_the_structure_names_parts_that_are_there() -> None:
+    page = (ROOT / "docs" / "structure.md").read_text("utf-8")
+    sections = re.split(r"^## `(\w+)/`$", page, flags=re.MULTILINE)[1:]
+    for package, table in zip(sections[::2], sections[1::2], strict=True):
+        parts = re.findall(
+            r"`([\w/]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE))
+        )
+        assert len(parts) > 5
+        for part in parts:
+            path = ROOT / package / part
+            assert path.is_dir() if part.endswith("/") else path.with_suffix(".py").is_file(), path
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -172,3 +216,37 @@ def test_code_that_asks_the_server_works(block: Block, desk: Path, desk_url: str
         assert shutil.which("curl"), "the examples are written with curl"
         printed = run(desk, "bash", "-eu", "-c", code)
     assert printed.strip()
+
+
+def test_readme_and_the_page_on_python_load_a_model() -> None:
+    assert {"README.md", "docs/python-api.md"} <= set(sessions())
+
+
+@pytest.fixture
+def model_desk(tmp_path: Path) -> Path:
+    """A folder where tiny adapters with sample texts stand for the examples."""
+    for folder in adapters_of(lay_out(tmp_path)):
+        lines = [json.dumps({"text": text}) for text in TEXTS[folder.name]]
+        (folder / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", sessions())
+def test_code_that_loads_a_model_runs_on_a_tiny_one(
+    page: str, model_desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERMIX_CACHE", str(model_desk / "cache"))
+    monkeypatch.setenv("ADAPTERMIX_KERNELS", "reference")
+    code = sessions()[page]
+    assert '"default"' in code
+    assert run(model_desk, sys.executable, "-c", code.replace('"default"', '"tiny-random"'))
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("page", sessions())
+def test_code_that_loads_a_model_runs_as_written(
+    page: str, real_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERMIX_STORE", str(tmp_path / "store"))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    assert run(tmp_path, sys.executable, "-c", sessions()[page])

@@ -20,9 +20,9 @@ from router_engine.model.loader import described_by
 from server.container import Container
 from server.models import base_files, encoder_directory, encoder_name
 from server.settings import SettingsError, load_settings
+from tests.adaptermix.cli.test_edges import require_refused
+from tests.adaptermix.cli.test_main import run
 from tests.server.live import tiny_settings
-from tests.server.test_cli import run
-from tests.server.test_cli_edges import require_refused
 
 ROOT = Path(__file__).parents[1]
 NOWHERE = "~no-such-user/x"

@@ -23,7 +23,8 @@ FOLDERS = (
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 PACKAGES_WITHOUT_TORCH = (
-    "adaptermix",
+    "adaptermix.mixture",
+    "adaptermix.sampling",
     "adapters_store",
     "router_engine.scheduling",
     "router_engine.config",

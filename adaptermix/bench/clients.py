@@ -1,4 +1,4 @@
-"""How a job is asked of a server over HTTP: AdapterMix' own route, or OpenAI's completions."""
+"""Clients that ask a job of a server: AdapterMix' own route, or OpenAI's completions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 
-from adaptermix.bench.cases import Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Sample
+from adaptermix.bench.workload import Job
 
 Clock = Callable[[], float]
 
@@ -47,7 +47,7 @@ def _understood() -> Iterator[None]:
         raise BenchmarkError(f"the server's answer is of another shape: {error!r}") from error
 
 
-class Client(Protocol):
+class LoadClient(Protocol):
     """Sends one streamed request and times its tokens.
 
     Raises BenchmarkError for a refusal, an error in mid-stream, or an answer of another length than
@@ -65,7 +65,7 @@ class GenerateClient:
         self._clock = clock
 
     async def send(self, job: Job, sent: float) -> Sample:
-        """See `Client`."""
+        """See `LoadClient`."""
         body: dict[str, Any] = {
             "inputs": job.prompt,
             "parameters": {
@@ -101,7 +101,7 @@ class OpenAIClient:
         self._clock = clock
 
     async def send(self, job: Job, sent: float) -> Sample:
-        """See `Client`. An event may bring several tokens: then its gap is that of all of them."""
+        """See `LoadClient`. An event may bring several tokens: its gap is theirs."""
         arrivals: list[float] = []
         usage: dict[str, Any] = {}
         with _understood():

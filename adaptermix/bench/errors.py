@@ -1,4 +1,4 @@
-"""What goes wrong in a benchmark, told in one line."""
+"""The error of a measurement, told in one line."""
 
 from __future__ import annotations
 

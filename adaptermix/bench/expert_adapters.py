@@ -13,15 +13,10 @@ from torch import Tensor
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.subject import DELTA_STD
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    Copies,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    Placement,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import Copies, ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec, Placement
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json
@@ -144,8 +139,8 @@ def write_expert_adapters(
 def equal_rank(base: BaseModelSpec) -> int:
     """The rank of the LoRA that has as many parameters as a soft mixture, on the same layers."""
     soft = _num_parameters(_made(base, "soft", 0, 0))
-    one = _num_parameters(_made(base, "lora", 1, 0))
-    return round(soft / one)
+    unit = _num_parameters(_made(base, "lora", 1, 0))
+    return round(soft / unit)
 
 
 def num_parameters(base: BaseModelSpec, kind: Kind, rank: int) -> int:

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.expert_adapters import (
     COPIES,
     HIDDEN,
@@ -27,11 +26,12 @@ from adaptermix.bench.expert_adapters import (
 )
 from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
 from adaptermix.bench.offline import Offline, Sizes, offline
-from adaptermix.bench.prompts import make_prompts
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import missing_lines, provenance, row, table_head
+from adaptermix.bench.rounds import Turns
 from adaptermix.bench.settings import ExpertSettings, ModelSettings
 from adaptermix.bench.subject import Subject, resolve
-from adaptermix.bench.turns import Turns
+from adaptermix.bench.verdicts import Goal, judge_value
+from adaptermix.bench.workload import CaseMixture, Job, make_prompts
 
 KINDS: tuple[Kind, ...] = ("lora", "soft", "sparse", "adamix", "serial")
 BASE = "base"
@@ -41,8 +41,8 @@ Seconds = Mapping[str, Sequence[float]]  # of each case: the median step of ever
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """How many tokens a second a case must reach, as a share of those of another."""
+class ExpertTarget:
+    """Tokens a second that a case must reach, as a share of those of another."""
 
     what: str
     case: str
@@ -50,18 +50,22 @@ class Target:
     at_least: float
 
     def judge(self, seconds: Seconds) -> dict[str, Any]:
+        """The target with its ratio and status, as written to JSON."""
         ratio = _ratio(seconds, self.case, self.beside)
-        if ratio is None:
-            return {**asdict(self), "ratio": None, "ratio_range": None, "status": "open"}
-        status = "met" if ratio[0] >= self.at_least else "missed"
-        return {**asdict(self), "ratio": ratio[0], "ratio_range": ratio[1:], "status": status}
+        verdict = judge_value(Goal(self.what, self.at_least), ratio[0] if ratio else None)
+        return {
+            **asdict(self),
+            "ratio": verdict.value,
+            "ratio_range": ratio[1:] if ratio else None,
+            "status": verdict.status,
+        }
 
 
 TARGETS = (
-    Target("soft MoA beside LoRA of equal parameters", "soft", "lora", 0.7),
-    Target("sparse MoA beside soft", "sparse", "soft", 0.95),
+    ExpertTarget("soft MoA beside LoRA of equal parameters", "soft", "lora", 0.7),
+    ExpertTarget("sparse MoA beside soft", "sparse", "soft", 0.95),
     # The rows of both are the same in number and place; what is left is the noise of the machine.
-    Target("AdaMix, merged, beside LoRA", "adamix", "lora", 0.97),
+    ExpertTarget("AdaMix, merged, beside LoRA", "adamix", "lora", 0.97),
 )
 
 
@@ -192,10 +196,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
 def expert_lines(result: Mapping[str, Any]) -> list[str]:
     """Every case, then every target, as Markdown tables."""
-    lines = [row(_HEADS), row(["---", *["--:"] * (len(_HEADS) - 1)])]
+    lines = table_head(_HEADS)
     lines += [row(_cells(cell)) for cell in result["cells"]]
     heads = ("target", "at least", "measured", "range", "")
-    lines += ["", row(heads), row(["---", "--:", "--:", "--:", "---"])]
+    lines += ["", *table_head(heads, (0, 4))]
     for target in result["targets"]:
         ratio = target["ratio"]
         measured = _ratio_cells(ratio if ratio is None else (ratio, *target["ratio_range"]))

@@ -25,7 +25,7 @@ _AVX512_BF16 = _AVX512_VNNI | {"AVX512_BF16"}
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """What the libraries call an instruction set; None: they know no limit of that kind."""
+    """The libraries' names of an instruction set; None: they know no limit of that kind."""
 
     onednn: str | None
     aten: str | None

@@ -1,11 +1,10 @@
-"""The targets that AdapterMix has set itself, and whether a run met them."""
+"""The targets that AdapterMix has set itself, beside its peers, on processors and cards."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+
+from adaptermix.bench.verdicts import Goal, Key
 
 OURS = "adaptermix"
 OFFLINE = "adaptermix offline"
@@ -20,87 +19,6 @@ LLAMA_F16 = "llama.cpp f16"
 PEERS = "peers"  # rank 16 on all seven linears
 OWN = "own"  # rank 8 on q, k, v, o
 MIXED = "mixed"  # 64 adapters of ranks 4 to 64 on q, k, v, o, asked for by Zipf
-
-Status = Literal["met", "missed", "open"]
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """Names a measured cell."""
-
-    system: str
-    suite: str
-    case: str
-    clients: int
-
-    def __str__(self) -> str:
-        return f"{self.system}, {self.case}, c = {self.clients}"
-
-
-Rates = Mapping[Key, Sequence[float]]  # output tokens/s, one a round
-Scalars = Mapping[str, Sequence[float]]  # everything else, one a round or repetition
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """At least, or at most, `bound`.
-
-    With `over`: the ratio of its median throughput to the highest of those `under`, times the
-    scalar `factor`. Without: the median of the scalar `scalar`.
-    """
-
-    what: str
-    bound: float
-    at_least: bool = True
-    over: Key | None = None
-    under: tuple[Key, ...] = ()
-    factor: str | None = None
-    scalar: str | None = None
-    unit: str = "x"
-    missing: str = "not measured in this run"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came out. `low` and `high` are over rounds, each round's ratio its own."""
-
-    goal: Goal
-    status: Status
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-def judge(goal: Goal, rates: Rates, scalars: Scalars) -> Verdict:
-    """Met, missed, or open where something was not measured."""
-    if goal.over is None:
-        values = scalars.get(goal.scalar or "", ())
-        if not values:
-            return Verdict(goal, "open", note=goal.missing)
-        return _verdict(goal, statistics.median(values), values)
-    measured = [key for key in goal.under if key in rates]
-    factor = scalars.get(goal.factor, ()) if goal.factor else (1.0,)
-    if goal.over not in rates or not measured or not factor:
-        gone = [str(key) for key in (goal.over, *goal.under) if key not in rates]
-        return Verdict(goal, "open", note=f"{goal.missing}: {'; '.join(gone) or goal.factor}")
-    scale = statistics.median(factor)
-    best = max(measured, key=lambda key: statistics.median(rates[key]))
-    ratio = scale * statistics.median(rates[goal.over]) / statistics.median(rates[best])
-    pairs = zip(rates[goal.over], rates[best], strict=False)
-    verdict = _verdict(goal, ratio, [scale * one / other for one, other in pairs])
-    gone = [key.system for key in goal.under if key not in rates]
-    if not gone:
-        return verdict
-    # A peer that is missing could only have made the ratio smaller.
-    status: Status = "open" if verdict.status == "met" else "missed"
-    note = f"without {', '.join(gone)}"
-    return Verdict(goal, status, verdict.value, verdict.low, verdict.high, note)
-
-
-def _verdict(goal: Goal, value: float, values: Sequence[float]) -> Verdict:
-    met = value >= goal.bound if goal.at_least else value <= goal.bound
-    return Verdict(goal, "met" if met else "missed", value, min(values), max(values))
 
 
 def _ours(case: str, clients: int, suite: str = OWN) -> Key:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from adaptermix.bench.cases import Job
-from adaptermix.bench.chance import poisson_arrivals
-from adaptermix.bench.errors import BenchmarkError as BenchmarkError
+from adaptermix.bench.workload import Job, poisson_arrivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,7 @@ class Load:
 
 Send = Callable[[Job, float], Awaitable[Sample]]  # (job, moment that counts as sent)
 OnDone = Callable[[], object]
+Item = TypeVar("Item")
 
 
 async def drive(send: Send, load: Load, jobs: Sequence[Job], seed: int, on_done: OnDone) -> Round:
@@ -92,17 +92,31 @@ async def closed_loop(
     send: Send, jobs: Sequence[Job], clients: int, on_done: OnDone = lambda: None
 ) -> Round:
     """`clients` at a time: each takes the next job when its last has ended."""
-    waiting: Iterator[Job] = iter(jobs)
     samples: list[Sample] = []
 
-    async def one_client() -> None:
-        for job in waiting:
-            samples.append(await send(job, time.perf_counter()))
-            on_done()
+    async def one(job: Job) -> None:
+        samples.append(await send(job, time.perf_counter()))
+        on_done()
 
     started = time.perf_counter()
-    await _together([one_client() for _ in range(clients)])
+    await each(jobs, clients, one)
     return Round(tuple(samples), time.perf_counter() - started)
+
+
+async def each(
+    items: Iterable[Item], clients: int, work: Callable[[Item], Awaitable[None]]
+) -> None:
+    """`clients` at a time: each takes the next item when its last has ended.
+
+    Raises what `work` raises, as soon as it does; the others are cancelled.
+    """
+    waiting = iter(items)
+
+    async def client() -> None:
+        for item in waiting:
+            await work(item)
+
+    await _together([client() for _ in range(clients)])
 
 
 async def open_loop(

@@ -1,4 +1,4 @@
-"""Where and with what a result was measured."""
+"""The machine and the software that a result was measured with, and how fast memory is read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def describe_software() -> dict[str, Any]:
 
 
 def default_kernels() -> str:
-    """What a benchmark measures where it is not told: the fastest that never changes in mid-run."""
+    """The kernels of a benchmark that names none: the fastest that never change in mid-run."""
     return "triton" if torch.cuda.is_available() else "cpu"
 
 
@@ -76,3 +77,21 @@ def commit_of(checkout: Path = ROOT) -> str:
     commit = git("rev-parse", "HEAD") or "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no")
     return f"{commit} (with local changes)" if changed else commit
+
+
+_BYTES = 1 << 28  # far more than any cache
+
+
+def read_bandwidth(rounds: int) -> float:
+    """Bytes a second, the best of the rounds, with all of torch's threads or on the GPU.
+
+    A sum reads every byte once and does next to nothing with it.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = torch.ones(_BYTES // 4, dtype=torch.float32, device=device)
+    best = float("inf")
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        memory.sum().item()
+        best = min(best, time.perf_counter() - started)
+    return _BYTES / best

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
 from adaptermix.bench.subject import Subject
+from adaptermix.bench.workload import CaseMixture, Job
 from adapters_store.types import AdapterRecord, ResolvedMixture
 from router_engine.config import (
     AdapterPoolConfig,
@@ -32,7 +32,7 @@ from router_engine.engine import Engine
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.offline import OfflineEngine, RequestOutput
 from router_engine.process.gc import freeze_loaded
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, SamplingSpec, TokenRouting
 
 _BLOCK = 16  # tokens
 _UNCOUNTED = 2  # steps after the last prompt
@@ -40,9 +40,9 @@ _UNCOUNTED = 2  # steps after the last prompt
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What an engine must hold at once."""
+    """The most that an engine holds at once."""
 
-    requests: int
+    requests: int  # that run
     tokens: int  # of the KV cache
     rank_rows: int
 
@@ -255,11 +255,11 @@ class Offline:
 
     def _request(self, job: Job, max_new_tokens: int) -> EngineRequest:
         tokens = tuple(self._subject.tokenizer.encode(job.prompt))
-        sampling = SamplingParams(max_new_tokens=max_new_tokens)
+        sampling = SamplingSpec(max_new_tokens=max_new_tokens)
         mixture, request_id = job.mixture, str(next(self._ids))
         resolved = self._resolved(mixture)
         if mixture.router is None:
-            return EngineRequest.under(resolved, request_id, tokens, sampling)
+            return EngineRequest.from_mixture(resolved, request_id, tokens, sampling)
         if mixture.router != "given":
             raise BenchmarkError(f"router {mixture.router} reads text: use `bench serve`")
         rows = tuple(mixture.rows[i % len(mixture.rows)] for i in range(max_new_tokens))
@@ -338,7 +338,7 @@ def _sample(live: _Live, event: FinalEvent, now: float) -> Sample:
 
 
 def _dtype(name: str) -> Any:
-    known = ("auto", "float32", "bfloat16", "float16")
-    if name not in known:
-        raise BenchmarkError(f"dtype is {name!r}; it must be one of {', '.join(known)}")
+    formats = ("auto", "float32", "bfloat16", "float16")
+    if name not in formats:
+        raise BenchmarkError(f"dtype is {name!r}; it must be one of {', '.join(formats)}")
     return name

@@ -4,61 +4,55 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from adaptermix.bench.cases import CaseMixture, Job
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.machine import describe_machine, describe_software
 from adaptermix.bench.offline import Sizes, offline
-from adaptermix.bench.prompts import make_prompts
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import missing_lines, provenance, row, table_head
+from adaptermix.bench.rounds import Turns, attempt
 from adaptermix.bench.settings import ModelSettings, QuantizationSettings
 from adaptermix.bench.subject import Subject, resolve, write_adapters
-from adaptermix.bench.turns import Turns, attempt
-from adaptermix.evaluation.scoring import bootstrap
-from adaptermix.evaluation.scoring.models import BASE, Systems
-from adaptermix.evaluation.scoring.tasks import TASKS, task_named
-from adaptermix.training.errors import TrainingError
-from adaptermix.training.settings import DTypeName
+from adaptermix.bench.workload import CaseMixture, Job, make_prompts
 from router_engine.config import TINY_RANDOM, Quantization
-from router_engine.model.quantized import quantize_linears
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8")
-_DTYPE: DTypeName = "bfloat16"
+DTYPE: Literal["bfloat16"] = "bfloat16"
 _CASES = ("base", "eight adapters")
 _NUM_ADAPTERS = 8  # of rank 8, on q, k, v, o
 _CONTEXT = 128  # tokens of every prompt
 _STEPS = 16  # timed steps of one turn
 
 _Part = tuple[str, int, Quantization]  # case, requests, its weights
-Scores = Mapping[tuple[str, str], tuple[list[float], list[int]]]  # (task, system) -> of each row
+CompareNll = Callable[[Subject], list[dict[str, Any]]]
 
 
-def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> dict[str, Any]:
+def run_quantization(
+    settings: QuantizationSettings, model: ModelSettings, compare_nll: CompareNll
+) -> dict[str, Any]:
     """Measure; the result as written to JSON, `missing` being what failed.
 
-    Raises BenchmarkError for what cannot be measured, and where all fails.
+    `compare_nll` gives the lines of `nll` of the result. Raises BenchmarkError for what cannot be
+    measured, and where all fails.
     """
     subject = resolve(model.model)
     if subject.model == TINY_RANDOM:
         raise BenchmarkError(f"model {TINY_RANDOM!r} has learnt nothing to lose: name a checkpoint")
-    if model.dtype not in ("auto", _DTYPE):
-        raise BenchmarkError(f"dtype is {model.dtype!r}; this command measures {_DTYPE}")
+    if model.dtype not in ("auto", DTYPE):
+        raise BenchmarkError(f"dtype is {model.dtype!r}; this command measures {DTYPE}")
     kernels = model.kernels or "cpu"
-    adapters = _adapters(settings.adapters)
     console, missing = Console(stderr=True), dict[str, str]()
     nll, steps = list[dict[str, Any]](), list[dict[str, Any]]()
     with attempt(missing, "NLL", console):
-        nll = _nll(subject, adapters, settings)
+        nll = compare_nll(subject)
     with attempt(missing, "decode steps", console):
         steps, left_out = _steps(subject, kernels, settings, console)
         missing |= left_out
@@ -69,79 +63,12 @@ def run_quantization(settings: QuantizationSettings, model: ModelSettings) -> di
         "model": subject.name,
         "machine": describe_machine(),
         "software": describe_software(),
-        "serving": {"dtype": _DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
+        "serving": {"dtype": DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
         "settings": asdict(settings) | {"data": None},
         "nll": nll,
         "steps": steps,
         "missing": missing,
     }
-
-
-class _Quantized(Systems):
-    """The same systems on an 8-bit base. Adapters keep their format."""
-
-    def __init__(self, base: str, adapters: Mapping[str, Path]) -> None:
-        super().__init__(base, adapters, _DTYPE, "cpu")
-        quantize_linears(self._model, lambda path: ".lora_" not in path)
-
-
-def _adapters(folder: Path) -> dict[str, Path]:
-    held = {path.parent.name: path.parent for path in folder.glob("*/adapter_config.json")}
-    found = {name: held[name] for name in sorted(TASKS) if name in held}
-    if not found:
-        raise BenchmarkError(
-            f"{folder} holds no folder with an adapter_config.json that is named as a task: "
-            f"{', '.join(TASKS)}"
-        )
-    return found
-
-
-def _scores(
-    quantization: Quantization,
-    base: str,
-    adapters: Mapping[str, Path],
-    settings: QuantizationSettings,
-) -> Scores:
-    """NLL of the base and of each task's own adapter on that task's rows."""
-    tasks = [task_named(name) for name in adapters]
-    int8 = quantization == "int8"
-    systems = _Quantized(base, adapters) if int8 else Systems(base, adapters, _DTYPE, "cpu")
-    found = {}
-    for task in track(tasks, description=f"NLL, quantization {quantization}"):
-        rows = task.rows(settings.data, settings.rows, settings.seed)
-        for name in (BASE, task.name):
-            found[task.name, name] = systems.nll(name, rows)
-    return found
-
-
-def _nll(
-    subject: Subject, adapters: Mapping[str, Path], settings: QuantizationSettings
-) -> list[dict[str, Any]]:
-    try:
-        scores = {q: _scores(q, subject.model, adapters, settings) for q in QUANTIZATIONS}
-    except TrainingError as error:
-        raise BenchmarkError(str(error)) from error
-    return _compared(scores["none"], scores["int8"])
-
-
-def _compared(plain: Scores, quantized: Scores) -> list[dict[str, Any]]:
-    """Nats per completion token of each task and system, and the paired difference."""
-    lines = []
-    for (task, system), (values, counts) in plain.items():
-        other, tokens = quantized[task, system][0], [float(count) for count in counts]
-        differences = [b - a for a, b in zip(values, other, strict=True)]
-        lines.append(
-            {
-                "task": task,
-                "system": system,
-                "rows": len(values),
-                "tokens": sum(counts),
-                "none": asdict(bootstrap.ratio(values, tokens)),
-                "int8": asdict(bootstrap.ratio(other, tokens)),
-                "difference": asdict(bootstrap.ratio(differences, tokens)),
-            }
-        )
-    return lines
 
 
 def _steps(
@@ -168,7 +95,7 @@ def _steps(
                     folders,
                     sizes,
                     Path(folder, quantization),
-                    dtype=_DTYPE,
+                    dtype=DTYPE,
                     kernels=kernels,
                     quantization=quantization,
                 )
@@ -243,8 +170,7 @@ def nll_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *["--:"] * (len(heads) - 1)]
-    return [row(heads), row(rule), *(row(cells) for cells in rows)]
+    return table_head(heads) + [row(cells) for cells in rows]
 
 
 def result_tables(result: Mapping[str, Any]) -> list[Table]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from adaptermix.bench.load import Round, Sample
-from adaptermix.bench.matrix import Cell
+from adaptermix.bench.rounds import Cell
 
 PERCENTILES = (50, 90, 99)
 METRICS: Mapping[str, Callable[[Sample], Sequence[float]]] = {
@@ -50,8 +50,8 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
 
     Latencies are in seconds, throughput in output tokens per second with its range over the rounds.
     """
-    rates = [one.tokens_per_second for one in rounds]
-    samples = [sample for one in rounds for sample in one.samples]
+    rates = [turn.tokens_per_second for turn in rounds]
+    samples = [sample for turn in rounds for sample in turn.samples]
     prompts = [sample.prompt_tokens for sample in samples]
     outputs = [sample.output_tokens for sample in samples]
     cell: dict[str, Any] = {
@@ -65,7 +65,7 @@ def summarize(rounds: Sequence[Round]) -> dict[str, Any]:
     }
     for metric, values_of in METRICS.items():
         cell[f"{metric}_seconds"] = {
-            f"p{percent}": statistics.median(_of_round(one, values_of, percent) for one in rounds)
+            f"p{percent}": statistics.median(_of_round(turn, values_of, percent) for turn in rounds)
             for percent in PERCENTILES
         }
     return cell
@@ -84,11 +84,11 @@ def goodput(
         in_time = slo_ttft is None or 1e3 * sample.ttft <= slo_ttft
         return in_time and (slo_itl is None or 1e3 * sample.token_seconds <= slo_itl)
 
-    counts = [sum(map(good, one.samples)) for one in rounds]
+    counts = [sum(map(good, turn.samples)) for turn in rounds]
     pairs = list(zip(counts, rounds, strict=True))
     return {
-        "requests_per_second": statistics.median(n / one.seconds for n, one in pairs),
-        "share": statistics.median(n / len(one.samples) for n, one in pairs),
+        "requests_per_second": statistics.median(n / turn.seconds for n, turn in pairs),
+        "share": statistics.median(n / len(turn.samples) for n, turn in pairs),
     }
 
 
@@ -163,7 +163,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     has_goodput = any("goodput" in cell for cell in result["cells"])
     if has_goodput:
         heads += ["goodput requests/s", "of all"]
-    lines += [row(heads), row(["---"] * 2 + ["--:"] * (len(heads) - 2))]
+    lines += table_head(heads, (0, 1))
     for cell in result["cells"]:
         values = numbers(cell)
         if has_goodput:
@@ -182,8 +182,32 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def missing_lines(missing: Mapping[str, str]) -> list[str]:
-    """What a run left out, each with its reason."""
+    """Parts that a run left out, each with its reason."""
     return [f"- {name} is missing: {' '.join(why.split())}" for name, why in missing.items()]
+
+
+def goal_table(goals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One row a target: what was asked, what came out, and whether that is enough."""
+    heads = ("what", "target", "measured", "over rounds", "")
+    lines = table_head(heads, (0, 4))
+    for verdict in goals:
+        goal, value = verdict["goal"], verdict["value"]
+        sign = "at least" if goal["at_least"] else "at most"
+        shown, spread = "-", "-"
+        if value is not None:
+            shown = f"{value:.2f}{goal['unit']}"
+            spread = f"{verdict['low']:.2f}-{verdict['high']:.2f}"
+        status = f"**{verdict['status']}**" if verdict["status"] == "missed" else verdict["status"]
+        note = f"{status}: {verdict['note']}" if verdict["note"] else status
+        target = f"{sign} {goal['bound']:g}{goal['unit']}"
+        lines.append(row([goal["what"], target, shown, spread, note]))
+    return lines
+
+
+def table_head(heads: Sequence[str], left: Collection[int] = (0,)) -> list[str]:
+    """The two lines above the rows of a Markdown table; columns that are not `left` go right."""
+    rule = ["---" if column in left else "--:" for column in range(len(heads))]
+    return [row(heads), row(rule)]
 
 
 def row(values: Sequence[str]) -> str:
@@ -191,9 +215,9 @@ def row(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
-def _of_round(one: Round, values_of: Callable[[Sample], Sequence[float]], percent: int) -> float:
+def _of_round(turn: Round, values_of: Callable[[Sample], Sequence[float]], percent: int) -> float:
     """0 where there is nothing to measure: answers that came in one piece have no gaps."""
-    values = [value for sample in one.samples for value in values_of(sample)]
+    values = [value for sample in turn.samples for value in values_of(sample)]
     return percentile(values, percent) if values else 0.0
 
 

@@ -14,14 +14,12 @@ import aiohttp
 import uvloop
 from rich.console import Console
 
-from adaptermix.bench.cases import PEER_CASES, Job, Population, Traffic
-from adaptermix.bench.clients import Client, GenerateClient, OpenAIClient, http_client
+from adaptermix.bench.clients import GenerateClient, LoadClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
-from adaptermix.bench.matrix import Cell, Driven, Measured, measure
-from adaptermix.bench.process import info, publish, started
-from adaptermix.bench.prompts import make_prompts
+from adaptermix.bench.machine import describe_machine, describe_software
 from adaptermix.bench.report import cell_of
+from adaptermix.bench.rounds import Cell, Driven, Measured, measure
+from adaptermix.bench.server import info, own_server, publish
 from adaptermix.bench.settings import (
     AdapterSettings,
     ModelSettings,
@@ -30,19 +28,20 @@ from adaptermix.bench.settings import (
     loads,
 )
 from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, resolve, write_adapters
+from adaptermix.bench.workload import PEER_CASES, Job, Population, Traffic, make_prompts
 
 TEXTS_PER_ADAPTER = 8
 NAME = "adaptermix"
 
 
 @dataclass(frozen=True, slots=True)
-class BenchServer:
+class LoadTarget:
     """A server that is ready for load."""
 
     url: str
     model: str  # the base model's name there
-    adapters: tuple[str, ...]
-    serving: dict[str, Any]  # what is known of how it computes
+    adapters: tuple[str, ...]  # their names
+    serving: dict[str, Any]  # how it computes, as a result tells it
 
 
 def run_serve(
@@ -55,22 +54,22 @@ def run_serve(
     console = Console(stderr=True)
     subject = resolve(model.model)
     _check_cases(serve, work)
-    with _site(subject, serve, work, adapters, model) as site:
+    with _target(subject, serve, work, adapters, model) as target:
         population = Population(
-            site.adapters,
+            target.adapters,
             adapters.mixtures,
-            min(adapters.mixture_size, max(1, len(site.adapters))),
+            min(adapters.mixture_size, max(1, len(target.adapters))),
             adapters.zipf,
             adapters.every,
         )
         traffic = work.traffic(population, subject.count_tokens)
-        measured = uvloop.run(_measure(site, traffic, serve, work, console))
+        measured = uvloop.run(_measure(target, traffic, serve, work, console))
     return {
         "kind": "serve",
         "model": subject.name,
         "machine": describe_machine(),
         "software": describe_software(),
-        "serving": site.serving,
+        "serving": target.serving,
         "settings": {**asdict(work), **asdict(adapters), "target": serve.target, "out": None},
         "cells": [
             cell_of(population.title(cell.case), cell, rounds, work.slo_ttft, work.slo_itl)
@@ -94,55 +93,40 @@ def _check_cases(serve: ServeSettings, work: WorkSettings) -> None:
 
 
 @contextlib.contextmanager
-def _site(
+def _target(
     subject: Subject,
     serve: ServeSettings,
     work: WorkSettings,
     adapters: AdapterSettings,
     model: ModelSettings,
-) -> Iterator[BenchServer]:
+) -> Iterator[LoadTarget]:
+    """The server at `serve.url`, or one of its own with random adapters and sample texts."""
     if serve.url is not None:
-        known = {} if serve.target == "openai" else info(serve.url)
-        name = serve.served or known.get("model_id", "")
-        serving = {"url": serve.url, "dtype": known.get("dtype"), "kernels": None, "threads": None}
-        yield BenchServer(serve.url, name, serve.adapter, serving)
+        served = {} if serve.target == "openai" else info(serve.url)
+        name = serve.served or served.get("model_id", "")
+        serving = {"url": serve.url, "dtype": served.get("dtype"), "kernels": None, "threads": None}
+        yield LoadTarget(serve.url, name, serve.adapter, serving)
         return
-    most = max(requests for _, requests in loads(work, serve))
-    kernels = model.kernels or default_kernels()
     with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
         folder = Path(temporary)
         names = tuple(f"random-{index}" for index in range(adapters.adapters))
         targets = ALL_TARGETS if adapters.targets == "all" else TARGETS
         folders = write_adapters(subject, folder / "adapters", names, adapters.rank, targets)
-        rows = sum(adapters.rank[i % len(adapters.rank)] for i in range(adapters.adapters))
-        options = server_options(subject, model.dtype, kernels, model.threads)
-        options += ["--store", str(folder / "store"), "--max-rank-rows", str(rows)]
-        options += ["--max-running", str(max(8, *work.concurrency)), "--max-waiting", str(most)]
-        if "similarity" not in work.cases:
-            options += ["--encoder", "none"]
-        with started(options, folder / "server.log") as running:
+        options = {
+            "max-rank-rows": sum(adapters.rank[i % len(adapters.rank)] for i in range(len(names))),
+            "max-running": max(8, *work.concurrency),
+            "max-waiting": max(requests for _, requests in loads(work, serve)),
+            "encoder": None if "similarity" in work.cases else "none",
+        }
+        with own_server(subject.model, model, folder, options) as own:
             texts = make_prompts([48] * TEXTS_PER_ADAPTER, "texts", subject.count_tokens)
-            publish(running.url, folders, texts)
-            known = info(running.url)
-            machine = describe_machine()
-            serving = {
-                "dtype": known["dtype"],
-                "kernels": kernels,
-                "threads": model.threads or machine["cores"],
-                "start_seconds": running.start_seconds,
-            }
-            yield BenchServer(running.url, known["model_id"], names, serving)
-
-
-def server_options(subject: Subject, dtype: str, kernels: str, threads: int | None) -> list[str]:
-    """Options of `adaptermix serve` that every benchmark gives."""
-    options = ["--model", subject.model, "--dtype", dtype, "--kernels", kernels]
-    options += ["--log-level", "warning"]
-    return options if threads is None else [*options, "--engine-threads", str(threads)]
+            publish(own.url, folders, texts)
+            serving = {**own.serving, "start_seconds": own.running.start_seconds}
+            yield LoadTarget(own.url, own.info["model_id"], names, serving)
 
 
 async def _measure(
-    site: BenchServer, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
+    target: LoadTarget, traffic: Traffic, serve: ServeSettings, work: WorkSettings, console: Console
 ) -> Measured:
     cells = [
         Cell(NAME, case, load, requests)
@@ -150,13 +134,13 @@ async def _measure(
         for load, requests in loads(work, serve)
     ]
 
-    def jobs_of(cell: Cell, count: int, part: str) -> list[Job]:
-        return traffic.jobs(cell.case, count, f"{part} {cell.load.label}")
+    def jobs_of(cell: Cell, part: str) -> list[Job]:
+        return traffic.jobs(cell.case, cell.requests, f"{part} {cell.load.label}")
 
-    async with http_client(site.url) as http:
-        client: Client = GenerateClient(http)
+    async with http_client(target.url) as http:
+        client: LoadClient = GenerateClient(http)
         if serve.target == "openai":
-            client = OpenAIClient(http, site.model)
+            client = OpenAIClient(http, target.model)
         system = Driven(client.send, merging(http))
         return await measure({NAME: system}, cells, work.rounds, jobs_of, console)
 

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do. Each field with a help text is an option of its command."""
+"""Settings of benchmarks. Each field with a help text is an option of its command."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from adaptermix.bench.cases import CASES, CaseName, Population, Traffic, choose_cases
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.lengths import FORMS, parse_lengths
 from adaptermix.bench.load import Load
-from adaptermix.bench.prompts import TokenCount
+from adaptermix.bench.workload import (
+    CASES,
+    FORMS,
+    CaseName,
+    Population,
+    TokenCount,
+    Traffic,
+    choose_cases,
+    parse_lengths,
+)
 from router_engine.processors import check_threads
 from router_engine.routers.encoder.encoder_config import EncoderDType
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 OUT = Path("benchmarks") / "results"  # from where the command runs: the same at a desk
 MIN_REQUESTS = 4  # in a round, however few the clients
 Target = Literal["generate", "openai"]
@@ -60,7 +66,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
-    """Which adapters there are, and who asks for which."""
+    """The adapters of a run, and the way in which they are asked for."""
 
     adapters: int = field(default=8, metadata=about("How many random adapters there are."))
     rank: tuple[int, ...] = field(
@@ -91,7 +97,7 @@ class AdapterSettings:
 
 @dataclass(frozen=True, slots=True)
 class WorkSettings:
-    """What is asked for, how often, and where the results go."""
+    """The requests of a run: cases, loads and lengths."""
 
     case: tuple[str, ...] = field(
         default=("base", "one", "many", "mixtures", "given"),
@@ -142,7 +148,7 @@ class WorkSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """Where the load goes."""
+    """Settings of `bench serve`: the server under load."""
 
     target: Target = field(
         default="generate",
@@ -195,7 +201,7 @@ CURVES = ("requests", "context", "adapters", "mixture", "rank")
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What is measured without HTTP."""
+    """Settings of `bench engine`."""
 
     curve: tuple[str, ...] = field(
         default=(),
@@ -222,7 +228,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class KernelSettings:
-    """Which products are measured."""
+    """Settings of `bench kernels`."""
 
     rows: tuple[int, ...] = field(
         default=(1, 8, 32, 256), metadata=about("Rows of a step (tokens); repeatable.")
@@ -244,7 +250,7 @@ class KernelSettings:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationSettings:
-    """What 8-bit weights are measured on."""
+    """Settings of `bench quantization`."""
 
     data: Path = field(metadata=about("Folder with TASK/test.jsonl.gz, as for `train eval`."))
     adapters: Path = field(
@@ -270,7 +276,7 @@ class QuantizationSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExpertSettings:
-    """Which batch is measured under each kind of expert."""
+    """Settings of `bench experts`: the batch that is measured under each kind."""
 
     requests: int = field(default=32, metadata=about("Requests of a batch."))
     adapters: int = field(default=8, metadata=about("Adapters that they run under, in turn."))
@@ -293,7 +299,7 @@ _EXAMPLES = Path("examples") / "adapters"
 
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
-    """At which sizes routers are measured, and on which texts their contexts are compared."""
+    """Settings of `bench routing`: sizes of batches, and texts on which contexts are compared."""
 
     requests: tuple[int, ...] = field(
         default=(1, 8, 32), metadata=about("Requests of a batch; repeatable.")

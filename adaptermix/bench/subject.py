@@ -1,4 +1,4 @@
-"""What is put under load: a base model, and random adapters that fit it."""
+"""The base model under load, and random adapters that fit it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from adaptermix.bench.process import default_model
+from adaptermix.bench.server import default_model
 from adapters_store.types import BaseModelSpec, LinearShape
 from router_engine.assets import DEFAULT
 from router_engine.model.loader import base_spec, described_by
@@ -66,7 +66,7 @@ class Subject:
                 yield path, module.in_features, module.out_features
 
     def base(self) -> BaseModelSpec:
-        """What the store knows of the model."""
+        """The model's shape as the store knows it."""
         model = self._shape()
         linears = {
             path: LinearShape(module.in_features, module.out_features)

@@ -12,28 +12,13 @@ import typer
 from rich.table import Column, Table
 
 from adaptermix.cli import importing
-from adaptermix.cli.client import KeyOption, UrlOption, adapter_path, body_of, connect
+from adaptermix.cli.client import KeyOption, UrlOption, connect
 from adaptermix.cli.output import JsonOption, console, moment, size, write_json, write_text
-from adaptermix.cli.uploading import (
-    opened,
-    print_notes,
-    print_warnings,
-    publish_adapter,
-    sent_texts,
-    stem_of,
-    upload,
-)
+from adaptermix.cli.uploading import print_notes, print_warnings, publish_adapter, stem_of, watched
+from adaptermix.client import adapters as calls
+from adaptermix.client import system
 from server.printable import as_markup
-from server.schemas.adapters import (
-    AdapterList,
-    AdapterReply,
-    CheckReply,
-    DeletedReply,
-    MergedReply,
-    ResidencyReply,
-    TextsReply,
-    UnloadReply,
-)
+from server.schemas.adapters import AdapterReply, ResidencyReply
 
 app = typer.Typer(help="Publish, list, check and remove adapters.", no_args_is_help=True)
 app.add_typer(importing.app, name="import")
@@ -75,7 +60,7 @@ def publish(
 ) -> None:
     """Upload an adapter; it can be used at once."""
     with connect(url, key) as client:
-        publish_adapter(client, source, _form(source, name, tags), texts)
+        publish_adapter(client, source, _name(source, name), tags or (), texts)
 
 
 @app.command()
@@ -89,9 +74,10 @@ def check(
     key: KeyOption = None,
 ) -> None:
     """Say whether an adapter would load and what it would cost; store nothing."""
-    with connect(url, key) as client:
-        form = _form(source, name, tags)
-        report = upload(client, "/admin/adapters/check", source, form, texts, CheckReply)
+    with connect(url, key) as client, watched() as watcher:
+        label = _name(source, name)
+        call = calls.check(source, label, tags=tags or (), texts=texts, watcher=watcher)
+        report = client.send(call.raw())
     if as_json:
         write_json(report)
     else:
@@ -123,13 +109,13 @@ def list_adapters(
 ) -> None:
     """List every version of every adapter."""
     with connect(url, key) as client:
-        params = {} if tag is None else {"tag": tag}
-        found = body_of(client.get("/admin/adapters", params=params), AdapterList)["adapters"]
+        adapters = client.send(calls.list_adapters(tag).raw())["adapters"]
     if as_json:
-        write_json(found)
+        write_json(adapters)
         return
-    console.print(_table(found))
-    print_warnings(found)
+    console.print(_table(adapters))
+    for adapter in adapters:
+        print_warnings(adapter.get("warnings", ()))
 
 
 @app.command()
@@ -141,11 +127,11 @@ def show(
 ) -> None:
     """Show every version of a name, or the one that is meant."""
     with connect(url, key) as client:
-        found = body_of(client.get(adapter_path(name)), AdapterList)["adapters"]
+        adapters = client.send(calls.show(name).raw())["adapters"]
     if as_json:
-        write_json(found)
+        write_json(adapters)
         return
-    for adapter in found:
+    for adapter in adapters:
         table = Table("", "", show_header=False, box=None)
         for field, value in adapter.items():
             table.add_row(f"[dim]{as_markup(field)}[/]", as_markup(_told(field, value)))
@@ -161,9 +147,8 @@ def remove(
 ) -> None:
     """Delete one version, or all versions of a bare name."""
     with connect(url, key) as client:
-        params = {"force": str(force).lower()}
-        gone = body_of(client.delete(adapter_path(name), params=params), DeletedReply)["deleted"]
-    console.print(f"[green]deleted[/] {as_markup(', '.join(gone))}")
+        reply = client.adapters.delete(name, force=force)
+    console.print(f"[green]deleted[/] {as_markup(', '.join(reply.deleted))}")
 
 
 @app.command()
@@ -177,19 +162,17 @@ def texts(
     key: KeyOption = None,
 ) -> None:
     """Show an adapter's sample texts as JSONL, or put those of a file in their place."""
-    path = adapter_path(name, "texts")
-    with connect(url, key) as client:
+    with connect(url, key) as client, watched() as watcher:
         if file is None:
-            for text in body_of(client.get(path), TextsReply)["texts"]:
+            for text in client.adapters.texts(name):
                 write_text(json.dumps(text) + "\n")
             return
-        with opened([sent_texts(file)]) as parts:
-            made = body_of(client.put(path, files=parts), AdapterReply)
+        adapter = client.adapters.set_texts(name, file, watcher=watcher)
     console.print(
-        f"[green]set[/] {made['num_texts']} texts of {_label(made)}, "
-        f"centroid {as_markup(made['centroid'])}"
+        f"[green]set[/] {adapter.num_texts} texts of {_version(adapter)}, "
+        f"centroid {as_markup(adapter.centroid)}"
     )
-    print_warnings([made])
+    print_warnings(adapter.warnings)
 
 
 @app.command()
@@ -202,9 +185,8 @@ def alias(
 ) -> None:
     """Point an alias at a version."""
     with connect(url, key) as client:
-        path = adapter_path(name, "aliases", alias)
-        made = body_of(client.put(path, json={"version": version}), AdapterReply)
-    console.print(f"[green]{as_markup(name)}@{as_markup(alias)}[/] is {_label(made)}")
+        adapter = client.adapters.set_alias(name, alias, version)
+    console.print(f"[green]{as_markup(name)}@{as_markup(alias)}[/] is {_version(adapter)}")
 
 
 @app.command()
@@ -216,15 +198,15 @@ def unalias(
 ) -> None:
     """Remove an alias."""
     with connect(url, key) as client:
-        answer = client.delete(adapter_path(name, "aliases", alias))
-        gone = body_of(answer, DeletedReply)["deleted"]
-    console.print(f"[green]removed[/] {as_markup(', '.join(gone))}")
+        reply = client.adapters.delete_alias(name, alias)
+    console.print(f"[green]removed[/] {as_markup(', '.join(reply.deleted))}")
 
 
 @app.command()
 def load(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
     """Bring an adapter to the device, so that its first request does not wait."""
-    _move(name, "load", None, url, key)
+    with connect(url, key) as client:
+        _print_residency(name, client.adapters.load(name))
 
 
 @app.command()
@@ -235,17 +217,16 @@ def pin(
     key: KeyOption = None,
 ) -> None:
     """Load an adapter and keep it on the device."""
-    _move(name, "pin", {"pinned": not off}, url, key)
+    with connect(url, key) as client:
+        _print_residency(name, client.adapters.pin(name, pinned=not off))
 
 
 @app.command()
 def unload(name: ReferenceArgument, url: UrlOption = None, key: KeyOption = None) -> None:
     """Drop an adapter from device and host; it stays in the store."""
     with connect(url, key) as client:
-        freed = body_of(client.post(adapter_path(name, "unload")), UnloadReply)
-    console.print(
-        f"[green]unloaded[/] {as_markup(freed['name'])}, {size(freed['freed_bytes'])} are free"
-    )
+        reply = client.adapters.unload(name)
+    console.print(f"[green]unloaded[/] {as_markup(reply.name)}, {size(reply.freed_bytes)} are free")
 
 
 @app.command()
@@ -264,11 +245,10 @@ def merge(
         raise typer.BadParameter("--off names no adapters")
     with connect(url, key) as client:
         if adapters:
-            body = {"adapters": [weighted(text) for text in adapters]}
-            answer = client.put("/admin/merged", json=body)
+            call = system.set_merged({"adapters": [weighted(text) for text in adapters]})
         else:
-            answer = client.request("DELETE" if off else "GET", "/admin/merged")
-        state = body_of(answer, MergedReply)
+            call = system.clear_merged() if off else system.merged()
+        state = client.send(call.raw())
     if as_json:
         write_json(state)
         return
@@ -289,16 +269,13 @@ def weighted(text: str) -> dict[str, Any]:
     return {"name": name, "weight": weight}
 
 
-def _move(
-    name: str, action: str, body: Mapping[str, Any] | None, url: str | None, key: str | None
-) -> None:
-    with connect(url, key) as client:
-        where = body_of(client.post(adapter_path(name, action), json=body), ResidencyReply)
-    console.print(f"[green]{as_markup(name)}[/] is on {as_markup(_where(where))}")
+def _print_residency(name: str, residency: ResidencyReply) -> None:
+    where = _where(residency.level, pinned=residency.pinned)
+    console.print(f"[green]{as_markup(name)}[/] is on {as_markup(where)}")
 
 
-def _form(source: Path, name: str | None, tags: list[str] | None) -> dict[str, Any]:
-    return {"name": stem_of(source) if name is None else name, "tags": tags or []}
+def _name(source: Path, name: str | None) -> str:
+    return stem_of(source) if name is None else name
 
 
 def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
@@ -312,7 +289,7 @@ def _table(adapters: Sequence[Mapping[str, Any]]) -> Table:
             as_markup(" ".join(adapter["kinds"])),
             str(adapter["max_rank"]),
             size(adapter["size_bytes"]),
-            "disk" if residency is None else as_markup(_where(residency)),
+            "disk" if residency is None else as_markup(_place(residency)),
             _texts(adapter),
             as_markup(" ".join(adapter["tags"])),
             moment(adapter["created_at"]),
@@ -330,8 +307,16 @@ def _label(adapter: Mapping[str, Any]) -> str:
     return as_markup(f"{adapter['name']}@{adapter['version']}")
 
 
-def _where(residency: Mapping[str, Any]) -> str:
-    return f"{residency['level']}, pinned" if residency["pinned"] else str(residency["level"])
+def _version(adapter: AdapterReply) -> str:
+    return as_markup(f"{adapter.name}@{adapter.version}")
+
+
+def _place(residency: Mapping[str, Any]) -> str:
+    return _where(residency["level"], pinned=residency["pinned"])
+
+
+def _where(level: str, *, pinned: bool) -> str:
+    return f"{level}, pinned" if pinned else level
 
 
 def _told(field: str, value: Any) -> str:
@@ -340,7 +325,7 @@ def _told(field: str, value: Any) -> str:
     if field == "size_bytes":
         return size(value)
     if field == "residency":
-        return "disk" if value is None else _where(value)
+        return "disk" if value is None else _place(value)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

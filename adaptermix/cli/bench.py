@@ -7,16 +7,15 @@ import importlib.util
 import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from adaptermix.bench import forced
-from adaptermix.bench.contention.settings import ContentionSettings
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.isa.settings import IsaSettings
-from adaptermix.bench.peers.settings import PeerSettings
+from adaptermix.bench.peers.settings import ContentionSettings, IsaSettings, PeerSettings
 from adaptermix.bench.settings import (
     AdapterSettings,
     EngineSettings,
@@ -32,7 +31,7 @@ from adaptermix.bench.soak.settings import SoakSettings
 from adaptermix.cli import experiments
 from adaptermix.cli.fields import command_of
 from adaptermix.cli.output import console, print_error
-from adaptermix.evaluation.uncertainty.settings import UncertaintySettings
+from adaptermix.evaluation.settings import UncertaintySettings
 from adaptermix.training.errors import TrainingError
 from router_engine.errors import EngineError
 from server.printable import as_markup
@@ -104,8 +103,12 @@ def quantization(quantization: QuantizationSettings, model: ModelSettings) -> No
     """What 8-bit weights cost in NLL on test rows, and what they give in tokens a second."""
     _threads(model.threads)
     from adaptermix.bench.quantization import markdown, result_tables, run_quantization
+    from adaptermix.evaluation.quantization import compare_nll, task_adapters
 
-    result = run_quantization(quantization, model)
+    adapters = task_adapters(quantization.adapters)
+    result = run_quantization(
+        quantization, model, lambda subject: compare_nll(subject, adapters, quantization)
+    )
     for table in result_tables(result):
         console.print(table)
     write(quantization.out, result, markdown)
@@ -117,9 +120,14 @@ def routing(routing: RoutingSettings, model: ModelSettings) -> None:
     _threads(model.threads)
     from adaptermix.bench.routing.report import markdown, plot, result_tables
     from adaptermix.bench.routing.run import run_routing
+    from adaptermix.evaluation.contexts import compare_contexts, task_folders
 
+    compare = None
+    if routing.data is not None:
+        task_folders(routing.adapters)  # refused now and not after minutes of measuring
+        compare = partial(compare_contexts, routing, model)
     environment = load_settings().child_environment(routing.encoder_threads)
-    result = run_routing(routing, model, environment)
+    result = run_routing(routing, model, environment, compare)
     for table in result_tables(result):
         console.print(table)
     write(routing.out, result, markdown, plot)
@@ -150,8 +158,7 @@ def experts(experts: ExpertSettings, model: ModelSettings) -> None:
 def peers(peers: PeerSettings) -> None:
     """AdapterMix beside its peers, each in its own environment: the table of targets."""
     use_process_environment(forced.environment(peers.isa))  # which all that it starts inherits
-    from adaptermix.bench.peers.report import markdown
-    from adaptermix.bench.peers.run import run_peers
+    from adaptermix.bench.peers.run import markdown, run_peers
     from adaptermix.bench.plots import plot_peers
 
     result = run_peers(peers)
@@ -162,16 +169,14 @@ def peers(peers: PeerSettings) -> None:
 def contention(contention: ContentionSettings) -> None:
     """Tokens a second beside busy loops, as a share of those alone: ours and the peers."""
     use_process_environment(forced.environment(contention.isa))
-    from adaptermix.bench.contention.report import markdown
-    from adaptermix.bench.contention.run import run_contention
+    from adaptermix.bench.contention import markdown, run_contention
 
     write(contention.out, run_contention(contention), markdown)
 
 
 def isa(isa: IsaSettings) -> None:
     """Products and steps under each instruction set that this machine runs."""
-    from adaptermix.bench.isa.report import markdown
-    from adaptermix.bench.isa.run import run_isa
+    from adaptermix.bench.isa import markdown, run_isa
 
     write(isa.out, run_isa(isa), markdown)
 

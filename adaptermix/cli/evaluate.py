@@ -7,7 +7,7 @@ import typer
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.cli.bench import reporting, write
 from adaptermix.cli.fields import command_of
-from adaptermix.evaluation.routing.settings import EvaluationSettings
+from adaptermix.evaluation.settings import EvaluationSettings
 
 
 def register(app: typer.Typer) -> None:

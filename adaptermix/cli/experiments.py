@@ -10,7 +10,7 @@ from adaptermix.bench.errors import BenchmarkError
 from adaptermix.cli.fields import command_of
 from adaptermix.cli.output import console
 from adaptermix.cli.train import Base
-from adaptermix.evaluation.recipes.settings import ExperimentSettings, ExperimentSizes, PageSettings
+from adaptermix.evaluation.settings import ExperimentSettings, ExperimentSizes, PageSettings
 from server.printable import as_markup
 from server.settings import load_settings, use_process_environment
 

@@ -11,26 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.table import Table
 
 from adaptermix.cli.adapters import weighted
-from adaptermix.cli.client import (
-    CommandError,
-    ForeignAnswerError,
-    KeyOption,
-    UrlOption,
-    check,
-    connect,
-    events,
-    require_shape,
-)
+from adaptermix.cli.client import CommandError, KeyOption, UrlOption, connect
 from adaptermix.cli.explain import legend, silence, verbatim
 from adaptermix.cli.options import command_with
-from adaptermix.cli.output import console, errors, reason, write_text
+from adaptermix.cli.output import console, errors, write_text
+from adaptermix.client import Client, generation
+from adaptermix.system_errors import reason
 from server.printable import as_markup
-from server.schemas.generate import StreamFrame
 
 _ROWS = 12  # of the weights table
 
@@ -199,30 +190,15 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _stream(client: httpx.Client, body: Mapping[str, Any], *, in_colour: bool) -> Streamed:
-    """Print tokens as they come. Raises CommandError where the last event does not come."""
+def _stream(client: Client, body: Mapping[str, Any], *, in_colour: bool) -> Streamed:
+    """Print tokens as they come."""
     streamed = Streamed()
-    with client.stream("POST", "/generate_stream", json=body) as response:
-        for frame in _frames(response):
-            write_text(verbatim(frame, console) if in_colour else frame["token"]["text"])
-            streamed.texts.append(frame["token"]["text"])
-            streamed.details = frame.get("details") or streamed.details
-    if not streamed.details:
-        raise CommandError("the answer is cut: the server ended it without its last event")
+    for frame in client.open(generation.stream_body(body).raw()):
+        write_text(verbatim(frame, console) if in_colour else frame["token"]["text"])
+        streamed.texts.append(frame["token"]["text"])
+        streamed.details = frame.get("details") or streamed.details
     write_text("\n")
     return streamed
-
-
-def _frames(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
-    """The events of an answer. Raises CommandError where one says that it failed."""
-    kind = check(response).headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "text/event-stream":
-        raise ForeignAnswerError
-    for frame in events(response):
-        if isinstance(frame, dict) and isinstance(frame.get("error"), str):
-            raise CommandError(frame["error"])
-        require_shape(frame, StreamFrame)
-        yield frame
 
 
 def _check_picture(option: str, path: Path | None) -> None:

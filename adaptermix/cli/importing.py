@@ -179,4 +179,4 @@ def _tell(verb: str, summary: str, out: Path, notes: tuple[str, ...] = ()) -> No
 def _publish(out: Path, name: str | None, url: str | None, key: str | None) -> None:
     if name is not None:
         with connect(url, key) as client:
-            publish_adapter(client, out, {"name": name, "tags": []})
+            publish_adapter(client, out, name)

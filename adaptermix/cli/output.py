@@ -62,14 +62,6 @@ def print_error(message: object) -> None:
     errors.print(Text.assemble(("error:", "red"), f" {line}"), soft_wrap=True)
 
 
-def reason(error: Exception) -> str:
-    """What an error of the system or of an encoding says, with the file that it is about."""
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return ": ".join([*named, error.strerror])
-
-
 def fail(message: str, cause: Exception) -> NoReturn:
     """Print an error and end the command."""
     print_error(message)

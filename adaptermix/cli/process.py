@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from adaptermix.cli.output import print_error, reason
+from adaptermix.cli.output import print_error
+from adaptermix.system_errors import reason
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adaptermix.cli.fields import command_of
-from adaptermix.cli.output import console, fail, reason
+from adaptermix.cli.output import console, fail
+from adaptermix.system_errors import reason
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.settings import (
     AdamixSettings,
@@ -251,8 +252,7 @@ def _train(train: Callable[..., Outcome], output: Output, settings: RunSettings)
 def evaluate(evaluation: Evaluation, base: Base) -> None:
     """Measure adapters and the base: completion NLL and answers, with 95 % intervals."""
     from adaptermix.evaluation.scoring.models import Systems
-    from adaptermix.evaluation.scoring.report import markdown
-    from adaptermix.evaluation.scoring.run import ScoringSettings, provenance
+    from adaptermix.evaluation.scoring.run import ScoringSettings, markdown, provenance
     from adaptermix.evaluation.scoring.run import evaluate as measure
     from adaptermix.evaluation.scoring.tasks import task_named
 

@@ -23,7 +23,7 @@ from adaptermix.evaluation.scoring.tasks import TASKS, task_named
 from adaptermix.training.errors import TrainingError
 from adapters_store.texts import TEXTS_FILE, parse_texts
 from router_engine.events import TokenEvent
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, SamplingSpec, TokenRouting
 from router_engine.routers.centroids import centroid
 from router_engine.routers.encoder.encoder_client import EncoderClient
 
@@ -48,11 +48,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """What came out for a text. kl: in nats; is_equal: the same most likely token; a token each."""
+    """The difference that the context makes in one text, a value for each token of it."""
 
     task: str
-    kl: tuple[float, ...]
-    is_equal: tuple[bool, ...]
+    kl: tuple[float, ...]  # nats
+    is_equal: tuple[bool, ...]  # whether the most likely token is the same
 
 
 def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
@@ -65,8 +65,8 @@ def bucketed_kl(ours: TopTokens, theirs: TopTokens) -> float:
     rest_p, rest_q = (
         max(_LEAST, 1 - sum(math.exp(part[token]) for token in shared)) for part in (p, q)
     )
-    known = sum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
-    return known + rest_p * math.log(rest_p / rest_q)
+    common = sum(math.exp(p[token]) * (p[token] - q[token]) for token in shared)
+    return common + rest_p * math.log(rest_p / rest_q)
 
 
 def task_folders(adapters: Path) -> list[Path]:
@@ -81,9 +81,9 @@ def task_folders(adapters: Path) -> list[Path]:
 
 
 async def compare_contexts(
-    subject: Subject,
     settings: RoutingSettings,
     model: ModelSettings,
+    subject: Subject,
     endpoint: str,
     folder: Path,
 ) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _compare(system: Offline, texts: Sequence[Text]) -> list[ContextRow]:
             EngineRequest(
                 f"{context} {index}",
                 text.prompt,
-                SamplingParams(
+                SamplingSpec(
                     len(text.completion), top_n_tokens=TOP, given_token_ids=text.completion
                 ),
                 adapters=system.digests,
@@ -155,8 +155,8 @@ def _compare(system: Offline, texts: Sequence[Text]) -> list[ContextRow]:
     ]
 
 
-def _row(task: str, kept: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
-    pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(kept, again, strict=True)]
+def _row(task: str, keep: Sequence[TokenEvent], again: Sequence[TokenEvent]) -> ContextRow:
+    pairs = [(a.top_tokens, b.top_tokens) for a, b in zip(keep, again, strict=True)]
     return ContextRow(
         task,
         tuple(bucketed_kl(ours, theirs) for ours, theirs in pairs),

@@ -1,1 +1,1 @@
-"""The school: recipes that make adapters."""
+"""Training of adapters by recipes, and imports of foreign checkpoints."""

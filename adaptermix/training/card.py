@@ -1,4 +1,4 @@
-"""The adapter's card: what it learnt from, under which licence, how, and how far it came."""
+"""The card of an adapter: its training data and their licence, its settings and its losses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ The licence of the data binds the adapter: **{licence}**.
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a card says of an adapter's experts."""
+    """The description of an adapter's experts in a card."""
 
     kind: str
     library: str  # whose folder it is

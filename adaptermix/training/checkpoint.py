@@ -1,4 +1,4 @@
-"""Where an interrupted run stood: adapter, optimizer, schedule, random state and position."""
+"""Checkpoints of an interrupted run: adapter, optimizer, schedule, random state and position."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Checkpoint:
 
     settings: Mapping[str, Any]
     step: int
-    adapter: Mapping[str, torch.Tensor]  # everything that is learnt, by the parameter's name
+    adapter: Mapping[str, torch.Tensor]  # every trained parameter, by name
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
     random_state: torch.Tensor

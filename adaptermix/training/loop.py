@@ -20,7 +20,7 @@ from adaptermix.training.settings import LoopSettings
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Told after each optimizer step."""
+    """A report of one optimizer step."""
 
     step: int
     num_steps: int
@@ -37,15 +37,15 @@ class Losses:
 
 
 class Learner(Protocol):
-    """What the loop trains."""
+    """A model under training, with its loss."""
 
     @property
     def model(self) -> Any:
-        """Only what is learnt requires a gradient in it."""
+        """The module; only trained parameters require a gradient in it."""
 
     @property
     def generators(self) -> Sequence[torch.Generator]:
-        """What the learner draws from beside torch's global generators."""
+        """Generators that the learner draws from beside torch's global ones."""
 
     def losses(self, batch: Batch) -> Losses:
         """The forward passes of a step."""
@@ -72,13 +72,13 @@ class Loop:
         self._settings = settings
         self._directory = directory
         self._identity = identity
-        self._learnt = {
+        self._trained = {
             name: parameter
             for name, parameter in learner.model.named_parameters()
             if parameter.requires_grad
         }
         self._optimizer = torch.optim.AdamW(
-            self._learnt.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self._trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self._schedule = get_scheduler(
             settings.schedule,
@@ -97,15 +97,16 @@ class Loop:
         if state is None:
             return False
         with torch.no_grad():
-            for name, parameter in self._learnt.items():
+            for name, parameter in self._trained.items():
                 parameter.copy_(state.adapter[name])
         self._optimizer.load_state_dict(dict(state.optimizer))
         self._schedule.load_state_dict(dict(state.schedule))
         torch.set_rng_state(state.random_state)
         if state.device_random_states:
             torch.cuda.set_rng_state_all(state.device_random_states)
-        for generator, kept in zip(self._learner.generators, state.generator_states, strict=True):
-            generator.set_state(kept)
+        states = zip(self._learner.generators, state.generator_states, strict=True)
+        for generator, generator_state in states:
+            generator.set_state(generator_state)
         self.step = state.step
         self.curves = {name: list(values) for name, values in state.curves.items()}
         self.dev_before = state.dev_before
@@ -121,7 +122,7 @@ class Loop:
     ) -> None:
         """Walk the rest of the plan; a checkpoint each `checkpoint_every` steps (0: none)."""
         self._learner.model.train()
-        parameters = list(self._learnt.values())
+        parameters = list(self._trained.values())
         while self.step < len(self._plan):
             started = time.monotonic()
             chosen = [examples[index] for index in self._plan[self.step]]
@@ -147,7 +148,7 @@ class Loop:
             checkpoint.Checkpoint(
                 settings=dict(self._identity),
                 step=self.step,
-                adapter={name: learnt.detach() for name, learnt in self._learnt.items()},
+                adapter={name: parameter.detach() for name, parameter in self._trained.items()},
                 optimizer=self._optimizer.state_dict(),
                 schedule=self._schedule.state_dict(),
                 random_state=torch.get_rng_state(),

@@ -44,13 +44,13 @@ def _peft_config(settings: RunSettings, base: torch.nn.Module) -> LoraConfig:
     }
     transposed = []
     for target in lora.targets:
-        found = [t for name, t in linears.items() if f".{name}".endswith(f".{target}")]
-        if not found:
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+        matching = [t for name, t in linears.items() if f".{name}".endswith(f".{target}")]
+        if not matching:
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
             raise TrainingError(
-                f"target {target!r} is no linear layer of {settings.base_name}: use {known}"
+                f"target {target!r} is no linear layer of {settings.base_name}: use {names}"
             )
-        transposed += found
+        transposed += matching
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,

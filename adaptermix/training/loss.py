@@ -36,14 +36,14 @@ class Batch:
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     """Pad `examples` to one batch on `device`."""
     longest = max(len(example.tokens) for example in examples)
-    kept = max(example.completion_length for example in examples)
+    columns = max(example.completion_length for example in examples)
     tokens = torch.zeros(len(examples), longest, dtype=torch.long)
     mask = torch.zeros(len(examples), longest, dtype=torch.long)
-    labels = torch.full((len(examples), kept), -100, dtype=torch.long)
+    labels = torch.full((len(examples), columns), -100, dtype=torch.long)
     for row, example in enumerate(examples):
         tokens[row, longest - len(example.tokens) :] = torch.tensor(example.tokens)
         mask[row, longest - len(example.tokens) :] = 1
-        labels[row, kept - example.completion_length :] = torch.tensor(
+        labels[row, columns - example.completion_length :] = torch.tensor(
             example.tokens[example.prompt_length :]
         )
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -51,7 +51,7 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
 
 
 def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """What predicts each label: logits [rows, kept, vocabulary] in the model's dtype.
+    """Logits [rows, kept, vocabulary] that predict each label, in the model's dtype.
 
     A model that says `takes_prompt_mask` is told where the prompts are.
     """
@@ -86,7 +86,7 @@ def mean_over_targets(nll: Tensor, labels: Tensor) -> Tensor:
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """How far two passes are apart: logits [targets, classes] each, a scalar in nats per target.
+    """Divergence of two passes: logits [targets, classes] each, a scalar in nats per target.
 
     1/2 [KL(sg(softmax second) || softmax first) + KL(sg(softmax first) || softmax second)] in fp32,
     sg = no gradient: each term pulls one pass towards where the other stands (AdaMix, section 3.2).

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptermix.training.settings import DTypeName, RunSettings
-from adapters_store.expert_types import ExpertSpec, GatingNetworkSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from adapters_store.formats.native import FORMAT, MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json

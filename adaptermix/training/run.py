@@ -23,7 +23,7 @@ from router_engine.model.tokenizer import read_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run. Dev values are nats per completion token, end-of-text included."""
+    """The outcome of a run. Dev values are nats per completion token, end-of-text included."""
 
     train_rows: int
     dev_rows: int
@@ -43,7 +43,7 @@ class Outcome:
 
 
 class Trainee(Learner, Protocol):
-    """What a recipe trains, from the first step to the folder."""
+    """A model that a recipe trains, from the first step to the folder."""
 
     def finish(self, out: Path, dev_nll: Callable[[], float | None]) -> Mapping[str, str]:
         """After the last step: leave in `model` what will be served; returns `Outcome.notes`."""
@@ -94,14 +94,14 @@ def run_recipe(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pupil = recipe.build(settings)
+        trainee = recipe.build(settings)
         identity = {**_identity(settings, split), **recipe.identity}
-        loop = Loop(pupil, plan, settings.loop, directory=out, identity=identity)
+        loop = Loop(trainee, plan, settings.loop, directory=out, identity=identity)
         if not loop.restore():
-            loop.dev_before = _mean_nll(pupil.model, dev, settings)
+            loop.dev_before = _mean_nll(trainee.model, dev, settings)
         loop.run(examples, checkpoint_every=checkpoint_every, on_step=on_step)
-        notes = pupil.finish(out, lambda: _mean_nll(pupil.model, dev, settings))
-        dev_after = _mean_nll(pupil.model, dev, settings)
+        notes = trainee.finish(out, lambda: _mean_nll(trainee.model, dev, settings))
+        dev_after = _mean_nll(trainee.model, dev, settings)
     outcome = Outcome(
         train_rows=len(examples),
         dev_rows=len(dev),
@@ -114,7 +114,7 @@ def run_recipe(
         curves=loop.curves,
         notes=notes,
     )
-    pupil.save(out)
+    trainee.save(out)
     plot_losses(outcome.curves, out / "loss.png")
     write_card(out, settings, outcome, recipe.command, recipe.describe(settings))
     _write_texts(out, split, data.sample_texts)

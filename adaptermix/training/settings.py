@@ -1,4 +1,4 @@
-"""What a training run is asked to do. Each field with a help text is an option of the command."""
+"""Settings of a training run. Each field with a help text is an option of its command."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class AdamixSettings:
         _check("routing", self.routing, "batch or example", holds=self.routing in get_args(Routing))
         weight = self.consistency
         _check("consistency", weight, "a number of at least 0", holds=0 <= weight < math.inf)
-        known = self.init in (None, *get_args(Init))
-        _check("init", self.init, "shared or independent", holds=known)
+        is_known = self.init in (None, *get_args(Init))
+        _check("init", self.init, "shared or independent", holds=is_known)
         alone = of_lora and (self.share == "down" or self.copies == 1)
         allowed = "shared where there is one copy of A"
         _check("init", self.init, allowed, holds=not alone or self.init != "independent")
@@ -175,8 +175,9 @@ class MoaSettings:
             value = getattr(self, name)
             _check(name, value, "at least 0", holds=value >= 0)
         _check_sizes(self, "parallel", "prompt", "router_factor")
-        given = self.router_input
-        _check("router_input", given, "pre_norm or post_norm", holds=given in get_args(RouterInput))
+        read_at = self.router_input
+        holds = read_at in get_args(RouterInput)
+        _check("router_input", read_at, "pre_norm or post_norm", holds=holds)
         allowed = "frozen, straight_through or constant"
         _check("threshold", self.threshold, allowed, holds=self.threshold in get_args(Threshold))
         _check("gamma_max", self.gamma_max, "from 0 to 1", holds=0 <= self.gamma_max <= 1)
@@ -216,8 +217,9 @@ class MoeLoraSettings:
         _check_sizes(self, "experts")
         allowed = f"from 1 to experts, {self.experts}"
         _check("top_k", self.top_k, allowed, holds=1 <= self.top_k <= self.experts)
-        given = self.router_input
-        _check("router_input", given, "pre_norm or post_norm", holds=given in get_args(RouterInput))
+        read_at = self.router_input
+        holds = read_at in get_args(RouterInput)
+        _check("router_input", read_at, "pre_norm or post_norm", holds=holds)
 
 
 _VARIANTS = get_args(Variant)
@@ -232,7 +234,7 @@ def _default_of(settings: type[MoaSettings], name: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """Which rows, how many, and how they are put into batches."""
+    """The rows of a run, and their batches."""
 
     max_rows: int | None = field(
         default=None, metadata=about("Rows to train on, chosen by seed; all when left out.")
@@ -265,7 +267,7 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How the optimizer (AdamW) walks."""
+    """Settings of the optimizer (AdamW)."""
 
     learning_rate: float = field(default=1e-3, metadata=about("Peak learning rate."))
     schedule: Schedule = field(

@@ -40,7 +40,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """What a listing says of one blob."""
+    """One line of a listing of blobs."""
 
     digest: str
     size_bytes: int

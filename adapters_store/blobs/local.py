@@ -69,8 +69,8 @@ class LocalBlobs:
             self._forget(digest)
             raise AdapterNotFoundError(digest)
         with self._lock:
-            known = digest in self._verified
-        if not known:
+            is_verified = digest in self._verified
+        if not is_verified:
             verify_files(folder, digest)
             with self._lock:
                 self._verified.add(digest)
@@ -109,7 +109,7 @@ class LocalBlobs:
         return freed
 
     def folder(self, digest: str) -> Path:
-        """Where a digest lives, whether it does or not."""
+        """The folder of a digest, whether it exists or not."""
         name = hex_of(digest)
         return self.root / "sha256" / name[:2] / name
 

@@ -41,7 +41,7 @@ def open_blobs(
     if scheme not in REMOTE_SCHEMES:
         raise StoreError(
             f"blobs at {text!r}: unknown scheme {scheme!r}; use a directory or one of "
-            + ", ".join(f"{known}://" for known in REMOTE_SCHEMES)
+            + ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
         )
     try:
         from obstore.store import from_url
@@ -53,6 +53,6 @@ def open_blobs(
     root = cache_dir or expanded(_CACHE)
     if is_homeless(root):
         raise StoreError(f"blobs at {text!r} are cached in {root}, but no home directory is known")
-    given = {} if scheme == "memory" else {"retry_config": {"retry_timeout": _RETRY_FOR}}
-    store = from_url(text, **given | dict(options or {}))
+    client_options = {} if scheme == "memory" else {"retry_config": {"retry_timeout": _RETRY_FOR}}
+    store = from_url(text, **client_options | dict(options or {}))
     return RemoteBlobs(store, BlobCache(root, cache_bytes))

@@ -32,7 +32,7 @@ _NO_ROOM = ("507", "StorageFull", "QuotaExceeded", "InsufficientStorage")
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     """Raises the store's own errors for those of the object store."""
     try:
         yield
@@ -62,12 +62,12 @@ class RemoteBlobs:
         # Written again even when held: it heals a damaged copy and renews its age for `gc`.
         for name in FILES:
             if (staged / name).exists():
-                with _told():
+                with _store_errors():
                     obstore.put(self._store, _key(digest, name), staged / name)
 
     def contains(self, digest: str) -> bool:
         try:
-            with _told():
+            with _store_errors():
                 obstore.head(self._store, _key(digest, MANIFEST))
         except FileNotFoundError:
             return False
@@ -79,9 +79,9 @@ class RemoteBlobs:
     def blobs(self) -> Iterator[StoredBlob]:
         sizes: dict[str, int] = defaultdict(int)
         modified: dict[str, float] = defaultdict(float)
-        with _told():
-            found = [item for batch in obstore.list(self._store, "sha256") for item in batch]
-        for item in found:
+        with _store_errors():
+            objects = [item for batch in obstore.list(self._store, "sha256") for item in batch]
+        for item in objects:
             digest = f"sha256:{item['path'].split('/')[-2]}"
             sizes[digest] += item["size"]
             modified[digest] = max(modified[digest], item["last_modified"].timestamp())
@@ -91,7 +91,7 @@ class RemoteBlobs:
     def delete(self, digest: str) -> int:
         self._cache.discard(digest)
         prefix = _key(digest, "")
-        with _told():
+        with _store_errors():
             sizes = {
                 item["path"]: item["size"]
                 for batch in obstore.list(self._store, prefix)
@@ -108,13 +108,13 @@ class RemoteBlobs:
     def _download(self, digest: str, folder: Path) -> None:
         for name in reversed(FILES):
             try:
-                with _told():
+                with _store_errors():
                     result = obstore.get(self._store, _key(digest, name))
             except FileNotFoundError as error:
                 if name in REQUIRED:
                     raise AdapterNotFoundError(digest) from error
                 continue
-            with _told(), (folder / name).open("wb") as stream:
+            with _store_errors(), (folder / name).open("wb") as stream:
                 for chunk in result.stream():
                     stream.write(chunk)
         verify_files(folder, digest)

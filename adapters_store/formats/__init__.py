@@ -1,7 +1,4 @@
-"""Foreign adapter formats -> our manifest. One file per format, found by what a folder holds.
-
-`adamix` is none of them: it turns the tensors of a checkpoint, which no upload may be, into PEFT's.
-"""
+"""Formats of uploads, each read into our manifest; found by what a folder holds."""
 
 from adapters_store.formats.base import AdapterFolder, AdapterFormat, ParsedAdapter
 from adapters_store.formats.registry import FormatRegistry

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats.listing import some
-from adapters_store.problems import MAX_PROBLEMS
+from adapters_store.problems import MAX_PROBLEMS, name_list
 from adapters_store.texts import is_utf8
 from adapters_store.types import Problem
 
@@ -76,11 +75,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ConfigError(f"names a key twice: {some(twice)}")
+        raise ConfigError(f"names a key twice: {name_list(twice)}")
     return result
 
 
-def parse_config(model: type[Config], raw: Mapping[str, Any], file: str) -> Config:
+def parse_flat_config(model: type[Config], raw: Mapping[str, Any], file: str) -> Config:
     """A flat config by its model; raises InvalidAdapterError naming each key that is wrong."""
     try:
         return model.model_validate(raw)

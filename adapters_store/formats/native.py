@@ -11,31 +11,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    Copies,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
+from adapters_store.expert_kinds.registry import expert_specs
 from adapters_store.formats.base import AdapterFolder, ParsedAdapter
 from adapters_store.formats.config_files import ConfigError, load_json
-from adapters_store.formats.listing import some
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
 from adapters_store.manifest import SCHEMA
 from adapters_store.near_names import MOST_HINTED, near_names
-from adapters_store.problems import cut
+from adapters_store.problems import bounded_text, name_list
 from adapters_store.tensor_header import TensorHeader
 from adapters_store.types import AdapterManifest, Problem
-from adapters_store.validation import tensor_shapes
 
 FORMAT: Literal["adaptermix"] = "adaptermix"
 MANIFEST_FILE = "adaptermix.json"
@@ -48,26 +43,25 @@ _SPECS = (
 )
 _PARTS = ("experts", "routers")
 _MOST_PARTS = 4096
-_KINDS = "kinds are lora, bottleneck and prompt"
-_KEYS = sorted({known.name for spec in _SPECS for known in fields(spec)})
+_KEYS = sorted({key.name for spec in _SPECS for key in fields(spec)})
 _MOST_KEYS = 64  # of one object: an expert has a dozen
 _MOST_ITEMS = 512  # of a list within a part: the weights of copies
 _MOST_CHARACTERS = 512  # of a text, as of a tensor's name
 _MOST_DIGITS = 39  # of a whole number: as many as float32's have
 _NUMBERS_END = 10**_MOST_DIGITS
-_MOST_KEY = 80  # characters of an unknown key that are told
-_MOST_ERRORS = 24  # that are told, each in a problem of its own
+_MOST_KEY = 80  # characters of an unknown key in a message
+_MOST_ERRORS = 24  # reported, each in a problem of its own
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class NativeAdapter:
-    """What a folder of this format is made of; `notes` tell people what was not said or used."""
+    """The content of a folder of this format, before it is written."""
 
     manifest: AdapterManifest
-    tensors: Mapping[str, NDArray[Any]]
-    notes: tuple[str, ...] = ()
+    tensors: Mapping[str, NDArray[Any]]  # by the keys that the manifest names
+    notes: tuple[str, ...] = ()  # to people: what the source did not say, or was not used of it
 
 
 # It holds for the dataclasses of the parts too.
@@ -90,9 +84,6 @@ class _Document(BaseModel):
 
 
 _DOCUMENT = TypeAdapter(_Document)
-_EXPERTS = TypeAdapter(
-    tuple[Annotated[ExpertSpec, Field(discriminator="kind")], ...], config=_STRICT
-)
 _ROUTERS = TypeAdapter(tuple[GatingNetworkSpec, ...], config=_STRICT)
 
 
@@ -100,27 +91,29 @@ _ROUTERS = TypeAdapter(tuple[GatingNetworkSpec, ...], config=_STRICT)
 class _Errors:
     """The first errors of a document, and how many there are."""
 
-    told: list[ErrorDetails] = field(default_factory=list)
-    count: int = 0
+    first: list[ErrorDetails] = field(default_factory=list)  # at most _MOST_ERRORS
+    count: int = 0  # of all
 
     def read(self, schema: TypeAdapter[T], value: object) -> T | None:
         """The value by its schema; None where it is wrong."""
         try:
             return schema.validate_json(json.dumps(value))
         except ValidationError as error:
-            found = error.errors(include_url=False) if len(self.told) < _MOST_ERRORS else []
-            self.told += found[: _MOST_ERRORS - len(self.told)]
+            errors = error.errors(include_url=False) if len(self.first) < _MOST_ERRORS else []
+            self.first += errors[: _MOST_ERRORS - len(self.first)]
             self.count += error.error_count()
             return None
 
-    def read_parts(self, schema: TypeAdapter[tuple[T, ...]], key: str, given: list[Any]) -> list[T]:
-        """Those parts that are as their schema says: one by one, so that no step is long."""
+    def read_parts(
+        self, schema: TypeAdapter[tuple[T, ...]], key: str, values: list[Any]
+    ) -> list[T]:
+        """The values that are as the schema says, read one by one so that no step is long."""
         parts: list[T] = []
-        for index, value in enumerate(given):
-            before = len(self.told)
+        for index, value in enumerate(values):
+            before = len(self.first)
             read = self.read(schema, [value])
             parts += () if read is None else read
-            for item in self.told[before:]:
+            for item in self.first[before:]:
                 item["loc"] = (key, index, *item["loc"][1:])
         return parts
 
@@ -131,12 +124,12 @@ class NativeFormat:
     name = FORMAT
     files = frozenset({MANIFEST_FILE, TENSOR_FILE})
 
-    def recognises(self, given: AdapterFolder) -> bool:
-        return MANIFEST_FILE in given.files
+    def recognises(self, folder: AdapterFolder) -> bool:
+        return MANIFEST_FILE in folder.files
 
-    def read(self, given: AdapterFolder) -> ParsedAdapter:
+    def read(self, folder: AdapterFolder) -> ParsedAdapter:
         problems: list[Problem] = []
-        if _PEFT_CONFIG in given.files:
+        if _PEFT_CONFIG in folder.files:
             problems.append(
                 Problem(
                     "upload",
@@ -144,13 +137,13 @@ class NativeFormat:
                     f"says what {TENSOR_FILE} holds",
                 )
             )
-        manifest, unknown = _read_manifest(given, problems)
-        header = read_tensor_file(given, MANIFEST_FILE, problems)
+        manifest, unknown = _read_manifest(folder, problems)
+        header = read_tensor_file(folder, MANIFEST_FILE, problems)
         if manifest is not None and header is not None:
             problems += _strays(manifest, header)
         return ParsedAdapter(
-            tensors=given.files.get(TENSOR_FILE),
-            config=given.files.get(MANIFEST_FILE),
+            tensors=folder.files.get(TENSOR_FILE),
+            config=folder.files.get(MANIFEST_FILE),
             manifest=None if header is None else manifest,
             problems=tuple(problems),
             unknown_keys=unknown,
@@ -158,28 +151,29 @@ class NativeFormat:
 
 
 def _read_manifest(
-    given: AdapterFolder, problems: list[Problem]
+    folder: AdapterFolder, problems: list[Problem]
 ) -> tuple[AdapterManifest | None, tuple[str, ...]]:
-    path = given.files[MANIFEST_FILE]
+    path = folder.files[MANIFEST_FILE]
     try:
-        raw = load_json(path, given.limits.max_config_bytes)
+        raw = load_json(path, folder.limits.max_config_bytes)
         parts = {key: raw[key] for key in _PARTS if isinstance(raw.get(key), list)}
         _require_few(raw, parts)
     except ConfigError as error:
         problems.append(Problem(MANIFEST_FILE, str(error)))
         return None, ()
     errors = _Errors()
-    experts = errors.read_parts(_EXPERTS, "experts", parts.get("experts", []))
+    listed = parts.get("experts", [])
+    experts = errors.read_parts(expert_specs().reader(listed, _STRICT), "experts", listed)
     routers = errors.read_parts(_ROUTERS, "routers", parts.get("routers", []))
     read = errors.read(_DOCUMENT, {**raw, **dict.fromkeys(parts, ())})
-    if read is not None and not errors.told:
-        made = AdapterManifest(FORMAT, tuple(experts), read.base_model, tuple(routers), SCHEMA)
-        return made, ()
-    problems += [_problem(item, hint=i < MOST_HINTED) for i, item in enumerate(errors.told)]
-    more = errors.count - len(errors.told)
+    if read is not None and not errors.first:
+        base_model = read.base_model
+        return AdapterManifest(FORMAT, tuple(experts), base_model, tuple(routers), SCHEMA), ()
+    problems += [_problem(item, hint=i < MOST_HINTED) for i, item in enumerate(errors.first)]
+    more = errors.count - len(errors.first)
     if more:
         problems.append(Problem(MANIFEST_FILE, f"and {more} more errors"))
-    return None, tuple(_path(item) for item in errors.told if item["type"] in _UNKNOWN)
+    return None, tuple(_path(item) for item in errors.first if item["type"] in _UNKNOWN)
 
 
 def _require_few(raw: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> None:
@@ -193,10 +187,10 @@ def _require_few(raw: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> None
         value = waiting.pop()
         if isinstance(value, dict):
             if len(value) > _MOST_KEYS:
-                told = ", ".join(_shown_key(key) for key in islice(value, MOST_HINTED))
+                first_keys = ", ".join(_shown_key(key) for key in islice(value, MOST_HINTED))
                 raise ConfigError(
-                    f"an object has {len(value)} keys ({told}, ...), at most {_MOST_KEYS} are "
-                    "accepted"
+                    f"an object has {len(value)} keys ({first_keys}, ...), at most {_MOST_KEYS} "
+                    "are accepted"
                 )
             waiting += value.values()
         elif isinstance(value, list):
@@ -210,31 +204,38 @@ def _require_few(raw: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> None
 
 
 def _strays(manifest: AdapterManifest, header: TensorHeader) -> list[Problem]:
-    named = {key for part in (*manifest.experts, *manifest.routers) for key in tensor_shapes(part)}
+    named = {key for part in manifest.parts for key in part.tensor_shapes}
     strays = header.tensors.keys() - named
     if not strays:
         return []
-    what = "is a tensor" if len(strays) == 1 else "are tensors"
-    told = f"{what} that nothing in {MANIFEST_FILE} names: leave out what is not used, or name it"
-    return [Problem(some(strays), told)]
+    subject = "is a tensor" if len(strays) == 1 else "are tensors"
+    message = (
+        f"{subject} that nothing in {MANIFEST_FILE} names: leave out what is not used, or name it"
+    )
+    return [Problem(name_list(strays), message)]
 
 
 def _problem(item: ErrorDetails, *, hint: bool) -> Problem:
     path, kind = _path(item), item["type"]
     if kind == "union_tag_not_found":
-        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is missing: {_KINDS}")
+        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is missing: {_kinds()}")
     if kind == "union_tag_invalid":
-        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is {item['ctx']['tag']!r}: {_KINDS}")
+        return Problem(f"{MANIFEST_FILE}: {path}.kind", f"is {item['ctx']['tag']!r}: {_kinds()}")
     where = f"{MANIFEST_FILE}: {path}" if path else MANIFEST_FILE
     if kind in ("missing", "missing_argument"):
         return Problem(where, "is missing")
     if kind in _UNKNOWN:
         near = near_names(str(item["loc"][-1]), _KEYS, most=1, cutoff=0.6) if hint else []
-        told = f"; near names: {near[0]}" if near else ""
-        return Problem(where, f"the key is unknown: leave it out{told}")
+        near_hint = f"; near names: {near[0]}" if near else ""
+        return Problem(where, f"the key is unknown: leave it out{near_hint}")
     text = json.dumps(item["input"])
-    shown = text if len(text) <= 120 else text[:117] + "..."
-    return Problem(where, f"is {shown}: {item['msg']}")
+    excerpt = text if len(text) <= 120 else text[:117] + "..."
+    return Problem(where, f"is {excerpt}: {item['msg']}")
+
+
+def _kinds() -> str:
+    *names, last = expert_specs().names
+    return f"kinds are {', '.join(names)} and {last}"
 
 
 def _path(item: ErrorDetails) -> str:
@@ -249,4 +250,4 @@ def _path(item: ErrorDetails) -> str:
 
 
 def _shown_key(key: str) -> str:
-    return cut(key, _MOST_KEY)
+    return bounded_text(key, _MOST_KEY)

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import regex
 
-from adapters_store.problems import cut
+from adapters_store.problems import bounded_text
 
 BUDGET_SECONDS = 5.0  # of processor time, for all patterns of one config together
 _MOST_MATCHES = 1 << 21  # of a pattern with a module; a model of 900 linear layers needs half
@@ -89,8 +89,8 @@ class Matcher:
             return how(self._compiled[expression], module, timeout=max(self._left, 1e-3))
         except TimeoutError as error:
             raise PatternError(
-                f"the pattern {cut(expression)!r} takes too long to match {cut(module)!r}; "
-                "name the modules in a list"
+                f"the pattern {bounded_text(expression)!r} takes too long to match "
+                f"{bounded_text(module)!r}; name the modules in a list"
             ) from error
         finally:
             self._left -= time.thread_time() - started
@@ -101,25 +101,26 @@ def _compile(expression: str) -> regex.Pattern[str]:
         raise PatternError(f"the pattern {expression[:60]!r}... is longer than {MAX_PATTERN}")
     if _written_out(expression) > _MOST_REPEATED:
         raise PatternError(
-            f"the pattern {cut(expression)!r} repeats too much: counts such as {{1000}} multiply"
+            f"the pattern {bounded_text(expression)!r} repeats too much: counts such as {{1000}} "
+            "multiply"
         )
     if _ranged(expression) > _MOST_RANGED:
         raise PatternError(
-            f"the pattern {cut(expression)!r} has ranges of too many characters: such as [a-z], "
-            f"at most {_MOST_RANGED} characters together"
+            f"the pattern {bounded_text(expression)!r} has ranges of too many characters: such "
+            f"as [a-z], at most {_MOST_RANGED} characters together"
         )
     try:
         re.compile(expression)  # PEFT's; regex knows more, which would mean nothing there
         return regex.compile(expression)
     except _NO_PATTERN as error:
-        told = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise PatternError(
-            f"the pattern {cut(expression)!r} is no regular expression: {told}"
+            f"the pattern {bounded_text(expression)!r} is no regular expression: {reason}"
         ) from error
 
 
 def _written_out(expression: str) -> int:
-    """How long a pattern is at most once its compiler has written out counted repeats."""
+    """At most how many characters a pattern has once counted repeats are written out."""
     size = len(expression)
     for counts in _COUNT.finditer(expression):
         size *= max(1, *(int(count[:9] or 0) for count in counts.groups()))
@@ -129,8 +130,8 @@ def _written_out(expression: str) -> int:
 
 
 def _ranged(expression: str) -> int:
-    """How many characters all ranges of a pattern have together, or more."""
-    ends = (found.groups() for found in _RANGE.finditer(expression))
+    """At most how many characters all ranges of a pattern have together."""
+    ends = (match.groups() for match in _RANGE.finditer(expression))
     return sum(max(0, _code(last) - _code(first) + 1) for first, last in ends)
 
 
@@ -148,7 +149,7 @@ def _code(character: str) -> int:
 
 @dataclass(frozen=True)
 class Targets:
-    """Which modules a config says that it adapts; `target_modules` None says nothing."""
+    """The modules that a config says it adapts; `target_modules` None says nothing."""
 
     target_modules: str | Sequence[str] | None
     exclude_modules: str | Sequence[str] | None = None
@@ -210,14 +211,14 @@ class Targets:
         patterns = self.layers_pattern or [r"[^.]*"]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             lead = r".*?\." if not self.layers_pattern else r"(?:^|.*?\.)"
-            found = self.matcher.match(rf"{lead}{pattern}\.(?P<idx>\d+)\.", module)
-            if found:
-                return int(found["idx"])
+            match = self.matcher.match(rf"{lead}{pattern}\.(?P<idx>\d+)\.", module)
+            if match:
+                return int(match["idx"])
         return None
 
 
-def _names(given: str | Sequence[str] | None) -> frozenset[str]:
-    return frozenset(() if given is None or isinstance(given, str) else given)
+def _names(names: str | Sequence[str] | None) -> frozenset[str]:
+    return frozenset(() if names is None or isinstance(names, str) else names)
 
 
 def _named(names: frozenset[str], module: str) -> bool:

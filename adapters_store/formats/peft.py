@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters_store.base_copies import is_own
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.formats.base import AdapterFolder, ParsedAdapter
 from adapters_store.formats.config_files import ConfigError, load_json
-from adapters_store.formats.listing import some
 from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.formats.peft_config import (
     PeftLoraConfig,
     key_problems,
-    parse_config,
+    parse_lora_config,
     type_problem,
 )
 from adapters_store.formats.tensor_file import TENSOR_FILE, read_tensor_file
+from adapters_store.problems import name_list
 from adapters_store.tensor_header import TensorHeader, TensorInfo
 from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
 
@@ -53,23 +53,23 @@ class PeftLoraFormat:
     name = "peft"
     files = frozenset({CONFIG_FILE, TENSOR_FILE})
 
-    def recognises(self, given: AdapterFolder) -> bool:
-        return CONFIG_FILE in given.files or TENSOR_FILE in given.files
+    def recognises(self, folder: AdapterFolder) -> bool:
+        return CONFIG_FILE in folder.files or TENSOR_FILE in folder.files
 
-    def read(self, given: AdapterFolder) -> ParsedAdapter:
+    def read(self, folder: AdapterFolder) -> ParsedAdapter:
         problems: list[Problem] = []
-        config, unknown = _read_config(given, problems)
-        header = read_tensor_file(given, CONFIG_FILE, problems)
+        config, unknown = _read_config(folder, problems)
+        header = read_tensor_file(folder, CONFIG_FILE, problems)
         manifest = None
         notes: tuple[str, ...] = ()
         if config is not None and header is not None:
-            builder = _Builder(config, header, given.files[TENSOR_FILE], given.base)
+            builder = _Builder(config, header, folder.files[TENSOR_FILE], folder.base)
             manifest = builder.build()
             problems += builder.problems
             notes = tuple(builder.notes)
         return ParsedAdapter(
-            tensors=given.files.get(TENSOR_FILE),
-            config=given.files.get(CONFIG_FILE),
+            tensors=folder.files.get(TENSOR_FILE),
+            config=folder.files.get(CONFIG_FILE),
             manifest=manifest,
             problems=tuple(problems),
             unknown_keys=tuple(unknown),
@@ -78,14 +78,14 @@ class PeftLoraFormat:
 
 
 def _read_config(
-    given: AdapterFolder, problems: list[Problem]
+    folder: AdapterFolder, problems: list[Problem]
 ) -> tuple[PeftLoraConfig | None, list[str]]:
-    path = given.files.get(CONFIG_FILE)
+    path = folder.files.get(CONFIG_FILE)
     if path is None:
         problems.append(Problem(CONFIG_FILE, f"is missing beside {TENSOR_FILE}"))
         return None, []
     try:
-        raw = load_json(path, given.limits.max_config_bytes)
+        raw = load_json(path, folder.limits.max_config_bytes)
     except ConfigError as error:
         problems.append(Problem(CONFIG_FILE, str(error)))
         return None, []
@@ -93,9 +93,9 @@ def _read_config(
     if other is not None:
         problems.append(other)
         return None, []
-    found, unknown = key_problems(raw)
-    config, wrong = parse_config(raw)
-    problems += [*found, *wrong]
+    problems_of_keys, unknown = key_problems(raw)
+    config, wrong = parse_lora_config(raw)
+    problems += [*problems_of_keys, *wrong]
     return config, unknown
 
 
@@ -118,7 +118,7 @@ class _Builder:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     backward_only: list[str] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)  # what is the base's
+    base_copies: list[str] = field(default_factory=list)  # keys of the base's own weights
     matcher: Matcher = field(default_factory=Matcher)
 
     def build(self) -> AdapterManifest:
@@ -156,21 +156,25 @@ class _Builder:
             else:
                 pair.b = key
         if self.backward_only:
-            self.notes.append(f"not applied, as only training uses it: {some(self.backward_only)}")
-        if self.own:
-            self.notes.append(f"not applied, as it is the base's own weight: {some(self.own)}")
+            self.notes.append(
+                f"not applied, as only training uses it: {name_list(self.backward_only)}"
+            )
+        if self.base_copies:
+            self.notes.append(
+                f"not applied, as it is the base's own weight: {name_list(self.base_copies)}"
+            )
         if len(adapters) > 1:
-            named = some(name or "no name" for name in adapters)
+            named = name_list(name or "no name" for name in adapters)
             self._refuse(TENSOR_FILE, f"holds several adapters ({named}): publish each by itself")
         return pairs
 
     def _judge_other(self, key: str, tensor: TensorInfo) -> None:
         name = key.removeprefix(_PREFIX)
-        whole = _WHOLE_WEIGHT.fullmatch(name)
+        weight_key = _WHOLE_WEIGHT.fullmatch(name)
         if _BACKWARD_ONLY.fullmatch(name):
             self.backward_only.append(key)
-        elif whole is None or not self._judge_copy(key, whole["module"], tensor):
-            reason = next((why for what, why in _FOREIGN if re.search(what, name)), None)
+        elif weight_key is None or not self._judge_copy(key, weight_key["module"], tensor):
+            reason = next((why for pattern, why in _FOREIGN if re.search(pattern, name)), None)
             self._refuse(
                 key,
                 reason
@@ -186,15 +190,15 @@ class _Builder:
         paths = [path for path in self.base.embeddings if path.rpartition(".")[2] == last]
         if not paths:
             return False
-        own = self.base.embeddings[paths[0]]
-        if tensor.shape != own.shape:
+        embedding = self.base.embeddings[paths[0]]
+        if tensor.shape != embedding.shape:
             self._refuse(
                 key,
-                f"has shape {list(tensor.shape)}, the base has {list(own.shape)}: resized "
+                f"has shape {list(tensor.shape)}, the base has {list(embedding.shape)}: resized "
                 "embeddings are not supported",
             )
-        elif is_own(self.tensors, tensor, own):
-            self.own.append(key)
+        elif is_own(self.tensors, tensor, embedding):
+            self.base_copies.append(key)
         else:
             self._refuse(
                 key,
@@ -205,8 +209,8 @@ class _Builder:
 
     def _expert(self, module: str, pair: _Pair) -> LoraExpertSpec | None:
         if pair.a is None or pair.b is None:
-            there, missing = ("B", "A") if pair.a is None else ("A", "B")
-            self._refuse(module, f"has lora_{there} but no lora_{missing}")
+            present, missing = ("B", "A") if pair.a is None else ("A", "B")
+            self._refuse(module, f"has lora_{present} but no lora_{missing}")
             return None
         shape_a = self.header.tensors[pair.a].shape
         shape_b = self.header.tensors[pair.b].shape
@@ -247,7 +251,8 @@ class _Builder:
         if stray:
             self._refuse(
                 f"{CONFIG_FILE}: target_modules",
-                f"does not name {some(stray)}, for which there are tensors: correct the config",
+                f"does not name {name_list(stray)}, for which there are tensors: correct the "
+                "config",
             )
         if not targets.explicit:
             return
@@ -256,7 +261,7 @@ class _Builder:
         if absent and have & self.base.linears.keys():
             self._refuse(
                 TENSOR_FILE,
-                f"holds no tensors for {some(absent)}, which target_modules names: made for "
+                f"holds no tensors for {name_list(absent)}, which target_modules names: made for "
                 "another base, or cut short; if it is meant, say so by layers_to_transform or "
                 "exclude_modules",
             )

@@ -1,4 +1,4 @@
-"""PEFT's LoRA config: which keys we read, which may say anything, which must stay at a value.
+"""PEFT's LoRA config: keys that are applied, that may say anything, that are refused.
 
 Derived from `peft.LoraConfig` 0.1 to 0.21; a test holds the list against the installed PEFT.
 """
@@ -76,7 +76,7 @@ Layers = Annotated[list[int], Field(max_length=_MOST_PATTERNS)]
 
 
 class PeftLoraConfig(BaseModel):
-    """What we apply of an adapter_config.json; absent and null mean PEFT's default."""
+    """The keys of an adapter_config.json that we apply; absent and null mean PEFT's default."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -98,11 +98,11 @@ class PeftLoraConfig(BaseModel):
 
 
 def type_problem(raw: Mapping[str, Any]) -> Problem | None:
-    """Why this config is of no kind of adapter that is read here; its keys are then not judged."""
+    """The problem of a config of another kind of adapter; then its keys are not judged."""
     if "peft_type" not in raw:
         return Problem(_TYPE, f"is missing: {_TYPES}")
-    given = raw["peft_type"]
-    return None if given == "LORA" else Problem(_TYPE, f"is {_shown(given)}: {_TYPES}")
+    peft_type = raw["peft_type"]
+    return None if peft_type == "LORA" else Problem(_TYPE, f"is {_shown(peft_type)}: {_TYPES}")
 
 
 def key_problems(raw: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
@@ -125,11 +125,11 @@ def key_problems(raw: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
     return problems, unknown
 
 
-def parse_config(raw: Mapping[str, Any]) -> tuple[PeftLoraConfig | None, list[Problem]]:
+def parse_lora_config(raw: Mapping[str, Any]) -> tuple[PeftLoraConfig | None, list[Problem]]:
     """The keys that we apply; or every problem with their values."""
-    given = {key: value for key, value in raw.items() if value is not None}
+    values = {key: value for key, value in raw.items() if value is not None}
     try:
-        return PeftLoraConfig.model_validate(given), []
+        return PeftLoraConfig.model_validate(values), []
     except ValidationError as error:
         messages: dict[str, list[str]] = {}
         for item in error.errors():

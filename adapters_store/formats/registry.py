@@ -1,22 +1,22 @@
-"""The formats that this process knows: our own and those of entry points."""
+"""The formats that this process reads: our own and those of entry points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
-from importlib import import_module
+from importlib.metadata import EntryPoint
 from typing import cast
 
 from adapters_store.errors import StoreError
 from adapters_store.formats.base import AdapterFolder, AdapterFormat
-from adapters_store.installed import installed
+from adapters_store.plugins import Plugins, with_installed
 
-ENTRY_POINT_GROUP = "adaptermix.formats"
+GROUP = "adaptermix.formats"
 # In this order they are asked: PEFT's takes whatever holds adapter_model.safetensors.
-BUILT_IN = {
-    "adaptermix": "adapters_store.formats.native:NativeFormat",
-    "peft": "adapters_store.formats.peft:PeftLoraFormat",
-}
+BUILT_IN = (
+    EntryPoint("adaptermix", "adapters_store.formats.native:NativeFormat", GROUP),
+    EntryPoint("peft", "adapters_store.formats.peft:PeftLoraFormat", GROUP),
+)
 
 
 class FormatRegistry:
@@ -26,42 +26,41 @@ class FormatRegistry:
     a name that is taken already is refused with StoreError.
     """
 
-    def __init__(self, sources: Mapping[str, str] | None = None) -> None:
-        self._sources = dict(BUILT_IN if sources is None else sources)
-        if sources is None:
-            for point in installed(ENTRY_POINT_GROUP):
-                if point.name in self._sources:
-                    raise StoreError(
-                        f"the adapter format {point.name!r} of {point.value} is registered already"
-                    )
-                self._sources[point.name] = point.value
+    def __init__(self, entries: Iterable[EntryPoint] | None = None) -> None:
+        """`entries`: None for the built-in formats and those of installed packages."""
+        if entries is None:
+            entries = with_installed(BUILT_IN, GROUP)
+        nouns = ("adapter format", "adapter formats")
+        self._plugins = Plugins(entries, _made, nouns=nouns, error=StoreError)
 
     @cached_property
     def formats(self) -> tuple[AdapterFormat, ...]:
-        """All formats, built-in ones first."""
-        return tuple(_load(name, source) for name, source in self._sources.items())
+        """All formats, built-in ones first. Raises StoreError for one that cannot be loaded."""
+        return tuple(map(self._plugins.load, self.names))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all formats, none of them imported for it."""
-        return tuple(self._sources)
+        return self._plugins.names
 
     def wanted(self, name: str) -> bool:
         """Whether some format reads a file of this base name."""
-        return any(name in known.files for known in self.formats)
+        return any(name in adapter_format.files for adapter_format in self.formats)
 
-    def recognise(self, given: AdapterFolder) -> AdapterFormat | None:
+    def recognise(self, folder: AdapterFolder) -> AdapterFormat | None:
         """The first format that says that these files are its own."""
-        return next((known for known in self.formats if known.recognises(given)), None)
+        own = (candidate for candidate in self.formats if candidate.recognises(folder))
+        return next(own, None)
 
     def all_files(self) -> Iterable[str]:
         """Every file name that some format reads, sorted."""
-        return sorted(set().union(*(known.files for known in self.formats)))
+        return sorted(set().union(*(adapter_format.files for adapter_format in self.formats)))
 
 
-def _load(name: str, source: str) -> AdapterFormat:
-    module, _, attribute = source.partition(":")
-    loaded = cast(AdapterFormat, getattr(import_module(module), attribute)())
-    if loaded.name != name:
-        raise StoreError(f"the adapter format {name!r} of {source} calls itself {loaded.name!r}")
-    return loaded
+def _made(name: str, loaded: object) -> AdapterFormat:
+    if not isinstance(loaded, type):
+        raise ValueError("is no class of an adapter format")
+    made = cast(AdapterFormat, loaded())
+    if made.name != name:
+        raise ValueError(f"calls itself {made.name!r}, not {name!r}")
+    return made

@@ -11,18 +11,18 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 
 def read_tensor_file(
-    given: AdapterFolder, config_file: str, problems: list[Problem]
+    folder: AdapterFolder, config_file: str, problems: list[Problem]
 ) -> TensorHeader | None:
-    """Its header; None where there is none beside `config_file`, or it is wrong: see `problems`."""
-    path = given.files.get(TENSOR_FILE)
+    """The header of the tensor file, or None and why in `problems`: missing, or malformed."""
+    path = folder.files.get(TENSOR_FILE)
     if path is None:
         problems.append(Problem(TENSOR_FILE, f"is missing beside {config_file}"))
         return None
     try:
         return read_header(
             path,
-            max_header_bytes=given.limits.max_header_bytes,
-            max_tensors=given.limits.max_tensors,
+            max_header_bytes=folder.limits.max_header_bytes,
+            max_tensors=folder.limits.max_tensors,
         )
     except TensorFileError as error:
         problems += [Problem(TENSOR_FILE, text) for text in error.problems]

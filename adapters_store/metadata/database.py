@@ -42,6 +42,7 @@ _COUNT = select(CHANGES.c.count)
 _COUNT_ONE_MORE = update(CHANGES).values(count=CHANGES.c.count + 1)
 _AT_START = (SQLAlchemyError, CommandError, ImportError, UnicodeError)
 # A bad URL, another version, no driver, a host that is none.
+
 Value = TypeVar("Value")
 
 
@@ -95,7 +96,7 @@ class Database:
             _commit(transaction)
 
     def reading(self, work: Callable[[Connection], Value]) -> Value:
-        """What `work` makes of a read transaction; it may be begun several times."""
+        """The result of `work` in a read transaction, which may be begun several times."""
 
         def once() -> Value:
             with self.read() as connection:
@@ -104,7 +105,7 @@ class Database:
         return self._patiently(once)
 
     def writing(self, work: Callable[[Connection], Value]) -> Value:
-        """What `work` makes of the one write transaction; it may be begun several times."""
+        """The result of `work` in the one write transaction, which may be begun several times."""
 
         def once() -> Value:
             with self.write() as connection:
@@ -114,7 +115,7 @@ class Database:
 
     @staticmethod
     def changes(connection: Connection) -> int:
-        """How many write transactions there were. What is read after it is as new, or newer."""
+        """The count of write transactions. Rows that are read after it are as new, or newer."""
         return int(connection.execute(_COUNT).scalar_one())
 
     def close(self) -> None:

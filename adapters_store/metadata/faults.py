@@ -1,4 +1,4 @@
-"""What went wrong with a database, told by its own code: away, full, or not to be used."""
+"""Faults of a database, told by its own codes: away, full, or not to be used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fault_of(error: Exception, directory: Path | None) -> StoreError | None:
 
 
 def plain(error: BaseException) -> str:
-    """What a driver says, in one line."""
+    """A driver's message in one line."""
     return " ".join(str(getattr(error, "orig", None) or error).split())
 
 

@@ -35,8 +35,8 @@ class ApiKeys:
         key = ApiKey(secrets.token_hex(8), label, kind, time.time())
         secret = f"amx_{key.id}_{secrets.token_urlsafe(32)}"
         row = {"id": key.id, "label": label, "kind": kind, "created_at": key.created_at}
-        made = insert(API_KEYS).values(row | {"secret_hash": _hash(secret)})
-        self._database.writing(lambda connection: connection.execute(made))
+        insertion = insert(API_KEYS).values(row | {"secret_hash": _hash(secret)})
+        self._database.writing(lambda connection: connection.execute(insertion))
         return key, secret
 
     def verify(self, secret: str) -> ApiKey | None:
@@ -58,12 +58,12 @@ class ApiKeys:
 
     def revoke(self, key_id: str) -> ApiKey:
         """From now on the key opens nothing. Raises KeyNotFoundError."""
-        here = API_KEYS.c.id == key_id
-        in_force = update(API_KEYS).where(here, API_KEYS.c.revoked_at.is_(None))
+        is_key = API_KEYS.c.id == key_id
+        in_force = update(API_KEYS).where(is_key, API_KEYS.c.revoked_at.is_(None))
 
         def revoke(connection: Connection) -> Row[Any] | None:
             connection.execute(in_force.values(revoked_at=time.time()))
-            return connection.execute(select(API_KEYS).where(here)).first()
+            return connection.execute(select(API_KEYS).where(is_key)).first()
 
         row = self._database.writing(revoke)
         if row is None:
@@ -72,8 +72,8 @@ class ApiKeys:
 
     def discard(self, key_id: str) -> None:
         """As if the key had never been made. Raises KeyNotFoundError."""
-        gone = delete(API_KEYS).where(API_KEYS.c.id == key_id)
-        if not self._database.writing(lambda connection: connection.execute(gone).rowcount):
+        deletion = delete(API_KEYS).where(API_KEYS.c.id == key_id)
+        if not self._database.writing(lambda connection: connection.execute(deletion).rowcount):
             raise KeyNotFoundError(key_id)
 
     def exist(self) -> bool:

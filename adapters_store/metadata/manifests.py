@@ -22,13 +22,15 @@ class ManifestCache:
 
     def get(self, connection: Connection, digests: Iterable[str]) -> Mapping[str, AdapterManifest]:
         """Manifests of recorded digests, read in the caller's transaction."""
-        known = {digest: self._manifests.get(digest) for digest in digests}
-        found = {digest: manifest for digest, manifest in known.items() if manifest is not None}
-        missing = sorted(known.keys() - found.keys())
+        wanted = set(digests)
+        cached = {digest: self._manifests.get(digest) for digest in wanted}
+        manifests = {key: manifest for key, manifest in cached.items() if manifest is not None}
+        missing = sorted(wanted - manifests.keys())
         for start in range(0, len(missing), _BATCH):
-            wanted = BLOBS.c.digest.in_(missing[start : start + _BATCH])
-            rows = connection.execute(select(BLOBS.c.digest, BLOBS.c.manifest).where(wanted))
-            found.update({row.digest: manifest_from_json(row.manifest.encode()) for row in rows})
+            batch = BLOBS.c.digest.in_(missing[start : start + _BATCH])
+            rows = connection.execute(select(BLOBS.c.digest, BLOBS.c.manifest).where(batch))
+            for row in rows:
+                manifests[row.digest] = manifest_from_json(row.manifest.encode())
         for digest in missing:
-            self._manifests.put(digest, found[digest])
-        return found
+            self._manifests.put(digest, manifests[digest])
+        return manifests

@@ -25,9 +25,9 @@ class PatientConnection(psycopg.Connection[Any]):
 
     patience = inf
 
-    def wait(self, gen: Generator[Any, Any, Any], *given: Any, **named: Any) -> Any:
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         """See psycopg.Connection: all that waits for an answer waits here."""
-        return super().wait(self._limited(gen), *given, **named)
+        return super().wait(self._limited(gen), *args, **kwargs)
 
     def _limited(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         end = time.monotonic() + self.patience
@@ -81,9 +81,9 @@ def unhurried(connection: Connection) -> Iterator[None]:
 
 
 def _connect(
-    patience: float, _dialect: object, _record: object, given: Any, named: Any
+    patience: float, _dialect: object, _record: object, args: Any, kwargs: Any
 ) -> PatientConnection:
-    connection = PatientConnection.connect(*given, **named)
+    connection = PatientConnection.connect(*args, **kwargs)
     connection.patience = _SILENCE * max(patience, _LEAST)  # before SQLAlchemy's own first look
     return connection
 

@@ -1,4 +1,4 @@
-"""What was used lately, by key, for as many threads as ask."""
+"""A cache of the values used last, by key, for any number of threads."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Texts:
 
         def put(connection: Connection) -> None:
             _require(connection, digest)
-            connection.execute(delete(CENTROIDS).where(_here(digest, encoder)))
+            connection.execute(delete(CENTROIDS).where(_is_row(digest, encoder)))
             connection.execute(insert(CENTROIDS).values(digest=digest, encoder=encoder, **row))
 
         self._database.writing(put)
@@ -67,9 +67,9 @@ class Texts:
     def _one(
         self, column: ColumnElement[Any], digest: str, encoder: str, texts: str
     ) -> bytes | None:
-        query = select(column).where(_here(digest, encoder), CENTROIDS.c.texts == texts)
-        found: bytes | None = self._database.reading(lambda connection: connection.scalar(query))
-        return found
+        query = select(column).where(_is_row(digest, encoder), CENTROIDS.c.texts == texts)
+        data: bytes | None = self._database.reading(lambda connection: connection.scalar(query))
+        return data
 
 
 def drop_later_texts(connection: Connection, digest: str) -> None:
@@ -77,7 +77,7 @@ def drop_later_texts(connection: Connection, digest: str) -> None:
     connection.execute(delete(TEXTS).where(TEXTS.c.digest == digest))
 
 
-def _here(digest: str, encoder: str) -> ColumnElement[bool]:
+def _is_row(digest: str, encoder: str) -> ColumnElement[bool]:
     return (CENTROIDS.c.digest == digest) & (CENTROIDS.c.encoder == encoder)
 
 

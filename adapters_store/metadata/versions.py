@@ -24,13 +24,13 @@ _SEPARATOR = ","  # occurs in no name, alias or tag
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """What is about to be recorded under a name."""
+    """A row to be: the next version of a name, whose blob is stored already."""
 
     name: str
     digest: str
     manifest: AdapterManifest
-    size_bytes: int
-    num_texts: int
+    size_bytes: int  # of the blob
+    num_texts: int  # sample texts in the blob
     tags: Sequence[str] = ()
 
 
@@ -81,9 +81,9 @@ class Versions:
         return self._database.reading(resolve)
 
     def _resolve(self, connection: Connection, changes: int, ref: AdapterRef) -> AdapterRecord:
-        known = self._records.get(ref)
-        if known is not None and known[0] == changes:
-            return known[1]
+        remembered = self._records.get(ref)
+        if remembered is not None and remembered[0] == changes:
+            return remembered[1]
         row = connection.execute(_query(ref)).first()
         if row is None:
             raise AdapterNotFoundError(str(ref), _near(connection, ref))
@@ -114,8 +114,8 @@ class Versions:
             ref = AdapterRef(name=name, version=version)
             if connection.execute(_query(ref)).first() is None:
                 raise AdapterNotFoundError(str(ref), _near(connection, ref))
-            here = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
-            moved = connection.execute(update(ALIASES).where(here).values(version=version))
+            is_alias = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
+            moved = connection.execute(update(ALIASES).where(is_alias).values(version=version))
             if moved.rowcount == 0:
                 connection.execute(insert(ALIASES).values(name=name, alias=alias, version=version))
             return self._one(connection, _by_version(name, version))
@@ -123,11 +123,11 @@ class Versions:
         return self._database.writing(move)
 
     def delete_alias(self, name: str, alias: str) -> None:
-        """Raises AdapterNotFoundError when there is no such alias."""
+        """Remove an alias. Raises AdapterNotFoundError when there is none."""
 
         def remove(connection: Connection) -> None:
-            here = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
-            if connection.execute(delete(ALIASES).where(here)).rowcount == 0:
+            is_alias = (ALIASES.c.name == name) & (ALIASES.c.alias == alias)
+            if connection.execute(delete(ALIASES).where(is_alias)).rowcount == 0:
                 ref = AdapterRef(name=name, alias=alias)
                 raise AdapterNotFoundError(str(ref), _near(connection, ref))
 
@@ -152,8 +152,8 @@ class Versions:
             allow(records)
             for record in records:
                 for table in (ALIASES, TAGS, VERSIONS):
-                    here = (table.c.name == name) & (table.c.version == record.version)
-                    connection.execute(delete(table).where(here))
+                    is_version = (table.c.name == name) & (table.c.version == record.version)
+                    connection.execute(delete(table).where(is_version))
             return records
 
         return self._database.writing(remove)
@@ -181,8 +181,8 @@ class Versions:
         """Call `drop(digest)` for those that were never recorded; the sum of what it returns."""
 
         def forget(connection: Connection) -> int:
-            known = set(connection.scalars(select(BLOBS.c.digest)))
-            return sum(drop(digest) for digest in digests if digest not in known)
+            recorded = set(connection.scalars(select(BLOBS.c.digest)))
+            return sum(drop(digest) for digest in digests if digest not in recorded)
 
         return self._database.writing(forget)
 
@@ -221,12 +221,12 @@ def _ensure_blob(connection: Connection, new: NewVersion) -> None:
 
 
 def _next_version(connection: Connection, name: str) -> int:
-    here = ADAPTERS.c.name == name
-    last = connection.scalar(select(ADAPTERS.c.last_version).where(here))
+    is_name = ADAPTERS.c.name == name
+    last = connection.scalar(select(ADAPTERS.c.last_version).where(is_name))
     if last is None:
         connection.execute(insert(ADAPTERS).values(name=name, last_version=1))
         return 1
-    connection.execute(update(ADAPTERS).where(here).values(last_version=last + 1))
+    connection.execute(update(ADAPTERS).where(is_name).values(last_version=last + 1))
     return int(last) + 1
 
 

@@ -1,8 +1,5 @@
 """Does an adapter fit the base model, and are its numbers sound? All problems at once."""
 
-from adapters_store.problems import shortened
-from adapters_store.validation.fit import misfits
-from adapters_store.validation.tensors import tensor_shapes
-from adapters_store.validation.validate import validate
+from adapters_store.validation.validate import misfits, validate
 
-__all__ = ["misfits", "shortened", "tensor_shapes", "validate"]
+__all__ = ["misfits", "validate"]

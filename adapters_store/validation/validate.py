@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from adapters_store.base_model import BaseModelSpec
 from adapters_store.errors import TensorFileError
+from adapters_store.expert_kinds.base import HINTS
 from adapters_store.limits import StoreLimits
 from adapters_store.near_names import MOST_HINTED
+from adapters_store.problems import Problem
 from adapters_store.tensor_header import read_header
-from adapters_store.types import AdapterManifest, BaseModelSpec, Problem
-from adapters_store.validation.fit import misfits_of
-from adapters_store.validation.structure import structure_problems, values_of
+from adapters_store.types import AdapterManifest
+from adapters_store.validation.structure import structure_problems
 from adapters_store.validation.tensors import tensor_problems, value_problems
 
 
@@ -29,11 +32,17 @@ def validate(
     except TensorFileError as error:
         return [Problem("tensors", text) for text in error.problems]
     problems = list(structure_problems(manifest))
-    for part in (*manifest.experts, *manifest.routers):
-        found = [
-            *values_of(part, limits),
-            *misfits_of(part, base, hints=len(problems) < MOST_HINTED),
+    for part in manifest.parts:
+        part_problems = [
+            *part.problems(limits),
+            *part.misfits(base, HINTS if len(problems) < MOST_HINTED else 0),
             *tensor_problems(part, header),
         ]
-        problems += found or value_problems(part, header, tensors)
+        problems += part_problems or value_problems(part, header, tensors)
     return list(dict.fromkeys(problems))
+
+
+def misfits(manifest: AdapterManifest, base: BaseModelSpec) -> Iterator[Problem]:
+    """Why an adapter cannot act in `base`, whatever its tensors hold; none where it can."""
+    for part in manifest.parts:
+        yield from part.misfits(base, HINTS)

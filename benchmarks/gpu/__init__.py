@@ -1,1 +1,1 @@
-"""What a GPU is wanted for, in a few minutes: correctness, then an 8B shape with random weights."""
+"""Measurements on a GPU in a few minutes: correctness, then an 8B shape with random weights."""

@@ -18,7 +18,7 @@ from adaptermix.bench.machine import describe_machine
 from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
 from benchmarks.gpu.peft import PeftSteps
 from benchmarks.gpu.shape import write_checkpoint
-from benchmarks.gpu.steps import CASES, CardSizes, EngineSteps, Turn
+from benchmarks.gpu.steps import CASES, CardSizes, CardTurn, EngineSteps
 
 ADAPTERS = 8
 RANK = 16
@@ -27,7 +27,7 @@ _TARGETS = {"all": ALL_TARGETS, "attention": TARGETS}
 
 @dataclass(frozen=True, slots=True)
 class CardPlan:
-    """What is run. targets: linears that the adapters change, `all` seven or `attention`'s four."""
+    """The work of a run. targets: `all` seven linears under adapters, or `attention`'s four."""
 
     shape: str
     kernels: str
@@ -72,9 +72,9 @@ def run(plan: CardPlan, folder: Path | None, console: Console) -> dict[str, Any]
 
 
 def scalars(
-    turns: dict[str, list[Turn]], floor: float, peft: Sequence[float]
+    turns: dict[str, list[CardTurn]], floor: float, peft: Sequence[float]
 ) -> dict[str, list[float]]:
-    """What the targets are about (`adaptermix.bench.goals`), one value a round."""
+    """Scalars of the targets (`adaptermix.bench.goals`), one value a round."""
     steps = {case: [statistics.median(turn.seconds) for turn in own] for case, own in turns.items()}
     graphs = [turn.device_seconds for turn in turns["base"] if turn.device_seconds is not None]
     mixed = [turn.device_seconds for turn in turns["mixtures"] if turn.device_seconds is not None]
@@ -108,7 +108,7 @@ def memory_bandwidth(device: torch.device) -> float:
 
 def _engine(
     plan: CardPlan, model: Path, adapters: Sequence[Path], console: Console
-) -> tuple[dict[str, list[Turn]], int, str]:
+) -> tuple[dict[str, list[CardTurn]], int, str]:
     """All cases in turn, round by round, so that a slow moment falls on all alike."""
     started = time.perf_counter()
     engine = EngineSteps(model, adapters, plan.kernels, plan.sizes)
@@ -116,7 +116,7 @@ def _engine(
         console.print(f"engine: {time.perf_counter() - started:.0f} s")
         for case in CASES:
             engine.turn(case)  # kernels are compiled, graphs captured
-        turns: dict[str, list[Turn]] = {case: [] for case in CASES}
+        turns: dict[str, list[CardTurn]] = {case: [] for case in CASES}
         for number in range(plan.rounds):
             for case in CASES:
                 turns[case].append(engine.turn(case))
@@ -136,7 +136,7 @@ def _peft(
     return seconds
 
 
-def _milliseconds(turns: dict[str, list[Turn]]) -> str:
+def _milliseconds(turns: dict[str, list[CardTurn]]) -> str:
     return ", ".join(
         f"{case} {1000 * statistics.median(own[-1].seconds):.2f} ms" for case, own in turns.items()
     )

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from adaptermix.bench.goals import GOALS, judge
+from adaptermix.bench.goals import GOALS
+from adaptermix.bench.verdicts import judge
 
 _GPU_GOALS = tuple(goal for goal in GOALS if (goal.scalar or "").startswith("gpu_"))
 

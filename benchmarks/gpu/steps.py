@@ -24,7 +24,7 @@ from router_engine.config import (
 )
 from router_engine.engine import Engine
 from router_engine.offline import OfflineEngine
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 
 CASES = ("base", "eight", "mixtures")
 _WARMUP = 3  # steps after the last prompt: graphs are captured, adapters' tables written
@@ -34,7 +34,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class CardSizes:
-    """How much one measurement runs."""
+    """The size of one measurement."""
 
     requests: int
     context: int  # tokens of a prompt
@@ -42,7 +42,7 @@ class CardSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class CardTurn:
     """One measurement. seconds: of each step, host included. device_seconds: of the graph alone."""
 
     seconds: tuple[float, ...]
@@ -87,7 +87,7 @@ class EngineSteps:
         tied = model.get_output_embeddings().weight is embedding
         return int(total if tied else total - embedding.nbytes)
 
-    def turn(self, case: str) -> Turn:
+    def turn(self, case: str) -> CardTurn:
         """Consecutive decode steps of a case, prompts and first steps not counted."""
         self._turns += 1
         sizes, start = self._sizes, self.engine.stats().generated_tokens
@@ -103,7 +103,7 @@ class EngineSteps:
         device_seconds = self._device_seconds()
         self._offline.abort_requests(f"{self._turns} {row}" for row in range(sizes.requests))
         self._offline.run_until_idle()
-        return Turn(tuple(seconds), device_seconds)
+        return CardTurn(tuple(seconds), device_seconds)
 
     def close(self) -> None:
         self._offline.close()
@@ -133,7 +133,7 @@ class EngineSteps:
             f"{self._turns} {row}",
             prompt,
             # More than is ever computed; all requests stay until they are cancelled.
-            SamplingParams(max_new_tokens=self._sizes.steps + 48),
+            SamplingSpec(max_new_tokens=self._sizes.steps + 48),
             adapters=digests,
             weights=weights,
         )

@@ -41,6 +41,8 @@ class Capabilities:
     kernels: str
     # Whether a decoder of its own runs the steps; False: transformers' own code does.
     has_decoder: bool
+    # The kinds of experts that it runs, however long it lives; None: all, by `experts.step`.
+    expert_kinds: frozenset[str] | None = None
 
 
 class StepRunner(Protocol):

@@ -30,7 +30,7 @@ from router_engine.errors import UnsupportedModelError
 from router_engine.experts.step import StepExperts
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.loader import LoadedModel
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from router_engine.tolerances import TOLERANCES
 
@@ -207,21 +207,14 @@ def _prompt(loaded: LoadedModel, cache: PagedCache) -> tuple[int, ...]:
 
 def _row(tokens: tuple[int, ...], start: int, stop: int, blocks: int) -> PlannedRow:
     return PlannedRow(
-        request_id="proof",
+        EngineRequest("proof", tokens),
+        arrival=0,
         token_ids=tokens[start:stop],
         start=start,
         block_ids=tuple(range(blocks)),
         sample=True,
         weight_runs=(),
-        adapters=(),
-        combination="sum",
-        is_routed=False,
-        reads_hidden_states=False,
-        sampling=SamplingParams(),
-        num_generated=0,
-        prompt_token_ids=tokens,
         known_tokens=tokens,
-        arrival=0,
     )
 
 

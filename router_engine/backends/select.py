@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 
-from adapters_store.installed import installed
+from adapters_store.plugins import Plugins, named, with_installed
 from router_engine.backends.base import TORCH
 from router_engine.backends.spec import BackendSpec
 from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.kernels.base import KernelSpec
 from router_engine.kernels.dispatch import BUILT_IN_NAMES, KernelRegistry
 from router_engine.model.loader import LoadedModel
-from router_engine.plugins import Plugins
 
 GROUP = "adaptermix.backends"
 
@@ -44,13 +43,16 @@ class BackendRegistry:
         self._added = frozenset(entry.name for entry in added)
         self._kernels = kernels
         self._plugins = Plugins(
-            BackendSpec, [*built_in, *added], nouns=("backend", "backends"), error=EngineError
+            [*built_in, *added],
+            named(BackendSpec),
+            nouns=("backend", "backends"),
+            error=EngineError,
         )
 
     @classmethod
     def discover(cls) -> BackendRegistry:
         """The built-in backends and those of installed packages."""
-        return cls(installed(GROUP), KernelRegistry.discover())
+        return cls(with_installed((), GROUP), KernelRegistry.discover())
 
     def choose(self, name: str, loaded: LoadedModel) -> tuple[BackendSpec, KernelSpec]:
         """The backend and the kernels for a configured name (`config.KernelConfig.kernels`).

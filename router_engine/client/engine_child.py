@@ -12,10 +12,11 @@ from typing import Self
 import zmq
 import zmq.asyncio
 
-from router_engine.client.base import EngineInfo
+from router_engine.calls import GetMerged
 from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
+from router_engine.info import EngineInfo
 from router_engine.process.messages import (
     Command,
     EngineProcessConfig,
@@ -86,7 +87,7 @@ class EngineChild(ChildWithProcess):
 
     async def heartbeat(self) -> None:
         """Return when the engine has answered between two steps; raises EngineError at its end."""
-        await self.session.merged()  # the cheapest question
+        await self.session.call(GetMerged())  # the cheapest question
 
     async def stop(self, timeout: float) -> None:
         """Ask it to end after its step, kill it after `timeout` seconds, free what it held.

@@ -1,4 +1,8 @@
-"""The engine on a thread of this process: for tests and offline use."""
+"""The engine on a thread of this process, with no second process: what `adaptermix.LLM` uses.
+
+It runs the same loop as the engine's process; whoever wants each step for itself, without asyncio,
+takes `router_engine.offline`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from router_engine.client.base import EngineInfo
-from router_engine.client.session import EngineSession
-from router_engine.client.session_client import SessionClient
+from router_engine.client.session import EngineSession, SessionClient
 from router_engine.errors import EngineDiedError, EngineNotReadyError
 from router_engine.events import FinishReason
+from router_engine.info import EngineInfo
 from router_engine.process.loop import EngineFactory, run_engine
 from router_engine.process.messages import Command, Report, Shutdown
 from router_engine.processes.supervisor import RunState

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters_store.types import ResolvedMixture
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
+from router_engine.calls import EngineCall
 from router_engine.client.engine_child import EngineChild
 from router_engine.client.restart_state import RestartState
-from router_engine.client.session import EngineSession
-from router_engine.client.session_client import SessionClient
+from router_engine.client.session import Answer, EngineSession, SessionClient
 from router_engine.errors import EngineNotReadyError
+from router_engine.info import EngineInfo
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RestartPolicy, RunState, Supervisor
 
@@ -47,7 +46,7 @@ class ProcessEngineClient(SessionClient):
         self._config = config
         self._environment = dict(environment)
         self._limits = limits or ProcessLimits()
-        self._desired = RestartState()
+        self._restart_state = RestartState()
         self._info: EngineInfo | None = None
         self._supervisor = Supervisor(
             "engine",
@@ -92,17 +91,11 @@ class ProcessEngineClient(SessionClient):
             raise EngineNotReadyError("the engine has not started")
         return self._info
 
-    async def pin(self, digest: str, *, pinned: bool) -> AdapterResidency:
-        """See `EngineClient.pin`; survives restarts."""
-        state = await super().pin(digest, pinned=pinned)
-        self._desired.set_pin(digest, pinned=pinned)
-        return state
-
-    async def merge(self, mixture: ResolvedMixture | None) -> MergedState:
-        """See `EngineClient.merge`; survives restarts."""
-        state = await super().merge(mixture)
-        self._desired.set_merged(state.mixture)
-        return state
+    async def call(self, command: EngineCall[Answer]) -> Answer:
+        """See `EngineClient.call`; pins and the merged mixture survive restarts."""
+        answer = await super().call(command)
+        self._restart_state.record(command, answer)
+        return answer
 
     def _session(self) -> EngineSession:
         return self._child().session
@@ -114,7 +107,7 @@ class ProcessEngineClient(SessionClient):
         return child
 
     async def _restore(self, child: EngineChild) -> None:
-        await self._desired.restore(child.session)
+        await self._restart_state.restore(child.session)
 
     async def _launch(self) -> EngineChild:
         child = await EngineChild.launch(self._config, self._environment, self._limits.start)

@@ -1,4 +1,4 @@
-"""What admins asked of the engine, kept by the parent so that a restarted engine has it again."""
+"""The state that admins put an engine in, kept by its parent: a restarted engine gets it again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Awaitable
 
 from adapters_store.errors import StoreError
 from adapters_store.types import ResolvedMixture
+from router_engine.calls import EngineCall, Merge, Pin
 from router_engine.client.session import EngineSession
 from router_engine.errors import EngineDiedError, EngineError
+from router_engine.info import MergedState
 
 _ATTEMPTS = 3
 
@@ -16,23 +18,25 @@ _logger = logging.getLogger(__name__)
 
 
 class RestartState:
-    """The pins and the merged mixture that an engine shall have."""
+    """The pins and the merged mixture of the last engine: what `restore` puts back into the next.
+
+    Requests and centroids are none of it: requests end with their engine, and the server sends
+    centroids to each engine anew.
+    """
 
     def __init__(self) -> None:
         self._pins: set[str] = set()
         self._mixture: ResolvedMixture | None = None
         self._deaths = 0  # engines in a row that died over it
 
-    def set_pin(self, digest: str, *, pinned: bool) -> None:
-        """Remember that an adapter is pinned, or no longer."""
-        if pinned:
-            self._pins.add(digest)
-        else:
-            self._pins.discard(digest)
-
-    def set_merged(self, mixture: ResolvedMixture | None) -> None:
-        """Remember what the base holds."""
-        self._mixture = mixture
+    def record(self, command: EngineCall[object], answer: object) -> None:
+        """Remember what an answered call changed."""
+        match command:
+            case Pin(digest, pinned):
+                (self._pins.add if pinned else self._pins.discard)(digest)
+            case Merge():
+                assert isinstance(answer, MergedState)
+                self._mixture = answer.mixture
 
     async def restore(self, session: EngineSession) -> None:
         """Ask a fresh engine for all of it.
@@ -43,10 +47,12 @@ class RestartState:
         """
         try:
             for digest in sorted(self._pins):
-                if not await _applied(session.pin(digest, pinned=True), f"the pin on {digest}"):
+                if not await _applied(
+                    session.call(Pin(digest, pinned=True)), f"the pin on {digest}"
+                ):
                     self._pins.discard(digest)
             if self._mixture is not None and not await _applied(
-                session.merge(self._mixture), f"the merged mixture {self._mixture.digest}"
+                session.call(Merge(self._mixture)), f"the merged mixture {self._mixture.digest}"
             ):
                 self._mixture = None
         except EngineDiedError:

@@ -1,50 +1,37 @@
-"""The client's side of one engine's life: its live requests and unanswered calls."""
+"""The client's side of one engine's life, and what every client does with it."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import TypeVar, cast
 
 import msgspec
 
-from adapters_store.types import ResolvedMixture
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
+from router_engine.calls import AnyCall, EngineCall, decode_answer
 from router_engine.errors import EngineError, EngineNotReadyError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason
+from router_engine.info import EngineInfo
 from router_engine.process.messages import (
-    AnyCall,
     CallFailed,
+    CallRequest,
     CallResult,
     Cancel,
     Command,
-    GetMerged,
-    GetResidency,
-    GetStats,
-    LoadAdapter,
     LongWork,
-    Merge,
-    Pin,
-    PutCentroids,
     Ready,
     Report,
     StartFailed,
     StepEvents,
     Submit,
-    Unload,
 )
 from router_engine.request import EngineRequest
-from router_engine.stats import EngineStats
 
-T = TypeVar("T")
-
-_RESIDENCY = msgspec.msgpack.Decoder(AdapterResidency)
-_RESIDENCIES = msgspec.msgpack.Decoder[tuple[AdapterResidency, ...]](tuple[AdapterResidency, ...])
-_FREED = msgspec.msgpack.Decoder(int)
-_MERGED = msgspec.msgpack.Decoder(MergedState)
-_NOTHING = msgspec.msgpack.Decoder(None)
-_STATS = msgspec.msgpack.Decoder(EngineStats)
+Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
 class EngineSession:
@@ -77,10 +64,10 @@ class EngineSession:
                 self._hand_out(report)
             case LongWork(what):
                 self.long_work = what
-            case CallResult(call, value):
-                _resolve(self._calls.pop(call, None), value)
-            case CallFailed(call, error):
-                _fail(self._calls.pop(call, None), error.exception())
+            case CallResult(number, value):
+                _resolve(self._calls.pop(number, None), value)
+            case CallFailed(number, error):
+                _fail(self._calls.pop(number, None), error.exception())
 
     def _hand_out(self, events: StepEvents) -> None:
         for token in events.tokens:
@@ -103,7 +90,8 @@ class EngineSession:
         self._calls.clear()
 
     def cancel(self, request_id: str) -> None:
-        """Ask for the end of a request; its final event still comes. Unknown ids are ignored."""
+        """CallRequest for the end of a request; its final event still comes. Unknown ids are
+        ignored."""
         if request_id in self._live:
             self._send(Cancel(request_id))
 
@@ -132,51 +120,63 @@ class EngineSession:
         if self._live.get(request_id) is queue:
             self._send(Cancel(request_id))
 
-    async def load(self, digest: str) -> AdapterResidency:
-        return await self._call(LoadAdapter(next(self._numbers), digest), _RESIDENCY)
-
-    async def pin(self, digest: str, *, pinned: bool) -> AdapterResidency:
-        return await self._call(Pin(next(self._numbers), digest, pinned), _RESIDENCY)
-
-    async def unload(self, digest: str) -> int:
-        return await self._call(Unload(next(self._numbers), digest), _FREED)
-
-    async def residency(self) -> tuple[AdapterResidency, ...]:
-        return await self._call(GetResidency(next(self._numbers)), _RESIDENCIES)
-
-    async def merge(self, mixture: ResolvedMixture | None) -> MergedState:
-        return await self._call(Merge(next(self._numbers), mixture), _MERGED)
-
-    async def merged(self) -> MergedState:
-        return await self._call(GetMerged(next(self._numbers)), _MERGED)
-
-    async def stats(self) -> EngineStats:
-        return await self._call(GetStats(next(self._numbers)), _STATS)
-
-    async def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
-        vectors = {digest: tuple(vector) for digest, vector in centroids.items()}
-        await self._call(PutCentroids(next(self._numbers), router, vectors), _NOTHING)
-
-    async def _call(self, command: AnyCall, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    async def call(self, command: EngineCall[Answer]) -> Answer:
+        """See `EngineClient.call`."""
         self._check_open()
-        waiter: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self._calls[command.call] = waiter
+        number = next(self._numbers)
+        answer: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
         try:
-            self._send(command)
-            return decoder.decode(await waiter)
+            # AnyCall lists all of them, for the sake of their decoder.
+            self._send(CallRequest(number, cast(AnyCall, command)))
+            return decode_answer(command, await answer)
         finally:
-            self._calls.pop(command.call, None)
+            self._calls.pop(number, None)
 
     def _check_open(self) -> None:
         if self._ended:
             raise EngineNotReadyError("the engine is not running; try again when it is ready")
 
 
-def _resolve(future: asyncio.Future[T] | None, value: T) -> None:
+class SessionClient(ABC):
+    """The part of `EngineClient` that needs only the session of the engine that runs now."""
+
+    @abstractmethod
+    def _session(self) -> EngineSession:
+        """The live session; raises EngineNotReadyError when there is none."""
+
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        """See `EngineClient.submit`."""
+        session = self._session()
+        try:
+            queue = session.open(request)
+        except RequestRefusedError as error:
+            yield FinalEvent(request.request_id, FinishReason.REFUSED, error=str(error))
+            return
+        event: EngineEvent | None = None
+        try:
+            while not isinstance(event, FinalEvent):
+                event = await queue.get()
+                yield event
+        finally:
+            if not isinstance(event, FinalEvent):
+                session.abandon(request.request_id, queue)
+
+    async def cancel(self, request_id: str) -> None:
+        """See `EngineClient.cancel`."""
+        with suppress(EngineNotReadyError):  # then the request has ended already
+            self._session().cancel(request_id)
+
+    async def call(self, command: EngineCall[Answer]) -> Answer:
+        """See `EngineClient.call`."""
+        return await self._session().call(command)
+
+
+def _resolve(future: asyncio.Future[Value] | None, value: Value) -> None:
     if future is not None and not future.done():
         future.set_result(value)
 
 
-def _fail(future: asyncio.Future[T] | None, error: Exception) -> None:
+def _fail(future: asyncio.Future[Value] | None, error: Exception) -> None:
     if future is not None and not future.done():
         future.set_exception(error)

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, GatingNetworkSpec
+from adapters_store.expert_kinds.base import Activation
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from adapters_store.types import AdapterManifest
 from router_engine.kernels.base import GatingWeights
 
@@ -113,26 +114,22 @@ class HostGatingNetwork:
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
-    """An adapter's weights in host memory, ready to be copied to the device.
+    """An adapter's weights in host memory, ready to be copied to the device."""
 
-    pairs: rank rows by site, which is a linear layer's path, or "model.layers.0.mlp#parallel",
-    "...mlp#serial", "...self_attn#prompt" (`adapters_store.expert_types`). routers: by the path of
-    their layer.
-    """
-
-    digest: str
+    digest: str  # of the adapter, or of one of its variants (`variants`)
     manifest: AdapterManifest
-    pairs: dict[str, ExpertRows]
-    load_seconds: float
-    routers: dict[str, HostGatingNetwork] = field(default_factory=dict)
+    # A site is a linear layer's path, or a module's path and a kind's suffix ("...mlp#serial").
+    rows_by_site: dict[str, ExpertRows]
+    load_seconds: float  # that reading it took
+    routers: dict[str, HostGatingNetwork] = field(default_factory=dict)  # by their layer's path
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        num_bytes = sum(rows.num_bytes for rows in self.pairs.values())
+        num_bytes = sum(rows.num_bytes for rows in self.rows_by_site.values())
         num_bytes += sum(router.num_bytes for router in self.routers.values())
         object.__setattr__(self, "num_bytes", num_bytes)
 
     @property
-    def only_lora(self) -> bool:
-        """Whether it is LoRA at linear layers alone, without gates."""
-        return not any("#" in site or rows.gate is not None for site, rows in self.pairs.items())
+    def is_plain_lora(self) -> bool:
+        """Whether it is LoRA without gates alone; its copies, if it has any, are one by now."""
+        return all(each.kind == "lora" and each.gate is None for each in self.manifest.experts)

@@ -1,18 +1,29 @@
-"""Bottlenecks on the host: down, up and their biases as rank rows."""
+"""Bottlenecks: down, up and their biases as rank rows, added to what a feed-forward puts out."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from adapters_store.expert_types import BottleneckExpertSpec
+import torch
+from torch import Tensor
+
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
 from router_engine.experts.base import ExpertRows
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.gates import gate_rows
+from router_engine.experts.kinds import ExpertKind, Loading, Term
+from router_engine.experts.rows import GatheredRows
+from router_engine.kernels.base import Operations
 
 
 def bottleneck_rows(
-    expert: BottleneckExpertSpec, tensors: AdapterTensors, dtype: torch.dtype
-) -> ExpertRows:
+    specs: Sequence[BottleneckExpertSpec], tensors: AdapterTensors, loading: Loading
+) -> dict[str, ExpertRows]:
+    """The rows of every bottleneck by site."""
+    return {expert.site: _rows(expert, tensors, loading.dtype) for expert in specs}
+
+
+def _rows(expert: BottleneckExpertSpec, tensors: AdapterTensors, dtype: torch.dtype) -> ExpertRows:
     """scale (U act(D v + d) + u) as rows: u is one more, whose z is 1 for every token."""
     size, features = expert.size, expert.features
     rows = torch.zeros(2, expert.rows, features)
@@ -36,3 +47,28 @@ def bottleneck_rows(
         has_up_bias=expert.tensor_up_bias is not None,
         gate=gate_rows([expert]),
     )
+
+
+def _serial(
+    operations: Operations, y: Tensor, x: Tensor, rows: GatheredRows, row_weights: Tensor
+) -> None:
+    """y + the bottlenecks that read y. Not x: `kinds.Add`."""
+    operations.mix_bottleneck(y, y, rows.a, rows.b, row_weights, rows.bias, rows.activations)
+
+
+def _parallel(
+    operations: Operations, y: Tensor, x: Tensor, rows: GatheredRows, row_weights: Tensor
+) -> None:
+    """y + the bottlenecks that read x."""
+    operations.mix_bottleneck(y, x, rows.a, rows.b, row_weights, rows.bias, rows.activations)
+
+
+# Serial ones read what the feed-forward puts out, without parallel ones: they come first.
+KIND = ExpertKind(
+    "bottleneck",
+    bottleneck_rows,
+    (
+        Term("feed_forward", "#serial", _serial),
+        Term("feed_forward", "#parallel", _parallel),
+    ),
+)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from router_engine.experts.variants import CopiedExpert, Side, Variant
+from adapters_store.expert_kinds.base import ExpertSpec, copies_of
+from router_engine.experts.variants import Side, Variant
 
 
 def choose_copies(copies: Tensor, weights: Sequence[float]) -> Tensor:
@@ -40,9 +41,9 @@ class AdapterTensors:
         tensor: Tensor = self._file.get_tensor(key)
         return tensor.float()
 
-    def side(self, expert: CopiedExpert, side: Side, key: str) -> Tensor:
+    def side(self, expert: ExpertSpec, side: Side, key: str) -> Tensor:
         """A tensor that belongs to a side of an expert, its copies brought to one."""
         tensor: Tensor = self._file.get_tensor(key)
-        if expert.copies is None:
+        if copies_of(expert) is None:
             return tensor.float()
         return choose_copies(tensor, self._variant(expert, side))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from router_engine.scheduling.gate_statistics import GateColumns, GateValues, PromptGates
+from router_engine.scheduling.plan import GateColumns, GateValues, PromptGates
 
 
 @dataclass(frozen=True, slots=True)

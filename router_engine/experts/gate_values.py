@@ -12,7 +12,7 @@ from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.rows import GatheredRows, RowPool
 from router_engine.kernels.base import Operations
 from router_engine.mixture.weights import PromptTokens, StepWeights
-from router_engine.scheduling.gate_statistics import GateColumns, PromptGates
+from router_engine.scheduling.plan import GateColumns, PromptGates
 
 
 class StepGateValues:
@@ -103,10 +103,14 @@ def gate_readings(
     """
     found = _found_in_prompts(pool, weights.prompts, columns, values)
     below, above = slice(probe_layer), slice(probe_layer, None)
-    for layers, part in ((below, weights.lower or weights), (above, weights)):
+    for layers, part in ((below, weights.below_probe or weights), (above, weights)):
         for digest, first, count in columns:
             column = part.digests.index(digest)
-            idle = slice(None) if part.total is None else (part.total[:, column] == 0).cpu()
+            idle = (
+                slice(None)
+                if part.sum_weights is None
+                else (part.sum_weights[:, column] == 0).cpu()
+            )
             values[layers, idle, first : first + count] = torch.nan
     return GateTensors(values, columns, found)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import ExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
 
 
 def gate_rows(experts: Sequence[ExpertSpec]) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adapters_store.expert_types import GatingNetworkSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from router_engine.experts.base import HostGatingNetwork
 from router_engine.experts.copies import AdapterTensors
 from router_engine.kernels.base import GatingWeights

@@ -7,14 +7,13 @@ import time
 import torch
 from safetensors import safe_open
 
-from adapters_store.expert_types import BottleneckExpertSpec, PromptExpertSpec
+from adapters_store.types import AdapterManifest
+from router_engine.errors import EngineError
 from router_engine.experts.base import AdapterContents, BaseProjections, ExpertRows, HostAdapter
-from router_engine.experts.bottleneck import bottleneck_rows
 from router_engine.experts.contained import contained
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.gating import router_weights
-from router_engine.experts.lora import lora_rows
-from router_engine.experts.prompt import prompt_rows
+from router_engine.experts.kinds import Loading, expert_kinds
 from router_engine.experts.variants import Variant, average
 
 
@@ -34,12 +33,24 @@ def load_adapter(
     manifest = files.manifest
     with safe_open(str(files.tensors), framework="pt") as file:
         tensors = AdapterTensors(file, variant)
-        rows: dict[str, ExpertRows] = lora_rows(manifest, tensors, dtype)
-        for expert in manifest.experts:
-            if isinstance(expert, BottleneckExpertSpec):
-                rows[expert.site] = bottleneck_rows(expert, tensors, dtype)
-            elif isinstance(expert, PromptExpertSpec):
-                rows[expert.site] = prompt_rows(expert, tensors, dtype, base)
+        rows = _rows(manifest, tensors, Loading(dtype, base, manifest.is_plain_lora))
         routers = {spec.layer: router_weights(spec, tensors, dtype) for spec in manifest.routers}
     rows = {site: contained(each) for site, each in rows.items()}
     return HostAdapter(digest, manifest, rows, time.perf_counter() - started, routers)
+
+
+def _rows(
+    manifest: AdapterManifest, tensors: AdapterTensors, loading: Loading
+) -> dict[str, ExpertRows]:
+    """Those of every kind. Raises EngineError for a kind that is unknown or takes others' sites."""
+    rows: dict[str, ExpertRows] = {}
+    for name in dict.fromkeys(expert.kind for expert in manifest.experts):
+        kind = expert_kinds().get(name)
+        specs = [expert for expert in manifest.experts if expert.kind == name]
+        loaded = kind.load(specs, tensors, loading)
+        suffixes = tuple(term.suffix for term in kind.terms)
+        strangers = [site for site in loaded if kind.terms and not site.endswith(suffixes)]
+        if strangers:
+            raise EngineError(f"expert kind {name!r} has no term for its site {strangers[0]}")
+        rows |= loaded
+    return rows

@@ -1,4 +1,4 @@
-"""LoRA on the host: reads an adapter's safetensors into rank rows."""
+"""LoRA: rank rows of linear layers, which `experts.step` adds there."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import LoraExpertSpec
-from adapters_store.types import AdapterManifest
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from router_engine.experts.base import ExpertRows
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.gates import gate_rows
+from router_engine.experts.kinds import ExpertKind, Loading
 from router_engine.experts.prototypes import prototypes
 
 
 def lora_rows(
-    manifest: AdapterManifest, tensors: AdapterTensors, dtype: torch.dtype
+    specs: Sequence[LoraExpertSpec], tensors: AdapterTensors, loading: Loading
 ) -> dict[str, ExpertRows]:
     """The rows of every LoRA by module; those of several on one module one after another."""
     by_site: dict[str, list[LoraExpertSpec]] = {}
-    for expert in manifest.lora_experts:
+    for expert in specs:
         by_site.setdefault(expert.site, []).append(expert)
-    factors = [_factors(experts, tensors, dtype) for experts in by_site.values()]
-    if manifest.not_plain is None:
+    factors = [_factors(experts, tensors, loading.dtype) for experts in by_site.values()]
+    if loading.is_plain_lora:
         directions = prototypes(factors)
     else:  # `arrow` refuses it
         directions = [torch.zeros(a.shape[0]) for a, _ in factors]
@@ -42,3 +42,6 @@ def _factors(
     a = [tensors.side(expert, "down", expert.tensor_a) for expert in experts]
     b = [tensors.side(expert, "up", expert.tensor_b).T * expert.scale for expert in experts]
     return torch.cat(a).to(dtype).contiguous(), torch.cat(b).to(dtype).contiguous()
+
+
+KIND = ExpertKind("lora", lora_rows)

@@ -1,29 +1,27 @@
 """Where adapters are: disk, host, device; who uses them; who waits for them.
 
-Files are read by background threads. Rows are written and freed only in `pump`, between two steps,
+Files are read by background threads. Rows are written and freed only in `poll`, between two steps,
 by the engine's thread. A request holds its adapters from the moment it is granted until it ends.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import chain
 
-import torch
-
 from adapters_store.types import AdapterManifest
-from router_engine.client.base import AdapterResidency, Residency
 from router_engine.config import AdapterPoolConfig, SchedulerConfig
-from router_engine.errors import AdapterBusyError
 from router_engine.experts.base import AdapterSource, BaseProjections, HostAdapter
+from router_engine.experts.holders import Holders
 from router_engine.experts.host_copies import HostCopies, ResidencyCounters
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
-from router_engine.experts.waiting import LoadResults, Waiter, fewest, misfit
+from router_engine.experts.waiting import LoadResults, Waiter, WaitList, fewest, misfit, unrunnable
+from router_engine.info import AdapterResidency, Residency
 
 _TURNS = SchedulerConfig()
 
@@ -34,7 +32,7 @@ class ResidencyManager:
     """Owns the row pool's contents and the host copies.
 
     Rows go to waiters in the order of their coming. An owner whose adapters are resident passes by
-    them, so that what is loaded is used, but no waiter is overtaken more than `max_overtaken` times
+    them, so that what is loaded is used, but no waiter is bypassed more than `max_overtaken` times
     by owners of the residents that could make room for it: from then on such owners wait behind it.
     """
 
@@ -43,42 +41,40 @@ class ResidencyManager:
         pool: RowPool,
         source: AdapterSource,
         config: AdapterPoolConfig,
-        dtype: torch.dtype,
         base: BaseProjections,
         wake: Callable[[], None],
         turns: SchedulerConfig = _TURNS,
+        kinds: Callable[[], Collection[str] | None] = lambda: None,
     ) -> None:
+        """`kinds`: those that what computes runs; None: all. Adapters with others are refused."""
         self._pool = pool
-        self._max_overtaken = turns.max_overtaken
         self._source = source
-        self._dtype = dtype
+        self._kinds = kinds
         self._base = base
         self._host = HostCopies(self._load, config, wake)
         self._device: OrderedDict[str, float] = OrderedDict()  # digest -> load seconds; LRU first
-        self._users: dict[str, set[str]] = {}
-        self._pins: set[str] = set()
-        self._held: dict[str, tuple[str, ...]] = {}  # by owners that are no request
-        self._for_good: set[str] = set()  # of them, those that end at an admin's word alone
+        self._holders = Holders()
         self._manifests: dict[str, AdapterManifest] = {}  # of all on host or device
-        self._waiters: list[Waiter] = []
+        self._waiting = WaitList(turns.max_overtaken)
         self._arriving: list[Waiter] = []  # their rows are being copied
-        self._changed = False  # something that `pump` has not seen
+        self._changed = False  # something that `poll` has not seen
         self._draining: frozenset[str] = frozenset()  # of the waiter whose turn it is
         self.counters = ResidencyCounters()
 
     def acquire(self, owner: str, digests: Sequence[str], *, on_host: bool = False) -> bool:
-        """Ask for adapters. True: granted at once; otherwise a later `pump` names the owner.
+        """Ask for adapters. True: granted at once; otherwise a later `poll` names the owner.
 
-        on_host: with their copies on the host, which are there until the `pump` after that.
+        on_host: with their copies on the host, which are there until the `poll` after that.
         """
         waiter = Waiter(owner, tuple(dict.fromkeys(digests)), on_host)
         wanted = waiter.digests
         is_there = self.are_resident(wanted) and self._has_files(waiter)
         if is_there and self._draining.isdisjoint(wanted):
             self._grant(owner, wanted)
-            self._count_overtaken(self._waiters)
+            if self._waiting.grant_newcomer():
+                self._drain()
             return True
-        self._waiters.append(waiter)
+        self._waiting.add(waiter)
         self._changed = True
         self._read_ahead()
         return False
@@ -92,54 +88,43 @@ class ResidencyManager:
 
         for_good: until an admin ends it, so that waiting for their rows is in vain.
         """
-        self._grant(owner, digests)
+        self._holders.hold(owner, digests, for_good=for_good)
+        self._touch(digests)
         self._changed = True
-        self._held[owner] = tuple(digests)
-        if for_good:
-            self._for_good.add(owner)
 
     def would_block(self, digests: Sequence[str]) -> bool:
         """Whether somebody waits for rows in vain for as long as `digests` stay on the device."""
-        staying = {*self._staying, *digests}
-        return any(self._misfit(waiter, staying) is not None for waiter in self._waiters)
+        staying = {*self._holders.for_good, *digests}
+        return any(self._misfit(waiter, staying) is not None for waiter in self._waiting)
 
     def release(self, owner: str) -> None:
         """The owner ended: its adapters may be evicted. Unknown owners are ignored."""
         self._changed = True
-        self._held.pop(owner, None)
-        self._for_good.discard(owner)
+        self._holders.release(owner)
         self._drop_waiters([owner])
         self._arriving = [waiter for waiter in self._arriving if waiter.owner != owner]
-        for digest in [digest for digest, users in self._users.items() if owner in users]:
-            self._users[digest].discard(owner)
-            if not self._users[digest]:
-                del self._users[digest]
 
     def pin(self, digest: str, *, pinned: bool) -> None:
         """Keep a resident adapter on the device until it is unpinned."""
         self._changed = True
-        if pinned:
-            self._pins.add(digest)
-        else:
-            self._pins.discard(digest)
+        self._holders.pin(digest, pinned=pinned)
 
-    def pump(self) -> LoadResults:
+    def poll(self) -> LoadResults:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
         self._changed = False
         failed = [*self._collect_loads(), *self._take_misfits(())]
-        refused = self._take_misfits(self._staying)
+        refused = [*self._take_unrunnable(), *self._take_misfits(self._holders.for_good)]
         blocked: Waiter | None = None  # waits for rows, not for a file: later ones take none
-        for waiter in list(self._waiters):
+        for waiter in self._waiting:
             if self._placed(waiter.digests) and self._has_files(waiter):
                 granted = blocked is None or blocked.draining.isdisjoint(waiter.digests)
             else:
                 granted = blocked is None and self._make_room(waiter)
             if granted:
-                before = self._waiters[: self._waiters.index(waiter)]
-                self._waiters.remove(waiter)
                 self._grant(waiter.owner, waiter.digests)
                 self._arriving.append(waiter)
-                self._count_overtaken(before)
+                if self._waiting.grant(waiter):
+                    self._drain()
             elif blocked is None and self._has_files(waiter):
                 blocked = waiter
         self._drain()
@@ -149,8 +134,8 @@ class ResidencyManager:
 
     @property
     def has_news(self) -> bool:
-        """Whether `pump` might settle something now."""
-        changed = bool(self._arriving) or (self._changed and bool(self._waiters))
+        """Whether `poll` might settle something now."""
+        changed = bool(self._arriving) or (self._changed and bool(self._waiting))
         return changed or self._host.has_news
 
     def are_on_host(self, digests: Collection[str]) -> bool:
@@ -173,12 +158,8 @@ class ResidencyManager:
     def unload(self, digest: str) -> int:
         """Drop an adapter, and its variants, from device and host; returns bytes freed."""
         resident = {*self._host, *self._device}
-        family = [one for one in resident if digest in (one, plain_digest(one))]
-        for one in family:
-            if one in self._pins:
-                raise AdapterBusyError(f"{one} is pinned: unpin it first")
-            if self._users.get(one):
-                raise AdapterBusyError(f"{one} is used by {len(self._users[one])} live requests")
+        family = [each for each in resident if digest in (each, plain_digest(each))]
+        self._holders.require_free(family)
         self._changed = True
         return sum(map(self._drop, family))
 
@@ -219,10 +200,10 @@ class ResidencyManager:
         return AdapterResidency(
             digest=digest,
             residency=where,
-            pinned=digest in self._pins,
-            users=len(self._users.get(digest, ())),
+            pinned=digest in self._holders.pins,
+            users=len(self._holders.users.get(digest, ())),
             rank_rows=manifest.rank_rows,
-            device_bytes=manifest.device_bytes(self._dtype.itemsize),
+            device_bytes=manifest.device_bytes(self._pool.dtype.itemsize),
             load_seconds=seconds,
         )
 
@@ -236,13 +217,13 @@ class ResidencyManager:
 
     @property
     def users(self) -> dict[str, set[str]]:
-        return self._users
+        return self._holders.users
 
     def check_integrity(self, owners: Collection[str]) -> None:
         """Users are live, what they use is on the device; raises ValueError naming what is not."""
         if set(self._device) != set(self._pool.residents):
             raise ValueError("the device list and the row pool hold different adapters")
-        for digest, users in self._users.items():
+        for digest, users in self._holders.users.items():
             strangers = users.difference(owners)
             if strangers or digest not in self._device:
                 raise ValueError(f"{digest} is held by {sorted(users)}, ended: {sorted(strangers)}")
@@ -252,8 +233,12 @@ class ResidencyManager:
         self._host.close()
 
     def _grant(self, owner: str, digests: Sequence[str]) -> None:
+        self._holders.grant(owner, digests)
+        self._touch(digests)
+
+    def _touch(self, digests: Sequence[str]) -> None:
+        """They are the most recently used."""
         for digest in digests:
-            self._users.setdefault(digest, set()).add(owner)
             self._device.move_to_end(digest)
 
     def _placed(self, digests: Sequence[str]) -> bool:
@@ -268,14 +253,15 @@ class ResidencyManager:
     def _read_ahead(self) -> None:
         """Have the files read that waiters lack, those in front first, and no others."""
         needs = [
-            [one for one in each.digests if self._needs_copy(each, one)] for each in self._waiters
+            [digest for digest in waiter.digests if self._needs_copy(waiter, digest)]
+            for waiter in self._waiting
         ]
-        arriving = (one.digests for one in self._arriving if one.on_host)
+        arriving = (waiter.digests for waiter in self._arriving if waiter.on_host)
         self._host.read_ahead(needs, [*chain.from_iterable(arriving)])
 
     def _load(self, digest: str) -> HostAdapter:
         files, variant = self._source.fetch(plain_digest(digest)), variant_of(digest)
-        adapter = load_adapter(digest, files, self._dtype, self._base, variant)
+        adapter = load_adapter(digest, files, self._pool.dtype, self._base, variant)
         return self._pool.transfer.prepare(adapter)
 
     def _collect_loads(self) -> list[tuple[str, str]]:
@@ -286,7 +272,7 @@ class ResidencyManager:
         failed = [
             (waiter.owner, reason)
             for digest, reason in unread
-            for waiter in self._waiters
+            for waiter in self._waiting
             if self._lacks_file(waiter, digest)
         ]
         self._drop_waiters([owner for owner, _ in failed])
@@ -294,21 +280,30 @@ class ResidencyManager:
 
     def _take_misfits(self, staying: Collection[str]) -> list[tuple[str, str]]:
         """Those who wait in vain for as long as `staying` are on the device; they wait no more."""
-        problems = ((waiter.owner, self._misfit(waiter, staying)) for waiter in self._waiters)
-        told = [(owner, problem) for owner, problem in problems if problem is not None]
-        self._drop_waiters([owner for owner, _ in told])
-        return told
+        problems = ((waiter.owner, self._misfit(waiter, staying)) for waiter in self._waiting)
+        return self._take(problems)
+
+    def _take_unrunnable(self) -> list[tuple[str, str]]:
+        """Those whose adapters hold experts that what computes does not run."""
+        kinds = self._kinds()
+        return self._take(
+            (waiter.owner, unrunnable(digest, self._manifests.get(digest), kinds))
+            for waiter in self._waiting
+            for digest in waiter.digests
+        )
+
+    def _take(self, problems: Iterable[tuple[str, str | None]]) -> list[tuple[str, str]]:
+        """The owners with a problem, each with its first; they wait no more."""
+        reasons: dict[str, str] = {}
+        for owner, problem in problems:
+            if problem is not None:
+                reasons.setdefault(owner, problem)
+        self._drop_waiters(reasons.keys())
+        return list(reasons.items())
 
     def _drop_waiters(self, owners: Collection[str]) -> None:
-        staying = [waiter for waiter in self._waiters if waiter.owner not in owners]
-        if len(staying) < len(self._waiters):
-            self._waiters = staying
+        if self._waiting.drop(owners):
             self._read_ahead()
-
-    @property
-    def _staying(self) -> set[str]:
-        """What leaves the device at an admin's word alone: pinned, or merged by an admin."""
-        return self._pins.union(*(self._held[owner] for owner in self._for_good))
 
     def _misfit(self, waiter: Waiter, staying: Collection[str]) -> str | None:
         """Why the adapters find no room for as long as `staying` do; None if they could."""
@@ -342,9 +337,7 @@ class ResidencyManager:
         victims = [
             digest
             for digest in self._device
-            if digest not in waiter.digests
-            and digest not in self._pins
-            and not self._users.get(digest)
+            if digest not in waiter.digests and self._holders.is_free(digest)
         ]
         if not self._pool.fits_without(missing, victims):
             return False
@@ -375,25 +368,20 @@ class ResidencyManager:
         for digest in self._host.trim():
             self._forget(digest)
 
-    def _count_overtaken(self, waiters: Sequence[Waiter]) -> None:
-        for waiter in waiters:
-            waiter.overtaken += 1
-        if waiters:
-            self._drain()
-
     def _drain(self) -> None:
-        """Choose what is to make room for the first waiter for rows, if it was passed too often."""
-        waiters = (one for one in self._waiters if self._has_files(one))
-        first = next((one for one in waiters if not self._placed(one.digests)), None)
-        if first is None or first.overtaken < self._max_overtaken:
+        """Choose what is to make room for the first waiter for rows, if it starves."""
+        first = self._waiting.starving(
+            lambda waiter: self._has_files(waiter) and not self._placed(waiter.digests)
+        )
+        if first is None:
             self._draining = frozenset()
             return
-        staying = self._pins.union(*self._held.values())
+        staying = self._holders.beside_requests
         missing = self._missing(first)
         leaving = [digest for digest in first.draining if digest in self._device]
         if not staying.isdisjoint(leaving) or not self._pool.fits_without(missing, leaving):
             # Those that the fewest use, and of these the least recently used.
             movable = [one for one in self._device if one not in {*staying, *first.digests}]
-            movable.sort(key=lambda one: len(self._users.get(one, ())))
+            movable.sort(key=lambda one: len(self._holders.users.get(one, ())))
             first.draining = fewest(movable, partial(self._pool.fits_without, missing))
         self._draining = first.draining

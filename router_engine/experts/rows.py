@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 from router_engine.experts.allocator import Span
 from router_engine.experts.base import HostAdapter, HostGatingNetwork
 from router_engine.experts.site_rows import RowAttributes, SiteRows
 from router_engine.experts.transfer import Transfer, transfer_for
-from router_engine.scheduling.gate_statistics import GateColumns
+from router_engine.scheduling.plan import GateColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class RowPool:
         """`transfer`: how rows get to the device; None: the way that its kind has."""
         self.max_rank_rows = max_rank_rows  # rows of one module
         self.transfer = transfer_for(device) if transfer is None else transfer
-        self._dtype = dtype
+        self.dtype = dtype  # of the rows' a and b
         self._device = device
         self._sites: dict[str, SiteRows] = {}
         self._residents: dict[str, dict[str, int]] = {}  # digest -> site -> rows
         self._routers: dict[str, dict[str, HostGatingNetwork]] = {}  # digest -> layer -> router
-        self._beyond_lora: set[str] = set()
+        self._with_extras: set[str] = set()
         self._gathered: dict[str, tuple[tuple[str, ...], GatheredRows | None]] = {}
         self.version = 0  # changes whenever rows do
 
@@ -109,7 +109,7 @@ class RowPool:
         """Whether all of them together have room once the residents `leaving` are gone."""
         needed: Counter[str] = Counter()
         for adapter in adapters:
-            needed.update({site: rows.count for site, rows in adapter.pairs.items()})
+            needed.update({site: rows.count for site, rows in adapter.rows_by_site.items()})
         freed: Counter[str] = Counter()
         for digest in leaving:
             freed.update(self._residents[digest])
@@ -123,22 +123,24 @@ class RowPool:
 
         No step may use them before `transfer.arrived`.
         """
-        spans = {site: self._room(adapter, site) for site in adapter.pairs}
+        spans = {site: self._room(adapter, site) for site in adapter.rows_by_site}
         with self.transfer.placing(adapter.digest):
             for site, span in spans.items():
-                self._sites[site].put(span, adapter.pairs[site])
+                self._sites[site].put(span, adapter.rows_by_site[site])
             self._routers[adapter.digest] = {
                 layer: router.mapped(lambda part: part.to(self._device, non_blocking=True))
                 for layer, router in adapter.routers.items()
             }
-        if not adapter.only_lora:
-            self._beyond_lora.add(adapter.digest)
-        self._residents[adapter.digest] = {s: rows.count for s, rows in adapter.pairs.items()}
+        if not adapter.is_plain_lora:
+            self._with_extras.add(adapter.digest)
+        self._residents[adapter.digest] = {
+            s: rows.count for s, rows in adapter.rows_by_site.items()
+        }
         self._changed()
 
     def remove(self, digest: str) -> int:
         """Free an adapter's rows and routers; returns the bytes that they held."""
-        self._beyond_lora.discard(digest)
+        self._with_extras.discard(digest)
         freed = sum(router.num_bytes for router in self._routers.pop(digest).values())
         for site, count in self._residents.pop(digest).items():
             rows = self._sites[site]
@@ -190,9 +192,9 @@ class RowPool:
         """Whether a resident adapter has routers of whole prompts."""
         return any(router.spec.scope == "prompt" for router in self._routers[digest].values())
 
-    def only_lora(self, digests: tuple[str, ...]) -> bool:
+    def are_plain_lora(self, digests: tuple[str, ...]) -> bool:
         """Whether all of these residents are LoRA at linear layers alone, without gates."""
-        return self._beyond_lora.isdisjoint(digests)
+        return self._with_extras.isdisjoint(digests)
 
     def gate_columns(self, digests: tuple[str, ...]) -> GateColumns:
         """Where each adapter's gates stand in a step's matrix of them, in the order of `digests`.
@@ -231,9 +233,9 @@ class RowPool:
 
     def _room(self, adapter: HostAdapter, site: str) -> Span:
         """Rows of a site for an adapter, in storage that holds them."""
-        theirs = adapter.pairs[site]
+        theirs = adapter.rows_by_site[site]
         if site not in self._sites:
-            self._sites[site] = SiteRows.like(theirs, self.max_rank_rows, self._dtype, self._device)
+            self._sites[site] = SiteRows.like(theirs, self.max_rank_rows, self.dtype, self._device)
         rows = self._sites[site]
         span = rows.allocator.place(adapter.digest, theirs.count)
         if span is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 from router_engine.experts.allocator import RowAllocator, Span
 from router_engine.experts.base import ExpertRows
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from adapters_store.types import BlockSpec
 from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.gate_values import StepGateValues
+from router_engine.experts.kinds import Term, expert_kinds
 from router_engine.experts.rows import GatheredRows, RowPool
 from router_engine.kernels.base import Operations, RankFold, RowBlocks
 from router_engine.kernels.weighted import weighted
@@ -40,6 +41,7 @@ class StepExperts:
         self._probe_layer = probe_layer
         self._layers: dict[str, int | None] = {}  # by site
         self._operations = operations
+        self._kinds = expert_kinds()
         self._weights: StepWeights | None = None
         self._gates: StepGateValues | None = None
         self._spread: dict[_Key, Tensor] = {}
@@ -83,53 +85,41 @@ class StepExperts:
         weights = self._acting(module)
         if weights is None:
             return y
-        rows = self.pool.active(module, weights.digests)
-        if rows is None:
+        rows, terms = self.pool.active(module, weights.digests), self._kinds.terms("linear")
+        if rows is None and not terms:
             return y
         flat_x = x.reshape(-1, x.shape[-1])
         flat_y = y.view(-1, y.shape[-1])
-        if weights.gates is not None:
-            self._gated(flat_y, flat_x, module, rows, weights.total, weights.gates)
-        elif weights.total is not None:
-            self._sum(flat_y, flat_x, module, rows, weights.total, weights.fill)
-        if weights.root is not None:
-            self._linear(flat_y, flat_x, rows, weights.root, sign=1.0)
-        if weights.merged_root is not None:
-            self._linear(flat_y, flat_x, rows, weights.merged_root, sign=-1.0)
+        if rows is not None:
+            self._low_rank(flat_y, flat_x, module, rows, weights)
+        for term in terms:
+            self._add(term, module, flat_x, flat_y)
         return y
 
     def feed_forward(self, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """y + the bottlenecks at this feed-forward module, which reads x and puts out y.
+        """y + the experts at this feed-forward module, which reads x and puts out y.
 
-        x, y [..., hidden], y changed in place. A serial one reads y, with its LoRA experts and
-        without parallel bottlenecks.
+        x, y [..., hidden], y changed in place, with its LoRA experts.
         """
-        for site, v in ((f"{module}#serial", y), (f"{module}#parallel", x)):
-            weighed = self._weighed(site)
-            if weighed is not None:
-                rows, spread = weighed
-                self._operations.mix_bottleneck(
-                    y.view(-1, y.shape[-1]),
-                    v.reshape(-1, v.shape[-1]),
-                    rows.a,
-                    rows.b,
-                    spread,
-                    rows.bias,
-                    rows.activations,
-                )
+        for term in self._kinds.terms("feed_forward"):
+            self._add(term, module, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
         return y
 
     def prompt(self, layer: int, query: Tensor, attended: Tensor) -> Tensor:
-        """attended + the prompts of a layer, by its index: before what o_proj reads.
+        """attended + the experts at a layer's attention, by its index: before what o_proj reads.
 
         query, attended [tokens, heads, head_dim]; the query rotated; attended changed in place.
         """
-        weighed = self._weighed(f"{self.blocks[layer].attention}#prompt")
-        if weighed is not None:
-            rows, spread = weighed
-            lengths = [length for _, length in rows.layout]
-            self._operations.attend_prompts(attended, query, rows.a, rows.b, spread, lengths)
+        for term in self._kinds.terms("attention"):
+            self._add(term, self.blocks[layer].attention, query, attended)
         return attended
+
+    def _add(self, term: Term, module: str, x: Tensor, y: Tensor) -> None:
+        """What a kind's experts at a module add to y."""
+        weighed = self._weighed(f"{module}{term.suffix}")
+        if weighed is not None:
+            rows, row_weights = weighed
+            term.add(self._operations, y, x, rows, row_weights)
 
     def readings(self) -> GateTensors | None:
         """What the routers inside layers said in this pass; None where no adapter has any."""
@@ -146,10 +136,10 @@ class StepExperts:
     def _acting(self, site: str) -> StepWeights | None:
         """The weights that hold at a site."""
         weights = self._weights
-        if weights is not None and weights.lower is not None:
+        if weights is not None and weights.below_probe is not None:
             layer = self._layer(site)
             if layer is not None and layer < self._probe_layer:
-                return weights.lower
+                return weights.below_probe
         return weights
 
     def _layer(self, site: str) -> int | None:
@@ -162,12 +152,12 @@ class StepExperts:
     def _weighed(self, site: str) -> tuple[GatheredRows, Tensor] | None:
         """The rows at a site that is no linear layer, and what multiplies each of them."""
         weights = self._acting(site)
-        if weights is None or weights.total is None:
+        if weights is None or weights.sum_weights is None:
             return None
         rows = self.pool.active(site, weights.digests)
         if rows is None:
             return None
-        return rows, self._times_gates(site, rows, self._per_row(weights.total, rows))
+        return rows, self._times_gates(site, rows, self._per_row(weights.sum_weights, rows))
 
     def _times_gates(self, site: str, rows: GatheredRows, spread: Tensor) -> Tensor:
         """Weights [tokens, rows] times the gates of the rows that have one."""
@@ -184,6 +174,19 @@ class StepExperts:
             spread = weights.index_select(1, rows.owner)
             self._spread[key] = spread
         return spread
+
+    def _low_rank(
+        self, y: Tensor, x: Tensor, module: str, rows: GatheredRows, weights: StepWeights
+    ) -> None:
+        """y + LoRA, in place. x [tokens, in], y [tokens, out]."""
+        if weights.layer_routed is not None:
+            self._gated(y, x, module, rows, weights.sum_weights, weights.layer_routed)
+        elif weights.sum_weights is not None:
+            self._sum(y, x, module, rows, weights.sum_weights, weights.density)
+        if weights.sqrt_weights is not None:
+            self._linear(y, x, rows, weights.sqrt_weights, sign=1.0)
+        if weights.merged_sqrt_weights is not None:
+            self._linear(y, x, rows, weights.merged_sqrt_weights, sign=-1.0)
 
     def _sum(
         self, y: Tensor, x: Tensor, module: str, rows: GatheredRows, total: Tensor, fill: float

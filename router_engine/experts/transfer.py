@@ -65,7 +65,9 @@ class StreamTransfer:
         """Into pinned memory, which is what lets a copy run beside a step."""
         return replace(
             adapter,
-            pairs={site: rows.mapped(Tensor.pin_memory) for site, rows in adapter.pairs.items()},
+            rows_by_site={
+                site: rows.mapped(Tensor.pin_memory) for site, rows in adapter.rows_by_site.items()
+            },
             routers={
                 layer: router.mapped(Tensor.pin_memory) for layer, router in adapter.routers.items()
             },

@@ -13,24 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from adapters_store.expert_types import BottleneckExpertSpec, Copies, LoraExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec, copies_of
 
 _MARK = "~"
 
 Side = Literal["down", "up"]  # A and D, or B and U; a bias goes with its side
-CopiedExpert = LoraExpertSpec | BottleneckExpertSpec
 
-Variant = Callable[[CopiedExpert, Side], Sequence[float]]
+Variant = Callable[[ExpertSpec, Side], Sequence[float]]
 """(an expert that has copies, a side of it) -> the weight of each copy of that side.
 
 It is asked once for each tensor, so it must answer alike for the same expert and side.
 """
 
 
-def average(expert: CopiedExpert, side: Side) -> Sequence[float]:
+def average(expert: ExpertSpec, side: Side) -> Sequence[float]:
     """The weights in the manifest: what AdaMix serves (Wang et al. 2022, section 3.4)."""
-    copies = expert.copies
-    assert isinstance(copies, Copies)
+    copies = copies_of(expert)
+    assert copies is not None
     return copies.down if side == "down" else copies.up
 
 
@@ -44,7 +43,7 @@ class Soup:
     down: tuple[float, ...] = ()
     up: tuple[float, ...] = ()
 
-    def weights(self, expert: CopiedExpert, side: Side) -> Sequence[float]:
+    def weights(self, expert: ExpertSpec, side: Side) -> Sequence[float]:
         """One weight a copy: see `Variant`."""
         return (self.down if side == "down" else self.up) or average(expert, side)
 
@@ -63,7 +62,7 @@ class Stochastic:
 
     seed: int
 
-    def weights(self, expert: CopiedExpert, side: Side) -> Sequence[float]:
+    def weights(self, expert: ExpertSpec, side: Side) -> Sequence[float]:
         """One weight a copy: see `Variant`."""
         count = len(average(expert, side))
         place = f"{self.seed} {expert.site} {expert.gate} {side}"

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 
 _Ids = TypeVar("_Ids", Tensor, NDArray[Any])
 

@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint
 
 import torch
 
+from adapters_store.plugins import Plugins, named, with_installed
 from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.kernels.base import OPERATIONS, KernelSpec, Operations
-from router_engine.plugins import Plugins, with_installed
 
 GROUP = "adaptermix.kernels"
 
@@ -35,7 +35,7 @@ class KernelRegistry:
     def __init__(self, entries: Iterable[EntryPoint]) -> None:
         """Raises EngineError when two entries share a name."""
         nouns = ("kernels", "sets of kernels")
-        self._plugins = Plugins(KernelSpec, entries, nouns=nouns, error=EngineError)
+        self._plugins = Plugins(entries, named(KernelSpec), nouns=nouns, error=EngineError)
 
     @classmethod
     def discover(cls) -> KernelRegistry:

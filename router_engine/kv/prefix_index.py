@@ -27,7 +27,7 @@ class BlockKeys:
     of what else KV depends on, such as a router inside the layers; b"" for nothing.
     """
 
-    __slots__ = ("_keys", "_memo", "_names", "_prefix", "_root", "block_size")
+    __slots__ = ("_keys", "_memo", "_names", "_prefix", "_root", "block_size", "published")
 
     def __init__(
         self,
@@ -41,6 +41,9 @@ class BlockKeys:
         self._prefix = combination.encode() + b"|"
         self._root = hashlib.sha256(salt).digest()
         self._keys: list[bytes] = []
+        # By block: of what the request has computed itself and others could find, ever: its blocks
+        # may have been released since, or hold another's content. No more than the pool's blocks.
+        self.published: dict[int, bytes] = {}
         self._memo: tuple[SparseWeights, bytes] | None = None
 
     def reset(self) -> None:

@@ -7,15 +7,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import MergedState
 from router_engine.config import MergeConfig, Quantization
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.base import HostAdapter
 from router_engine.experts.residency import ADMIN, ResidencyManager
+from router_engine.info import MergedState
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merge_policy import MergePolicy
 from router_engine.merging.merged_base import MergedBase
-from router_engine.mixture.rules import WEIGHTS_ONLY, check_mixture, refuse_special
+from router_engine.mixture.rules import MERGE_NEEDS_PLAIN_LORA, check_mixture, require_plain_lora
 from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
 from router_engine.scheduling.request_validation import weights_problem
@@ -94,7 +94,7 @@ class MergeControl:
             raise MixtureError(problem)
         manifests = [self._residency.manifest(digest) for digest in mixture.digests]
         for digest, manifest in zip(mixture.digests, manifests, strict=True):
-            refuse_special(digest, manifest, WEIGHTS_ONLY)
+            require_plain_lora(digest, manifest, MERGE_NEEDS_PLAIN_LORA)
         check_mixture(mixture, manifests)
         adapters = tuple(self._residency.host_copy(digest) for digest in mixture.digests)
         self._bound.check(mixture, adapters)

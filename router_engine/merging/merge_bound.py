@@ -106,16 +106,16 @@ class MergeBound:
         return all(effect.fits and effect.error <= tolerance for effect in effects)
 
     def _effects(self, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]) -> list[_Effect]:
-        modules = sorted({module for adapter in adapters for module in adapter.pairs})
+        modules = sorted({module for adapter in adapters for module in adapter.rows_by_site})
         return [self._effect(module, mixture, adapters) for module in modules]
 
     def _effect(
         self, module: str, mixture: ResolvedMixture, adapters: Sequence[HostAdapter]
     ) -> _Effect:
         terms = [
-            (weight, adapter.pairs[module])
+            (weight, adapter.rows_by_site[module])
             for weight, adapter in zip(mixture.weights, adapters, strict=True)
-            if module in adapter.pairs
+            if module in adapter.rows_by_site
         ]
         factors = _summed(terms) if mixture.combination == "sum" else _folded(terms)
         is_head = not module.startswith(self._inside)

@@ -51,7 +51,7 @@ class MergedBase:
         Raises MixtureError, the base restored, where a weight would be no finite number.
         """
         self.restore()
-        modules = {module for adapter in adapters for module in adapter.pairs}
+        modules = {module for adapter in adapters for module in adapter.rows_by_site}
         for module in sorted(modules):
             weight = self._weights.read_weight(module)
             delta = low_rank_delta(module, mixture, adapters).to(weight.device)
@@ -102,9 +102,9 @@ def low_rank_delta(
     PEFT's `add_weighted_adapter(combination_type="linear")`.
     """
     terms = [
-        (weight, adapter.pairs[module])
+        (weight, adapter.rows_by_site[module])
         for weight, adapter in zip(mixture.weights, adapters, strict=True)
-        if module in adapter.pairs
+        if module in adapter.rows_by_site
     ]
     if mixture.combination == "sum":
         # B holds the scale already.

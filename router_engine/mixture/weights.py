@@ -1,8 +1,8 @@
 """The [tokens x adapters] matrix of a step: which token runs under which weights.
 
 Weights are data of a step, never part of a shape: fixed mixtures, token routing and the correction
-for a merged base differ only in the numbers written here. Under a gate the layers find the weights,
-and what they need for that is written here.
+for a merged base differ only in the numbers written here. Under layer routing the layers find the
+weights, and what they need for that is written here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from adapters_store.types import ResolvedMixture
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gate_statistics import PromptGates
-from router_engine.scheduling.plan import PlannedRow
+from router_engine.scheduling.plan import PlannedRow, PromptGates
+from router_engine.scheduling.prompt_gates import WholePromptGates, whole_prompt_gates
 from router_engine.sparse_weights import SparseWeights
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRoutedTokens:
-    """Tokens whose weights arise inside the layers, to be added to those in `total`.
+    """Tokens whose weights arise inside the layers, to be added to those in `sum_weights`.
 
-    candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token that has no gate.
-    temperature [tokens] fp32: 1 there. The equation: `kernels.reference.layer_routing`.
+    candidates [tokens, adapters] bool. top_k [tokens] int32: 0 for a token under weights
+    of its own. temperature [tokens] fp32: 1 there. The equation: `kernels.reference.layer_routing`.
     """
 
     candidates: Tensor
@@ -62,35 +62,29 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepWeights:
-    """Weights of one step over its active adapters.
+    """Weights of one step over its active adapters; a matrix is None where it is 0."""
 
-    digests: the columns. total [tokens, adapters]: weights under `sum` (None: no token uses it).
-    root [tokens, adapters]: square roots of the weights of tokens under `linear`, or None.
-    merged_root [tokens, adapters]: square roots of a merged `linear` mixture on the tokens that do
-    not run under it, from which it is taken off; or None. fill: share of `total` that is not zero,
-    known without asking the device. gates: of tokens under a layer router, or None. lower: the
-    weights of the layers below the probe layer, on steps with tokens whose experts act only from
-    the probe layer on; None: they are the same. prompts: of requests whose gates are those of their
-    prompts.
-    """
-
-    digests: tuple[str, ...]
-    total: Tensor | None = None
-    root: Tensor | None = None
-    merged_root: Tensor | None = None
-    fill: float = 1.0
-    gates: LayerRoutedTokens | None = None
-    lower: StepWeights | None = None
-    prompts: tuple[PromptTokens, ...] = ()
+    digests: tuple[str, ...]  # of the adapters, one a column
+    sum_weights: Tensor | None = None  # [tokens, adapters]: of tokens under `sum`
+    sqrt_weights: Tensor | None = None  # [tokens, adapters]: square roots, of those under `linear`
+    # [tokens, adapters]: square roots of a merged `linear` mixture, on the tokens that do not run
+    # under it: it is taken off there.
+    merged_sqrt_weights: Tensor | None = None
+    density: float = 1.0  # share of `sum_weights` that is not 0, known without asking the device
+    layer_routed: LayerRoutedTokens | None = None  # the tokens whose weights the layers find
+    # Of the layers below the probe layer, in steps with tokens whose experts act only from there
+    # on; None: as above it.
+    below_probe: StepWeights | None = None
+    prompts: tuple[PromptTokens, ...] = ()  # of requests whose gates are those of their prompts
 
     def rows(self, index: Tensor) -> StepWeights:
-        """The same step seen by some of its tokens only."""
-        total, root, merged = (
+        """The same step seen by some of its tokens only, index [picked tokens]."""
+        plain, sqrt, merged = (
             None if part is None else part[index]
-            for part in (self.total, self.root, self.merged_root)
+            for part in (self.sum_weights, self.sqrt_weights, self.merged_sqrt_weights)
         )
-        gates = None if self.gates is None else self.gates.rows(index)
-        return StepWeights(self.digests, total, root, merged, self.fill, gates)
+        routed = None if self.layer_routed is None else self.layer_routed.rows(index)
+        return StepWeights(self.digests, plain, sqrt, merged, self.density, routed)
 
 
 def step_weights(
@@ -119,16 +113,16 @@ def step_weights(
     if not used.any():
         return None
     whole, *below = (each.tensors(used, device) for each in sets)
-    return replace(whole, lower=below[0]) if below else whole
+    return replace(whole, below_probe=below[0]) if below else whole
 
 
 def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
     """Whether nothing is left to do in any row: as on the bare base, no matrix is made."""
     held = {d: w for d, w in zip(merged.digests, merged.weights, strict=True) if w != 0}
     return all(
-        row.gate is None
+        row.layer_routing is None
         and not row.reads_hidden_states
-        and not row.reads_whole_prompt
+        and whole_prompt_gates(row) is None
         and row.combination == merged.combination
         and all(
             {row.adapters[column]: w for column, w in weights.items()} == held
@@ -140,7 +134,10 @@ def _all_under(rows: Sequence[PlannedRow], merged: ResolvedMixture) -> bool:
 
 def _used(row: PlannedRow) -> Iterable[str]:
     """The adapters that may act on a row, or whose gates are found in it."""
-    if row.gate is not None or row.finds_prompt_gates:
+    if row.layer_routing is not None:
+        return row.adapters
+    gates = whole_prompt_gates(row)
+    if gates is not None and gates.values is None:
         return row.adapters
     return (row.adapters[column] for _, weights in row.weight_runs for column in weights.columns)
 
@@ -151,10 +148,10 @@ class _Parts:
     def __init__(self, columns: dict[str, int], num_tokens: int) -> None:
         self._columns = columns
         shape = (num_tokens, len(columns))
-        self._total: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self._root: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self._merged: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-        self._gates: _GateParts | None = None
+        self._sum: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._sqrt: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._merged_sqrt: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        self._routed: _LayerRoutedParts | None = None
         self._prompts: list[PromptTokens] = []
 
     def fill(self, rows: Sequence[PlannedRow]) -> list[slice]:
@@ -162,10 +159,13 @@ class _Parts:
         position, probed = 0, []
         for row in rows:
             tokens = slice(position, position + len(row.token_ids))
-            if row.reads_whole_prompt:
-                self._prompts.append(_prompt_tokens(row, position))
-            if row.gate is not None:
-                self._gate(tokens, [self._columns[each] for each in row.adapters], row.gate)
+            gates = whole_prompt_gates(row)
+            if gates is not None:
+                self._prompts.append(_prompt_tokens(row, position, gates))
+            if row.layer_routing is not None:
+                self._route(
+                    tokens, [self._columns[each] for each in row.adapters], row.layer_routing
+                )
                 position = tokens.stop
                 continue
             if row.reads_hidden_states:
@@ -181,60 +181,60 @@ class _Parts:
         own = [self._columns[row.adapters[column]] for column in weights.columns]
         values = np.asarray(weights.values, dtype=np.float32)
         if row.combination == "sum":
-            self._total[tokens, own] = values
+            self._sum[tokens, own] = values
         else:
-            self._root[tokens, own] = np.sqrt(values)
+            self._sqrt[tokens, own] = np.sqrt(values)
 
     def without(self, tokens: Sequence[slice]) -> _Parts:
         """The same with no weights for these tokens."""
         other = copy.copy(self)
-        other._total, other._root = self._total.copy(), self._root.copy()
-        other._merged = self._merged.copy()
+        other._sum, other._sqrt = self._sum.copy(), self._sqrt.copy()
+        other._merged_sqrt = self._merged_sqrt.copy()
         for each in tokens:
-            other._total[each] = 0
-            other._root[each] = 0
+            other._sum[each] = 0
+            other._sqrt[each] = 0
         return other
 
-    def _gate(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
-        if self._gates is None:
-            self._gates = _GateParts(self._total.shape)
-        self._gates.write(tokens, own, gate)
+    def _route(self, tokens: slice, own: list[int], routing: LayerRoutingParams) -> None:
+        if self._routed is None:
+            self._routed = _LayerRoutedParts(self._sum.shape)
+        self._routed.write(tokens, own, routing)
 
     def subtract(self, merged: ResolvedMixture) -> None:
         vector = np.zeros(len(self._columns), dtype=np.float32)
         vector[[self._columns[digest] for digest in merged.digests]] = merged.weights
         if merged.combination == "sum":
-            self._total -= vector
+            self._sum -= vector
             return
         vector = np.sqrt(vector)
-        same = (self._root == vector).all(1) & (self._total == 0).all(1)
-        self._root[same] = 0
-        self._merged[~same] = vector
+        same = (self._sqrt == vector).all(1) & (self._sum == 0).all(1)
+        self._sqrt[same] = 0
+        self._merged_sqrt[~same] = vector
 
     @property
     def used(self) -> NDArray[np.bool_]:
         """Which columns [adapters] some token gives a weight to."""
-        parts = (self._total, self._root, self._merged)
+        parts = (self._sum, self._sqrt, self._merged_sqrt)
         used = np.asarray(np.logical_or.reduce([(part != 0).any(0) for part in parts]))
         for prompt in self._prompts:
             if prompt.kept is None:
                 used[[self._columns[digest] for digest in prompt.adapters]] = True
-        return used if self._gates is None else used | self._gates.candidates.any(0)
+        return used if self._routed is None else used | self._routed.candidates.any(0)
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> StepWeights:
         """The columns that are used."""
-        parts = (self._total, self._root, self._merged)
+        parts = (self._sum, self._sqrt, self._merged_sqrt)
         digests = tuple(digest for digest, column in self._columns.items() if used[column])
-        total, root, merged = (
+        plain, sqrt, merged = (
             torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts
         )
-        fill = float(np.count_nonzero(self._total)) / (len(self._total) * len(digests))
-        gates = None if self._gates is None else self._gates.tensors(used, device)
+        density = float(np.count_nonzero(self._sum)) / (len(self._sum) * len(digests))
+        routed = None if self._routed is None else self._routed.tensors(used, device)
         prompts = tuple(self._prompts)
-        return StepWeights(digests, total, root, merged, fill, gates, prompts=prompts)
+        return StepWeights(digests, plain, sqrt, merged, density, routed, prompts=prompts)
 
 
-def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
+def _prompt_tokens(row: PlannedRow, first: int, gates: WholePromptGates) -> PromptTokens:
     count = len(row.token_ids)
     return PromptTokens(
         row.request_id,
@@ -242,11 +242,11 @@ def _prompt_tokens(row: PlannedRow, first: int) -> PromptTokens:
         first,
         count,
         prompt=len(row.prompt_token_ids),
-        kept=row.prompt_gates,
+        kept=gates.values,
     )
 
 
-class _GateParts:
+class _LayerRoutedParts:
     """`LayerRoutedTokens` while they are filled, on the host."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -254,10 +254,10 @@ class _GateParts:
         self._top_k: NDArray[np.int32] = np.zeros(shape[0], dtype=np.int32)
         self._temperature: NDArray[np.float32] = np.ones(shape[0], dtype=np.float32)
 
-    def write(self, tokens: slice, own: list[int], gate: LayerRoutingParams) -> None:
+    def write(self, tokens: slice, own: list[int], routing: LayerRoutingParams) -> None:
         self.candidates[tokens, own] = True
-        self._top_k[tokens] = gate.top_k
-        self._temperature[tokens] = gate.temperature
+        self._top_k[tokens] = routing.top_k
+        self._temperature[tokens] = routing.temperature
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> LayerRoutedTokens:
         parts = (self.candidates[:, used], self._top_k, self._temperature)

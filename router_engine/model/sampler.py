@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from router_engine.scheduling.plan import SampledToken
 
 _FIRST_WIDTH = 256  # candidates looked at for top_k and top_p before more are sorted
@@ -29,7 +29,7 @@ class SamplingRow(msgspec.Struct, frozen=True):
     The token ids are read only where `params.is_penalised`.
     """
 
-    params: SamplingParams
+    params: SamplingSpec
     prompt_token_ids: Sequence[int] = ()
     generated_token_ids: Sequence[int] = ()
     position: int = 0  # index of the token to draw among the generated ones
@@ -243,7 +243,7 @@ def _truncated(probabilities: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     return probabilities
 
 
-def _rank_threshold(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def _rank_threshold(probabilities: Tensor, params: Sequence[SamplingSpec]) -> Tensor:
     """The least probability [rows, 1] that top_k, then top_p over what that leaves, keeps.
 
     A few hundred of the best tokens nearly always settle it, so the whole vocabulary is sorted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -12,43 +12,34 @@ from typing import Any, Protocol
 import msgspec
 
 from adapters_store.errors import StoreError
-from adapters_store.types import ResolvedMixture
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState
+from router_engine.calls import AnyCall, CalledEngine
 from router_engine.errors import EngineError
 from router_engine.events import EngineEvent
+from router_engine.info import EngineInfo
 from router_engine.process.messages import (
-    AnyCall,
     CallFailed,
+    CallRequest,
     CallResult,
     Cancel,
     Command,
-    GetMerged,
-    GetResidency,
-    GetStats,
-    LoadAdapter,
     LongWork,
-    Merge,
-    Pin,
-    PutCentroids,
     Ready,
     Report,
     Shutdown,
     StartFailed,
     StepEvents,
     Submit,
-    Unload,
     encode,
 )
 from router_engine.process.wire_errors import WireError
 from router_engine.processes.long_work import announce_with
 from router_engine.request import EngineRequest
-from router_engine.stats import EngineStats
 
 _IDLE_SECONDS = 1.0
 
 
-class SteppedEngine(Protocol):
-    """What the loop drives: `router_engine.engine.Engine`, without importing torch."""
+class SteppedEngine(CalledEngine, Protocol):
+    """The part of `router_engine.engine.Engine` that the loop drives, without importing torch."""
 
     def add_request(self, request: EngineRequest) -> None: ...
 
@@ -58,22 +49,6 @@ class SteppedEngine(Protocol):
 
     @property
     def has_work(self) -> bool: ...
-
-    def load(self, digest: str) -> Future[AdapterResidency]: ...
-
-    def pin(self, digest: str, *, pinned: bool) -> Future[AdapterResidency]: ...
-
-    def unload(self, digest: str) -> int: ...
-
-    def residency(self) -> tuple[AdapterResidency, ...]: ...
-
-    def merge(self, mixture: ResolvedMixture | None) -> Future[MergedState]: ...
-
-    def merged(self) -> MergedState: ...
-
-    def stats(self) -> EngineStats: ...
-
-    def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None: ...
 
     @property
     def info(self) -> EngineInfo: ...
@@ -147,7 +122,7 @@ class EngineLoop:
             self._send_settled()
 
     def _next_commands(self) -> Sequence[Command]:
-        """What waits; with nothing to run, waits for more and looks after the invariants."""
+        """Those that wait; with nothing to run, waits for more and checks the invariants."""
         if self._engine.has_work or not self._settled.empty():
             return self._channel.receive(0.0)
         if not self._unchecked:
@@ -162,62 +137,41 @@ class EngineLoop:
             self._unchecked = False
         return commands
 
-    def _handle(self, command: Submit | Cancel | AnyCall) -> None:
+    def _handle(self, command: Submit | Cancel | CallRequest) -> None:
         match command:
             case Submit(request):
                 self._engine.add_request(request)
             case Cancel(request_id):
                 self._engine.cancel(request_id)
-            case _:
-                self._answer(command)
+            case CallRequest(number, call):
+                self._answer(number, call)
 
-    def _answer(self, command: AnyCall) -> None:
+    def _answer(self, number: int, call: AnyCall) -> None:
         try:
-            result = self._run_call(command)
+            answer = call.run(self._engine)
         except (EngineError, StoreError, ValueError) as error:
-            self._channel.send(CallFailed(command.call, WireError.of(error)))
+            self._channel.send(CallFailed(number, WireError.of(error)))
             return
-        if isinstance(result, Future):
-            result.add_done_callback(partial(self._settle, command.call))
+        if isinstance(answer, Future):
+            answer.add_done_callback(partial(self._settle, number))
         else:
-            self._reply(command.call, result)
+            self._reply(number, answer)
 
-    def _run_call(self, command: AnyCall) -> object:
-        engine = self._engine
-        match command:
-            case LoadAdapter(_, digest):
-                return engine.load(digest)
-            case Pin(_, digest, pinned):
-                return engine.pin(digest, pinned=pinned)
-            case Unload(_, digest):
-                return engine.unload(digest)
-            case Merge(_, mixture):
-                return engine.merge(mixture)
-            case GetResidency():
-                return engine.residency()
-            case GetMerged():
-                return engine.merged()
-            case GetStats():
-                return engine.stats()
-            case PutCentroids(_, router, centroids):
-                engine.put_centroids(router, centroids)
-                return None
-
-    def _settle(self, call: int, future: Future[Any]) -> None:
-        self._settled.put((call, future))
+    def _settle(self, number: int, future: Future[Any]) -> None:
+        self._settled.put((number, future))
         self._channel.wake()
 
     def _send_settled(self) -> None:
         while True:
             try:
-                call, future = self._settled.get_nowait()
+                number, future = self._settled.get_nowait()
             except Empty:
                 return
             error = future.exception()
             if error is None:
-                self._reply(call, future.result())
+                self._reply(number, future.result())
             else:
-                self._channel.send(CallFailed(call, WireError.of(error)))
+                self._channel.send(CallFailed(number, WireError.of(error)))
 
-    def _reply(self, call: int, value: object) -> None:
-        self._channel.send(CallResult(call, msgspec.Raw(encode(value))))
+    def _reply(self, number: int, value: object) -> None:
+        self._channel.send(CallResult(number, msgspec.Raw(encode(value))))

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 
 from adapters_store.blobs.opening import DEFAULT_CACHE_BYTES
-from adapters_store.types import ResolvedMixture
-from router_engine.client.base import EngineInfo
+from router_engine.calls import AnyCall
 from router_engine.config import EngineConfig
 from router_engine.events import EngineEvent, FinalEvent, TokenEvent
+from router_engine.info import EngineInfo
 from router_engine.process.wire_errors import WireError
 from router_engine.request import EngineRequest
 
@@ -47,48 +47,14 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """End the engine after the step that runs now."""
 
 
-class Call(msgspec.Struct, frozen=True):
-    """A command that is answered by one CallResult or CallFailed with the same `call`."""
+class CallRequest(msgspec.Struct, frozen=True, tag=True):
+    """A call, answered by one CallResult or CallFailed with the same number."""
 
-    call: int
-
-
-class LoadAdapter(Call, frozen=True, tag=True):
-    digest: str
+    number: int
+    call: AnyCall
 
 
-class Pin(Call, frozen=True, tag=True):
-    digest: str
-    pinned: bool
-
-
-class Unload(Call, frozen=True, tag=True):
-    digest: str
-
-
-class Merge(Call, frozen=True, tag=True):
-    mixture: ResolvedMixture | None
-
-
-class GetResidency(Call, frozen=True, tag=True):
-    pass
-
-
-class GetMerged(Call, frozen=True, tag=True):
-    pass
-
-
-class GetStats(Call, frozen=True, tag=True):
-    pass
-
-
-class PutCentroids(Call, frozen=True, tag=True):
-    router: str
-    centroids: dict[str, tuple[float, ...]]
-
-
-AnyCall = LoadAdapter | Pin | Unload | Merge | GetResidency | GetMerged | GetStats | PutCentroids
-Command = Submit | Cancel | Shutdown | AnyCall
+Command = Submit | Cancel | Shutdown | CallRequest
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -126,14 +92,14 @@ class LongWork(msgspec.Struct, frozen=True, tag=True):
 class CallResult(msgspec.Struct, frozen=True, tag=True):
     """The answer to a call; the caller knows the type of `value`."""
 
-    call: int
+    number: int
     value: msgspec.Raw
 
 
 class CallFailed(msgspec.Struct, frozen=True, tag=True):
     """The error that a call ended with."""
 
-    call: int
+    number: int
     error: WireError
 
 

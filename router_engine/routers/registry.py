@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from adapters_store.plugins import Plugins, named, with_installed
 from router_engine.errors import RouterError
 from router_engine.excerpt import excerpt
-from router_engine.plugins import Plugins, with_installed
 from router_engine.request import Level
 from router_engine.routers.base import (
     HiddenRouter,
@@ -111,7 +111,7 @@ class RouterRegistry:
     def __init__(self, entries: Iterable[EntryPoint]) -> None:
         """Raises RouterError when two entries share a name."""
         nouns = ("router", "routers")
-        self._plugins = Plugins(RouterSpec, entries, nouns=nouns, error=RouterError)
+        self._plugins = Plugins(entries, named(RouterSpec), nouns=nouns, error=RouterError)
 
     @classmethod
     def discover(cls) -> RouterRegistry:
@@ -120,7 +120,7 @@ class RouterRegistry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self._plugins.names
+        return tuple(sorted(self._plugins.names))
 
     def get(self, name: str) -> RouterSpec:
         """Raises RouterInputError, with near names and all known ones, for an unknown name."""

@@ -1,47 +1,54 @@
-"""What routers inside layers said: sums over the tokens of a request, and counts for metrics."""
+"""Statistics of gates: sums over the tokens of a request, and counts for metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router_engine.events import GateStatistics
+from router_engine.events import FinalEvent, GateStatistics
+from router_engine.scheduling.observers import RequestObserver
+from router_engine.scheduling.plan import Gates, GateValues, StepOutput
 from router_engine.stats import GATE_BOUNDS
 
-Gates = NDArray[np.float32]
 _BOUNDS = np.array(GATE_BOUNDS, dtype=np.float32)  # as the gates: 0.1 lies on its bound
-GateColumns = tuple[tuple[str, int, int], ...]  # (digest, first, count)
-PromptGates = Mapping[str, Gates]
-"""Of one request whose adapters have routers of whole prompts: [layers, outputs] by digest."""
 
 
-@dataclass(frozen=True, slots=True)
-class GateValues:
-    """As `router_engine.experts.gate_tensors.GateTensors`, without torch."""
+class GateSums(RequestObserver):
+    """The gates of one request's adapters over its tokens, each of which counts once.
 
-    values: Gates  # [layers, tokens, width]
-    columns: GateColumns
-    of_prompts: Mapping[str, PromptGates] = field(default_factory=dict)  # by request
+    So every token is computed for it: blocks of the prefix cache say nothing of gates.
+    """
 
-
-class GateSums:
-    """The gates of one request's adapters over its tokens, each of which counts once."""
+    __slots__ = ("_adapters", "_sums", "_until")
 
     def __init__(self, adapters: Sequence[str]) -> None:
         self._adapters = frozenset(adapters)
         self._sums: dict[str, _Sums] = {}
         self._until = 0
 
+    @property
+    def searches_blocks(self) -> bool:
+        return False
+
+    def read(self, start: int, tokens: slice, out: StepOutput) -> None:
+        """See `RequestObserver.read`."""
+        if out.gates is not None:
+            self.add(start, out.gates, tokens)
+
+    def report(self, event: FinalEvent) -> FinalEvent:
+        """See `RequestObserver.report`."""
+        return replace(event, gates=self.statistics())
+
     def add(self, start: int, gates: GateValues, tokens: slice) -> None:
-        """Take in the step's `tokens`, at positions from `start` on; those known change nothing."""
-        known = max(self._until - start, 0)
-        fresh = gates.values[:, tokens][:, known:]
+        """Take in the step's `tokens`, at positions from `start` on; those read change nothing."""
+        num_read = max(self._until - start, 0)
+        fresh = gates.values[:, tokens][:, num_read:]
         if fresh.shape[1] == 0:
             return
-        self._until = start + known + fresh.shape[1]
+        self._until = start + num_read + fresh.shape[1]
         for digest, first, count in gates.columns:
             if digest in self._adapters:
                 if digest not in self._sums:

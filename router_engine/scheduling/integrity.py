@@ -68,8 +68,8 @@ def _request_places(scheduler: Scheduler) -> Iterator[str]:
     waiting = [state.request_id for state in scheduler.waiting]
     times = Counter([*running, *waiting])
     for request_id, state in scheduler.live.items():
-        # Of an ensemble that waits the lead alone is in the queue.
-        places = ("running", "waiting") if state.parent is None else ("running",)
+        # Of an ensemble that waits its head alone is in the queue.
+        places = ("running", "waiting") if state.head is state else ("running",)
         if times.pop(request_id, 0) != (state.status in places):
             yield f"request {request_id!r} is {state.status}, but its queues say otherwise"
         if (state.status == "running") != (request_id in running):

@@ -10,7 +10,6 @@ from router_engine.kv.block_table import BlockTable, blocks_for
 from router_engine.kv.prefix_index import BlockKeys, longest_match
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.hidden_means import Sum
 from router_engine.scheduling.state import RequestState
 
 
@@ -30,19 +29,18 @@ class KVBlockManager:
         self.block_size = block_size
         self.prefix_cache = prefix_cache
         self.prefix = PrefixCounters()
-        # By block, at its end: so that cached prompts are routed as fresh ones are. A probed
-        # request finds only blocks that probed ones have published, each with its sum.
-        self._sums: dict[int, Sum] = {}
 
     def new_table(self) -> BlockTable:
         return BlockTable(self.block_size)
 
-    def new_keys(self, request: EngineRequest, gate: LayerRoutingParams | None) -> BlockKeys:
-        salt = b"probed" if request.reads_hidden_states else b"" if gate is None else gate.key
+    def new_keys(
+        self, request: EngineRequest, layer_routing: LayerRoutingParams | None
+    ) -> BlockKeys:
+        """The chain of keys of a new request: its own where adapters act from a layer on only."""
+        salt = b"" if layer_routing is None else layer_routing.key
+        if request.reads_hidden_states:
+            salt = b"probed"
         return BlockKeys(self.block_size, request.adapters, request.combination, salt)
-
-    def fits_at_all(self, num_tokens: int) -> bool:
-        return blocks_for(num_tokens, self.block_size) <= self.pool.num_blocks
 
     def can_admit(self, states: Sequence[RequestState], *, reserve: int) -> bool:
         """Whether all their known tokens find blocks now, with `reserve` blocks to spare."""
@@ -62,8 +60,8 @@ class KVBlockManager:
             self.pool.share(block)
         state.block_table.extend(shared)
         state.num_computed = len(shared) * self.block_size
-        if state.running_mean is not None:
-            state.running_mean.resume([self._sums[block] for block in shared])
+        for observer in state.observers:
+            observer.resume(shared)
         if self._searches(state):
             self.prefix.queried += len(state.tokens)
             self.prefix.hit += state.num_computed
@@ -79,15 +77,15 @@ class KVBlockManager:
     def publish(self, state: RequestState, computed_before: int) -> None:
         """Make the blocks findable that were filled since `computed_before`."""
         full = state.num_computed // self.block_size
-        if not self._shares(state) or full == computed_before // self.block_size:
+        if full == computed_before // self.block_size or not self._shares(state):
             return
         keys = state.block_keys.first(full, state.tokens, state.weights_history)
         for index in range(computed_before // self.block_size, full):
             block = state.block_table.block_ids[index]
-            if state.running_mean is not None:
-                self._sums[block] = state.running_mean.block_sums[index]
+            for observer in state.observers:
+                observer.publish(index, block)
             if self.pool.publish(block, keys[index]):
-                state.published[block] = keys[index]
+                state.block_keys.published[block] = keys[index]
 
     def release(self, state: RequestState, *, is_kept: bool = True) -> None:
         """Take all blocks back; the request starts over if it goes on.
@@ -102,22 +100,25 @@ class KVBlockManager:
 
     def _retract(self, state: RequestState) -> None:
         """Let nobody find what a request has published; whoever shares it keeps it."""
-        for block, key in state.published.items():
+        for block, key in state.block_keys.published.items():
             # An evicted block has none or another's. Where that is equal it is lost, and no more.
             if self.pool.keys.get(block) == key:
                 self.pool.retract(block)
 
     def _shares(self, state: RequestState) -> bool:
-        """Whether others find its blocks: not where their KV depends on the tokens behind them."""
-        return self.prefix_cache and not state.reads_whole_prompt
+        """Whether others find its blocks."""
+        observers = state.observers
+        return self.prefix_cache and (not observers or all(o.shares_blocks for o in observers))
 
     def _searches(self, state: RequestState) -> bool:
-        return self._shares(state) and state.gate_sums is None
+        """Whether it may use the blocks of others."""
+        observers = state.observers
+        return self.prefix_cache and (not observers or all(o.searches_blocks for o in observers))
 
     def _match(self, state: RequestState) -> list[int]:
         """Blocks that hold the first tokens' KV; at least one token is left to compute."""
         if not self._searches(state):
             return []
-        known = min(len(state.tokens) - 1, state.weights_history.known_until)
-        keys = state.block_keys.first(known // self.block_size, state.tokens, state.weights_history)
+        until = min(len(state.tokens) - 1, state.weights_history.known_until)
+        keys = state.block_keys.first(until // self.block_size, state.tokens, state.weights_history)
         return longest_match(self.pool, keys)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -13,57 +13,75 @@ from numpy.typing import NDArray
 
 from adapters_store.types import Combination
 from router_engine.events import TokenUncertainty
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gate_statistics import GateValues, PromptGates
-from router_engine.scheduling.state import RequestState
 from router_engine.scheduling.weights_history import WeightRun
+
+Gates = NDArray[np.float32]
+GateColumns = tuple[tuple[str, int, int], ...]  # (digest, first, count)
+PromptGates = Mapping[str, Gates]
+"""Of one request whose adapters have gating networks of whole prompts: [layers, outputs] by
+digest."""
 
 
 class EnsembleMember(NamedTuple):
-    """A row's place in an ensemble. draws: its logits are the last that the others wait for."""
+    """A row's place in an ensemble."""
 
     ensemble: str  # the request
     member: int
-    size: int
-    samples_token: bool
+    size: int  # members
+    samples_token: bool  # its logits are the last that the others wait for
 
 
 class PlannedRow(msgspec.Struct, frozen=True):
     """One request's chunk of a step: tokens at positions [start, start + len(token_ids)).
 
     A Struct, as a dataclass that is frozen takes several times as long to make, for each row of
-    each step.
+    each step. What is the same in each of them is in `request`, and not copied.
     """
 
-    request_id: str
+    request: EngineRequest
+    arrival: int  # tells the request from a later one of the same id
     token_ids: tuple[int, ...]
     start: int
     block_ids: tuple[int, ...]  # cover positions [0, start + len(token_ids))
     sample: bool  # the chunk ends with the last known token: its logits are wanted
-    weight_runs: tuple[
-        WeightRun, ...
-    ]  # (number of tokens, weights of the adapters), cover the chunk
-    adapters: tuple[str, ...]  # digests
-    combination: Combination
-    is_routed: bool  # weights differ from token to token
-    reads_hidden_states: (
-        bool  # a router reads its hidden states; its experts act from the probe layer on
-    )
-    sampling: SamplingParams
-    num_generated: int  # index of the token that a sample yields
-    prompt_token_ids: tuple[int, ...]
+    weight_runs: tuple[WeightRun, ...]  # (number of tokens, weights of the adapters), in order
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
-    arrival: int  # tells the request from a later one of the same id
-    gate: LayerRoutingParams | None = None  # instead of the weights of `weight_runs`
+    layer_routing: LayerRoutingParams | None = None  # instead of the weights of `weight_runs`
     ensemble_member: EnsembleMember | None = None  # of an ensemble's member whose logits are wanted
-    reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
-    prompt_gates: PromptGates | None = None  # theirs; None: this chunk holds the prompt
+    observers: tuple[object, ...] = ()  # of the request's features, which know theirs by its type
 
     @property
-    def finds_prompt_gates(self) -> bool:
-        """Whether the whole prompt is in this chunk, for the routers that read it so."""
-        return self.reads_whole_prompt and self.prompt_gates is None
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Digests, one a weight."""
+        return self.request.adapters
+
+    @property
+    def combination(self) -> Combination:
+        return self.request.combination
+
+    @property
+    def sampling(self) -> SamplingSpec:
+        return self.request.sampling
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        return self.request.prompt_token_ids
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether weights differ from token to token."""
+        return self.request.routing is not None or self.layer_routing is not None
+
+    @property
+    def reads_hidden_states(self) -> bool:
+        """Whether a router reads them: the experts act from the probe layer on only."""
+        return self.request.reads_hidden_states
 
     @property
     def samples_token(self) -> bool:
@@ -75,36 +93,13 @@ class PlannedRow(msgspec.Struct, frozen=True):
         return self.start + len(self.token_ids)
 
     @property
-    def generated_token_ids(self) -> Sequence[int]:
-        return self.known_tokens[len(self.prompt_token_ids) :]
+    def num_generated(self) -> int:
+        """Index of the token that a sample yields."""
+        return len(self.known_tokens) - len(self.request.prompt_token_ids)
 
-    @classmethod
-    def of(
-        cls, state: RequestState, stop: int, ensemble_member: EnsembleMember | None
-    ) -> PlannedRow:
-        """Compute `state` up to position `stop`; its block table must cover that."""
-        request, start = state.request, state.num_computed
-        return cls(
-            request_id=state.request_id,
-            token_ids=tuple(state.tokens[start:stop]),
-            start=start,
-            block_ids=tuple(state.block_table.block_ids),
-            sample=stop == len(state.tokens),
-            weight_runs=state.weights_history.between(start, stop),
-            adapters=request.adapters,
-            combination=request.combination,
-            is_routed=request.routing is not None or state.gate is not None,
-            reads_hidden_states=request.reads_hidden_states,
-            sampling=request.sampling,
-            num_generated=state.num_generated,
-            prompt_token_ids=request.prompt_token_ids,
-            known_tokens=state.tokens,
-            arrival=state.arrival,
-            gate=state.gate,
-            ensemble_member=ensemble_member,
-            reads_whole_prompt=state.reads_whole_prompt,
-            prompt_gates=state.prompt_gates,
-        )
+    @property
+    def generated_token_ids(self) -> Sequence[int]:
+        return self.known_tokens[len(self.request.prompt_token_ids) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +131,13 @@ class StepPlan:
 
     @property
     def logit_tokens(self) -> NDArray[np.intp]:
-        """Where the last tokens of `sampled_rows` stand in the flat batch."""
+        """Where the last tokens of `rows_with_logits` stand in the flat batch."""
         last = np.cumsum([len(row.token_ids) for row in self.rows]) - 1
         return last[[row.sample for row in self.rows]]
 
     @property
     def sampling_rows(self) -> tuple[PlannedRow, ...]:
-        """Those of `sampled_rows` of which a token comes."""
+        """Those of `rows_with_logits` of which a token comes."""
         return tuple(row for row in self.rows if row.samples_token)
 
 
@@ -156,19 +151,26 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class GateValues:
+    """As `router_engine.experts.gate_tensors.GateTensors`, without torch."""
+
+    values: Gates  # [layers, tokens, width]
+    columns: GateColumns  # whose gates stand where in the width
+    of_prompts: Mapping[str, PromptGates] = field(default_factory=dict)  # by request
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
-    """One sample for each of the plan's `drawn_rows`, in their order.
+    """What a step has computed."""
 
-    hidden_states [tokens, hidden]: the base's hidden states at the probe layer, each of root mean
-    square 1, where the plan is probed. gates: None where no adapter of the step has routers inside
-    layers. finite [tokens]: whether all that was computed of a token are numbers; None: of all
-    tokens.
-    """
-
-    samples: tuple[SampledToken, ...]
+    samples: tuple[SampledToken, ...]  # one for each of the plan's `sampling_rows`, in their order
+    # [tokens, hidden]: the base's hidden states at the probe layer, each of root mean square 1,
+    # where some row reads them.
     hidden_states: NDArray[np.float32] | None = None
-    gates: GateValues | None = None
-    finite: NDArray[np.bool_] | None = None
+    gates: GateValues | None = None  # None where no adapter of the step has gating networks
+    finite: NDArray[np.bool_] | None = (
+        None  # [tokens]: all computed of it are numbers; None: of all
+    )
 
     def is_finite(self, tokens: slice, sample: SampledToken | None) -> bool:
         """Whether all that was computed of a row are numbers.

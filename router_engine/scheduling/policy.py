@@ -1,4 +1,4 @@
-"""Who goes first: an order over requests, for admission and for preemption."""
+"""An order over requests: who is admitted first, and who gives up its blocks first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PriorityPolicy:
 
 def _raised(state: RequestState, level: int) -> int:
     """The level of a request, or that of those who overtook it too often (`WaitingQueue`)."""
-    raised = state.head.raised_to
+    raised = state.turn.raised_to
     return level if raised is None else min(level, raised)
 
 
@@ -50,7 +50,7 @@ def seniority(policy: OrderingPolicy, state: RequestState) -> tuple[int, int]:
 
 def queue_rank(policy: OrderingPolicy, state: RequestState) -> tuple[int, bool, int]:
     """Sorts waiting requests of one group: those that ran before go on before others start."""
-    return policy.level(state), not state.goes_on, state.arrival
+    return policy.level(state), not state.turn.goes_on, state.arrival
 
 
 def passed_too_often(
@@ -64,9 +64,9 @@ def passed_too_often(
     longest = min(behind, key=lambda one: one.arrival, default=None)
     if longest is None or longest.arrival > started.arrival:
         return None
-    longest.overtaken += 1
-    is_next = longest.goes_on and policy.level(longest) <= policy.level(started)
-    return None if is_next or longest.overtaken < most else longest
+    longest.turn.overtaken += 1
+    is_next = longest.turn.goes_on and policy.level(longest) <= policy.level(started)
+    return None if is_next or longest.turn.overtaken < most else longest
 
 
 def in_turn(
@@ -89,3 +89,28 @@ def in_turn(
     for is_chunk, own_level, _, state in due:
         (after if is_chunk and own_level > level else before).append(state)
     return before, after
+
+
+def victim_for_running(
+    running: Iterable[RequestState], policy: OrderingPolicy, needy: RequestState
+) -> RequestState | None:
+    """The most junior owner of blocks that is junior to `needy`, which runs and needs blocks.
+
+    What a victim had is computed again later, under the same weights.
+    """
+    rank = seniority(policy, needy)
+    return _most_junior(
+        (s for s in running if s.block_table.block_ids and seniority(policy, s) > rank), policy
+    )
+
+
+def victim_for_waiting(
+    running: Iterable[RequestState], policy: OrderingPolicy, waiting: RequestState
+) -> RequestState | None:
+    """The most junior running request of a strictly later level than `waiting`."""
+    level = policy.level(waiting)
+    return _most_junior((s for s in running if policy.level(s) > level), policy)
+
+
+def _most_junior(candidates: Iterable[RequestState], policy: OrderingPolicy) -> RequestState | None:
+    return max(candidates, key=lambda state: seniority(policy, state), default=None)

@@ -35,22 +35,22 @@ class WaitingQueue:
             yield from group
 
     def push(self, state: RequestState) -> None:
-        if state.group not in self._groups:
-            self._counters.enter(state.group, self._groups.keys())
-            self._groups[state.group] = []
-        insort(self._groups[state.group], state, key=self._rank)
+        if state.turn.group not in self._groups:
+            self._counters.enter(state.turn.group, self._groups.keys())
+            self._groups[state.turn.group] = []
+        insort(self._groups[state.turn.group], state, key=self._rank)
         self._size += 1
 
     def remove(self, state: RequestState) -> None:
-        group = self._groups[state.group]
+        group = self._groups[state.turn.group]
         index = bisect_left(group, self._rank(state), key=self._rank)
         if index == len(group) or group[index] is not state:
             raise ValueError(f"request {state.request_id!r} is not in the waiting queue")
         del group[index]
         self._size -= 1
         if not group:
-            del self._groups[state.group]
-            self._counters.leave(state.group)
+            del self._groups[state.turn.group]
+            self._counters.leave(state.turn.group)
 
     def head(self, *, background: bool = True) -> RequestState | None:
         """Who is next; None when nobody waits. `background`: whether such requests count."""
@@ -68,16 +68,16 @@ class WaitingQueue:
         late = passed_too_often(self._policy, self, state, self._max_overtaken)
         if late is not None:
             self.remove(late)
-            late.raised_to = level
+            late.turn.raised_to = level
             self.push(late)
-        texts = (one for one in running if one.num_runnable > 1 and one.parent is None)
+        texts = (each for each in running if each.num_runnable > 1 and each.head is each)
         late = passed_too_often(self._policy, texts, state, self._max_overtaken)
         if late is not None:
-            late.raised_to = level
+            late.turn.raised_to = level
 
     def _rank(self, state: RequestState) -> tuple[int, bool, int]:
         return queue_rank(self._policy, state)
 
     def _turn(self, state: RequestState) -> tuple[int, bool, int, int]:
         level, is_new, arrival = self._rank(state)
-        return level, is_new, self._counters.served(state.group) if is_new else 0, arrival
+        return level, is_new, self._counters.served(state.turn.group) if is_new else 0, arrival

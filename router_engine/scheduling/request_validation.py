@@ -11,7 +11,7 @@ from router_engine.request import (
     MAX_LAG,
     MAX_MEMBERS,
     EngineRequest,
-    SamplingParams,
+    SamplingSpec,
     TokenRouting,
 )
 
@@ -158,7 +158,7 @@ def _is_finite_float32(value: float) -> bool:
     return abs(value) < _FLOAT32_OVERFLOW  # false for NaN too
 
 
-def _sampling_reasons(sampling: SamplingParams) -> Iterator[str]:
+def _sampling_reasons(sampling: SamplingSpec) -> Iterator[str]:
     for name, (least, most, words) in _SAMPLING_RANGES.items():
         value = getattr(sampling, name)
         if not least <= value <= most:  # false for NaN too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -11,8 +12,8 @@ from router_engine.kv.block_table import BlockTable
 from router_engine.kv.prefix_index import BlockKeys
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
-from router_engine.scheduling.gate_statistics import GateSums, GateValues, PromptGates
-from router_engine.scheduling.hidden_means import RunningMean
+from router_engine.scheduling.fairness import Group
+from router_engine.scheduling.observers import RequestObserver
 from router_engine.scheduling.weights_history import WeightsHistory
 
 
@@ -24,41 +25,69 @@ class RequestStatus(StrEnum):
     FINISHED = "finished"
 
 
+@dataclass(slots=True)
+class Turn:
+    """A request's place in the order; an ensemble has one."""
+
+    group: Group  # whose service it counts as
+    was_admitted: bool = False
+    overtaken: int = 0  # later requests that started while none waited longer than this one
+    raised_to: int | None = None  # the level that it goes with, once it was overtaken too often
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes before those of its level that have yet to start."""
+        return self.was_admitted or self.raised_to is not None
+
+
+@dataclass(slots=True)
+class RequestUsage:
+    """What a request has had, for its final event."""
+
+    arrival_time: float  # seconds on the scheduler's clock
+    first_scheduled_time: float | None = None
+    num_cached_tokens: int = 0  # of the prompt, when it was admitted
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class PendingQueries:
+    """What the token router of a request has been told and has yet to answer."""
+
+    lengths: deque[int]  # of the texts that it has yet to answer on, in tokens, oldest first
+    num_routed_tokens: int  # tokens of the text that it has been told
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """The sequences of one request, which share tokens, turn and status."""
+
+    members: tuple[RequestState, ...]
+
+    @property
+    def head(self) -> RequestState:
+        """The member that is the request to all others."""
+        return self.members[0]
+
+
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """`tokens` are prompt and generated tokens; the first `num_computed` have valid KV."""
+    """One sequence: the first `num_computed` of its `tokens` have valid KV."""
 
     request: EngineRequest
     arrival: int  # order of submission
-    arrival_time: float  # seconds on the scheduler's clock
+    tokens: list[int]  # prompt and generated
+    status: RequestStatus
     block_table: BlockTable
     block_keys: BlockKeys
     weights_history: WeightsHistory
-    tokens: list[int]
-    status: RequestStatus
+    turn: Turn
+    usage: RequestUsage
+    layer_routing: LayerRoutingParams | None = None  # where weights arise inside the layers
+    queries: PendingQueries | None = None  # where a token router makes them
+    observers: tuple[RequestObserver, ...] = ()  # of features that watch what it computes
+    ensemble: Ensemble | None = None
     num_computed: int = 0
-    num_routed_tokens: int = 0  # tokens that the router knows of
-    pending_queries: deque[int] = field(
-        default_factory=deque
-    )  # lengths of text it has yet to answer on
-    running_mean: RunningMean | None = None  # of a probed request
-    gate_sums: GateSums | None = None  # of one that reports gates
-    admitted: bool = False
-    overtaken: int = 0  # later requests that started while none waited longer than this one
-    raised_to: int | None = None  # the level that it goes with, once it was overtaken too often
-    num_preemptions: int = 0
-    num_cached_tokens: int = 0
-    # Key by block of what it has computed itself and others could find, ever: its blocks may have
-    # been released since, or hold another's content. No more entries than the pool has blocks.
-    published: dict[int, bytes] = field(default_factory=dict)
-    first_scheduled_time: float | None = None
-    group: str = ""  # whose service it counts as
-    gate: LayerRoutingParams | None = None  # where weights arise inside the layers
-    reads_whole_prompt: bool = False  # some adapter has routers of whole prompts
-    prompt_gates: PromptGates | None = None  # theirs, once the prompt is computed
-    # An ensemble's members share `tokens` and status; its first is the request to all others.
-    parent: RequestState | None = None  # of a follower
-    children: tuple[RequestState, ...] = ()  # of a lead
     num_prompt: int = field(init=False)  # tokens; asked for several times a step
 
     def __post_init__(self) -> None:
@@ -69,19 +98,14 @@ class RequestState:
         return self.request.request_id
 
     @property
-    def goes_on(self) -> bool:
-        """Whether it goes before those of its level that have yet to start."""
-        return self.admitted or self.raised_to is not None
-
-    @property
     def head(self) -> RequestState:
-        """Who stands for its ensemble; itself where there is none."""
-        return self if self.parent is None else self.parent
+        """The member that stands for its ensemble; itself where there is none."""
+        return self if self.ensemble is None else self.ensemble.members[0]
 
     @property
     def members(self) -> tuple[RequestState, ...]:
-        """All sequences of a head's request."""
-        return (self, *self.children)
+        """All sequences of the request."""
+        return (self,) if self.ensemble is None else self.ensemble.members
 
     @property
     def num_generated(self) -> int:
@@ -98,9 +122,9 @@ class RequestState:
         return self.weights_history.known_until < len(self.tokens)
 
     @property
-    def lacks_prompt_gates(self) -> bool:
-        """The prompt has to be computed in one step: its gates are of all its tokens."""
-        return self.reads_whole_prompt and self.prompt_gates is None
+    def needs_whole_prompt(self) -> bool:
+        """Whether the prompt has to be computed in one step: an observer reads all of it."""
+        return bool(self.observers) and any(each.needs_whole_prompt for each in self.observers)
 
     @property
     def computable_until(self) -> int:
@@ -111,7 +135,7 @@ class RequestState:
         if self.lacks_weights and self.recomputes:
             return self.num_computed
         until = min(len(self.tokens), self.weights_history.known_until)
-        if self.lacks_prompt_gates and until < self.num_prompt:
+        if until < self.num_prompt and self.needs_whole_prompt:
             return self.num_computed
         return until
 
@@ -124,24 +148,11 @@ class RequestState:
     def is_runnable(self) -> bool:
         return self.num_runnable > 0
 
-    def read_gates(self, start: int, gates: GateValues, tokens: slice) -> None:
-        """Take in what the routers said of the step's `tokens`, at positions from `start` on."""
-        if self.lacks_prompt_gates:
-            self.prompt_gates = gates.of_prompts[self.request_id]
-        if self.gate_sums is not None:
-            self.gate_sums.add(start, gates, tokens)
-
     def weights_at_yield(self, index: int) -> tuple[float, ...]:
         """Weights of the pass that yielded generated token `index`; () where layers chose them."""
-        if self.gate is not None:
+        if self.layer_routing is not None:
             return ()
         return self.weights_history.at(self.num_prompt + index - 1).dense
-
-    def _hidden(self) -> tuple[float, ...]:
-        if not self.request.report_hidden or self.running_mean is None:
-            return ()
-        mean = self.running_mean.mean()
-        return () if mean is None else tuple(mean.tolist())
 
     def final_event(
         self,
@@ -151,17 +162,54 @@ class RequestState:
         error: str | None = None,
         stop_token_id: int | None = None,
     ) -> FinalEvent:
-        started = now if self.first_scheduled_time is None else self.first_scheduled_time
-        return FinalEvent(
+        """The event that ends the request. now: seconds on the scheduler's clock."""
+        usage = self.usage
+        started = now if usage.first_scheduled_time is None else usage.first_scheduled_time
+        event = FinalEvent(
             self.request_id,
             reason,
             error,
             stop_token_id,
             num_prompt_tokens=self.num_prompt,
-            num_cached_tokens=self.num_cached_tokens,
+            num_cached_tokens=usage.num_cached_tokens,
             num_generated_tokens=self.num_generated,
-            num_preemptions=self.num_preemptions,
-            queue_seconds=started - self.arrival_time,
-            hidden=self._hidden(),
-            gates=() if self.gate_sums is None else self.gate_sums.statistics(),
+            num_preemptions=usage.num_preemptions,
+            queue_seconds=started - usage.arrival_time,
         )
+        for observer in self.observers:
+            event = observer.report(event)
+        return event
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Since the start. `submitted` = `ended` + live sequences: an ensemble counts by members."""
+
+    submitted: int = 0
+    ended: int = 0
+    prompt_tokens: int = 0  # computed; what the prefix cache gave is not counted
+    generated_tokens: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerGauges:
+    """Live sequences by what they are doing."""
+
+    running: int
+    waiting: int  # could run, and own no blocks
+    waiting_for_adapters: int
+    waiting_for_weights: int  # running ones that sit out included
+
+    @classmethod
+    def from_states(
+        cls, live: Iterable[RequestState], running: int, waiting: int
+    ) -> SchedulerGauges:
+        """Counts what the states of the live sequences tell."""
+        loading = unsure = 0
+        for state in live:
+            if state.status is RequestStatus.WAITING_ADAPTERS:
+                loading += 1
+            elif state.lacks_weights:
+                unsure += 1
+        return cls(running, waiting, loading, unsure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router_engine.config import SchedulerConfig
 from router_engine.scheduling.ensembles import ensemble_members_of
-from router_engine.scheduling.plan import PlannedRow, StepPlan
+from router_engine.scheduling.plan import EnsembleMember, PlannedRow, StepPlan
 from router_engine.scheduling.state import RequestState
 
 
@@ -16,9 +16,10 @@ class StepBuilder:
         self._background_left = background_tokens
         self.stalled: list[RequestState] = []  # found no blocks; their seniors hold them
         self._chunks: dict[str, tuple[RequestState, int]] = {}  # (request, stop position)
+        self._has_ensembles = False
 
     @classmethod
-    def of(cls, config: SchedulerConfig, *, is_idle: bool) -> StepBuilder:
+    def from_config(cls, config: SchedulerConfig, *, is_idle: bool) -> StepBuilder:
         """is_idle: all that goes on is in the background."""
         beside, most = config.background_tokens_beside, config.background_tokens
         return cls(config.max_step_tokens, most if is_idle else beside)
@@ -39,12 +40,14 @@ class StepBuilder:
         that is smaller.
         """
         within = state.num_computed + self._left(state)
-        if state.lacks_prompt_gates:
+        if state.needs_whole_prompt:
             within = max(within, state.num_prompt)
         return min(within, state.computable_until)
 
     def add(self, state: RequestState, stop: int) -> None:
+        """Compute `state` up to position `stop`; its block table must cover that."""
         self._chunks[state.request_id] = (state, stop)
+        self._has_ensembles = self._has_ensembles or state.ensemble is not None
         self._take(state, stop - state.num_computed)
 
     def discard(self, state: RequestState) -> None:
@@ -54,10 +57,10 @@ class StepBuilder:
             self._take(state, state.num_computed - chunk[1])
 
     def plan(self) -> StepPlan | None:
-        seats = ensemble_members_of(self._chunks)
+        """The step; None where nobody takes part."""
+        members = ensemble_members_of(self._chunks) if self._has_ensembles else {}
         rows = tuple(
-            PlannedRow.of(state, stop, seats.get(name))
-            for name, (state, stop) in self._chunks.items()
+            _row(state, stop, members.get(name)) for name, (state, stop) in self._chunks.items()
         )
         return StepPlan(rows) if rows else None
 
@@ -69,3 +72,20 @@ class StepBuilder:
         self.tokens_left -= tokens
         if state.request.is_background:
             self._background_left -= tokens
+
+
+def _row(state: RequestState, stop: int, member: EnsembleMember | None) -> PlannedRow:
+    start = state.num_computed
+    return PlannedRow(
+        state.request,
+        state.arrival,
+        tuple(state.tokens[start:stop]),
+        start,
+        tuple(state.block_table.block_ids),
+        stop == len(state.tokens),
+        state.weights_history.between(start, stop),
+        state.tokens,
+        state.layer_routing,
+        member,
+        state.observers,
+    )

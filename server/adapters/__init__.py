@@ -1,0 +1,1 @@
+"""Administration of adapters: publishing, residency, sample texts, their encoder. No HTTP."""

@@ -55,7 +55,7 @@ def encoder_supervisor(
     return Supervisor("encoder", launch, policy=_RESTARTS, patience=patience)
 
 
-class EncoderProcess:
+class SupervisedEncoder:
     """The encoder of one server: nothing runs before `start`. Used from one event loop."""
 
     def __init__(
@@ -75,7 +75,7 @@ class EncoderProcess:
 
     @property
     def restarts(self) -> int:
-        """How often it came back after its end."""
+        """Times that it came back after its end."""
         return 0 if self._supervisor is None else self._supervisor.restarts
 
     async def start(self) -> None:
@@ -118,13 +118,13 @@ class EncoderProcess:
 class StartingEncoderClient(EncoderClient):
     """A client that has the encoder started when it first has something to ask."""
 
-    def __init__(self, process: EncoderProcess, endpoint: str, patience: float) -> None:
+    def __init__(self, process: SupervisedEncoder, endpoint: str, patience: float) -> None:
         """patience: seconds to wait until it is there."""
         super().__init__(endpoint, connect_seconds=patience)
         self._process = process
 
     async def connected(self) -> int:
-        """See EncoderClient; raises what `EncoderProcess.start` raises, too."""
+        """See EncoderClient; raises what `SupervisedEncoder.start` raises, too."""
         await self._process.start()
         return await super().connected()
 

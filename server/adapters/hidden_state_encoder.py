@@ -11,10 +11,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.calls import PutCentroids
+from router_engine.client.base import EngineClient
 from router_engine.events import FinalEvent, FinishReason
+from router_engine.info import EngineInfo
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, Reports, SamplingSpec
 from router_engine.routers.centroids import ANY_THREAD, ThreadRunner
 from router_engine.routers.encoder.encoder_messages import Info
 from router_engine.routers.errors import RouterInputError, RouterUnavailableError
@@ -62,7 +64,7 @@ class HiddenStateEncoder:
         return self._engine.restarts + 1
 
     async def info(self) -> Info:
-        """What an embedding depends on."""
+        """The name and width of the embeddings, which centroids are kept under."""
         return Info(0, f"{self._info.probe} {_FORM}", 2 * self._info.hidden_size)
 
     async def embed(self, texts: Sequence[str], *, window: Window = "head") -> NDArray[np.float32]:
@@ -76,7 +78,7 @@ class HiddenStateEncoder:
             digest: np.asarray(vector, np.float64).tolist() for digest, vector in centroids.items()
         }
         for router in self._routers:
-            await self._engine.put_centroids(router, vectors)
+            await self._engine.call(PutCentroids(router, vectors))
 
     async def _embedding(self, text: str, window: Window) -> NDArray[np.float32]:
         room = self._info.longest() - 1
@@ -98,10 +100,10 @@ class HiddenStateEncoder:
         request = EngineRequest(
             uuid.uuid4().hex,
             ids,
-            SamplingParams(max_new_tokens=1),
+            SamplingSpec(max_new_tokens=1),
             is_background=True,
             reads_hidden_states=True,
-            report_hidden=True,
+            reports=Reports(hidden_mean=True),
         )
         async with aclosing(self._engine.submit(request)) as events:
             async for event in events:

@@ -1,10 +1,9 @@
-"""What admins do with adapters: one use case behind the routes, over store and engine."""
+"""Administration of adapters: one use case behind the routes, over store and engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,11 +20,13 @@ from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.peft import CONFIG_FILE
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterRecord, AdapterRef, CheckReport
-from adapters_store.upload import Upload
-from router_engine.client.base import AdapterResidency, EngineClient, EngineInfo, MergedState
+from adapters_store.upload import PublishRequest
+from router_engine.calls import GetMerged, GetResidency, LoadAdapter, Merge, Pin, Unload
+from router_engine.client.base import EngineClient
 from router_engine.errors import EngineError, MixtureError
 from router_engine.experts.variants import plain_digest
-from server.adapters.text_states import TextState, TextStates
+from router_engine.info import AdapterResidency, EngineInfo, MergedState
+from server.adapters.text_states import TextStates
 from server.errors import InputError
 from server.generation.mixtures import Mixtures
 from server.schemas.adapters import (
@@ -36,6 +37,7 @@ from server.schemas.adapters import (
     ProblemReply,
     ResidencyReply,
     TextsReply,
+    TextState,
     UnloadReply,
 )
 from server.schemas.mixture import FixedMixture
@@ -49,15 +51,6 @@ log = structlog.get_logger(__name__)
 _CONFIGS = (MANIFEST_FILE, CONFIG_FILE)  # either makes a folder an adapter
 CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are distinct
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Publishable:
-    """An adapter's content with what is said about it."""
-
-    content: Upload
-    texts: Sequence[str] = ()
-    tags: Sequence[str] = ()
 
 
 class AdapterService:
@@ -86,9 +79,9 @@ class AdapterService:
         """Stop what goes on in the background."""
         await self._states.close()
 
-    async def publish(self, name: str, upload: Publishable) -> AdapterReply:
-        """Store the next version of `name`. Raises InvalidAdapterError with every problem."""
-        record, report = await self._publish(name, upload)
+    async def publish(self, request: PublishRequest) -> AdapterReply:
+        """Store the next version of a name. Raises InvalidAdapterError with every problem."""
+        record, report = await self._publish(request)
         await self._states.make(record, seconds=CENTROID_SECONDS)
         reply = await self._reply(record)
         return reply.model_copy(update={"notes": list(report.notes)})
@@ -103,27 +96,26 @@ class AdapterService:
     async def texts(self, reference: str) -> TextsReply:
         """The sample texts in force."""
         record = await self._run(self._store.resolve, reference)
-        found = await self._run(self._store.texts, record.digest)
-        return TextsReply(name=record.label, texts=list(found))
+        texts = await self._run(self._store.texts, record.digest)
+        return TextsReply(name=record.label, texts=list(texts))
 
     async def publish_folder(self, directory: Path) -> None:
         """Publish every adapter folder in `directory` whose content is not stored yet.
 
         Raises SettingsError naming a folder that is refused.
         """
-        found = {path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")}
-        for folder in sorted(found):
+        for folder in adapter_folders(directory):
             try:
                 await self._publish_once(folder)
             except InvalidAdapterError as error:
                 first, *more = error.problems
-                rest = f" (and {len(more)} more problems)" if more else ""
-                raise SettingsError(f"adapters: {folder} is refused: {first}{rest}") from error
+                and_more = f" (and {len(more)} more problems)" if more else ""
+                raise SettingsError(f"adapters: {folder} is refused: {first}{and_more}") from error
 
-    async def check(self, name: str, upload: Publishable) -> CheckReply:
+    async def check(self, request: PublishRequest) -> CheckReply:
         """A dry run of `publish`."""
-        self._check_name(name)
-        report = await self._report(name, upload)
+        self._check_name(request.name)
+        report = await self._report(request)
         manifest = report.manifest
         element = _ELEMENT_BYTES.get(self._info.dtype, 4)
         return CheckReply(
@@ -164,18 +156,18 @@ class AdapterService:
         if ref.name is None:
             raise InputError("name", repr(reference), "delete by name or name@version")
         record = await self._run(self._store.resolve, ref)
-        whole = ref == AdapterRef(name=ref.name)
+        is_bare_name = ref == AdapterRef(name=ref.name)
         used = frozenset() if force else await self._used()
         remove = partial(self._store.delete, force=force, in_use=used.__contains__)
-        gone = await self._run(remove, record.name, None if whole else record.version)
-        for one in gone:
-            await self._forget(one)
-        log.info("deleted", adapters=[one.label for one in gone])
+        deleted = await self._run(remove, record.name, None if is_bare_name else record.version)
+        for record in deleted:
+            await self._forget(record)
+        log.info("deleted", adapters=[record.label for record in deleted])
         freed = 0
         # Whoever is in use is not known now, or the disk is full: the next delete collects.
         with suppress(EngineError, StoreUnavailableError, StoreFullError):
             freed = await self.collect()
-        return DeletedReply(deleted=[one.label for one in gone], freed_bytes=freed)
+        return DeletedReply(deleted=[record.label for record in deleted], freed_bytes=freed)
 
     async def collect(self) -> int:
         """Remove stored bytes that no version points at; returns how many.
@@ -196,37 +188,37 @@ class AdapterService:
     async def load(self, reference: str) -> ResidencyReply:
         """Bring an adapter to the device."""
         record = await self._mixtures.record(reference)
-        return ResidencyReply.of(await self._engine.load(record.digest))
+        return ResidencyReply.of(await self._engine.call(LoadAdapter(record.digest)))
 
     async def pin(self, reference: str, *, pinned: bool) -> ResidencyReply:
         """Keep an adapter on the device, or let it go again."""
         record = await self._mixtures.record(reference)
-        return ResidencyReply.of(await self._engine.pin(record.digest, pinned=pinned))
+        return ResidencyReply.of(await self._engine.call(Pin(record.digest, pinned)))
 
     async def unload(self, reference: str) -> UnloadReply:
         """Drop an adapter from device and host."""
         record = await self._mixtures.record(reference)
-        freed = await self._engine.unload(record.digest)
+        freed = await self._engine.call(Unload(record.digest))
         return UnloadReply(name=record.label, freed_bytes=freed)
 
     async def merge(self, body: FixedMixture) -> MergedReply:
         """Fold a mixture into the base."""
         mixture = await self._mixtures.resolve_fixed(body.adapters)
         try:
-            return await self._merged_reply(await self._engine.merge(mixture))
+            return await self._merged_reply(await self._engine.call(Merge(mixture)))
         except MixtureError as error:  # in the client's words
-            told = str(error)
+            message = str(error)
             for digest, item in zip(mixture.digests, body.adapters, strict=True):
-                told = told.replace(digest, item.name)
-            raise MixtureError(told) from error
+                message = message.replace(digest, item.name)
+            raise MixtureError(message) from error
 
     async def merged(self) -> MergedReply:
-        """What the base weights hold."""
-        return await self._merged_reply(await self._engine.merged())
+        """The mixture that the base weights hold, if any."""
+        return await self._merged_reply(await self._engine.call(GetMerged()))
 
     async def restore(self) -> MergedReply:
         """Put the base's own weights back."""
-        return await self._merged_reply(await self._engine.merge(None))
+        return await self._merged_reply(await self._engine.call(Merge(None)))
 
     async def _merged_reply(self, state: MergedState) -> MergedReply:
         digests = () if state.mixture is None else state.mixture.digests
@@ -234,40 +226,40 @@ class AdapterService:
         return MergedReply.of(state, [labels.get(digest, digest) for digest in digests])
 
     async def _publish_once(self, folder: Path) -> None:
-        found = await self._run(select, folder)
-        if found.note is not None:
-            log.info("folder", path=str(folder), note=found.note)
-        upload = Publishable(found.files)
-        report = await self._report(folder.name, upload)
+        selection = await self._run(select, folder)
+        if selection.note is not None:
+            log.info("folder", path=str(folder), note=selection.note)
+        request = PublishRequest(folder.name, selection.files)
+        report = await self._report(request)
         stored: Sequence[AdapterRecord] = ()
         if not report.problems:
             stored = await self._run(self._store.list, name=folder.name)
         if report.digest not in {record.digest for record in stored}:
             # The encoder starts after the server: nobody waits for it here.
-            record, told = await self._publish(folder.name, upload)
-            for note in told.notes:
+            record, report = await self._publish(request)
+            for note in report.notes:
                 log.info("folder", path=str(folder), note=note)
             await self._states.make(record)
 
-    async def _publish(self, name: str, upload: Publishable) -> tuple[AdapterRecord, CheckReport]:
-        self._check_name(name)
+    async def _publish(self, request: PublishRequest) -> tuple[AdapterRecord, CheckReport]:
+        self._check_name(request.name)
         reports: list[CheckReport] = []
         publish = partial(
             self._store.publish,
             base=self._info.base,
-            texts=upload.texts,
-            tags=upload.tags,
-            told=reports.append,
+            texts=request.texts,
+            tags=request.tags,
+            on_report=reports.append,
         )
-        record = await self._run(publish, name, upload.content)
+        record = await self._run(publish, request.name, request.upload)
         log.info("published", adapter=record.label, digest=record.digest)
         return record, reports[0]
 
-    async def _report(self, name: str, upload: Publishable) -> CheckReport:
+    async def _report(self, request: PublishRequest) -> CheckReport:
         check = partial(
-            self._store.check, base=self._info.base, texts=upload.texts, tags=upload.tags
+            self._store.check, base=self._info.base, texts=request.texts, tags=request.tags
         )
-        return await self._run(check, name, upload.content)
+        return await self._run(check, request.name, request.upload)
 
     def _check_name(self, name: str) -> None:
         if name == self._base_name:
@@ -279,18 +271,18 @@ class AdapterService:
     async def _replies(self, records: Sequence[AdapterRecord]) -> list[AdapterReply]:
         residency: dict[str, AdapterResidency] = {}
         with suppress(EngineError):  # while the engine restarts nothing is resident
-            residency = {entry.digest: entry for entry in await self._engine.residency()}
+            residency = {entry.digest: entry for entry in await self._engine.call(GetResidency())}
         newest = await self._run(self.newest)
         states = await self._states.of(records, newest)
         return await self._run(_replies, records, residency, states)
 
-    async def _run(self, work: Callable[P, Value], *given: P.args, **named: P.kwargs) -> Value:
-        return await self._threads.run(partial(work, *given, **named))
+    async def _run(self, work: Callable[P, Value], *args: P.args, **kwargs: P.kwargs) -> Value:
+        return await self._threads.run(partial(work, *args, **kwargs))
 
     async def _used(self) -> frozenset[str]:
         """Digests that an admin has pinned, or that requests need: also those that still wait."""
         waited_for = self._mixtures.uses.digests
-        entries = await self._engine.residency()
+        entries = await self._engine.call(GetResidency())
         return waited_for.union(
             plain_digest(entry.digest) for entry in entries if entry.pinned or entry.users
         )
@@ -298,7 +290,12 @@ class AdapterService:
     async def _forget(self, record: AdapterRecord) -> None:
         self._states.forget(record)
         with suppress(EngineError):  # it is in use: the engine drops it when it needs the place
-            await self._engine.unload(record.digest)
+            await self._engine.call(Unload(record.digest))
+
+
+def adapter_folders(directory: Path) -> list[Path]:
+    """The folders in a directory that each hold an adapter."""
+    return sorted({path.parent for name in _CONFIGS for path in directory.glob(f"*/{name}")})
 
 
 def _replies(

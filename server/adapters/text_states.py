@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
@@ -21,23 +20,15 @@ from router_engine.routers.centroid_overlap import (
 )
 from router_engine.routers.centroids import Centroid, CentroidService
 from server.generation.centroids import routable
+from server.schemas.adapters import TextState
 
 log = structlog.get_logger(__name__)
 
 _NAMED = 3  # adapters that one warning names
 
 
-@dataclass(frozen=True, slots=True)
-class TextState:
-    """`centroid`: none without texts or encoder, pending until it is computed, then ready."""
-
-    centroid: Literal["none", "pending", "ready"] = "none"
-    encoder: str | None = None  # whose centroid
-    warnings: tuple[str, ...] = ()
-
-
 class TextStates:
-    """Has centroids made and says how those of the encoder stand, where one runs.
+    """The centroids of sample texts: has them made, and says how those of the encoder stand.
 
     `hidden` are the centroids of the routers that read hidden states: the engine makes them.
     """
@@ -112,8 +103,8 @@ def _warnings(
     """By digest. Names of one digest are one adapter: nothing has to tell them apart."""
     by_digest = {record.digest: record for record in newest if record.digest in ready}
     compared = list(by_digest.values())
-    asked = {record.digest for record in records}
-    of = [index for index, record in enumerate(compared) if record.digest in asked]
+    wanted = {record.digest for record in records}
+    of = [index for index, record in enumerate(compared) if record.digest in wanted]
     if not of:
         return {}
     centroids = [ready[record.digest] for record in compared]
@@ -127,10 +118,10 @@ def _warning(near: CentroidOverlap, compared: Sequence[AdapterRecord]) -> str:
     pairs = zip(near.others[:_NAMED], near.cosines, strict=False)
     named = ", ".join(f"{compared[index].label} ({cosine:.3f})" for index, cosine in pairs)
     more = len(near.others) - _NAMED
-    rest = f" and {more} more" if more > 0 else ""
+    and_more = f" and {more} more" if more > 0 else ""
     return (
-        f"{compared[near.index].label} is hard to tell from {named}{rest} by its sample texts: the "
-        f"cosine of their centroids is above {BOUND:.3f}, so under similarity at temperature "
+        f"{compared[near.index].label} is hard to tell from {named}{and_more} by its sample texts: "
+        f"the cosine of their centroids is above {BOUND:.3f}, so under similarity at temperature "
         f"{TEMPERATURE:g} even a text at the centroid of one gives it less than {RATIO:g} times "
         "the weight of the other; set texts that differ more"
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from server.errors import OverloadedError
+from server.errors import QueueFullError
 
 _SMOOTHING = 0.2  # share of the newest observation in the running mean
 _LONGEST_RETRY = 60
@@ -26,18 +26,18 @@ class Admission:
     def enter(self, sequences: int = 1) -> Iterator[Callable[[float], None]]:
         """Hold a place a sequence; the value is to be called with the seconds to the first token.
 
-        Raises OverloadedError when there are not as many places; one request always finds them
+        Raises QueueFullError when there are not as many places; one request always finds them
         where nobody waits.
         """
         places = min(sequences, self.most)
         if self.waiting + places > self.most:
             self._on_refusal()
-            raise OverloadedError(self.waiting, self.retry_after)
+            raise QueueFullError(self.waiting, self.retry_after)
         self.waiting += places
         self.live += 1
         is_waiting = True
 
-        def begun(seconds: float) -> None:
+        def on_first_token(seconds: float) -> None:
             nonlocal is_waiting
             if is_waiting:
                 is_waiting = False
@@ -45,7 +45,7 @@ class Admission:
                 self._mean_wait += _SMOOTHING * (seconds - self._mean_wait)
 
         try:
-            yield begun
+            yield on_first_token
         finally:
             self.live -= 1
             if is_waiting:

@@ -10,7 +10,7 @@ from server.generation.detokenizer import Detokenizer, StopMatcher, TokenDecoder
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AnswerPiece:
     """A generated token with the text it adds to the answer."""
 
     event: TokenEvent
@@ -31,37 +31,37 @@ class AnswerText:
         self._detokenizer = Detokenizer(decoder)
         self._matcher = StopMatcher(stops)
         self._min_new_tokens = min_new_tokens
-        self._waiting: list[Piece] = []
+        self._waiting: list[AnswerPiece] = []
         self._released = 0  # characters that have left
         self.text = ""
         self.num_tokens = 0
         self.is_stopped = False
 
-    def push(self, event: TokenEvent) -> list[Piece]:
+    def push(self, event: TokenEvent) -> list[AnswerPiece]:
         """Add a token; the pieces that are now settled. Must not be called once stopped."""
         self.num_tokens += 1
         return self._grow(event, self._detokenizer.push(event.token_id))
 
-    def flush(self) -> list[Piece]:
+    def flush(self) -> list[AnswerPiece]:
         """End the answer: every piece that still waits."""
-        rest = self._detokenizer.flush()
-        pieces: list[Piece] = []
-        if rest and self._waiting and not self.is_stopped:
+        text = self._detokenizer.flush()
+        pieces: list[AnswerPiece] = []
+        if text and self._waiting and not self.is_stopped:
             last = self._waiting.pop()
-            pieces = self._grow(last.event, last.text + rest, already=len(last.text))
+            pieces = self._grow(last.event, last.text + text, already=len(last.text))
         pieces += self._waiting
         self._waiting = []
         return pieces
 
-    def _grow(self, event: TokenEvent, text: str, already: int = 0) -> list[Piece]:
+    def _grow(self, event: TokenEvent, text: str, already: int = 0) -> list[AnswerPiece]:
         added = text[already:]
         self.text += added
-        self._waiting.append(Piece(event, text))
-        begun = self._matcher.push(added)
+        self._waiting.append(AnswerPiece(event, text))
+        stop_length = self._matcher.push(added)
         if self.num_tokens <= self._min_new_tokens:
             self._matcher.reset()
-        elif begun is not None:
-            self._cut(len(self.text) - begun)
+        elif stop_length is not None:
+            self._cut(len(self.text) - stop_length)
             return []
         return self._release(
             len(self.text) - self._matcher.held_back,
@@ -78,7 +78,7 @@ class AnswerText:
             position += len(piece.text)
             self._waiting[index] = replace(piece, text=piece.text[:room])
 
-    def _release(self, safe: int, most: int) -> list[Piece]:
+    def _release(self, safe: int, most: int) -> list[AnswerPiece]:
         """The first pieces, at most so many, whose text ends at or before `safe`."""
         count, end = 0, self._released
         for piece in self._waiting[: max(0, most)]:

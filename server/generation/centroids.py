@@ -45,13 +45,16 @@ class StoredCentroids:
         self, digest: str, encoder_digest: str, made: MadeCentroid, examples: Examples | None
     ) -> None:
         """See `CentroidStore.put_centroid`."""
-        kept = None if examples is None else _data(examples)
-        self._store.put_centroid(digest, encoder_digest, made.texts, _data(made.vector), kept)
+        vector = _data(made.vector)
+        example_data = None if examples is None else _data(examples)
+        self._store.put_centroid(digest, encoder_digest, made.texts, vector, example_data)
 
     def centroids(self, encoder_digest: str) -> Mapping[str, MadeCentroid]:
         """See `CentroidStore.centroids`."""
-        found = self._store.centroids(encoder_digest)
-        return {key: MadeCentroid(one.texts, _numbers(one.vector)) for key, one in found.items()}
+        return {
+            digest: MadeCentroid(stored.texts, _numbers(stored.vector))
+            for digest, stored in self._store.centroids(encoder_digest).items()
+        }
 
 
 def _numbers(data: bytes) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec
+from adapters_store.expert_kinds.base import Copies, ExpertSpec, copies_of
 from adapters_store.types import AdapterManifest, AdapterRecord
 from router_engine.experts.variants import Soup, Stochastic, variant_digest
 from server.errors import InputError
@@ -76,24 +76,20 @@ def _digests(choice: CopiesChoice | None, record: AdapterRecord, path: str) -> l
 
 
 def _refuse_lengths(choice: SoupCopies, record: AdapterRecord, path: str) -> None:
-    for expert in _copied(record.manifest):
-        assert expert.copies is not None
-        for side, given, own in (
-            ("down", choice.down, expert.copies.down),
-            ("up", choice.up, expert.copies.up),
+    for expert, copies in _copied(record.manifest):
+        for side, weights, published in (
+            ("down", choice.down, copies.down),
+            ("up", choice.up, copies.up),
         ):
-            if given is not None and len(given) != len(own):
+            if weights is not None and len(weights) != len(published):
                 raise InputError(
                     f"{path}.{side}",
-                    f"{len(given)} weights",
-                    f"{record.label} keeps {len(own)} of this side at {expert.module}: give one "
-                    "weight a copy, or leave the side out for its average",
+                    f"{len(weights)} weights",
+                    f"{record.label} keeps {len(published)} of this side at {expert.module}: give "
+                    "one weight a copy, or leave the side out for its average",
                 )
 
 
-def _copied(manifest: AdapterManifest) -> list[LoraExpertSpec | BottleneckExpertSpec]:
-    return [
-        expert
-        for expert in manifest.experts
-        if isinstance(expert, LoraExpertSpec | BottleneckExpertSpec) and expert.copies is not None
-    ]
+def _copied(manifest: AdapterManifest) -> list[tuple[ExpertSpec, Copies]]:
+    copied = ((expert, copies_of(expert)) for expert in manifest.experts)
+    return [(expert, copies) for expert, copies in copied if copies is not None]

@@ -14,7 +14,7 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TokenDecoder(Protocol):
-    """What a tokenizer must offer here."""
+    """The part of a tokenizer that detokenization needs."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -47,7 +47,7 @@ class Detokenizer:
 
     @property
     def num_pending(self) -> int:
-        """How many of the last tokens there are whose text has not been handed out."""
+        """The number of last tokens whose text has not been handed out."""
         return len(self._ids) - self._settled
 
     def push(self, token_id: int) -> str:
@@ -66,7 +66,7 @@ class Detokenizer:
         return self._settle_all_but_last(delta) if self.num_pending > _HELD else ""
 
     def flush(self) -> str:
-        """What is still held back, at the end of the answer."""
+        """The text that is still held back, at the end of the answer."""
         return self._settle(self._delta()) if self.num_pending else ""
 
     def _delta(self) -> str:
@@ -79,8 +79,8 @@ class Detokenizer:
         self._settled = len(self._ids) - 1
         middle = len(self._ids) - _HELD
         first = self._decoder.decode(self._ids[self._window : middle])
-        rest = self._decoder.decode(self._ids[middle:])
-        if self._before.startswith(first) and first + rest == self._before + delta[-1]:
+        last = self._decoder.decode(self._ids[middle:])
+        if self._before.startswith(first) and first + last == self._before + delta[-1]:
             self._window, self._before = middle, self._before[len(first) :]
         return settled
 
@@ -103,12 +103,12 @@ class StopMatcher:
         self._stops = [_Progress(stop) for stop in dict.fromkeys(stops)]
 
     def push(self, added: str) -> int | None:
-        """Read on. How many characters before the end of the text the earliest stop string begins.
+        """Read on: the distance of the earliest stop string's beginning from the text's end.
 
-        Of those that end in what was added; None without one.
+        In characters. Of those that end in what was added; None without one.
         """
-        begun = [at for stop in self._stops if (at := stop.push(added)) is not None]
-        return max(begun) if begun else None
+        distances = [at for stop in self._stops if (at := stop.push(added)) is not None]
+        return max(distances) if distances else None
 
     @property
     def held_back(self) -> int:
@@ -122,7 +122,7 @@ class StopMatcher:
 
 
 class _Progress:
-    """How much of one stop string the text ends in, after Knuth, Morris and Pratt."""
+    """The length of one stop string's beginning that the text ends in (Knuth, Morris and Pratt)."""
 
     def __init__(self, stop: str) -> None:
         self._stop = stop
@@ -130,22 +130,22 @@ class _Progress:
         self.length = 0
 
     def push(self, added: str) -> int | None:
-        """How many characters before the end of the text the stop string first begins, if it does.
+        """The distance of the stop string's first beginning from the text's end, or None.
 
         The text is what it becomes with `added`, in which the stop string ends.
         """
-        stop, borders, length, found = self._stop, self._borders, self.length, None
+        stop, borders, length, distance = self._stop, self._borders, self.length, None
         for index, character in enumerate(added, 1):
             while length and stop[length] != character:
                 length = borders[length]
             if stop[length] == character:
                 length += 1
             if length == len(stop):
-                if found is None:
-                    found = length + len(added) - index
+                if distance is None:
+                    distance = length + len(added) - index
                 length = borders[length]
         self.length = length
-        return found
+        return distance
 
 
 @lru_cache(maxsize=256)  # the answers of one request have theirs in common

@@ -10,14 +10,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from router_engine.client.base import EngineClient, EngineInfo
+from router_engine.client.base import EngineClient
 from router_engine.errors import EngineDiedError, RequestRefusedError
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, GateStatistics, TokenEvent
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.info import EngineInfo
+from router_engine.request import EngineRequest, Reports, SamplingSpec
 from router_engine.routers.errors import RouterUnavailableError
-from server.errors import GenerationFailedError, InputError, RequestCancelledError
+from server.errors import AnswerFailedError, InputError, RequestCancelledError
 from server.generation.admission import Admission
-from server.generation.answer_text import AnswerText, Piece
+from server.generation.answer_text import AnswerPiece, AnswerText
 from server.generation.generation_input import NATIVE, GenerationInput, InputNames
 from server.generation.mixtures import Mixtures, PlannedMixture
 from server.generation.recording import Recorder
@@ -43,17 +44,17 @@ class PreparedRequest:
 
     request: EngineRequest
     plan: PlannedMixture
-    stops: tuple[str, ...]
-    endpoint: str
+    stops: tuple[str, ...]  # stop strings
+    endpoint: str  # for metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `pieces` are all its tokens; the end-of-text token is none of them."""
+    """A whole answer."""
 
     text: str
     finish_reason: EndReason
-    pieces: tuple[Piece, ...]
+    pieces: tuple[AnswerPiece, ...]  # all its tokens; the end-of-text token is none of them
     prompt_tokens: int
     cached_tokens: int | None  # None where a stop string ended the request before the engine did
     stop_token_id: int | None
@@ -62,7 +63,7 @@ class Completion:
 
     @property
     def size(self) -> int:
-        """How many numbers and texts there are to write of it."""
+        """The number of numbers and texts that writing it takes."""
         return _size(self.pieces, self.plan)
 
     def weights(self) -> list[list[float]]:
@@ -74,19 +75,19 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Newly settled pieces; the last update carries the completion."""
+    """The news of one answer."""
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[AnswerPiece]  # newly settled
     plan: PlannedMixture
-    completion: Completion | None = None
+    completion: Completion | None = None  # of the last update
 
     @property
     def size(self) -> int:
-        """How many numbers and texts there are to write of it."""
+        """The number of numbers and texts that writing it takes."""
         return _size(self.pieces, self.plan) + (self.completion.size if self.completion else 0)
 
 
-def _size(pieces: Sequence[Piece], plan: PlannedMixture) -> int:
+def _size(pieces: Sequence[AnswerPiece], plan: PlannedMixture) -> int:
     alternatives = len(pieces[0].event.top_tokens) if pieces else 0
     return len(pieces) * (max(1, len(plan.digests)) + alternatives)
 
@@ -97,7 +98,7 @@ def fresh_seed() -> int:
 
 
 def text_size(texts: Iterable[Sized]) -> int:
-    """How much there is to read in texts: their characters, and what each takes however short."""
+    """The work of reading texts: their characters, and what each takes however short."""
     return sum(len(text) + _TEXT_SIZE for text in texts)
 
 
@@ -126,14 +127,14 @@ class Generation:
         self.tokenization = tokenization
 
     async def write(self, work: Callable[[], Value], size: int) -> Value:
-        """What `work` makes of answers, off the event loop where they are long.
+        """The result of `work`, which writes answers: off the event loop where they are long.
 
         size: theirs together, as `Completion.size` and `Update.size` say.
         """
         return work() if size < _FEW else await self._bodies.writing.run(work)
 
     async def read(self, work: Callable[[], Value], size: int) -> Value:
-        """What `work` makes of a body, off the event loop where it has much to read.
+        """The result of `work`, which reads a body: off the event loop where it is long.
 
         size: as `text_size` says.
         """
@@ -149,74 +150,73 @@ class Generation:
                 f"at most {most} may wait at a time (ADAPTERMIX_MAX_WAITING); ask in parts",
             )
 
-    async def prepare(self, ask: GenerationInput) -> PreparedRequest:
+    async def prepare(self, inputs: GenerationInput) -> PreparedRequest:
         """Check, resolve and route: every error that can be known before submission comes here."""
-        self._room(ask)  # what is too long is not routed
-        plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
+        self._room(inputs)  # what is too long is not routed
+        plan = await self._mixtures.plan(inputs.mixture, inputs.adapter, inputs.text)
         sampling = replace(
-            ask.sampling,
-            max_new_tokens=self._room(ask, 1 + len(plan.ensemble)),
-            stop_token_ids=() if ask.ignore_eos else self.info.eos_token_ids,
+            inputs.sampling,
+            max_new_tokens=self._room(inputs, 1 + len(plan.ensemble)),
+            stop_token_ids=() if inputs.ignore_eos else self.info.eos_token_ids,
         )
-        return self._job(ask, plan, sampling)
+        return self._prepared(inputs, plan, sampling)
 
     async def prepare_scores(
-        self, ask: GenerationInput, completions: Sequence[tuple[int, ...]]
+        self, inputs: GenerationInput, completions: Sequence[tuple[int, ...]]
     ) -> list[PreparedRequest]:
-        """One job a completion, whose tokens it yields. The prompt alone is routed, once."""
+        """One request a completion, whose tokens it yields. The prompt alone is routed, once."""
         for completion in completions:
-            self.require_room(ask, len(completion))
-        plan = await self._mixtures.plan(ask.mixture, ask.adapter, ask.text)
+            self.require_room(inputs, len(completion))
+        plan = await self._mixtures.plan(inputs.mixture, inputs.adapter, inputs.text)
         return [
-            self._job(
-                ask,
+            self._prepared(
+                inputs,
                 plan,
-                replace(ask.sampling, max_new_tokens=len(ids), given_token_ids=ids),
+                replace(inputs.sampling, max_new_tokens=len(ids), given_token_ids=ids),
             )
             for ids in completions
         ]
 
-    def _job(
-        self, ask: GenerationInput, plan: PlannedMixture, sampling: SamplingParams
+    def _prepared(
+        self, inputs: GenerationInput, plan: PlannedMixture, sampling: SamplingSpec
     ) -> PreparedRequest:
         request = EngineRequest(
             request_id=uuid.uuid4().hex,
-            prompt_token_ids=ask.prompt_ids,
+            prompt_token_ids=inputs.prompt_ids,
             sampling=sampling,
             adapters=plan.digests,
             weights=plan.weights,
             combination=plan.combination,
             routing=plan.routing,
-            priority=ask.priority,
-            report_weights=plan.routing is not None,
+            priority=inputs.priority,
             reads_hidden_states=plan.reads_hidden_states,
             layer_routing=plan.layer_routing,
             ensemble=plan.ensemble,
-            report_gates=ask.report_gates,
+            reports=Reports(weights=plan.routing is not None, gates=inputs.report_gates),
         )
-        return PreparedRequest(request, plan, ask.stops, ask.endpoint)
+        return PreparedRequest(request, plan, inputs.stops, inputs.endpoint)
 
-    async def run(self, job: PreparedRequest) -> Completion:
+    async def run(self, prepared: PreparedRequest) -> Completion:
         """The whole answer. Cancelling the caller cancels the request."""
-        async with aclosing(self.stream(job)) as updates:
+        async with aclosing(self.stream(prepared)) as updates:
             async for update in updates:
                 if update.completion is not None:
                     return update.completion
-        raise GenerationFailedError("the engine ended the request without a final event")
+        raise AnswerFailedError("the engine ended the request without a final event")
 
-    async def stream(self, job: PreparedRequest) -> AsyncGenerator[Update, None]:
+    async def stream(self, prepared: PreparedRequest) -> AsyncGenerator[Update, None]:
         """Updates as they come; closing it early cancels the request.
 
         Raises OverloadedError, EngineNotReadyError, EngineDiedError, RequestRefusedError,
-        RouterUnavailableError, GenerationFailedError, and AdapterNotFoundError where that is why.
+        RouterUnavailableError, AnswerFailedError, and AdapterNotFoundError where that is why.
         """
-        plan = job.plan
+        plan = prepared.plan
         places = self._admission.enter(1 + len(plan.ensemble))
-        with self._mixtures.uses.hold(plan.all_digests), places as begun:
-            recorder = Recorder(self._metrics, plan, job.endpoint, begun)
+        with self._mixtures.uses.hold(plan.all_digests), places as on_first_token:
+            recorder = Recorder(self._metrics, plan, prepared.endpoint, on_first_token)
             reason = "error"
             try:
-                async with aclosing(self._follow(job, recorder)) as updates:
+                async with aclosing(self._follow(prepared, recorder)) as updates:
                     async for update in updates:
                         if update.completion is not None:
                             reason = update.completion.finish_reason
@@ -224,17 +224,17 @@ class Generation:
             except (GeneratorExit, asyncio.CancelledError):
                 reason = "cancelled" if reason == "error" else reason
                 raise
-            except GenerationFailedError:
+            except AnswerFailedError:
                 await self._mixtures.require_there(plan)
                 raise
             finally:
-                recorder.end(reason, len(job.request.prompt_token_ids))
+                recorder.end(reason, len(prepared.request.prompt_token_ids))
 
     async def _follow(
-        self, job: PreparedRequest, recorder: Recorder
+        self, prepared: PreparedRequest, recorder: Recorder
     ) -> AsyncGenerator[Update, None]:
-        follower = _Follower(job, self.tokenization)
-        async with aclosing(self._engine.submit(job.request)) as events:
+        follower = _Follower(prepared, self.tokenization)
+        async with aclosing(self._engine.submit(prepared.request)) as events:
             async for event in events:
                 if isinstance(event, FinalEvent):
                     recorder.final(event)
@@ -246,8 +246,9 @@ class Generation:
                 if follower.answer.is_stopped:
                     break
                 if pieces:
-                    yield Update(pieces, job.plan)
-            final = await self._ended(job.request, events) if job.request.report_gates else None
+                    yield Update(pieces, prepared.plan)
+            reports_gates = prepared.request.reports.gates
+            final = await self._ended(prepared.request, events) if reports_gates else None
         yield follower.finish(final)
 
     async def _ended(
@@ -273,19 +274,19 @@ class Generation:
                 f"{self._why(limit, sequences)}; {fields.shorten}",
             )
 
-    def require_room(self, ask: GenerationInput, tokens: int) -> None:
+    def require_room(self, inputs: GenerationInput, tokens: int) -> None:
         """Raises InputError where an answer of so many tokens has no room."""
-        self._room(replace(ask, max_new_tokens=tokens))
+        self._room(replace(inputs, max_new_tokens=tokens))
 
-    def _room(self, ask: GenerationInput, sequences: int = 1) -> int:
-        """How many tokens the answer may have. Raises InputError with both lengths."""
+    def _room(self, inputs: GenerationInput, sequences: int = 1) -> int:
+        """The tokens that the answer may have. Raises InputError with both lengths."""
         limit = self.info.longest(sequences)
         why = self._why(limit, sequences)
-        prompt, least = len(ask.prompt_ids), ask.sampling.min_new_tokens
-        fields = ask.fields
+        prompt, least = len(inputs.prompt_ids), inputs.sampling.min_new_tokens
+        fields = inputs.fields
         self.require_fit(prompt, sequences, fields)
         room = limit - prompt
-        if ask.max_new_tokens is None:
+        if inputs.max_new_tokens is None:
             if least > room:
                 raise InputError(
                     fields.least,
@@ -294,23 +295,23 @@ class Generation:
                     f"may have {limit}{why}; use at most {room}",
                 )
             return max(min(self._default_max_new_tokens, room), least)
-        if ask.max_new_tokens < least:
+        if inputs.max_new_tokens < least:
             raise InputError(
                 fields.least,
                 str(least),
-                f"must not be above {fields.most} = {ask.max_new_tokens}",
+                f"must not be above {fields.most} = {inputs.max_new_tokens}",
             )
-        if ask.max_new_tokens > room:
+        if inputs.max_new_tokens > room:
             raise InputError(
                 fields.most,
-                str(ask.max_new_tokens),
+                str(inputs.max_new_tokens),
                 f"too long: the prompt has {prompt} tokens, and prompt and answer together may "
                 f"have {limit}{why}; use at most {room}",
             )
-        return ask.max_new_tokens
+        return inputs.max_new_tokens
 
     def _why(self, limit: int, sequences: int) -> str:
-        """What makes the limit less than the model's, in words; "" where it is not."""
+        """The reason why the limit is less than the model's, in words; "" where it is not."""
         if limit == self.info.max_model_len:
             return ""
         each = f" for each of the {sequences} members of an ensemble" if sequences > 1 else ""
@@ -320,18 +321,20 @@ class Generation:
 class _Follower:
     """Turns one request's events into updates; keeps the last pieces for the completion."""
 
-    def __init__(self, job: PreparedRequest, tokenization: Tokenization) -> None:
-        self._job = job
-        self._kept: list[Piece] = []  # have left
-        self._last: list[Piece] = []  # settled, but the request ends with them
-        self.answer = AnswerText(tokenization, job.stops, job.request.sampling.min_new_tokens)
+    def __init__(self, prepared: PreparedRequest, tokenization: Tokenization) -> None:
+        self._prepared = prepared
+        self._released: list[AnswerPiece] = []  # have left
+        self._last: list[AnswerPiece] = []  # settled, but the request ends with them
+        self.answer = AnswerText(
+            tokenization, prepared.stops, prepared.request.sampling.min_new_tokens
+        )
 
-    def push(self, event: TokenEvent) -> Sequence[Piece]:
+    def push(self, event: TokenEvent) -> Sequence[AnswerPiece]:
         pieces = self.answer.push(event)
-        if self.answer.num_tokens >= self._job.request.sampling.max_new_tokens:
+        if self.answer.num_tokens >= self._prepared.request.sampling.max_new_tokens:
             self._last = pieces
             return ()
-        self._kept += pieces
+        self._released += pieces
         return pieces
 
     def finish(self, final: FinalEvent | None) -> Update:
@@ -343,24 +346,26 @@ class _Follower:
         completion = Completion(
             text=self.answer.text,
             finish_reason="stop_sequence" if is_stopped else _end_of(final),
-            pieces=(*self._kept, *pieces),
-            prompt_tokens=len(self._job.request.prompt_token_ids),
+            pieces=(*self._released, *pieces),
+            prompt_tokens=len(self._prepared.request.prompt_token_ids),
             cached_tokens=None if final is None else final.num_cached_tokens,
             stop_token_id=None if final is None else final.stop_token_id,
-            plan=self._job.plan,
-            gates=final.gates if final is not None and self._job.request.report_gates else None,
+            plan=self._prepared.plan,
+            gates=final.gates
+            if final is not None and self._prepared.request.reports.gates
+            else None,
         )
-        return Update(pieces, self._job.plan, completion)
+        return Update(pieces, self._prepared.plan, completion)
 
 
 def _end_of(final: FinalEvent | None) -> EndReason:
     if final is None:
-        raise GenerationFailedError("the engine ended the request without a final event")
+        raise AnswerFailedError("the engine ended the request without a final event")
     return _ENDS[final.reason]
 
 
 def failure_of(final: FinalEvent) -> Exception:
-    """What a client is told of a request that the engine ended."""
+    """The error that a client gets for a request that the engine ended."""
     message = final.error or f"the request ended with {final.reason.value}"
     match final.reason:
         case FinishReason.REFUSED:
@@ -372,4 +377,4 @@ def failure_of(final: FinalEvent) -> Exception:
         case FinishReason.CANCELLED:
             return RequestCancelledError("the server is shutting down; send the request again")
         case _:
-            return GenerationFailedError(message)
+            return AnswerFailedError(message)

@@ -1,21 +1,21 @@
-"""What an API asks of generation, in nobody's wire format, and what it calls the parts of it."""
+"""The inputs of generation in nobody's wire format, and the names that an API has for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router_engine.request import SamplingParams
-from server.schemas.mixture import Mixture
+from router_engine.request import SamplingSpec
+from server.schemas.mixture import MixtureChoice
 
 
 @dataclass(frozen=True, slots=True)
 class InputNames:
-    """What an API calls the parts of an GenerationInput, for the errors that name them."""
+    """An API's names for the parts of a GenerationInput, for the errors that name them."""
 
     prompt: str = "inputs"
     most: str = "max_new_tokens"
     least: str = "min_new_tokens"
-    shorten: str = "shorten the prompt or set truncate"
+    shorten: str = "shorten the prompt or set truncate"  # the advice where it is too long
 
 
 NATIVE = InputNames()
@@ -23,21 +23,18 @@ NATIVE = InputNames()
 
 @dataclass(frozen=True, slots=True)
 class GenerationInput:
-    """What an API asks for, in nobody's wire format.
+    """One answer as an API asks for it, in nobody's wire format."""
 
-    `max_new_tokens` None means the server's default, or the room that is left in model and KV cache
-    if that is less.
-    """
-
-    prompt_ids: tuple[int, ...]
-    text: str  # what request routers read
-    sampling: SamplingParams
+    prompt_ids: tuple[int, ...]  # token ids
+    text: str  # of the prompt, for request routers
+    sampling: SamplingSpec
+    # None: the server's default, or the room that is left in model and KV cache if that is less.
     max_new_tokens: int | None = None
-    mixture: Mixture | None = None
-    adapter: str | None = None
-    stops: tuple[str, ...] = ()
+    mixture: MixtureChoice | None = None
+    adapter: str | None = None  # a reference at weight 1; excludes `mixture`
+    stops: tuple[str, ...] = ()  # stop strings
     ignore_eos: bool = False
-    priority: int = 0
-    endpoint: str = "generate"
-    report_gates: bool = False
+    priority: int = 0  # lower goes first
+    endpoint: str = "generate"  # for metrics
+    report_gates: bool = False  # statistics of the gating networks
     fields: InputNames = NATIVE

@@ -19,15 +19,15 @@ from adapters_store.types import (
 )
 from adapters_store.validation import misfits
 from router_engine.events import TokenEvent
-from router_engine.mixture.rules import DIRECTIONS_ONLY, WEIGHTS_ONLY
+from router_engine.mixture.rules import ARROW_NEEDS_PLAIN_LORA, MERGE_NEEDS_PLAIN_LORA
 from router_engine.request import LayerRouting, TokenRouting
 from server.errors import InputError
 from server.generation.copies import member_digests, refuse_copies
-from server.generation.facts import Refusals
+from server.generation.refusals import Refusals
 from server.generation.request_routing import RequestRouting
 from server.generation.uses import Uses
 from server.schemas.mixture import (
-    Mixture,
+    MixtureChoice,
     PlanLevel,
     RouterChoice,
     TagCandidates,
@@ -37,7 +37,7 @@ from server.threads import Threads
 
 
 class AdapterResolver(Protocol):
-    """What is needed of the store. Its methods block."""
+    """The part of the store that mixtures need. Its methods block."""
 
     def resolve(self, reference: str | AdapterRef) -> AdapterRecord: ...
 
@@ -50,28 +50,26 @@ class AdapterResolver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlannedMixture:
-    """What one request runs under. `labels` name the adapters as responses show them.
+    """The mixture that one request runs under, every adapter resolved."""
 
-    `weights` has one entry an adapter, and is empty where the engine renews them (`routing`) or
-    finds them inside the layers (`layer_routing`).
-    """
-
-    labels: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # the adapters as responses show them: "math@1"
+    digests: tuple[str, ...] = ()  # of adapters, or of variants of them, by label
+    # One an adapter; () where the engine renews them (`routing`) or finds them inside the layers
+    # (`layer_routing`).
     weights: tuple[float, ...] = ()
     combination: Combination = "sum"
-    routing: TokenRouting | None = None
-    router: str | None = None
+    routing: TokenRouting | None = None  # a token router's choice, in the engine
+    router: str | None = None  # its name, at whatever level
     level: PlanLevel = "fixed"
     names: tuple[str, ...] = field(default=())  # without versions, for metrics
-    reads_hidden_states: bool = False  # the router reads hidden states
-    layer_routing: LayerRouting | None = None
+    reads_hidden_states: bool = False  # the router does
+    layer_routing: LayerRouting | None = None  # a layer router's choice, in the engine
     ensemble: tuple[tuple[str, ...], ...] = ()  # the digests of its further members
-    manifests: tuple[AdapterManifest, ...] = ()
+    manifests: tuple[AdapterManifest, ...] = ()  # by label
 
     @property
     def all_digests(self) -> tuple[str, ...]:
-        """Those of every member."""
+        """The digests of every member of an ensemble, the first one's too."""
         return (*self.digests, *chain.from_iterable(self.ensemble))
 
     def weights_at(self, event: TokenEvent) -> tuple[float, ...]:
@@ -105,7 +103,7 @@ class Mixtures:
         self.uses = Uses()
 
     async def plan(
-        self, mixture: Mixture | None, adapter: str | None, prompt: str
+        self, mixture: MixtureChoice | None, adapter: str | None, prompt: str
     ) -> PlannedMixture:
         """The plan of one request.
 
@@ -113,15 +111,15 @@ class Mixtures:
         and InputError, each with the field's path.
         """
         if adapter:
-            one = [WeightedAdapter(name=adapter)]
-            plan = partial(self._fixed, one, "sum", "adapter")
+            adapters = [WeightedAdapter(name=adapter)]
+            plan = partial(self._fixed, adapters, "sum", "adapter")
         elif mixture is None:
             return PlannedMixture()
         elif mixture.router is not None:
             return await self._routed(mixture.router, prompt)
         else:
-            several = mixture.adapters or []
-            plan = partial(self._fixed, several, mixture.combination, "mixture.adapters")
+            adapters = mixture.adapters or []
+            plan = partial(self._fixed, adapters, mixture.combination, "mixture.adapters")
         return await self._threads.run(plan)
 
     async def require_there(self, plan: PlannedMixture) -> None:
@@ -139,7 +137,7 @@ class Mixtures:
         def resolve() -> ResolvedMixture:
             refuse_copies(adapters, "adapters")
             records = self._records([item.name for item in adapters], "adapters")
-            self._refuse.special(records, "adapters", WEIGHTS_ONLY)
+            self._refuse.extras(records, "adapters", MERGE_NEEDS_PLAIN_LORA)
             self._refuse.many_rows(records, "adapters")
             digests = tuple(record.digest for record in records)
             return ResolvedMixture(digests, tuple(item.weight for item in adapters))
@@ -162,8 +160,7 @@ class Mixtures:
         records = self._records([item.name for item in adapters], path)
         weights = tuple(item.weight for item in adapters)
         if combination == "linear":
-            _refuse_negative(weights, path)
-            self._refuse.unequal_ranks(records, path)
+            self._refuse.linear(records, path, weights)
         members = member_digests(adapters, records, path)
         self._refuse.many_rows(records, path, members)
         plan = _plan(records, weights=weights, combination=combination)
@@ -185,7 +182,7 @@ class Mixtures:
         records = self._records(self._candidates(spec, path), path)
         self._refuse.many_rows(records, path)
         if spec.combination == "linear":
-            self._refuse.unequal_ranks(records, path)
+            self._refuse.linear(records, path)
         if spec.level == "token":
             reads_hidden_states = self._routing.reads_hidden_states(spec)
             if reads_hidden_states:
@@ -194,7 +191,7 @@ class Mixtures:
             plan = _plan(records, combination=spec.combination, routing=routing, router=spec.name)
             return records, replace(plan, reads_hidden_states=reads_hidden_states)
         if spec.level == "layer":
-            self._refuse.special(records, path, DIRECTIONS_ONLY)
+            self._refuse.extras(records, path, ARROW_NEEDS_PLAIN_LORA)
             layers = LayerRouting(spec.name, spec.params)
             return records, _plan(
                 records, combination="sum", layer_routing=layers, router=spec.name
@@ -234,16 +231,16 @@ class Mixtures:
         except AdapterNotFoundError as error:
             error.add_note(path)
             raise
-        seen: dict[str, str] = {}
+        references_by_digest: dict[str, str] = {}
         for reference, record in zip(references, records, strict=True):
-            if record.digest in seen:
+            if record.digest in references_by_digest:
                 raise InputError(
                     path,
                     repr(reference),
-                    f"is the same adapter as {seen[record.digest]!r}: name each once, "
-                    "with the weight that you want",
+                    f"is the same adapter as {references_by_digest[record.digest]!r}: name each "
+                    "once, with the weight that you want",
                 )
-            seen[record.digest] = reference
+            references_by_digest[record.digest] = reference
             self._refuse_misfit(record, path)
         return records
 
@@ -263,23 +260,12 @@ class Mixtures:
 
 
 def misfit(manifest: AdapterManifest, base: BaseModelSpec) -> str | None:
-    """Why an adapter does not fit the base model; None where it does."""
+    """The reason why an adapter does not fit the base model; None where it does."""
     problem = next(misfits(manifest, base), None)
     if problem is None:
         return None
     trained = f" (it says {manifest.base_model})" if manifest.base_model else ""
     return f"was made for another base model{trained}: {problem.where} {problem.message}"
-
-
-def _refuse_negative(weights: Sequence[float], path: str) -> None:
-    for index, weight in enumerate(weights):
-        if weight < 0:
-            raise InputError(
-                f"{path}.{index}.weight",
-                str(weight),
-                "combination linear takes square roots of weights: use 0 or more, or "
-                "combination sum",
-            )
 
 
 def _plan(

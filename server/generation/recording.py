@@ -12,15 +12,19 @@ from server.metrics import Metrics
 
 
 class Recorder:
-    """The clock of one request. `begun` is told the wait at the first token."""
+    """The clock of one request. `on_first_token` is called with the seconds to the first token."""
 
     def __init__(
-        self, metrics: Metrics, plan: PlannedMixture, endpoint: str, begun: Callable[[float], None]
+        self,
+        metrics: Metrics,
+        plan: PlannedMixture,
+        endpoint: str,
+        on_first_token: Callable[[float], None],
     ) -> None:
         self._metrics = metrics
         self._plan = plan
         self._endpoint = endpoint
-        self._begun = begun
+        self._on_first_token = on_first_token
         self._started = time.perf_counter()
         self._last: float | None = None
         self._tokens = 0
@@ -33,7 +37,7 @@ class Recorder:
         """A token came."""
         now = time.perf_counter()
         if self._last is None:
-            self._begun(now - self._started)
+            self._on_first_token(now - self._started)
             self._metrics.first_token.observe(now - self._started)
         else:
             self._metrics.inter_token.observe(now - self._last)

@@ -14,11 +14,9 @@ from router_engine.routers.registry import RouterRegistry
 from server.generation.centroids import routable
 from server.schemas.mixture import RouterChoice
 
-PATH = "mixture.router"
-
 
 class RequestRouting:
-    """Which routers run here. Of token and layer routers, the names that the engine serves."""
+    """The routers that run here; of token and layer routers, the names that the engine serves."""
 
     def __init__(
         self,
@@ -50,15 +48,15 @@ class RequestRouting:
 
     def check(self, spec: RouterChoice) -> None:
         """Raises RouterInputError for an unknown router, level or parameter, and what is known."""
-        known = self.registry.get(spec.name)
-        known.check(spec.level, spec.params)
-        if known.hidden is not None and (spec.lag > 0 or spec.context != "keep"):
+        router = self.registry.get(spec.name)
+        router.check(spec.level, spec.params)
+        if router.hidden is not None and (spec.lag > 0 or spec.context != "keep"):
             raise RouterInputError(
                 f"router {spec.name!r} reads the states of the pass before: leave lag out, and set "
                 "context keep"
             )
         if spec.level not in self.served(spec.name):
-            reason = "it needs a sentence encoder" if known.needs_encoder else "it is not served"
+            reason = "it needs a sentence encoder" if router.needs_encoder else "it is not served"
             raise RouterInputError(
                 f"router {spec.name!r} does not run here at level {spec.level!r}: {reason} "
                 "(ADAPTERMIX_ENCODER)"
@@ -66,11 +64,11 @@ class RequestRouting:
 
     async def prepare(self, spec: RouterChoice, candidates: Sequence[AdapterRecord]) -> None:
         """See to it that every candidate can be routed to. Raises RouterError."""
-        known = self.registry.get(spec.name)
-        if known.needs_encoder and self.centroids is not None:
+        router = self.registry.get(spec.name)
+        if router.needs_encoder and self.centroids is not None:
             async with self._in_time(spec):
                 await self.centroids.ensure(map(routable, candidates))
-        if known.hidden is not None and self.hidden is not None:
+        if router.hidden is not None and self.hidden is not None:
             await self.hidden.ensure(map(routable, candidates))
 
     def reads_hidden_states(self, spec: RouterChoice) -> bool:

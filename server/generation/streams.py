@@ -14,11 +14,11 @@ T = TypeVar("T")
 _AT_A_TIME = 8  # tokens
 
 
-async def chain_first(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """`first`, then what `rest` yields; closes `rest` with itself."""
-    async with aclosing(rest):
+async def chain_first(first: T, others: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """`first`, then the items of `others`; closes `others` with itself."""
+    async with aclosing(others):
         yield first
-        async for item in rest:
+        async for item in others:
             yield item
 
 
@@ -29,11 +29,11 @@ async def yield_now_and_then(count: int) -> None:
 
 
 def limited(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
-    """What a stream yields until the deadline, if there is one.
+    """The items of a stream up to the deadline, if there is one.
 
-    As with `merge` it runs at its own pace: who reads slowly keeps nothing but memory.
+    As with `interleaved` it runs at its own pace: who reads slowly keeps nothing but memory.
     """
-    return _only(merge([stream], deadline))
+    return _only(interleaved([stream], deadline))
 
 
 async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T, None]:
@@ -42,7 +42,7 @@ async def _only(merged: AsyncGenerator[tuple[int, T], None]) -> AsyncGenerator[T
             yield item
 
 
-async def merge(
+async def interleaved(
     streams: Sequence[AsyncGenerator[T, None]], deadline: Deadline
 ) -> AsyncGenerator[tuple[int, T], None]:
     """Items of several streams as they come, each with its stream's index.

@@ -54,9 +54,9 @@ class Tokenization:
         except BaseException as error:  # of the model's own files, such as one without <unk>
             if not (isinstance(error, Exception) or is_panic(error)):
                 raise
-            told = f"{len(text)} characters"
+            size = f"{len(text)} characters"
             hint = f"the base model's tokenizer cannot read it: {one_line(error)}"
-            raise InputError(field, told, hint) from error
+            raise InputError(field, size, hint) from error
 
     def encode_last(self, text: str, count: int) -> tuple[int, ...]:
         """The last `count` token ids of a prompt: what cannot be among them is not read."""

@@ -1,4 +1,4 @@
-"""Which adapters requests under way need, whether the engine has heard of them yet or not."""
+"""The adapters that requests under way need, whether the engine has heard of them yet or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the weights of a token say: its strongest adapter, and how spread they are."""
+"""Statistics of a token's weights: its strongest adapter, and how spread they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def strongest(weights: Sequence[float]) -> int | None:
 
 
 def switches(winners: Sequence[int | None]) -> int:
-    """How often the strongest adapter of a token is not that of the token before."""
+    """The number of tokens whose strongest adapter is not that of the token before."""
     return sum(before != after for before, after in pairwise(winners))
 
 

@@ -15,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.errors import StoreError
 from server.errors import (
-    BadRequestError,
     BusyError,
     ContentTypeError,
     EncodingError,
-    ForbiddenError,
     InputError,
-    MethodNotAllowedError,
+    InsufficientScopeError,
+    MalformedRequestError,
     ServerError,
     StoppingError,
+    UnknownMethodError,
     UnknownRouteError,
 )
 from server.http.arrival import timely
@@ -52,19 +52,15 @@ _UTF8 = ("utf-8", "utf8")
 
 @dataclass(frozen=True, slots=True)
 class RouteAccess:
-    """One route: who may use it, and what its body may be.
-
-    access: page is anyone, but without keys only programs and pages of this machine.
-    body: small and json are JSON, of at most SMALL_BODY and ADAPTERMIX_MAX_BODY bytes; upload is a
-    multipart form of at most ADAPTERMIX_MAX_UPLOAD.
-    query: the parameters that it takes, each once; None: any, as monitors add their own.
-    """
+    """One route: who may use it, and what its body may be."""
 
     method: str
     path: str  # {name} is one segment, {name:path} several
-    access: Access
+    access: Access  # page: anyone, but without keys only programs and pages of this machine
+    # small and json: JSON of at most SMALL_BODY and ADAPTERMIX_MAX_BODY bytes; upload: a multipart
+    # form of at most ADAPTERMIX_MAX_UPLOAD.
     body: Body = "none"
-    query: tuple[str, ...] | None = ()
+    query: tuple[str, ...] | None = ()  # parameters, each once; None: any, as monitors add theirs
 
 
 _ADAPTER = "/admin/adapters/{name}"
@@ -157,7 +153,7 @@ class AccessMiddleware:
             self._admins -= count
 
     async def _admit(self, entry: RouteAccess, scope: Scope, receive: Receive) -> Receive:
-        """What the route may read. Raises ServerError, StoreError and BodyTooLargeError."""
+        """The body that a route may read. Raises ServerError, StoreError, BodyTooLargeError."""
         headers = Headers(scope=scope)
         if entry.access != "anyone":
             _require_once(headers)
@@ -200,7 +196,7 @@ class AccessMiddleware:
                     return entry
                 allowed.append(entry.method)
         if allowed:
-            raise MethodNotAllowedError(method, allowed)
+            raise UnknownMethodError(method, allowed)
         raise UnknownRouteError(path)
 
     async def _require_access(self, entry: RouteAccess, headers: Headers) -> None:
@@ -209,50 +205,51 @@ class AccessMiddleware:
         elif entry.access != "page":
             role = await self._auth.role(headers)
             if entry.access == "admin" and role != "admin":
-                raise ForbiddenError(
+                raise InsufficientScopeError(
                     "this route needs an admin key; the one you sent is for use only"
                 )
 
 
 def _require_once(headers: Headers) -> None:
-    """Where a header that decides comes twice, two readers may take different ones."""
+    """Raises MalformedRequestError where a header that decides comes twice: readers may differ on
+    it."""
     for name in _ONCE:
         count = len(headers.getlist(name))
         if count > 1:
-            raise BadRequestError(f"{count} {name.title()} headers: send one")
+            raise MalformedRequestError(f"{count} {name.title()} headers: send one")
 
 
 def _require_known_query(entry: RouteAccess, scope: Scope) -> None:
-    known = f"known are {', '.join(entry.query)}" if entry.query else "none is known here"
+    hint = f"known are {', '.join(entry.query)}" if entry.query else "none is known here"
     if (size := len(scope["query_string"])) > MOST_QUERY:
-        told = f"at most {MOST_QUERY} are read"
-        told = told if entry.query is None else f"{told}; {known}"
-        raise InputError("the query", f"{size} bytes of query parameters", told)
+        bound = f"at most {MOST_QUERY} are read"
+        bound = bound if entry.query is None else f"{bound}; {hint}"
+        raise InputError("the query", f"{size} bytes of query parameters", bound)
     if entry.query is None:
         return
-    seen: set[str] = set()
+    names: set[str] = set()
     for name, _ in QueryParams(scope["query_string"]).multi_items():
         if name not in entry.query:
-            raise InputError(name[:80], "a query parameter", f"is unknown; {known}")
-        if name in seen:
+            raise InputError(name[:80], "a query parameter", f"is unknown; {hint}")
+        if name in names:
             raise InputError(name, "two query parameters", "send one")
-        seen.add(name)
+        names.add(name)
 
 
 def _require_short_type(headers: Headers, allowed: Sequence[str]) -> None:
-    given = headers.get("content-type", "")
-    if len(given) > MOST_TYPE:
-        shown = f"{given[:32]}...{given[-40:]}"
-        raise ContentTypeError(shown, [f"{allowed[0]} in at most {MOST_TYPE} characters"])
+    content_type = headers.get("content-type", "")
+    if len(content_type) > MOST_TYPE:
+        excerpt = f"{content_type[:32]}...{content_type[-40:]}"
+        raise ContentTypeError(excerpt, [f"{allowed[0]} in at most {MOST_TYPE} characters"])
 
 
 def _require_type(headers: Headers, allowed: Sequence[str]) -> None:
     """JSON may be of a kind of its own, such as application/problem+json."""
-    given = headers.get("content-type", "")
-    kind = given.partition(";")[0].strip().lower()
+    content_type = headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
     if kind not in allowed and not (allowed is _JSON and _JSON_KIND.fullmatch(kind)):
         raise ContentTypeError(kind, allowed)
-    _, options = parse_options_header(given)
+    _, options = parse_options_header(content_type)
     charset = options.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in _UTF8:
         raise ContentTypeError(f"{kind}; charset={charset}", [f"{allowed[0]} in UTF-8"])

@@ -12,7 +12,7 @@ SLOWEST = 16 << 10  # bytes a second of who sends without a pause
 
 
 def timely(receive: Receive, patience: float) -> Receive:
-    """What `receive` gives, of a body that comes in time. Raises BodyTooSlowError.
+    """`receive`, for a body that must come in time. Raises BodyTooSlowError.
 
     A sender may let the server wait for `patience` seconds, and for one more with every SLOWEST
     bytes that it sends, never for more than `patience` at once. What comes behind the body, a

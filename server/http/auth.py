@@ -1,4 +1,4 @@
-"""Who may do what: API keys for use and for administration, loopback where none are asked for."""
+"""API keys for use and for administration; loopback does without where none are asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers
 
 from adapters_store.types import ApiKey, KeyKind
-from server.errors import ForbiddenError, UnauthorizedError
+from server.errors import InsufficientScopeError, InvalidKeyError
 from server.settings import Settings, SettingsError
 from server.threads import Threads
 
@@ -28,7 +28,7 @@ _header = APIKeyHeader(name="X-Api-Key", auto_error=False)
 
 
 class KeyStore(Protocol):
-    """What is needed of the store. Its methods block."""
+    """The part of the store that keys need. Its methods block."""
 
     def has_keys(self) -> bool: ...
 
@@ -68,31 +68,31 @@ class Auth:
     def require_own_page(self, headers: Headers) -> None:
         """Keep web pages in the user's browser from speaking for the user (rebinding, cross-site).
 
-        Raises ForbiddenError.
+        Raises InsufficientScopeError.
         """
         host = headers.get("host", "")
         if not _is_own(_OWN_HOST, host):
-            raise ForbiddenError(
+            raise InsufficientScopeError(
                 f"Host {host[:80]!r}: without API keys the server answers to localhost and "
                 "127.0.0.1 only"
             )
         origin = headers.get("origin")
         if origin is not None and not _is_own(_OWN_ORIGIN, origin):
-            raise ForbiddenError(
+            raise InsufficientScopeError(
                 f"Origin {origin[:80]!r}: without API keys the server answers to pages of this "
                 "machine only"
             )
 
     async def role(self, headers: Headers) -> KeyKind:
-        """The role of whoever sent this. Raises UnauthorizedError."""
+        """The role of whoever sent this. Raises InvalidKeyError."""
         secret = _secret(headers)
         if secret is None:
-            raise UnauthorizedError(_NEED)
+            raise InvalidKeyError(_NEED)
         if self._admin_key is not None and hmac.compare_digest(secret.encode(), self._admin_key):
             return "admin"
         key = await self._lookups.run(partial(self._store.verify_key, secret))
         if key is None:
-            raise UnauthorizedError("this API key is not known, or was revoked")
+            raise InvalidKeyError("this API key is not known, or was revoked")
         return key.kind
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ def _secret(headers: Headers) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _is_own(pattern: re.Pattern[str], given: str) -> bool:
+def _is_own(pattern: re.Pattern[str], header: str) -> bool:
     """Whether this is a name of this machine, and nothing else that readers could take apart."""
-    found = pattern.fullmatch(given)
-    return found is not None and int(found[1] or 0) <= _LAST_PORT
+    match = pattern.fullmatch(header)
+    return match is not None and int(match[1] or 0) <= _LAST_PORT

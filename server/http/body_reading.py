@@ -44,7 +44,7 @@ class StrictRoute(APIRoute):
         return field is not None and not isinstance(field.field_info, params.Form)
 
     def _validated(self, body: bytes) -> Any:
-        """What the route is given, and finds valid at once. Raises RequestValidationError."""
+        """The body as the route is given it, found valid at once. Raises RequestValidationError."""
         assert self.body_field is not None
         value, errors = self.body_field.validate(read_json(body), {}, loc=("body",))
         if errors:
@@ -60,7 +60,7 @@ class _StrictRequest(Request):
 
 
 def read_json(body: bytes) -> Any:
-    """What a body says. Raises UnreadableBodyError.
+    """The JSON of a body. Raises UnreadableBodyError.
 
     Refused beside what is no JSON: a key twice in one object, text that UTF-8 cannot say (lone
     surrogates), integers beyond 64 bits, nesting beyond 200, and more of brackets, strings or

@@ -1,4 +1,4 @@
-"""How a server ends: what runs may finish, nothing new begins, and what is cut off is told so."""
+"""The end of a server: what runs may finish, nothing new begins, what is cut off is told so."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class LastWords:
 
 
 class _Answer:
-    """What was sent of an answer: whether it has begun, as what, and whether it is whole."""
+    """An answer as far as it was sent: whether it has begun, as what, and whether it is whole."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

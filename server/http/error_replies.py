@@ -39,17 +39,20 @@ class BodyTooLargeError(HTTPException):
 
     def __init__(self, limit: int, setting: str) -> None:
         bound = f"larger than {limit} bytes" + (f" ({setting})" if setting else "")
-        told = f"the body is {bound}" if limit else "this route takes no body"
-        super().__init__(413, told)
+        message = f"the body is {bound}" if limit else "this route takes no body"
+        super().__init__(413, message)
 
 
 class BodyTooSlowError(HTTPException):
     """A body that stalls, or comes drop by drop. As BodyTooLargeError."""
 
     def __init__(self, seconds: float, slowest: int) -> None:
-        told = f"the body did not arrive: send at least {slowest} bytes a second, without a pause"
-        bound = f"of more than {seconds:g} s (ADAPTERMIX_BODY_PATIENCE)"
-        super().__init__(408, f"{told} {bound}", {"Connection": "close"})
+        super().__init__(
+            408,
+            f"the body did not arrive: send at least {slowest} bytes a second, without a pause "
+            f"of more than {seconds:g} s (ADAPTERMIX_BODY_PATIENCE)",
+            {"Connection": "close"},
+        )
 
 
 class UnreadableBodyError(HTTPException):
@@ -60,7 +63,7 @@ class UnreadableBodyError(HTTPException):
 
 
 def describe(error: Exception) -> Failure:
-    """What a client is told of an error; one that is not in the table is a bug, and a 500."""
+    """An error as a client sees it; one that is not in the table is a bug, and a 500."""
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
     failure = failure_for(error)  # first: a parser's error may be of a full disk

@@ -20,7 +20,7 @@ _PIECE = 2 << 10  # bytes with many marks, which are parsed in a few millisecond
 
 
 def whole(receive: Receive, content_type: str) -> Receive:
-    """What `receive` gives of a multipart form, which must have its end, in pieces.
+    """`receive` in pieces, for a multipart form, which must have its end.
 
     The parser takes a form that was cut for a whole one, without its last part, and reads at once
     whatever it is given: between two pieces that may hold several parts others have their turn.
@@ -32,32 +32,32 @@ def whole(receive: Receive, content_type: str) -> Receive:
         return receive
     end = b"--" + boundary + b"--"
     heads: MultipartParser | None = None
-    tail = held = b""
+    tail = buffered = b""
     more = True
 
     async def checked() -> Message:
-        nonlocal heads, tail, held, more
-        if held:
+        nonlocal heads, tail, buffered, more
+        if buffered:
             await asyncio.sleep(0)
         else:
             message = await receive()
             if message["type"] != "http.request":
                 return message
-            held = message.get("body", b"")
+            buffered = message.get("body", b"")
             more = bool(message.get("more_body"))
-            tail = (tail + held)[-len(end) - len(_SPACE) :]
+            tail = (tail + buffered)[-len(end) - len(_SPACE) :]
             if tail and not more and not tail.rstrip(_SPACE).endswith(end):
                 raise MultiPartException("the form does not end with its boundary: cut short?")
-        size = len(held) if held.count(_MARK) <= 1 else _PIECE
-        piece, held = held[:size], held[size:]
+        size = len(buffered) if buffered.count(_MARK) <= 1 else _PIECE
+        piece, buffered = buffered[:size], buffered[size:]
         try:
             if heads is None:
                 heads = MultipartParser(boundary, {}, max_header_size=MOST_PART_HEADER)
             heads.write(piece)
         except FormParserError as error:
-            told = f"a part has at most 8 headers of at most {MOST_PART_HEADER} bytes each"
-            raise MultiPartException(f"Invalid multipart data: {error}; {told}") from error
-        return {"type": "http.request", "body": piece, "more_body": more or bool(held)}
+            bound = f"a part has at most 8 headers of at most {MOST_PART_HEADER} bytes each"
+            raise MultiPartException(f"Invalid multipart data: {error}; {bound}") from error
+        return {"type": "http.request", "body": piece, "more_body": more or bool(buffered)}
 
     return checked
 
@@ -68,14 +68,14 @@ def known_fields(
     """A dependency that refuses other fields, and those twice that may come once: InputError."""
 
     async def check(request: Request) -> None:
-        seen: set[str] = set()
+        names: set[str] = set()
         for name, _ in (await request.form()).multi_items():
             if name not in (*once, *often):
                 raise InputError(
                     name[:80], "a field", f"is unknown; known are {', '.join((*once, *often))}"
                 )
-            if name in seen and name in once:
+            if name in names and name in once:
                 raise InputError(name, "two fields", "send one")
-            seen.add(name)
+            names.add(name)
 
     return check

@@ -10,7 +10,7 @@ from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from server.errors import BadRequestError, HeadTooLargeError, HeadTooSlowError
+from server.errors import HeadTooSlowError, MalformedRequestError, OversizedHeadError
 from server.http.error_replies import error_response
 
 MOST_HEAD = 32 << 10  # bytes of a request line with its headers, and of what follows a body
@@ -66,17 +66,17 @@ class BoundedHeads(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools. Raises HeadTooLargeError, at which the parser gives up."""
+        """See httptools. Raises OversizedHeadError, at which the parser gives up."""
         self._lines += 1
         if self._lines > MOST_LINES:
-            raise self._told(HeadTooLargeError("headers", str(MOST_LINES)))
+            raise self._kept_problem(OversizedHeadError("headers", str(MOST_LINES)))
         if self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """See httptools. Raises HeadTooLargeError."""
+        """See httptools. Raises OversizedHeadError."""
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD:
-            raise self._told(_too_large())
+            raise self._kept_problem(_too_large())
         self._end_wait()
         self._size = self._lines = 0
         self._is_in_head = False
@@ -89,10 +89,10 @@ class BoundedHeads(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """See HttpToolsProtocol, which calls this for what its parser refuses."""
-        self._refuse(self._problem or BadRequestError(msg))
+        self._refuse(self._problem or MalformedRequestError(msg))
 
-    def _told(self, problem: Exception) -> Exception:
-        """What a callback raises: the parser says no more than that one of them failed."""
+    def _kept_problem(self, problem: Exception) -> Exception:
+        """The problem, kept for the reply: the parser says no more than that a callback failed."""
         self._problem = problem
         return problem
 
@@ -141,8 +141,8 @@ class BoundedHeads(HttpToolsProtocol):
         self._timer = self.loop.call_later(_LINGER, self.transport.close)
 
 
-def _too_large() -> HeadTooLargeError:
-    return HeadTooLargeError("the head of the request", f"{MOST_HEAD} bytes")
+def _too_large() -> OversizedHeadError:
+    return OversizedHeadError("the head of the request", f"{MOST_HEAD} bytes")
 
 
 def heads_within(seconds: float) -> type[BoundedHeads]:

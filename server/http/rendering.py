@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from router_engine.events import TokenEvent
-from server.generation.answer_text import Piece
+from server.generation.answer_text import AnswerPiece
 from server.generation.generation import Completion, Update
 from server.generation.mixtures import PlannedMixture
 from server.generation.tokenization import Tokenization
@@ -42,32 +42,32 @@ def routing_of(completion: Completion) -> Routing | None:
 
 
 def gates_of(completion: Completion) -> list[AdapterGates] | None:
-    """What routers inside layers said of each adapter that has any; None where nobody asked."""
+    """The gates of each adapter with gating networks; None where nobody asked."""
     if completion.gates is None:
         return None
     plan = completion.plan
-    said = {each.adapter: each for each in completion.gates}
+    statistics = {adapter.adapter: adapter for adapter in completion.gates}
     return [
         AdapterGates(
             adapter=label,
             experts=list(manifest.gate_labels),
-            mean=[list(row) for row in said[digest].mean],
-            std=[list(row) for row in said[digest].std],
-            spread=said[digest].spread,
-            closed=said[digest].closed,
-            tokens=said[digest].tokens,
+            mean=[list(row) for row in statistics[digest].mean],
+            std=[list(row) for row in statistics[digest].std],
+            spread=statistics[digest].spread,
+            closed=statistics[digest].closed,
+            tokens=statistics[digest].tokens,
         )
         for label, digest, manifest in zip(plan.labels, plan.digests, plan.manifests, strict=True)
-        if digest in said
+        if digest in statistics
     ]
 
 
 def uncertainty_of(event: TokenEvent) -> Uncertainty | None:
-    """What the engine said of how unsure a token was."""
-    found = event.uncertainty
-    if found is None:
+    """The uncertainty of a token, where the engine computed it."""
+    nats = event.uncertainty
+    if nats is None:
         return None
-    return Uncertainty(entropy=found.entropy, mutual_information=found.mutual_information)
+    return Uncertainty(entropy=nats.entropy, mutual_information=nats.mutual_information)
 
 
 class Renderer:
@@ -110,13 +110,13 @@ class Renderer:
         frames[-1] = frames[-1].model_copy(update=end)
         return frames
 
-    def _frame(self, piece: Piece) -> StreamFrame:
+    def _frame(self, piece: AnswerPiece) -> StreamFrame:
         top = self._alternatives(piece.event) if self._parameters.top_n_tokens else None
         weights = self._plan.weights_at(piece.event) if self._parameters.details else ()
         routing = TokenWeights(weights=list(weights)) if weights else None
         return StreamFrame(token=self._token(piece), top_tokens=top, routing=routing)
 
-    def _token(self, piece: Piece) -> Token:
+    def _token(self, piece: AnswerPiece) -> Token:
         event = piece.event
         alternatives = self._alternatives(event) if self._parameters.return_k_alternatives else None
         return Token(
@@ -141,9 +141,9 @@ class Renderer:
         ]
 
     def _details(self, completion: Completion, *, streamed: bool = False) -> Details:
-        asked, parameters = self._parameters.details, self._parameters
+        with_details, parameters = self._parameters.details, self._parameters
         tokens = top_tokens = None
-        if asked and not streamed:
+        if with_details and not streamed:
             tokens = [self._token(piece) for piece in completion.pieces]
             if parameters.top_n_tokens:
                 top_tokens = [self._alternatives(piece.event) for piece in completion.pieces]
@@ -155,6 +155,6 @@ class Renderer:
             seed=self._seed,
             tokens=tokens,
             top_tokens=top_tokens,
-            routing=routing_of(completion) if asked else None,
+            routing=routing_of(completion) if with_details else None,
             gates=gates_of(completion),
         )

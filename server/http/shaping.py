@@ -15,27 +15,27 @@ _KEPT = ("content-range", "allow", "retry-after")
 
 def shaped(scope: Scope, receive: Receive, send: Send) -> Send:
     """`send`, but for errors in plain text: their text becomes the message of one of ours."""
-    held: Message | None = None
+    start: Message | None = None
     text = b""
 
     async def sent(message: Message) -> None:
-        nonlocal held, text
+        nonlocal start, text
         if message["type"] == "http.response.start" and _is_plain_error(message):
-            held = message
-        elif held is None:
+            start = message
+        elif start is None:
             await send(message)
         else:
             text += message.get("body", b"")
             if not message.get("more_body", False):
-                headers = Headers(raw=held["headers"])
+                headers = Headers(raw=start["headers"])
                 kept = {name: headers[name] for name in _KEPT if name in headers}
-                error = HTTPException(held["status"], _said(held["status"], text), kept)
+                error = HTTPException(start["status"], _message(start["status"], text), kept)
                 await error_response(scope, error)(scope, receive, send)
 
     return sent
 
 
-def _said(status: int, text: bytes) -> str:
+def _message(status: int, text: bytes) -> str:
     return text.decode(errors="replace").strip() or HTTPStatus(status).phrase
 
 

@@ -19,7 +19,7 @@ _TEXT = re.compile(
 
 
 class Most(NamedTuple):
-    """How many there may be."""
+    """Bounds on the parts of one JSON text."""
 
     brackets: int  # of lists and objects
     strings: int  # keys too
@@ -136,7 +136,7 @@ class SlicedReader:
         return "".join(parts)
 
     def _boundary(self) -> int:
-        """Where a slice from here on ends, which is in no character's middle."""
+        """The end of a slice from here on, which is in no character's middle."""
         end = min(self._at + SLICE, len(self._text))
         while self._at < end < len(self._text) and self._text[end] & 0xC0 == 0x80:
             end -= 1

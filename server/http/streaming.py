@@ -27,7 +27,7 @@ class LastFrame(str):
 
 
 class _Ending:
-    """What of a stream is still to come, once its answer, or an error, has been sent."""
+    """The events of a stream that are still to come once its answer, or an error, has been sent."""
 
     def __init__(self) -> None:
         self.left: list[bytes] | None = None  # None before
@@ -96,7 +96,7 @@ async def _events(
 
 
 def last_events(error: Exception, scope: Scope, *, openai: bool) -> list[bytes]:
-    """What ends the stream of a request that cannot go on. An answer that is whole stays so."""
+    """The events that end the stream of a request that cannot go on. A whole answer stays so."""
     ending = scope.get("state", {}).get(_ENDING)
     if ending is not None and ending.left is not None:
         return list(ending.left)

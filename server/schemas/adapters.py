@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from adapters_store.expert_kinds.base import copies_of
 from adapters_store.types import MAX_VERSION, AdapterManifest, AdapterRecord
-from router_engine.client.base import AdapterResidency, MergedState
 from server.schemas.base import Body, Reply
 
-if TYPE_CHECKING:
-    from server.adapters.text_states import TextState
+if TYPE_CHECKING:  # who reads replies alone doesn't wait for the engine's modules
+    from router_engine.info import AdapterResidency, MergedState
 
-AdapterKind = Literal["lora", "bottleneck", "prompt", "copies", "router"]
+_BUILT_IN_KINDS = ("lora", "bottleneck", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class TextState:
+    """The state of an adapter's sample texts with the sentence encoder."""
+
+    # none without texts or encoder, pending until it is computed, then ready
+    centroid: Literal["none", "pending", "ready"] = "none"
+    encoder: str | None = None  # whose centroid it is
+    warnings: tuple[str, ...] = ()  # of other adapters whose texts are too near
 
 
 class ResidencyReply(Reply):
@@ -46,7 +57,7 @@ class AdapterReply(Reply):
     digest: str
     format: str
     base_model: str | None = Field(description="What the adapter says that it was trained on.")
-    kinds: list[AdapterKind] = Field(
+    kinds: list[str] = Field(
         description="What it holds: experts by kind, routers inside layers, copies kept apart."
     )
     max_rank: int
@@ -93,14 +104,16 @@ class AdapterReply(Reply):
         )
 
 
-def _kinds(manifest: AdapterManifest) -> list[AdapterKind]:
-    """What an adapter holds, in the order of AdapterKind."""
-    held: set[AdapterKind] = {expert.kind for expert in manifest.experts}
-    if any(expert.kind != "prompt" and expert.copies for expert in manifest.experts):
-        held.add("copies")
+def _kinds(manifest: AdapterManifest) -> list[str]:
+    """The kinds of an adapter's experts, built-in ones first, then copies and routers."""
+    held = {expert.kind for expert in manifest.experts}
+    built_in = [kind for kind in _BUILT_IN_KINDS if kind in held]
+    kinds = [*built_in, *sorted(held.difference(built_in))]
+    if any(copies_of(expert) for expert in manifest.experts):
+        kinds.append("copies")
     if manifest.routers:
-        held.add("router")
-    return [kind for kind in get_args(AdapterKind) if kind in held]
+        kinds.append("router")
+    return kinds
 
 
 class TextsReply(Reply):

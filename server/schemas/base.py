@@ -1,4 +1,4 @@
-"""What all bodies share: unknown and unsupported fields, other types and infinities are refused."""
+"""The base of all bodies: unknown and unsupported fields, other types, infinities are refused."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ class Body(BaseModel):
     def _refuse_what_is_not_applied(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        known = set(cls.model_fields)
-        if len(data) > len(known) + len(cls.unsupported) + _MOST_EXTRAS:
+        fields = set(cls.model_fields)
+        if len(data) > len(fields) + len(cls.unsupported) + _MOST_EXTRAS:
             raise PydanticCustomError(
                 "too_many_fields",
                 "{count} fields are more than there are: {fields}",
-                {"count": len(data), "fields": ", ".join(sorted(known))},
+                {"count": len(data), "fields": ", ".join(sorted(fields))},
             )
-        kept = {}
+        values = {}
         for name, value in data.items():
-            if name in known:
-                kept[name] = value
+            if name in fields:
+                values[name] = value
             elif name in cls.unsupported:
                 _refuse_unless_default(name, value, cls.unsupported[name])
             elif cls.model_config.get("extra") == "allow":
-                kept[name] = value
+                values[name] = value
             else:
-                raise _unknown_field(str(name), known)
-        return kept
+                raise _unknown_field(str(name), fields)
+        return values
 
 
 class Reply(BaseModel):
@@ -78,10 +78,10 @@ def _refuse_unless_default(name: str, value: Any, defaults: tuple[Any, ...]) -> 
     )
 
 
-def _unknown_field(name: str, known: set[str]) -> PydanticCustomError:
+def _unknown_field(name: str, fields: set[str]) -> PydanticCustomError:
     name = name[:_MOST_ECHOED]
-    near = near_names(name, known, cutoff=0.6)
-    hint = f"near: {', '.join(near)}" if near else f"fields: {', '.join(sorted(known))}"
+    near = near_names(name, fields, cutoff=0.6)
+    hint = f"near: {', '.join(near)}" if near else f"fields: {', '.join(sorted(fields))}"
     return PydanticCustomError(
         "unknown_field", "{field} is not a field here; {hint}", {"field": name, "hint": hint}
     )

@@ -1,4 +1,4 @@
-"""Which copies of an adapter act, where it keeps them apart (AdaMix)."""
+"""The choice of copies of an adapter that keeps them apart (AdaMix)."""
 
 from __future__ import annotations
 

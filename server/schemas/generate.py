@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Many, Reply, Timeout
-from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture, PlanLevel
+from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, MixtureChoice, PlanLevel
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 MAX_TOP = 20
@@ -135,7 +135,7 @@ class GenerateBody(Body):
 
     inputs: str = Field(min_length=1, description="The prompt.")
     parameters: Parameters = Field(default_factory=Parameters)
-    mixture: Mixture | None = Field(default=None, description="Left out: the base model.")
+    mixture: MixtureChoice | None = Field(default=None, description="Left out: the base model.")
     priority: int = Field(
         default=0,
         ge=-100,

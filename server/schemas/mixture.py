@@ -115,7 +115,7 @@ class RouterChoice(Body):
         return dict(self.model_extra or {})
 
 
-class Mixture(Body):
+class MixtureChoice(Body):
     """Either `adapters` or `router`. No mixture at all means the base model."""
 
     adapters: Annotated[Many[WeightedAdapter], Field(max_length=MAX_ADAPTERS)] | None = None
@@ -126,7 +126,7 @@ class Mixture(Body):
     router: RouterChoice | None = None
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Mixture:
+    def _exactly_one(self) -> MixtureChoice:
         if (self.adapters is None) == (self.router is None):
             raise PydanticCustomError(
                 "mixture", "give exactly one of adapters and router; leave mixture out for the base"

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Many, Reply, Timeout
 from server.schemas.generate import MAX_TOP, Routing, StopString
-from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, Mixture
+from server.schemas.mixture import FIXED_EXAMPLE, ROUTER_EXAMPLE, MixtureChoice
 
 MAX_CHOICES = 16
 MAX_MESSAGES = 4096  # of a conversation
@@ -44,7 +44,7 @@ class CommonBody(Body):
         description="The base model's name, or an adapter (name, name@version, name@alias).",
         examples=["math"],
     )
-    mixture: Mixture | None = Field(
+    mixture: MixtureChoice | None = Field(
         default=None, description="Needs the base model's name in `model`."
     )
     max_tokens: int | None = Field(default=None, ge=1, description="Longest answer in tokens.")
@@ -181,7 +181,7 @@ class ChatBody(CommonBody):
     def _refuse_many_parts(cls, data: Any) -> Any:
         messages = data.get("messages") if isinstance(data, dict) else None
         if isinstance(messages, list):
-            contents = [one.get("content") for one in messages if isinstance(one, dict)]
+            contents = [message.get("content") for message in messages if isinstance(message, dict)]
             parts = sum(len(content) for content in contents if isinstance(content, list))
             if parts > MAX_PARTS:
                 raise PydanticCustomError(

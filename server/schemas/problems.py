@@ -1,4 +1,4 @@
-"""What is wrong with a body, as people are told: each problem with its field, its value, a hint."""
+"""Problems of a body in words: each with its field, its value and a hint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from router_engine.excerpt import excerpt
 
 # These problems say the whole of it: the value that they are about is not repeated.
-_TOLD_ALONE = (
+_WITHOUT_VALUE = (
     *("missing", "unknown_field", "too_many_fields", "too_many_parts", "too_many_prompts"),
     *("mixture", "contradiction"),
 )
@@ -20,7 +20,7 @@ def describe_problem(problem: Mapping[str, Any], path: str) -> str:
     kind = problem["type"]
     if kind == "json_invalid":
         return f"the body is not JSON: {context.get('error', problem['msg'])}"
-    if kind in _TOLD_ALONE:
+    if kind in _WITHOUT_VALUE:
         return f"{path}: {problem['msg']}" if path else str(problem["msg"])
     value = context["value"] if kind == "unsupported_field" else excerpt(problem.get("input"))
     return f"{path} = {value}: {problem['msg']}"

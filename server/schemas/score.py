@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.base import Body, Many, Reply, Timeout
 from server.schemas.generate import PROMPT, ROUTING_EXAMPLE, AdapterGates, Routing, Uncertainty
-from server.schemas.mixture import ROUTER_EXAMPLE, Mixture
+from server.schemas.mixture import ROUTER_EXAMPLE, MixtureChoice
 
 MAX_COMPLETIONS = 64
 
@@ -33,7 +33,7 @@ class ScoreBody(Body):
         max_length=MAX_COMPLETIONS,
         description="Tokenized apart from the prompt; no end-of-text token is added.",
     )
-    mixture: Mixture | None = Field(default=None, description="Left out: the base model.")
+    mixture: MixtureChoice | None = Field(default=None, description="Left out: the base model.")
     adapter: str | None = Field(
         default=None, min_length=1, description="One adapter at weight 1. Not with `mixture`."
     )

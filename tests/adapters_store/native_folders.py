@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    Copies,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.manifest import manifest_to_json
 from adapters_store.types import AdapterManifest, BaseModelSpec, BlockSpec, LinearShape
-from adapters_store.validation import tensor_shapes
 from tests.adapters_store import folders
 from tests.adapters_store.folders import HIDDEN, INNER, LAYERS, Tensors
 
@@ -111,8 +107,8 @@ def tensors(manifest: AdapterManifest = MANIFEST) -> Tensors:
     random = np.random.default_rng(0)
     return {
         key: random.normal(size=shape).astype(np.float32)
-        for part in (*manifest.experts, *manifest.routers)
-        for key, shape in tensor_shapes(part).items()
+        for part in manifest.parts
+        for key, shape in part.tensor_shapes.items()
     }
 
 

@@ -25,7 +25,7 @@ from adapters_store.errors import (
     InvalidReferenceError,
     StoreError,
 )
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.manifest import manifest_from_json, manifest_to_json
 from adapters_store.types import AdapterManifest
 from tests.adapters_store.servers import make_bucket

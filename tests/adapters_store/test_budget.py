@@ -20,7 +20,7 @@ from adapters_store.formats.patterns import Matcher, PatternError, Targets
 from adapters_store.limits import StoreLimits
 from adapters_store.metadata import Database
 from adapters_store.metadata.schema import ADAPTERS, VERSIONS
-from adapters_store.problems import MAX_PROBLEMS, cut, shortened
+from adapters_store.problems import MAX_PROBLEMS, bounded_problems, bounded_text
 from adapters_store.store import AdapterStore
 from adapters_store.types import CheckReport, Problem
 from tests.adapters_store import native_folders
@@ -137,7 +137,7 @@ def test_names_are_compared_in_one_place() -> None:
     root = Path(adapters_store.__file__).parent.parent
     found = {
         str(path.relative_to(root))
-        for package in ("adapters_store", "router_engine", "training", "server", "deploy")
+        for package in ("adapters_store", "router_engine", "server", "adaptermix", "deploy")
         for path in (root / package).rglob("*.py")
         if "difflib" in path.read_text(encoding="utf-8")
     }
@@ -242,12 +242,12 @@ def test_lines_are_read_until_the_limit(
 
 
 def test_what_is_cut_keeps_both_ends() -> None:
-    assert cut("a" * 400 + "b" * 400).startswith("aaa")
-    assert cut("a" * 400 + "b" * 400).endswith("bbb")
-    assert len(cut("x" * 10_000)) <= 640
+    assert bounded_text("a" * 400 + "b" * 400).startswith("aaa")
+    assert bounded_text("a" * 400 + "b" * 400).endswith("bbb")
+    assert len(bounded_text("x" * 10_000)) <= 640
     problems = [Problem("w" * 10_000, f"{i}") for i in range(100)]
-    assert len(shortened(problems)) == MAX_PROBLEMS
-    assert shortened(problems)[-1].message == "and 69 more problems"
+    assert len(bounded_problems(problems)) == MAX_PROBLEMS
+    assert bounded_problems(problems)[-1].message == "and 69 more problems"
 
 
 @pytest.mark.parametrize(("tensors_sent", "is_refused"), [(16_384, False), (16_385, True)])

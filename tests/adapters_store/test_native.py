@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters_store.expert_types import Copies, ThresholdSpec
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.gating import ThresholdSpec
 from adapters_store.manifest import manifest_to_json
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import MergedState
 from router_engine.config import (
     CacheConfig,
     CpuIsa,
@@ -28,6 +27,7 @@ from router_engine.config import (
     Quantization,
 )
 from router_engine.events import EngineEvent
+from router_engine.info import MergedState
 from router_engine.model.quantized import quantize_linears
 from router_engine.request import EngineRequest
 from router_engine.routers.base import TokenRouter

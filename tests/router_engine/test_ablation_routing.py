@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.routers.registry import RouterRegistry, TokenServices
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
@@ -44,10 +44,10 @@ def routed(
     return EngineRequest(
         name,
         tuple(PROMPT),
-        SamplingParams(max_new_tokens=TOKENS),
+        SamplingSpec(max_new_tokens=TOKENS),
         adapters=tuple(digests),
         routing=TokenRouting(router, params, every, context),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 

@@ -21,7 +21,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import ALL_LINEARS, MakeEngine, MakeHarness
 from tests.router_engine.paths import CPU, CUDA, REFERENCE, TRITON, EnginePath, path_params
 from tests.support.arrow import make_gapped_folder, peft_arrow, with_arrow
@@ -67,10 +67,10 @@ def _arrow(
     return EngineRequest(
         name,
         tuple(prompt),
-        SamplingParams(max_new_tokens=new),
+        SamplingSpec(max_new_tokens=new),
         adapters=tuple(digests),
         layer_routing=LayerRouting("arrow", params),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 
@@ -179,7 +179,7 @@ def test_a_mixed_batch_equals_each_request_alone(
         EngineRequest(
             "routed",
             tuple(prompt),
-            SamplingParams(max_new_tokens=new),
+            SamplingSpec(max_new_tokens=new),
             adapters=tuple(digests[1:3]),
             routing=routing,
         ),

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason, TokenUncertainty
 from router_engine.experts.variants import Side, Stochastic, variant_digest
 from router_engine.model.sampler import Sampler, SamplingRow
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from tests.router_engine import paths
 from tests.router_engine.conftest import MakeEngine, MakeHarness
 from tests.router_engine.paths import EnginePath, path_params
@@ -39,7 +39,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> CopiesAdapter:
 
 
 def ensemble(
-    digests: Sequence[str], sampling: SamplingParams, name: str = "ensemble"
+    digests: Sequence[str], sampling: SamplingSpec, name: str = "ensemble"
 ) -> EngineRequest:
     """One member a digest."""
     first, *others = digests
@@ -67,7 +67,7 @@ def members(adapter: CopiesAdapter) -> list[PreTrainedModel]:
 
 @torch.no_grad()
 def oracle(
-    models: Sequence[PreTrainedModel], sampling: SamplingParams
+    models: Sequence[PreTrainedModel], sampling: SamplingSpec
 ) -> tuple[list[int], list[Tensor], list[TokenUncertainty]]:
     """Tokens, log p [vocab] and uncertainty of each, all recomputed each time: the equation."""
     ids = list(PROMPT)
@@ -93,7 +93,7 @@ def oracle(
     return ids[len(PROMPT) :], rows, said
 
 
-GREEDY = SamplingParams(max_new_tokens=12)
+GREEDY = SamplingSpec(max_new_tokens=12)
 SAMPLED = replace(GREEDY, temperature=1.2, top_p=0.9, seed=7, repetition_penalty=1.3)
 GIVEN = replace(GREEDY, given_token_ids=tuple(range(10, 22)))
 
@@ -104,7 +104,7 @@ def test_tokens_are_drawn_from_the_mean_of_the_members_probabilities(
     adapter: CopiesAdapter,
     make_harness: MakeHarness,
     config: EngineConfig,
-    sampling: SamplingParams,
+    sampling: SamplingSpec,
 ) -> None:
     harness = make_harness(config=config)
     digest = harness.publish("adamix", adapter.folder)
@@ -154,7 +154,7 @@ def answer_of(harness: EngineHarness, one: EngineRequest) -> Answer:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_equal_members_are_the_plain_request(
-    adapter: CopiesAdapter, make_harness: MakeHarness, sampling: SamplingParams
+    adapter: CopiesAdapter, make_harness: MakeHarness, sampling: SamplingSpec
 ) -> None:
     harness = make_harness(config=CONFIG)
     digest = harness.publish("adamix", adapter.folder)

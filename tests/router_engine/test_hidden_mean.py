@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adapters_store.types import ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import CPU, REFERENCE, EnginePath, PathEngine, path_params
 from tests.support.harness import Answer, request
@@ -44,10 +44,10 @@ def _routed(
     return EngineRequest(
         name,
         tuple(prompt),
-        SamplingParams(max_new_tokens=count),
+        SamplingSpec(max_new_tokens=count),
         adapters=tuple(digests),
         routing=TokenRouting("hidden_mean", {**PARAMS, **params}, every),
-        report_weights=True,
+        reports=Reports(weights=True),
         reads_hidden_states=True,
     )
 
@@ -255,9 +255,9 @@ def test_an_embedding_is_the_mean_that_a_request_is_routed_by(
     ask = EngineRequest(
         "e",
         tuple(PROMPT),
-        SamplingParams(max_new_tokens=1),
+        SamplingSpec(max_new_tokens=1),
         reads_hidden_states=True,
-        report_hidden=True,
+        reports=Reports(hidden_mean=True),
     )
     (answer,) = engine.run(ask)
     expected = _mean(path.base("llama"), PROMPT)

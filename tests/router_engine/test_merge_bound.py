@@ -18,7 +18,7 @@ from router_engine.config import CacheConfig, EngineConfig, KernelConfig, MergeC
 from router_engine.errors import MixtureError
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.model.tiny import tiny_config, tiny_tokenizer
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.tolerances import TOLERANCES
 from tests.router_engine.conftest import ALL_LINEARS, MakeHarness
 from tests.router_engine.test_merged import base_weights, same
@@ -39,7 +39,7 @@ def _config(dtype: Any) -> EngineConfig:
 
 def _scored(harness: EngineHarness, tag: str, *mixtures: dict[str, float]) -> torch.Tensor:
     """Log probabilities [requests, tokens] of a given answer under each mixture."""
-    sampling = SamplingParams(max_new_tokens=len(GIVEN), given_token_ids=GIVEN)
+    sampling = SamplingSpec(max_new_tokens=len(GIVEN), given_token_ids=GIVEN)
     answers = harness.run(
         *(
             EngineRequest(f"{tag} {i}", PROMPT, sampling, tuple(mixture), tuple(mixture.values()))

@@ -17,7 +17,7 @@ from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, KernelConfig, MergeConfig, ModelConfig
 from router_engine.errors import MixtureError
 from router_engine.merging.merge_bound import MergeBound
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.tolerances import TOLERANCES
 from tests.router_engine.conftest import ALL_LINEARS, MakeHarness
 from tests.support.harness import EngineHarness, request
@@ -49,7 +49,7 @@ def skewed(folder: Path, factor: float, back: float | None = None) -> Path:
 
 def _scored(harness: EngineHarness, tag: str, *mixtures: dict[str, float]) -> torch.Tensor:
     """Log probabilities [requests, tokens] of a given answer; all requests have succeeded."""
-    sampling = SamplingParams(max_new_tokens=len(GIVEN), given_token_ids=GIVEN)
+    sampling = SamplingSpec(max_new_tokens=len(GIVEN), given_token_ids=GIVEN)
     answers = harness.run(
         *(
             EngineRequest(f"{tag} {i}", PROMPT, sampling, tuple(mixture), tuple(mixture.values()))

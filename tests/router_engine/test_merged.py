@@ -141,7 +141,7 @@ def test_a_merge_that_cannot_be_leaves_the_base_alone(
     digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
     untouched = base_weights(harness)
     unequal = ResolvedMixture((digests[0], digests[1]), (0.5, 0.5), "linear")
-    with pytest.raises(MixtureError, match="ranks 4 and 8"):
+    with pytest.raises(MixtureError, match="of rank 4 with"):
         harness.wait(harness.engine.merge(unequal))
     assert harness.engine.merged().mode == "unmerged"
     assert same(untouched, base_weights(harness))

@@ -9,7 +9,7 @@ import pytest
 
 from adapters_store.types import ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import CPU, CUDA, REFERENCE, TRITON, EnginePath, path_params
 from tests.support.harness import Answer, request
@@ -33,13 +33,13 @@ def _traffic(path: EnginePath, digests: tuple[str, ...], tag: str) -> list[Engin
     """The base, each mixture, and routed weights that pass by the one called mixed."""
     mixtures = _mixtures(digests)
     prompt = tuple(path.short(PROMPT))
-    sampling = SamplingParams(max_new_tokens=path.tokens)
+    sampling = SamplingSpec(max_new_tokens=path.tokens)
     rows = [[0.9, 0.0, 0.4], list(mixtures["mixed"].weights), [-0.6, 0.2, 1.0]]
     routing = TokenRouting("given", {"weights": [rows[i % 3] for i in range(path.tokens)]})
     return [
         request(f"{tag} base", prompt, max_new_tokens=path.tokens),
         *(
-            EngineRequest.under(mixture, f"{tag} {name}", prompt, sampling)
+            EngineRequest.from_mixture(mixture, f"{tag} {name}", prompt, sampling)
             for name, mixture in mixtures.items()
         ),
         EngineRequest(f"{tag} routed", prompt, sampling, digests[:3], routing=routing),

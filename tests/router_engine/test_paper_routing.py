@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from router_engine.config import EngineConfig, ModelConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.routers.centroids import centroid
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.encoder.encoder_config import EncoderConfig
@@ -167,11 +167,11 @@ def test_paper_routing_matches_peft(
             EngineRequest(
                 f"r{index}",
                 tuple(each.prompt),
-                SamplingParams(max_new_tokens=COUNT),
+                SamplingSpec(max_new_tokens=COUNT),
                 adapters=tuple(folders),
                 combination="linear",
                 routing=routing,
-                report_weights=True,
+                reports=Reports(weights=True),
             )
             for index, each in enumerate(expected)
         )

@@ -15,7 +15,7 @@ import pytest
 from adapters_store.types import Combination, ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec, TokenRouting
 from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine import paths
 from tests.router_engine.conftest import WITHOUT_DECODER, MakeEngine
@@ -104,7 +104,7 @@ def _neighbours(tag: str, digests: Mapping[str, str], path: EnginePath) -> list[
         "native": {digests["native"]: 0.7},
         "instance": {digests["instance"]: 1.0},
     }
-    sampling = SamplingParams(max_new_tokens=_tokens(path))
+    sampling = SamplingSpec(max_new_tokens=_tokens(path))
     made = [
         request(f"{tag} {name}", text[: 2 + 4 * i], mixture, max_new_tokens=_tokens(path))
         for i, (name, mixture) in enumerate(plain.items())
@@ -137,7 +137,7 @@ def _poisoned(name: str, digest: str, path: EnginePath) -> EngineRequest:
 def _late(name: str, prompt: Sequence[int], digest: str) -> EngineRequest:
     """Poisoned in the step that would yield its second token."""
     routing = TokenRouting("given", {"weights": [[0.0], [1.0]]})
-    sampling = SamplingParams(max_new_tokens=2)
+    sampling = SamplingSpec(max_new_tokens=2)
     return EngineRequest(name, tuple(prompt), sampling, (digest,), routing=routing)
 
 
@@ -289,7 +289,7 @@ def test_poison_of_weight_zero_is_nothing(
         return EngineRequest(
             name,
             tuple(text),
-            SamplingParams(max_new_tokens=_tokens(path)),
+            SamplingSpec(max_new_tokens=_tokens(path)),
             (lora, *extra),
             routing=TokenRouting("given", {"weights": rows}),
         )
@@ -319,7 +319,7 @@ def test_one_member_fails_its_ensemble_and_a_candidate_its_gate(
     digests = _publish(engine, tmp_path / "kinds", {"lora": LORA, "other": LORA})
     poison = engine.publish("poison", POISONS["A"].folder(tmp_path / "poison", seed=1))
     lora, other = digests["lora"], digests["other"]
-    sampling, text = SamplingParams(max_new_tokens=_tokens(path)), tuple(path.short(TEXT))
+    sampling, text = SamplingSpec(max_new_tokens=_tokens(path)), tuple(path.short(TEXT))
     members = ((lora, poison, other), (poison, lora, other), (lora, other, poison))
     failing = [
         *(

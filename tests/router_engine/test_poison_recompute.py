@@ -8,7 +8,7 @@ import pytest
 
 from router_engine.config import CacheConfig, EngineConfig
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, SamplingSpec, TokenRouting
 from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine import paths
 from tests.router_engine.conftest import MakeEngine
@@ -38,7 +38,7 @@ def test_what_was_written_under_any_weights_is_never_found(
         EngineRequest(
             "routed",
             tuple(TEXT),
-            SamplingParams(max_new_tokens=rows + 2),
+            SamplingSpec(max_new_tokens=rows + 2),
             (healthy, poison),
             routing=TokenRouting("given", given, every=1, context="recompute"),
         )

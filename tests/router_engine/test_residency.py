@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from router_engine.client.base import AdapterResidency, Residency
 from router_engine.config import AdapterPoolConfig, EngineConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import FinishReason
 from router_engine.experts.allocator import RowAllocator, Span
 from router_engine.experts.base import AdapterContents, AdapterSource
+from router_engine.info import AdapterResidency, Residency
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import make_lora_folder

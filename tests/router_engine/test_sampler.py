@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from router_engine.model.sampler import Sampler, SamplingRow, distribution, penalised, uniform
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 
 PROMPT, TEXT = (3, 1, 4, 1, 5), (9, 2, 6, 5, 3, 5)
 
@@ -31,10 +31,10 @@ def some_logits(rows: int, vocab: int, seed: int = 0, spread: float = 3.0) -> Te
 
 
 def row(position: int = 0, **params: Any) -> SamplingRow:
-    return SamplingRow(SamplingParams(**params), PROMPT, TEXT, position)
+    return SamplingRow(SamplingSpec(**params), PROMPT, TEXT, position)
 
 
-def transformers_distribution(logits: Tensor, params: SamplingParams) -> Tensor:
+def transformers_distribution(logits: Tensor, params: SamplingSpec) -> Tensor:
     """Probabilities [1, vocab] after transformers' processors, in the order of `generate`."""
     chain: list[Any] = []
     if params.repetition_penalty != 1:
@@ -121,9 +121,7 @@ def test_presence_and_frequency_penalties_follow_their_equation() -> None:
 
 def test_repetition_penalty_comes_before_the_others() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0]])
-    asked = SamplingRow(
-        SamplingParams(repetition_penalty=2.0, presence_penalty=0.5), (0,), (1, 1), 2
-    )
+    asked = SamplingRow(SamplingSpec(repetition_penalty=2.0, presence_penalty=0.5), (0,), (1, 1), 2)
     assert penalised(logits, [asked]).tolist() == [[1.0, -4.5, 1.0]]
 
 
@@ -167,9 +165,9 @@ def test_given_tokens_are_taken_and_scored_beside_drawn_ones() -> None:
     samples = Sampler().sample(
         logits,
         [
-            SamplingRow(SamplingParams(given_token_ids=(7, 2)), position=1),
-            SamplingRow(SamplingParams()),
-            SamplingRow(SamplingParams(given_token_ids=(5,))),
+            SamplingRow(SamplingSpec(given_token_ids=(7, 2)), position=1),
+            SamplingRow(SamplingSpec()),
+            SamplingRow(SamplingSpec(given_token_ids=(5,))),
         ],
     )
     best = int(logits[1].argmax())
@@ -181,7 +179,7 @@ def test_given_tokens_are_taken_and_scored_beside_drawn_ones() -> None:
 
 def test_stop_ids_wait_for_min_new_tokens() -> None:
     logits = torch.tensor([[5.0, 4.0, 3.0]]).repeat(3, 1)
-    params = SamplingParams(min_new_tokens=2, stop_token_ids=(0, 99, -1))
+    params = SamplingSpec(min_new_tokens=2, stop_token_ids=(0, 99, -1))
     rows = [SamplingRow(params, position=position) for position in range(3)]
     assert [sample.token_id for sample in Sampler().sample(logits, rows)] == [1, 1, 0]
 
@@ -200,9 +198,9 @@ def test_draws_have_the_right_frequencies(params: dict[str, Any], by: str) -> No
     """Chi-square, 8 tokens, 20000 draws: below the 99.9th percentile of 7 degrees, 24.32."""
     draws, vocab = 20_000, 8
     logits = some_logits(1, vocab, spread=1.0)
-    first = SamplingRow(SamplingParams(**params))
+    first = SamplingRow(SamplingSpec(**params))
     rows = [
-        replace(first, params=SamplingParams(**params, seed=i))
+        replace(first, params=SamplingSpec(**params, seed=i))
         if by == "seed"
         else replace(first, position=i)
         for i in range(draws)
@@ -262,6 +260,6 @@ def test_logits_that_are_not_numbers_show_in_the_log_probability() -> None:
 
 
 def test_a_row_whose_tokens_are_all_masked_still_gets_one() -> None:
-    params = SamplingParams(min_new_tokens=1, stop_token_ids=(0, 1), temperature=1.0)
+    params = SamplingSpec(min_new_tokens=1, stop_token_ids=(0, 1), temperature=1.0)
     (sample,) = Sampler().sample(torch.zeros(1, 2), [SamplingRow(params)])
     assert sample.token_id in (0, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath
 from tests.support.harness import Answer
@@ -34,11 +34,11 @@ def _scored(
     return EngineRequest(
         name,
         tuple(prompt),
-        SamplingParams(max_new_tokens=len(completion), given_token_ids=completion),
+        SamplingSpec(max_new_tokens=len(completion), given_token_ids=completion),
         adapters=tuple(digests),
         weights=tuple(weights),
         routing=routing,
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 
@@ -70,7 +70,7 @@ def test_scores_are_those_of_peft(
     fixed, routed, drawn = engine.run(
         _scored("fixed", prompt, digests, weights=ROWS[3]),
         _scored("routed", prompt, digests, rows=ROWS),
-        EngineRequest("drawn", tuple(prompt), SamplingParams(max_new_tokens=len(COMPLETION))),
+        EngineRequest("drawn", tuple(prompt), SamplingSpec(max_new_tokens=len(COMPLETION))),
     )
     model = path.peft("llama", folders[:2])
     _assert_scores(fixed, _oracle(model, prompt, [ROWS[3]] * len(ROWS)), path)

@@ -9,7 +9,7 @@ import torch
 
 from adapters_store.types import ResolvedMixture
 from router_engine.mixture.weights import StepWeights, step_weights
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest
 from router_engine.scheduling.plan import PlannedRow
 from router_engine.sparse_weights import SparseWeights
 
@@ -20,24 +20,16 @@ CPU = torch.device("cpu")
 def planned(adapters: tuple[str, ...], *runs: tuple[float, ...], **more: Any) -> PlannedRow:
     """Two tokens under each of `runs`."""
     tokens = tuple(range(2 * len(runs)))
-    fields: dict[str, Any] = {
-        "request_id": "r",
-        "token_ids": tokens,
-        "start": 0,
-        "block_ids": (0,),
-        "sample": True,
-        "weight_runs": tuple((2, SparseWeights.of(run)) for run in runs),
-        "adapters": adapters,
-        "combination": "sum",
-        "is_routed": False,
-        "reads_hidden_states": False,
-        "sampling": SamplingParams(),
-        "num_generated": 0,
-        "prompt_token_ids": tokens,
-        "known_tokens": tokens,
-        "arrival": 0,
-    }
-    return PlannedRow(**(fields | more))
+    return PlannedRow(
+        EngineRequest("r", tokens, adapters=adapters, **more),
+        arrival=0,
+        token_ids=tokens,
+        start=0,
+        block_ids=(0,),
+        sample=True,
+        weight_runs=tuple((2, SparseWeights.of(run)) for run in runs),
+        known_tokens=tokens,
+    )
 
 
 SAME = planned(("a", "b"), (0.75, 0.25))
@@ -46,8 +38,8 @@ TURNED = planned(("b", "c", "a"), (0.25, 0.0, 0.75), (0.25, 0.0, 0.75))
 
 def whole(weights: StepWeights | None) -> torch.Tensor:
     assert weights is not None
-    assert weights.total is not None
-    return weights.total
+    assert weights.sum_weights is not None
+    return weights.sum_weights
 
 
 def test_under_the_merged_mixture_nothing_is_left() -> None:
@@ -67,7 +59,7 @@ def test_another_combination_of_the_same_weights_is_another_mixture() -> None:
     weights = step_weights([planned(("a", "b"), (0.75, 0.25), combination="linear")], MERGED, CPU)
     torch.testing.assert_close(whole(weights), torch.tensor([[-0.75, -0.25]] * 2))
     assert weights is not None
-    assert weights.root is not None
+    assert weights.sqrt_weights is not None
 
 
 def test_below_the_tap_the_base_acts_alone() -> None:
@@ -75,7 +67,7 @@ def test_below_the_tap_the_base_acts_alone() -> None:
     probed = planned(("a", "b"), (0.75, 0.25), reads_hidden_states=True)
     weights = step_weights([probed], MERGED, CPU)
     assert weights is not None
-    torch.testing.assert_close(whole(weights.lower), torch.tensor([[-0.75, -0.25]] * 2))
+    torch.testing.assert_close(whole(weights.below_probe), torch.tensor([[-0.75, -0.25]] * 2))
 
 
 @pytest.mark.parametrize("merged", [None, MERGED])

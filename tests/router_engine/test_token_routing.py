@@ -13,7 +13,7 @@ import torch
 from adapters_store.types import Combination
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.routers.base import RoutedWeights
 from tests.router_engine.conftest import MakeEngine, MakeHarness
 from tests.router_engine.paths import REFERENCE, EnginePath, path_params
@@ -39,11 +39,11 @@ def _routed(
     return EngineRequest(
         name,
         tuple(prompt),
-        SamplingParams(max_new_tokens=len(weights)),
+        SamplingSpec(max_new_tokens=len(weights)),
         adapters=tuple(digests),
         combination=combination,
         routing=TokenRouting("given", {"weights": weights}, every, context, lag),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
 
 
@@ -259,7 +259,7 @@ def test_a_router_that_fails_ends_its_request_only(
     longer = EngineRequest(
         "longer",
         short.prompt_token_ids,
-        SamplingParams(max_new_tokens=5),
+        SamplingSpec(max_new_tokens=5),
         adapters=short.adapters,
         routing=short.routing,
     )

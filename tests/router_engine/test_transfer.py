@@ -76,22 +76,21 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
         pool,
         open_blobs(tmp_path / "own" / "blobs"),
         AdapterPoolConfig(max_rank_rows=14),
-        torch.float32,
         ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
         lambda: None,
     )
     manager.host_copy(digests[0])
     assert not manager.acquire("first", digests[:1])
-    assert manager.pump().ready == ()
+    assert manager.poll().ready == ()
     assert transfer.placed == digests[:1]
     assert bool(manager.has_news)  # it asks again until they are there
     assert not manager.are_resident(digests[:1])
     assert not manager.acquire("second", digests[:1])
-    assert manager.pump().ready == ()
+    assert manager.poll().ready == ()
     assert transfer.placed == digests[:1]  # on their way: not copied again
     manager.release("second")
     transfer.here.update(digests[:1])
-    assert manager.pump().ready == ("first",)
+    assert manager.poll().ready == ("first",)
     assert not manager.has_news
     assert manager.acquire("third", digests[:1])
     manager.check_integrity({"first", "third"})

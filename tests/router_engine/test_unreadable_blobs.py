@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 
 from adapters_store.errors import AdapterNotFoundError, IntegrityError
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import Residency
 from router_engine.config import AdapterPoolConfig, EngineConfig, MergeConfig
 from router_engine.errors import AdapterLoadError
 from router_engine.events import FinishReason
 from router_engine.experts.base import AdapterContents, AdapterSource
+from router_engine.info import Residency
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
 from tests.support.waiting import HANG_SECONDS

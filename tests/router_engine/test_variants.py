@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters_store.expert_types import Copies, PromptExpertSpec
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.manifest import manifest_to_json
 from router_engine.experts.variants import (

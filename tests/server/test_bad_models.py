@@ -11,7 +11,7 @@ from router_engine.assets import AssetError
 from router_engine.model.tiny import save_tiny, tiny_model
 from server.models import base_files
 from server.settings import load_settings
-from tests.server.test_cli_edges import adaptermix
+from tests.adaptermix.cli.test_edges import adaptermix
 from tests.support.bad_checkpoints import BAD, ODD, Bad
 from tests.support.gguf import save_gguf
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from router_engine.calls import Pin
 from router_engine.experts.variants import Stochastic, variant_digest
-from server.errors import OverloadedError
+from server.errors import QueueFullError
 from server.generation.admission import Admission
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.copies import DOWN, UP, make_copies
@@ -179,7 +180,7 @@ def test_an_ensemble_takes_a_place_for_each_member() -> None:
     refused: list[None] = []
     admission = Admission(4, lambda: refused.append(None))
     with admission.enter(3) as begun:
-        with pytest.raises(OverloadedError), admission.enter(2):
+        with pytest.raises(QueueFullError), admission.enter(2):
             pass
         with admission.enter():
             assert admission.waiting == 4
@@ -195,12 +196,12 @@ def test_an_adapter_stays_while_a_variant_of_it_is_held(server: Live) -> None:
     folder = server.client.get("/admin/adapters/other").json()
     digest = variant_digest(folder["adapters"][0]["digest"], Stochastic(3))
     engine = server.container.services.engine
-    assert server.run(engine.pin(digest, pinned=True)).pinned
+    assert server.run(engine.call(Pin(digest, pinned=True))).pinned
     for path in ("/admin/adapters/other", "/admin/adapters/other/unload"):
         response = server.client.request("DELETE" if path.endswith("r") else "POST", path)
         assert response.status_code == 409
         assert response.json()["error_type"] == "conflict"
-    assert not server.run(engine.pin(digest, pinned=False)).pinned
+    assert not server.run(engine.call(Pin(digest, pinned=False))).pinned
 
 
 def test_an_ensemble_beside_another_adapter_runs_both(server: Live) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters_store.errors import AdapterInUseError, AdapterNotFoundError
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from server.generation.generation import PreparedRequest, Update
 from server.generation.generation_input import GenerationInput
 from server.generation.uses import Uses
@@ -21,7 +21,7 @@ Folders = dict[str, Path]
 async def prepared(server: Live, adapter: str) -> PreparedRequest:
     generation = server.container.services.generation
     ids = generation.tokenization.encode("hello")
-    ask = GenerationInput(ids, "hello", SamplingParams(), 4, adapter=adapter, ignore_eos=True)
+    ask = GenerationInput(ids, "hello", SamplingSpec(), 4, adapter=adapter, ignore_eos=True)
     return await generation.prepare(ask)
 
 
@@ -43,15 +43,15 @@ def test_an_adapter_that_a_request_waits_for_is_in_use(bare: Live, folders: Fold
         first = asyncio.ensure_future(anext(updates))
         await asyncio.sleep(0)  # it is with the engine
         with pytest.raises(AdapterInUseError):
-            await services.catalogue.delete("awaited", force=False)
-        gone = await services.catalogue.delete("awaited", force=True)
+            await services.adapters.delete("awaited", force=False)
+        gone = await services.adapters.delete("awaited", force=True)
         assert (gone.deleted, gone.freed_bytes) == (["awaited@1"], 0)
         begin = "".join(piece.text for piece in (await first).pieces)
         return begin + await texts(updates)
 
     assert bare.run(delete_under_a_request()) == expected["generated_text"]
     assert bare.generate(parameters={"adapter_id": "awaited"}).status_code == 404
-    assert bare.run(services.catalogue.collect()) > 0  # nobody needs it now
+    assert bare.run(services.adapters.collect()) > 0  # nobody needs it now
 
 
 def test_what_was_deleted_before_the_engine_heard_of_it_is_not_found(
@@ -61,7 +61,7 @@ def test_what_was_deleted_before_the_engine_heard_of_it_is_not_found(
 
     async def delete_between() -> None:
         job = await prepared(bare, "vanishing")
-        await bare.container.services.catalogue.delete("vanishing", force=False)
+        await bare.container.services.adapters.delete("vanishing", force=False)
         await texts(bare.container.services.generation.stream(job))
 
     with pytest.raises(AdapterNotFoundError, match="vanishing@1"):

@@ -15,7 +15,7 @@ from tests.support.waiting import HANG_SECONDS
 _PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from adaptermix.bench.process import free_port, http_process
+from adaptermix.bench.server import free_port, http_process
 from adaptermix.cli.bench import reporting
 
 @reporting

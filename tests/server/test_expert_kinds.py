@@ -77,3 +77,18 @@ def test_gates_of_whole_prompts(published: Live, tmp_path: Path) -> None:
     assert response.status_code == 422
     assert "mixture.router.candidates" in response.text
     assert "gates of whole prompts are computed with all of a prompt in one step" in response.text
+
+
+def test_linear_names_the_field_and_the_adapter_whose_scale_has_no_root(
+    published: Live, tmp_path: Path
+) -> None:
+    negative = make_lora_folder(tmp_path / "negative", alpha=-8)
+    assert published.publish(negative, "negative").status_code == 201
+    adapters = [{"name": "plain", "weight": 0.5}, {"name": "negative", "weight": 0.5}]
+    mixture = {"adapters": adapters, "combination": "linear"}
+    response = published.generate(mixture=mixture)
+    assert response.status_code == 422
+    assert "mixture.adapters = negative@1, which has scale -2.0 at model.layers.0" in response.text
+    assert "sha256" not in response.text
+    assert "combination sum" in response.text
+    assert published.generate(mixture=mixture | {"combination": "sum"}).status_code == 200

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from adaptermix.cli.heatmap import write_gates
+from tests.adaptermix.cli.test_main import ok, run
 from tests.server.live import Live
-from tests.server.test_cli import ok, run
 from tests.server.test_metrics import increase, samples
 from tests.support.expert_adapters import MOA_TARGETS, SPARSE, make_expert_folder
 from tests.support.tiny import make_lora_folder

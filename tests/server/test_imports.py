@@ -40,7 +40,8 @@ for name, work in WORKS.items():
             work()
         except Exception as error:
             sys.stderr.write(f"{name}: {error!r}\\n")
-        print(name, ",".join(sorted(n for n in sys.modules if "." not in n)), sep=": ", flush=True)
+        names = sorted(n for n in sys.modules if n.count(".") < 2)
+        print(name, ",".join(names), sep=": ", flush=True)
         os._exit(0)
     os.wait()
 """
@@ -48,7 +49,7 @@ _MODELS = {"torch", "transformers", "accelerate", "peft", "gguf", "safetensors",
 _SCIENCE = {"scipy", "sklearn", "pandas", "matplotlib", "sympy", "numba"}
 _STORE = {"sqlalchemy", "alembic", "psycopg", "obstore"}
 _SERVER = {"fastapi", "starlette", "uvicorn", "prometheus_client", "structlog"}
-_OURS = {"benchmarks", "training"}
+_OURS = {"adaptermix.bench", "adaptermix.evaluation", "adaptermix.training"}
 _ASKING = _MODELS | _SCIENCE | _STORE | _SERVER | _OURS | {"numpy"}
 FORBIDDEN = {
     **dict.fromkeys(COMMANDS, _MODELS | _SCIENCE | _STORE | _SERVER),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from router_engine.calls import GetStats
 from tests.server.live import Live, serving, tiny_settings
 
 LONG = {"max_new_tokens": 900, "ignore_eos_token": True}
@@ -78,7 +79,7 @@ def _wait_until_idle(live: Live) -> None:
     """Poll the engine's own account, one round trip through it at a time."""
     engine = live.container.services.engine
     while True:
-        stats = live.run(engine.stats())
+        stats = live.run(engine.call(GetStats()))
         if stats.running == stats.waiting == 0 and live.container.admission.live == 0:
             return
 

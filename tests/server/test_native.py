@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.types import AdapterManifest, AdapterRecord
-from server.adapters.text_states import TextState
 from server.generation.mixtures import misfit
-from server.schemas.adapters import AdapterReply
+from server.schemas.adapters import AdapterReply, TextState
 from tests.adapters_store.native_folders import BASE, FUSED, MANIFEST
 
 BOTTLENECKS = tuple(expert for expert in MANIFEST.experts if expert.kind == "bottleneck")

@@ -19,7 +19,7 @@ from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 from server.models import BaseFiles, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = ("adapters_store", "router_engine", "server", "training")
+PRODUCT = ("adapters_store", "router_engine", "server", "adaptermix/training")
 LOADERS = ("from_pretrained", "from_config")
 
 

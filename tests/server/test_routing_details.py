@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router_engine.events import TokenEvent
-from server.generation.answer_text import Piece
+from server.generation.answer_text import AnswerPiece
 from server.generation.generation import Completion, Update
 from server.generation.mixtures import PlannedMixture
 from server.http.rendering import Renderer, routing_of
@@ -44,7 +44,7 @@ def test_entropy_and_switches_of_given_weights(live: Live) -> None:
 def test_without_weights_there_is_neither_entropy_nor_switches(num_tokens: int) -> None:
     """No tokens, or a router that reports no weights for them."""
     plan = PlannedMixture(labels=("math@1",), router="inner", level="layer")
-    pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),) * num_tokens
+    pieces = (AnswerPiece(TokenEvent("r", 7, -1.0), "x"),) * num_tokens
     routing = routing_of(Completion("x" * num_tokens, "eos_token", pieces, 5, 0, 2, plan))
     assert routing is not None
     assert routing.weights == []
@@ -76,7 +76,7 @@ def test_frames_say_nothing_where_nothing_was_asked_or_no_adapter_acts(live: Liv
 def test_the_end_of_text_token_has_no_row(live: Live) -> None:
     """Its frame closes the stream, and details.routing does not count it either."""
     plan = PlannedMixture(labels=("math@1",), weights=(0.5,))
-    pieces = (Piece(TokenEvent("r", 7, -1.0), "x"),)
+    pieces = (AnswerPiece(TokenEvent("r", 7, -1.0), "x"),)
     tokenization = live.container.generation.tokenization
     renderer = Renderer(tokenization, Parameters(details=True), plan, None, "hello")
     update = Update(pieces, plan, Completion("x", "eos_token", pieces, 5, 0, 2, plan))

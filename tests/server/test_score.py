@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.http.native_wire import score_ask_of
+from server.http.native_wire import score_input_of
 from server.schemas.score import ScoreBody
 from tests.server.live import Live
 from tests.server.test_generate import FIXED, MIXTURES, TOKEN_ROUTED, parameters
@@ -29,7 +29,7 @@ def test_the_score_of_a_generated_answer_is_what_its_tokens_had(name: str, live:
     ids = tuple(token["id"] for token in details["tokens"])
     body = ScoreBody.model_validate({"inputs": PROMPT, "completions": ["-"], **mixture})
     generation = live.container.generation
-    (job,) = live.run(generation.prepare_scores(score_ask_of(body, generation), [ids]))
+    (job,) = live.run(generation.prepare_scores(score_input_of(body, generation), [ids]))
     scored = live.run(generation.run(job))
     assert tuple(piece.event.token_id for piece in scored.pieces) == ids
     drawn = [token["logprob"] for token in details["tokens"]]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.adaptermix.cli.test_main import ok, run
 from tests.server.live import Live, serving, tiny_settings
-from tests.server.test_cli import ok, run
 from tests.support.tiny import make_lora_folder
 
 ASKED = {"max_new_tokens": 2, "ignore_eos_token": True, "details": True}

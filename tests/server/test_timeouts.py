@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from router_engine.calls import GetStats
 from server.deadline import Deadline
 from server.generation.streams import limited
 from server.schemas.generate import GenerateAnyBody, GenerateBody
@@ -48,7 +49,7 @@ ASKED = [
 
 def is_idle(live: Live) -> bool:
     """Whether nothing is left of any request."""
-    stats = live.run(live.container.services.engine.stats())
+    stats = live.run(live.container.services.engine.call(GetStats()))
     admission = live.container.admission
     return not (stats.running or stats.waiting or admission.waiting or admission.live)
 

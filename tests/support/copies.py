@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters_store.expert_types import Copies, LoraExpertSpec
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_to_json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.bench.process import publish, server
+from adaptermix.bench.server import publish, server
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 

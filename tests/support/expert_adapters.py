@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters_store.expert_types import (
-    Activation,
-    BottleneckExpertSpec,
-    Copies,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import Activation, Copies, ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import MANIFEST_FILE
 from adapters_store.formats.tensor_file import TENSOR_FILE
 from adapters_store.manifest import manifest_from_json, manifest_to_json

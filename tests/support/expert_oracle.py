@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-)
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from router_engine.model.quantized import Int8Linear
 from tests.support.expert_adapters import FolderFiles
 

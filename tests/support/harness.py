@@ -15,7 +15,7 @@ from router_engine.config import CacheConfig, EngineConfig
 from router_engine.engine import Engine
 from router_engine.experts.base import AdapterSource
 from router_engine.offline import OfflineEngine, RequestOutput
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.routers.arrow import SPEC as ARROW
 from router_engine.routers.base import TokenRouter
 from router_engine.routers.hidden_mean import HiddenMeanRouter
@@ -100,7 +100,7 @@ def request(
     return EngineRequest(
         request_id,
         tuple(prompt),
-        SamplingParams(max_new_tokens=max_new_tokens),
+        SamplingSpec(max_new_tokens=max_new_tokens),
         adapters=tuple(mixture),
         weights=tuple(mixture.values()),
         combination=combination,

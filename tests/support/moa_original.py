@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-)
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.types import AdapterManifest
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 16, 24, 4, 2, 4

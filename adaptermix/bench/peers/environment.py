@@ -88,7 +88,7 @@ class PeerEnvironment:
             raise BenchmarkError(f"{self.name} cannot be installed:\n{tail(self.log)}")
 
     def output(self, *command: str) -> str:
-        """What a command in the environment prints."""
+        """The output of a command in the environment."""
         done = subprocess.run([self.python, *command], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BenchmarkError(f"{self.name}: {done.stderr[-2000:]}")

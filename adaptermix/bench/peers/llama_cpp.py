@@ -6,9 +6,8 @@ import tarfile
 from pathlib import Path
 
 from adaptermix.bench import forced
-from adaptermix.bench.peers.context import Context, Opened
 from adaptermix.bench.peers.environment import FREE, TORCH, PeerEnvironment, ours
-from adaptermix.bench.peers.systems import Tokenize, Worker
+from adaptermix.bench.peers.systems import Context, Opened, Tokenize, Worker
 
 NAME = "llama.cpp"
 QUANTISED = "llama.cpp Q4_1"
@@ -40,7 +39,7 @@ def home(cache: Path, isa: str | None) -> PeerEnvironment:
 
 
 def recipe(isa: str | None) -> str:
-    """What an installation is made of."""
+    """The parts of an installation, in one line."""
     return " ".join([TORCH, VERSION, build(isa), *CONVERTERS, ours("transformers")])
 
 

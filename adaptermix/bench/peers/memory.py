@@ -1,4 +1,4 @@
-"""How much memory processes take, as Linux tells it."""
+"""Memory of processes, as Linux tells it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _IMPORT = "import torch, transformers, sys; print(flush=True); sys.stdin.read()"
 
 def descendants(pid: int) -> list[int]:
     """A process and all that it has started."""
-    found = [pid]
+    pids = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
-            found += descendants(int(child))
-    return found
+            pids += descendants(int(child))
+    return pids
 
 
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process and its descendants; shared pages are split among users."""
-    return sum(_proportional(one) for one in descendants(pid))
+    return sum(_proportional(member) for member in descendants(pid))
 
 
 def above_import(pid: int) -> int:
@@ -31,7 +31,11 @@ def above_import(pid: int) -> int:
     That is what a process takes which imports torch and transformers and does nothing else. It is
     measured beside them: pages of libraries are shared.
     """
-    users = [one for one in descendants(pid) if "libtorch" in Path(f"/proc/{one}/maps").read_text()]
+    users = [
+        member
+        for member in descendants(pid)
+        if "libtorch" in Path(f"/proc/{member}/maps").read_text()
+    ]
     return resident_bytes(pid) - len(users) * import_bytes()
 
 
@@ -43,9 +47,9 @@ def import_bytes() -> int:
         assert process.stdout is not None
         if not process.stdout.readline():
             raise BenchmarkError("torch and transformers cannot be imported")
-        found = resident_bytes(process.pid)
+        size = resident_bytes(process.pid)
         process.communicate()
-        return found
+        return size
 
 
 def _proportional(pid: int) -> int:

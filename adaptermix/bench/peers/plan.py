@@ -1,4 +1,4 @@
-"""What one run beside the peers measures: suites of adapters, and the cells that goals need."""
+"""The plan of a run beside the peers: suites of adapters, and the cells that goals need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from adaptermix.bench.cases import Job, Population, Traffic
 from adaptermix.bench.goals import (
     INT8,
     LLAMA,
@@ -20,13 +19,13 @@ from adaptermix.bench.goals import (
     PEERS,
     PEFT,
     VLLM,
-    Key,
 )
-from adaptermix.bench.lengths import parse_lengths
 from adaptermix.bench.load import Load
-from adaptermix.bench.matrix import Cell
 from adaptermix.bench.peers.settings import PeerSettings
+from adaptermix.bench.rounds import Cell
 from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, write_adapters
+from adaptermix.bench.verdicts import Key
+from adaptermix.bench.workload import Job, Population, Traffic, parse_lengths
 
 PROMPT = "uniform:48:80"
 LONGEST_PROMPT = 80
@@ -166,8 +165,8 @@ def mixed_bytes_over_one(
         set(traffic.picks(cell.case, count, name)) for turn in turns for name in waves(cell, turn)
     ]
     active = [sum(suite.rank(index) for index in picks) for picks in picked]
-    one = next(suite for suite in SUITES if suite.name == OWN).rank(0)
-    return (weight_bytes + per_rank * mean(active)) / (weight_bytes + per_rank * one)
+    rank = next(suite for suite in SUITES if suite.name == OWN).rank(0)
+    return (weight_bytes + per_rank * mean(active)) / (weight_bytes + per_rank * rank)
 
 
 def rates(measured: Mapping[Cell, Sequence[float]]) -> dict[Key, Sequence[float]]:

@@ -1,4 +1,4 @@
-"""What runs beside each other: our servers, our engine alone, and the peers, on one machine."""
+"""Systems beside each other on one machine: our servers, our engine alone, and the peers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from adaptermix.bench.clients import GenerateClient
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import OWN, PEERS
 from adaptermix.bench.machine import ROOT
-from adaptermix.bench.matrix import System
 from adaptermix.bench.peers import llama_cpp, transformers_peft, vllm_cpu
-from adaptermix.bench.peers.context import Context, OpenPeer
 from adaptermix.bench.peers.plan import LONGEST_PROMPT, SUITES, PeerSuite, write_suites
-from adaptermix.bench.peers.settings import PeerSettings
-from adaptermix.bench.peers.systems import HttpSystem, Worker
-from adaptermix.bench.process import Running, info, publish, started
-from adaptermix.bench.serve import server_options
+from adaptermix.bench.peers.settings import PeerSettings, worker_of
+from adaptermix.bench.peers.systems import Context, HttpSystem, OpenPeer, Worker
+from adaptermix.bench.rounds import System
+from adaptermix.bench.server import Running, info, publish, server_options, started, words
 from adaptermix.bench.subject import Subject, resolve
 from router_engine.processors import usable_cores
 
@@ -37,17 +35,17 @@ _OPEN: Mapping[str, OpenPeer] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PeerServer:
-    """What the parts of a run share; `missing` fills with what is left out, and why."""
+class PeerSite:
+    """The state that the parts of a run share."""
 
     settings: PeerSettings
     subject: Subject
-    folder: Path
-    folders: Mapping[str, Sequence[Path]]
-    threads: int
-    stack: ExitStack
+    folder: Path  # of all that is written, gone with the run
+    folders: Mapping[str, Sequence[Path]]  # of the adapters, by suite
+    threads: int  # of each system
+    stack: ExitStack  # ends what was started
     console: Console
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # left out: the reason
 
     @property
     def tokens(self) -> int:
@@ -56,10 +54,15 @@ class PeerServer:
 
     def options(self, store: str, suites: Sequence[PeerSuite] = SUITES) -> list[str]:
         """Of `adaptermix serve`, with room for the adapters of `suites`."""
-        options = server_options(self.subject, "auto", self.settings.kernels, self.settings.threads)
-        rows = sum(suite.rank_rows for suite in suites)
-        options += ["--store", str(self.folder / store), "--max-rank-rows", str(rows)]
-        return [*options, "--kv-memory", str(KV_BYTES), "--encoder", "none"]
+        settings = self.settings
+        options = server_options(self.subject.model, "auto", settings.kernels, settings.threads)
+        own = {
+            "store": self.folder / store,
+            "max-rank-rows": sum(suite.rank_rows for suite in suites),
+            "kv-memory": KV_BYTES,
+            "encoder": "none",
+        }
+        return words(options | own)
 
     def leave_out(self, name: str, error: Exception) -> None:
         """Note what is missing from the result, and go on."""
@@ -69,18 +72,18 @@ class PeerServer:
 
 
 @contextmanager
-def prepared(settings: PeerSettings, suites: Sequence[PeerSuite] = SUITES) -> Iterator[PeerServer]:
+def prepared(settings: PeerSettings, suites: Sequence[PeerSuite] = SUITES) -> Iterator[PeerSite]:
     """A site with adapters, without systems; what is started on it ends with the block."""
     subject = resolve(settings.model)
     with tempfile.TemporaryDirectory(prefix="adaptermix-peers-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
         folders = write_suites(subject, folder / "adapters", suites)
         threads = settings.threads or usable_cores()
-        yield PeerServer(settings, subject, folder, folders, threads, stack, Console(stderr=True))
+        yield PeerSite(settings, subject, folder, folders, threads, stack, Console(stderr=True))
 
 
 def serve(
-    site: PeerServer, options: Sequence[str], log: str, folders: Mapping[str, Sequence[Path]]
+    site: PeerSite, options: Sequence[str], log: str, folders: Mapping[str, Sequence[Path]]
 ) -> Running:
     """A server of ours that runs to the end of the site, with adapters."""
     running = site.stack.enter_context(started(options, site.folder / log))
@@ -89,8 +92,8 @@ def serve(
     return running
 
 
-def serving_of(site: PeerServer, running: Running) -> dict[str, Any]:
-    """What a result says of how ours served."""
+def serving_of(site: PeerSite, running: Running) -> dict[str, Any]:
+    """How ours computes, as a result tells it."""
     return {
         "dtype": info(running.url)["dtype"],
         "kernels": site.settings.kernels,
@@ -104,7 +107,7 @@ def over_http(running: Running) -> HttpSystem:
     return HttpSystem(running, GenerateClient, stops=False)
 
 
-def offline(site: PeerServer) -> Worker:
+def offline(site: PeerSite) -> Worker:
     """Our engine without HTTP."""
     settings = site.settings
     sizes = max(settings.concurrency), site.tokens
@@ -138,13 +141,13 @@ def engine_worker(
     command = [
         *("env", "-C", str(checkout), f"PYTHONPATH={checkout}"),
         *("OMP_WAIT_POLICY=PASSIVE", *variables),
-        *(sys.executable, "-m", "adaptermix.bench.peers.workers.engine", subject.model),
+        *(sys.executable, "-m", worker_of(checkout), subject.model),
         *(str(adapters), *map(str, sizes), kernels, *([dtype] if dtype else [])),
     ]
     return Worker(command, log, subject.tokenizer.encode)
 
 
-def open_peers(site: PeerServer) -> tuple[dict[str, System], dict[str, Any]]:
+def open_peers(site: PeerSite) -> tuple[dict[str, System], dict[str, Any]]:
     """Systems of the chosen peers, and their versions; who can't be opened is left out."""
     systems: dict[str, System] = {}
     versions: dict[str, Any] = {}

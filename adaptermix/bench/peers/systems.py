@@ -8,26 +8,28 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
-from adaptermix.bench.cases import Job
-from adaptermix.bench.clients import Client, http_client
+from adaptermix.bench.clients import LoadClient, http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
 from adaptermix.bench.machine import ROOT
-from adaptermix.bench.matrix import Driven
 from adaptermix.bench.peers.environment import tail
-from adaptermix.bench.process import Running
+from adaptermix.bench.rounds import Driven, System
 from adaptermix.bench.serve import merging
+from adaptermix.bench.server import Running
+from adaptermix.bench.workload import Job
 
 _STOP_SECONDS = 30.0
 LIMIT_SECONDS = 600.0  # of a round: who is that slow hangs
 
-MakeClient = Callable[[aiohttp.ClientSession], Client]
+MakeClient = Callable[[aiohttp.ClientSession], LoadClient]
 Tokenize = Callable[[str], list[int]]
 
 
@@ -173,3 +175,34 @@ class Worker:
         if "error" in answer:
             raise BenchmarkError(f"{answer['error']}\n{tail(self._log)}")
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The work that is the same for all."""
+
+    model: str  # checkpoint directory
+    adapters: tuple[Path, ...]  # PEFT folders
+    rank: int
+    clients: int  # the most at once
+    tokens: int  # the most of a prompt and its answer
+    threads: int
+    cache: Path  # of environments and converted models
+    scratch: Path  # for this run
+    tokenize: Tokenize
+    isa: str | None  # that all are held down to; None: the machine as found
+    stack: ExitStack = field(repr=False)  # ends what was started
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A peer that is ready: systems by name (some have two), and what was installed."""
+
+    systems: Mapping[str, System]
+    versions: Mapping[str, str]
+
+
+class OpenPeer(Protocol):
+    """Install if need be, start, wait until ready. Raises BenchmarkError with the reason."""
+
+    def __call__(self, context: Context) -> Opened: ...

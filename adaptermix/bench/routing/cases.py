@@ -1,4 +1,4 @@
-"""What is measured: ways to route, beside fixed weights; and how the times become numbers."""
+"""Ways to route that are measured beside fixed weights, and the numbers made of their times."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adaptermix.bench.goals import Goal, Status, Verdict
 from adaptermix.bench.offline import Window
+from adaptermix.bench.verdicts import Goal, Verdict, judge_value
 from router_engine.request import LayerRouting, TokenRouting
 
 TOP_K = 4  # weights above 0, with every router that can be told
@@ -57,12 +57,12 @@ CASES = (
 
 def groups(routers: Sequence[str]) -> list[tuple[RoutingCase, list[RoutingCase]]]:
     """(fixed weights, the cases beside them) of each of these routers that has cases."""
-    found = []
+    pairs = []
     for router in dict.fromkeys(case.router for case in CASES):
         if router in routers:
             cases = [case for case in CASES if case.router == router]
-            found.append((RoutingCase(f"fixed, as {router}", router), cases))
-    return found
+            pairs.append((RoutingCase(f"fixed, as {router}", router), cases))
+    return pairs
 
 
 def even_mixture(digests: Sequence[str], request: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -143,11 +143,9 @@ class RoutingTarget:
         goal = Goal(self.what, self.most, at_least=False)
         worst = self.worst(lines)
         if worst is None:
-            return Verdict(goal, "open", note="not measured in this run")
-        low, high = worst["ratio_range"]
-        status: Status = "met" if worst["ratio"] <= self.most else "missed"
+            return judge_value(goal, None)
         note = f"worst at {worst['requests']} requests, {worst['candidates']} candidates"
-        return Verdict(goal, status, worst["ratio"], low, high, note)
+        return judge_value(goal, worst["ratio"], worst["ratio_range"], note)
 
     def worst(self, lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """The line with the highest ratio of those that count."""

@@ -9,9 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from adaptermix.bench.peers.report import goal_table
 from adaptermix.bench.plots import save
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import goal_table, missing_lines, provenance, row, table_head
 
 Result = Mapping[str, Any]
 _STEP_HEADS = (
@@ -25,7 +24,7 @@ _RATIOS = (1, 2, 5, 10, 20, 50, 100, 200)
 
 def step_lines(result: Result) -> list[str]:
     """Every case at every size, as a Markdown table."""
-    lines = [row(_STEP_HEADS), row(["---", *["--:"] * (len(_STEP_HEADS) - 1)])]
+    lines = table_head(_STEP_HEADS)
     return lines + [row(_step_cells(line)) for line in result["steps"]]
 
 
@@ -59,7 +58,7 @@ def ratio_lines(result: Result) -> list[str]:
         text = f"{line['ratio']:.2f}x ({line['added_ms']:+.1f} ms)"
         cells.setdefault((line["case"], line["requests"]), {})[line["candidates"]] = text
     heads = ["weights by", "requests", *(f"{count} candidates" for count in counts)]
-    lines = [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+    lines = table_head(heads)
     for (case, requests), by_count in cells.items():
         lines.append(row([case, str(requests), *(by_count.get(count, "-") for count in counts)]))
     return lines
@@ -73,7 +72,7 @@ def route_lines(result: Result) -> list[str]:
         text = f"{line['ms']:.2f} ({_range(line, 'ms')})"
         cells.setdefault(line["router"], {})[line["candidates"]] = text
     heads = ["ms a request (range)", *(f"{count} candidates" for count in counts)]
-    lines = [row(heads), row(["---", *["--:"] * len(counts)])]
+    lines = table_head(heads)
     lines += [row([name, *(by.get(count, "-") for count in counts)]) for name, by in cells.items()]
     lines += [f"\nNot measured: {name} ({why})." for name, why in result["left_out"].items()]
     return lines
@@ -92,8 +91,7 @@ def context_lines(result: Result) -> list[str]:
         "tokens where both have the same most likely one. Texts are test rows with their "
         "completions; intervals by bootstrap over rows.",
         "",
-        row(("task", "rows", "KL [95 %]", "equal greedy tokens [95 %]")),
-        row(("---", "--:", "--:", "--:")),
+        *table_head(("task", "rows", "KL [95 %]", "equal greedy tokens [95 %]")),
     ]
     for line in contexts["tasks"]:
         kl, equal = line["kl"], line["equal"]
@@ -102,19 +100,22 @@ def context_lines(result: Result) -> list[str]:
             f"{equal['mean']:.3f} [{equal['low']:.3f}, {equal['high']:.3f}]",
         )
         lines.append(row([line["task"], str(line["rows"]), *texts]))
-    lines += ["", row(("token", "KL", "equal")), row(("---", "--:", "--:"))]
+    lines += ["", *table_head(("token", "KL", "equal"))]
     for start, stop in _BANDS:
         band = contexts["positions"][start:stop]
-        count = sum(one["rows"] for one in band)
+        count = sum(position["rows"] for position in band)
         if count:
-            means = [sum(one["rows"] * one[name] for one in band) / count for name in _MEANS]
+            means = [
+                sum(position["rows"] * position[name] for position in band) / count
+                for name in _MEANS
+            ]
             name = f"{start + 1}-{stop}" if stop > start + 1 else f"{stop}"
             lines.append(row([name, f"{means[0]:.5f}", f"{means[1]:.3f}"]))
     return lines
 
 
 def profile_lines(result: Result) -> list[str]:
-    """Where the time goes where the target was missed; nothing where it was not."""
+    """The profile of a step where the target was missed; nothing where it was not."""
     profile = result["profile"]
     if profile is None:
         return []
@@ -124,12 +125,11 @@ def profile_lines(result: Result) -> list[str]:
         f"{profile['candidates']} candidates. Milliseconds a step in a function itself, under a "
         "profiler, which makes calls dearer than they are.",
         "",
-        row(("function", "ms", "with fixed weights")),
-        row(("---", "--:", "--:")),
+        *table_head(("function", "ms", "with fixed weights")),
     ]
     return lines + [
-        row([f"`{one['function']}`", f"{one['ms']:.2f}", f"{one['fixed_ms']:.2f}"])
-        for one in profile["functions"]
+        row([f"`{function['function']}`", f"{function['ms']:.2f}", f"{function['fixed_ms']:.2f}"])
+        for function in profile["functions"]
     ]
 
 

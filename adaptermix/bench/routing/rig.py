@@ -3,23 +3,122 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.offline import Offline, Window
-from adaptermix.bench.prompts import make_prompts
 from adaptermix.bench.routing.cases import RoutingCase, Size, around, even_mixture
+from adaptermix.bench.server import pulled
 from adaptermix.bench.settings import RoutingSettings
 from adaptermix.bench.subject import Subject
-from router_engine.request import EngineRequest, SamplingParams
-from router_engine.routers.centroids import Centroid
+from adaptermix.bench.workload import make_prompts
+from adapters_store.types import SampleTexts
+from router_engine.assets import DEFAULT, DEFAULT_ENCODER
+from router_engine.model.tiny import TINY_RANDOM
+from router_engine.processes.socket_folder import socket_folder
+from router_engine.request import EngineRequest, Reports, SamplingSpec
+from router_engine.routers.centroids import (
+    Centroid,
+    CentroidService,
+    Examples,
+    MadeCentroid,
+    Routable,
+)
 from router_engine.routers.encoder.encoder_client import EncoderClient
+from router_engine.routers.encoder.encoder_config import EncoderConfig
+from router_engine.routers.encoder.encoder_process import EncoderProcess
+from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 from router_engine.routers.registry import RouterRegistry
+
+
+@contextmanager
+def encoder_worker(
+    subject: Subject, settings: RoutingSettings, folder: Path, environment: Mapping[str, str]
+) -> Iterator[str]:
+    """Run it until the block ends; gives its endpoint. `folder` is an empty one of its own.
+
+    Raises BenchmarkError for a directory that is not there, RouterError when it does not start.
+    """
+    tokenizer = folder / "tokenizer"
+    subject.tokenizer.save_pretrained(tokenizer)
+    encoder = _files(subject, settings.encoder, folder / "encoder")
+    with socket_folder() as sockets:
+        config = EncoderConfig(
+            encoder_dir=encoder,
+            tokenizer_dir=tokenizer,
+            endpoint=f"ipc://{Path(sockets) / 'socket'}",
+            environment=environment,
+            dtype=settings.encoder_dtype,
+            num_threads=settings.encoder_threads,
+        )
+        worker = EncoderProcess(config)
+        worker.start()
+        try:
+            yield config.endpoint
+        finally:
+            worker.stop()
+
+
+def _files(subject: Subject, encoder: str, scratch: Path) -> Path:
+    if encoder != DEFAULT:
+        if not Path(encoder).is_dir():
+            raise BenchmarkError(f"encoder is {encoder!r}: use {DEFAULT!r} or a directory")
+        return Path(encoder)
+    if subject.model == TINY_RANDOM:
+        return save_tiny_encoder(scratch)
+    return Path(pulled(DEFAULT_ENCODER))
+
+
+_EXAMPLES = 32  # of an adapter, as those in `examples/adapters` have
+_TEXTS = "random"  # in the place of a digest of texts
+
+
+class RandomTexts:
+    """`CentroidStore` of adapters with given centroids and random examples around these."""
+
+    def __init__(self, centroids: Mapping[str, Centroid]) -> None:
+        self._centroids = centroids
+
+    def sample_texts(self, digest: str) -> SampleTexts:
+        """None: only their embeddings are asked for."""
+        return SampleTexts("", ())
+
+    def get_centroid(self, digest: str, encoder_digest: str, texts: str) -> Centroid:
+        return self._centroids[digest]
+
+    def get_examples(self, digest: str, encoder_digest: str, texts: str) -> NDArray[np.float32]:
+        """Flat [_EXAMPLES * d]."""
+        centroid = self._centroids[digest]
+        generator = np.random.default_rng(int(texts.partition(" ")[2]))
+        noise = generator.normal(size=(_EXAMPLES, len(centroid))) * len(centroid) ** -0.5
+        return np.asarray(centroid + noise, dtype=np.float32).ravel()
+
+    def put_centroid(
+        self, digest: str, encoder_digest: str, made: MadeCentroid, examples: Examples | None
+    ) -> None:
+        """Nothing is made here."""
+
+    def centroids(self, encoder_digest: str) -> dict[str, MadeCentroid]:
+        return {}
+
+
+async def centroid_service(
+    client: EncoderClient, centroids: Mapping[str, Centroid]
+) -> CentroidService:
+    """A service that has put all of these centroids to the worker, and has examples for them."""
+    service = CentroidService(RandomTexts(centroids), client, client)
+    await service.ensure(
+        Routable(digest, digest, f"{_TEXTS} {index}") for index, digest in enumerate(centroids)
+    )
+    return service
+
 
 CONTEXT = 64  # tokens of a prompt before its turn's own
 _TAIL = 16  # tokens of these, at most
@@ -97,7 +196,7 @@ class Rig:
         All before is found in the prefix cache, unless weights come from the whole text.
         """
         turn = next(self._turns)
-        sampling = SamplingParams(max_new_tokens=longest(self._settings))
+        sampling = SamplingSpec(max_new_tokens=longest(self._settings))
         requests = []
         for index in range(size.requests):
             tokens = (*self._prompts[index], *self._encode(f" {turn:05d}"))
@@ -105,7 +204,7 @@ class Rig:
             if case.is_routed:
                 candidates = self.system.digests[: size.candidates]
                 is_told = report and "routing" in case.fields
-                request = replace(request, adapters=candidates, report_weights=is_told)
+                request = replace(request, adapters=candidates, reports=Reports(weights=is_told))
             else:
                 digests, weights = self._weights(case.router, size)[index]
                 request = replace(request, adapters=digests, weights=weights)
@@ -132,9 +231,9 @@ class Rig:
             EngineRequest(
                 f"hidden {index}",
                 prompt,
-                SamplingParams(max_new_tokens=1),
+                SamplingSpec(max_new_tokens=1),
                 reads_hidden_states=True,
-                report_hidden=True,
+                reports=Reports(hidden_mean=True),
             )
             for index, prompt in enumerate(self._prompts)
         ]

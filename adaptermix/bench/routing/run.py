@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,41 +18,82 @@ import torch
 from rich.console import Console
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
+from adaptermix.bench.machine import ROOT, default_kernels, describe_machine, describe_software
 from adaptermix.bench.offline import Sizes, Window, offline
-from adaptermix.bench.prompts import make_prompts
+from adaptermix.bench.rounds import FAILURES, Turns, attempt
 from adaptermix.bench.routing.cases import FREE, TARGETS, TOP_K, RoutingCase, Size, groups, line_of
-from adaptermix.bench.routing.encoder import encoder_worker
-from adaptermix.bench.routing.profile import dearest, own_ms
-from adaptermix.bench.routing.rig import CONTEXT, Rig, cache_tokens
-from adaptermix.bench.routing.texts import centroid_service
+from adaptermix.bench.routing.rig import (
+    CONTEXT,
+    Rig,
+    cache_tokens,
+    centroid_service,
+    encoder_worker,
+)
 from adaptermix.bench.settings import ModelSettings, RoutingSettings
 from adaptermix.bench.subject import Subject, resolve, write_adapters
-from adaptermix.bench.turns import FAILURES, Turns, attempt
-from adaptermix.evaluation.contexts import compare_contexts, task_folders
+from adaptermix.bench.workload import make_prompts
 from router_engine.routers.encoder.encoder_client import EncoderClient
 from router_engine.routers.registry import RequestServices, RouterRegistry
+
+Run = Callable[[AbstractContextManager[object]], Window]
+_MOST = 10  # functions
+
+
+def own_ms(run: Run) -> dict[str, float]:
+    """Milliseconds a step in each function itself, calls to others left out.
+
+    The profiler makes every call slower: small functions look larger than they are.
+    """
+    profiler = cProfile.Profile()
+    window = run(profiler)
+    profiler.create_stats()
+    times: dict[str, float] = {}
+    for entry in profiler.getstats():
+        name = _name(entry.code)
+        times[name] = times.get(name, 0.0) + 1e3 * entry.inlinetime / window.steps
+    return times
+
+
+def dearest(ours: Mapping[str, float], base: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The functions that take most more in `ours` than in `base`."""
+    names = sorted({**ours, **base}, key=lambda name: base.get(name, 0.0) - ours.get(name, 0.0))
+    return [
+        {"function": name, "ms": ours.get(name, 0.0), "fixed_ms": base.get(name, 0.0)}
+        for name in names[:_MOST]
+    ]
+
+
+def _name(code: Any) -> str:
+    if isinstance(code, str):  # a function in C
+        return code.strip("<>")
+    path = Path(code.co_filename)
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+    return f"{shown}: {code.co_qualname}"
+
 
 RANK = 4
 _ROUTES = 20  # timed requests of a request router
 _UNCOUNTED = 2
 
 Windows = Mapping[tuple[RoutingCase, Size], Sequence[Window]]
+# (subject, endpoint of the encoder's worker, folder for a store)
+CompareContexts = Callable[[Subject, str, Path], Coroutine[Any, Any, dict[str, Any]]]
 Group = tuple[RoutingCase, Sequence[RoutingCase]]  # fixed weights, and what is compared with them
 
 
 def run_routing(
-    settings: RoutingSettings, model: ModelSettings, environment: Mapping[str, str]
+    settings: RoutingSettings,
+    model: ModelSettings,
+    environment: Mapping[str, str],
+    compare: CompareContexts | None = None,
 ) -> dict[str, Any]:
     """Measure; the result as written to JSON, `missing` being what failed.
 
-    environment: that of the encoder's process. Raises BenchmarkError, or EngineError, for what
-    cannot be measured, and where all steps fail.
+    environment: that of the encoder's process. compare: gives `contexts` of the result. Raises
+    BenchmarkError, or EngineError, for what cannot be measured, and where all steps fail.
     """
     console, missing = Console(stderr=True), dict[str, str]()
     subject = resolve(model.model)
-    if settings.data is not None:
-        task_folders(settings.adapters)  # refused now and not after minutes of measuring
     with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
         folder = Path(temporary)
         own = folder / "worker"
@@ -59,10 +102,9 @@ def run_routing(
             measured = asyncio.run(
                 _measure(subject, settings, model, endpoint, folder, missing, console)
             )
-            if settings.data is not None:
+            if compare is not None:
                 with attempt(missing, "contexts", console):
-                    contexts = compare_contexts(subject, settings, model, endpoint, folder)
-                    measured["contexts"] = asyncio.run(contexts)
+                    measured["contexts"] = asyncio.run(compare(subject, endpoint, folder))
     return {
         "kind": "routing",
         "model": subject.name,
@@ -131,7 +173,7 @@ async def _rounds(
     missing: dict[str, str],
     console: Console,
 ) -> tuple[int, Windows]:
-    """All cases in turn, round after round; a first one is not counted, and foretells the time."""
+    """All cases in turn, round after round; the first is not counted, and tells the time."""
     sizes = [Size(n, k) for k in settings.candidates for n in settings.requests]
     # The fixed weights are known once the first case has run.
     parts = [
@@ -159,7 +201,7 @@ async def _rounds(
 
 
 def fitting_rounds(settings: RoutingSettings, seconds: float) -> int:
-    """How many rounds of so many seconds there is time for, at least one."""
+    """The number of rounds of so many seconds that there is time for, at least one."""
     return max(1, min(settings.rounds, int(60 * settings.minutes / seconds)))
 
 
@@ -185,7 +227,7 @@ def _lines(rig: Rig, chosen: Sequence[Group], windows: Windows) -> list[dict[str
 def _profile(
     rig: Rig, chosen: Sequence[Group], lines: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """Where the time goes at the size at which the router that should be free is not."""
+    """A profile at the size at which the router that should be free is not."""
     worst = FREE.worst(lines)
     if worst is None or FREE.judge(lines).status != "missed":
         return None

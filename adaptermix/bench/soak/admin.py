@@ -1,4 +1,4 @@
-"""What admins do in the meantime: publish, move, merge, pin and delete, one thing after another.
+"""The admin of a soak, who publishes, moves, merges, pins and deletes, one thing at a time.
 
 Now and then another program holds the write lock of the store's database meanwhile.
 """
@@ -20,8 +20,8 @@ import aiohttp
 import msgspec
 
 from adaptermix.bench.soak.answers import MalformedError, error_of
-from adaptermix.bench.soak.ledger import SoakRecord
 from adaptermix.bench.soak.questions import ALIAS, FRESH, MOVING, VERSIONS
+from adaptermix.bench.soak.record import SoakRecord
 
 _PAUSE_SECONDS = 0.25
 _LOCKED_SECONDS = 2.0
@@ -115,8 +115,8 @@ class Admin:
         reply = await self._ask("POST", "/admin/adapters", data=files)
         self.unsure.discard(name)
         self.there.add(name)
-        found = await self._ask("GET", f"/admin/adapters/{name}")  # it must be there at once
-        versions = [one["version"] for one in found["adapters"]]
+        listed = await self._ask("GET", f"/admin/adapters/{name}")  # it must be there at once
+        versions = [adapter["version"] for adapter in listed["adapters"]]
         if reply["version"] not in versions:
             raise MalformedError(f"{name}@{reply['version']} was published and is not there")
 
@@ -141,8 +141,8 @@ class Admin:
         version = self.chooser.choice(VERSIONS)
         body = {"version": version}
         await self._ask("PUT", f"/admin/adapters/{MOVING}/aliases/{ALIAS}", json=body)
-        found = await self._ask("GET", f"/admin/adapters/{MOVING}@{ALIAS}")
-        if [one["version"] for one in found["adapters"]] != [version]:
+        listed = await self._ask("GET", f"/admin/adapters/{MOVING}@{ALIAS}")
+        if [adapter["version"] for adapter in listed["adapters"]] != [version]:
             raise MalformedError(f"{MOVING}@{ALIAS} was moved to {version} and is not there")
 
     async def _move_locked(self) -> None:
@@ -186,7 +186,7 @@ class Admin:
 
     async def _list(self) -> None:
         reply = await self._ask("GET", "/admin/adapters")
-        names = {one["name"] for one in reply["adapters"]}
+        names = {adapter["name"] for adapter in reply["adapters"]}
         missing = {*self.adapters, MOVING, *(self.there - self.unsure)} - names
         if missing:
             raise MalformedError(f"not listed: {', '.join(sorted(missing))}")

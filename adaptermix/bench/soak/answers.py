@@ -1,4 +1,4 @@
-"""What a server said to a request, in one form for every API, and whether it is right."""
+"""Answers of a server, in one form for every API, and their comparison with a reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What became of an answer beside its reference."""
+    """An answer compared with its reference."""
 
     match: Match
     difference: float  # the largest between two log probabilities, up to a tie
@@ -44,11 +44,13 @@ def compare(told: Told, references: Sequence[Told], tolerance: float) -> Compari
     the reference's was taken, and the reference was in doubt by less than twice that, it is a tie,
     and what follows it is not compared.
     """
-    fitting = [one for one in references if one.labels == told.labels]
+    fitting = [candidate for candidate in references if candidate.labels == told.labels]
     if not fitting:
-        known = " or ".join(", ".join(one.labels) or "the base" for one in references)
+        expected_labels = " or ".join(
+            ", ".join(candidate.labels) or "the base" for candidate in references
+        )
         return Comparison(
-            "wrong", 0.0, f"{', '.join(told.labels) or 'the base'} acted: not {known}"
+            "wrong", 0.0, f"{', '.join(told.labels) or 'the base'} acted: not {expected_labels}"
         )
     reference = fitting[0]
     worst = 0.0
@@ -142,9 +144,9 @@ def _native_stream(frames: Sequence[Json]) -> Told:
     if last["generated_text"] is None:
         raise MalformedError("no final event")
     # The end-of-text token has an event of its own, and is no token of the answer.
-    given = [frame for frame in frames if frame["token"]["logprob"] is not None]
-    tokens = [frame["token"] for frame in given]
-    tops = [frame["top_tokens"] for frame in given] if "top_tokens" in frames[0] else None
+    answered = [frame for frame in frames if frame["token"]["logprob"] is not None]
+    tokens = [frame["token"] for frame in answered]
+    tops = [frame["top_tokens"] for frame in answered] if "top_tokens" in frames[0] else None
     return Told(
         tuple(str(token["id"]) for token in tokens),
         tuple(token["logprob"] for token in tokens),
@@ -196,7 +198,7 @@ def _chat(reply: Json) -> Told:
 
 def _chat_stream(frames: Sequence[Any]) -> Told:
     choices = _openai_end(frames)
-    content = [one for c in choices if c.get("logprobs") for one in c["logprobs"]["content"]]
+    content = [token for c in choices if c.get("logprobs") for token in c["logprobs"]["content"]]
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     return _of_content(content, text, choices[-1])
 
@@ -206,7 +208,7 @@ def _of_content(content: Sequence[Json], text: str, last: Json) -> Told:
         tuple(token["token"] for token in content),
         tuple(token["logprob"] for token in content),
         tuple(
-            _lead(token["logprob"], [one["logprob"] for one in token["top_logprobs"]])
+            _lead(token["logprob"], [other["logprob"] for other in token["top_logprobs"]])
             for token in content
         ),
         text,

@@ -63,7 +63,7 @@ async def ask(
 async def _ask(
     http: aiohttp.ClientSession, question: SoakRequest, body: Mapping[str, Any], manner: Manner
 ) -> dict[str, Any]:
-    """What `Ended` is made of."""
+    """The fields of `Ended`."""
     if manner == "leave":
         return await _leave(http, question, body)
     whole = manner in ("whole", "hurry") or not question.streams

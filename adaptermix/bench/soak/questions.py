@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptermix.bench.prompts import TokenCount, make_prompts
 from adaptermix.bench.soak.answers import Route
 from adaptermix.bench.soak.settings import SoakSettings
+from adaptermix.bench.workload import TokenCount, make_prompts
 
 MOVING = "moving"  # an adapter of two versions, whose alias wanders
 ALIAS = "live"

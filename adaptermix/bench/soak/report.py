@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from adaptermix.bench.performance import Figures, fill
-from adaptermix.bench.report import provenance, row
-from adaptermix.bench.soak.ledger import ASKED_FOR, EXPECTED
+from adaptermix.bench.report import provenance, row, table_head
+from adaptermix.bench.soak.record import ASKED_FOR, EXPECTED
+from adaptermix.bench.verdicts import Goal, Status, Verdict, judge_value
 
 Result = Mapping[str, Any]
-COMMAND = "adaptermix bench soak"
 _STATUS = {True: "yes", False: "**no**", None: "too short to say"}
 _MIB = 1 << 20
+MEMORY_GROWTH = 0.05  # as a share of what it was
+_HOLDS: Mapping[Status, bool | None] = {"met": True, "missed": False, "open": None}
 
 
 def markdown(result: Result) -> str:
-    """Where it ran, what held, then every count."""
+    """The page of a soak: its origin, its promises, then every count."""
     lines = ["# Soak", "", *origin(result), "", *promises(result), "", *counts(result), ""]
     for name, examples in result["requests"]["examples"].items():
         lines += [f"- {name}: {example}" for example in examples]
     return "\n".join([*lines, ""])
-
-
-def filled(page: str, results: Path, pictures: str) -> str:
-    """The page on reliability with its figures: see `adaptermix.bench.performance.fill`."""
-    return fill(page, results, pictures, FIGURES, {})
 
 
 def origin(result: Result) -> list[str]:
@@ -47,10 +42,65 @@ def origin(result: Result) -> list[str]:
 
 def promises(result: Result) -> list[str]:
     """Each promise, what was found, and whether it held."""
-    lines = [row(("promise", "found", "kept")), row(("---", "--:", "---"))]
+    lines = table_head(("promise", "found", "kept"), (0, 2))
     return lines + [
-        row((one["promise"], one["found"], _STATUS[one["holds"]])) for one in result["verdicts"]
+        row((verdict["promise"], verdict["found"], _STATUS[verdict["holds"]]))
+        for verdict in result["verdicts"]
     ]
+
+
+def verdicts(result: Result) -> list[dict[str, Any]]:
+    """Promises of a soak, from its result: {promise, found, holds}; None where it cannot say."""
+    counts, after, faults = result["requests"], result["after"], result["faults"]
+    back = [fault for fault in faults if fault["recovered"]]
+    unseen = [fault for fault in faults if fault["ready_lost"] is False]
+    judged = [
+        _none("wrong answers", counts["wrong"]),
+        _none("lost requests", counts["lost"] + counts["unaccounted"]),
+        _none("errors that are not documented for it", counts["undocumented"]),
+        _forced(result["counters"]),
+        judge_value(
+            Goal("a process that was killed or stopped is replaced", 1),
+            len(back) / len(faults) if faults else None,
+            note=f"{len(back)} of {len(faults)}",
+        ),
+        _none("engines that were away while /health/ready said 200", len(unseen)),
+        *(_growth(line) for line in result["memory"] if line["judged"]),
+        _none(
+            "KV blocks and rank rows in use, requests in the engine", sum(after["pools"].values())
+        ),
+        _none("processes left behind", len(after["processes"])),
+        _none("temporary files left behind", len(after["files"])),
+        _none("exceptions in the log", after["exceptions"]),
+        judge_value(
+            Goal("the server ends with 0 after SIGTERM", 1),
+            float(after["exit"] == 0),
+            note=str(after["exit"]),
+        ),
+    ]
+    return [
+        {"promise": verdict.goal.what, "found": verdict.note, "holds": _HOLDS[verdict.status]}
+        for verdict in judged
+    ]
+
+
+def _forced(counters: Mapping[str, float]) -> Verdict:
+    """A soak without them would have kept its promises too easily."""
+    counts = {name: counters.get(name, 0.0) for name in ("preemptions", "evictions", "merges")}
+    note = ", ".join(f"{count:,.0f}" for count in counts.values())
+    goal = Goal(f"there were {', '.join(counts)}", 1)
+    return judge_value(goal, sum(count > 0 for count in counts.values()) / len(counts), note=note)
+
+
+def _none(what: str, count: float) -> Verdict:
+    return judge_value(Goal(f"no {what}", 0, at_least=False), count, note=f"{count:g}")
+
+
+def _growth(line: Mapping[str, Any]) -> Verdict:
+    growth = line["growth"]
+    promise = f"memory of the {line['role']} within {MEMORY_GROWTH:.0%}"
+    note = "too short a run" if growth is None else f"{growth:+.1%}"
+    return judge_value(Goal(promise, MEMORY_GROWTH, at_least=False), growth, note=note)
 
 
 def counts(result: Result) -> list[str]:
@@ -59,54 +109,61 @@ def counts(result: Result) -> list[str]:
 
 
 def _ends(result: Result) -> list[str]:
-    found = result["requests"]
-    lines = [row(("how requests ended", "count")), row(("---", "--:"))]
+    requests = result["requests"]
+    lines = table_head(("how requests ended", "count"))
     lines.append(
-        row((f"answered, and compared with a reference ({_kinds(found)})", _n(found["answers"])))
+        row(
+            (
+                f"answered, and compared with a reference ({_kinds(requests)})",
+                _n(requests["answers"]),
+            )
+        )
     )
-    lines.append(row(("of these with a tie, after which nothing is compared", _n(found["ties"]))))
-    lines.append(row(("the client went away", _n(found["left"]))))
-    for name, count in sorted(found["errors"].items()):
+    lines.append(
+        row(("of these with a tie, after which nothing is compared", _n(requests["ties"])))
+    )
+    lines.append(row(("the client went away", _n(requests["left"]))))
+    for name, count in sorted(requests["errors"].items()):
         kind = name.split()[-1]
         meaning = (EXPECTED | ASKED_FOR)[kind]
         lines.append(row((f"`{name}`: {meaning}", _n(count))))
     for name in ("wrong", "lost", "undocumented"):
-        lines.append(row((name, _n(found[name]))))
+        lines.append(row((name, _n(requests[name]))))
     text = (
-        f"An answer may differ by {found['tolerance']:g} nats in a log probability; the largest "
-        f"difference was {found['largest_difference']:.1e}. The longest request took "
-        f"{found['longest_seconds']:.1f} s."
+        f"An answer may differ by {requests['tolerance']:g} nats in a log probability; the largest "
+        f"difference was {requests['largest_difference']:.1e}. The longest request took "
+        f"{requests['longest_seconds']:.1f} s."
     )
     return [*lines, "", text]
 
 
-def _kinds(found: Mapping[str, Any]) -> str:
-    kinds = {name.partition(" on ")[0] for name in found["by_kind"]}
-    routes = {name.partition(" on ")[2] for name in found["by_kind"]}
+def _kinds(requests: Mapping[str, Any]) -> str:
+    kinds = {name.partition(" on ")[0] for name in requests["by_kind"]}
+    routes = {name.partition(" on ")[2] for name in requests["by_kind"]}
     return f"{len(kinds)} kinds of mixture, {len(routes)} routes"
 
 
 def _faults(result: Result) -> list[str]:
     heads = ("fault", "times", "replaced", "seconds until it was ready, median", "longest")
-    lines = [row(heads), row(("---", *["--:"] * 4))]
-    kinds = sorted({(one["role"], one["what"]) for one in result["faults"]})
+    lines = table_head(heads)
+    kinds = sorted({(fault["role"], fault["what"]) for fault in result["faults"]})
     for role, what in kinds:
-        found = [o for o in result["faults"] if (o["role"], o["what"]) == (role, what)]
-        times = [one["seconds"] for one in found if one["seconds"] is not None]
+        alike = [o for o in result["faults"] if (o["role"], o["what"]) == (role, what)]
+        times = [fault["seconds"] for fault in alike if fault["seconds"] is not None]
         shown = (f"{median(times):.1f}", f"{max(times):.1f}") if times else ("-", "-")
-        lines.append(row((f"{role}, {what}", _n(len(found)), _n(len(times)), *shown)))
+        lines.append(row((f"{role}, {what}", _n(len(alike)), _n(len(times)), *shown)))
     return lines
 
 
 def _memory(result: Result) -> list[str]:
     heads = ("process", "lives", "longest life, s", "MiB at its begin", "at its end", "growth")
-    lines = [row(heads), row(("---", *["--:"] * 5))]
-    for one in result["memory"]:
-        if one["judged"]:
-            lives = sum(other["role"] == one["role"] for other in result["memory"])
-            sizes = (f"{one[key] / _MIB:.0f}" for key in ("first_bytes", "last_bytes"))
-            growth = "-" if one["growth"] is None else f"{one['growth']:+.1%}"
-            lines.append(row((one["role"], _n(lives), _n(one["samples"]), *sizes, growth)))
+    lines = table_head(heads)
+    for life in result["memory"]:
+        if life["judged"]:
+            lives = sum(other["role"] == life["role"] for other in result["memory"])
+            sizes = (f"{life[key] / _MIB:.0f}" for key in ("first_bytes", "last_bytes"))
+            growth = "-" if life["growth"] is None else f"{life['growth']:+.1%}"
+            lines.append(row((life["role"], _n(lives), _n(life["samples"]), *sizes, growth)))
     text = (
         "Resident memory, of the longest life of each process. Growth: the median of its last "
         "fifth over that of its first, the first minute left aside."
@@ -122,9 +179,3 @@ def _counters(result: Result) -> str:
 
 def _n(count: float) -> str:
     return f"{count:,.0f}"
-
-
-FIGURES: Figures = {
-    "soak": ("soak", COMMAND, lambda result: [*origin(result), "", *promises(result)]),
-    "soak_counts": ("soak", COMMAND, counts),
-}

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -26,15 +25,13 @@ from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.soak.admin import Admin
 from adaptermix.bench.soak.answers import Told, compare
 from adaptermix.bench.soak.asking import Manner, ask
-from adaptermix.bench.soak.faults import Fault, Order, strike
-from adaptermix.bench.soak.figures import Figures, pools_of
-from adaptermix.bench.soak.ledger import SoakRecord, verdicts
-from adaptermix.bench.soak.processes import Incarnation, Role, Watch
+from adaptermix.bench.soak.faults import Fault, Incarnation, Order, Role, Watch, strike
 from adaptermix.bench.soak.questions import FRESH, SoakRequest, questions
+from adaptermix.bench.soak.record import Figures, SoakRecord, pools_of
+from adaptermix.bench.soak.report import verdicts
 from adaptermix.bench.soak.settings import SoakSettings
-from adaptermix.bench.soak.site import SoakServer, opened
+from adaptermix.bench.soak.site import SoakSite, keep_log, opened
 from adaptermix.bench.subject import resolve
-from router_engine.processors import usable_cores
 
 _MANNERS: Mapping[Manner, float] = {
     "whole": 4,
@@ -58,7 +55,7 @@ class Soak:
     """One run under way."""
 
     settings: SoakSettings
-    site: SoakServer
+    site: SoakSite
     http: aiohttp.ClientSession
     ledger: SoakRecord
     watch: Watch
@@ -82,7 +79,7 @@ class Soak:
 
     async def traffic(self, asked: Sequence[Asked]) -> None:
         """Clients, admin, faults and looks, until it is over and every request has ended."""
-        routed = next(one for one in asked if one[0].kind == "request-routed")
+        routed = next(pair for pair in asked if pair[0].kind == "request-routed")
         admin = Admin(
             self.http,
             self.ledger,
@@ -133,7 +130,7 @@ class Soak:
         while order.left or self.progress < 1 - self.settings.calm:
             due = sum(fault.answers for fault in self.faults[-1:]) + self.settings.every
             await self.ledger.until(due, _LOOK_SECONDS)
-            answers, server = self.ledger.num_answers, self.site.running.pid
+            answers, server = self.ledger.num_answers, self.site.server.running.pid
             if answers < due:
                 continue
             bound = self.settings.bound
@@ -156,7 +153,9 @@ def run_soak(settings: SoakSettings, model: ModelSettings) -> dict[str, Any]:
     subject = resolve(model.model)
     machine, load = describe_machine(), os.getloadavg()
     with opened(settings, model, subject) as site:
-        chosen = questions(settings, site.adapters, site.base, subject.count_tokens)
+        chosen = questions(
+            settings, site.adapters, site.server.info["model_id"], subject.count_tokens
+        )
         soak, pools, seconds = uvloop.run(_run(settings, site, chosen, console))
         after = _end(soak) | {"pools": pools}
         result: dict[str, Any] = {
@@ -164,11 +163,7 @@ def run_soak(settings: SoakSettings, model: ModelSettings) -> dict[str, Any]:
             "model": subject.name,
             "machine": machine,
             "software": describe_software(),
-            "serving": {
-                "dtype": site.dtype,
-                "kernels": site.kernels,
-                "threads": model.threads or usable_cores(),
-            },
+            "serving": site.server.serving,
             "load": {"before": load, "after": os.getloadavg()},
             "settings": asdict(settings),
             "seconds": seconds,
@@ -178,21 +173,23 @@ def run_soak(settings: SoakSettings, model: ModelSettings) -> dict[str, Any]:
             "counters": dict(soak.figures.totals),
             "after": after,
         }
-        result["verdicts"] = [asdict(one) for one in verdicts(result)]
+        result["verdicts"] = verdicts(result)
         if any(one["holds"] is False for one in result["verdicts"]):
-            settings.out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(site.log, settings.out.with_name(f"{settings.out.name}.log"))
+            keep_log(site.server.log, settings.out)
     return result
 
 
 async def _run(
-    settings: SoakSettings, site: SoakServer, chosen: Sequence[SoakRequest], console: Console
+    settings: SoakSettings, site: SoakSite, chosen: Sequence[SoakRequest], console: Console
 ) -> tuple[Soak, dict[str, float], float]:
     """The run, what the pools hold after it, and its seconds."""
-    async with http_client(site.running.url) as http:
+    async with http_client(site.server.url) as http:
         console.print(f"asking {len(chosen)} questions of the idle server", highlight=False)
-        asked = [(one, await _references(http, one, settings, site.tolerance)) for one in chosen]
-        watch = Watch(site.running.pid)
+        asked = [
+            (question, await _references(http, question, settings, site.tolerance))
+            for question in chosen
+        ]
+        watch = Watch(site.server.running.pid)
         soak = Soak(settings, site, http, SoakRecord(site.tolerance), watch, console)
         await soak.traffic(asked)
         seconds = time.perf_counter() - soak.began
@@ -202,12 +199,12 @@ async def _run(
 async def _references(
     http: aiohttp.ClientSession, question: SoakRequest, settings: SoakSettings, tolerance: float
 ) -> tuple[Told, ...]:
-    """What an idle server says, asked one at a time.
+    """The answers of an idle server, asked one at a time.
 
     Raises BenchmarkError where it says nothing, or the same of what must differ: then an answer
     under another adapter would pass for a right one.
     """
-    found: list[Told] = []
+    answers: list[Told] = []
     for body in (*question.asks, *question.others):
         ended = await ask(http, question, body, "whole", settings.bound)
         if ended.told is None:
@@ -215,22 +212,22 @@ async def _references(
                 f"an idle server did not answer {question.kind} on {question.route}: "
                 f"{ended.status} {ended.error or ended.lost}"
             )
-        found.append(ended.told)
-    for one, other in itertools.combinations(found, 2):
+        answers.append(ended.told)
+    for one, other in itertools.combinations(answers, 2):
         if compare(replace(one, labels=other.labels), [other], tolerance).match != "wrong":
             raise BenchmarkError(f"{question.kind}: two adapters cannot be told apart")
-    return tuple(found[: len(question.asks)])
+    return tuple(answers[: len(question.asks)])
 
 
 def _end(soak: Soak) -> dict[str, Any]:
     """Tell the server to end, and see what it leaves."""
-    process = soak.site.running.process
+    process = soak.site.server.running.process
     process.send_signal(signal.SIGTERM)
     try:
         code: int | None = process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         code = None
-    log = soak.site.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    log = soak.site.server.log.read_text(encoding="utf-8", errors="replace").splitlines()
     troubles = [line for line in log if "Traceback" in line or "unexpected error" in line]
     return {
         "exit": code,
@@ -269,19 +266,19 @@ def _requests(ledger: SoakRecord, manners: Counter[str]) -> dict[str, Any]:
 def _memories(watch: Watch) -> list[dict[str, Any]]:
     """Every incarnation; the longest-lived of each role is judged."""
     longest: dict[Role, Incarnation] = {}
-    for one in watch.seen.values():
-        if len(one.samples) > len(longest.get(one.role, Incarnation(one.role, 0)).samples):
-            longest[one.role] = one
+    for life in watch.seen.values():
+        if len(life.samples) > len(longest.get(life.role, Incarnation(life.role, 0)).samples):
+            longest[life.role] = life
     return [
         {
-            "role": one.role,
-            "samples": len(one.samples),
-            "first_bytes": one.samples[0],
-            "last_bytes": one.samples[-1],
-            "growth": one.growth(),
-            "judged": longest[one.role] is one,
+            "role": life.role,
+            "samples": len(life.samples),
+            "first_bytes": life.samples[0],
+            "last_bytes": life.samples[-1],
+            "growth": life.growth(),
+            "judged": longest[life.role] is life,
         }
-        for one in watch.seen.values()
+        for life in watch.seen.values()
     ]
 
 

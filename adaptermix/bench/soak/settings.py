@@ -1,4 +1,4 @@
-"""What `bench soak` is asked to do. Each field with a help text is an option."""
+"""Settings of `bench soak`. Each field with a help text is an option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCES = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 
 @dataclass(frozen=True, slots=True)
 class SoakSettings:
-    """How long, how many, how often something is broken, and how small the pools are."""
+    """Length and load of a soak, its faults, and the sizes of the server's pools."""
 
     minutes: float = field(default=30.0, metadata=about("How long traffic goes on."))
     answers: int | None = field(

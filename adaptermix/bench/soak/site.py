@@ -13,13 +13,12 @@ from pathlib import Path
 import httpx
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import default_kernels
-from adaptermix.bench.process import Running, adaptermix, free_port, http_process, info, publish
-from adaptermix.bench.prompts import make_prompts
+from adaptermix.bench.server import OwnServer, own_server, publish
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.soak.questions import ALIAS, FRESH, MOVING, VERSIONS
 from adaptermix.bench.soak.settings import BLOCK_SIZE, SoakSettings, tolerance_of
 from adaptermix.bench.subject import Subject, write_adapters
+from adaptermix.bench.workload import make_prompts
 
 # Strong enough that no adapter's answer could be taken for another's.
 _STRENGTH = 24
@@ -29,72 +28,49 @@ _RESIDENT_ON_HOST = 3  # adapters that fit in the memory of those that left the 
 
 
 @dataclass(frozen=True, slots=True)
-class SoakServer:
-    """A server that is ready, with all adapters there."""
+class SoakSite:
+    """A server with all adapters of a soak."""
 
-    running: Running
-    base: str
-    adapters: tuple[str, ...]
-    folders: Path
-    database: Path
+    server: OwnServer
+    adapters: tuple[str, ...]  # names of those that stay
+    folders: Path  # of the folders of all adapters
+    database: Path  # of the store
     temporary: Path  # where the server keeps its temporary files
-    log: Path
-    dtype: str
-    kernels: str
-    tolerance: float
+    tolerance: float  # nats between a log probability and its reference
 
 
 @contextmanager
-def opened(settings: SoakSettings, model: ModelSettings, subject: Subject) -> Iterator[SoakServer]:
+def opened(settings: SoakSettings, model: ModelSettings, subject: Subject) -> Iterator[SoakSite]:
     """The server runs until the block ends, unless it was told to end before."""
     with tempfile.TemporaryDirectory(prefix="adaptermix-soak-") as name:
         root = Path(name)
-        temporary, log = root / "tmp", root / "server.log"
+        temporary = root / "tmp"
         temporary.mkdir()
         adapters = tuple(f"a{index}" for index in range(settings.adapters))
         moving = tuple(f"{MOVING}-{version}" for version in VERSIONS)
         folders = _write(subject, root / "adapters", (*adapters, *moving, *FRESH))
-        kernels = model.kernels or default_kernels()
-        options = _options(settings, model, subject, kernels, root)
-        port = free_port()
-        command = ["env", f"TMPDIR={temporary}", *adaptermix("serve", "--port", str(port))]
-        url = f"http://127.0.0.1:{port}"
+        options, variables = _options(settings, model, folders), {"TMPDIR": str(temporary)}
         try:
-            with http_process([*command, *options], url, "/health/ready", log) as running:
-                known = info(running.url)
-                _publish(running.url, folders, adapters, subject)
-                yield SoakServer(
-                    running,
-                    known["model_id"],
-                    adapters,
-                    folders,
-                    root / "store" / "adapters.db",
-                    temporary,
-                    log,
-                    known["dtype"],
-                    kernels,
-                    tolerance_of(known["dtype"]),
-                )
+            with own_server(subject.model, model, root, options, variables) as own:
+                _publish(own.url, folders, adapters, subject)
+                tolerance = tolerance_of(own.info["dtype"])
+                database = root / "store" / "adapters.db"
+                yield SoakSite(own, adapters, folders, database, temporary, tolerance)
         except BaseException:
-            _keep_log(log, settings.out)
+            keep_log(root / "server.log", settings.out)
             raise
 
 
-def _keep_log(log: Path, out: Path) -> None:
+def keep_log(log: Path, out: Path) -> None:
+    """A copy of the server's log beside the result."""
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(log, out.with_name(f"{out.name}.log"))
 
 
-def _options(
-    settings: SoakSettings, model: ModelSettings, subject: Subject, kernels: str, root: Path
-) -> list[str]:
-    tensors = root / "adapters" / "a0" / "adapter_model.safetensors"
-    given = {
-        "model": subject.model,
-        "store": root / "store",
+def _options(settings: SoakSettings, model: ModelSettings, folders: Path) -> dict[str, object]:
+    tensors = folders / "a0" / "adapter_model.safetensors"
+    return {
         "dtype": "float32" if model.dtype == "auto" else model.dtype,
-        "kernels": kernels,
-        "engine-threads": model.threads,
         "encoder-dtype": "float32",  # what is measured at a start could be another at the next
         "block-size": BLOCK_SIZE,
         "kv-blocks": settings.kv_blocks,
@@ -103,13 +79,8 @@ def _options(
         "max-waiting": max(4, settings.clients * 7 // 8),
         "engine-patience": settings.patience,
         "log-format": "json",
+        "log-level": None,  # the server's own
     }
-    return [
-        word
-        for name, value in given.items()
-        if value is not None
-        for word in (f"--{name}", str(value))
-    ]
 
 
 def _write(subject: Subject, folder: Path, names: Sequence[str]) -> Path:

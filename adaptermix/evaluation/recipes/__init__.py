@@ -1,1 +1,1 @@
-"""Which recipe is worth what: arms trained on equal rows, one after another, and measured alike."""
+"""Experiments on recipes: arms trained on equal rows, one after another, and measured alike."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from adaptermix.evaluation.recipes.job import from_json
+from adaptermix.evaluation.recipes.harness import from_json
 from adaptermix.evaluation.recipes.tasks import TASKS, files
 from adaptermix.evaluation.scoring.tasks import Split
 

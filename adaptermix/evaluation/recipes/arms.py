@@ -1,4 +1,4 @@
-"""What is compared: recipes of about equal served (AdaMix) or trained (MoA) parameters."""
+"""The arms that are compared: recipes of about equal served (AdaMix) or trained (MoA) size."""
 
 from __future__ import annotations
 

@@ -8,18 +8,66 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from rich.console import Console
 
 from adaptermix.bench.errors import BenchmarkError
+from adaptermix.evaluation.journal import Journal
 from adaptermix.evaluation.recipes.arms import experiment_named
-from adaptermix.evaluation.recipes.job import Place, TrainingJob, to_json
-from adaptermix.evaluation.recipes.settings import ExperimentSettings, ExperimentSizes
 from adaptermix.evaluation.recipes.tasks import TASKS
-from adaptermix.evaluation.routing.journal import Journal
+from adaptermix.evaluation.settings import ExperimentSettings, ExperimentSizes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """An arm on a task under a seed."""
+
+    experiment: str
+    arm: str
+    task: str
+    seed: int
+    sizes: ExperimentSizes
+    base_name: str
+
+    @property
+    def key(self) -> str:
+        """Equal for equal runs."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """For people and for the run's folder."""
+        return f"{self.experiment}-{self.task}-{self.arm}-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Folders of a run's files."""
+
+    base: str  # what transformers loads
+    data: Path
+    folder: Path  # of the adapter and the rows that it learns
+
+
+def to_json(job: TrainingJob, place: Place) -> str:
+    """The message to a run's process."""
+    paths = {name: str(path) for name, path in asdict(place).items()}
+    return json.dumps({"job": asdict(job), "place": paths})
+
+
+def from_json(text: str) -> tuple[TrainingJob, Place]:
+    """The job and place of `to_json`."""
+    value: dict[str, Any] = json.loads(text)
+    job, place = value["job"], value["place"]
+    return (
+        TrainingJob(**job | {"sizes": ExperimentSizes(**job["sizes"])}),
+        Place(place["base"], Path(place["data"]), Path(place["folder"])),
+    )
+
 
 _LAST_LINES = 5  # of what a failed run said
 
@@ -31,9 +79,9 @@ def jobs_of(
 
     Raises BenchmarkError for an arm or task that the experiment doesn't have.
     """
-    known = experiment_named(experiment)
-    arms = _chosen("arm", settings.only, list(known.arms))
-    tasks = _chosen("task", settings.task, list(TASKS), known.tasks)
+    experiment_arms = experiment_named(experiment)
+    arms = _chosen("arm", settings.only, list(experiment_arms.arms))
+    tasks = _chosen("task", settings.task, list(TASKS), experiment_arms.tasks)
     return [
         TrainingJob(experiment, arm, task, seed, sizes, base_name)
         for seed in settings.seeds
@@ -72,12 +120,12 @@ def run_experiment(
 
 
 def _chosen(
-    what: str, wanted: Sequence[str], known: Sequence[str], default: Sequence[str] = ()
+    what: str, wanted: Sequence[str], choices: Sequence[str], default: Sequence[str] = ()
 ) -> Sequence[str]:
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in wanted if name not in choices]
     if unknown:
-        raise BenchmarkError(f"{what} {unknown[0]!r} is not known: use {', '.join(known)}")
-    return wanted or default or known
+        raise BenchmarkError(f"{what} {unknown[0]!r} is not known: use {', '.join(choices)}")
+    return wanted or default or choices
 
 
 class _Processes:
@@ -126,11 +174,11 @@ class _Processes:
                 text=True,
             )
             self._running.add(process)
-        _, said = process.communicate(to_json(job, place))
+        _, errors = process.communicate(to_json(job, place))
         with self._lock:
             self._running.discard(process)
         if process.returncode == 0:
             value: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
             return value
-        last = " / ".join(said.strip().splitlines()[-_LAST_LINES:])
+        last = " / ".join(errors.strip().splitlines()[-_LAST_LINES:])
         return {"job": asdict(job), "failed": f"exit code {process.returncode}: {last}"}

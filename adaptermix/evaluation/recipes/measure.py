@@ -1,4 +1,4 @@
-"""What a trained model says of test rows, computed in training's own forward pass."""
+"""NLL and answers of a trained model on test rows, in training's own forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptermix.evaluation.scoring.scores import number_match, rouge_l
 from adaptermix.training.adamix.draws import seeded
 from adaptermix.training.data import Example, Row, plan_batches, tokenize
 from adaptermix.training.loss import Batch, collate, completion_nll
-from adaptermix.training.recipes.adamix import AdamixPupil
+from adaptermix.training.recipes.adamix import AdamixTrainee
 
 T = TypeVar("T")
 
@@ -28,11 +28,13 @@ def row_nll(model: Any, rows: Sequence[Row], tokenizer: Any) -> tuple[list[float
     """Summed NLL in nats of each completion without end-of-text, and its tokens."""
     examples = _examples(rows, tokenizer)
     sums = _per_row(examples, lambda batch: completion_nll(model, batch).sum(dim=1)[:, None])
-    return [_kept(values[0]) for values in sums], [one.completion_length for one in examples]
+    return [_kept(values[0]) for values in sums], [
+        example.completion_length for example in examples
+    ]
 
 
 def draws_nll(
-    pupil: AdamixPupil, rows: Sequence[Row], tokenizer: Any, draws: int, ensemble: int
+    trainee: AdamixTrainee, rows: Sequence[Row], tokenizer: Any, draws: int, ensemble: int
 ) -> tuple[list[float], list[float]]:
     """Nats per token of each draw over all rows; and each row's NLL under the first `ensemble`.
 
@@ -43,8 +45,8 @@ def draws_nll(
     def of(batch: Batch) -> Tensor:
         each = []
         for seed in range(draws):
-            with pupil.draws.random(seeded(seed)):
-                each.append(completion_nll(pupil.model, batch))
+            with trainee.draws.random(seeded(seed)):
+                each.append(completion_nll(trainee.model, batch))
         mean = math.log(ensemble) - torch.stack(each[:ensemble]).neg().logsumexp(dim=0)
         mean = mean * (batch.labels != -100)
         return torch.stack([*each, mean]).sum(dim=2).T
@@ -64,7 +66,7 @@ def answers(
 
     BLEU's value is the row's counts: matches of 1 to 4 words, words of 1 to 4, both lengths.
     """
-    plain = [one.row for one in rows]
+    plain = [test_row.row for test_row in rows]
     if task.answers == "options":
         chosen = _choose(model, plain, tokenizer)
         pairs = zip(chosen, plain, strict=True)
@@ -75,10 +77,13 @@ def answers(
         return {"exact match": [number_match(text, row.completion) for text, row in pairs]}
     texts = [text.strip().partition("\n")[0] for text in texts]
     both = [
-        (text, [r.strip() for r in one.references]) for text, one in zip(texts, rows, strict=True)
+        (text, [r.strip() for r in test_row.references])
+        for text, test_row in zip(texts, rows, strict=True)
     ]
     return {
-        "ROUGE-L": [_kept(max(rouge_l(text, one) for one in texts)) for text, texts in both],
+        "ROUGE-L": [
+            _kept(max(rouge_l(text, reference) for reference in texts)) for text, texts in both
+        ],
         "BLEU": [_counts(text, texts) for text, texts in both],
     }
 

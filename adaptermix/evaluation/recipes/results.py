@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.evaluation.recipes.settings import ExperimentSizes
+from adaptermix.bench.verdicts import Status, judge_interval
+from adaptermix.evaluation.intervals import interval
+from adaptermix.evaluation.journal import read_journal
+from adaptermix.evaluation.recipes.arms import experiment_named
 from adaptermix.evaluation.scoring import bootstrap
 from adaptermix.evaluation.scoring.bootstrap import Estimate
+from adaptermix.evaluation.settings import ExperimentSizes
 
 Run = Mapping[str, Any]
 
@@ -52,14 +55,11 @@ def read_results(journal: Path, experiment: str) -> Results:
     """
     if not journal.exists():
         raise BenchmarkError(f"{journal} is not there: run an experiment first")
-    newest: dict[str, Run] = {}
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # cut off when the harness was killed
-            continue
-        if entry["answer"]["job"]["experiment"] == experiment:
-            newest[entry["key"]] = entry["answer"]
+    newest: dict[str, Run] = {
+        key: run
+        for key, run in read_journal(journal).items()
+        if run["job"]["experiment"] == experiment
+    }
     sizes = list(newest.values())[-1]["job"]["sizes"] if newest else asdict(ExperimentSizes())
     alike = [run for run in newest.values() if run["job"]["sizes"] == sizes]
     whole = tuple(run for run in alike if "failed" not in run)
@@ -86,7 +86,7 @@ def difference(ours: Mapping[int, Run], theirs: Mapping[int, Run]) -> Estimate |
 
 
 def ensemble_difference(runs: Mapping[int, Run]) -> Estimate | None:
-    """What the ensemble's NLL is above the merged adapter's, on the rows of the draws."""
+    """The ensemble's NLL less the merged adapter's, on the rows of draws; None without draws."""
     drawn = {seed: run for seed, run in runs.items() if "ensemble" in run}
     return _paired(
         drawn,
@@ -156,3 +156,92 @@ def _corpus(sums: NDArray[np.int64]) -> float:
         for each in sums
     ]
     return float(np.mean(scores)) / 100
+
+
+_WORDS: Mapping[Status, str] = {
+    "met": "**holds**",
+    "missed": "**does not hold**",
+    "open": "not told apart",
+}
+_NEAR_TOP = 0.75  # of the draws, that the merged adapter is better than
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`better` has the lower NLL than `worse`."""
+
+    text: str
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimLine:
+    """A claim judged on a task, as a row of the page."""
+
+    claim: str
+    task: str
+    said: str  # whether it holds
+    numbers: str  # that say so
+
+
+CLAIMS = {
+    "adamix": (
+        Claim("merged LoRA is at least a single one", "adamix-lora", "lora"),
+        Claim("the same without consistency", "adamix-lora-c0", "lora"),
+        Claim("merged bottleneck is at least a single one", "adamix-bottleneck", "bottleneck"),
+        Claim("the same without consistency", "adamix-bottleneck-c0", "bottleneck"),
+        Claim("consistency helps LoRA", "adamix-lora", "adamix-lora-c0"),
+        Claim("consistency helps bottlenecks", "adamix-bottleneck", "adamix-bottleneck-c0"),
+        Claim("consistency of 10 helps LoRA", "adamix-lora-c10", "adamix-lora-c0"),
+        Claim("merged LoRA beats one LoRA of equal compute", "adamix-lora", "lora-twice"),
+    ),
+    "moa": (
+        Claim("soft MoA beats LoRA", "moa-soft", "lora"),
+        Claim("soft MoA beats a mixture of LoRA", "moa-soft", "moe-lora"),
+        Claim("sparse MoA is at least soft", "moa-sparse", "moa-soft"),
+        Claim("a trained threshold beats a frozen one", "moa-sparse-trained", "moa-sparse"),
+        Claim("a SwiGLU router beats a linear one", "moa-soft-swiglu", "moa-soft"),
+        Claim("gates of tokens beat gates of prompts", "moa-soft", "moa-instance"),
+    ),
+}
+
+
+def verdicts(results: Results) -> list[ClaimLine]:
+    """Every claim on every task of which the runs are there."""
+    lines = []
+    for task in experiment_named(results.experiment).tasks:
+        for claim in CLAIMS[results.experiment]:
+            gap = difference(results.of(task, claim.better), results.of(task, claim.worse))
+            if gap is not None:
+                text = f"{claim.text} (`{claim.better}` - `{claim.worse}`)"
+                lines.append(ClaimLine(text, task, _said(gap), interval(asdict(gap), sign="+")))
+        lines += _of_draws(results, task)
+    return lines
+
+
+def better_than(merged: float, draws: Sequence[float]) -> int:
+    """The number of draws that have a higher NLL."""
+    return sum(draw > merged for draw in draws)
+
+
+def _said(gap: Estimate) -> str:
+    return _WORDS[judge_interval(gap.low, gap.high)]
+
+
+def _of_draws(results: Results, task: str) -> list[ClaimLine]:
+    lines = []
+    for arm in experiment_named(results.experiment).arms:
+        runs = {seed: run for seed, run in results.of(task, arm).items() if "draws" in run}
+        if not runs:
+            continue
+        beaten = sum(better_than(merged_on_draws(run), run["draws"]) for run in runs.values())
+        count = sum(len(run["draws"]) for run in runs.values())
+        word = _WORDS["met" if beaten >= _NEAR_TOP * count else "missed"]
+        claim = f"merged is near the top of the draws (`{arm}`)"
+        lines.append(ClaimLine(claim, task, word, f"better than {beaten} of {count} draws"))
+        gap = ensemble_difference(runs)
+        if gap is not None:
+            claim = f"an ensemble of draws beats merged (`{arm}`)"
+            lines.append(ClaimLine(claim, task, _said(gap), interval(asdict(gap), sign="+")))
+    return lines

@@ -14,15 +14,15 @@ import torch
 
 from adaptermix.bench.machine import describe_machine, describe_software
 from adaptermix.evaluation.recipes.arms import Arm, experiment_named
-from adaptermix.evaluation.recipes.job import Place, TrainingJob
+from adaptermix.evaluation.recipes.harness import Place, TrainingJob
 from adaptermix.evaluation.recipes.measure import answers, draws_nll, row_nll
-from adaptermix.evaluation.recipes.settings import ExperimentSizes
 from adaptermix.evaluation.recipes.tasks import TASKS, TestRow, task_rows, within_budget
+from adaptermix.evaluation.settings import ExperimentSizes
 from adaptermix.training.base import padding_tokenizer
 from adaptermix.training.data import Row, tokenize
 from adaptermix.training.loop import Losses
 from adaptermix.training.loss import Batch
-from adaptermix.training.recipes.adamix import AdamixPupil
+from adaptermix.training.recipes.adamix import AdamixTrainee
 from adaptermix.training.run import Trainee, run_recipe
 from adaptermix.training.settings import DataSettings, LoopSettings, RunSettings
 from adapters_store.tensor_header import read_header
@@ -50,7 +50,7 @@ def run(job: TrainingJob, place: Place) -> dict[str, Any]:
         on_step=lambda report: None,
     )
     model = watched.model.eval()
-    nll, weights = row_nll(model, [one.row for one in test], tokenizer)
+    nll, weights = row_nll(model, [test_row.row for test_row in test], tokenizer)
     measured = answers(model, task, test[: sizes.answer_rows], tokenizer)
     return {
         "job": asdict(job),
@@ -75,7 +75,7 @@ def run(job: TrainingJob, place: Place) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Watched:
-    """A pupil whose copies are measured before they are merged."""
+    """A trainee whose copies are measured before they are merged."""
 
     sizes: ExperimentSizes
     test: Sequence[TestRow]
@@ -83,43 +83,43 @@ class _Watched:
     trained: int = 0
     cpu_seconds: float = 0.0  # of training alone: other work on the machine doesn't count
     measured: dict[str, Any] = field(default_factory=dict)
-    _pupil: Trainee | None = None
+    _trainee: Trainee | None = None
 
-    def watch(self, pupil: Trainee) -> Trainee:
-        learnt = (p.numel() for p in pupil.model.parameters() if p.requires_grad)
-        self._pupil, self.trained = pupil, sum(learnt)
+    def watch(self, trainee: Trainee) -> Trainee:
+        learnt = (p.numel() for p in trainee.model.parameters() if p.requires_grad)
+        self._trainee, self.trained = trainee, sum(learnt)
         self.cpu_seconds = -time.process_time()
         return self
 
     @property
-    def pupil(self) -> Trainee:
-        assert self._pupil is not None, "the recipe builds its pupil first"
-        return self._pupil
+    def trainee(self) -> Trainee:
+        assert self._trainee is not None, "the recipe builds its trainee first"
+        return self._trainee
 
     @property
     def model(self) -> Any:
-        return self.pupil.model
+        return self.trainee.model
 
     @property
     def generators(self) -> Sequence[torch.Generator]:
-        return self.pupil.generators
+        return self.trainee.generators
 
     def losses(self, batch: Batch) -> Losses:
-        return self.pupil.losses(batch)
+        return self.trainee.losses(batch)
 
     def finish(self, out: Path, dev_nll: Callable[[], float | None]) -> Mapping[str, str]:
-        pupil = self.pupil
+        trainee = self.trainee
         self.cpu_seconds += time.process_time()
-        if isinstance(pupil, AdamixPupil) and pupil.adamix.copies > 1:
+        if isinstance(trainee, AdamixTrainee) and trainee.adamix.copies > 1:
             sizes = self.sizes
-            rows = [one.row for one in self.test[: sizes.draw_rows]]
-            pupil.model.eval()
-            draws, ensemble = draws_nll(pupil, rows, self.tokenizer, sizes.draws, sizes.ensemble)
+            rows = [test_row.row for test_row in self.test[: sizes.draw_rows]]
+            trainee.model.eval()
+            draws, ensemble = draws_nll(trainee, rows, self.tokenizer, sizes.draws, sizes.ensemble)
             self.measured = {"draws": draws, "ensemble": ensemble}
-        return pupil.finish(out, dev_nll)
+        return trainee.finish(out, dev_nll)
 
     def save(self, out: Path) -> None:
-        self.pupil.save(out)
+        self.trainee.save(out)
 
 
 def _settings(job: TrainingJob, place: Place, arm: Arm, rows: Path) -> RunSettings:

@@ -1,4 +1,4 @@
-"""What the arms learn and are measured on: rows of each set in turn, and how answers are scored."""
+"""Tasks of the arms: rows of each set in turn, and the scoring of answers."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def task_rows(task: ExperimentTask, data: Path, split: Split, seed: int) -> list
 
 def files(task: ExperimentTask, data: Path, split: Split) -> list[Path]:
     """The files of a split, one a set. Raises BenchmarkError where one is not there."""
-    found = [data / name / f"{split}.jsonl.gz" for name in task.sets]
-    for path in found:
+    paths = [data / name / f"{split}.jsonl.gz" for name in task.sets]
+    for path in paths:
         if not path.exists():
             raise BenchmarkError(f"{path} is not there: name its folder with --data")
-    return found
+    return paths
 
 
 def _row(value: dict[str, str | list[str]]) -> TestRow:
@@ -90,12 +90,12 @@ def within_budget(
     """
     chosen: list[Row] = []
     total = 0
-    for one in rows:
+    for test_row in rows:
         if total >= tokens:
             return chosen
-        length = count(one.row)
+        length = count(test_row.row)
         if length <= max_length:
-            chosen.append(one.row)
+            chosen.append(test_row.row)
             total += length
     if total < tokens:
         raise BenchmarkError(f"the train rows have {total} tokens of the {tokens} asked for")
@@ -104,7 +104,7 @@ def within_budget(
 
 def completions_of(prompt: str) -> list[str]:
     """Every completion that a prompt offers: option letters, or what `Answer format:` lists."""
-    found = _FORMAT.search(prompt)
-    if found:
-        return [f" the correct answer is {option}" for option in found[1].split("/")]
+    offer = _FORMAT.search(prompt)
+    if offer:
+        return [f" the correct answer is {option}" for option in offer[1].split("/")]
     return [f" {letter}" for letter in options_of(prompt)]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from adaptermix.bench.plots import save
 from adaptermix.bench.report import provenance
-from adaptermix.evaluation.routing.series import AVERAGE, NLL
+from adaptermix.evaluation.routing.results import AVERAGE, NLL
 
 Column = Mapping[str, Any]
 

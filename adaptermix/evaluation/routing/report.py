@@ -1,13 +1,15 @@
-"""The result as Markdown: the table, what it says, and what it was made of."""
+"""The result of `adaptermix eval` as Markdown: what it says, its tables, and its origin."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adaptermix.bench.report import provenance, row
-from adaptermix.evaluation.routing.series import (
+from adaptermix.bench.report import provenance, row, table_head
+from adaptermix.bench.verdicts import Status, judge_interval
+from adaptermix.evaluation.intervals import NONE, difference, interval
+from adaptermix.evaluation.routing.results import (
     AVERAGE,
     FIRST_NLL,
     NLL,
@@ -16,11 +18,129 @@ from adaptermix.evaluation.routing.series import (
     SCORE,
     SECOND_NLL,
 )
-from adaptermix.evaluation.routing.verdicts import verdicts
 
 Result = Mapping[str, Any]
+Gap = Mapping[str, Any]
+_WORDS: Mapping[Status, str] = {"met": "better", "missed": "worse", "open": "not told apart"}
+
+
+def verdicts(result: Result) -> list[str]:
+    """One point a question. A difference counts where its 95 % interval excludes 0."""
+    return [
+        *_against(result, "to_base", "Does token-level routing beat the base?"),
+        *_against(result, "to_singles", "Does it beat the mean of the single adapters?"),
+        *_cadence(result),
+        *_level(result),
+        *_context(result),
+        *_switch(result),
+    ]
+
+
+def _against(result: Result, to: str, question: str) -> Iterator[str]:
+    """All token-level routings against one reference, on the average NLL."""
+    column = _average(result)
+    gaps = {name: column[name][to] for name in _token_level(result) if to in column.get(name, {})}
+    if not gaps:
+        yield f"* **{question}** Not measured in this run."
+        return
+    lower = [name for name, gap in gaps.items() if gap["high"] < 0]
+    answer = "Yes" if len(lower) == len(gaps) else ("In part" if lower else "No")
+    told = [f"{name} {_told(gap)}" for name, gap in gaps.items()]
+    yield (
+        f"* **{question}** {answer}: the average NLL of {len(lower)} of {len(gaps)} is lower, "
+        f"with an interval that excludes 0. Differences in nats a token: {'; '.join(told)}."
+    )
+
+
+def _cadence(result: Result) -> Iterator[str]:
+    question = "Is every second token the best cadence?"
+    comparisons = _of_kind(result, "cadence")
+    if not comparisons:
+        yield f"* **{question}** Not measured in this run."
+    for ours in dict.fromkeys(gap["ours"] for gap in comparisons):
+        gaps = [gap for gap in comparisons if gap["ours"] == ours]
+        if all(gap["high"] < 0 for gap in gaps):
+            answer = "Yes"
+        elif any(gap["low"] > 0 for gap in gaps):
+            better = [gap["theirs"] for gap in gaps if gap["low"] > 0]
+            answer = f"No: better is {' and '.join(better)}"
+        else:
+            answer = "It cannot be told apart from all others"
+        told = [f"{_told(gap)} to {gap['theirs']}" for gap in gaps]
+        yield f"* **{question}** *{ours}*: {answer}. {'; '.join(told)}."
+
+
+def _level(result: Result) -> Iterator[str]:
+    comparisons = _of_kind(result, "level")
+    for pair in dict.fromkeys((gap["ours"], gap["theirs"]) for gap in comparisons):
+        told = []
+        for gap in comparisons:
+            if (gap["ours"], gap["theirs"]) == pair:
+                what = "the average" if gap["task"] == AVERAGE else f"*{gap['task']}*"
+                measure = "" if gap["measure"] == NLL else f", {gap['measure']}"
+                told.append(f"on {what}{measure} {_told(gap)}, {_says(gap)}")
+        yield (
+            f"* **Weights for every token against weights for the request.** *{pair[0]}* to "
+            f"*{pair[1]}*: {'; '.join(told)}."
+        )
+
+
+def _context(result: Result) -> Iterator[str]:
+    question = "What does recomputing the context give over keeping it?"
+    comparisons = _of_kind(result, "context")
+    if not comparisons:
+        yield f"* **{question}** Not measured in this run."
+    for gap in comparisons:
+        yield (
+            f"* **{question}** *{gap['ours']}* to *{gap['theirs']}*, on the first tokens of "
+            f"{gap['rows']} completions: {_told(gap)}, {_says(gap)}."
+        )
+
+
+def _switch(result: Result) -> Iterator[str]:
+    """Mixed prompts: those who may change in mid-answer, and the best of those who may not."""
+    comparisons = _of_kind(result, "switch")
+    for task in dict.fromkeys(gap["task"] for gap in comparisons):
+        gaps = [gap for gap in comparisons if gap["task"] == task]
+        told = [f"{gap['ours']} {_told(gap)}, {_says(gap)}" for gap in gaps]
+        best = gaps[0]["theirs"]
+        yield (
+            f"* **Does switching within an answer pay on *{task}*?** Against *{best}*, the best of "
+            f"all that keep one mixture (chosen on these same rows): {'; '.join(told)}."
+        )
+
+
+def _average(result: Result) -> Mapping[str, Any]:
+    for column in result["measures"]:
+        if (column["task"], column["measure"]) == (AVERAGE, NLL):
+            routings: Mapping[str, Any] = column["routings"]
+            return routings
+    return {}
+
+
+def _token_level(result: Result) -> Sequence[str]:
+    """Those whose weights change within an answer, by a router of the text."""
+    names = []
+    for routing in result["suite"]["routing"]:
+        router = routing.get("mixture", {}).get("router", {})
+        if router.get("level") in ("token", "layer") and router.get("context") != "recompute":
+            names.append(routing["name"])
+    return names
+
+
+def _of_kind(result: Result, kind: str) -> list[Gap]:
+    return [gap for gap in result["comparisons"] if gap["kind"] == kind]
+
+
+def _told(gap: Gap) -> str:
+    return interval(gap, sign="+")
+
+
+def _says(gap: Gap) -> str:
+    return _WORDS[judge_interval(gap["low"], gap["high"])]
+
+
 Lines = list[str]
-_NONE = "-"
 
 
 def markdown(result: Result) -> str:
@@ -40,29 +160,29 @@ def table(result: Result) -> Lines:
     if not columns:
         return []
     heads = ["routing", *(f"{c['task']}, rows {_rows(c)}" for c in columns), "tokens/s"]
-    lines = [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
+    lines = table_head(heads)
     for name in _routings(result, columns):
-        cells = [_interval(c["routings"].get(name)) for c in columns]
+        cells = [interval(c["routings"].get(name)) for c in columns]
         lines.append(row([name, *cells, _speed(result, name)]))
     return lines
 
 
 def differences(result: Result) -> Lines:
-    """What each routing is ahead of the base and of the mean of the single adapters."""
+    """Differences of each routing to the base and to the mean of the single adapters."""
     column = _column(result, AVERAGE, NLL)
     if not column:
         return []
     heads = ("routing", "to the base", "to the mean of the single adapters", "rows")
-    lines = [row(heads), row(("---", "--:", "--:", "--:"))]
+    lines = table_head(heads)
     for name, cell in column["routings"].items():
-        gaps = [_gap(cell.get(to), digits=3) for to in ("to_base", "to_singles")]
-        if gaps != [_NONE, _NONE]:
+        gaps = [difference(cell.get(to)) for to in ("to_base", "to_singles")]
+        if gaps != [NONE, NONE]:
             lines.append(row([name, *gaps, str(cell["rows"])]))
     return lines
 
 
 def scores(result: Result) -> Lines:
-    """What the answers score, in per cent."""
+    """Scores of the answers, in per cent."""
     columns = [
         c
         for c in result["measures"]
@@ -71,9 +191,9 @@ def scores(result: Result) -> Lines:
     if not columns:
         return []
     heads = ["routing", *(f"{c['task']}: {c['measure']}, rows {_rows(c)}" for c in columns)]
-    lines = [row(heads), row(["---", *["--:"] * len(columns)])]
+    lines = table_head(heads)
     for name in _routings(result, columns):
-        cells = [_interval(c["routings"].get(name), scale=100) for c in columns]
+        cells = [interval(c["routings"].get(name), scale=100) for c in columns]
         lines.append(row([name, *cells]))
     return lines
 
@@ -83,16 +203,16 @@ def mixed(result: Result) -> Lines:
     lines: Lines = []
     for task in result["suite"].get("mixed", []):
         columns = [_column(result, task["name"], m) for m in (NLL, FIRST_NLL, SECOND_NLL)]
-        found = [column for column in columns if column]
-        if not found:
+        measured = [column for column in columns if column]
+        if not measured:
             continue
         parts = ("whole", f"{task['first']} part", f"{task['second']} part")
         heads = ["routing", *parts, "to the base, whole", f"weight on {task['first']}"]
-        lines += ["", f"*{task['name']}*, rows {_rows(found[0])}:", ""]
-        lines += [row(heads), row(["---", *["--:"] * (len(heads) - 1)])]
-        for name in _routings(result, found):
-            cells = [_interval(column["routings"].get(name)) for column in found]
-            gap = _gap(found[0]["routings"][name].get("to_base"), digits=3)
+        lines += ["", f"*{task['name']}*, rows {_rows(measured[0])}:", ""]
+        lines += table_head(heads)
+        for name in _routings(result, measured):
+            cells = [interval(column["routings"].get(name)) for column in measured]
+            gap = difference(measured[0]["routings"][name].get("to_base"))
             lines.append(row([name, *cells, gap, _weights(result, task, name)]))
     return lines[1:]
 
@@ -102,27 +222,27 @@ def opening(result: Result) -> Lines:
     column = _column(result, AVERAGE, OPENING_NLL)
     if not column:
         return []
-    lines = [row(("routing", "NLL", "to the base", "rows")), row(("---", "--:", "--:", "--:"))]
+    lines = table_head(("routing", "NLL", "to the base", "rows"))
     for name, cell in column["routings"].items():
-        gap = _gap(cell.get("to_base"), digits=3)
-        lines.append(row([name, _interval(cell), gap, str(cell["rows"])]))
+        gap = difference(cell.get("to_base"))
+        lines.append(row([name, interval(cell), gap, str(cell["rows"])]))
     return lines
 
 
 def leaks(result: Result) -> Lines:
-    """What a routing's weights know of the text after them."""
+    """Differences of weights that have the same text before them."""
     heads = ("routing", "tokens alike", "weights there", "log probabilities there")
-    lines = [row((*heads, "weights afterwards")), row(["---", *["--:"] * 4])]
+    lines = table_head((*heads, "weights afterwards"))
     for leak in result["leaks"]:
         gaps = [leak["weights"], leak["logprobs"], leak["later"]]
-        told = [_NONE if gap is None else f"{gap:.2g}" for gap in gaps]
+        told = [NONE if gap is None else f"{gap:.2g}" for gap in gaps]
         lines.append(row([leak["routing"], str(leak["alike"]), *told]))
     return lines
 
 
 def bodies(result: Result) -> Lines:
     """The mixture of each routing, as it was sent."""
-    lines = [row(("routing", "mixture")), row(("---", "---"))]
+    lines = table_head(("routing", "mixture"), (0, 1))
     for routing in result["suite"]["routing"]:
         if "by_task" in routing:
             pairs = ", ".join(f"{task}: {name}" for task, name in routing["by_task"].items())
@@ -134,11 +254,11 @@ def bodies(result: Result) -> Lines:
 
 
 def tuning(result: Result) -> Lines:
-    """What was tried on train rows, and what was chosen."""
+    """The parameters tried on train rows, and those chosen."""
     lines: Lines = []
     for family, tried in result["families"].items():
         names = list(tried["chosen"])
-        lines += ["", f"*{family}*:", "", row([*names, "NLL"]), row(["--:"] * (len(names) + 1))]
+        lines += ["", f"*{family}*:", "", *table_head([*names, "NLL"], ())]
         for entry in sorted(tried["grid"], key=lambda one: float(one["nll"])):
             values = [str(entry["params"][name]) for name in names]
             mark = "**" if entry["params"] == tried["chosen"] else ""
@@ -153,8 +273,8 @@ def tuning_markdown(result: Result) -> str:
 
 
 def _column(result: Result, task: str, measure: str) -> Mapping[str, Any] | None:
-    found = (c for c in result["measures"] if (c["task"], c["measure"]) == (task, measure))
-    return next(found, None)
+    matching = (c for c in result["measures"] if (c["task"], c["measure"]) == (task, measure))
+    return next(matching, None)
 
 
 def _routings(result: Result, columns: Sequence[Mapping[str, Any]]) -> Lines:
@@ -169,34 +289,17 @@ def _rows(column: Mapping[str, Any]) -> str:
     return f"{low}" if low == high else f"{low}-{high}"
 
 
-def _interval(cell: Mapping[str, float] | None, scale: float = 1) -> str:
-    if cell is None:
-        return _NONE
-    digits = 3 if scale == 1 else 1
-    mean, low, high = (f"{scale * cell[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def _gap(cell: Mapping[str, float] | None, digits: int) -> str:
-    """Bold where the interval excludes 0."""
-    if cell is None:
-        return _NONE
-    mean, low, high = (f"{cell[key]:+.{digits}f}" for key in ("mean", "low", "high"))
-    text = f"{mean} [{low}, {high}]"
-    return f"**{text}**" if cell["low"] > 0 or cell["high"] < 0 else text
-
-
 def _speed(result: Result, name: str) -> str:
     speed = result["speed"].get(name)
     if speed is None:
-        return _NONE
+        return NONE
     return f"{speed['relative']:.2f} ({speed['low']:.2f}-{speed['high']:.2f})"
 
 
 def _weights(result: Result, task: Mapping[str, str], name: str) -> str:
     """The mean weight of the first task's adapter in the first part and in the second."""
-    found = result["weights"].get(task["name"], {}).get(name, {}).get(task["first"])
-    return _NONE if found is None else f"{found[0]:.2f}, then {found[-1]:.2f}"
+    parts = result["weights"].get(task["name"], {}).get(name, {}).get(task["first"])
+    return NONE if parts is None else f"{parts[0]:.2f}, then {parts[-1]:.2f}"
 
 
 SECTIONS: Mapping[str, Callable[[Result], Lines]] = {

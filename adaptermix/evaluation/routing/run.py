@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,34 +17,94 @@ from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
-from adaptermix.bench.process import info, started
-from adaptermix.bench.serve import server_options
+from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.server import own_server
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.subject import Subject, resolve
-from adaptermix.evaluation.routing.asking import Asking
-from adaptermix.evaluation.routing.journal import Journal
-from adaptermix.evaluation.routing.leaks import find_leak
-from adaptermix.evaluation.routing.plan import EvaluationCell, adapters_of, plan_cells, waves
-from adaptermix.evaluation.routing.results import comparisons_of, measures_of
-from adaptermix.evaluation.routing.rows import Rows, Words
-from adaptermix.evaluation.routing.series import columns_of, mixed_weights
-from adaptermix.evaluation.routing.settings import EvaluationSettings
-from adaptermix.evaluation.routing.speed import measure_speed, relative
-from adaptermix.evaluation.routing.suite import Suite, load_suite
-from adaptermix.evaluation.routing.tuned import read_tuned
+from adaptermix.evaluation.asking import Ask, Asking
+from adaptermix.evaluation.journal import Journal
+from adaptermix.evaluation.routing.plan import (
+    EvaluationCell,
+    Rows,
+    Words,
+    adapters_of,
+    plan_cells,
+    waves,
+)
+from adaptermix.evaluation.routing.results import (
+    columns_of,
+    comparisons_of,
+    measures_of,
+    mixed_weights,
+)
+from adaptermix.evaluation.routing.suite import Suite, SuiteRouting, load_suite, read_tuned
+from adaptermix.evaluation.settings import EvaluationSettings
+from adaptermix.evaluation.speed import measure_speed, relative
+from router_engine.processors import usable_cores
+
+_PROMPT = "Question: Tom has 3 boxes with 12 pencils each. How many pencils are there?\n\nAnswer:"
+_ALIKE = " There are 3 boxes with 12 pencils in each of them, so"
+_ENDS = (
+    " 3 * 12 = <<3*12=36>>36 pencils in all.\n#### 36",
+    "\ndef count(boxes, pencils):\n    return boxes * pencils",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Two completions that begin alike, compared: differences should be 0 where the text is."""
+
+    routing: str  # its name
+    alike: int  # tokens that have the same text before them in both completions
+    logprobs: float  # the largest difference there, in nats
+    weights: float | None  # the same of weights; None where the routing reports none
+    later: float | None  # of weights afterwards: whether they follow the text at all
+
+
+async def find_leak(asking: Asking, routing: SuiteRouting) -> dict[str, Any]:
+    """Score both completions. Raises BenchmarkError where the server refuses the routing."""
+    texts = [_ALIKE + end for end in _ENDS]
+    body: dict[str, Any] = {"inputs": _PROMPT, "completions": texts}
+    if routing.mixture is not None:
+        body["mixture"] = routing.mixture
+    reply = await asking.post(Ask(routing.name, "/score", body))
+    return asdict(leak_of(routing.name, *reply["scores"]))
+
+
+def leak_of(routing: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Leak:
+    """Compare two scored completions that begin alike."""
+    ids = [[token["id"] for token in score["tokens"]] for score in (one, two)]
+    pairs = list(zip(*ids, strict=False))
+    same = next((i for i, (left, right) in enumerate(pairs) if left != right), len(pairs))
+    logprobs = [[token["logprob"] for token in score["tokens"]] for score in (one, two)]
+    weights = [(score.get("routing") or {}).get("weights") or [] for score in (one, two)]
+    apart = _largest([[value] for value in logprobs[0][:same]], [[v] for v in logprobs[1][:same]])
+    if not all(len(w) == len(own) for w, own in zip(weights, ids, strict=True)):
+        return Leak(routing, same + 1, apart, None, None)
+    # The first token that differs still has the same text before it.
+    alike = same + 1
+    before, after = ([w[:alike] for w in weights], [w[alike:] for w in weights])
+    return Leak(routing, alike, apart, _largest(*before), _largest(*after))
+
+
+def _largest(left: Sequence[Sequence[float]], right: Sequence[Sequence[float]]) -> float:
+    """Of the rows that both have."""
+    rows = zip(left, right, strict=False)
+    gaps = [abs(a - b) for one, two in rows for a, b in zip(one, two, strict=True)]
+    return max((gap for gap in gaps if not math.isnan(gap)), default=0.0)
+
 
 _RUNNING = 64  # requests that run at once, at least: a choice scores its options together
 _OPTIONS = 5  # of a choice, at most
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationServer:
-    """A server that is ready. `identity` is what its answers depend on beside a request."""
+class EvaluationSite:
+    """A server with the suite's adapters."""
 
     url: str
-    serving: dict[str, Any]
-    identity: dict[str, Any]
+    serving: dict[str, Any]  # how it computes, as a result tells it
+    identity: dict[str, Any]  # all that its answers depend on beside a request
 
 
 def run_evaluation(settings: EvaluationSettings, model: ModelSettings) -> dict[str, Any]:
@@ -74,7 +135,7 @@ def run_evaluation(settings: EvaluationSettings, model: ModelSettings) -> dict[s
 
 
 async def _measure(
-    at: EvaluationServer,
+    at: EvaluationSite,
     suite: Suite,
     cells: Sequence[EvaluationCell],
     settings: EvaluationSettings,
@@ -107,34 +168,30 @@ async def _measure(
 @contextlib.contextmanager
 def site(
     subject: Subject, suite: Suite, settings: EvaluationSettings, model: ModelSettings
-) -> Iterator[EvaluationServer]:
+) -> Iterator[EvaluationSite]:
     """A server of its own with the adapters that the suite names. Raises BenchmarkError."""
     folders = _folders(settings.adapters, suite)
-    kernels = model.kernels or default_kernels()
-    threads = model.threads or describe_machine()["cores"]
     with tempfile.TemporaryDirectory(prefix="adaptermix-eval-") as temporary:
         folder = Path(temporary)
-        options = server_options(subject, model.dtype, kernels, model.threads)
-        options += ["--store", str(folder / "store")]
-        options += ["--max-running", str(max(_RUNNING, settings.concurrency))]
-        options += ["--encoder-threads", str(threads)]
-        options += ["--max-waiting", str(_OPTIONS * settings.concurrency + _RUNNING)]
+        options: dict[str, object] = {
+            "max-running": max(_RUNNING, settings.concurrency),
+            "encoder-threads": model.threads or usable_cores(),
+            "max-waiting": _OPTIONS * settings.concurrency + _RUNNING,
+        }
         if folders:
             chosen = folder / "adapters"
             chosen.mkdir()
             for path in folders:
                 (chosen / path.name).symlink_to(path.resolve(), target_is_directory=True)
-            options += ["--adapters", str(chosen)]
-        with started(options, folder / "server.log") as running:
-            known = info(running.url)
-            serving = {"dtype": known["dtype"], "kernels": kernels, "threads": threads}
+            options["adapters"] = chosen
+        with own_server(subject.model, model, folder, options) as own:
             identity = {
                 "model": subject.name,
-                "dtype": known["dtype"],
-                "kernels": kernels,
-                "adapters": _digests(running.url, folders),
+                "dtype": own.info["dtype"],
+                "kernels": own.kernels,
+                "adapters": _digests(own.url, folders),
             }
-            yield EvaluationServer(running.url, serving, identity)
+            yield EvaluationSite(own.url, own.serving, identity)
 
 
 def words_of(subject: Subject) -> Words:
@@ -142,11 +199,11 @@ def words_of(subject: Subject) -> Words:
     tokenizer = subject.tokenizer
 
     def ids(text: str) -> Sequence[int]:
-        found: Sequence[int] = tokenizer.encode(text, add_special_tokens=False)
-        return found
+        token_ids: Sequence[int] = tokenizer.encode(text, add_special_tokens=False)
+        return token_ids
 
-    def text(given: Sequence[int]) -> str:
-        return str(tokenizer.decode(given, clean_up_tokenization_spaces=False))
+    def text(token_ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))
 
     return Words(ids, text)
 
@@ -167,11 +224,11 @@ def _digests(url: str, folders: Sequence[Path]) -> Mapping[str, list[str]]:
     answer = httpx.get(f"{url}/admin/adapters", timeout=60, trust_env=False)
     if answer.status_code != httpx.codes.OK:
         raise BenchmarkError(f"{url}/admin/adapters answered {answer.status_code}: {answer.text}")
-    known = {adapter["name"]: adapter["digest"] for adapter in answer.json()["adapters"]}
-    missing = [path.name for path in folders if path.name not in known]
+    digests = {adapter["name"]: adapter["digest"] for adapter in answer.json()["adapters"]}
+    missing = [path.name for path in folders if path.name not in digests]
     if missing:
         raise BenchmarkError(f"the server did not take the adapter {', '.join(missing)}")
-    return {path.name: [known[path.name], _texts_digest(path)] for path in folders}
+    return {path.name: [digests[path.name], _texts_digest(path)] for path in folders}
 
 
 def _texts_digest(folder: Path) -> str:

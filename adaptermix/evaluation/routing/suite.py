@@ -17,6 +17,7 @@ BUILT_IN = Path(__file__).with_name("suite.toml")
 _READERS: Mapping[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
 
 Number = int | float
+Params = Mapping[str, Any]
 
 
 class _Strict(BaseModel):
@@ -39,7 +40,7 @@ class SuiteRouting(_Strict):
     `family` names the entry of `tuning` whose chosen parameters its router gets. `rows`,
     `answer_rows` and `mixed_rows` are upper bounds. `completion_tokens` cuts completions off:
     then only likelihoods of the plain tasks are measured. `cost` is about how many times as long
-    a token takes as one of a fixed mixture: it orders the work and foretells its time.
+    a token takes as one of a fixed mixture: it orders the work and predicts its time.
     """
 
     name: str = Field(min_length=1)
@@ -179,6 +180,19 @@ def load_suite(path: Path | None) -> Suite:
         raise BenchmarkError(f"suite {source} cannot be read: {error}") from error
 
 
+def read_tuned(path: Path) -> dict[str, Params]:
+    """{family: its parameters}; nothing where there is no file. Raises BenchmarkError."""
+    if not path.exists():
+        return {}
+    try:
+        families = json.loads(path.read_text(encoding="utf-8"))["families"]
+        return {name: dict(family["chosen"]) for name, family in families.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchmarkError(
+            f"{path} is no file of chosen parameters: write it with `adaptermix eval --tune`"
+        ) from error
+
+
 def _told(detail: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     return f"{where}: {detail['msg']}" if where else str(detail["msg"])
@@ -190,7 +204,7 @@ def _distinct(what: str, names: Sequence[str]) -> None:
         raise ValueError(f"{what} {', '.join(twice)} is there more than once")
 
 
-def _known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(known))
+def _known(what: str, names: Sequence[str], choices: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(choices))
     if unknown:
-        raise ValueError(f"{what} {', '.join(unknown)} is not known: use {', '.join(known)}")
+        raise ValueError(f"{what} {', '.join(unknown)} is not known: use {', '.join(choices)}")

@@ -15,17 +15,21 @@ from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.machine import describe_machine, describe_software
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.subject import resolve
-from adaptermix.evaluation.routing.asking import Asking
-from adaptermix.evaluation.routing.asks import score_ask
-from adaptermix.evaluation.routing.journal import Journal
-from adaptermix.evaluation.routing.leaks import find_leak
-from adaptermix.evaluation.routing.plan import EvaluationCell, waves
-from adaptermix.evaluation.routing.rows import Rows, Words, plain_cases
-from adaptermix.evaluation.routing.run import EvaluationServer, site, words_of
-from adaptermix.evaluation.routing.series import NLL, columns_of, plain_mean
-from adaptermix.evaluation.routing.settings import EvaluationSettings
+from adaptermix.evaluation.asking import Asking
+from adaptermix.evaluation.journal import Journal
+from adaptermix.evaluation.routing.plan import (
+    EvaluationCell,
+    Rows,
+    Words,
+    plain_cases,
+    score_ask,
+    waves,
+)
+from adaptermix.evaluation.routing.results import NLL, columns_of, plain_mean
+from adaptermix.evaluation.routing.run import EvaluationSite, find_leak, site, words_of
 from adaptermix.evaluation.routing.suite import Suite, SuiteRouting, Tuning, load_suite
 from adaptermix.evaluation.scoring.tasks import task_named
+from adaptermix.evaluation.settings import EvaluationSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def _cells(
 
 
 async def _measure(
-    at: EvaluationServer,
+    at: EvaluationSite,
     trials: Sequence[Trial],
     cells: Sequence[EvaluationCell],
     settings: EvaluationSettings,

@@ -1,1 +1,1 @@
-"""How far adapters are ahead of the base, on test rows, with intervals."""
+"""Scores of adapters beside the base, on test rows, with intervals."""

@@ -1,10 +1,11 @@
-"""The base and its adapters as systems that can be scored."""
+"""The base and its PEFT adapters as systems that can be scored."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,14 +13,43 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel
 
-from adaptermix.evaluation.scoring.adapters import check_adapter
 from adaptermix.evaluation.scoring.tasks import options_of
 from adaptermix.training.base import check_base, padding_tokenizer, read_base
 from adaptermix.training.data import Row, tokenize
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.loss import nll_per_row
+from adaptermix.training.moa.plan import shape_of
 from adaptermix.training.settings import DTypeName
+from adapters_store.formats import AdapterFolder
+from adapters_store.formats.peft import PeftLoraFormat
+from adapters_store.limits import StoreLimits
+from adapters_store.problems import bounded_problems
+from adapters_store.types import BaseModelSpec, Problem
+from adapters_store.validation import validate
 from router_engine.model.checkpoint import refused
+from router_engine.model.embeddings import embedding_specs
+
+
+def check_adapter(folder: Path, base: Any) -> None:
+    """Raises TrainingError with every reason why a server of `base` would not load the folder."""
+    spec = replace(shape_of("the base", base), embeddings=embedding_specs(base))
+    problems = bounded_problems(list(_problems(folder, spec)))
+    if problems:
+        raise TrainingError(f"adapter {folder}: {'; '.join(map(str, problems))}")
+
+
+def _problems(folder: Path, base: BaseModelSpec) -> Iterator[Problem]:
+    reader, limits = PeftLoraFormat(), StoreLimits()
+    files = {name: folder / name for name in reader.files if (folder / name).is_file()}
+    if not files:
+        wanted = " and ".join(sorted(reader.files))
+        yield Problem("files", f"{wanted} are not there: name a folder that PEFT has written")
+        return
+    reading = reader.read(AdapterFolder(files, base, limits))
+    yield from reading.problems
+    if reading.manifest is not None and reading.tensors is not None:
+        yield from validate(reading.manifest, reading.tensors, base, limits)
+
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from adaptermix.bench.report import row, table_head
+from adaptermix.evaluation.intervals import difference, interval
 from adaptermix.evaluation.scoring import bootstrap
 from adaptermix.evaluation.scoring.models import BASE, Systems
 from adaptermix.evaluation.scoring.tasks import Task
@@ -21,7 +23,7 @@ from adaptermix.training.errors import TrainingError
 
 @dataclass(frozen=True, slots=True)
 class ScoringSettings:
-    """How many test rows, drawn by `seed`: for the NLL, and the first of them for answers."""
+    """Numbers of test rows, drawn by `seed`: for the NLL, and the first of them for answers."""
 
     data: Path
     nll_rows: int = 150
@@ -35,7 +37,7 @@ class ScoringSettings:
 
 
 def provenance(base_name: str, dtype: str, settings: ScoringSettings) -> dict[str, Any]:
-    """What was measured where: goes beside the results."""
+    """The origin of the results, as written beside them."""
     return {
         "base": base_name,
         "dtype": dtype,
@@ -107,3 +109,47 @@ def _summary(by_system: dict[str, list[float]], weights: list[float] | None) -> 
             differences = [ours - theirs for ours, theirs in zip(values, base, strict=True)]
             result[name]["difference"] = asdict(bootstrap.ratio(differences, weights))
     return {"rows": len(base), "systems": result}
+
+
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Systems down, tasks across: NLL, scores, and for each the difference to the base.
+
+    `results` is what `evaluate` returned. Bold: the interval of the difference excludes 0.
+    """
+    losses = {(task, "NLL"): measures["NLL"] for task, measures in results.items()}
+    scores = {
+        (task, measure): summary
+        for task, measures in results.items()
+        for measure, summary in measures.items()
+        if measure != "NLL"
+    }
+    return "\n".join(
+        [
+            "Completion NLL in nats per token (lower is better):\n",
+            _table(losses, lambda system: interval(system), with_base=True),
+            "Its difference to the base on the same rows:\n",
+            _table(losses, lambda system: difference(system["difference"]), with_base=False),
+            "Scores of the answers in per cent (higher is better):\n",
+            _table(scores, lambda system: interval(system, scale=100), with_base=True),
+            "Their difference to the base on the same rows:\n",
+            _table(
+                scores, lambda system: difference(system["difference"], scale=100), with_base=False
+            ),
+        ]
+    )
+
+
+def _table(columns: Mapping[tuple[str, str], Any], cell: Cell, *, with_base: bool) -> str:
+    heads = [
+        f"{task}: {measure}, {summary['rows']} rows" for (task, measure), summary in columns.items()
+    ]
+    lines = table_head(["", *heads], range(len(heads) + 1))
+    names = list(next(iter(columns.values()))["systems"])
+    for name in names:
+        if with_base or name != BASE:
+            cells = [cell(summary["systems"][name]) for summary in columns.values()]
+            lines.append(row([name, *cells]))
+    return "\n".join(lines) + "\n"

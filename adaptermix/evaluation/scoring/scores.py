@@ -20,9 +20,9 @@ def number_match(answer: str, reference: str) -> float:
 
 
 def _final_number(text: str) -> float | None:
-    found = _NUMBER.findall(text.rpartition("####")[2]) if "####" in text else None
-    if found:
-        return _value(found[0])
+    marked = _NUMBER.findall(text.rpartition("####")[2]) if "####" in text else None
+    if marked:
+        return _value(marked[0])
     anywhere = _NUMBER.findall(text)
     return _value(anywhere[-1]) if anywhere else None
 

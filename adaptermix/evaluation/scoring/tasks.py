@@ -43,7 +43,7 @@ class Task:
         return rows[:count]
 
     def cleaned(self, answer: str) -> str:
-        """What is scored of an answer."""
+        """The part of an answer that is scored."""
         return answer.strip().partition("\n")[0] if self.first_line_only else answer
 
 

@@ -9,14 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from adaptermix.bench.performance import Figures, fill
 from adaptermix.bench.plots import save
-from adaptermix.bench.report import missing_lines, provenance, row
+from adaptermix.bench.report import missing_lines, provenance, row, table_head
+from adaptermix.evaluation.intervals import interval
 
 Result = Mapping[str, Any]
 Lines = list[str]
-
-COMMAND = "adaptermix bench uncertainty --data data --adapter runs/adamix"
 
 
 def markdown(result: Result) -> str:
@@ -28,7 +26,7 @@ def markdown(result: Result) -> str:
 
 
 def origin(result: Result) -> Lines:
-    """Where the figures come from, and of what."""
+    """Origin of the figures, and the rows that they are of."""
     settings = result["settings"]
     sets = ", ".join(settings["unfamiliar"])
     rows = next(iter(result["adapters"][0]["ways"].values()))["rows"]
@@ -44,21 +42,21 @@ def origin(result: Result) -> Lines:
 def answers(result: Result) -> Lines:
     """Accuracy, likelihood, calibration and speed."""
     heads = ("adapter", "served as", "accuracy", "NLL of the right option", "ECE", "tokens/s")
-    lines = [row(heads), row(("---", "---", *["--:"] * 4))]
+    lines = table_head(heads, (0, 1))
     for adapter in result["adapters"]:
-        for way, found in adapter["ways"].items():
-            numbers = [_interval(found[name]) for name in ("accuracy", "nll", "ece")]
+        for way, measured in adapter["ways"].items():
+            numbers = [_interval(measured[name]) for name in ("accuracy", "nll", "ece")]
             lines.append(row((adapter["adapter"], way, *numbers, _speed(adapter, way))))
     return lines
 
 
 def wrong(result: Result) -> Lines:
-    """How well each score tells wrong answers from right ones."""
+    """AUROC of each score on wrong answers among right ones."""
     return _detection(result, "wrong")
 
 
 def unfamiliar(result: Result) -> Lines:
-    """How well each score tells other tasks' prompts from ARC's."""
+    """AUROC of each score on other tasks' prompts among ARC's."""
     return _detection(result, "unfamiliar")
 
 
@@ -69,11 +67,11 @@ def plot(path: Path, result: Result) -> None:
     panels = figure.subplots(1, len(adapters), squeeze=False)[0]
     for panel, adapter in zip(panels, adapters, strict=True):
         panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        for place, (way, found) in enumerate(adapter["ways"].items()):
-            sure = [one["confidence"] for one in found["bins"]]
-            right = [one["accuracy"] for one in found["bins"]]
-            sizes = [8 + 300 * one["count"] / found["rows"] for one in found["bins"]]
-            label = f"{way}, ECE {found['ece']['mean']:.3f}"
+        for place, (way, measured) in enumerate(adapter["ways"].items()):
+            sure = [entry["confidence"] for entry in measured["bins"]]
+            right = [entry["accuracy"] for entry in measured["bins"]]
+            sizes = [8 + 300 * entry["count"] / measured["rows"] for entry in measured["bins"]]
+            label = f"{way}, ECE {measured['ece']['mean']:.3f}"
             panel.plot(sure, right, color=f"C{place}", linewidth=1, label=label)
             panel.scatter(sure, right, s=sizes, color=f"C{place}", alpha=0.7)
         panel.set_title(adapter["adapter"], fontsize=10)
@@ -87,26 +85,19 @@ def plot(path: Path, result: Result) -> None:
     save(figure, path)
 
 
-def filled(page: str, results: Path, pictures: str) -> str:
-    """The page with each `figures` mark filled: see `adaptermix.bench.performance.fill`."""
-    return fill(page, results, pictures, FIGURES, _PICTURED)
-
-
 def _detection(result: Result, kind: str) -> Lines:
     heads = ("adapter", "served as", "score", "AUROC", "to the average's own entropy")
-    lines = [row(heads), row(("---", "---", "---", "--:", "--:"))]
+    lines = table_head(heads, (0, 1, 2))
     for adapter in result["adapters"]:
-        for one in adapter[kind]:
-            gap = _interval(one["to_average"]) if "to_average" in one else ""
-            names = (adapter["adapter"], one["way"], one["score"])
-            lines.append(row((*names, _interval(one), gap)))
+        for entry in adapter[kind]:
+            gap = _interval(entry["to_average"]) if "to_average" in entry else ""
+            names = (adapter["adapter"], entry["way"], entry["score"])
+            lines.append(row((*names, _interval(entry), gap)))
     return lines
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    if found["mean"] is None:
-        return "not defined"
-    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def _interval(cell: Mapping[str, Any]) -> str:
+    return "not defined" if cell["mean"] is None else interval(cell)
 
 
 def _speed(adapter: Mapping[str, Any], way: str) -> str:
@@ -119,10 +110,3 @@ _SECTIONS = {
     "Wrong answers": wrong,
     "Unfamiliar prompts": unfamiliar,
 }
-FIGURES: Figures = {
-    "origin": ("uncertainty", COMMAND, origin),
-    "answers": ("uncertainty", COMMAND, answers),
-    "wrong": ("uncertainty", COMMAND, wrong),
-    "unfamiliar": ("uncertainty", COMMAND, unfamiliar),
-}
-_PICTURED: Mapping[str, str] = {"answers": "Reliability of the average and of the ensemble"}

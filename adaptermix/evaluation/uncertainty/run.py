@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import uvloop
 from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
-from adaptermix.bench.process import info, publish, started
-from adaptermix.bench.serve import server_options
+from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.rounds import attempt
+from adaptermix.bench.server import OwnServer, own_server, publish
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.subject import Subject, resolve
-from adaptermix.bench.turns import attempt
-from adaptermix.evaluation.routing.rows import Rows
-from adaptermix.evaluation.routing.speed import measure_speed, relative
+from adaptermix.evaluation.asking import Ask, Body, ask_all
+from adaptermix.evaluation.routing.plan import Rows
 from adaptermix.evaluation.routing.suite import SuiteRouting
 from adaptermix.evaluation.scoring.tasks import Task, task_named
-from adaptermix.evaluation.uncertainty.asking import Question, ask_all
-from adaptermix.evaluation.uncertainty.results import AVERAGE, ENSEMBLE, measures_of
-from adaptermix.evaluation.uncertainty.settings import UncertaintySettings
+from adaptermix.evaluation.settings import UncertaintySettings
+from adaptermix.evaluation.speed import measure_speed, relative
+from adaptermix.evaluation.uncertainty.measures import (
+    AVERAGE,
+    ENSEMBLE,
+    AnswerUncertainty,
+    Question,
+    measures_of,
+    uncertainty_of,
+)
 
 _FAMILIAR = "science"  # ARC, both sets
 _OPTIONS = 5  # of a question, at most: they are scored together
@@ -42,24 +49,20 @@ def run_uncertainty(settings: UncertaintySettings, model: ModelSettings) -> dict
     subject = resolve(model.model)
     rows = Rows(settings.data, "test")
     questions = questions_of(settings, rows)
-    kernels = model.kernels or default_kernels()
-    with _site(subject, settings, model, kernels) as url:
-        known = info(url)
+    with _server(subject, settings, model) as own:
         adapters = []
         for folder in settings.adapter:
             with attempt(missing, folder.name, console):
-                measuring = _measure(url, folder.name, questions, settings, subject, console)
+                measuring = _measure(own.url, folder.name, questions, settings, subject, console)
                 adapters.append(uvloop.run(measuring))
     if not adapters:
         raise BenchmarkError(next(iter(missing.values()), "there is no adapter to measure"))
-    machine = describe_machine()
-    threads = model.threads or machine["cores"]
     return {
         "kind": "uncertainty",
         "model": subject.name,
-        "machine": machine,
+        "machine": describe_machine(),
         "software": describe_software(),
-        "serving": {"dtype": known["dtype"], "kernels": kernels, "threads": threads},
+        "serving": own.serving,
         "settings": asdict(settings)
         | {"data": None, "adapter": [folder.name for folder in settings.adapter]},
         "files": rows.files,
@@ -81,20 +84,22 @@ def questions_of(settings: UncertaintySettings, rows: Rows) -> list[Question]:
 
 
 @contextlib.contextmanager
-def _site(
-    subject: Subject, settings: UncertaintySettings, model: ModelSettings, kernels: str
-) -> Iterator[str]:
-    """The URL of a server that has the adapters."""
+def _server(
+    subject: Subject, settings: UncertaintySettings, model: ModelSettings
+) -> Iterator[OwnServer]:
+    """A server that has the adapters."""
     sequences = _OPTIONS * settings.concurrency * settings.members
-    with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
-        folder = Path(temporary)
-        options = server_options(subject, model.dtype, kernels, model.threads)
-        options += ["--store", str(folder / "store"), "--encoder", "none"]
-        options += ["--max-running", str(max(_RUNNING, 8 * settings.members))]
-        options += ["--max-waiting", str(sequences + _RUNNING)]
-        with started(options, folder / "server.log") as running:
-            publish(running.url, settings.adapter)
-            yield running.url
+    options = {
+        "encoder": "none",
+        "max-running": max(_RUNNING, 8 * settings.members),
+        "max-waiting": sequences + _RUNNING,
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary,
+        own_server(subject.model, model, Path(temporary), options) as own,
+    ):
+        publish(own.url, settings.adapter)
+        yield own
 
 
 async def _measure(
@@ -111,7 +116,7 @@ async def _measure(
         ENSEMBLE: {"adapters": [{"name": name, "copies": copies}]},
     }
     async with http_client(url) as http:
-        doubts = await ask_all(http, questions, mixtures, settings.concurrency, console)
+        answers = await _ask_all(http, questions, mixtures, settings.concurrency, console)
         speed: dict[str, Any] = {}
         if settings.speed_rounds:
             routings = [SuiteRouting(name=way, mixture=body) for way, body in mixtures.items()]
@@ -119,4 +124,26 @@ async def _measure(
                 http, routings, settings.speed_rounds, subject.count_tokens, console
             )
             speed = relative(rates, AVERAGE)
-    return {"adapter": name, **measures_of(questions, doubts, settings.seed), "speed": speed}
+    return {"adapter": name, **measures_of(questions, answers, settings.seed), "speed": speed}
+
+
+async def _ask_all(
+    http: aiohttp.ClientSession,
+    questions: Sequence[Question],
+    mixtures: Mapping[str, Body],
+    concurrency: int,
+    console: Console,
+) -> dict[str, list[AnswerUncertainty]]:
+    """Every question under every mixture, by the mixture's name. Raises BenchmarkError."""
+    asks = {
+        (name, number): Ask(name, "/score", question.body | {"mixture": mixture})
+        for number, question in enumerate(questions)
+        for name, mixture in mixtures.items()
+    }
+    answers: dict[tuple[str, int], AnswerUncertainty] = {}
+
+    def keep(key: tuple[str, int], reply: Mapping[str, Any]) -> None:
+        answers[key] = uncertainty_of(reply)
+
+    await ask_all(http, asks, keep, concurrency, console)
+    return {name: [answers[name, n] for n in range(len(questions))] for name in mixtures}

@@ -1,1 +1,1 @@
-"""What AdaMix trains: copies of one small module, drawn at random and averaged at the end."""
+"""The model that AdaMix trains: copies of a small module, drawn at random, averaged at the end."""

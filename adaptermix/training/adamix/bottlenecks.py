@@ -16,8 +16,8 @@ from adaptermix.training.base import read_base, torch_device
 from adaptermix.training.card import Described
 from adaptermix.training.native import save_native
 from adaptermix.training.settings import AdamixSettings, RunSettings
-from adapters_store.expert_types import BottleneckExpertSpec
-from adapters_store.expert_types import Copies as Kept
+from adapters_store.expert_kinds.base import Copies as Kept
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
 from router_engine.model.probe import layers_of
 
 Gelu = Literal["gelu", "gelu_tanh"]
@@ -98,7 +98,7 @@ class CopiedBottlenecks:
         self,
         out: Path,
         tensors_of: Callable[[Any], tuple[Tensor, Tensor]],
-        kept: Callable[[CopiedBottleneck], Kept | None],
+        stored: Callable[[CopiedBottleneck], Kept | None],
     ) -> None:
         experts, tensors = [], {}
         for path, bottleneck in self._held.items():
@@ -116,7 +116,7 @@ class CopiedBottlenecks:
                     tensor_up=f"{path}.up.weight",
                     tensor_down_bias=f"{path}.down.bias",
                     tensor_up_bias=f"{path}.up.bias",
-                    copies=kept(bottleneck),
+                    copies=stored(bottleneck),
                 )
             )
         save_native(out, self._settings, experts, tensors)

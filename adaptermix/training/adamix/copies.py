@@ -63,5 +63,5 @@ class CopiedLinear(torch.nn.Module):
         return layer
 
     def shares(self) -> tuple[float, ...]:
-        """What each copy weighs in the mean."""
+        """The weight of each copy in the mean."""
         return (1 / len(self.weights),) * len(self.weights)

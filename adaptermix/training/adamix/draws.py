@@ -1,4 +1,4 @@
-"""Who decides which copy a call takes: a seeded generator of its own, or nobody."""
+"""The choice of the copy that a call takes, by a seeded generator or fixed."""
 
 from __future__ import annotations
 

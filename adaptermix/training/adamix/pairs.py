@@ -16,8 +16,8 @@ from adaptermix.training.card import Described, describe_lora
 from adaptermix.training.lora_model import lora_model, save_lora
 from adaptermix.training.native import save_native
 from adaptermix.training.settings import AdamixSettings, RunSettings
-from adapters_store.expert_types import Copies as Kept
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.base import Copies as Kept
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 
 _ADAPTER = "default"  # as PEFT calls the only one
 _PEFT = "base_model.model."  # what PEFT puts before the names of modules

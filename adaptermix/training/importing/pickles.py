@@ -20,7 +20,7 @@ _FOREIGN = re.compile(r"\bGLOBAL (?P<name>[\w.]+)")  # how torch names what it r
 
 
 def read_pickle(stream: BinaryIO) -> object:
-    """What the file holds: tensors on the CPU and plain containers of them.
+    """The contents of the file: tensors on the CPU and plain containers of them.
 
     torch's restricted unpickler knows tensors, numbers, texts and containers; at anything else it
     stops before that is imported or called. Raises InvalidAdapterError.

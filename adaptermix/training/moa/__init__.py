@@ -1,1 +1,1 @@
-"""What MoA trains: experts of several kinds in every layer, each under a gate of its router."""
+"""The model of MoA: experts of several kinds in each layer, each under its router's gate."""

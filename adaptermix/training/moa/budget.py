@@ -1,8 +1,8 @@
-"""How many parameters an adapter has, and which rank gives as many as another: arms of a
-comparison are made equal in size by it."""
+"""Numbers of parameters of adapters, and ranks that make the arms of a comparison equal in size."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,12 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from adaptermix.training.moa.plan import moe_lora_manifest, shape_of
 from adaptermix.training.settings import LoraSettings, MoeLoraSettings
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-)
 from adapters_store.types import AdapterManifest, BaseModelSpec
 from router_engine.model.checkpoint import refused
 from router_engine.model.loader import described_by
@@ -25,7 +19,7 @@ from router_engine.model.loader import described_by
 
 def parameters(manifest: AdapterManifest) -> int:
     """Numbers in an adapter's experts and routers, a frozen threshold net's included."""
-    return sum(map(_of_expert, manifest.experts)) + sum(map(_of_router, manifest.routers))
+    return sum(math.prod(shape) for part in manifest.parts for shape in part.tensor_shapes.values())
 
 
 def shape_of_base(base: str) -> BaseModelSpec:
@@ -62,23 +56,3 @@ def _nearest(lora: LoraSettings, budget: int, count: Callable[[LoraSettings], in
     one, two = (count(replace(lora, rank=rank)) for rank in (1, 2))
     rank = max(1, 1 + round((budget - one) / (two - one)))
     return replace(lora, rank=rank, alpha=lora.alpha * rank / lora.rank)
-
-
-def _of_expert(expert: ExpertSpec) -> int:
-    if isinstance(expert, LoraExpertSpec):
-        return expert.rank * (expert.in_features + expert.out_features)
-    if isinstance(expert, BottleneckExpertSpec):
-        biases = expert.size * (expert.tensor_down_bias is not None)
-        biases += expert.features * (expert.tensor_up_bias is not None)
-        return 2 * expert.size * expert.features + biases
-    return expert.length * expert.features + expert.heads
-
-
-def _of_router(router: GatingNetworkSpec) -> int:
-    wide = router.features + 1
-    if router.kind == "linear":
-        total = router.outputs * wide
-    else:
-        total = 2 * router.hidden * wide + router.outputs * (router.hidden + 1)
-    has_net = router.threshold is not None and router.threshold.prefix is not None
-    return total + has_net * wide

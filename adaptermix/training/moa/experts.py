@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-from adapters_store.expert_types import BottleneckExpertSpec, LoraExpertSpec, PromptExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from router_engine.kernels.reference.experts import ACTIVATIONS
 
 
@@ -26,8 +28,8 @@ class TrainedLora(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """x [.., in] of any dtype, gate [.., 1] to [.., out] in fp32."""
-        kept = dropout(x.float(), self._dropout, training=self.training)
-        return linear(linear(kept, self.a) * (gate * self.spec.scale), self.b)
+        inputs = dropout(x.float(), self._dropout, training=self.training)
+        return linear(linear(inputs, self.a) * (gate * self.spec.scale), self.b)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What gates do over many tokens: their means, and how far they differ between experts."""
+"""Statistics of gates over many tokens: their means, and their spread over the experts."""
 
 from __future__ import annotations
 

@@ -14,14 +14,17 @@ from transformers.masking_utils import sdpa_mask
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.moa.experts import Expert, TrainedBottleneck, TrainedLora, TrainedPrompt
 from adaptermix.training.moa.router import GatingNetwork, GatingTraining
-from adapters_store.expert_types import ExpertSpec, LoraExpertSpec, PromptExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.types import AdapterManifest
 
 _ATTENTION = "adaptermix_prompt"
 
 
 class MoaModel(nn.Module):
-    """What trains: the experts and routers, fp32; `base` runs its own code and stays as it is.
+    """The experts and routers under training, in fp32; `base` runs its own code, frozen.
 
     dropout: before the A of each LoRA, while training. With routers of whole prompts a call needs
     `prompt_mask`, which says where each row's prompt is.
@@ -146,7 +149,7 @@ class _Layer(nn.Module):
                 if isinstance(each, LoraExpertSpec)
                 else TrainedBottleneck(each)
                 for each in specs
-                if not isinstance(each, PromptExpertSpec)
+                if isinstance(each, LoraExpertSpec | BottleneckExpertSpec)
             ]
             module.register_forward_hook(_adding(self, added))
             self.experts.extend(added)
@@ -174,11 +177,11 @@ class _Layer(nn.Module):
 
 def _by_module(manifest: AdapterManifest, layer: str) -> dict[str, list[ExpertSpec]]:
     """The experts of a layer by the module that they hang on."""
-    found: dict[str, list[ExpertSpec]] = {}
+    by_module: dict[str, list[ExpertSpec]] = {}
     for expert in manifest.experts:
         if expert.module.startswith(f"{layer}."):
-            found.setdefault(expert.module, []).append(expert)
-    return found
+            by_module.setdefault(expert.module, []).append(expert)
+    return by_module
 
 
 def _adding(

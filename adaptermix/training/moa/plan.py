@@ -1,4 +1,4 @@
-"""Which experts and routers an adapter gets: settings and a base in, its manifest out."""
+"""The experts and routers of an adapter: settings and a base in, its manifest out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptermix.training.errors import TrainingError
 from adaptermix.training.settings import LoraSettings, MoaSettings, MoeLoraSettings
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import FORMAT
 from adapters_store.types import AdapterManifest, BaseModelSpec, BlockSpec, LinearShape
 from router_engine.model.loader import base_spec
@@ -94,10 +91,10 @@ def _targets(base: BaseModelSpec, lora: LoraSettings) -> Iterable[tuple[BlockSpe
     for target in lora.targets:
         for paths in inside.values():
             if not any(_is(path, target) for path in paths):
-                known = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
+                names = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
                 raise TrainingError(
                     f"target {target!r} is no linear layer inside a layer of {base.name}: "
-                    f"use {known}"
+                    f"use {names}"
                 )
     return [
         (block, [path for path in paths if any(_is(path, target) for target in lora.targets)])
@@ -112,8 +109,8 @@ def _is(path: str, target: str) -> bool:
 def _check_ranks(lora: LoraSettings, moa: MoaSettings) -> None:
     for target in moa.rank_of:
         if target not in lora.targets:
-            known = ", ".join(lora.targets)
-            raise TrainingError(f"ranks names {target!r}, which is no target: use {known}")
+            names = ", ".join(lora.targets)
+            raise TrainingError(f"ranks names {target!r}, which is no target: use {names}")
 
 
 def _rank_of(path: str, lora: LoraSettings, ranks: Mapping[str, int]) -> int:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from adapters_store.expert_types import GatingNetworkSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 
 
 @dataclass(frozen=True, slots=True)
 class GatingTraining:
-    """How routers train, which the manifest doesn't say.
+    """Settings of routers under training, which the manifest doesn't hold.
 
     threshold: `frozen`, as in the published code: it stands in a comparison only, so no gradient
     reaches its net, which stays as it was drawn. `straight_through` is ours: forward the same hard
@@ -102,6 +102,6 @@ class GatingNetwork(nn.Module):
 
 def _softmax_of_highest(z: Tensor, count: int) -> Tensor:
     """Softmax over the `count` highest of the last dimension, 0 elsewhere."""
-    kept = z.topk(count, dim=-1).indices
-    left = torch.full_like(z, -torch.inf).scatter(-1, kept, z.gather(-1, kept))
+    highest = z.topk(count, dim=-1).indices
+    left = torch.full_like(z, -torch.inf).scatter(-1, highest, z.gather(-1, highest))
     return left.softmax(dim=-1)

@@ -56,15 +56,15 @@ def train_adamix(
 
 
 def adamix_recipe(adamix: AdamixSettings) -> Recipe:
-    """What `train_adamix` runs."""
+    """The recipe of `train_adamix`."""
     depends_on = {name: v for name, v in asdict(adamix).items() if name not in _AFTERWARDS}
 
-    def build(settings: RunSettings) -> AdamixPupil:
+    def build(settings: RunSettings) -> AdamixTrainee:
         draws = Draws(adamix.routing, settings.loop.seed)
         if adamix.kind == "lora":
-            return AdamixPupil(Pairs(settings, adamix, draws), draws, adamix)
+            return AdamixTrainee(Pairs(settings, adamix, draws), draws, adamix)
         _require_no_lora(settings.lora)
-        return AdamixPupil(CopiedBottlenecks(settings, adamix, draws), draws, adamix)
+        return AdamixTrainee(CopiedBottlenecks(settings, adamix, draws), draws, adamix)
 
     def describe(settings: RunSettings) -> Described:
         if adamix.kind == "lora":
@@ -75,23 +75,23 @@ def adamix_recipe(adamix: AdamixSettings) -> Recipe:
 
 
 def copies_folder(out: Path) -> Path:
-    """Where the copies of the adapter in `out` are kept, as an adapter of their own."""
+    """The folder of the copies of the adapter in `out`, an adapter of their own."""
     return out.resolve().with_name(f"{out.resolve().name}.copies")
 
 
 def _require_no_lora(lora: LoraSettings) -> None:
     """Raises TrainingError for a setting of LoRA's, which a bottleneck has no use for."""
     for each in fields(LoraSettings):
-        given = getattr(lora, each.name)
-        if given != each.default:
+        value = getattr(lora, each.name)
+        if value != each.default:
             raise TrainingError(
-                f"{each.name} is {given!r}, but a bottleneck has none: leave it out, or use the "
+                f"{each.name} is {value!r}, but a bottleneck has none: leave it out, or use the "
                 "kind lora"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class AdamixPupil:
+class AdamixTrainee:
     """A model with copies under `draws`."""
 
     experts: Pairs | CopiedBottlenecks

@@ -36,12 +36,12 @@ def train_lora(
 
 
 def lora_recipe() -> Recipe:
-    """What `train_lora` runs."""
+    """The recipe of `train_lora`."""
     return Recipe("train lora", {}, _build)
 
 
 @dataclass(frozen=True, slots=True)
-class _LoraPupil:
+class _LoraTrainee:
     model: Any
     settings: RunSettings
     generators: tuple[torch.Generator, ...] = ()
@@ -57,5 +57,5 @@ class _LoraPupil:
         save_lora(self.model, out, self.settings)
 
 
-def _build(settings: RunSettings) -> _LoraPupil:
-    return _LoraPupil(lora_model(settings), settings)
+def _build(settings: RunSettings) -> _LoraTrainee:
+    return _LoraTrainee(lora_model(settings), settings)

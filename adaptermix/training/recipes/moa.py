@@ -46,10 +46,10 @@ def train_moa(
 
 
 def moa_recipe(moa: MoaSettings) -> Recipe:
-    """What `train_moa` runs."""
+    """The recipe of `train_moa`."""
 
-    def build(settings: RunSettings) -> MoaPupil:
-        return MoaPupil(moa_model(settings, moa), settings)
+    def build(settings: RunSettings) -> MoaTrainee:
+        return MoaTrainee(moa_model(settings, moa), settings)
 
     def describe(settings: RunSettings) -> Described:
         lora = describe_lora(settings).experts
@@ -79,10 +79,10 @@ def train_moe_lora(
 
 
 def moe_lora_recipe(moe: MoeLoraSettings) -> Recipe:
-    """What `train_moe_lora` runs."""
+    """The recipe of `train_moe_lora`."""
 
-    def build(settings: RunSettings) -> MoaPupil:
-        return MoaPupil(moe_lora_model(settings, moe), settings)
+    def build(settings: RunSettings) -> MoaTrainee:
+        return MoaTrainee(moe_lora_model(settings, moe), settings)
 
     def describe(settings: RunSettings) -> Described:
         text = (
@@ -95,7 +95,7 @@ def moe_lora_recipe(moe: MoeLoraSettings) -> Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class MoaPupil:
+class MoaTrainee:
     """Experts and routers in training."""
 
     model: MoaModel

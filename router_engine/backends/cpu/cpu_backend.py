@@ -31,6 +31,8 @@ from router_engine.model.layout import layout_of
 from router_engine.model.loader import LoadedModel
 from router_engine.scheduling.plan import StepPlan
 
+_EXPERT_KINDS = frozenset({"lora", "bottleneck", "prompt"})  # that the decoder has code for
+
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +67,12 @@ class CpuBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(kernels=self._isa, has_decoder=self._steps is not None)
+        may_decode = self._steps is not None or self._coming is not None
+        return Capabilities(
+            kernels=self._isa,
+            has_decoder=self._steps is not None,
+            expert_kinds=_EXPERT_KINDS if may_decode else None,
+        )
 
     def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
         """See `StepRunner.forward`. The next call overwrites the logits."""

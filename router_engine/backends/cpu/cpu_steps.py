@@ -53,7 +53,9 @@ class CpuSteps:
         normaliser = torch.empty(len(arrays.samples))
         readings = self._readings(weights, len(arrays.token_ids))
         mixture = _Mixture(weights, self._pool, self._adapters, readings)
-        below_probe = _Mixture(weights and weights.lower, self._pool, self._adapters, readings)
+        below_probe = _Mixture(
+            weights and weights.below_probe, self._pool, self._adapters, readings
+        )
         hidden_states = (
             torch.empty(len(arrays.token_ids), self.model.hidden)
             if plan.reads_hidden_states
@@ -92,7 +94,7 @@ class CpuSteps:
 
     def _readings(self, weights: StepWeights | None, tokens: int) -> GateTensors | None:
         """Room for the gates of a step's adapters, if any has a router."""
-        if weights is None or self._pool.only_lora(weights.digests):
+        if weights is None or self._pool.are_plain_lora(weights.digests):
             return None
         columns = self._pool.gate_columns(weights.digests)
         if not columns:
@@ -124,18 +126,18 @@ class _Mixture:
             return
         self._experts = [pointers.experts(digest) for digest in weights.digests]
         self._expert_pointers = _addresses(self._experts)
-        parts = (weights.total, weights.root, weights.merged_root)
+        parts = (weights.sum_weights, weights.sqrt_weights, weights.merged_sqrt_weights)
         self._parts = [None if part is None else part.contiguous() for part in parts]
         self.weights.columns = len(self._experts)
-        self.weights.has_other_sites = not pool.only_lora(weights.digests)
+        self.weights.has_other_sites = not pool.are_plain_lora(weights.digests)
         self.weights.experts = ctypes.addressof(self._expert_pointers)
         total, root, merged_root = (
             None if part is None else part.data_ptr() for part in self._parts
         )
         self.weights.sum_weights, self.weights.sqrt_weights = total, root
         self.weights.merged_sqrt_weights = merged_root
-        if weights.gates is not None:
-            routed = weights.gates
+        if weights.layer_routed is not None:
+            routed = weights.layer_routed
             self._routed = (routed.top_k, routed.temperature, routed.candidates.contiguous())
             self.weights.routed = LayerRoutedTokensStruct(
                 *(part.data_ptr() for part in self._routed)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from types import MappingProxyType
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 from router_engine.backends.cpu.build import KernelBuildError
 
 

@@ -95,9 +95,11 @@ class CudaSteps:
         reads_hidden_states = any(row.reads_hidden_states for row in rows)
         if weights is None:
             return GraphKey(batch, reads_hidden_states=reads_hidden_states)
-        if weights.root is not None or weights.merged_root is not None:
+        if weights.sqrt_weights is not None or weights.merged_sqrt_weights is not None:
             return None
-        if weights.gates is not None or not self._experts.pool.only_lora(weights.digests):
+        if weights.layer_routed is not None or not self._experts.pool.are_plain_lora(
+            weights.digests
+        ):
             return None
         if len(weights.digests) > MAX_COLUMNS:
             return None
@@ -120,8 +122,8 @@ class CudaSteps:
         total = lower = None
         if weights is not None:
             total = _matrix(weights, len(rows), self._device)
-            if weights.lower is not None:
-                lower = _matrix(weights.lower, len(rows), self._device)
+            if weights.below_probe is not None:
+                lower = _matrix(weights.below_probe, len(rows), self._device)
         inputs.write(DecodeArrays.of(rows, self._cache.block_size), total, lower)
         if weights is not None:
             self._mixtures.write(key.rows, weights.digests)
@@ -243,6 +245,6 @@ class _TableMix:
 
 def _matrix(weights: StepWeights, rows: int, device: torch.device) -> Tensor:
     """Weights [rows, adapters]."""
-    if weights.total is not None:
-        return weights.total
+    if weights.sum_weights is not None:
+        return weights.sum_weights
     return torch.zeros(rows, len(weights.digests), device=device)

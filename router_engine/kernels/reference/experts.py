@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 from router_engine.kernels.weighted import weighted
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {

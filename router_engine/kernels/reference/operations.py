@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation
+from adapters_store.expert_kinds.base import Activation
 from router_engine.kernels.base import (
     Chunk,
     GatingWeights,

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, Response, UploadFile
 
-from server.adapters.uploads import received, texts_of
 from server.container import Container, ContainerDep
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
 from server.http.forms import known_fields
 from server.http.replies import PartedResponse, WrittenResponse, json_of, json_parts
+from server.http.uploads import received, texts_of
 from server.schemas.adapters import (
     ADAPTER_EXAMPLE,
     CHECK_EXAMPLE,
@@ -90,8 +90,8 @@ async def publish(
     tags: TagsForm = None,
 ) -> AdapterReply:
     """Check and store an adapter as the next version of `name`; it can be used at once."""
-    async with received(files, texts, tags or []) as upload:
-        return await container.services.catalogue.publish(name, upload)
+    async with received(name, files, texts, tags or []) as upload:
+        return await container.services.adapters.publish(upload)
 
 
 @router.post(
@@ -108,8 +108,8 @@ async def check(
     tags: TagsForm = None,
 ) -> CheckReply:
     """Say whether the adapter would load, every problem, and what it would cost."""
-    async with received(files, texts, tags or []) as upload:
-        return await container.services.catalogue.check(name, upload)
+    async with received(name, files, texts, tags or []) as upload:
+        return await container.services.adapters.check(upload)
 
 
 @router.get(
@@ -123,7 +123,7 @@ async def list_all(
     tag: Annotated[str | None, Query(description="Only those that carry this tag.")] = None,
 ) -> Response:
     """Every version of every adapter."""
-    return await _listed(container, await container.services.catalogue.listing(tag=tag))
+    return await _listed(container, await container.services.adapters.listing(tag=tag))
 
 
 @router.get(
@@ -134,7 +134,7 @@ async def list_all(
 )
 async def show(container: ContainerDep, name: Reference) -> Response:
     """Every version of a name, or the one that the reference means."""
-    return await _listed(container, await container.services.catalogue.show(name))
+    return await _listed(container, await container.services.adapters.show(name))
 
 
 async def _listed(container: Container, adapters: list[AdapterReply]) -> Response:
@@ -153,7 +153,7 @@ async def delete(
     query: Annotated[DeleteQuery, Query()],
 ) -> DeletedReply:
     """Delete one version, or all versions of a bare name. Running requests keep what is loaded."""
-    return await container.services.catalogue.delete(name, force=query.force)
+    return await container.services.adapters.delete(name, force=query.force)
 
 
 @router.get(
@@ -164,7 +164,7 @@ async def delete(
 )
 async def texts(container: ContainerDep, name: Reference) -> Response:
     """The texts in force: those set last, else those it was published with."""
-    reply = await container.services.catalogue.texts(name)
+    reply = await container.services.adapters.texts(name)
     return PartedResponse(await container.bodies.writing.run(partial(json_parts, reply)))
 
 
@@ -182,7 +182,7 @@ async def set_texts(
     They hold for every version of the same digest, from the next request on. An empty file takes
     the texts away.
     """
-    return await container.services.catalogue.set_texts(name, await texts_of(texts))
+    return await container.services.adapters.set_texts(name, await texts_of(texts))
 
 
 @router.put(
@@ -197,7 +197,7 @@ async def set_alias(
     body: Annotated[AliasBody, Body(examples=[{"version": 2}])],
 ) -> AdapterReply:
     """Move the alias, atomically. Requests that run already stay on the version they resolved."""
-    return await container.services.catalogue.set_alias(name, alias, body.version)
+    return await container.services.adapters.set_alias(name, alias, body.version)
 
 
 @router.delete(
@@ -211,7 +211,7 @@ async def delete_alias(
     alias: Annotated[str, Path(examples=["stable"])],
 ) -> DeletedReply:
     """Remove the alias; the version stays."""
-    await container.services.catalogue.delete_alias(name, alias)
+    await container.services.adapters.delete_alias(name, alias)
     return DeletedReply(deleted=[f"{name}@{alias}"])
 
 
@@ -222,7 +222,7 @@ async def delete_alias(
 )
 async def load(container: ContainerDep, name: Reference) -> ResidencyReply:
     """Load it now, so that the first request does not wait for it."""
-    return await container.services.catalogue.load(name)
+    return await container.services.adapters.load(name)
 
 
 @router.post(
@@ -237,7 +237,7 @@ async def pin(
 ) -> ResidencyReply:
     """Load it and keep it there, or with `pinned` false let it go again."""
     pinned = body is None or body.pinned
-    return await container.services.catalogue.pin(name, pinned=pinned)
+    return await container.services.adapters.pin(name, pinned=pinned)
 
 
 @router.post(
@@ -247,4 +247,4 @@ async def pin(
 )
 async def unload(container: ContainerDep, name: Reference) -> UnloadReply:
     """Free its memory. It stays in the store and is loaded again when it is asked for."""
-    return await container.services.catalogue.unload(name)
+    return await container.services.adapters.unload(name)

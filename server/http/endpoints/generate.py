@@ -15,7 +15,7 @@ from server.generation.generation import Generation, Update
 from server.generation.streams import chain_first, limited
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
-from server.http.native_wire import ask_of
+from server.http.native_wire import inputs_of
 from server.http.rendering import Renderer
 from server.http.replies import WrittenResponse, json_of
 from server.http.streaming import LastFrame, event_response, unless_disconnected
@@ -105,14 +105,16 @@ async def _answer(
 ) -> Response:
     generation, deadline = container.generation, container.deadline(body.timeout)
     async with deadline.within():
-        ask, seed = await generation.read(partial(ask_of, body, generation), len(body.inputs))
-        job = await generation.prepare(ask)
-        renderer = Renderer(generation.tokenization, body.parameters, job.plan, seed, body.inputs)
+        inputs, seed = await generation.read(partial(inputs_of, body, generation), len(body.inputs))
+        prepared = await generation.prepare(inputs)
+        renderer = Renderer(
+            generation.tokenization, body.parameters, prepared.plan, seed, body.inputs
+        )
         if stream:
-            updates = limited(generation.stream(job), deadline)
+            updates = limited(generation.stream(prepared), deadline)
             first = await unless_disconnected(request, anext(updates))
             return event_response(_frames(renderer, chain_first(first, updates), generation))
-        completion = await unless_disconnected(request, generation.run(job))
+        completion = await unless_disconnected(request, generation.run(prepared))
     reply = await generation.write(
         lambda: _whole(renderer.reply(completion), as_list=as_list), completion.size
     )
@@ -121,7 +123,7 @@ async def _answer(
         "x-generated-tokens": str(len(completion.pieces)),
         "x-total-tokens": str(completion.prompt_tokens + len(completion.pieces)),
     }
-    labels = ",".join(job.plan.labels)
+    labels = ",".join(prepared.plan.labels)
     if len(labels) <= _LONGEST_HEADER:
         headers["x-adapter-id"] = labels
     return WrittenResponse(reply, headers=headers)

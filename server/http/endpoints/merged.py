@@ -46,16 +46,16 @@ async def merge(
 
     Refused where their answers would change. Adapters at weight 0 are not merged.
     """
-    return await container.services.catalogue.merge(body)
+    return await container.services.adapters.merge(body)
 
 
 @router.get("", summary="Show what is merged", responses=_answers(MERGED_EXAMPLE, 401, 403, 503))
 async def merged(container: ContainerDep) -> MergedReply:
     """Which mixture the base weights hold."""
-    return await container.services.catalogue.merged()
+    return await container.services.adapters.merged()
 
 
 @router.delete("", summary="Restore the base", responses=_answers(_UNMERGED, 401, 403, 503))
 async def restore(container: ContainerDep) -> MergedReply:
     """Put the kept originals back: the base is bit for bit what it was."""
-    return await container.services.catalogue.restore()
+    return await container.services.adapters.restore()

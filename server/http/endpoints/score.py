@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from server.container import ContainerDep
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
-from server.http.native_wire import run_scores, score_jobs, score_reply
+from server.http.native_wire import prepared_scores, run_scores, score_reply
 from server.http.replies import WrittenResponse, json_of
 from server.http.streaming import unless_disconnected
 from server.schemas.errors import native_errors
@@ -47,7 +47,7 @@ async def score(
     """Log probabilities of completions of a prompt, token by token."""
     generation = container.generation
     async with container.deadline(body.timeout).within():
-        jobs = await score_jobs(body, generation)
-        completions = await unless_disconnected(request, run_scores(jobs, generation))
+        prepared = await prepared_scores(body, generation)
+        completions = await unless_disconnected(request, run_scores(prepared, generation))
     size = sum(completion.size for completion in completions)
     return WrittenResponse(await generation.write(lambda: json_of(score_reply(completions)), size))

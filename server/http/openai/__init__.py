@@ -1,0 +1,1 @@
+"""OpenAI's wire format: routes under /v1, bodies in, choices and chunks out."""

@@ -19,13 +19,13 @@ from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation.generation import Completion, Generation, PreparedRequest, Update
 from server.generation.generation_input import GenerationInput
-from server.generation.streams import chain_first, merge
+from server.generation.streams import chain_first, interleaved
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
 from server.http.openai.replies import ChatWriter, CompletionWriter, Writer
 from server.http.openai.wire import (
-    asks_of,
     chat_of,
+    inputs_of_answers,
     prompts_of,
     read_prompt,
     reads_text,
@@ -119,19 +119,21 @@ async def completions(
     tokenization = generation.tokenization
     async with deadline.within():
         adapter = await _adapter_of(body, container)
-        given = prompts_of(body, tokenization)
-        generation.require_places(len(given) * (body.n or 1), "prompt")
+        raw_prompts = prompts_of(body, tokenization)
+        generation.require_places(len(raw_prompts) * (body.n or 1), "prompt")
         size, with_text = size_of(body.prompt), reads_text(body)
         # One after the other: others have their turn between them, and what is too long ends it.
         prompts = [
             await generation.read(
                 partial(read_prompt, prompt, tokenization, with_text=with_text), size
             )
-            for prompt in given
+            for prompt in raw_prompts
         ]
-        asks = asks_of(body, prompts, sampling_of(body, body.logprobs or 0), adapter)
+        inputs_of_all = inputs_of_answers(
+            body, prompts, sampling_of(body, body.logprobs or 0), adapter
+        )
         writer = CompletionWriter(body, [text for _, text in prompts], tokenization)
-        return await _answer(request, body, asks, writer, generation, deadline)
+        return await _answer(request, body, inputs_of_all, writer, generation, deadline)
 
 
 @router.post(
@@ -151,9 +153,11 @@ async def chat_completions(
     async with deadline.within():
         adapter = await _adapter_of(body, container)
         prompt = await generation.read(partial(chat_of, body, tokenization), size_of_chat(body))
-        asks = asks_of(body, [prompt], sampling_of(body, body.top_logprobs or 0), adapter)
+        inputs_of_all = inputs_of_answers(
+            body, [prompt], sampling_of(body, body.top_logprobs or 0), adapter
+        )
         writer = ChatWriter(body, tokenization)
-        return await _answer(request, body, asks, writer, generation, deadline)
+        return await _answer(request, body, inputs_of_all, writer, generation, deadline)
 
 
 @router.get(
@@ -186,40 +190,40 @@ async def model(
 async def _answer(
     request: Request,
     body: CommonBody,
-    asks: Sequence[GenerationInput],
+    inputs_of_all: Sequence[GenerationInput],
     writer: Writer,
     generation: Generation,
     deadline: Deadline,
 ) -> Response:
     if body.user is not None:
         log.info("user", user=body.user)
-    jobs = [await generation.prepare(ask) for ask in asks]
-    generation.require_places(sum(1 + len(job.plan.ensemble) for job in jobs), "prompt")
+    prepared = [await generation.prepare(inputs) for inputs in inputs_of_all]
+    generation.require_places(sum(1 + len(item.plan.ensemble) for item in prepared), "prompt")
     if not body.stream:
-        answers = await unless_disconnected(request, _gather(generation, jobs, deadline))
+        answers = await unless_disconnected(request, _gather(generation, prepared, deadline))
         return WrittenResponse(
             await generation.write(
                 lambda: json_of(writer.reply(answers)), sum(answer.size for answer in answers)
             )
         )
-    updates = merge([generation.stream(job) for job in jobs], deadline)
+    updates = interleaved([generation.stream(item) for item in prepared], deadline)
     first = await unless_disconnected(request, anext(updates))
     usage = body.stream_options is not None and body.stream_options.include_usage
-    frames = _frames(writer, len(jobs), chain_first(first, updates), generation, usage=usage)
+    frames = _frames(writer, len(prepared), chain_first(first, updates), generation, usage=usage)
     return event_response(frames, openai=True)
 
 
 async def _gather(
-    generation: Generation, jobs: Sequence[PreparedRequest], deadline: Deadline
+    generation: Generation, prepared: Sequence[PreparedRequest], deadline: Deadline
 ) -> list[Completion]:
     """All answers; when one fails the others are cancelled and its error is raised."""
-    updates = merge([generation.stream(job) for job in jobs], deadline)
+    updates = interleaved([generation.stream(item) for item in prepared], deadline)
     done: dict[int, Completion] = {}
     async with aclosing(updates):
         async for index, update in updates:
             if update.completion is not None:
                 done[index] = update.completion
-    return [done[index] for index in range(len(jobs))]
+    return [done[index] for index in range(len(prepared))]
 
 
 async def _frames(
@@ -243,8 +247,8 @@ async def _frames(
             for text in texts:
                 yield text
     if usage:
-        told = writer.usage([done[index] for index in sorted(done)])
-        yield LastFrame(told.model_dump_json())
+        usage_chunk = writer.usage([done[index] for index in sorted(done)])
+        yield LastFrame(usage_chunk.model_dump_json())
 
 
 def _written(writer: Writer, index: int, update: Update) -> list[str]:
@@ -276,7 +280,7 @@ async def _record(name: str, container: Container) -> AdapterRecord:
 
 def _models(container: Container) -> bytes:
     cards = [_base_card(container)]
-    for record in container.services.catalogue.newest():
+    for record in container.services.adapters.newest():
         cards.append(_card(record.name, record.digest, record.created_at, container))
     return json_of(ModelList(data=cards))
 

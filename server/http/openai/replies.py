@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from server.generation.answer_text import Piece
+from server.generation.answer_text import AnswerPiece
 from server.generation.generation import Completion, Update
 from server.generation.tokenization import Tokenization
 from server.http.openai.wire import LogprobWriter, asked_routing, finish_of, usage_of
@@ -105,7 +105,7 @@ class CompletionWriter:
         """See `Writer`."""
         return self._chunk([], usage_of(completions, self._body.n or 1))
 
-    def _logprobs_of(self, pieces: Sequence[Piece], offset: int) -> CompletionLogprobs | None:
+    def _logprobs_of(self, pieces: Sequence[AnswerPiece], offset: int) -> CompletionLogprobs | None:
         if self._body.logprobs is None:
             return None
         return self._logprobs.completion(pieces, offset)
@@ -177,7 +177,7 @@ class ChatWriter:
         """See `Writer`."""
         return self._chunk([], usage_of(completions, self._body.n or 1))
 
-    def _logprobs_of(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
+    def _logprobs_of(self, pieces: Sequence[AnswerPiece]) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
         return self._logprobs.chat(pieces, self._body.top_logprobs or 0)

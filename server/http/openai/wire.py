@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Literal
 
 from router_engine.events import TokenEvent
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from server.errors import InputError
-from server.generation.answer_text import Piece
+from server.generation.answer_text import AnswerPiece
 from server.generation.generation import Completion, fresh_seed, text_size
 from server.generation.generation_input import GenerationInput, InputNames
 from server.generation.tokenization import Tokenization
@@ -29,17 +29,17 @@ from server.schemas.openai import (
 _ID_SIZE = 4  # characters that take as long to read as a token id
 
 
-def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
+def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingSpec:
     """Sampling as OpenAI means it: temperature 1 where none is given."""
-    given = body.model_dump(
+    options = body.model_dump(
         include={
             *("top_p", "top_k", "min_p"),
             *("repetition_penalty", "frequency_penalty", "presence_penalty"),
         },
         exclude_none=True,
     )
-    return SamplingParams(
-        **given,
+    return SamplingSpec(
+        **options,
         temperature=1.0 if body.temperature is None else body.temperature,
         min_new_tokens=body.min_tokens or 0,
         seed=fresh_seed() if body.seed is None else body.seed,
@@ -47,13 +47,13 @@ def sampling_of(body: CommonBody, top_n_tokens: int) -> SamplingParams:
     )
 
 
-def asks_of(
+def inputs_of_answers(
     body: CommonBody,
     prompts: Sequence[tuple[tuple[int, ...], str]],
-    sampling: SamplingParams,
+    sampling: SamplingSpec,
     adapter: str | None,
 ) -> list[GenerationInput]:
-    """One ask for each answer: `n` for each prompt (token ids, text), seeds counting up."""
+    """The inputs of each answer: `n` for each prompt (token ids, text), seeds counting up."""
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     limit = body.max_tokens
     fields = InputNames("prompt", "max_tokens", "min_tokens", "shorten it")
@@ -84,7 +84,7 @@ def asks_of(
 
 
 def size_of(prompt: str | Sequence[object]) -> int:
-    """How much there is to read, as `text_size` says."""
+    """The work of reading prompts, as `text_size` says."""
     if isinstance(prompt, str):
         return text_size([prompt])
     if prompt and isinstance(prompt[0], int):
@@ -105,9 +105,9 @@ def prompts_of(body: CompletionBody, tokenization: Tokenization) -> Sequence[str
     if not prompt:
         raise InputError("prompt", "[]", "give at least one prompt")
     prompts = [prompt] if isinstance(prompt[0], int) else prompt
-    for each in prompts:
-        if not isinstance(each, str):
-            tokenization.require_room(len(each), "prompt")
+    for item in prompts:
+        if not isinstance(item, str):
+            tokenization.require_room(len(item), "prompt")
     return prompts
 
 
@@ -169,7 +169,7 @@ class LogprobWriter:
     def __init__(self, tokenization: Tokenization) -> None:
         self._tokenization = tokenization
 
-    def completion(self, pieces: Sequence[Piece], offset: int) -> CompletionLogprobs:
+    def completion(self, pieces: Sequence[AnswerPiece], offset: int) -> CompletionLogprobs:
         """The shape of /v1/completions; `offset` is where the first piece's text begins."""
         offsets = []
         for piece in pieces:
@@ -182,15 +182,15 @@ class LogprobWriter:
             text_offset=offsets,
         )
 
-    def chat(self, pieces: Sequence[Piece], top: int) -> ChatLogprobs:
+    def chat(self, pieces: Sequence[AnswerPiece], top: int) -> ChatLogprobs:
         """The shape of /v1/chat/completions."""
         return ChatLogprobs(content=[self._entry(piece.event, top) for piece in pieces])
 
     def _entry(self, event: TokenEvent, top: int) -> ChatLogprob:
-        own = self._top(event.token_id, event.logprob)
+        drawn = self._top(event.token_id, event.logprob)
         others = [self._top(token_id, logprob) for token_id, logprob in event.top_tokens[:top]]
         return ChatLogprob(
-            token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=others
+            token=drawn.token, logprob=drawn.logprob, bytes=drawn.bytes, top_logprobs=others
         )
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:

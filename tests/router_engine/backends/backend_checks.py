@@ -18,7 +18,7 @@ from router_engine.config import (
     ModelConfig,
 )
 from router_engine.mixture.weights import StepWeights
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from tests.support.harness import EngineHarness
 from tests.support.tiny import make_lora_folder
@@ -135,19 +135,17 @@ def _row(
     reads_hidden_states: bool = False,
 ) -> PlannedRow:
     return PlannedRow(
-        request_id=f"r{first_block}",
+        EngineRequest(
+            f"r{first_block}",
+            TEXT,
+            SamplingSpec(max_new_tokens=1),
+            reads_hidden_states=reads_hidden_states,
+        ),
+        arrival=0,
         token_ids=TEXT[start:stop],
         start=start,
         block_ids=tuple(range(first_block, first_block + _BLOCKS)),
         sample=sample,
         weight_runs=(),
-        adapters=(),
-        combination="sum",
-        is_routed=False,
-        reads_hidden_states=reads_hidden_states,
-        sampling=SamplingParams(max_new_tokens=1),
-        num_generated=0,
-        prompt_token_ids=TEXT,
         known_tokens=TEXT,
-        arrival=0,
     )

@@ -14,7 +14,7 @@ from router_engine.errors import EngineError, UnsupportedModelError
 from router_engine.kernels.dispatch import GROUP as KERNELS
 from router_engine.kernels.dispatch import KernelRegistry
 from router_engine.model.loader import load_model
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from tests.router_engine.backends.backend_checks import Made, check_backend
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.kernels.triton_process import Run, run
@@ -130,7 +130,7 @@ def test_kernels_of_a_package_serve_every_kind(
         requests.append(request("linear", PROMPT[:9], lora, combination="linear", max_new_tokens=2))
         requests.append(
             EngineRequest(
-                *("arrow", tuple(PROMPT[:9]), SamplingParams(max_new_tokens=2), tuple(lora)),
+                *("arrow", tuple(PROMPT[:9]), SamplingSpec(max_new_tokens=2), tuple(lora)),
                 layer_routing=LayerRouting("arrow", {"top_k": 1}),
             )
         )

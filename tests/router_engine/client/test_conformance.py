@@ -10,17 +10,19 @@ from dataclasses import replace
 import pytest
 
 from adapters_store.types import ResolvedMixture
-from router_engine.client.base import EngineClient, Residency
+from router_engine.calls import GetMerged, GetResidency, GetStats, LoadAdapter, Merge, Pin, Unload
+from router_engine.client.base import EngineClient
 from router_engine.errors import AdapterBusyError, EngineError, MixtureError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
+from router_engine.info import Residency
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.client.support import PROMPT, answer_to
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 
 
 async def test_a_request_gets_its_tokens_and_one_final_event(client: EngineClient) -> None:
@@ -71,10 +73,10 @@ async def test_routed_weights_come_back_with_each_token(
     routed = EngineRequest(
         "routed",
         PROMPT,
-        SamplingParams(max_new_tokens=3),
+        SamplingSpec(max_new_tokens=3),
         adapters=(digests["math"], digests["code"]),
         routing=TokenRouting("given", {"weights": rows}),
-        report_weights=True,
+        reports=Reports(weights=True),
     )
     answer = await answer_to(client, routed)
     assert [list(token.weights) for token in answer.tokens] == rows
@@ -84,8 +86,8 @@ async def test_closing_the_generator_cancels_the_request(client: EngineClient) -
     async with aclosing(client.submit(EngineRequest("closed", PROMPT, LONG))) as events:
         first = await anext(events)
         assert isinstance(first, TokenEvent)
-        assert (await client.stats()).running == 1
-    assert (await client.stats()).running == 0
+        assert (await client.call(GetStats())).running == 1
+    assert (await client.call(GetStats())).running == 0
 
 
 async def test_cancelling_the_reading_task_cancels_the_request(client: EngineClient) -> None:
@@ -101,7 +103,7 @@ async def test_cancelling_the_reading_task_cancels_the_request(client: EngineCli
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await client.stats()).running == 0
+    assert (await client.call(GetStats())).running == 0
 
 
 async def test_cancel_ends_the_stream_with_its_final_event(client: EngineClient) -> None:
@@ -132,18 +134,18 @@ async def test_whatever_readers_do_nothing_is_left_over(client: EngineClient) ->
         reading = asyncio.create_task(answer_to(client, EngineRequest(request_id, PROMPT, LONG)))
         while not reading.done():
             await client.cancel(request_id)
-            await client.merged()
+            await client.call(GetMerged())
         assert (await reading).end.reason is FinishReason.CANCELLED
 
     ways = (finish, leave, cancel)
     await asyncio.gather(*(ways[index % 3](f"any-{index}") for index in range(30)))
-    stats = await client.stats()
+    stats = await client.call(GetStats())
     assert (stats.running, stats.waiting, stats.blocks_owned) == (0, 0, 0)
 
 
 async def test_nothing_is_sent_before_the_first_event_is_asked_for(client: EngineClient) -> None:
     events = client.submit(EngineRequest("lazy", PROMPT, LONG))
-    stats = await client.stats()
+    stats = await client.call(GetStats())
     assert (stats.running, stats.waiting) == (0, 0)
     await events.aclose()
 
@@ -151,7 +153,7 @@ async def test_nothing_is_sent_before_the_first_event_is_asked_for(client: Engin
 async def test_a_slow_reader_finds_every_event(client: EngineClient) -> None:
     async with aclosing(client.submit(request("slow", PROMPT, max_new_tokens=6))) as events:
         first = await anext(events)
-        while (await client.stats()).running:
+        while (await client.call(GetStats())).running:
             pass
         rest = [event async for event in events]
     assert isinstance(first, TokenEvent)
@@ -193,22 +195,22 @@ async def test_a_missing_adapter_fails_its_request_alone(client: EngineClient) -
 
 async def test_load_pin_and_unload(client: EngineClient, digests: Mapping[str, str]) -> None:
     digest = digests["math"]
-    loaded = await client.load(digest)
+    loaded = await client.call(LoadAdapter(digest))
     assert loaded.residency is Residency.DEVICE
     assert loaded.rank_rows > 0
-    assert (await client.pin(digest, pinned=True)).pinned
+    assert (await client.call(Pin(digest, pinned=True))).pinned
     with pytest.raises(AdapterBusyError, match="pinned"):
-        await client.unload(digest)
-    assert not (await client.pin(digest, pinned=False)).pinned
-    assert digest in [adapter.digest for adapter in await client.residency()]
-    assert await client.unload(digest) > 0
-    assert digest not in [adapter.digest for adapter in await client.residency()]
+        await client.call(Unload(digest))
+    assert not (await client.call(Pin(digest, pinned=False))).pinned
+    assert digest in [adapter.digest for adapter in await client.call(GetResidency())]
+    assert await client.call(Unload(digest)) > 0
+    assert digest not in [adapter.digest for adapter in await client.call(GetResidency())]
 
 
 async def test_loading_what_does_not_exist_raises(client: EngineClient) -> None:
     missing = "sha256:" + "0" * 64
     with pytest.raises(EngineError, match=missing):
-        await client.load(missing)
+        await client.call(LoadAdapter(missing))
 
 
 async def test_a_merged_mixture_changes_no_answer(
@@ -217,14 +219,14 @@ async def test_a_merged_mixture_changes_no_answer(
     mixture = {digests["math"]: 0.8}
     asks = [request("base", PROMPT), request("math", PROMPT, mixture)]
     before = [(await answer_to(client, ask)).ids for ask in asks]
-    state = await client.merge(ResolvedMixture(tuple(mixture), tuple(mixture.values())))
+    state = await client.call(Merge(ResolvedMixture(tuple(mixture), tuple(mixture.values()))))
     try:
         assert state.mode == "merged"
-        assert await client.merged() == state
+        assert await client.call(GetMerged()) == state
         asks = [replace(ask, request_id=f"merged-{ask.request_id}") for ask in asks]
         during = [(await answer_to(client, ask)).ids for ask in asks]
     finally:
-        restored = await client.merge(None)
+        restored = await client.call(Merge(None))
     assert during == before
     assert before[0] != before[1], "the mixture must change the text"
     assert restored.mode == "unmerged"
@@ -235,13 +237,13 @@ async def test_a_mixture_that_cannot_be_computed_is_not_merged(
 ) -> None:
     unequal = ResolvedMixture(tuple(digests.values()), (0.5, 0.5), "linear")
     with pytest.raises(MixtureError, match="rank"):
-        await client.merge(unequal)
-    assert (await client.merged()).mode == "unmerged"
+        await client.call(Merge(unequal))
+    assert (await client.call(GetMerged())).mode == "unmerged"
 
 
 async def test_stats_count_what_ran(client: EngineClient) -> None:
-    before = await client.stats()
+    before = await client.call(GetStats())
     await answer_to(client, request("counted", PROMPT, max_new_tokens=4))
-    after = await client.stats()
+    after = await client.call(GetStats())
     assert after.generated_tokens - before.generated_tokens == 4
     assert after.steps > before.steps

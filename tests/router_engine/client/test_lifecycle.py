@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 import pytest
 
+from router_engine.calls import GetStats
 from router_engine.client.inline import InlineEngineClient
 from router_engine.client.process_client import ProcessEngineClient
 from router_engine.config import ModelConfig
@@ -19,14 +20,14 @@ from router_engine.events import EngineEvent, FinishReason
 from router_engine.process.engine_factory import build_engine
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RunState
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from tests.router_engine.client.conftest import make_client
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 KINDS = pytest.mark.parametrize("kind", ["inline", "process"])
 
 
@@ -58,7 +59,7 @@ async def test_closing_ends_live_requests_and_refuses_new_ones(
     with pytest.raises(EngineNotReadyError):
         await answer_to(client, request("late", PROMPT))
     with pytest.raises(EngineNotReadyError):
-        await client.stats()
+        await client.call(GetStats())
     await client.cancel("live-0")
     await client.close()
 
@@ -91,7 +92,7 @@ async def test_paused_lets_requests_join_one_batch(config: EngineProcessConfig) 
         asks = [request(f"joined-{n}", PROMPT, max_new_tokens=1) for n in range(8)]
         tasks = [asyncio.create_task(answer_to(client, ask)) for ask in asks]
     await asyncio.gather(*tasks)
-    assert (await client.stats()).steps == 1
+    assert (await client.call(GetStats())).steps == 1
     await client.close()
 
 

@@ -18,7 +18,7 @@ from adapters_store.types import (
     Problem,
     ResolvedMixture,
 )
-from router_engine.client.base import AdapterResidency, EngineInfo, MergedState, Residency
+from router_engine import calls as c
 from router_engine.config import CacheConfig, EngineConfig, ModelConfig
 from router_engine.errors import AdapterBusyError, EngineError
 from router_engine.events import (
@@ -28,22 +28,23 @@ from router_engine.events import (
     TokenEvent,
     TokenUncertainty,
 )
+from router_engine.info import AdapterResidency, EngineInfo, MergedState, Residency
 from router_engine.process import messages as m
 from router_engine.process.wire_errors import WireError
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, Reports, SamplingSpec, TokenRouting
 from router_engine.stats import EngineStats
 
 MIXTURE = ResolvedMixture(("sha256:" + "a" * 64, "sha256:" + "b" * 64), (0.5, -1.25), "linear")
 ROUTED = EngineRequest(
     "r1",
     (1, 2, 3),
-    SamplingParams(max_new_tokens=3, temperature=0.7, seed=2**63, stop_token_ids=(2,)),
+    SamplingSpec(max_new_tokens=3, temperature=0.7, seed=2**63, stop_token_ids=(2,)),
     adapters=MIXTURE.digests,
     routing=TokenRouting("given", {"weights": [[0.5, 0.5], [1.0, 0.0]]}, every=2),
     priority=-1,
-    report_weights=True,
+    reports=Reports(weights=True),
 )
-FIXED = EngineRequest.under(MIXTURE, "r2", (4, 5), SamplingParams())
+FIXED = EngineRequest.from_mixture(MIXTURE, "r2", (4, 5), SamplingSpec())
 ENSEMBLE = EngineRequest(
     "r4", (7,), adapters=("sha256:a~stochastic:0",), weights=(1.0,), ensemble=(("sha256:b",),)
 )
@@ -58,14 +59,14 @@ COMMANDS: list[m.Command] = [
     m.Submit(ENSEMBLE),
     m.Cancel("r1"),
     m.Shutdown(),
-    m.LoadAdapter(1, MIXTURE.digests[0]),
-    m.Pin(2, MIXTURE.digests[0], pinned=True),
-    m.Unload(3, MIXTURE.digests[0]),
-    m.Merge(4, MIXTURE),
-    m.Merge(5, None),
-    m.GetResidency(6),
-    m.GetMerged(7),
-    m.GetStats(8),
+    m.CallRequest(1, c.LoadAdapter(MIXTURE.digests[0])),
+    m.CallRequest(2, c.Pin(MIXTURE.digests[0], pinned=True)),
+    m.CallRequest(3, c.Unload(MIXTURE.digests[0])),
+    m.CallRequest(4, c.Merge(MIXTURE)),
+    m.CallRequest(5, c.Merge(None)),
+    m.CallRequest(6, c.GetResidency()),
+    m.CallRequest(7, c.GetMerged()),
+    m.CallRequest(8, c.GetStats()),
 ]
 
 INFO = EngineInfo(
@@ -131,7 +132,7 @@ def test_reports_survive_the_border(report: m.Report) -> None:
 def test_replies_carry_values_of_the_type_that_the_caller_knows(value: object) -> None:
     reply = m.decode_report(m.encode(m.CallResult(9, msgspec.Raw(m.encode(value)))))
     assert isinstance(reply, m.CallResult)
-    assert reply.call == 9
+    assert reply.number == 9
     assert msgspec.msgpack.decode(reply.value, type=type(value)) == value
 
 

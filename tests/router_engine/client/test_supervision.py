@@ -19,6 +19,7 @@ import pytest
 
 from adapters_store.store import AdapterStore
 from adapters_store.types import ResolvedMixture
+from router_engine.calls import GetMerged, GetResidency, GetStats, Merge, Pin
 from router_engine.client.process_client import ProcessEngineClient, ProcessLimits
 from router_engine.config import ModelConfig
 from router_engine.errors import EngineDiedError, EngineNotReadyError
@@ -26,13 +27,13 @@ from router_engine.events import FinishReason
 from router_engine.model.tiny import save_tiny
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.supervisor import RestartPolicy, RunState
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from tests.router_engine.client.support import PROMPT, answer_to, started
 from tests.support.harness import request
 
 pytestmark = pytest.mark.anyio
 
-LONG = SamplingParams(max_new_tokens=900)
+LONG = SamplingSpec(max_new_tokens=900)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ async def test_signals_to_the_whole_group_do_not_end_the_engine(
 
 
 async def test_a_request_that_cannot_be_encoded_is_refused(process: ProcessEngineClient) -> None:
-    seed = SamplingParams(seed=2**80)
+    seed = SamplingSpec(seed=2**80)
     answer = await answer_to(process, EngineRequest("huge", PROMPT, seed))
     assert answer.end.reason is FinishReason.REFUSED
 
@@ -74,15 +75,15 @@ async def test_kill_9_under_load(
     """Everybody is told, and restarts go on until one works, with all as it was before."""
     base = (await process.info()).base
     digest = store.publish("math", folders["math"], base=base).digest
-    merged = await process.merge(ResolvedMixture((digest,), (0.5,)))
-    await process.pin(digest, pinned=True)
+    merged = await process.call(Merge(ResolvedMixture((digest,), (0.5,))))
+    await process.call(Pin(digest, pinned=True))
     expected = (await answer_to(process, request("before", PROMPT, {digest: 1.0}))).ids
     live = await started(process, [EngineRequest(f"live-{n}", PROMPT, LONG) for n in range(8)])
     away = model.rename(model.with_name("away"))  # the first to be started finds no model
 
     with _heard("the engine did not start") as failed:
         os.kill(process.pid, signal.SIGSTOP)
-        call = asyncio.create_task(process.stats())
+        call = asyncio.create_task(process.call(GetStats()))
         await asyncio.sleep(0)  # the call is on its way, and no answer will come
         os.kill(process.pid, signal.SIGKILL)
         for answer in await asyncio.gather(*live):
@@ -96,15 +97,15 @@ async def test_kill_9_under_load(
     with pytest.raises(EngineNotReadyError, match="restarting"):
         await answer_to(process, request("between", PROMPT))
     with pytest.raises(EngineNotReadyError, match="restarting"):
-        await process.merge(None)
+        await process.call(Merge(None))
     away.rename(model)
 
     await process.wait_ready()
     assert process.restarts == 1
     after = await answer_to(process, request("after", PROMPT, {digest: 1.0}))
     assert after.ids == expected
-    assert (await process.merged()).mixture == merged.mixture
-    assert [adapter.pinned for adapter in await process.residency()] == [True]
+    assert (await process.call(GetMerged())).mixture == merged.mixture
+    assert [adapter.pinned for adapter in await process.call(GetResidency())] == [True]
 
 
 async def test_a_start_that_is_given_up_leaves_no_process_behind(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import GateStatistics
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import CPU, REFERENCE, EnginePath, path_params
 from tests.support.expert_adapters import LORA, MOE_LORA, SPARSE, make_expert_folder
@@ -35,7 +35,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def _asked(name: str, prompt: Sequence[int], mixture: Mapping[str, float], n: int) -> EngineRequest:
-    return replace(request(name, prompt, mixture, max_new_tokens=n), report_gates=True)
+    return replace(request(name, prompt, mixture, max_new_tokens=n), reports=Reports(gates=True))
 
 
 @torch.no_grad()
@@ -131,10 +131,10 @@ def test_tokens_at_weight_0_are_not_counted(
     ask = EngineRequest(
         "r",
         tuple(PROMPT),
-        SamplingParams(max_new_tokens=4),
+        SamplingSpec(max_new_tokens=4),
         adapters=digests,
         routing=TokenRouting("given", {"weights": rows}),
-        report_gates=True,
+        reports=Reports(gates=True),
     )
     (answer,) = engine.run(ask)
     (said,) = answer.end.gates

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from adapters_store.expert_types import LoraExpertSpec
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.types import ResolvedMixture
 from router_engine.backends.torch.parameter_weights import ParameterWeights
 from router_engine.backends.torch.projections import ModelProjections
@@ -21,7 +22,7 @@ from router_engine.experts.copies import choose_copies
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
-from router_engine.experts.variants import CopiedExpert, Side, average
+from router_engine.experts.variants import Side, average
 from router_engine.kernels.reference.operations import ReferenceOperations
 from router_engine.merging.merged_base import MergedBase
 from router_engine.model.attention_calls import attention_calls
@@ -123,10 +124,12 @@ def test_copies_are_averaged_as_the_manifest_says(
     assert lora.copies is not None
     weights = torch.tensor(lora.copies.down)
     expected = torch.tensordot(weights, tensors[lora.tensor_a], 1)
-    torch.testing.assert_close(adapter.pairs[lora.site].a, expected)
-    torch.testing.assert_close(adapter.pairs[lora.site].b, lora.scale * tensors[lora.tensor_b][0].T)
+    torch.testing.assert_close(adapter.rows_by_site[lora.site].a, expected)
+    torch.testing.assert_close(
+        adapter.rows_by_site[lora.site].b, lora.scale * tensors[lora.tensor_b][0].T
+    )
     bias = torch.tensordot(weights, tensors[f"{bottleneck.module}.serial.d"], 1)
-    found = adapter.pairs[bottleneck.site].bias
+    found = adapter.rows_by_site[bottleneck.site].bias
     assert found is not None
     torch.testing.assert_close(found, torch.cat([bias, torch.ones(1)]))
 
@@ -136,7 +139,7 @@ def test_a_variant_chooses_copies_side_by_side(
 ) -> None:
     asked: set[tuple[str, Side]] = set()
 
-    def third(expert: CopiedExpert, side: Side) -> tuple[float, ...]:
+    def third(expert: ExpertSpec, side: Side) -> tuple[float, ...]:
         asked.add((expert.module, side))
         return (0.0, 0.0, 1.0) if side == "down" else (1.0,)
 
@@ -144,7 +147,9 @@ def test_a_variant_chooses_copies_side_by_side(
     files = FolderFiles.of(make_expert_folder(tmp_path / "copies", layers))
     adapter = load_adapter("c", files, torch.float32, projections, third)
     lora = files.manifest.lora_experts[0]
-    assert torch.equal(adapter.pairs[lora.site].a, load_file(files.tensors)[lora.tensor_a][2])
+    assert torch.equal(
+        adapter.rows_by_site[lora.site].a, load_file(files.tensors)[lora.tensor_a][2]
+    )
     assert asked == {(e.module, side) for e in files.manifest.experts for side in ("down", "up")}
     assert average(lora, "up") == (1.0,)
 
@@ -168,8 +173,8 @@ def test_the_pool_holds_what_the_manifest_counts(
         assert pool.residents[name] == files.manifest.rows_by_site
     digests = tuple(kinds)
     assert pool.gate_columns(digests) == (("soft", 0, 6), ("native", 6, 7), ("moe", 13, 8))
-    assert pool.only_lora(("lora",))
-    assert not pool.only_lora(("lora", "prompt"))
+    assert pool.are_plain_lora(("lora",))
+    assert not pool.are_plain_lora(("lora", "prompt"))
     for adapter in adapters:
         assert pool.remove(adapter.digest) >= adapter.num_bytes
     assert pool.used_rows == 0

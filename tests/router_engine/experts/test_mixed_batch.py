@@ -8,7 +8,7 @@ import pytest
 
 from adapters_store.types import ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, SamplingSpec, TokenRouting
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.experts.conftest import PATHS
 from tests.router_engine.paths import EnginePath, path_params
@@ -103,7 +103,7 @@ def test_weights_change_from_token_to_token(
     def routed(name: str, *rows: list[float]) -> EngineRequest:
         weights = [rows[i % len(rows)] for i in range(path.tokens)]
         routing = TokenRouting("given", {"weights": weights})
-        sampling = SamplingParams(max_new_tokens=path.tokens)
+        sampling = SamplingSpec(max_new_tokens=path.tokens)
         return EngineRequest(name, tuple(prompt), sampling, digests, routing=routing)
 
     first = [0.5, 0.2, 0.9]

@@ -96,7 +96,7 @@ def test_readings_are_the_gates(served: _Served) -> None:
 def test_below_the_tap_nothing_acts(served: _Served) -> None:
     whole = _total(sparse=torch.ones(10))
     lower = _total(sparse=torch.cat([torch.ones(4), torch.zeros(6)]))
-    readings = served.readings(replace(whole, lower=lower))
+    readings = served.readings(replace(whole, below_probe=lower))
     assert readings is not None
     assert readings.values[0, 4:].isnan().all()
     assert not readings.values[0, :4].isnan().any()

@@ -12,7 +12,7 @@ from adapters_store.types import ResolvedMixture
 from router_engine.config import CacheConfig, EngineConfig, MergeConfig
 from router_engine.errors import MixtureError
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from tests.router_engine.conftest import MakeHarness
 from tests.support.expert_adapters import LORA, PROMPT, SERIAL, SOFT, make_expert_folder
 from tests.support.harness import EngineHarness, request
@@ -44,7 +44,7 @@ def test_linear_merges_and_arrow_refuse(
     arrow = EngineRequest(
         "arrow",
         TEXT,
-        SamplingParams(max_new_tokens=2),
+        SamplingSpec(max_new_tokens=2),
         (digest,),
         layer_routing=LayerRouting("arrow", {}),
     )
@@ -55,7 +55,7 @@ def test_linear_merges_and_arrow_refuse(
     )
     for answer, works in zip(answers, ("combination 'sum'", "level 'request'"), strict=False):
         assert answer.end.reason is FinishReason.REFUSED
-        assert f"{digest} holds {held}" in str(answer.end.error)
+        assert f"{digest}, which holds {held}" in str(answer.end.error)
         assert works in str(answer.end.error)
     assert answers[2].end.reason is FinishReason.LENGTH
     with pytest.raises(MixtureError, match=rf"{held}.*with each request"):

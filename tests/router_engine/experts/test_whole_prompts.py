@@ -10,7 +10,7 @@ import pytest
 
 from router_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine import paths
 from tests.router_engine.conftest import MakeEngine
 from tests.router_engine.paths import EnginePath, path_params
@@ -27,9 +27,9 @@ PRE_NORM = replace(INSTANCE, router="linear", router_input="pre_norm", threshold
 def routed(digest: str, prompt: list[int], weights: list[float], context: Context) -> EngineRequest:
     """Given weights of one adapter, a token each; its gates are reported."""
     routing = TokenRouting("given", {"weights": [[weight] for weight in weights]}, 1, context)
-    sampling = SamplingParams(max_new_tokens=len(weights))
+    sampling = SamplingSpec(max_new_tokens=len(weights))
     return EngineRequest(
-        "routed", tuple(prompt), sampling, (digest,), routing=routing, report_gates=True
+        "routed", tuple(prompt), sampling, (digest,), routing=routing, reports=Reports(gates=True)
     )
 
 
@@ -132,7 +132,7 @@ def test_a_router_that_reads_hidden_states_is_refused(
         for name, layers in (("soft", SOFT), ("instance", INSTANCE))
     )
     engine.put_centroids(dict.fromkeys(digests, [1.0] * 128))
-    sampling = SamplingParams(max_new_tokens=4)
+    sampling = SamplingSpec(max_new_tokens=4)
     routing = TokenRouting("hidden_mean", {})
     probed = EngineRequest(
         "probed", tuple(TEXT), sampling, digests, routing=routing, reads_hidden_states=True

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adapters_store.expert_types import Activation, GatingNetworkSpec
+from adapters_store.expert_kinds.base import Activation
+from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from router_engine.experts.gating import gating_network
 from router_engine.kernels.base import Chunk, GatingWeights, Operations, RankFold
 from router_engine.kernels.dispatch import KernelRegistry, make_operations

@@ -14,7 +14,8 @@ from typing import Literal, Protocol
 import pytest
 import torch
 
-from adapters_store.expert_types import Activation, GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.base import Activation
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
 from router_engine.kernels.dispatch import GROUP
 from router_engine.kernels.reference.experts import ACTIVATIONS
 from tests.router_engine.kernels import operation_checks as checks

@@ -22,7 +22,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.mixture.weights import StepWeights
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 from tests.router_engine.kernels.conftest import Pair
 from tests.support.expert_adapters import (
@@ -64,7 +64,7 @@ def experts(tmp_path: Path) -> dict[str, Path]:
 
 
 def _arrow(name: str, digests: list[str]) -> EngineRequest:
-    sampling = SamplingParams(max_new_tokens=8)
+    sampling = SamplingSpec(max_new_tokens=8)
     routing = LayerRouting("arrow", {"top_k": 2})
     return EngineRequest(name, tuple(TEXT), sampling, tuple(digests), layer_routing=routing)
 
@@ -188,21 +188,19 @@ def test_bf16_is_as_near_to_fp32_as_the_reference(
 def _plan(tokens: Sequence[int], *, reads_hidden_states: bool) -> StepPlan:
     """One row at position 0, in the first blocks of the cache."""
     row = PlannedRow(
-        request_id="r",
+        EngineRequest(
+            "r",
+            tuple(tokens),
+            SamplingSpec(max_new_tokens=1),
+            reads_hidden_states=reads_hidden_states,
+        ),
+        arrival=0,
         token_ids=tuple(tokens),
         start=0,
         block_ids=tuple(range(len(tokens) // 16 + 1)),
         sample=True,
         weight_runs=(),
-        adapters=(),
-        combination="sum",
-        is_routed=False,
-        reads_hidden_states=reads_hidden_states,
-        sampling=SamplingParams(max_new_tokens=1),
-        num_generated=0,
-        prompt_token_ids=tuple(tokens),
         known_tokens=tokens,
-        arrival=0,
     )
     return StepPlan((row,))
 
@@ -229,7 +227,7 @@ def test_readings_are_the_gates(
     whole = backend.forward(
         _plan(TEXT, reads_hidden_states=False), StepWeights(digests, total)
     ).gates
-    weights = StepWeights(digests, total, lower=StepWeights(digests, below))
+    weights = StepWeights(digests, total, below_probe=StepWeights(digests, below))
     probed = backend.forward(_plan(TEXT, reads_hidden_states=True), weights).gates
     assert backend.forward(_plan(TEXT, reads_hidden_states=False), None).gates is None
     assert whole is not None

@@ -22,7 +22,7 @@ from router_engine.backends.cuda.graphs import (
 from router_engine.backends.cuda.tables import RowLocator, StaticTables
 from router_engine.experts.base import ExpertRows, HostAdapter
 from router_engine.experts.rows import RowPool
-from router_engine.request import SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow
 
 CPU = torch.device("cpu")
@@ -30,21 +30,14 @@ CPU = torch.device("cpu")
 
 def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
     return PlannedRow(
-        request_id=str(token),
+        EngineRequest(str(token), (), SamplingSpec(max_new_tokens=1)),
+        arrival=0,
         token_ids=(token,),
         start=start,
         block_ids=blocks,
         sample=True,
         weight_runs=(),
-        adapters=(),
-        combination="sum",
-        sampling=SamplingParams(max_new_tokens=1),
-        num_generated=0,
-        prompt_token_ids=(),
         known_tokens=(),
-        arrival=0,
-        is_routed=False,
-        reads_hidden_states=False,
     )
 
 

@@ -8,7 +8,7 @@ from adapters_store.types import Combination
 from router_engine.config import SchedulerConfig
 from router_engine.kv.block_pool import BlockPool
 from router_engine.kv.prefix_index import BlockKeys, longest_match
-from router_engine.request import EngineRequest, SamplingParams
+from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.weights_history import WeightsHistory
 from router_engine.sparse_weights import SparseWeights
 from tests.router_engine.scheduling.harness import Drive
@@ -102,7 +102,7 @@ def test_the_longest_match_stops_at_the_first_gap() -> None:
 
 
 def under(request_id: str, digest: str, weight: float = 1.0) -> EngineRequest:
-    return EngineRequest(request_id, TOKENS, SamplingParams(max_new_tokens=3), (digest,), (weight,))
+    return EngineRequest(request_id, TOKENS, SamplingSpec(max_new_tokens=3), (digest,), (weight,))
 
 
 def test_an_adapter_replaced_under_its_name_finds_nothing_of_the_old_one() -> None:
@@ -126,7 +126,7 @@ def test_requests_of_different_mixtures_share_no_block_while_they_run() -> None:
     drive.drain()
     for i, weight in enumerate((1.0, 0.5, 0.0, -1.0)):
         drive.add(under(f"second{i}", A, weight))
-    drive.add(EngineRequest("base", TOKENS, SamplingParams(max_new_tokens=3)))
+    drive.add(EngineRequest("base", TOKENS, SamplingSpec(max_new_tokens=3)))
     plan = drive.step()
     assert plan is not None
     shared = {row.request_id: set(row.block_ids[:2]) for row in plan.rows}

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.routers.errors import RouterInputError
 from router_engine.routers.registry import GROUP, RequestServices, RouterRegistry, TokenServices
 from tests.router_engine.conftest import MakeHarness
@@ -53,10 +53,10 @@ def test_the_token_router_of_the_page_in_an_engine(
         EngineRequest(
             name,
             tuple(range(5, 5 + length)),
-            SamplingParams(max_new_tokens=5),
+            SamplingSpec(max_new_tokens=5),
             adapters=digests,
             routing=routing,
-            report_weights=True,
+            reports=Reports(weights=True),
         )
         for name, length in (("first", 9), ("second", 4))
     )

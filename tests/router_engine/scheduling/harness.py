@@ -17,7 +17,7 @@ from adapters_store.types import mixture_key
 from router_engine.config import SchedulerConfig
 from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.request_validation import NOT_FINITE
@@ -232,7 +232,7 @@ class Drive:
             self.cancel(request_id)
         self._note(self.scheduler.update(plan, out))
         self.check()
-        for request_id, token_ids in self.scheduler.router_queries.take():
+        for _, request_id, token_ids in self.scheduler.take_queries().text:
             self._tell(request_id, token_ids)
         self.now += 1.0
         return plan
@@ -301,13 +301,13 @@ def fixed(
     *,
     mixture: Mapping[str, float] | None = None,
     priority: int = 0,
-    sampling: SamplingParams | None = None,
+    sampling: SamplingSpec | None = None,
 ) -> EngineRequest:
     mixture = mixture or {}
     return EngineRequest(
         request_id,
         tuple(prompt),
-        sampling or SamplingParams(max_new_tokens=new),
+        sampling or SamplingSpec(max_new_tokens=new),
         tuple(mixture),
         tuple(mixture.values()),
         priority=priority,
@@ -320,8 +320,8 @@ def routed(
     return EngineRequest(
         request_id,
         tuple(prompt),
-        SamplingParams(max_new_tokens=new),
+        SamplingSpec(max_new_tokens=new),
         ("sha256:a", "sha256:b"),
         routing=routing,
-        report_weights=True,
+        reports=Reports(weights=True),
     )

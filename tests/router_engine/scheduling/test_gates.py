@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router_engine.scheduling.gate_statistics import GateCounts, GateSums, GateValues
+from router_engine.scheduling.gate_statistics import GateCounts, GateSums
+from router_engine.scheduling.plan import GateValues
 
 NAN = float("nan")
 # One layer, three tokens, two gates of adapter a and one of b; the second token does not use a.

@@ -11,7 +11,7 @@ import pytest
 
 from router_engine.config import SchedulerConfig
 from router_engine.events import FinishReason
-from router_engine.request import EngineRequest, TokenRouting
+from router_engine.request import EngineRequest, Reports, TokenRouting
 from router_engine.scheduling.request_validation import NOT_FINITE
 from tests.router_engine.scheduling.harness import BLOCK_SIZE, Drive, Weights, fixed, routed
 
@@ -44,7 +44,7 @@ def preempt(drive: Drive, name: str) -> None:
     """`URGENT` displaces a request, computes its prompt, and leaves nothing that can be found."""
     drive.add(URGENT)
     drive.step(cancelled_in_flight=["urgent"])
-    assert drive.scheduler.live[name].num_preemptions == 1
+    assert drive.scheduler.live[name].usage.num_preemptions == 1
     assert not drive.scheduler.live[name].block_table.block_ids
 
 
@@ -96,7 +96,7 @@ def test_of_what_it_computed_before_it_was_preempted(steps: int) -> None:
     drive.add(short)
     drive.add(replace(fixed("r", PROMPT, 8), adapters=ADAPTERS, weights=FIRST))
     drive.step()
-    (old,) = drive.scheduler.live["r"].published
+    (old,) = drive.scheduler.live["r"].block_keys.published
     preempt(drive, "r")
     assert drive.pool.cached == (old,)
     for _ in range(steps):
@@ -115,7 +115,7 @@ def test_of_what_it_computed_before_it_was_preempted(steps: int) -> None:
 def test_of_what_it_found_of_its_own(*, reads_hidden_states: bool, report_gates: bool) -> None:
     drive = Drive(SchedulerConfig(policy="priority"), num_blocks=8)
     request = replace(fixed("r", PROMPT, 8), reads_hidden_states=reads_hidden_states)
-    drive.add(replace(request, report_gates=report_gates))
+    drive.add(replace(request, reports=Reports(gates=report_gates)))
     drive.step()
     preempt(drive, "r")
     plan = drive.step()
@@ -136,7 +136,7 @@ def test_of_all_members_that_were_preempted_together(member: str) -> None:
     assert [state.num_computed for state in drive.scheduler.running] == [8, 4]
     drive.add(replace(URGENT, prompt_token_ids=tuple(range(20, 32))))
     drive.step(cancelled_in_flight=["urgent"])
-    assert drive.scheduler.live["r"].num_preemptions == 1
+    assert drive.scheduler.live["r"].usage.num_preemptions == 1
     assert len(drive.pool.keys) == 3
     fail(drive, "r", member)
     assert not drive.pool.keys
@@ -173,6 +173,6 @@ def test_what_another_has_written_since_is_found() -> None:
     assert drive.finals["other"].num_cached_tokens == 0
     kept = dict(drive.pool.keys)
     assert len(kept) == 2
-    assert kept.items().isdisjoint(drive.scheduler.live["r"].published.items())
+    assert kept.items().isdisjoint(drive.scheduler.live["r"].block_keys.published.items())
     fail(drive, "r")
     assert drive.pool.keys == kept

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from router_engine.config import SchedulerConfig
-from router_engine.request import EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, Reports, SamplingSpec, TokenRouting
 from tests.router_engine.scheduling.harness import BLOCK_SIZE, Drive
 
 NUM_BLOCKS = 11
@@ -27,7 +27,7 @@ PROMPTS = st.builds(
     st.lists(st.integers(1, 3), min_size=1, max_size=8),
 )
 SAMPLING = st.builds(
-    SamplingParams,
+    SamplingSpec,
     max_new_tokens=st.integers(4, 14),
     min_new_tokens=st.integers(0, 4),
     stop_token_ids=st.sampled_from([(), (), tuple(range(0, 40, 8))]),
@@ -70,7 +70,7 @@ class Traffic(RuleBasedStateMachine):
         self,
         *,
         prompt: tuple[int, ...],
-        sampling: SamplingParams,
+        sampling: SamplingSpec,
         adapters: tuple[str, ...],
         weight: float,
         routing: TokenRouting | None,
@@ -89,7 +89,7 @@ class Traffic(RuleBasedStateMachine):
                 () if is_routed else (weight,) * len(adapters),
                 routing=routing if is_routed else None,
                 priority=priority,
-                report_weights=True,
+                reports=Reports(weights=True),
                 ensemble=() if is_routed else ensemble,
             ),
             ready=ready,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from router_engine.request import EngineRequest, LayerRouting, SamplingParams, TokenRouting
+from router_engine.request import EngineRequest, LayerRouting, SamplingSpec, TokenRouting
 from router_engine.scheduling.request_validation import Limits, refusal
 
 LIMITS = Limits(max_model_len=100, block_size=4, num_blocks=10, max_running=4)
 GOOD = EngineRequest(
-    "r", (1, 2, 3), SamplingParams(), ("sha256:a", "sha256:b"), (0.5, -2.0), priority=-3
+    "r", (1, 2, 3), SamplingSpec(), ("sha256:a", "sha256:b"), (0.5, -2.0), priority=-3
 )
 ROUTED = replace(GOOD, weights=(), routing=TokenRouting("similarity", every=2))
 LAYERED = replace(GOOD, weights=(), layer_routing=LayerRouting("arrow"))
@@ -28,7 +28,7 @@ LAYERED = replace(GOOD, weights=(), layer_routing=LayerRouting("arrow"))
         replace(GOOD, prompt_token_ids=tuple(range(25))),  # 25 + 16 - 1 tokens fill the cache
         replace(
             GOOD,
-            sampling=SamplingParams(
+            sampling=SamplingSpec(
                 temperature=2.0,
                 top_k=5,
                 top_p=0.1,
@@ -62,7 +62,7 @@ def test_what_can_run_is_not_refused(request_: EngineRequest) -> None:
         (ROUTED, {"routing": TokenRouting("x", every=0)}, "routing.every is 0"),
         (
             GOOD,
-            {"sampling": SamplingParams(max_new_tokens=3, given_token_ids=(1, 2))},
+            {"sampling": SamplingSpec(max_new_tokens=3, given_token_ids=(1, 2))},
             "given_token_ids has 2 tokens: max_new_tokens, 3, must be as many",
         ),
         (ROUTED, {"routing": TokenRouting("x", lag=-1)}, "routing.lag is -1"),
@@ -109,13 +109,13 @@ def test_what_cannot_run_is_refused(
     ids=str,
 )
 def test_sampling_out_of_range_is_refused_by_name(sampling: dict[str, Any]) -> None:
-    reason = str(refusal(replace(GOOD, sampling=SamplingParams(**sampling)), LIMITS))
+    reason = str(refusal(replace(GOOD, sampling=SamplingSpec(**sampling)), LIMITS))
     ((name, value),) = sampling.items()
     assert f"{name} is {value!r}" in reason
 
 
 def test_all_reasons_come_at_once() -> None:
-    bad = replace(GOOD, weights=(), sampling=SamplingParams(top_p=2.0, min_p=2.0))
+    bad = replace(GOOD, weights=(), sampling=SamplingSpec(top_p=2.0, min_p=2.0))
     assert str(refusal(bad, LIMITS)).count(";") == 2
 
 
@@ -126,7 +126,7 @@ def test_a_token_that_the_model_has_no_row_for_is_refused(token_id: int) -> None
     told = refusal(replace(GOOD, prompt_token_ids=(1, token_id)), limits)
     assert told is not None
     assert f"prompt_token_ids holds {token_id}: the model knows the tokens 0 to 49" in told
-    given = SamplingParams(given_token_ids=(1, token_id), max_new_tokens=2)
+    given = SamplingSpec(given_token_ids=(1, token_id), max_new_tokens=2)
     told = refusal(replace(GOOD, sampling=given), limits)
     assert told is not None
     assert f"given_token_ids holds {token_id}" in told

@@ -7,7 +7,7 @@ import pytest
 from router_engine.config import SchedulerConfig
 from router_engine.errors import RouterError
 from router_engine.events import FinishReason
-from router_engine.request import Context, EngineRequest, SamplingParams, TokenRouting
+from router_engine.request import Context, EngineRequest, Reports, SamplingSpec, TokenRouting
 from router_engine.scheduling.plan import PlannedRow
 from tests.router_engine.scheduling.harness import Drive, Weights, fixed, routed
 
@@ -145,7 +145,7 @@ def test_the_router_is_told_of_each_token_once_and_only_when_due() -> None:
     drive.add(routed("a", PROMPT, 5, routing=KEEP_2))
     drive.drain()
     assert drive.texts["a"] == [*PROMPT, *drive.tokens["a"][:4]]
-    assert drive.scheduler.router_queries.take() == []
+    assert drive.scheduler.take_queries().text == []
 
 
 def test_a_request_that_ended_asks_for_nothing() -> None:
@@ -155,7 +155,7 @@ def test_a_request_that_ended_asks_for_nothing() -> None:
     assert plan is not None
     drive.scheduler.update(plan, drive.runner.run(plan))
     drive.scheduler.cancel("a")
-    assert drive.scheduler.router_queries.take() == []
+    assert drive.scheduler.take_queries().text == []
     drive.scheduler.set_weights("a", 6, (1.0, 1.0))  # an answer on its way is dropped
 
 
@@ -251,7 +251,7 @@ def test_a_preempted_request_replays_while_its_next_weights_are_on_their_way() -
     assert drive.asks["a"] == 7
     drive.add(fixed("urgent", range(10, 26), 1, priority=-1))
     drive.step()
-    assert drive.scheduler.live["a"].num_preemptions == 1
+    assert drive.scheduler.live["a"].usage.num_preemptions == 1
     plan = drive.step()
     assert plan is not None
     (row,) = plan.rows
@@ -340,9 +340,14 @@ def test_weights_that_nobody_asked_for_are_errors() -> None:
 
 def test_a_stop_token_ends_a_routed_request_without_a_question() -> None:
     drive = Drive(SchedulerConfig())
-    sampling = SamplingParams(max_new_tokens=9, stop_token_ids=tuple(range(40)))
+    sampling = SamplingSpec(max_new_tokens=9, stop_token_ids=tuple(range(40)))
     request = EngineRequest(
-        "a", PROMPT, sampling, ("sha256:a",), routing=TokenRouting("test"), report_weights=True
+        "a",
+        PROMPT,
+        sampling,
+        ("sha256:a",),
+        routing=TokenRouting("test"),
+        reports=Reports(weights=True),
     )
     drive.add(request)
     drive.drain()

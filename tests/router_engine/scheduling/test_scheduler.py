@@ -12,7 +12,7 @@ from router_engine.config import SchedulerConfig
 from router_engine.errors import RequestRefusedError
 from router_engine.events import FinalEvent, FinishReason, TokenEvent
 from router_engine.kv.block_pool import BlockPool
-from router_engine.request import SamplingParams
+from router_engine.request import SamplingSpec
 from router_engine.scheduling.plan import SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.request_validation import NOT_FINITE
 from router_engine.scheduling.scheduler import Scheduler
@@ -62,7 +62,7 @@ def test_decodes_go_before_chunks() -> None:
 
 def test_rows_say_what_the_runner_needs() -> None:
     drive = Drive(SchedulerConfig())
-    sampling = SamplingParams(max_new_tokens=3, temperature=0.5, seed=4)
+    sampling = SamplingSpec(max_new_tokens=3, temperature=0.5, seed=4)
     drive.add(fixed("a", [1, 2, 3, 4, 5], mixture={"sha256:a": 0.5}, sampling=sampling))
     drive.step()
     plan = drive.scheduler.schedule()
@@ -115,7 +115,7 @@ def test_the_models_length_ends_a_request() -> None:
 
 def test_a_stop_token_ends_a_request_and_is_no_part_of_it() -> None:
     drive = Drive(SchedulerConfig())
-    sampling = SamplingParams(max_new_tokens=8, stop_token_ids=(FIRST[2],))
+    sampling = SamplingSpec(max_new_tokens=8, stop_token_ids=(FIRST[2],))
     drive.add(fixed("a", [1, 2, 3], sampling=sampling))
     drive.drain()
     assert drive.tokens["a"] == FIRST[:2]
@@ -126,7 +126,7 @@ def test_a_stop_token_ends_a_request_and_is_no_part_of_it() -> None:
 
 def test_a_stop_token_below_min_new_tokens_is_text() -> None:
     drive = Drive(SchedulerConfig())
-    sampling = SamplingParams(max_new_tokens=5, min_new_tokens=4, stop_token_ids=(FIRST[2],))
+    sampling = SamplingSpec(max_new_tokens=5, min_new_tokens=4, stop_token_ids=(FIRST[2],))
     drive.add(fixed("a", [1, 2, 3], sampling=sampling))
     drive.drain()
     assert drive.tokens["a"] == FIRST[:5]

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 
-from adaptermix.bench.bandwidth import read_bandwidth
-from adaptermix.bench.cases import CaseMixture, Job
+from adaptermix.bench.kernels import CONTENDERS, best_seconds, left_out, products, shapes
 from adaptermix.bench.load import Load
+from adaptermix.bench.machine import read_bandwidth
 from adaptermix.bench.offline import Offline, Sizes, offline
 from adaptermix.bench.peers.workers.wire import Handle, serve
-from adaptermix.bench.products import CONTENDERS, best_seconds, left_out, products, shapes
-from adaptermix.bench.prompts import make_prompts
 from adaptermix.bench.subject import Subject
+from adaptermix.bench.workload import CaseMixture, Job, make_prompts
 from router_engine.backends.cpu.build import build
 from router_engine.backends.cpu.library import Library
 from router_engine.config import KernelConfig
@@ -49,9 +48,9 @@ class Ours:
     def _round(self, message: dict[str, Any]) -> dict[str, Any]:
         jobs = [_job(job, self._subject) for job in message["jobs"]]
         load = Load(clients=message["clients"])
-        one = asyncio.run(self._system.round("", load, jobs, lambda: None))
-        samples = [{"sent": s.sent, "arrivals": list(s.arrivals)} for s in one.samples]
-        return {"seconds": one.seconds, "samples": samples}
+        done = asyncio.run(self._system.round("", load, jobs, lambda: None))
+        samples = [{"sent": s.sent, "arrivals": list(s.arrivals)} for s in done.samples]
+        return {"seconds": done.seconds, "samples": samples}
 
     def _decode(self, message: dict[str, Any]) -> dict[str, Any]:
         """Seconds of decode steps with so many requests."""
@@ -63,10 +62,10 @@ class Ours:
     def _products(self, message: dict[str, Any]) -> dict[str, Any]:
         """The products of a step, and the seconds of all, each by what computes it fastest."""
         library = Library(build(KernelConfig().cache))
-        found = shapes(self._subject)
+        linears = shapes(self._subject)
         rounds = message.get("rounds", _ROUNDS)
         contenders = message.get("contenders", CONTENDERS)
-        lines = products(library, found, message["rows"], rounds, read_bandwidth(1), contenders)
+        lines = products(library, linears, message["rows"], rounds, read_bandwidth(1), contenders)
         return {"seconds": best_seconds(lines), "lines": lines, "missing": left_out(lines)}
 
 

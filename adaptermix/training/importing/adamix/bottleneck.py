@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,13 @@ from adaptermix.training.importing.adamix.copies import (
     weights_of,
 )
 from adaptermix.training.importing.adamix.state import STATE, check_layers, refusal
-from adapters_store.expert_types import BottleneckExpertSpec, Copies
-from adapters_store.formats.listing import some
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
 from adapters_store.formats.native import FORMAT, NativeAdapter
+from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest, Problem
 
 Array = NDArray[Any]
-Way = Literal["A", "B"]  # down, up
 
 _SCORES = "expert_score_weight"
 _KEY = re.compile(
@@ -212,7 +212,7 @@ def read_bottlenecks(state: Mapping[str, Array]) -> AdamixBottleneck:
         else:
             side.biases[int(match["expert"])] = array
     if not layers:
-        raise refusal(STATE, f"holds no AdaMix bottlenecks; it holds {some(state)}")
+        raise refusal(STATE, f"holds no AdaMix bottlenecks; it holds {name_list(state)}")
     check_layers(layers, base, "bottlenecks", "ExpertSoup")
     return AdamixBottleneck(tuple(layers[index] for index in sorted(layers)))
 

@@ -24,8 +24,8 @@ def count_copies(score: Array | None, *sides: Mapping[int, Array]) -> int:
 
 def copy_weights(score: Array | None, count: int) -> Array:
     """softmax(score) [M] in float32; 1/M where there are no scores."""
-    given = (np.zeros(count) if score is None else score).astype(np.float32)
-    powers: Array = np.exp(given - given.max())
+    scores = (np.zeros(count) if score is None else score).astype(np.float32)
+    powers: Array = np.exp(scores - scores.max())
     weights: Array = powers / powers.sum()
     return weights
 

@@ -50,7 +50,7 @@ _KEPT = "its experts are kept apart, with the weights of their average."
 
 @dataclass(frozen=True, slots=True)
 class ImportedAdamix:
-    """What was read, and where it went."""
+    """The outcome of an import."""
 
     adapter: AdamixLora | AdamixBottleneck
     alpha: float | None  # of LoRA

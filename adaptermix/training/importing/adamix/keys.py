@@ -121,7 +121,7 @@ class AdamixKeys:
 
 
 def sort_keys(state: Mapping[str, Array]) -> AdamixKeys:
-    """Which tensor is what. Of base weights only shapes are kept."""
+    """The tensors of a checkpoint by their meaning. Of base weights only shapes are kept."""
     keys = AdamixKeys()
     for name, array in state.items():
         lora = _LORA_KEY.fullmatch(name)

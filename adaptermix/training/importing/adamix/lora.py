@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from adaptermix.training.importing.adamix.copies import average, stacked, weights_of
 from adaptermix.training.importing.adamix.keys import AdamixLayer, sort_keys
 from adaptermix.training.importing.adamix.state import STATE, check_layers, refusal
-from adapters_store.expert_types import Copies, LoraExpertSpec
-from adapters_store.formats.listing import some
+from adapters_store.expert_kinds.base import Copies
+from adapters_store.expert_kinds.lora import LoraExpertSpec
 from adapters_store.formats.native import FORMAT, NativeAdapter
+from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest
 
 Array = NDArray[Any]
@@ -135,7 +136,7 @@ def read_lora(state: Mapping[str, Array]) -> AdamixLora:
         raise refusal(
             STATE,
             "holds no AdaMix LoRA (transformer.h.<i>.attn.c_attn.experts_lora_A.<e> and _B.<e>) "
-            f"and no bottlenecks of AdaMix; it holds {some(state)}",
+            f"and no bottlenecks of AdaMix; it holds {name_list(state)}",
         )
     check_layers(keys.layers, keys.base, "LoRA", "experts_lora_A and experts_lora_B")
     ordered = [keys.layers[index] for index in sorted(keys.layers)]

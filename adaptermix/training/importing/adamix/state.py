@@ -1,4 +1,4 @@
-"""What an AdaMix checkpoint of GPT-2 holds, of either variant."""
+"""The contents of an AdaMix checkpoint of GPT-2, of either variant."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Protocol
 
 from adaptermix.training.importing.adamix.base_tensors import BaseTensors
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.formats.listing import some
+from adapters_store.problems import bounded_problems, name_list
 from adapters_store.types import Problem
-from adapters_store.validation import shortened
 
 STATE = "model_state_dict"
 _PREFIX = "module."  # of keys that a data parallel model saved
@@ -53,16 +52,16 @@ def state_of(checkpoint: object) -> Mapping[str, object]:
     if STATE not in checkpoint:
         raise refusal(
             "checkpoint",
-            f"has no entry {STATE!r} (it holds {some(checkpoint)}): expected a file that AdaMix's "
-            "GPT-2 training saved, model.<step>.pt or model.final.pt",
+            f"has no entry {STATE!r} (it holds {name_list(checkpoint)}): expected a file that "
+            "AdaMix's GPT-2 training saved, model.<step>.pt or model.final.pt",
         )
     others = [name for name in checkpoint if name != STATE]
     if others:
-        raise refusal("checkpoint", f"holds {some(others)} beside {STATE!r}: save that alone")
+        raise refusal("checkpoint", f"holds {name_list(others)} beside {STATE!r}: save that alone")
     named = {name.removeprefix(_PREFIX): value for name, value in state.items()}
     twice = [name for name in named if name in state and _PREFIX + name in state]
     if twice:
-        raise refusal(STATE, f"holds {some(twice)} both with and without {_PREFIX!r}")
+        raise refusal(STATE, f"holds {name_list(twice)} both with and without {_PREFIX!r}")
     return named
 
 
@@ -78,7 +77,9 @@ def check_layers(
     problems: list[Problem] = []
     if base.unknown:
         problems.append(
-            Problem(STATE, f"holds what GPT-2 and its AdaMix {kind} don't: {some(base.unknown)}")
+            Problem(
+                STATE, f"holds what GPT-2 and its AdaMix {kind} don't: {name_list(base.unknown)}"
+            )
         )
     for layer in layers.values():
         problems += layer.problems()
@@ -93,7 +94,7 @@ def check_layers(
     if not problems:
         problems += base.problems(first.hidden_size, kind)
     if problems:
-        raise InvalidAdapterError(shortened(problems))
+        raise InvalidAdapterError(bounded_problems(problems))
 
 
 def refusal(where: str, message: str) -> InvalidAdapterError:
@@ -102,12 +103,13 @@ def refusal(where: str, message: str) -> InvalidAdapterError:
 
 
 def _refuse_encoders(names: Mapping[str, object]) -> None:
-    found = [name for name in names if any(mark in name for mark in _BOTTLENECK)]
-    if found and not any("transformer.h." in name for name in found):
+    encoders = [name for name in names if any(mark in name for mark in _BOTTLENECK)]
+    if encoders and not any("transformer.h." in name for name in encoders):
         raise refusal(
             "checkpoint",
-            f"is an AdaMix checkpoint of an encoder that classifies (GLUE; {some(found)}), which "
-            "no model that generates can run: train AdaMix on GPT-2 (NLG), which can be imported",
+            f"is an AdaMix checkpoint of an encoder that classifies (GLUE; {name_list(encoders)}), "
+            "which no model that generates can run: train AdaMix on GPT-2 (NLG), which can be "
+            "imported",
         )
 
 

@@ -23,17 +23,14 @@ from adaptermix.training.importing.moa.keys import (
     MoaLayer,
 )
 from adapters_store.errors import InvalidAdapterError
-from adapters_store.expert_types import (
-    BottleneckExpertSpec,
-    ExpertSpec,
-    GatingNetworkSpec,
-    LoraExpertSpec,
-    PromptExpertSpec,
-    ThresholdSpec,
-)
+from adapters_store.expert_kinds.base import ExpertSpec
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.gating import GatingNetworkSpec, ThresholdSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
 from adapters_store.formats.native import FORMAT, NativeAdapter
+from adapters_store.problems import bounded_problems
 from adapters_store.types import AdapterManifest, Problem
-from adapters_store.validation import shortened, tensor_shapes
 
 _MODULES = {
     **{part: f"self_attn.{part.lower()}_proj" for part in ("Q", "K", "V", "O")},
@@ -44,7 +41,7 @@ _ROUTERS: tuple[Literal["linear", "swiglu"], ...] = (LINEAR, SWIGLU)
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What no tensor says: how an implementation computes."""
+    """The computation of an implementation, which no tensor tells."""
 
     scale: float  # of every LoRA
     router_input: Literal["pre_norm", "post_norm"]
@@ -76,7 +73,7 @@ def build(keys: MoaKeys, convention: Convention, base_model: str | None = None) 
     if not builder.experts and not builder.problems:
         builder.problems.append(Problem("checkpoint", "holds no expert in any layer"))
     if builder.problems:
-        raise InvalidAdapterError(shortened(builder.problems))
+        raise InvalidAdapterError(bounded_problems(builder.problems))
     manifest = AdapterManifest(
         FORMAT, tuple(builder.experts), base_model=base_model, routers=tuple(builder.routers)
     )
@@ -95,9 +92,9 @@ def half_split_rows(b: Array, heads: int) -> Array:
 
 def refuse(problems: Iterable[Problem]) -> None:
     """Raise InvalidAdapterError if there are any."""
-    found = list(problems)
-    if found:
-        raise InvalidAdapterError(shortened(found))
+    listed = list(problems)
+    if listed:
+        raise InvalidAdapterError(bounded_problems(listed))
 
 
 @dataclass(slots=True)
@@ -201,24 +198,25 @@ class _Builder:
         self, layer: MoaLayer, part: str, name: str, spec: ExpertSpec | GatingNetworkSpec
     ) -> None:
         """The part's tensors, as `name` and their pieces; `spec` says what shapes they have."""
-        shapes = tensor_shapes(spec)
+        shapes = spec.tensor_shapes
         for piece, array in layer.parts[part].items():
             # The gates of a prompt's heads were saved as [1, heads, 1, 1].
-            kept = array.reshape(-1) if piece == "gate" else array
+            tensor = array.reshape(-1) if piece == "gate" else array
             expected = shapes[f"{name}.{piece}"]
-            if kept.shape != expected:
+            if tensor.shape != expected:
                 self._refuse(
                     layer.keys[part, piece],
-                    f"has shape {list(kept.shape)}, expected {list(expected)} by what is beside it",
+                    f"has shape {list(tensor.shape)}, expected {list(expected)} by what is "
+                    "beside it",
                 )
-            self.tensors[f"{name}.{piece}"] = np.ascontiguousarray(kept, dtype=np.float32)
+            self.tensors[f"{name}.{piece}"] = np.ascontiguousarray(tensor, dtype=np.float32)
 
     def _refuse(self, where: str, message: str) -> None:
         self.problems.append(Problem(where, message))
 
 
 def _name(path: str, part: str) -> str:
-    """What the names of an expert's tensors begin with."""
+    """The prefix of the names of an expert's tensors."""
     if part == PARALLEL:
         return f"{path}.mlp.parallel"
     return f"{path}.self_attn.prompt" if part == PROMPT else f"{path}.{_MODULES[part]}"

@@ -24,7 +24,7 @@ from adaptermix.training.importing.moa.keys import (
     Naming,
     sort_keys,
 )
-from adapters_store.formats.config_files import parse_config
+from adapters_store.formats.config_files import parse_flat_config
 from adapters_store.formats.native import NativeAdapter
 from adapters_store.types import Problem
 
@@ -74,7 +74,7 @@ def convert(
     first norm puts out, and the adapter is sparse where it has threshold nets; `gamma_max` is then
     the highest threshold, GAMMA_MAX unless given. Raises InvalidAdapterError with every problem.
     """
-    said = parse_config(_Config, config, CONFIG_FILE)
+    said = parse_flat_config(_Config, config, CONFIG_FILE)
     keys = sort_keys(state, _NAMING)
     refuse(keys.problems(TENSOR_FILE))
     layers = list(keys.layers.values())

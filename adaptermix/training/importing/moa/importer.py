@@ -46,7 +46,7 @@ from; the licences of that data and of the base bind the adapter.
 
 @dataclass(frozen=True, slots=True)
 class ImportedMoa:
-    """What was read, and where it went."""
+    """The outcome of an import."""
 
     adapter: NativeAdapter
     summary: str
@@ -98,8 +98,8 @@ def _require(folder: Path, *names: str) -> None:
     refuse_pointers(*(folder / name for name in names))
 
 
-def _heads_of(base: Path, given: Heads) -> Heads:
-    if given != Heads():
+def _heads_of(base: Path, heads: Heads) -> Heads:
+    if heads != Heads():
         raise InvalidAdapterError(
             [Problem("--base", "is given with --heads or --kv-heads: give one or the other")]
         )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from adapters_store.formats.listing import some
+from adapters_store.problems import name_list
 from adapters_store.types import Problem
 
 Array = NDArray[Any]
@@ -47,7 +47,7 @@ PIECES: Mapping[str, Mapping[str, int | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How one implementation names its parts.
+    """The names of one implementation's parts.
 
     A key is `prefix` + layer + "." + the part's name + a piece of it.
     """
@@ -109,7 +109,7 @@ class MoaKeys:
     def problems(self, file: str) -> Iterator[Problem]:
         """Tensors that nobody knows, layers that are missing, parts that are not whole."""
         if self.unknown:
-            yield Problem(file, f"holds what MoA's adapters don't: {some(self.unknown)}")
+            yield Problem(file, f"holds what MoA's adapters don't: {name_list(self.unknown)}")
         if not self.layers:
             yield Problem(file, "holds no layer of MoA: is it the right file?")
         for index in range(max(self.layers, default=-1) + 1):
@@ -120,14 +120,14 @@ class MoaKeys:
 
 
 def sort_keys(state: Mapping[str, Array], naming: Naming) -> MoaKeys:
-    """Which tensor is what."""
+    """The tensors of a checkpoint by their meaning."""
     keys = MoaKeys()
     pattern = re.compile(re.escape(naming.prefix) + r"(0|[1-9]\d{0,2})\.(.+)")
     for key, array in state.items():
         match = pattern.fullmatch(key)
-        found = None if match is None else naming.find(match[2])
-        if match is not None and found is not None:
-            part, piece = found
+        place = None if match is None else naming.find(match[2])
+        if match is not None and place is not None:
+            part, piece = place
             layer = keys.layers.setdefault(int(match[1]), MoaLayer(int(match[1])))
             layer.parts.setdefault(part, {})[piece] = array
             layer.keys[part, piece] = key

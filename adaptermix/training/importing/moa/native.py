@@ -27,10 +27,12 @@ from adaptermix.training.importing.moa.keys import (
     Naming,
     sort_keys,
 )
-from adapters_store.expert_types import LoraExpertSpec, PromptExpertSpec
-from adapters_store.formats.config_files import parse_config
-from adapters_store.formats.listing import some
+from adapters_store.expert_kinds.bottleneck import BottleneckExpertSpec
+from adapters_store.expert_kinds.lora import LoraExpertSpec
+from adapters_store.expert_kinds.prompt import PromptExpertSpec
+from adapters_store.formats.config_files import parse_flat_config
 from adapters_store.formats.native import NativeAdapter
+from adapters_store.problems import name_list
 from adapters_store.types import AdapterManifest, Problem
 
 PARAMS_FILE = "adapter_params.json"
@@ -104,7 +106,7 @@ def convert(params: Mapping[str, Any], state: Mapping[str, Array], heads: Heads)
     norm, and the rows of B of queries and keys are put in the order of the base's rotation. Raises
     InvalidAdapterError with every problem.
     """
-    said = parse_config(_Params, params, PARAMS_FILE)
+    said = parse_flat_config(_Params, params, PARAMS_FILE)
     refuse(_unsupported(said))
     keys = sort_keys(state, replace(_NAMING, harmless=_NOISE if said.adapter_noisy else None))
     refuse(keys.problems(TENSOR_FILE))
@@ -144,7 +146,7 @@ def _unsupported(said: _Params) -> Iterator[Problem]:
     if unknown:
         yield Problem(
             f"{PARAMS_FILE}: lora_targets",
-            f"names {some(unknown)}: targets are {', '.join(_TARGETS)}",
+            f"names {name_list(unknown)}: targets are {', '.join(_TARGETS)}",
         )
 
 
@@ -235,7 +237,7 @@ def _size_problems(said: _Params, manifest: AdapterManifest, heads: Heads) -> It
                 yield Problem(
                     expert.site, f"has {expert.heads} heads, but --heads is {heads.query}"
                 )
-        else:
+        elif isinstance(expert, BottleneckExpertSpec):
             yield from _unlike(expert.site, "p_adapter_size", said.p_adapter_size, expert.size)
     for router in manifest.routers:
         if router.hidden != said.swi_x * router.outputs:
@@ -246,9 +248,9 @@ def _size_problems(said: _Params, manifest: AdapterManifest, heads: Heads) -> It
             )
 
 
-def _unlike(where: str, key: str, said: int, found: int) -> Iterator[Problem]:
-    if said != found:
-        yield Problem(where, f"has {key} {found} by its tensors, but {PARAMS_FILE} says {said}")
+def _unlike(where: str, key: str, stated: int, actual: int) -> Iterator[Problem]:
+    if stated != actual:
+        yield Problem(where, f"has {key} {actual} by its tensors, but {PARAMS_FILE} says {stated}")
 
 
 def _notes(said: _Params, keys: MoaKeys) -> Iterator[str]:
@@ -256,7 +258,7 @@ def _notes(said: _Params, keys: MoaKeys) -> Iterator[str]:
         if getattr(said, key):
             yield f"{key} has no effect: the published code does not use it"
     if keys.harmless:
-        yield f"left out, as nothing uses them: {some(keys.harmless)}"
+        yield f"left out, as nothing uses them: {name_list(keys.harmless)}"
     if said.const_threshold and any(THRESHOLD in layer.parts for layer in keys.layers.values()):
         yield "left out, as the threshold is constant: adapter_threshold_fn of every layer"
     empty = [str(layer.index) for layer in keys.layers.values() if not layer.experts]

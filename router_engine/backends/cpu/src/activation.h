@@ -1,4 +1,4 @@
-// What a bottleneck makes of its inner products, as adapters_store.expert_types.Activation.
+// What a bottleneck makes of its inner products, as adapters_store.expert_kinds.base.Activation.
 #pragma once
 
 #include "vec.h"

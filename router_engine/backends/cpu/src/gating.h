@@ -1,6 +1,6 @@
 // Gating networks (MoA): each token's gates, from what its layer reads.
 //
-// Equations: router_engine.kernels.reference.gating_network, adapters_store.expert_types.
+// Equations: router_engine.kernels.reference.gating_network, adapters_store.expert_kinds.gating.
 #pragma once
 
 #include "lowrank.h"

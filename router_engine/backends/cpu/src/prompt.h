@@ -1,6 +1,6 @@
 // Learned keys and values beside the cache, with a softmax of their own.
 //
-// Equation: adapters_store.expert_types.PromptExpertSpec; the gates of heads are in the values.
+// Equation: adapters_store.expert_kinds.prompt; the gates of heads are in the values.
 #pragma once
 
 #include "attention.h"

@@ -1,1 +1,0 @@
-"""What other processes on the machine cost each system."""

@@ -1,1 +1,0 @@
-"""Each instruction set by itself, on one machine."""

@@ -1,0 +1,11 @@
+"""What an error of the operating system says to people."""
+
+from __future__ import annotations
+
+
+def reason(error: Exception) -> str:
+    """What an error of the system or of an encoding says, with the file that it is about."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*named, error.strerror])
