@@ -172,6 +172,8 @@ import threading
 
 from adaptermix import LLM, SamplingParams
 
+# Ignored, as what a shell runs in the background inherits it, it would interrupt nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 llm = LLM("tiny-random", cache=sys.argv[1], kernels="reference", kv_blocks=256)
 live = llm._runtime._runtime.admission
 
