@@ -25,33 +25,28 @@ class BlockSpec:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """An embedding of the base, input or output: what a copy of it is known by.
-
-    `digests` holds the sha256 (hex) of its numbers, row major, little endian, by their format in
-    safetensors' words: in `dtype`, that in which they are served, and in formats that hold less.
-    """
+    """An embedding of the base, input or output, by which copies of it are recognised."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # in which it is served, in safetensors' words: "F32"
+    # sha256 (hex) of its numbers, row major, little endian, by their format: in `dtype`, and in
+    # formats that hold less.
     digests: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModelSpec:
-    """What a store must know of the base model to validate an adapter, without torch.
-
-    `linears` maps each linear layer's path in the model ("model.layers.0.self_attn.q_proj",
-    "lm_head") to its shape. `other_modules` holds the other parametrised modules (embeddings,
-    norms): an adapter that targets one of those is refused with a better reason than "unknown".
-    `blocks`: the decoder's layers; hidden_size, num_heads: what experts beside LoRA are checked by.
-    `embeddings`: those whose copies can be told from changed ones, by their modules' paths.
-    """
+    """The base model as a store must know it to validate an adapter, without torch."""
 
     name: str
-    architecture: str
+    architecture: str  # transformers' class: "LlamaForCausalLM"
+    # By path in the model: "model.layers.0.self_attn.q_proj", "lm_head".
     linears: Mapping[str, LinearShape]
+    # Paths of other modules with parameters (embeddings, norms): an adapter that targets one is
+    # refused with a better reason than "unknown".
     other_modules: tuple[str, ...] = ()
-    blocks: tuple[BlockSpec, ...] = ()
+    blocks: tuple[BlockSpec, ...] = ()  # the decoder's layers, first to last
     hidden_size: int = 0
-    num_heads: int = 0
+    num_heads: int = 0  # of queries
+    # By path: those whose copies in an upload can be told from changed ones.
     embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)

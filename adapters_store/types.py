@@ -87,7 +87,7 @@ class AdapterManifest:
 
     @property
     def extras(self) -> str | None:
-        """What it holds beyond plain LoRA: the first such thing, in words; None where nothing."""
+        """The first part beyond plain LoRA, in words; None where there is none."""
         return next((expert.extras for expert in self.experts if expert.extras is not None), None)
 
     @property

@@ -15,7 +15,7 @@ import uvloop
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import LLAMA, OURS, PEERS, PEFT
 from adaptermix.bench.load import Load
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.peers.plan import SUITES, jobs, traffics, wave
 from adaptermix.bench.peers.settings import ContentionSettings
 from adaptermix.bench.peers.site import (
@@ -68,7 +68,6 @@ _SYSTEMS = (OURS, PEFT, LLAMA)
 
 def run_contention(settings: ContentionSettings) -> dict[str, Any]:
     """Start everything, measure in turn; the result as written to JSON."""
-    machine = describe_machine()
     suites = [suite for suite in SUITES if suite.name == PEERS]
     with prepared(settings.as_peers(), suites) as site:
         opened, versions = open_peers(site)
@@ -78,12 +77,7 @@ def run_contention(settings: ContentionSettings) -> dict[str, Any]:
         rates = uvloop.run(_measure(site, systems, settings))
     scalars = over_best_peer(rates)
     return {
-        "kind": "contention",
-        "model": site.subject.name,
-        "machine": machine,
-        "software": describe_software(),
-        "serving": serving,
-        "settings": asdict(settings),
+        **origin("contention", site.subject.name, serving, asdict(settings)),
         "versions": versions,
         "missing": site.missing,
         "cells": [line for name, by_loops in rates.items() for line in lines(name, by_loops)],

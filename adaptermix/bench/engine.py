@@ -16,8 +16,7 @@ from rich.console import Console
 from adaptermix.bench.load import Load, OnDone, Round
 from adaptermix.bench.machine import (
     default_kernels,
-    describe_machine,
-    describe_software,
+    origin,
     read_bandwidth,
 )
 from adaptermix.bench.offline import Offline, Sizes, Step, offline, split
@@ -61,9 +60,6 @@ class Point:
     @property
     def active(self) -> set[str]:
         return {name for request in range(self.requests) for name in self.names(request)}
-
-
-Curve = Sequence[Point]
 
 
 def name_of(rank: int, number: int) -> str:
@@ -224,12 +220,12 @@ def run_engine(
                 cells, missing = _cases(system, subject, work, adapters, console)
             dtype = system.engine.info.dtype
     return {
-        "kind": "engine",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": {"dtype": dtype, "kernels": kernels, "threads": torch.get_num_threads()},
-        "settings": {**asdict(work), **asdict(adapters), **asdict(engine)},
+        **origin(
+            "engine",
+            subject.name,
+            {"dtype": dtype, "kernels": kernels, "threads": torch.get_num_threads()},
+            {**asdict(work), **asdict(adapters), **asdict(engine)},
+        ),
         "cells": cells,
         "points": points,
         "missing": missing,

@@ -24,7 +24,7 @@ from adaptermix.bench.expert_adapters import (
     num_parameters,
     write_expert_adapters,
 )
-from adaptermix.bench.machine import default_kernels, describe_machine, describe_software
+from adaptermix.bench.machine import default_kernels, origin
 from adaptermix.bench.offline import Offline, Sizes, offline
 from adaptermix.bench.report import missing_lines, provenance, row, table_head
 from adaptermix.bench.rounds import Turns
@@ -91,12 +91,12 @@ def run_experts(settings: ExpertSettings, model: ModelSettings) -> dict[str, Any
             seconds, missing = _measure(system, subject, settings)
             dtype = system.engine.info.dtype
     return {
-        "kind": "experts",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": {"dtype": dtype, "kernels": kernels, "threads": torch.get_num_threads()},
-        "settings": asdict(settings),
+        **origin(
+            "experts",
+            subject.name,
+            {"dtype": dtype, "kernels": kernels, "threads": torch.get_num_threads()},
+            asdict(settings),
+        ),
         "rank": rank,
         "cells": [
             {

@@ -18,7 +18,7 @@ from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import LLAMA, OURS
 from adaptermix.bench.kernels import CPU, FP32, INT8, ONEDNN, REFERENCE
 from adaptermix.bench.load import Load, Round
-from adaptermix.bench.machine import ROOT, commit_of, describe_machine, describe_software
+from adaptermix.bench.machine import ROOT, commit_of, origin
 from adaptermix.bench.peers import llama_cpp
 from adaptermix.bench.peers.settings import IsaSettings
 from adaptermix.bench.peers.site import engine_worker
@@ -31,6 +31,7 @@ from router_engine.backends.cpu.build import build
 from router_engine.backends.cpu.library import supported_isas
 from router_engine.config import KernelConfig
 from router_engine.errors import EngineError
+from router_engine.processors import usable_cores
 
 TORCH = "plain torch, fp32"
 BEFORE = "adaptermix before"
@@ -138,13 +139,13 @@ class _Run:
 
 def run_isa(settings: IsaSettings) -> dict[str, Any]:
     """Measure; the result as written to JSON. Raises BenchmarkError where nothing compiles."""
-    console, machine = Console(stderr=True), describe_machine()
+    console = Console(stderr=True)
     try:
         runnable = supported_isas(build(KernelConfig().cache))
     except EngineError as error:
         raise BenchmarkError(f"the C++ kernels cannot be built: {error}") from error
     with tempfile.TemporaryDirectory(prefix="adaptermix-isa-") as temporary:
-        threads = settings.threads or machine["cores"]
+        threads = settings.threads or usable_cores()
         subject, missing = resolve(settings.model), dict[str, str]()
         run = _Run(settings, subject, Path(temporary), threads, console, missing)
         measured = []
@@ -156,12 +157,12 @@ def run_isa(settings: IsaSettings) -> dict[str, Any]:
             measured.append(_one(run, isa, widest=isa == runnable[-1]))
     scalars, before = scalars_of(measured), settings.before
     return {
-        "kind": "isa",
-        "model": subject.name,
-        "machine": machine,
-        "software": describe_software(),
-        "serving": {"dtype": "bfloat16", "kernels": "cpu", "threads": threads},
-        "settings": asdict(settings) | {"before": before and commit_of(before), "out": None},
+        **origin(
+            "isa",
+            subject.name,
+            {"dtype": "bfloat16", "kernels": "cpu", "threads": threads},
+            asdict(settings) | {"before": before and commit_of(before), "out": None},
+        ),
         "isas": measured,
         "missing": missing,
         "scalars": scalars,

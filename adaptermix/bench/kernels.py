@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software, read_bandwidth
+from adaptermix.bench.machine import origin, read_bandwidth
 from adaptermix.bench.report import provenance, row, table_head
 from adaptermix.bench.settings import KernelSettings, ModelSettings
 from adaptermix.bench.subject import Subject, resolve
@@ -251,16 +251,16 @@ def run_kernels(kernels: KernelSettings, model: ModelSettings) -> dict[str, Any]
         for line in products(library, linears, rows, kernels.rounds, speed, contenders)
     ]
     return {
-        "kind": "kernels",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": {
-            "dtype": "bfloat16",
-            "kernels": "cpu and reference",
-            "threads": torch.get_num_threads(),
-        },
-        "settings": asdict(kernels),
+        **origin(
+            "kernels",
+            subject.name,
+            {
+                "dtype": "bfloat16",
+                "kernels": "cpu and reference",
+                "threads": torch.get_num_threads(),
+            },
+            asdict(kernels),
+        ),
         "bytes_per_second": speed,
         "products": lines,
         "missing": left_out(lines),

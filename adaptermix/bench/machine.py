@@ -1,4 +1,4 @@
-"""The machine and the software that a result was measured with, and how fast memory is read."""
+"""The machine and software of a result, the speed of its memory, and the memory of processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adaptermix.bench.errors import BenchmarkError
 from router_engine.processors import usable_cores
 
 LIBRARIES = (
@@ -47,6 +50,20 @@ def describe_software() -> dict[str, Any]:
         "commit": commit_of(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def origin(
+    kind: str, model: str, serving: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys that every result begins with: what was measured, where, with what and how."""
+    return {
+        "kind": kind,
+        "model": model,
+        "machine": describe_machine(),
+        "software": describe_software(),
+        "serving": serving,
+        "settings": settings,
     }
 
 
@@ -95,3 +112,53 @@ def read_bandwidth(rounds: int) -> float:
         memory.sum().item()
         best = min(best, time.perf_counter() - started)
     return _BYTES / best
+
+
+_IMPORT = "import torch, transformers, sys; print(flush=True); sys.stdin.read()"
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    pids = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            pids += descendants(int(child))
+    return pids
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its descendants; shared pages are split among users."""
+    return sum(_proportional(member) for member in descendants(pid))
+
+
+def above_import(pid: int) -> int:
+    """Resident memory of a process and its descendants, each above what its libraries take.
+
+    That is what a process takes which imports torch and transformers and does nothing else. It is
+    measured beside them: pages of libraries are shared.
+    """
+    users = [
+        member
+        for member in descendants(pid)
+        if "libtorch" in Path(f"/proc/{member}/maps").read_text()
+    ]
+    return resident_bytes(pid) - len(users) * import_bytes()
+
+
+def import_bytes() -> int:
+    """Resident memory of a process that imports torch and transformers, and does nothing else."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _IMPORT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise BenchmarkError("torch and transformers cannot be imported")
+        size = resident_bytes(process.pid)
+        process.communicate()
+        return size
+
+
+def _proportional(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return 1024 * kilobytes

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.offline import Sizes, offline
 from adaptermix.bench.report import missing_lines, provenance, row, table_head
 from adaptermix.bench.rounds import Turns, attempt
@@ -59,12 +59,12 @@ def run_quantization(
     if not (nll or steps):
         raise BenchmarkError(next(iter(missing.values())))
     return {
-        "kind": "quantization",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": {"dtype": DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
-        "settings": asdict(settings) | {"data": None},
+        **origin(
+            "quantization",
+            subject.name,
+            {"dtype": DTYPE, "kernels": kernels, "threads": torch.get_num_threads()},
+            asdict(settings) | {"data": None},
+        ),
         "nll": nll,
         "steps": steps,
         "missing": missing,

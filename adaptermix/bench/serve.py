@@ -16,7 +16,7 @@ from rich.console import Console
 
 from adaptermix.bench.clients import GenerateClient, LoadClient, OpenAIClient, http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.report import cell_of
 from adaptermix.bench.rounds import Cell, Driven, Measured, measure
 from adaptermix.bench.server import info, own_server, publish
@@ -65,12 +65,12 @@ def run_serve(
         traffic = work.traffic(population, subject.count_tokens)
         measured = uvloop.run(_measure(target, traffic, serve, work, console))
     return {
-        "kind": "serve",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": target.serving,
-        "settings": {**asdict(work), **asdict(adapters), "target": serve.target, "out": None},
+        **origin(
+            "serve",
+            subject.name,
+            target.serving,
+            {**asdict(work), **asdict(adapters), "target": serve.target, "out": None},
+        ),
         "cells": [
             cell_of(population.title(cell.case), cell, rounds, work.slo_ttft, work.slo_itl)
             for cell, rounds in measured.rounds.items()

@@ -41,7 +41,7 @@ class ExpertSpec(Protocol):
 
     @property
     def gate(self) -> int | None:
-        """Which output of its layer's gating network multiplies it; None: no gate."""
+        """The output of its layer's gating network that multiplies it; None: no gate."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class ExpertSpec(Protocol):
 
     @property
     def extras(self) -> str | None:
-        """What it holds beyond plain LoRA, in words that go on "it has ..."; None where nothing."""
+        """Its part beyond plain LoRA, in words that go on "it has ..."; None without one."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class ExpertSpec(Protocol):
         ...
 
     def misfits(self, base: BaseModelSpec, hints: int) -> Iterator[Problem]:
-        """Why it cannot act in `base`; unknown names get at most `hints` that look alike."""
+        """The reasons why it cannot act in `base`; at most `hints` near names for unknown ones."""
         ...
 
 
@@ -173,7 +173,7 @@ def linear_misfits(
 
 
 def named(base: BaseModelSpec) -> str:
-    """How problems name the base."""
+    """The base's name in problems."""
     return f"{base.name} ({base.architecture})"
 
 

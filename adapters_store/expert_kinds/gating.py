@@ -52,7 +52,7 @@ class GatingNetworkSpec:
 
     @property
     def where(self) -> str:
-        """How problems name it."""
+        """Its name in problems."""
         return f"router of {self.layer}"
 
     @property
@@ -83,28 +83,28 @@ class GatingNetworkSpec:
         if self.kind == "swiglu":
             yield from size_problems(self.where, {"hidden": self.hidden})
         elif self.hidden != 0:
-            told = f"is linear and has hidden {self.hidden}: only swiglu has it"
-            yield Problem(self.where, told)
+            message = f"is linear and has hidden {self.hidden}: only swiglu has it"
+            yield Problem(self.where, message)
         if self.top_k is not None:
             if self.activation != "softmax":
-                told = f"has top_k {self.top_k} with {self.activation}: softmax can have it"
-                yield Problem(self.where, told)
+                message = f"has top_k {self.top_k} with {self.activation}: softmax can have it"
+                yield Problem(self.where, message)
             elif not 1 <= self.top_k <= self.outputs:
-                told = f"has top_k {self.top_k}: give 1 to {self.outputs} (outputs)"
-                yield Problem(self.where, told)
+                message = f"has top_k {self.top_k}: give 1 to {self.outputs} (outputs)"
+                yield Problem(self.where, message)
         if self.threshold is not None:
             yield from self._threshold_problems(self.threshold.maximum)
 
     def _threshold_problems(self, maximum: float) -> Iterator[Problem]:
         if self.activation != "sigmoid":
-            told = f"has a threshold with {self.activation}: sigmoid can have it"
-            yield Problem(self.where, told)
+            message = f"has a threshold with {self.activation}: sigmoid can have it"
+            yield Problem(self.where, message)
         if not 0 <= maximum <= 1:
-            told = f"has a threshold of maximum {maximum:g}: give 0 to 1"
-            yield Problem(self.where, told)
+            message = f"has a threshold of maximum {maximum:g}: give 0 to 1"
+            yield Problem(self.where, message)
 
     def misfits(self, base: BaseModelSpec, hints: int) -> Iterator[Problem]:
-        """Why it cannot act in `base`."""
+        """The reasons why it cannot act in `base`."""
         layers = [block.path for block in base.blocks]
         yield from place_misfits(self.where, self.layer, "layer", layers, base, hints)
         yield from width_misfits(self.where, self.features, base)

@@ -43,6 +43,6 @@ def validate(
 
 
 def misfits(manifest: AdapterManifest, base: BaseModelSpec) -> Iterator[Problem]:
-    """Why an adapter cannot act in `base`, whatever its tensors hold; none where it can."""
+    """The reasons why an adapter cannot act in `base`, whatever its tensors hold."""
     for part in manifest.parts:
         yield from part.misfits(base, HINTS)

@@ -106,9 +106,9 @@ class AdapterReply(Reply):
 
 def _kinds(manifest: AdapterManifest) -> list[str]:
     """The kinds of an adapter's experts, built-in ones first, then copies and routers."""
-    held = {expert.kind for expert in manifest.experts}
-    built_in = [kind for kind in _BUILT_IN_KINDS if kind in held]
-    kinds = [*built_in, *sorted(held.difference(built_in))]
+    used = {expert.kind for expert in manifest.experts}
+    built_in = [kind for kind in _BUILT_IN_KINDS if kind in used]
+    kinds = [*built_in, *sorted(used.difference(built_in))]
     if any(copies_of(expert) for expert in manifest.experts):
         kinds.append("copies")
     if manifest.routers:

@@ -23,8 +23,7 @@ from adaptermix.bench.goals import (
     goals_of,
 )
 from adaptermix.bench.load import Load
-from adaptermix.bench.machine import describe_machine, describe_software
-from adaptermix.bench.peers.memory import above_import
+from adaptermix.bench.machine import above_import, origin
 from adaptermix.bench.peers.plan import (
     SUITES,
     cells,
@@ -80,7 +79,6 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
     What can't be installed, started or measured is left out, with the reason in `missing`; what of
     that is ours is in `failed`, too. Raises BenchmarkError where our server doesn't start at all.
     """
-    machine = describe_machine()
     with prepared(settings) as site:
         running = serve(site, site.options("store"), "server.log", site.folders)
         scalars: Scalars = {"start_seconds": _starts(site)}
@@ -91,12 +89,7 @@ def run_peers(settings: PeerSettings) -> dict[str, Any]:
         site.missing.update(measured.missing)
         scalars |= _scalars(site, measured, systems)
     result = {
-        "kind": "peers",
-        "model": site.subject.name,
-        "machine": machine,
-        "software": describe_software(),
-        "serving": serving,
-        "settings": asdict(settings),
+        **origin("peers", site.subject.name, serving, asdict(settings)),
         "versions": versions,
         "missing": site.missing,
         "timing": dict(measured.timing),

@@ -15,7 +15,7 @@ from typing import Literal
 
 import aiohttp
 
-from adaptermix.bench.peers.memory import descendants
+from adaptermix.bench.machine import descendants
 
 Role = Literal["server", "engine", "encoder"]
 # What stands in a child's command line.

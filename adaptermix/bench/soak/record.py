@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from adaptermix.bench.soak.answers import Comparison, Told, compare, unversioned
-from adaptermix.bench.soak.asking import Ended
+from adaptermix.bench.soak.answers import Comparison, Ended, Told, compare, unversioned
 from adaptermix.bench.soak.questions import SoakRequest
 
 _MOST_KEPT = 20  # examples of one kind of trouble

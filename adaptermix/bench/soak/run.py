@@ -20,11 +20,10 @@ from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.soak.admin import Admin
-from adaptermix.bench.soak.answers import Told, compare
-from adaptermix.bench.soak.asking import Manner, ask
+from adaptermix.bench.soak.answers import Manner, Told, ask, compare
 from adaptermix.bench.soak.faults import Fault, Incarnation, Order, Role, Watch, strike
 from adaptermix.bench.soak.questions import FRESH, SoakRequest, questions
 from adaptermix.bench.soak.record import Figures, SoakRecord, pools_of
@@ -151,7 +150,7 @@ def run_soak(settings: SoakSettings, model: ModelSettings) -> dict[str, Any]:
     """The result as written to JSON; `verdicts` say whether it held."""
     console = Console(stderr=True)
     subject = resolve(model.model)
-    machine, load = describe_machine(), os.getloadavg()
+    load = os.getloadavg()
     with opened(settings, model, subject) as site:
         chosen = questions(
             settings, site.adapters, site.server.info["model_id"], subject.count_tokens
@@ -159,13 +158,8 @@ def run_soak(settings: SoakSettings, model: ModelSettings) -> dict[str, Any]:
         soak, pools, seconds = uvloop.run(_run(settings, site, chosen, console))
         after = _end(soak) | {"pools": pools}
         result: dict[str, Any] = {
-            "kind": "soak",
-            "model": subject.name,
-            "machine": machine,
-            "software": describe_software(),
-            "serving": site.server.serving,
+            **origin("soak", subject.name, site.server.serving, asdict(settings)),
             "load": {"before": load, "after": os.getloadavg()},
-            "settings": asdict(settings),
             "seconds": seconds,
             "requests": _requests(soak.ledger, soak.manners),
             "faults": [asdict(one) | {"recovered": one.recovered} for one in soak.faults],

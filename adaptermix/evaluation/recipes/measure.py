@@ -11,7 +11,7 @@ from sacrebleu.metrics.bleu import BLEU
 from torch import Tensor
 
 from adaptermix.evaluation.recipes.tasks import ExperimentTask, TestRow, completions_of
-from adaptermix.evaluation.scoring.scores import number_match, rouge_l
+from adaptermix.evaluation.scoring.tasks import number_match, rouge_l
 from adaptermix.training.adamix.draws import seeded
 from adaptermix.training.data import Example, Row, plan_batches, tokenize
 from adaptermix.training.loss import Batch, collate, completion_nll

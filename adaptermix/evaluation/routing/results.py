@@ -10,8 +10,7 @@ from adaptermix.evaluation.asking import Answer, Ask
 from adaptermix.evaluation.routing.plan import Case, EvaluationCell
 from adaptermix.evaluation.routing.suite import Suite, SuiteRouting
 from adaptermix.evaluation.scoring import bootstrap
-from adaptermix.evaluation.scoring.scores import parses_as_python
-from adaptermix.evaluation.scoring.tasks import Task, task_named
+from adaptermix.evaluation.scoring.tasks import Task, parses_as_python, task_named
 
 NLL = "NLL"
 OPENING_NLL = "NLL of the opening"

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.server import own_server
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.subject import Subject, resolve
@@ -121,12 +121,7 @@ def run_evaluation(settings: EvaluationSettings, model: ModelSettings) -> dict[s
     ):
         measured = uvloop.run(_measure(at, suite, cells, settings, subject, journal, console))
     return {
-        "kind": "eval",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": at.serving,
-        "settings": asdict(settings) | {"data": None},
+        **origin("eval", subject.name, at.serving, asdict(settings) | {"data": None}),
         "files": rows.files,
         "suite": suite.model_dump(exclude={"tuning"}, exclude_none=True),
         "tuned": tuned,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.settings import ModelSettings
 from adaptermix.bench.subject import resolve
 from adaptermix.evaluation.asking import Asking
@@ -62,12 +62,7 @@ def run_tuning(settings: EvaluationSettings, model: ModelSettings) -> dict[str, 
     ):
         losses = uvloop.run(_measure(at, trials, cells, settings, journal, console))
     return {
-        "kind": "tuning",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": at.serving,
-        "settings": asdict(settings) | {"data": None},
+        **origin("tuning", subject.name, at.serving, asdict(settings) | {"data": None}),
         "files": rows.files,
         "families": chosen_of(trials, losses),
     }

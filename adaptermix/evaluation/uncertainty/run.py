@@ -15,7 +15,7 @@ from rich.console import Console
 
 from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
-from adaptermix.bench.machine import describe_machine, describe_software
+from adaptermix.bench.machine import origin
 from adaptermix.bench.rounds import attempt
 from adaptermix.bench.server import OwnServer, own_server, publish
 from adaptermix.bench.settings import ModelSettings
@@ -58,13 +58,13 @@ def run_uncertainty(settings: UncertaintySettings, model: ModelSettings) -> dict
     if not adapters:
         raise BenchmarkError(next(iter(missing.values()), "there is no adapter to measure"))
     return {
-        "kind": "uncertainty",
-        "model": subject.name,
-        "machine": describe_machine(),
-        "software": describe_software(),
-        "serving": own.serving,
-        "settings": asdict(settings)
-        | {"data": None, "adapter": [folder.name for folder in settings.adapter]},
+        **origin(
+            "uncertainty",
+            subject.name,
+            own.serving,
+            asdict(settings)
+            | {"data": None, "adapter": [folder.name for folder in settings.adapter]},
+        ),
         "files": rows.files,
         "adapters": adapters,
         "missing": missing,

@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import GOALS, INT8, MIXED, OFFLINE, OURS
 from adaptermix.bench.load import Load, Round
-from adaptermix.bench.machine import ROOT
+from adaptermix.bench.machine import ROOT, descendants, import_bytes, resident_bytes
 from adaptermix.bench.peers import run
 from adaptermix.bench.peers.environment import PeerEnvironment
-from adaptermix.bench.peers.memory import descendants, import_bytes, resident_bytes
 from adaptermix.bench.peers.plan import (
     SUITES,
     cells,

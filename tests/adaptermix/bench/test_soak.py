@@ -21,15 +21,16 @@ from adaptermix.bench.clients import http_client
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.soak.answers import (
     Comparison,
+    Ended,
     MalformedError,
     Route,
     Told,
+    ask,
     compare,
     error_of,
     read_stream,
     read_whole,
 )
-from adaptermix.bench.soak.asking import Ended, ask
 from adaptermix.bench.soak.faults import LEAST_SAMPLES, Incarnation, Order, Watch
 from adaptermix.bench.soak.questions import KINDS, SoakRequest, questions
 from adaptermix.bench.soak.record import Figures, SoakRecord

@@ -13,8 +13,15 @@ from peft import PeftModel
 from adaptermix.evaluation.scoring import bootstrap
 from adaptermix.evaluation.scoring.models import BASE, Systems
 from adaptermix.evaluation.scoring.run import ScoringSettings, evaluate, markdown, provenance
-from adaptermix.evaluation.scoring.scores import exact_match, number_match, rouge_l, token_f1
-from adaptermix.evaluation.scoring.tasks import TASKS, options_of, task_named
+from adaptermix.evaluation.scoring.tasks import (
+    TASKS,
+    exact_match,
+    number_match,
+    options_of,
+    rouge_l,
+    task_named,
+    token_f1,
+)
 from adaptermix.training.data import Row, tokenize
 from adaptermix.training.errors import DataError, TrainingError
 from adaptermix.training.recipes.lora import train_lora

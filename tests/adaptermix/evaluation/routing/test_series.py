@@ -34,8 +34,7 @@ from adaptermix.evaluation.routing.results import (
     measures_of,
 )
 from adaptermix.evaluation.routing.suite import Suite, SuiteRouting, Tuning
-from adaptermix.evaluation.scoring.scores import parses_as_python
-from adaptermix.evaluation.scoring.tasks import task_named
+from adaptermix.evaluation.scoring.tasks import parses_as_python, task_named
 from adaptermix.evaluation.settings import EvaluationSettings
 from adaptermix.training.data import Row
 
