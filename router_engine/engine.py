@@ -87,14 +87,7 @@ class Engine:
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
         self._blocks = BlockPool(num_blocks)
         self.info = _info(loaded, self.base, config, num_blocks, self._routing)
-        self._scheduler = Scheduler(
-            config.scheduler,
-            self._blocks,
-            block_size=config.cache.block_size,
-            max_model_len=self.info.max_model_len,
-            vocab_size=self.info.vocab_size,
-            prefix_cache=config.cache.prefix_cache,
-        )
+        self._scheduler = _scheduler(config, self._blocks, self.info)
         shape, size = loaded.kv_shape, config.cache.block_size
         cache = PagedCache(shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device)
         proof = Proof(loaded, self._experts, cache, config.kernels.cache)
@@ -357,6 +350,17 @@ class Engine:
             follow(None)
         else:
             self._tasks[owner] = follow
+
+
+def _scheduler(config: EngineConfig, blocks: BlockPool, info: EngineInfo) -> Scheduler:
+    return Scheduler(
+        config.scheduler,
+        blocks,
+        block_size=config.cache.block_size,
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+        prefix_cache=config.cache.prefix_cache,
+    )
 
 
 def _info(

@@ -19,7 +19,7 @@ class SparseWeights(msgspec.Struct, frozen=True):
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, weights: Sequence[float]) -> SparseWeights:
+    def from_dense(cls, weights: Sequence[float]) -> SparseWeights:
         """From one number for each adapter."""
         kept = [(column, weight) for column, weight in enumerate(weights) if weight != 0]
         return cls(len(weights), tuple(c for c, _ in kept), tuple(w for _, w in kept))

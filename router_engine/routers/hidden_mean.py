@@ -137,7 +137,7 @@ class HiddenMeanRouter:
             group = self._sessions[question.request_id]
             if question.mean is None:
                 weights = _prior(group.params, len(group.candidates))
-                sparse = SparseWeights.of(weights)
+                sparse = SparseWeights.from_dense(weights)
                 answers.append(HiddenWeights(question.request_id, question.num_tokens, sparse))
             else:
                 groups.setdefault(group, []).append(question)

@@ -160,7 +160,7 @@ class Scheduler:
         if state is None:
             return
         if not isinstance(weights, SparseWeights):
-            weights = SparseWeights.of(weights)
+            weights = SparseWeights.from_dense(weights)
         until = self._queries.accept(state, num_tokens, weights, at_most, window)
         self._apply_weights(state, weights, until)
         if state.status is RequestStatus.WAITING_WEIGHTS:
@@ -231,7 +231,11 @@ class Scheduler:
         if layer_routing is not None:  # these say which adapters may act, in keys of blocks too
             weights = (1.0,) * len(request.adapters)
         is_fixed = request.routing is None
-        history = WeightsHistory.fixed(SparseWeights.of(weights)) if is_fixed else WeightsHistory()
+        history = (
+            WeightsHistory.fixed(SparseWeights.from_dense(weights))
+            if is_fixed
+            else WeightsHistory()
+        )
         state = RequestState(
             request,
             self.counters.submitted,

@@ -27,7 +27,7 @@ def planned(adapters: tuple[str, ...], *runs: tuple[float, ...], **more: Any) ->
         start=0,
         block_ids=(0,),
         sample=True,
-        weight_runs=tuple((2, SparseWeights.of(run)) for run in runs),
+        weight_runs=tuple((2, SparseWeights.from_dense(run)) for run in runs),
         known_tokens=tokens,
     )
 

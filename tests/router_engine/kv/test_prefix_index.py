@@ -29,7 +29,7 @@ def keys(
     history, until = WeightsHistory(), 0
     for length, weights in runs:
         until += length
-        history.extend(SparseWeights.of(weights), until)
+        history.extend(SparseWeights.from_dense(weights), until)
     return BlockKeys(4, digests, combination, salt).first(3, tokens, history)
 
 
@@ -80,14 +80,14 @@ def test_who_split_the_runs_does_not_count() -> None:
 
 
 def test_keys_are_computed_on_from_where_they_were() -> None:
-    history = WeightsHistory.fixed(SparseWeights.of((1.0,)))
+    history = WeightsHistory.fixed(SparseWeights.from_dense((1.0,)))
     growing = BlockKeys(4, (A,), "sum")
     first = growing.first(1, TOKENS[:4], history)
     assert growing.first(3, TOKENS, history)[:1] == first
     assert growing.first(3, TOKENS, history) == keys((A,), ((12, (1.0,)),))
     assert growing.first(2, TOKENS, history) == keys((A,), ((12, (1.0,)),))[:2]
     growing.reset()
-    other = WeightsHistory.fixed(SparseWeights.of((2.0,)))
+    other = WeightsHistory.fixed(SparseWeights.from_dense((2.0,)))
     assert growing.first(3, TOKENS, other) == keys((A,), ((12, (2.0,)),))
 
 

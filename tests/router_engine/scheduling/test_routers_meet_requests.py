@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from router_engine.config import SchedulerConfig
+from router_engine.errors import RouterError
 from router_engine.events import FinishReason
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest, TokenRouting
 from router_engine.routers.base import RoutedWeights
-from router_engine.routers.given import GivenTokenRouter
+from router_engine.routers.instant import InstantTokenRouter, Rule
 from router_engine.routing import RoutingFailure, RunningRouters
 from router_engine.scheduling.router_queries import DueQueries
 from router_engine.scheduling.scheduler import Scheduler
@@ -25,14 +27,25 @@ from tests.router_engine.scheduling.harness import (
     routed,
 )
 
-GIVEN = TokenRouting("given", {"weights": [[1.0, 0.0], [0.5, 0.5]]})
+GIVEN = TokenRouting("given")
+ROWS = ((1.0, 0.0), (0.5, 0.5))  # for the first tokens; there are none for more
 
 
-class CountingRouter(GivenTokenRouter):
-    """The router `given`, with its polls counted."""
+def _rule(params: Mapping[str, Any], num_candidates: int) -> Rule:
+    def weights(num_prompt_tokens: int, num_tokens: int) -> tuple[float, ...]:
+        row = num_tokens - num_prompt_tokens
+        if row >= len(ROWS):
+            raise RouterError(f"weights has {len(ROWS)} rows")
+        return ROWS[row]
+
+    return weights
+
+
+class CountingRouter(InstantTokenRouter):
+    """Answers with ROWS; its polls are counted."""
 
     def __init__(self, name: str, polls: Counter[str]) -> None:
-        super().__init__()
+        super().__init__(_rule)
         self._name = name
         self._polls = polls
 

@@ -70,7 +70,7 @@ def test_rows_say_what_the_runner_needs() -> None:
     (row,) = plan.rows
     (generated,) = drive.tokens["a"]
     assert (row.token_ids, row.start, row.stop, row.sample) == ((generated,), 5, 6, True)
-    assert row.weight_runs == ((1, SparseWeights.of((0.5,))),)
+    assert row.weight_runs == ((1, SparseWeights.from_dense((0.5,))),)
     assert (row.adapters, row.combination, row.sampling) == (("sha256:a",), "sum", sampling)
     assert len(row.block_ids) == 2
     assert row.num_generated == 1

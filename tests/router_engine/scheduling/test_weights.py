@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from router_engine.scheduling.weights_history import WeightsHistory
 from router_engine.sparse_weights import SparseWeights
 
-ONE, TWO, THREE = (SparseWeights.of((weight,)) for weight in (1.0, 2.0, 3.0))
-BOTH = SparseWeights.of((0.5, 1.0))
+ONE, TWO, THREE = (SparseWeights.from_dense((weight,)) for weight in (1.0, 2.0, 3.0))
+BOTH = SparseWeights.from_dense((0.5, 1.0))
 
 
 def test_fixed_weights_hold_everywhere() -> None:
@@ -75,7 +75,7 @@ def test_runs_between_agree_with_each_position(
     history = WeightsHistory()
     flat: list[SparseWeights] = []
     for length, value in runs:
-        weights = SparseWeights.of((float(value),))
+        weights = SparseWeights.from_dense((float(value),))
         flat += [weights] * length
         history.extend(weights, len(flat))
     start = data.draw(st.integers(0, len(flat) - 1))
