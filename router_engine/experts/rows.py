@@ -266,7 +266,7 @@ class RowPool:
         pick = slice(first, first + len(index)) if consecutive else index.to(self._device)
         traits = [rows.traits[digests[column]] for column, _ in present]
         # `linear` refuses scales that are not positive, so 1 only keeps unused rows finite.
-        roots = [one.scale**0.5 if one.scale > 0 else 1.0 for one in traits]
+        roots = [each.scale**0.5 if each.scale > 0 else 1.0 for each in traits]
         lengths = torch.tensor([span.length for _, span in present])
         columns = torch.tensor([column for column, _ in present])
         parts = {name: part[pick] for name, part in rows.parts.items()}
@@ -290,10 +290,11 @@ def _activations(
     traits: Sequence[RowAttributes], lengths: Sequence[int]
 ) -> tuple[tuple[Activation, int, int], ...]:
     """As `GatheredRows.activations`, for adapters with so many rows each."""
-    found: list[tuple[Activation, int, int]] = []
+    activations: list[tuple[Activation, int, int]] = []
     first = 0
-    for one, length in zip(traits, lengths, strict=True):
-        if one.activation is not None:
-            found.append((one.activation, first, first + length - one.has_up_bias))
+    for attributes, length in zip(traits, lengths, strict=True):
+        if attributes.activation is not None:
+            last = first + length - attributes.has_up_bias
+            activations.append((attributes.activation, first, last))
         first += length
-    return tuple(found)
+    return tuple(activations)
