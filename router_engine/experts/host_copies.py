@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class ResidencyCounters:
-    """What has come and gone. recent: seconds of the loads that are not reported yet."""
+    """Adapters that have come and gone since the start."""
 
-    loads: int = 0
-    evictions: int = 0
-    load_seconds: float = 0.0
-    recent: list[float] = field(default_factory=list)
+    loads: int = 0  # read from disk
+    evictions: int = 0  # taken off the device to make room
+    load_seconds: float = 0.0  # of all loads together
+    recent: list[float] = field(default_factory=list)  # seconds of loads not reported yet
 
     def count_load(self, adapter: HostAdapter) -> None:
         """An adapter has been read."""
