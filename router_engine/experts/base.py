@@ -54,25 +54,24 @@ class ExpertRows:
     """All rank rows of one adapter at one site, on the host.
 
     At a linear layer and at a bottleneck a row r adds z_r b_r, z_r = act(a_r . x + bias_r). At a
-    prompt a row is a key and a value: a = K [length, kv_heads * head_dim], b = V with the head
-    gates c folded in [length, heads * head_dim].
-
-    a [rows, in]; b [rows, out], the scale already in it, finite once an adapter is loaded
-    (`experts.contained`); scale is kept because `linear` splits it.
-    prototype [rows] fp32: what layer routers score with (`experts.lora.prototypes`), 0 where the
-    adapter is not plain. bias [rows] fp32: 0 where None. activation: None is the identity.
-    has_up_bias: the last row is a bottleneck's bias on the way up; its a is 0, its bias 1, and it
-    has no activation, so that its z is 1. gate [rows] int32: the output of the layer's router that
-    multiplies the row, -1 for none; None: no row has one.
+    prompt a row is a key and a value. What rows are at the sites of other kinds, their files say.
     """
 
+    # [rows, in]; of a prompt K [length, kv_heads * head_dim].
     a: Tensor
+    # [rows, out], the scale already in it, finite once an adapter is loaded (`contained`); of a
+    # prompt V with the head gates c folded in [length, heads * head_dim].
     b: Tensor
-    scale: float
+    scale: float  # kept because `linear` splits it
+    # [rows] fp32: what layer routers score with (`prototypes`), 0 where the adapter is not plain.
     prototype: Tensor
-    bias: Tensor | None = None
-    activation: Activation | None = None
+    bias: Tensor | None = None  # [rows] fp32: 0 where None
+    activation: Activation | None = None  # None: the identity
+    # The last row is a bottleneck's bias on the way up; its a is 0, its bias 1, and it has no
+    # activation, so that its z is 1.
     has_up_bias: bool = False
+    # [rows] int32: the output of the layer's gating network that multiplies the row, -1 for none;
+    # None: no row has one.
     gate: Tensor | None = None
 
     @property

@@ -74,9 +74,9 @@ class StepGateValues:
 
     def _storage(self, like: Tensor) -> Tensor:
         if self._values is None:
-            known = known_gates(self._layers, len(like), self._columns, self._prompts)
-            ones = torch.ones(*known.shape[:2], 1)
-            self._values = torch.cat((ones, known), dim=-1).to(like.device)
+            earlier = known_gates(self._layers, len(like), self._columns, self._prompts)
+            ones = torch.ones(*earlier.shape[:2], 1)
+            self._values = torch.cat((ones, earlier), dim=-1).to(like.device)
         return self._values
 
 
@@ -88,8 +88,8 @@ def known_gates(
     for prompt in prompts:
         for digest, first, count in columns:
             if prompt.kept is not None and digest in prompt.kept:
-                kept = torch.from_numpy(prompt.kept[digest])
-                values[:, prompt.tokens, first : first + count] = kept[:, None]
+                gates = torch.from_numpy(prompt.kept[digest])
+                values[:, prompt.tokens, first : first + count] = gates[:, None]
     return values
 
 
@@ -101,7 +101,7 @@ def gate_readings(
     values [layers, tokens, width], on the host: of all tokens; those of tokens that do not use an
     adapter are changed to NaN.
     """
-    found = _found_in_prompts(pool, weights.prompts, columns, values)
+    of_prompts = _found_in_prompts(pool, weights.prompts, columns, values)
     below, above = slice(probe_layer), slice(probe_layer, None)
     for layers, part in ((below, weights.below_probe or weights), (above, weights)):
         for digest, first, count in columns:
@@ -112,7 +112,7 @@ def gate_readings(
                 else (part.sum_weights[:, column] == 0).cpu()
             )
             values[layers, idle, first : first + count] = torch.nan
-    return GateTensors(values, columns, found)
+    return GateTensors(values, columns, of_prompts)
 
 
 def _found_in_prompts(
@@ -122,12 +122,12 @@ def _found_in_prompts(
 
     values [layers, tokens, width]: gates of all tokens, on the host.
     """
-    found: dict[str, PromptGates] = {}
+    by_request: dict[str, PromptGates] = {}
     for prompt in prompts:
         if prompt.kept is None:
-            found[prompt.request_id] = {
+            by_request[prompt.request_id] = {
                 digest: values[:, prompt.first, first : first + count].numpy().copy()
                 for digest, first, count in columns
                 if digest in prompt.adapters and pool.reads_whole_prompts(digest)
             }
-    return found
+    return by_request

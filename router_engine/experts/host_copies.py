@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class ResidencyCounters:
-    """What has come and gone. recent: seconds of the loads that are not reported yet."""
+    """Adapters that have come and gone since the start."""
 
-    loads: int = 0
-    evictions: int = 0
-    load_seconds: float = 0.0
-    recent: list[float] = field(default_factory=list)
+    loads: int = 0  # read from disk
+    evictions: int = 0  # taken off the device to make room
+    load_seconds: float = 0.0  # of all loads together
+    recent: list[float] = field(default_factory=list)  # seconds of loads not reported yet
 
     def count_load(self, adapter: HostAdapter) -> None:
         """An adapter has been read."""
@@ -81,19 +81,20 @@ class HostCopies:
         self._copies.move_to_end(digest)
         return self._copies[digest]
 
-    def read_ahead(self, needs: Sequence[Sequence[str]], kept: Collection[str]) -> None:
+    def read_ahead(self, needs: Sequence[Sequence[str]], staying: Collection[str]) -> None:
         """Have copies read that waiters need: the first's, and those of later ones while all fit.
 
-        `needs`: of each waiter, in their order. `kept`: copies that are needed besides. None of
+        `needs`: of each waiter, in their order. `staying`: copies that are needed besides. None of
         them is dropped by `trim`. Others are not read, unless that has begun.
         """
         wanted = dict.fromkeys(chain.from_iterable(needs))
-        copies = {one: self._copies[one].num_bytes for one in (*wanted, *kept) if one in self}
+        needed = (*wanted, *staying)
+        copies = {each: self._copies[each].num_bytes for each in needed if each in self}
         sizes = self._sizes | copies
         self._sizes = {digest: sizes[digest] for digest in wanted if digest in sizes}
         self._first = frozenset(needs[0] if needs else ())
-        self._front = {*kept}
-        room = self._limit - sum(copies.get(digest, 0) for digest in kept)
+        self._front = {*staying}
+        room = self._limit - sum(copies.get(digest, 0) for digest in staying)
         for digest in [digest for digest in wanted if digest not in self._front]:
             room -= sizes.get(digest, 1)  # one that was never read takes what is left
             if room < 0 and digest not in self._first:

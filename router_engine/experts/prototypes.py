@@ -21,13 +21,13 @@ def prototypes(factors: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     by_rank: dict[int, list[int]] = {}
     for index, (a, _) in enumerate(factors):
         by_rank.setdefault(a.shape[0], []).append(index)
-    found: list[Tensor] = [torch.empty(0)] * len(factors)
+    directions: list[Tensor] = [torch.empty(0)] * len(factors)
     for members in by_rank.values():
         inner = torch.stack([_gram(factors[index][0]) for index in members])
         outer = torch.stack([_gram(factors[index][1]) for index in members])
-        for index, one in zip(members, _solve(inner, outer).unbind(), strict=True):
-            found[index] = one
-    return found
+        for index, direction in zip(members, _solve(inner, outer).unbind(), strict=True):
+            directions[index] = direction
+    return directions
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -178,9 +178,9 @@ class ResidencyManager:
         """
         if digest not in self._manifests:
             return self._host.ask(digest, lambda: self._describe(digest, self._stored(digest)))
-        known: Future[AdapterResidency] = Future()
-        known.set_result(self.describe(digest))
-        return known
+        description: Future[AdapterResidency] = Future()
+        description.set_result(self.describe(digest))
+        return description
 
     def describe(self, digest: str) -> AdapterResidency:
         """Of an adapter that is on host or device."""
@@ -352,7 +352,7 @@ class ResidencyManager:
 
     def _missing(self, waiter: Waiter) -> list[HostAdapter]:
         """What is to be placed for a waiter that lacks no file."""
-        copies = (self._host.get(one) for one in waiter.digests if one not in self._device)
+        copies = (self._host.get(each) for each in waiter.digests if each not in self._device)
         return [copy for copy in copies if copy is not None]
 
     def _evict(self, digest: str) -> int:
@@ -381,7 +381,7 @@ class ResidencyManager:
         leaving = [digest for digest in first.draining if digest in self._device]
         if not staying.isdisjoint(leaving) or not self._pool.fits_without(missing, leaving):
             # Those that the fewest use, and of these the least recently used.
-            movable = [one for one in self._device if one not in {*staying, *first.digests}]
-            movable.sort(key=lambda one: len(self._holders.users.get(one, ())))
+            movable = [each for each in self._device if each not in {*staying, *first.digests}]
+            movable.sort(key=lambda digest: len(self._holders.users.get(digest, ())))
             first.draining = fewest(movable, partial(self._pool.fits_without, missing))
         self._draining = first.draining

@@ -24,25 +24,20 @@ from router_engine.scheduling.plan import GateColumns
 
 @dataclass(frozen=True, slots=True)
 class GatheredRows:
-    """The rows of a step's adapters at one site.
+    """The rows of a step's adapters at one site; what is not said here is as in `ExpertRows`."""
 
-    a [rows, in]; b [rows, out]; owner [rows]: column of the step's weight matrix;
-    scale_root [rows]: sqrt of each row's scale; rank_index [rows]: position within its adapter;
-    prototype [rows] fp32; bias [rows] fp32 and gate [rows] int32, None where no row has one: as
-    `ExpertRows`. activations: (which, first row, last row + 1) of those that have one.
-    `layout` is equal for sites whose owner and rank_index are equal, so that what depends on
-    them alone is computed once a step.
-    """
-
-    a: Tensor
-    b: Tensor
-    owner: Tensor
-    scale_root: Tensor
-    rank_index: Tensor
-    prototype: Tensor
-    layout: tuple[tuple[int, int], ...]  # (column, rank) of each adapter
-    bias: Tensor | None = None
-    gate: Tensor | None = None
+    a: Tensor  # [rows, in]
+    b: Tensor  # [rows, out]
+    owner: Tensor  # [rows]: column of the step's weight matrix
+    scale_root: Tensor  # [rows]: square root of each row's scale
+    rank_index: Tensor  # [rows]: position within its adapter
+    prototype: Tensor  # [rows] fp32
+    # (column, rank) of each adapter. Equal for sites whose owner and rank_index are equal, so that
+    # what depends on them alone is computed once a step.
+    layout: tuple[tuple[int, int], ...]
+    bias: Tensor | None = None  # [rows] fp32; None where no row has one
+    gate: Tensor | None = None  # [rows] int32; None where no row has one
+    # (which, first row, last row + 1) of those that have one.
     activations: tuple[tuple[Activation, int, int], ...] = ()
 
     @property
@@ -52,18 +47,17 @@ class GatheredRows:
 
 @dataclass(frozen=True, slots=True)
 class RowPointers:
-    """Where an adapter's rows lie at a site. Good until the pool's `version` changes.
+    """Addresses of an adapter's rows at a site. Good until the pool's `version` changes.
 
-    Addresses of its first row in each part, 0 where the site has no such part: a and b in the
-    pool's dtype, prototype and bias in fp32, gate in int32, all contiguous. The rest: `ExpertRows`.
+    Of its first row in each part, all contiguous; 0 where the site has no such part.
     """
 
-    a: int
-    b: int
-    prototype: int
-    bias: int
-    gate: int
-    count: int
+    a: int  # in the pool's dtype
+    b: int  # in the pool's dtype
+    prototype: int  # fp32
+    bias: int  # fp32
+    gate: int  # int32
+    count: int  # rows
     scale: float
     activation: Activation | None
     has_up_bias: bool
@@ -266,7 +260,7 @@ class RowPool:
         pick = slice(first, first + len(index)) if consecutive else index.to(self._device)
         traits = [rows.traits[digests[column]] for column, _ in present]
         # `linear` refuses scales that are not positive, so 1 only keeps unused rows finite.
-        roots = [one.scale**0.5 if one.scale > 0 else 1.0 for one in traits]
+        roots = [each.scale**0.5 if each.scale > 0 else 1.0 for each in traits]
         lengths = torch.tensor([span.length for _, span in present])
         columns = torch.tensor([column for column, _ in present])
         parts = {name: part[pick] for name, part in rows.parts.items()}
@@ -290,10 +284,11 @@ def _activations(
     traits: Sequence[RowAttributes], lengths: Sequence[int]
 ) -> tuple[tuple[Activation, int, int], ...]:
     """As `GatheredRows.activations`, for adapters with so many rows each."""
-    found: list[tuple[Activation, int, int]] = []
+    activations: list[tuple[Activation, int, int]] = []
     first = 0
-    for one, length in zip(traits, lengths, strict=True):
-        if one.activation is not None:
-            found.append((one.activation, first, first + length - one.has_up_bias))
+    for attributes, length in zip(traits, lengths, strict=True):
+        if attributes.activation is not None:
+            last = first + length - attributes.has_up_bias
+            activations.append((attributes.activation, first, last))
         first += length
-    return tuple(found)
+    return tuple(activations)

@@ -94,12 +94,12 @@ def variant_of(digest: str) -> Variant:
 
 
 def _choice(text: str) -> Choice:
-    kind, _, given = text.partition(":")
+    kind, _, values = text.partition(":")
     choice: Choice | None = None
     if kind == "stochastic":
-        choice = Stochastic(int(given))
+        choice = Stochastic(int(values))
     if kind == "soup":
-        down, _, up = given.partition("/")
+        down, _, up = values.partition("/")
         choice = Soup(_numbers(down), _numbers(up))
     if choice is None or str(choice) != text:
         raise ValueError(f"{text!r} is no variant: use soup:... or stochastic:...")

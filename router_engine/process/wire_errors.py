@@ -32,8 +32,8 @@ class WireError(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, error: BaseException) -> WireError:
-        known = (kind.__name__ for kind in type(error).__mro__ if kind in _KNOWN.values())
-        nearest = next(known, None)
+        names = (kind.__name__ for kind in type(error).__mro__ if kind in _KNOWN.values())
+        nearest = next(names, None)
         if nearest is None:
             return cls(type(error).__name__, str(error))
         return cls(nearest, str(error), *(getattr(error, name, None) for name in _ATTRIBUTES))
