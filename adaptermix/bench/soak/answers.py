@@ -15,10 +15,9 @@ from typing import Any, Literal
 import aiohttp
 import msgspec
 
-from adaptermix.bench.soak.questions import SoakRequest
+from adaptermix.bench.soak.questions import Route, SoakRequest
 
 Json = Mapping[str, Any]
-Route = Literal["/generate", "/v1/completions", "/v1/chat/completions", "/score"]
 Match = Literal["right", "tie", "wrong"]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from adaptermix.bench.soak.answers import Route
 from adaptermix.bench.soak.settings import SoakSettings
 from adaptermix.bench.workload import TokenCount, make_prompts
 
@@ -20,6 +19,7 @@ _LEAST_PROMPT = 24
 _TOP = 2  # of the likeliest tokens, to tell a tie
 _SCORED = 3
 
+Route = Literal["/generate", "/v1/completions", "/v1/chat/completions", "/score"]
 Mixture = Mapping[str, Any] | None
 Maker = Callable[[random.Random, Sequence[str]], Mixture]
 

@@ -23,7 +23,6 @@ from adaptermix.bench.soak.answers import (
     Comparison,
     Ended,
     MalformedError,
-    Route,
     Told,
     ask,
     compare,
@@ -32,7 +31,7 @@ from adaptermix.bench.soak.answers import (
     read_whole,
 )
 from adaptermix.bench.soak.faults import LEAST_SAMPLES, Incarnation, Order, Watch
-from adaptermix.bench.soak.questions import KINDS, SoakRequest, questions
+from adaptermix.bench.soak.questions import KINDS, Route, SoakRequest, questions
 from adaptermix.bench.soak.record import Figures, SoakRecord
 from adaptermix.bench.soak.report import MEMORY_GROWTH, markdown, verdicts
 from adaptermix.bench.soak.settings import SoakSettings
