@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 # Whose functions a step can call. transformers' own code is what runs without a decoder of ours.
 REFERENCE_KERNELS = "router_engine.kernels.reference"
-CPU_KERNELS = "router_engine.backends.cpu"
+CPU_KERNELS = "router_engine.backends.cpu.library"
 TRITON_KERNELS = "router_engine.kernels.triton"
 TRANSFORMERS = "transformers.models"
 PARTS = (REFERENCE_KERNELS, CPU_KERNELS, TRITON_KERNELS, TRANSFORMERS)

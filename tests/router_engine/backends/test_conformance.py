@@ -17,7 +17,7 @@ from router_engine.model.loader import load_model
 from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from tests.router_engine.backends.backend_checks import Made, check_backend
 from tests.router_engine.conftest import MakeHarness
-from tests.router_engine.kernels.triton_process import Run, run
+from tests.router_engine.kernels.triton_process import Run
 from tests.router_engine.paths import modules_called
 from tests.support.expert_adapters import NATIVE, SERIAL, SPARSE, make_expert_folder
 from tests.support.harness import request
@@ -25,8 +25,6 @@ from tests.support.isas import here
 from tests.support.packages import install
 from tests.support.their_backend import CountingBackend
 from tests.support.tiny import make_lora_folder
-
-__all__ = ["run"]  # a fixture
 
 PROMPT = list(range(5, 25))
 KERNEL_MODULE = "tests.support.their_kernels"

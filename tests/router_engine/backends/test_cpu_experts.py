@@ -24,7 +24,7 @@ from router_engine.config import (
 from router_engine.mixture.weights import StepWeights
 from router_engine.request import EngineRequest, LayerRouting, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
-from tests.router_engine.kernels.conftest import Pair
+from tests.router_engine.backends.conftest import Pair
 from tests.support.expert_adapters import (
     MOE_LORA,
     NATIVE,

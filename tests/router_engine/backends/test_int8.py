@@ -14,8 +14,8 @@ from adapters_store.types import Combination
 from router_engine.backends.cpu.library import Library
 from router_engine.config import CacheConfig, DType, EngineConfig, KernelConfig, ModelConfig
 from router_engine.model.quantized import Int8Linear
-from tests.router_engine.kernels.conftest import Pair
-from tests.router_engine.kernels.test_linear import SHAPES
+from tests.router_engine.backends.conftest import Pair
+from tests.router_engine.backends.test_linear import SHAPES
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import FAMILIES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.router_engine.kernels.neon.emulator import Arm
+from tests.router_engine.backends.neon.emulator import Arm
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.request import EngineRequest
-from tests.router_engine.kernels.conftest import Pair
+from tests.router_engine.backends.conftest import Pair
 from tests.support.harness import Answer, EngineHarness, request
 from tests.support.tiny import FAMILIES
 

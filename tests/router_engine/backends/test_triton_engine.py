@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from router_engine.config import DType
-from tests.router_engine.kernels import triton_engine as checks
+from tests.router_engine.backends import triton_engine as checks
 from tests.router_engine.kernels.triton_process import Run
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from router_engine.backends.cpu.build import ISAS_OF, SOURCES
-from tests.router_engine.kernels.neon.emulator import NEWEST, WITHOUT_BF16, Arm
+from tests.router_engine.backends.neon.emulator import NEWEST, WITHOUT_BF16, Arm
 
 pytestmark = pytest.mark.arm
 OPTIONS = (f"-I{SOURCES}", "-Wno-psabi")

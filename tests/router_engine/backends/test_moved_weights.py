@@ -16,8 +16,8 @@ from router_engine.backends.cpu.build import build
 from router_engine.backends.torch.wrapped_layers import MixtureLinear
 from router_engine.config import CacheConfig, DType, EngineConfig, KernelConfig, ModelConfig
 from router_engine.model.quantized import Int8Linear
+from tests.router_engine.backends.conftest import Pair
 from tests.router_engine.conftest import MakeHarness
-from tests.router_engine.kernels.conftest import Pair
 from tests.router_engine.test_merged import PROMPT, base_weights, same, swap, traffic
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import ATTENTION, make_lora_folder

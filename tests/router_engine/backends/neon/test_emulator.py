@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.router_engine.kernels.neon.emulator import BF16, DOTPROD, WITHOUT_BF16, Arm
+from tests.router_engine.backends.neon.emulator import BF16, DOTPROD, WITHOUT_BF16, Arm
 
 pytestmark = pytest.mark.arm
 PROBE = (Path(__file__).with_name("probe.cpp"),)
