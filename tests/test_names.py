@@ -9,17 +9,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("adapters_store", "router_engine", "server", "adaptermix", "benchmarks", "deploy")
-# What the front gives to users has the words that they know, as the schemas and the engine have.
-SHARED = {
-    "Mixture": {"adaptermix/mixture.py", "server/schemas/mixture.py"},
-    "SamplingParams": {"adaptermix/sampling.py", "router_engine/request.py"},
-    # The command line's own error beside the client's, and who starts a process beside who owns it.
-    "ForeignAnswerError": {"adaptermix/errors.py", "adaptermix/cli/client.py"},
-    "EncoderProcess": {
-        "router_engine/routers/encoder/encoder_process.py",
-        "server/adapters/encoder.py",
-    },
-}
 SHARED_FILES = ("base", "errors", "__init__")
 
 
@@ -42,7 +31,7 @@ def test_no_public_class_name_stands_twice() -> None:
             for name in _public_classes(path):
                 places[name].add(path.relative_to(ROOT).as_posix())
     twice = {name: where for name, where in places.items() if len(where) > 1}
-    assert not {name: where for name, where in twice.items() if where != SHARED.get(name)}
+    assert not twice
 
 
 def test_no_file_of_the_engine_has_another_s_name() -> None:
