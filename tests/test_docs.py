@@ -83,13 +83,20 @@ def sessions() -> dict[str, str]:
     return {page: "\n".join(codes) for page, codes in pages_of.items()}
 
 
+# What a page's own code imports lies ready in a package of the examples.
+_PYTHONPATH = [
+    str(ROOT / "examples" / "custom_expert"),
+    *filter(None, [os.environ.get("PYTHONPATH")]),
+]
+
+
 def run(desk: Path, *command: str) -> str:
     """What a command prints; curl fails where the server refuses."""
     (desk / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
     completed = subprocess.run(
         command,
         cwd=desk,
-        env={**os.environ, "CURL_HOME": str(desk)},
+        env={**os.environ, "CURL_HOME": str(desk), "PYTHONPATH": os.pathsep.join(_PYTHONPATH)},
         capture_output=True,
         text=True,
         check=False,

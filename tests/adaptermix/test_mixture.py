@@ -1,4 +1,4 @@
-"""MixtureChoice: what becomes of arguments, and which are refused by name."""
+"""Mixture: what becomes of arguments, and which are refused by name."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ from typing import Any
 
 import pytest
 
-from adaptermix import MixtureChoice
+from adaptermix import Mixture
 from adaptermix.errors import AdapterMixError, InvalidInputError
 from adaptermix.mixture import _LEVELS
 from router_engine.routers.registry import RouterRegistry
-from server.schemas.mixture import MixtureChoice as MixtureBody
-from server.schemas.mixture import RouterChoice
+from server.schemas.mixture import MixtureChoice, RouterChoice
 
 MATH = {"name": "math", "weight": 0.7}
 
 
 def test_keywords_and_a_mapping_are_adapters_in_their_order() -> None:
-    mixture = MixtureChoice({"team.math@3": 2}, math=0.7)
+    mixture = Mixture({"team.math@3": 2}, math=0.7)
     assert mixture.to_json() == {"adapters": [{"name": "team.math@3", "weight": 2.0}, MATH]}
-    assert isinstance(mixture.body, MixtureBody)
-    assert MixtureChoice(math=0.7) == MixtureChoice({"math": 0.7})
-    assert len({MixtureChoice(math=1.0), MixtureChoice({"math": 1}), MixtureChoice(math=2.0)}) == 2
+    assert isinstance(mixture.body, MixtureChoice)
+    assert Mixture(math=0.7) == Mixture({"math": 0.7})
+    assert len({Mixture(math=1.0), Mixture({"math": 1}), Mixture(math=2.0)}) == 2
 
 
 def test_options_of_fixed_mixtures() -> None:
-    assert MixtureChoice(math=0.7, combination="linear").to_json() == {
+    assert Mixture(math=0.7, combination="linear").to_json() == {
         "adapters": [MATH],
         "combination": "linear",
     }
     copies = {"mode": "ensemble", "members": 4}
-    assert MixtureChoice(math=0.7, copies={"math": copies}).to_json() == {
+    assert Mixture(math=0.7, copies={"math": copies}).to_json() == {
         "adapters": [MATH | {"copies": copies}]
     }
-    assert MixtureChoice({"copies": 1.0, "combination": 1.0}).to_json() == {
+    assert Mixture({"copies": 1.0, "combination": 1.0}).to_json() == {
         "adapters": [{"name": name, "weight": 1.0} for name in ("copies", "combination")]
     }
 
 
 def test_a_router_with_all_that_it_takes() -> None:
-    mixture = MixtureChoice.routed(
+    mixture = Mixture.routed(
         "similarity",
         candidates=("math", "code"),
         level="token",
@@ -61,7 +60,7 @@ def test_a_router_with_all_that_it_takes() -> None:
             "temperature": 0.1,
         }
     }
-    tagged = MixtureChoice.routed("similarity", candidates={"tag": "task"})
+    tagged = Mixture.routed("similarity", candidates={"tag": "task"})
     assert tagged.to_json() == {"router": {"name": "similarity", "candidates": {"tag": "task"}}}
 
 
@@ -74,28 +73,28 @@ def test_a_router_of_one_level_works_there_unasked() -> None:
         if default not in registry.get(name).levels
     }
     assert {name: (level,) for name, level in _LEVELS.items()} == elsewhere
-    mixture = MixtureChoice.routed("hidden_mean", candidates=["math"]).to_json()
+    mixture = Mixture.routed("hidden_mean", candidates=["math"]).to_json()
     assert mixture == {"router": {"name": "hidden_mean", "level": "token", "candidates": ["math"]}}
 
 
 def test_every_field_of_the_http_api_can_be_said() -> None:
-    arguments = set(MixtureChoice.routed.__annotations__) | {"name"}
+    arguments = set(Mixture.routed.__annotations__) | {"name"}
     assert set(RouterChoice.model_fields) <= arguments
-    assert set(MixtureBody.model_fields) == {"adapters", "combination", "router"}
+    assert set(MixtureChoice.model_fields) == {"adapters", "combination", "router"}
 
 
 def test_the_base_is_no_mixture() -> None:
-    assert MixtureChoice.base().to_json() is None
-    assert MixtureChoice.base() == MixtureChoice.from_json(None)
-    assert repr(MixtureChoice.base()) == "MixtureChoice.base()"
+    assert Mixture.base().to_json() is None
+    assert Mixture.base() == Mixture.from_json(None)
+    assert repr(Mixture.base()) == "Mixture.base()"
 
 
 def test_what_it_shows_is_what_makes_it() -> None:
-    for mixture in (MixtureChoice(math=0.7), MixtureChoice.routed("uniform", candidates=["math"])):
-        assert eval(repr(mixture), {"MixtureChoice": MixtureChoice}) == mixture
+    for mixture in (Mixture(math=0.7), Mixture.routed("uniform", candidates=["math"])):
+        assert eval(repr(mixture), {"Mixture": Mixture}) == mixture
 
 
-Untyped: Any = MixtureChoice  # what types refuse already is refused by itself too
+Untyped: Any = Mixture  # what types refuse already is refused by itself too
 REFUSED: list[tuple[Any, str]] = [
     (lambda: Untyped(), "at least one adapter"),
     (lambda: Untyped("math"), "adapters = 'math'"),

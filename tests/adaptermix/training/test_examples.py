@@ -58,7 +58,7 @@ def test_a_command_of_the_training_page_makes_an_adapter_of_the_rows_that_come_a
     """As it is written there, but for the base, the folder and one epoch."""
     rows = REPOSITORY / "examples" / "data" / "places.jsonl"
     assert len({row.prompt for row in read_rows(rows)}) == 48
-    page = (REPOSITORY / "docs" / "adaptermix.training.md").read_text()
+    page = (REPOSITORY / "docs" / "training.md").read_text()
     commands = re.findall(r"^adaptermix (train adamix .*?[^\\])$", page, re.MULTILINE | re.DOTALL)
     assert len(commands) == 2
     words = {"examples/data/places.jsonl": str(rows), "places": str(tmp_path / "places")}

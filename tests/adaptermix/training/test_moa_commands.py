@@ -26,7 +26,7 @@ from adaptermix.training.settings import (
 from tests.conftest import REPOSITORY
 
 ROWS = REPOSITORY / "examples" / "data" / "places.jsonl"
-PAGE = REPOSITORY / "docs" / "adaptermix.training.md"
+PAGE = REPOSITORY / "docs" / "training.md"
 COMMANDS = re.findall(
     r"^adaptermix (train mo.*?[^\\])$", PAGE.read_text(), re.MULTILINE | re.DOTALL
 )

@@ -8,7 +8,7 @@ import sys
 _PROGRAM = """
 import gc, weakref
 import transformers
-from router_engine.process.gc import keep_loaded
+from router_engine.process.gc import freeze_loaded
 
 class Ring:
     pass
@@ -19,7 +19,7 @@ def leave_one():
     return weakref.ref(ring)
 
 before = leave_one()
-keep_loaded()
+freeze_loaded()
 assert before() is None, "garbage must go before the rest is kept"
 seen = len(gc.get_objects())
 assert seen < 1000 < gc.get_freeze_count(), seen
