@@ -91,10 +91,11 @@ class Engine:
         shape, size = loaded.kv_shape, config.cache.block_size
         cache = PagedCache(shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device)
         proof = Proof(loaded, self._experts, cache, config.kernels.cache)
-        self.backend: Backend = backend_spec.make(
+        backend = backend_spec.make(
             BackendParts(config.kernels, loaded, linears, self._experts, cache, operations, proof)
         )
-        base, quantization = MergedBase(self.backend), config.model.quantization
+        self.backend: Backend = backend
+        base, quantization = MergedBase(backend), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
             pool,
@@ -103,12 +104,12 @@ class Engine:
             projections,
             wake,
             config.scheduler,
-            lambda: self.backend.capabilities.expert_kinds,
+            lambda: backend.capabilities.expert_kinds,  # of no engine: it would hold itself
         )
         bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
         self._cache = cache
-        self._runner = ModelRunner(self.backend, loaded.device)
+        self._runner = ModelRunner(backend, loaded.device)
         self._events: list[EngineEvent] = []
         # By owner of an admin: what follows once its adapters are there, or the reason why not.
         self._tasks: dict[str, Callable[[EngineError | None], None]] = {}

@@ -80,7 +80,7 @@ class OfflineEngine:
         self._live: dict[str, RequestOutput] = {}
         self.store = store
         try:
-            self.engine = make_engine(self.wake)
+            self.engine = make_engine(self._news.set)  # not of this: a ring keeps memory
         except BaseException:
             store.close()
             raise

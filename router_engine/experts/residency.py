@@ -50,8 +50,7 @@ class ResidencyManager:
         self._pool = pool
         self._source = source
         self._kinds = kinds
-        self._base = base
-        self._host = HostCopies(self._load, config, wake)
+        self._host = HostCopies(partial(_load, source, pool, base), config, wake)
         self._device: OrderedDict[str, float] = OrderedDict()  # digest -> load seconds; LRU first
         self._holders = Holders()
         self._manifests: dict[str, AdapterManifest] = {}  # of all on host or device
@@ -259,11 +258,6 @@ class ResidencyManager:
         arriving = (waiter.digests for waiter in self._arriving if waiter.on_host)
         self._host.read_ahead(needs, [*chain.from_iterable(arriving)])
 
-    def _load(self, digest: str) -> HostAdapter:
-        files, variant = self._source.fetch(plain_digest(digest)), variant_of(digest)
-        adapter = load_adapter(digest, files, self._pool.dtype, self._base, variant)
-        return self._pool.transfer.prepare(adapter)
-
     def _collect_loads(self) -> list[tuple[str, str]]:
         read, unread = self._host.collect()
         for adapter in read:
@@ -385,3 +379,9 @@ class ResidencyManager:
             movable.sort(key=lambda digest: len(self._holders.users.get(digest, ())))
             first.draining = fewest(movable, partial(self._pool.fits_without, missing))
         self._draining = first.draining
+
+
+def _load(source: AdapterSource, pool: RowPool, base: BaseProjections, digest: str) -> HostAdapter:
+    """An adapter's weights, read and made ready for the device; called by threads."""
+    files, variant = source.fetch(plain_digest(digest)), variant_of(digest)
+    return pool.transfer.prepare(load_adapter(digest, files, pool.dtype, base, variant))

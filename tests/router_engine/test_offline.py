@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
-from router_engine.config import CacheConfig, EngineConfig, ModelConfig
+from router_engine.config import CacheConfig, EngineConfig, KernelConfig, Kernels, ModelConfig
 from router_engine.engine import Engine
 from router_engine.errors import EngineError
 from router_engine.events import FinishReason
 from router_engine.experts.base import AdapterSource
 from router_engine.offline import EngineStalledError, OfflineEngine
 from tests.support.harness import request
+from tests.support.harness import request as make_request
 from tests.support.oracle import assert_agrees, greedy, peft_model, set_mixture
 from tests.support.tiny import family_model
 from tests.support.waiting import HANG_SECONDS
@@ -124,3 +128,23 @@ def _made(root: Path) -> OfflineEngine:
         return _BrokenInvariant(CONFIG, adapters=adapters, token_routers={}, wake=wake)
 
     return OfflineEngine(make, AdapterStore.open(root))
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_what_is_closed_and_let_go_of_is_freed_at_once(
+    kernels: Kernels, tmp_path: Path, folders: list[Path], request: pytest.FixtureRequest
+) -> None:
+    """A KV cache is too large to wait for the collector, which counts objects and not bytes."""
+    cache = request.getfixturevalue("kernel_cache") if kernels == "cpu" else tmp_path
+    config = replace(CONFIG, kernels=KernelConfig(kernels=kernels, cache=cache))
+    engine = OfflineEngine.open(config, tmp_path / "store", patience=HANG_SECONDS)
+    mixture = {engine.publish("a", folders[0]): 1.0}
+    engine.generate([make_request("mixed", PROMPTS[0], mixture, max_new_tokens=2)])
+    parts = [weakref.ref(part) for part in (engine, engine.engine, engine.engine.backend)]
+    gc.disable()
+    try:
+        engine.close()
+        del engine
+        assert [part() for part in parts] == [None, None, None]
+    finally:
+        gc.enable()
