@@ -260,6 +260,7 @@ class Engine:
     def close(self) -> None:
         self._residency.close()
         self._routing.close()
+        self._cache.close()
 
     def _poll_sources(self) -> None:
         """Take in what came from outside: loaded adapters, routed weights."""

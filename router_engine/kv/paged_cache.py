@@ -66,6 +66,10 @@ class PagedCache:
         self.keys[layer].index_copy_(0, slots, key)
         self.values[layer].index_copy_(0, slots, value)
 
+    def close(self) -> None:
+        """Let go of the memory, whoever still holds this: the traceback of an error may."""
+        self.keys, self.values = [], []
+
     @contextmanager
     def borrowed(self, blocks: int) -> Iterator[None]:
         """Within it the first `blocks` may be written; afterwards they hold what they held."""
