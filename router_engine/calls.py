@@ -57,7 +57,7 @@ class LoadAdapter(EngineCall[AdapterResidency], frozen=True, tag=True):
 
 
 class Pin(EngineCall[AdapterResidency], frozen=True, tag=True):
-    """LoadAdapter an adapter and keep it on the device, or let it go again."""
+    """Load an adapter and keep it on the device, or let it go again."""
 
     digest: str
     pinned: bool

@@ -240,7 +240,7 @@ class Population:
         return len(self.names) if case == "many" else 1
 
     def mixture(self, case: str, choice: int, new_tokens: int) -> CaseMixture:
-        """CaseMixture number `choice` of a case; `new_tokens` is the length of the answer."""
+        """The mixture number `choice` of a case; `new_tokens` is the length of the answer."""
         makers: dict[str, Callable[[], CaseMixture]] = {
             "base": CaseMixture,
             "one": lambda: CaseMixture((self.names[0],), (1.0,)),

@@ -6,7 +6,7 @@ doesn't wait for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptermix.client.calls import Call, Request, StreamCall, path_of, without_none
@@ -156,21 +156,18 @@ def _stream(request: Request, shape: type[M]) -> StreamCall[M]:
 
 
 def _chat(sampling: Sampling) -> dict[str, Any]:
-    if isinstance(sampling, Mapping):
-        return dict(sampling)
-    fields, top = _fields(sampling or SamplingParams())
-    return fields if top is None else fields | {"logprobs": True, "top_logprobs": top}
+    return _fields(sampling, lambda top: {"logprobs": True, "top_logprobs": top})
 
 
 def _completion(sampling: Sampling) -> dict[str, Any]:
+    return _fields(sampling, lambda top: {"logprobs": top})
+
+
+def _fields(sampling: Sampling, report: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """The fields of a route; greedy unless it says more. report: those for likely tokens."""
     if isinstance(sampling, Mapping):
         return dict(sampling)
-    fields, top = _fields(sampling or SamplingParams())
-    return fields if top is None else fields | {"logprobs": top}
-
-
-def _fields(sampling: SamplingParams) -> tuple[dict[str, Any], int | None]:
-    """Fields of both routes, and how many likely tokens to report. Greedy unless it says more."""
+    sampling = sampling or SamplingParams()
     for name in _UNSAID:
         if getattr(sampling, name) is not None:
             raise InvalidInputError(
@@ -181,4 +178,5 @@ def _fields(sampling: SamplingParams) -> tuple[dict[str, Any], int | None]:
     fields["temperature"] = sampling.temperature or 0.0
     if sampling.stop is not None:
         fields["stop"] = sampling.body.stop
-    return fields, sampling.top_logprobs
+    top = sampling.top_logprobs
+    return fields if top is None else fields | report(top)

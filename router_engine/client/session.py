@@ -90,8 +90,7 @@ class EngineSession:
         self._calls.clear()
 
     def cancel(self, request_id: str) -> None:
-        """CallRequest for the end of a request; its final event still comes. Unknown ids are
-        ignored."""
+        """Ask for the end of a request; its final event still comes. Unknown ids are ignored."""
         if request_id in self._live:
             self._send(Cancel(request_id))
 

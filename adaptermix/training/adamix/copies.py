@@ -1,4 +1,4 @@
-"""CopiedLinear of one linear map, one of which is drawn each time (AdaMix, section 3)."""
+"""Copies of one linear map, one of which is drawn each time (AdaMix, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CopiedLinear of A and B: what a draw computes, what it leaves alone, and what their mean is."""
+"""Copies of A and B: what a draw computes, what it leaves alone, and what their mean is."""
 
 from __future__ import annotations
 
