@@ -102,9 +102,9 @@ def resolve_model(model: str, cache: Path) -> Path | str:
     for name in ASSETS:
         if model == name or (model == DEFAULT and name == DEFAULT_MODEL):
             return require(name, cache)
-    found = expanded(model)
-    if model and model != TINY_RANDOM and found.exists():
-        return found
+    path = expanded(model)
+    if model and model != TINY_RANDOM and path.exists():
+        return path
     if _is_path(model):
         raise AssetError(
             f"model {model!r} is no directory or file: use {DEFAULT!r}, {TINY_RANDOM!r}, "

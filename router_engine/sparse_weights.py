@@ -21,8 +21,8 @@ class SparseWeights(msgspec.Struct, frozen=True):
     @classmethod
     def from_dense(cls, weights: Sequence[float]) -> SparseWeights:
         """From one number for each adapter."""
-        kept = [(column, weight) for column, weight in enumerate(weights) if weight != 0]
-        return cls(len(weights), tuple(c for c, _ in kept), tuple(w for _, w in kept))
+        pairs = [(column, weight) for column, weight in enumerate(weights) if weight != 0]
+        return cls(len(weights), tuple(c for c, _ in pairs), tuple(w for _, w in pairs))
 
     @property
     def dense(self) -> tuple[float, ...]:

@@ -375,12 +375,12 @@ def _product_lines(result: Mapping[str, Any]) -> list[str]:
     names = list(dict.fromkeys(name for _, line in lines for name in line["us"]))
     heads = ["instruction set", "product", "rows", *(f"{name} us" for name in names)]
     heads += ["cpu GFLOP/s", "of peak", "best fp32 GFLOP/s"]
-    found = table_head(heads, (0, 1))
+    table = table_head(heads, (0, 1))
     for entry, line in lines:
         us = line["us"]
         shown = [f"{us[name]:.0f}" if name in us else "-" for name in names]
         speed = line["flops"] / us[CPU] / 1e3 if CPU in us else None
         rates = [f"{speed:.0f}", f"{1e9 * speed / line['peak']:.2f}"] if speed else ["-", "-"]
         best = f"{line['flops'] / us[FP32] / 1e3:.0f}" if FP32 in us else "-"
-        found.append(row([entry["isa"], line["product"], str(line["rows"]), *shown, *rates, best]))
-    return found
+        table.append(row([entry["isa"], line["product"], str(line["rows"]), *shown, *rates, best]))
+    return table

@@ -74,7 +74,7 @@ def measure(jobs: Jobs, rounds: int) -> dict[str, float]:
 @torch.inference_mode()
 def products(
     library: Library,
-    found: Mapping[str, tuple[Shape, int]],
+    shapes: Mapping[str, tuple[Shape, int]],
     rows: int,
     rounds: int,
     speed: float,
@@ -88,7 +88,7 @@ def products(
     Who cannot compute it on this machine is in `missing`, with the reason.
     """
     lines = []
-    for name, ((outputs, inputs), count) in found.items():
+    for name, ((outputs, inputs), count) in shapes.items():
         weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(count)]
         x = torch.randn(rows, inputs).bfloat16()
         jobs, missing = _able(library, x, weights, contenders)

@@ -259,9 +259,9 @@ def merge(
 
 def weighted(text: str) -> dict[str, Any]:
     """An adapter of a mixture, from NAME or NAME=WEIGHT. Raises typer.BadParameter."""
-    name, separator, given = text.partition("=")
+    name, separator, weight_text = text.partition("=")
     try:
-        weight = float(given) if separator else 1.0
+        weight = float(weight_text) if separator else 1.0
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}: use NAME=0.7") from error
     if not isfinite(weight):

@@ -106,8 +106,8 @@ class Report:
             self.problems.append(f"the model's shape could not be read: {error}")
             return
         asked = settings.engine_config(settings.model)
-        found = dtype_of(asked.model, config, torch.device("cpu"))
-        dtype = (getattr(config, "dtype", None) or torch.float32) if found == "auto" else found
+        named = dtype_of(asked.model, config, torch.device("cpu"))
+        dtype = (getattr(config, "dtype", None) or torch.float32) if named == "auto" else named
         if dtype not in DTYPES:
             told = f"nothing is measured in {dtype}: set ADAPTERMIX_DTYPE=float32 or bfloat16"
             self.problems.append(told)
@@ -202,14 +202,16 @@ def _advice(
     """What would make a server here faster, where something would."""
     import torch
 
-    found = []
+    advice = []
     if settings.cpu_isa is not None:
-        found.append(f"without ADAPTERMIX_CPU_ISA={settings.cpu_isa}, if the machine has more")
+        advice.append(f"without ADAPTERMIX_CPU_ISA={settings.cpu_isa}, if the machine has more")
     if dtype == torch.float32 and choice.isa not in _NO_BF16:
-        found.append("--dtype bfloat16: half the bytes, and products of its own")
+        advice.append("--dtype bfloat16: half the bytes, and products of its own")
     if int8 is not None:
         ratio = choice.seconds[choice.chosen][1] / int8.seconds[int8.isa][1]
         if ratio > 1.1:
-            found.append(f"--quantization int8: {ratio:.1f} times at one client, for some accuracy")
-    found.append("more cores: nearly in proportion, until memory is read as fast as it can be")
-    return found
+            advice.append(
+                f"--quantization int8: {ratio:.1f} times at one client, for some accuracy"
+            )
+    advice.append("more cores: nearly in proportion, until memory is read as fast as it can be")
+    return advice

@@ -139,9 +139,9 @@ def body_of(options: Options) -> dict[str, Any]:
     return body
 
 
-def _prompt(given: str) -> str:
-    if given != "-":
-        return given
+def _prompt(argument: str) -> str:
+    if argument != "-":
+        return argument
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

@@ -26,8 +26,8 @@ def command_with(options: type[T], function: Callable[[T], None]) -> Callable[..
         for field in fields
     ]
 
-    def command(**given: Any) -> None:
-        function(options(**given))
+    def command(**values: Any) -> None:
+        function(options(**values))
 
     command.__doc__ = function.__doc__
     command.__dict__["__signature__"] = inspect.Signature(parameters)

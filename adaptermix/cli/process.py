@@ -108,11 +108,11 @@ def check_arguments(program: typer.Typer) -> None:
 
 def _checking(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
-    def checking(**given: Any) -> Any:
-        for name, values in given.items():
+    def checking(**options: Any) -> Any:
+        for name, values in options.items():
             for value in values if isinstance(values, list | tuple) else (values,):
                 _check(name, value)
-        return command(**given)
+        return command(**options)
 
     return checking
 

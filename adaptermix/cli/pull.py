@@ -53,11 +53,11 @@ def pull(
         chosen = [_asset_name(name) for name in names or list(ASSETS)]
         directory = load_settings(cache=cache).cache_dir
         with _bars(bound) as on_progress:
-            kept = [ensure(name, directory, on_progress) for name in chosen]
+            paths = [ensure(name, directory, on_progress) for name in chosen]
     except (AssetError, SettingsError) as error:
         print_error(error)
         raise typer.Exit(1) from error
-    for path in kept:
+    for path in paths:
         console.print(as_markup(str(path)), soft_wrap=True)
 
 

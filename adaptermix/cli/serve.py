@@ -35,14 +35,14 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(_command())
 
 
-def serve(**given: Any) -> None:
+def serve(**options: Any) -> None:
     """Serve a base model and its adapters over HTTP.
 
     Every option can also be given as the environment variable in brackets. `adaptermix pull`
     brings the default model; --model tiny-random needs nothing.
     """
     try:
-        settings = load_settings(**given)
+        settings = load_settings(**options)
         # Before anything imports torch: this process only tokenizes, and must not spin.
         from server.settings import use_process_environment
 
@@ -60,8 +60,8 @@ def _command() -> Callable[..., None]:
     """`serve` with one typer option for each setting."""
     parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
 
-    def command(**given: Any) -> None:
-        serve(**given)
+    def command(**options: Any) -> None:
+        serve(**options)
 
     command.__doc__ = serve.__doc__
     command.__dict__["__signature__"] = inspect.Signature(parameters)

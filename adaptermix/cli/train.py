@@ -92,11 +92,11 @@ class Base:
             limit_torch()
         else:
             torch.set_num_threads(self.threads)
-        found = resolve_model(self.base, load_settings(cache=self.cache).cache_dir)
-        check_base(str(found))
-        named = _DEFAULT_MODEL_NAME if self.base in (DEFAULT, DEFAULT_MODEL) else str(found)
-        public = Path(named).name if isinstance(found, Path) else named
-        return str(found), self.base_name or public
+        path = resolve_model(self.base, load_settings(cache=self.cache).cache_dir)
+        check_base(str(path))
+        named = _DEFAULT_MODEL_NAME if self.base in (DEFAULT, DEFAULT_MODEL) else str(path)
+        public = Path(named).name if isinstance(path, Path) else named
+        return str(path), self.base_name or public
 
 
 @dataclass(frozen=True, slots=True)

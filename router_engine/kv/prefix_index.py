@@ -90,14 +90,14 @@ class BlockKeys:
     def _key_of(self, weights: SparseWeights) -> bytes:
         """`mixture_key` of these weights; of many tokens in a row, so it wastes no time."""
         packed = struct.pack(f"<{len(weights.values)}f", *weights.values)
-        given = [
+        parts = [
             self._names[column] + packed[at : at + 4]
             for column, at in zip(weights.columns, range(0, len(packed), 4), strict=True)
             if packed[at : at + 4] not in ZEROS
         ]
         # Digests are of one length and each stands once: this is the order of the digests.
-        given.sort()
-        return self._prefix + b"|".join(given) if given else b""
+        parts.sort()
+        return self._prefix + b"|".join(parts) if parts else b""
 
 
 def longest_match(pool: BlockPool, keys: Sequence[bytes]) -> list[int]:

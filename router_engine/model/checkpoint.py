@@ -251,15 +251,15 @@ def _indexed(folder: Path) -> dict[Path, set[str]]:
     parts = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise UnsupportedModelError(f"{folder / _INDEX} has no weight_map: fetch it again")
-    found: dict[Path, set[str]] = {}
+    tensors: dict[Path, set[str]] = {}
     for tensor, part in sorted(parts.items(), key=str):
         file = folder / str(part)
         if not file.is_file():
             raise UnsupportedModelError(
                 f"{folder} lacks {part}, which {_INDEX} names: fetch the missing file"
             )
-        found.setdefault(file, set()).add(tensor)
-    return found
+        tensors.setdefault(file, set()).add(tensor)
+    return tensors
 
 
 class _Tensor(NamedTuple):
@@ -320,10 +320,10 @@ def _refuse_pointer(file: Path) -> None:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises UnsupportedModelError, in one line, where the file holds none."""
-    found = read_json_value(file)
-    if not isinstance(found, dict):
+    value = read_json_value(file)
+    if not isinstance(value, dict):
         raise UnsupportedModelError(f"{file} holds no JSON object")
-    return found
+    return value
 
 
 def read_json_value(file: Path) -> Any:

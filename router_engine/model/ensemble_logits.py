@@ -20,7 +20,7 @@ class Ensembles:
     """Owns the logits of members that wait for the others of their ensemble."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[int, Tensor]] = {}  # by request, by member: [vocab], fp32
+        self._collected: dict[str, dict[int, Tensor]] = {}  # by request, by member: [vocab], fp32
 
     def draw_from(
         self, logits: Tensor, rows: Sequence[PlannedRow]
@@ -34,25 +34,26 @@ class Ensembles:
         if all(row.ensemble_member is None for row in rows):
             return logits, _entropies(logits, rows)
         drawn: list[Tensor] = []
-        found: dict[int, TokenUncertainty] = {}
+        uncertainties: dict[int, TokenUncertainty] = {}
         for row, own in zip(rows, logits.float().unbind(), strict=True):
-            if row.ensemble_member is not None:
-                kept = self._kept.setdefault(row.ensemble_member.ensemble, {})
-                kept[row.ensemble_member.member] = own.clone()  # the next step may write over it
+            place = row.ensemble_member
+            if place is not None:
+                collected = self._collected.setdefault(place.ensemble, {})
+                collected[place.member] = own.clone()  # the next step may write over it
             if not row.samples_token:
                 continue
-            if row.ensemble_member is not None:
-                kept = self._kept.pop(row.ensemble_member.ensemble)
-                members = torch.stack([kept[index] for index in range(row.ensemble_member.size)])
-                own, found[len(drawn)] = averaged(members)
+            if place is not None:
+                collected = self._collected.pop(place.ensemble)
+                members = torch.stack([collected[index] for index in range(place.size)])
+                own, uncertainties[len(drawn)] = averaged(members)
             elif row.sampling.report_entropy:
-                found[len(drawn)] = TokenUncertainty(float(_entropy(own.log_softmax(-1))))
+                uncertainties[len(drawn)] = TokenUncertainty(float(_entropy(own.log_softmax(-1))))
             drawn.append(own)
-        return torch.stack(drawn) if drawn else logits[:0], found
+        return torch.stack(drawn) if drawn else logits[:0], uncertainties
 
     def forget(self, request_id: str) -> None:
         """A request has ended; unknown ids are ignored."""
-        self._kept.pop(request_id, None)
+        self._collected.pop(request_id, None)
 
 
 def averaged(logits: Tensor) -> tuple[Tensor, TokenUncertainty]:
@@ -82,5 +83,5 @@ def _entropies(logits: Tensor, rows: Sequence[PlannedRow]) -> dict[int, TokenUnc
 
 def _entropy(logprobs: Tensor) -> Tensor:
     """H [..] in nats of log probabilities [.., vocab]."""
-    found: Tensor = torch.special.entr(logprobs.exp()).sum(-1)
-    return found
+    entropy: Tensor = torch.special.entr(logprobs.exp()).sum(-1)
+    return entropy

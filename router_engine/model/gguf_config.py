@@ -107,24 +107,24 @@ def read_config(file: Path) -> PreTrainedConfig:
     header.check_keys()
     header.check_vocabulary()
     model_type = header.architecture
-    given = {
+    values = {
         **{name: header.number(key, needed=True) for key, name in _KEYS[model_type].items()},
         **{name: header.number(key) for key, name in _OPTIONAL.items() if key in header.keys},
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
-    given.setdefault("vocab_size", len(header.fields.get(_TOKEN_LIST, ())))
+    values.setdefault("vocab_size", len(header.fields.get(_TOKEN_LIST, ())))
     if model_type != "gpt2":  # as in llama.cpp
-        given.setdefault("num_key_value_heads", given["num_attention_heads"])
+        values.setdefault("num_key_value_heads", values["num_attention_heads"])
     for name, kind in _TOKENS.items():
-        given[name] = header.fields.get(f"tokenizer.ggml.{kind}_token_id")
-    if given["pad_token_id"] not in range(given["vocab_size"]):  # nothing is padded here
-        given["pad_token_id"] = None
+        values[name] = header.fields.get(f"tokenizer.ggml.{kind}_token_id")
+    if values["pad_token_id"] not in range(values["vocab_size"]):  # nothing is padded here
+        values["pad_token_id"] = None
     width = header.head_width()
     if model_type in _WITH_WIDTH:
-        given["head_dim"] = width
+        values["head_dim"] = width
     if model_type != "gpt2":
-        given["rope_parameters"] = header.rope(width)
-    return AutoConfig.for_model(model_type, **given)
+        values["rope_parameters"] = header.rope(width)
+    return AutoConfig.for_model(model_type, **values)
 
 
 def read_keys(file: Path) -> Mapping[str, Any]:
@@ -198,8 +198,8 @@ class _Header:
     def keys(self) -> dict[str, Any]:
         """The model's own keys, below its architecture's name."""
         prefix = f"{self.architecture}."
-        found = self.fields.items()
-        return {name.removeprefix(prefix): one for name, one in found if name.startswith(prefix)}
+        fields = self.fields.items()
+        return {name.removeprefix(prefix): one for name, one in fields if name.startswith(prefix)}
 
     def refuse(self, told: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self.file}: {told}")
@@ -244,9 +244,11 @@ class _Header:
 
     def check_vocabulary(self) -> None:
         """Raises UnsupportedModelError for keys of the vocabulary that nothing here applies."""
-        found = gguf_vocabulary.unapplied(self.fields)
-        if found:
-            told = [f"{name} = {_shown(self.fields[name])} ({why})" for name, why in found.items()]
+        reasons = gguf_vocabulary.unapplied(self.fields)
+        if reasons:
+            told = [
+                f"{name} = {_shown(self.fields[name])} ({why})" for name, why in reasons.items()
+            ]
             raise self.refuse(
                 f"not supported in a GGUF file: {_some(sorted(told))}. A checkpoint directory of "
                 "the same model may be served"
@@ -311,13 +313,13 @@ class _Header:
 
     def _frequencies(self, base: float, width: int, scaling: dict[str, Any]) -> dict[str, Any]:
         """What a file's factors of the rope come from: those of Llama 3, or none at all."""
-        given = np.asarray(self.frequencies)
-        fits = given.shape == (width // 2,) and given.dtype == np.float32
-        if fits and np.all(given == 1.0):
+        factors = np.asarray(self.frequencies)
+        fits = factors.shape == (width // 2,) and factors.dtype == np.float32
+        if fits and np.all(factors == 1.0):
             return scaling
         if fits and not scaling:
-            factor = float(given.max())
-            if np.allclose(given, llama3_factors(base, width, factor), rtol=_SAME, atol=0.0):
+            factor = float(factors.max())
+            if np.allclose(factors, llama3_factors(base, width, factor), rtol=_SAME, atol=0.0):
                 return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
         raise self.refuse(
             f"{_FREQUENCIES} scales the rope in a way that is not known; supported: that of Llama "

@@ -151,12 +151,12 @@ class _Vocabulary:
 
         one_each: as long as that of the tokens.
         """
-        found = self.keys.get(key)
-        if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
+        values = self.keys.get(key)
+        if not isinstance(values, list) or not all(isinstance(one, kind) for one in values):
             raise self.refuse(key, f"a list of {kind.__name__} is needed")
-        if one_each and len(found) != len(self.tokens):
-            raise self.refuse(key, f"{len(found)} of them for {len(self.tokens)} tokens")
-        return found
+        if one_each and len(values) != len(self.tokens):
+            raise self.refuse(key, f"{len(values)} of them for {len(self.tokens)} tokens")
+        return values
 
     def token(self, kind: str) -> str | None:
         """The token that a key names by its id."""
@@ -216,8 +216,8 @@ def _pre_tokenizer(name: str) -> Any:
         split = pre_tokenizers.Split(Regex(_EXPRESSIONS[name]), behavior="isolated")
         level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([split, level])
-    known = ", ".join((*_PLAIN, *_DIGITS, *_EXPRESSIONS))
+    supported = ", ".join((*_PLAIN, *_DIGITS, *_EXPRESSIONS))
     raise UnsupportedModelError(
-        f"tokenizer.ggml.pre {name!r} is not supported; supported: {known}. A checkpoint directory "
-        "with tokenizer.json brings its own"
+        f"tokenizer.ggml.pre {name!r} is not supported; supported: {supported}. A checkpoint "
+        "directory with tokenizer.json brings its own"
     )

@@ -29,13 +29,13 @@ def unapplied(keys: Mapping[str, Any]) -> dict[str, str]:
     tokens = keys.get(f"{PREFIX}tokens")
     count = len(tokens) if isinstance(tokens, list) else 0
     of_bytes = keys.get(f"{PREFIX}model") == BYTE_LEVEL
-    found = {}
+    reasons = {}
     for name, value in keys.items():
         if name.startswith(PREFIX):
             why = _refusal(name.removeprefix(PREFIX), value, count, of_bytes=of_bytes)
             if why is not None:
-                found[name] = why
-    return found
+                reasons[name] = why
+    return reasons
 
 
 def _refusal(key: str, value: Any, tokens: int, *, of_bytes: bool) -> str | None:

@@ -175,10 +175,10 @@ def _read(
             trust_remote_code=False,
             **options,
         )
-        model, found = refused(called(name), "its weights cannot be loaded", read)
+        model, report = refused(called(name), "its weights cannot be loaded", read)
     model.config._name_or_path = name
     for what in ("missing", "unexpected", "mismatched"):
-        keys = found.get(f"{what}_keys", ())
+        keys = report.get(f"{what}_keys", ())
         names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -293,8 +293,8 @@ def dtype_of(
 ) -> torch.dtype | Literal["auto"]:
     """The format that a model is loaded in; "auto": as its checkpoint is stored."""
     if config.dtype != "auto":
-        found: torch.dtype = getattr(torch, config.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        return dtype
     has_decoder = architecture_of(described) in DECODER_FAMILIES
     return auto_dtype(described, device, has_decoder=has_decoder)
 
@@ -324,10 +324,10 @@ def _eos_ids(name: str, model: PreTrainedModel) -> tuple[int, ...]:
 def _token_ids(name: str, where: str, ids: Any) -> tuple[int, ...] | None:
     if ids is None:
         return None
-    found = ids if isinstance(ids, list | tuple) else [ids]
-    if any(isinstance(one, bool) or not isinstance(one, int) for one in found):
+    values = ids if isinstance(ids, list | tuple) else [ids]
+    if any(isinstance(one, bool) or not isinstance(one, int) for one in values):
         raise UnsupportedModelError(
             f"{name}: eos_token_id in {where} is {str(ids)[:80]}: a whole number or a list of them "
             "is supported"
         )
-    return tuple(found)
+    return tuple(values)

@@ -21,12 +21,12 @@ from router_engine.errors import UnsupportedModelError
 
 def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The decoder's layers and their path in the model."""
-    found = [
+    lists = [
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
     ]
-    return found[0]
+    return lists[0]
 
 
 def probe_layer_of(model: nn.Module, wanted: int | None) -> int:

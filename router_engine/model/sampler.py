@@ -68,10 +68,10 @@ class Sampler:
         if drawn:
             index = _index(drawn, raw)
             token_ids[index] = _draw(scores[index], [rows[i] for i in drawn])
-        given = [i for i, row in enumerate(rows) if row.params.given_token_ids]
-        if given:
-            ids = [rows[i].params.given_token_ids[rows[i].position] for i in given]
-            token_ids[_index(given, raw)] = _index(ids, raw)
+        forced = [i for i, row in enumerate(rows) if row.params.given_token_ids]
+        if forced:
+            ids = [rows[i].params.given_token_ids[rows[i].position] for i in forced]
+            token_ids[_index(forced, raw)] = _index(ids, raw)
         logprobs = raw.gather(1, token_ids[:, None])[:, 0] - summary.normaliser
         top = _top_tokens(raw, summary.normaliser, rows)
         return [
@@ -264,8 +264,8 @@ def _rank_threshold(probabilities: Tensor, params: Sequence[SamplingSpec]) -> Te
     best = torch.where((best < kth) & ~no_k, 0.0, best)
     mass = torch.where(no_k, 1.0, best.sum(-1, keepdim=True))
     better = best.cumsum(dim=-1) - best  # what the tokens before weigh together
-    kept = (best > 0) & (no_p | (better < top_p * mass))
-    least = best.gather(1, kept.sum(-1, keepdim=True).clamp(min=1) - 1)
+    allowed = (best > 0) & (no_p | (better < top_p * mass))
+    least = best.gather(1, allowed.sum(-1, keepdim=True).clamp(min=1) - 1)
     return torch.where(no_k & no_p, 0.0, least)
 
 

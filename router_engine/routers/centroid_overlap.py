@@ -36,7 +36,7 @@ class CentroidOverlap:
 def overlapping_centroids(centroids: ArrayLike, of: Sequence[int]) -> list[CentroidOverlap]:
     """For each row in `of` that has any, the other rows above BOUND; centroids [n, d]."""
     rows = unit_rows(centroids)
-    found = []
+    overlaps = []
     for start in range(0, len(of), _ROWS):
         part = of[start : start + _ROWS]
         for index, cosines in zip(part, rows[list(part)] @ rows.T, strict=True):
@@ -44,7 +44,7 @@ def overlapping_centroids(centroids: ArrayLike, of: Sequence[int]) -> list[Centr
             near = np.flatnonzero(cosines > BOUND)
             if len(near):
                 near = near[np.argsort(-cosines[near], kind="stable")]
-                found.append(
+                overlaps.append(
                     CentroidOverlap(index, tuple(near.tolist()), tuple(cosines[near].tolist()))
                 )
-    return found
+    return overlaps

@@ -199,10 +199,10 @@ class CentroidService:
         if not missing:
             return
         connection = self._connection
-        found = await asyncio.gather(*map(self._centroid, missing), return_exceptions=True)
+        results = await asyncio.gather(*map(self._centroid, missing), return_exceptions=True)
         made: dict[str, MadeCentroid] = {}
         without: list[str] = []
-        for one, result in zip(missing, found, strict=True):
+        for one, result in zip(missing, results, strict=True):
             if isinstance(result, _NoTextsError):
                 without.append(one.label)
             elif isinstance(result, BaseException):
@@ -227,8 +227,10 @@ class CentroidService:
         if encoder_digest and any(not self._is_known(*item) for item in wanted.items()):
             stored = await self._readers.run(partial(self._store.centroids, encoder_digest))
             if encoder_digest == self._encoder_digest:
-                found = {key: made for key, made in stored.items() if made.texts == wanted.get(key)}
-                self._known.update(found)
+                current = {
+                    key: made for key, made in stored.items() if made.texts == wanted.get(key)
+                }
+                self._known.update(current)
         return {
             digest: self._known[digest].vector
             for digest, texts in wanted.items()
@@ -243,9 +245,9 @@ class CentroidService:
         """Let the worker have the examples of adapters that `ensure` was called for."""
         for start in range(0, len(digests), _EXAMPLES_AT_ONCE):
             part = digests[start : start + _EXAMPLES_AT_ONCE]
-            found = await asyncio.gather(*map(self._examples, part))
+            examples = await asyncio.gather(*map(self._examples, part))
             if self._holder is not None:
-                await self._holder.put_examples(dict(found))
+                await self._holder.put_examples(dict(examples))
 
     async def refresh(self) -> None:
         """After a restart of the worker, put there what the last one had; else do nothing."""
@@ -317,15 +319,15 @@ class CentroidService:
 
     async def _compute(self, digest: str, encoder_digest: str) -> tuple[MadeCentroid, Examples]:
         """Of the texts in force now, which may be newer than those that were asked for."""
-        found = await self._readers.run(partial(self._store.sample_texts, digest))
-        if not found.texts:
+        sample = await self._readers.run(partial(self._store.sample_texts, digest))
+        if not sample.texts:
             raise _NoTextsError
         async with self._computing:
-            embeddings = await self._encoder.embed(found.texts, window="head")
-        made = MadeCentroid(found.digest, centroid(embeddings))
+            embeddings = await self._encoder.embed(sample.texts, window="head")
+        made = MadeCentroid(sample.digest, centroid(embeddings))
         examples = embeddings[example_indices(len(embeddings))]
-        kept = None if self._holder is None else examples
-        await self._keep(partial(self._store.put_centroid, digest, encoder_digest, made, kept))
+        stored = None if self._holder is None else examples
+        await self._keep(partial(self._store.put_centroid, digest, encoder_digest, made, stored))
         return made, examples
 
     async def _keep(self, put: Callable[[], None]) -> None:
@@ -337,11 +339,11 @@ class CentroidService:
 
     async def _examples(self, digest: str) -> tuple[str, Examples]:
         """(digest of the texts, examples), computed where only a centroid was kept."""
-        encoder_digest, known = self._encoder_digest, self._made(digest)
+        encoder_digest, centroid = self._encoder_digest, self._made(digest)
         get = self._store.get_examples
-        stored = await self._readers.run(partial(get, digest, encoder_digest, known.texts))
+        stored = await self._readers.run(partial(get, digest, encoder_digest, centroid.texts))
         if stored is not None:
-            return known.texts, stored.reshape(-1, len(known.vector))
+            return centroid.texts, stored.reshape(-1, len(centroid.vector))
         made, examples = await self._compute(digest, encoder_digest)
         if encoder_digest == self._encoder_digest:
             self._known[digest] = made

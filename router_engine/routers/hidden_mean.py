@@ -157,14 +157,14 @@ class HiddenMeanRouter:
             yield HiddenWeights(question.request_id, question.num_tokens, row)
 
     def _matrix(self, candidates: tuple[str, ...]) -> _Candidates:
-        found = self._matrices.get(candidates)
-        if found is None:
+        matrix = self._matrices.get(candidates)
+        if matrix is None:
             rows = np.stack([self._centroids[digest] for digest in candidates])
-            found = self._matrices[candidates] = _Candidates.of(rows)
+            matrix = self._matrices[candidates] = _Candidates.of(rows)
         self._matrices.move_to_end(candidates)
         if len(self._matrices) > _KEPT:
             self._matrices.popitem(last=False)
-        return found
+        return matrix
 
 
 def _prior(params: HiddenMeanParams, count: int) -> tuple[float, ...]:

@@ -17,9 +17,9 @@ Params = TypeVar("Params", bound=BaseModel)
 _MOST_TOLD = 8  # problems
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """'; did you mean a, b?' for the known names that look like `name`, or nothing."""
-    near = near_names(name, known)
+    near = near_names(name, names)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
@@ -29,16 +29,16 @@ def parse_params(model: type[Params], router: str, params: Mapping[str, Any]) ->
     It names the first few. A model's lists should have `fail_fast`: without it an error is made of
     every item.
     """
-    known = list(model.model_fields)
-    unknown = [key for key in params if key not in known]
+    names = list(model.model_fields)
+    unknown = [key for key in params if key not in names]
     problems = [
-        f"router {router!r} takes no parameter {excerpt(key)}{did_you_mean(key, known)} "
-        f"(it takes: {', '.join(known) or 'none'})"
+        f"router {router!r} takes no parameter {excerpt(key)}{did_you_mean(key, names)} "
+        f"(it takes: {', '.join(names) or 'none'})"
         for key in islice(unknown, _MOST_TOLD)
     ]
     count = len(unknown)
     try:
-        parsed = model.model_validate({key: params[key] for key in params if key in known})
+        parsed = model.model_validate({key: params[key] for key in params if key in names})
     except ValidationError as error:
         details = error.errors(include_url=False)
         problems += [_describe(router, detail) for detail in islice(details, _MOST_TOLD)]

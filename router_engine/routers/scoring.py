@@ -126,15 +126,15 @@ def weigh_rows(scores: NDArray[np.floating[Any]], params: CosineParams) -> list[
     """
     spoilt = np.isnan(scores).any(axis=1)
     scores = np.where(spoilt[:, None], 0, scores)
-    count, kept = scores.shape[1], params.top_k or scores.shape[1]
-    if kept < count:
+    count, limit = scores.shape[1], params.top_k or scores.shape[1]
+    if limit < count:
         # Of equal scores the earlier stays: only the few that may be kept are put in order.
-        least = -np.partition(-scores, kept - 1, axis=1)[:, kept - 1 : kept]
+        least = -np.partition(-scores, limit - 1, axis=1)[:, limit - 1 : limit]
         chosen = scores > least
         ties = scores == least
-        room = kept - chosen.sum(axis=1, keepdims=True)
+        room = limit - chosen.sum(axis=1, keepdims=True)
         chosen |= ties & (ties.cumsum(axis=1) <= room)
-        columns = np.nonzero(chosen)[1].reshape(-1, kept)
+        columns = np.nonzero(chosen)[1].reshape(-1, limit)
     else:
         columns = np.broadcast_to(np.arange(count), scores.shape)
     exact = np.take_along_axis(scores, columns, axis=1).astype(np.float64)

@@ -74,17 +74,17 @@ class _Sums:
 
     def add(self, part: Gates) -> None:
         """part [layers, tokens, experts]."""
-        known = ~np.isnan(part)
-        gates = np.where(known, part, 0).astype(np.float64)
-        self.tokens += int(known.any(axis=(0, 2)).sum())
-        self._count += known.sum(axis=1)
+        has_gate = ~np.isnan(part)
+        gates = np.where(has_gate, part, 0).astype(np.float64)
+        self.tokens += int(has_gate.any(axis=(0, 2)).sum())
+        self._count += has_gate.sum(axis=1)
         self._sum += gates.sum(axis=1)
         self._square += (gates**2).sum(axis=1)
-        self._closed += int((known & (gates == 0)).sum())
-        experts = known.sum(axis=2)
+        self._closed += int((has_gate & (gates == 0)).sum())
+        experts = has_gate.sum(axis=2)
         several = np.maximum(experts, 1)
         mean = gates.sum(axis=2) / several
-        apart = np.where(known, gates - mean[:, :, None], 0)
+        apart = np.where(has_gate, gates - mean[:, :, None], 0)
         self._spread += float(np.sqrt((apart**2).sum(axis=2) / several).sum())
         self._routed += int((experts > 0).sum())
 
@@ -102,10 +102,10 @@ class _Sums:
         )
 
     def _rows(self, values: NDArray[np.float64]) -> tuple[tuple[float | None, ...], ...]:
-        known = (self._count > 0).tolist()
+        has_gate = (self._count > 0).tolist()
         return tuple(
-            tuple(value if is_known else None for value, is_known in zip(*row, strict=True))
-            for row in zip(values.tolist(), known, strict=True)
+            tuple(value if has else None for value, has in zip(*row, strict=True))
+            for row in zip(values.tolist(), has_gate, strict=True)
         )
 
 

@@ -92,15 +92,15 @@ def _state(state: RequestState, pool: BlockPool) -> Iterator[str]:
         yield f"request {name!r} is {state.status}, but owns blocks {table.block_ids}"
     if len(set(table.block_ids)) != len(table):
         yield f"request {name!r} holds a block twice: {table.block_ids}"
-    known = state.weights_history.known_until
-    if not 0 <= state.num_computed <= min(len(state.tokens), table.capacity, known):
+    known_until = state.weights_history.known_until
+    if not 0 <= state.num_computed <= min(len(state.tokens), table.capacity, known_until):
         yield (
             f"request {name!r} has {state.num_computed} computed of {len(state.tokens)} tokens "
-            f"in {len(table)} blocks under weights known until {known}"
+            f"in {len(table)} blocks under weights known until {known_until}"
         )
     if len(table) > blocks_for(len(state.tokens), table.block_size):
         yield f"request {name!r} holds {len(table)} blocks for {len(state.tokens)} tokens"
-    full = min(state.num_computed, known) // table.block_size
+    full = min(state.num_computed, known_until) // table.block_size
     keys = state.block_keys.first(full, state.tokens, state.weights_history)
     for block, key in zip(table.block_ids, keys, strict=False):
         if pool.keys.get(block, key) != key:

@@ -67,8 +67,8 @@ def _size_reasons(request: EngineRequest, limits: Limits) -> Iterator[str]:
 
 
 def _token_reasons(request: EngineRequest, vocab_size: int) -> Iterator[str]:
-    given = request.sampling.given_token_ids
-    for name, ids in (("prompt_token_ids", request.prompt_token_ids), ("given_token_ids", given)):
+    forced = request.sampling.given_token_ids
+    for name, ids in (("prompt_token_ids", request.prompt_token_ids), ("given_token_ids", forced)):
         # Of all requests, which are right: not token by token.
         if ids and (min(ids) < 0 or max(ids) >= vocab_size):
             wrong = next(one for one in ids if not 0 <= one < vocab_size)
@@ -168,10 +168,10 @@ def _sampling_reasons(sampling: SamplingSpec) -> Iterator[str]:
             f"min_new_tokens is {sampling.min_new_tokens}: it must not be above max_new_tokens, "
             f"{sampling.max_new_tokens}"
         )
-    given = len(sampling.given_token_ids)
-    if given and (given != sampling.max_new_tokens or sampling.stop_token_ids):
+    forced = len(sampling.given_token_ids)
+    if forced and (forced != sampling.max_new_tokens or sampling.stop_token_ids):
         yield (
-            f"given_token_ids has {given} tokens: max_new_tokens, {sampling.max_new_tokens}, must "
+            f"given_token_ids has {forced} tokens: max_new_tokens, {sampling.max_new_tokens}, must "
             "be as many, and stop_token_ids empty"
         )
 

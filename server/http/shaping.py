@@ -28,8 +28,10 @@ def shaped(scope: Scope, receive: Receive, send: Send) -> Send:
             text += message.get("body", b"")
             if not message.get("more_body", False):
                 headers = Headers(raw=start["headers"])
-                kept = {name: headers[name] for name in _KEPT if name in headers}
-                error = HTTPException(start["status"], _message(start["status"], text), kept)
+                kept_headers = {name: headers[name] for name in _KEPT if name in headers}
+                error = HTTPException(
+                    start["status"], _message(start["status"], text), kept_headers
+                )
                 await error_response(scope, error)(scope, receive, send)
 
     return sent

@@ -278,8 +278,8 @@ async def ask(
     """Never raises for what a server does; `bound` in seconds."""
     began = time.perf_counter()
 
-    def after(**found: Any) -> Ended:
-        return Ended(time.perf_counter() - began, hurried=manner == "hurry", **found)
+    def after(**fields: Any) -> Ended:
+        return Ended(time.perf_counter() - began, hurried=manner == "hurry", **fields)
 
     try:
         async with asyncio.timeout(bound):

@@ -141,14 +141,14 @@ def _generate(prompt: str, mixture: Mixture, new_tokens: int, _: str) -> Mapping
 
 
 def _openai(mixture: Mixture, new_tokens: int, base: str) -> Mapping[str, Any]:
-    given = {
+    body = {
         "model": base,
         "max_tokens": new_tokens,
         "temperature": 0,
         "ignore_eos": True,
         "routing": True,
     }
-    return _under(given, mixture)
+    return _under(body, mixture)
 
 
 def _completion(prompt: str, mixture: Mixture, new_tokens: int, base: str) -> Mapping[str, Any]:

@@ -48,7 +48,7 @@ def moe_lora_of_size(
     base: BaseModelSpec, lora: LoraSettings, moe: MoeLoraSettings, budget: int
 ) -> LoraSettings:
     """The same of a homogeneous mixture of LoRA, its routers counted."""
-    return _nearest(lora, budget, lambda given: parameters(moe_lora_manifest(base, given, moe)))
+    return _nearest(lora, budget, lambda shape: parameters(moe_lora_manifest(base, shape, moe)))
 
 
 def _nearest(lora: LoraSettings, budget: int, count: Callable[[LoraSettings], int]) -> LoraSettings:

@@ -92,13 +92,13 @@ class SentenceEncoder:
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
         pieces = self._pieces(texts, window)
-        found = {key: self._memory[key] for key in pieces if key in self._memory}
-        missing = sorted({key for key in pieces if key not in found}, key=len)
+        embeddings = {key: self._memory[key] for key in pieces if key in self._memory}
+        missing = sorted({key for key in pieces if key not in embeddings}, key=len)
         for start in range(0, len(missing), self._max_batch):
             batch = missing[start : start + self._max_batch]
-            found.update(zip(batch, self._forward(batch), strict=True))
-        self._remember(found.items())
-        return np.stack([found[key] for key in pieces])
+            embeddings.update(zip(batch, self._forward(batch), strict=True))
+        self._remember(embeddings.items())
+        return np.stack([embeddings[key] for key in pieces])
 
     def _tokenizer(self, window: Window) -> Tokenizer:
         file = str(self._folder.model / "tokenizer.json")

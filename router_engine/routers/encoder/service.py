@@ -274,12 +274,12 @@ class EncoderService:
         )
 
     def _encode(self, batch: list[_Pending]) -> list[NDArray[np.float32]]:
-        found: dict[int, NDArray[np.float32]] = {}
+        embeddings: dict[int, NDArray[np.float32]] = {}
         for window in {pending.window for pending in batch}:
             rows = [i for i, pending in enumerate(batch) if pending.window == window]
             vectors = self._encoder.encode([batch[i].read() for i in rows], window)
-            found.update(zip(rows, vectors, strict=True))
-        return [found[i] for i in range(len(batch))]
+            embeddings.update(zip(rows, vectors, strict=True))
+        return [embeddings[i] for i in range(len(batch))]
 
     def _weigh(
         self, embedding: NDArray[np.float32], centroids: Vector, params: SimilarityParams
@@ -338,5 +338,5 @@ def _read_id(payload: bytes) -> int | None:
         value = msgspec.msgpack.decode(payload)
     except msgspec.DecodeError:
         return None
-    found = value.get("id") if isinstance(value, dict) else None
-    return found if isinstance(found, int) else None
+    request_id = value.get("id") if isinstance(value, dict) else None
+    return request_id if isinstance(request_id, int) else None

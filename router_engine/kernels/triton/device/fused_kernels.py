@@ -25,8 +25,8 @@ def norm_kernel(
     place = token[:, None] * width + column[None, :]
     value = tl.load(x + token[:, None] * x_stride + column[None, :], mask=inside, other=0.0)
     if ADD:
-        kept = tl.load(residual + place, mask=inside, other=0.0)
-        value = (value.to(tl.float32) + kept.to(tl.float32)).to(value.dtype)
+        stream = tl.load(residual + place, mask=inside, other=0.0)
+        value = (value.to(tl.float32) + stream.to(tl.float32)).to(value.dtype)
     tl.store(residual + place, value, mask=inside)
     wide = value.to(tl.float32)
     variance = tl.sum(wide * wide, 1) / width

@@ -43,9 +43,9 @@ def _softmax(score, visible, best):
 
 
 @triton.jit
-def _place(tables, seen, known, slot_stride, PAGE: tl.constexpr):
+def _place(tables, seen, in_context, slot_stride, PAGE: tl.constexpr):
     """Where the cache holds the positions `seen` of a request whose blocks start at `tables`."""
-    page = tl.load(tables + seen // PAGE, mask=known, other=0).to(tl.int64)
+    page = tl.load(tables + seen // PAGE, mask=in_context, other=0).to(tl.int64)
     return (page * PAGE + seen % PAGE) * slot_stride
 
 
@@ -107,12 +107,12 @@ def attend_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     for at in range(begin, end, BLOCK_N):
         seen = at + tl.arange(0, BLOCK_N)
-        known = seen < end
-        place = _place(table, seen, known, slot_stride, PAGE) + kv_head * head_stride
-        mask = known[:, None] & (dim < HEAD)[None, :]
+        in_context = seen < end
+        place = _place(table, seen, in_context, slot_stride, PAGE) + kv_head * head_stride
+        mask = in_context[:, None] & (dim < HEAD)[None, :]
         key = tl.load(keys + place[:, None] + dim[None, :], mask=mask, other=0.0)
         value = tl.load(values + place[:, None] + dim[None, :], mask=mask, other=0.0)
-        visible = known[None, :] & (seen[None, :] <= position[:, None])
+        visible = in_context[None, :] & (seen[None, :] <= position[:, None])
         if WINDOWED:
             visible = visible & (seen[None, :] > position[:, None] - window)
         score = product(q, tl.trans(key), None, WIDEN) * scale
