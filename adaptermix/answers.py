@@ -1,4 +1,4 @@
-"""What comes back for a prompt: a whole answer, or its pieces."""
+"""Answers to a prompt: a whole one, or its pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the arguments of a batch to the bodies that POST /generate would be sent, found valid."""
+"""Arguments of a batch, as the bodies that POST /generate would be sent, found valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with arguments, in the server's words and under the arguments' names."""
+"""Faults of arguments, in the server's words and under the arguments' names."""
 
 from __future__ import annotations
 

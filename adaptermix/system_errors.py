@@ -1,4 +1,4 @@
-"""What an error of the operating system says to people."""
+"""Errors of the operating system, as people are told them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an upload to a staged blob: unpack, read, validate, digest. Stores nothing."""
+"""Preparation of an upload as a staged blob: unpack, read, validate, digest. Stores nothing."""
 
 from __future__ import annotations
 

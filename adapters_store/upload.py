@@ -1,4 +1,4 @@
-"""From what a user sends (files, a folder, an archive) to an adapter's plain files on disk."""
+"""Uploads (files, a folder, an archive) as an adapter's plain files on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine says back: any number of token events, then exactly one final event."""
+"""Events of requests, from the engine: any number of token events, then exactly one final event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was sent, as a message may repeat it: a few characters of it, however much it is."""
+"""Excerpts of what was sent, for messages: a few characters of it, however much it is."""
 
 from __future__ import annotations
 

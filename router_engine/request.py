@@ -1,4 +1,4 @@
-"""What a caller hands to the engine: frozen data, tokens and digests only."""
+"""Requests as a caller hands them to the engine: frozen data, tokens and digests only."""
 
 from __future__ import annotations
 

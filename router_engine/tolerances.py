@@ -1,4 +1,4 @@
-"""How far two ways to compute the same answer may be apart: the table of tolerances."""
+"""The table of tolerances: how far two ways to compute the same answer may be apart."""
 
 from __future__ import annotations
 

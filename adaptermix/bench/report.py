@@ -1,4 +1,4 @@
-"""From samples to numbers, from numbers to a file, a table and a page."""
+"""Reports of benchmarks: samples become numbers, a file, a table and a page."""
 
 from __future__ import annotations
 

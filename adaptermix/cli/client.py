@@ -1,4 +1,4 @@
-"""What the commands share that talk to a running server."""
+"""Parts that commands share which talk to a running server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the program writes: text and JSON on standard output, errors on standard error."""
+"""Output of the program: text and JSON on standard output, errors on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the program gets from its system: its encoding, its standard streams, and their errors."""
+"""The program's surroundings: its encoding, its standard streams, and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How adapters get from this machine to a running server, as people see it."""
+"""Uploads from this machine to a running server, as people see them."""
 
 from __future__ import annotations
 

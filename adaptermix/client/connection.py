@@ -1,4 +1,4 @@
-"""Where the server is and how it is reached: address, key, proxies, certificates."""
+"""The connection to a server: address, key, proxies, certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what the server says of a failure to the error that is raised."""
+"""Failures as a server tells them, turned into the errors that are raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between a call and httpx: what both clients do with requests and responses."""
+"""Requests and responses of httpx, for both clients: a call becomes one, the other is read."""
 
 from __future__ import annotations
 

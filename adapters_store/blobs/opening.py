@@ -1,4 +1,4 @@
-"""From a path or a URL to a BlobStore."""
+"""Blob stores by path or URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At the start, what computes a model proves itself: a prompt by it and by transformers.
+"""The proof, at the start, that a backend computes its model: one prompt, beside transformers.
 
 Both must agree within a tolerance. The verdict is kept beside the kernels by a digest of weights,
 config, code and device, so that only what is new is proven.

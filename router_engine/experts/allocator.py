@@ -1,4 +1,4 @@
-"""Which adapter owns which rows of a site's storage."""
+"""The allocator of rank rows: which adapter owns which rows of a site's storage."""
 
 from __future__ import annotations
 

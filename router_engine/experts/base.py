@@ -1,4 +1,4 @@
-"""What an expert kind is: a spec on disk, weights on the host, rows or buffers on the device.
+"""The contract of an expert kind: a spec on disk, weights on the host, rows on the device.
 
 Three types a kind (`adapters_store.types.*ExpertSpec` -> host weights -> what is applied in a step)
 keep files, memory and mathematics apart.

@@ -1,4 +1,4 @@
-"""What the routers inside layers said in one step."""
+"""Gate values and arrow's weights of one step, as the routers inside layers gave them."""
 
 from __future__ import annotations
 

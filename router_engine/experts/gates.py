@@ -1,4 +1,4 @@
-"""Which gate multiplies which rank row."""
+"""Gates by rank row: which gate multiplies which row."""
 
 from __future__ import annotations
 

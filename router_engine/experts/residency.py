@@ -1,4 +1,4 @@
-"""Where adapters are: disk, host, device; who uses them; who waits for them.
+"""Residency of adapters: on disk, host or device; who uses them; who waits for them.
 
 Files are read by background threads. Rows are written and freed only in `poll`, between two steps,
 by the engine's thread. A request holds its adapters from the moment it is granted until it ends.

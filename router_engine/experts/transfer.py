@@ -1,4 +1,4 @@
-"""How an adapter's rows get from the host to the device.
+"""Transfers of an adapter's rows from the host to the device.
 
 On a GPU they go from pinned memory on a stream of their own, beside the running steps: an adapter
 has arrived when the device says so, and only then may a step use it.

@@ -1,4 +1,4 @@
-"""Who waits for adapters on the device, what makes room for it, and why it may wait in vain."""
+"""Requests that wait for adapters on the device: what makes room, and why one may wait in vain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What merging a mixture may cost those who do not ask for it, by arithmetic, before it is done.
+"""A bound on what merging a mixture may cost those who do not ask for it, found before it is done.
 
 While W' = round(W + D) is in the base, others are served by x W' less x D, D at low rank. Exactly
 computed that is x W. In floating point both terms carry rounding errors of the size of D, which the

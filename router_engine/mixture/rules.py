@@ -1,4 +1,4 @@
-"""What a mixture must satisfy before it is computed: refused by name, never approximated.
+"""Rules that a mixture must satisfy before it is computed: refused by name, never approximated.
 
 The engine and the server ask the same rules; each says in its own words which adapter is meant.
 """

@@ -1,4 +1,4 @@
-"""What a model's files are, before anything reads their weights: one sentence where they won't do.
+"""Checks of a model's files before anything reads their weights: one sentence where they won't do.
 
 Needs no torch: a server looks before it starts the process that computes.
 """

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its vocabulary: a key is applied, changes nothing, or is refused."""
+"""Vocabulary keys of a GGUF file: each is applied, changes nothing, or is refused."""
 
 from __future__ import annotations
 

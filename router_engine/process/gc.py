@@ -1,4 +1,4 @@
-"""What a process has loaded to serve is no garbage, and need not be looked at as if it were."""
+"""Garbage collection of a serving process: what was loaded to serve is never looked at again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What crosses the process border: commands to the engine, reports from it, in msgpack."""
+"""Messages across the process border: commands to the engine, reports from it, in msgpack."""
 
 from __future__ import annotations
 

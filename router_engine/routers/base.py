@@ -1,4 +1,4 @@
-"""What a router is: it chooses weights, and nothing else.
+"""The contract of a router: it chooses weights, and nothing else.
 
 A request router runs once, before the request is submitted. A token router runs beside the engine:
 it is told of tokens and later hands back weights; the engine never waits for it. A router that

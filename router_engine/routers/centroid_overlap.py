@@ -1,4 +1,4 @@
-"""Which adapters' centroids are too near for routing by similarity to tell them apart.
+"""Centroids that lie too near for routing by similarity to tell their adapters apart.
 
 A text that lies just at the centroid of i scores cos = 1 with it and cos(c_i, c_j) with that of j,
 so its softmax weights stand to each other as exp((1 - cos(c_i, c_j)) / temperature) to 1. Where

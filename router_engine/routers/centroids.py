@@ -1,4 +1,4 @@
-"""What routers keep of adapters' sample texts, computed once per encoder: centroids and examples.
+"""Centroids and examples of adapters' sample texts, computed once per encoder.
 
 c_j = mean_i E(text_ij), not normalised; the examples are some of those E(text_ij). Texts too long
 for the encoder are read from their beginning, as the paper's code reads them, whatever window a

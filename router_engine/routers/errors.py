@@ -1,4 +1,4 @@
-"""Why a router gave no weights, told apart by whose fault it is. All are `RouterError`s."""
+"""Errors of routers, told apart by whose fault they are. All are `RouterError`s."""
 
 from __future__ import annotations
 

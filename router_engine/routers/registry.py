@@ -1,4 +1,4 @@
-"""Which routers there are: the built-in ones and those of the entry-point group.
+"""The registry of routers: the built-in ones and those of the entry-point group.
 
 A router's module is imported when the router is first asked for.
 """

@@ -1,4 +1,4 @@
-"""From an embedding and centroids to weights: cosine scores, then `softmax` or `paper`.
+"""Scores and weights from an embedding and centroids: cosines, then `softmax` or `paper`.
 
 `paper` is step 3-4 of "Token-Level Adaptation of LoRA Adapters for Downstream Task
 Generalization" (2023, doi 10.1145/3639592.3639615).

@@ -1,4 +1,4 @@
-"""What a feature that watches requests owes to the scheduler, and may ask of it."""
+"""The contract of a feature that watches requests: its duties and its rights."""
 
 from __future__ import annotations
 

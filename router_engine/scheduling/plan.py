@@ -1,4 +1,4 @@
-"""What goes from the scheduler to the runner and back: frozen data, one object a step."""
+"""Plans and their outputs, between scheduler and runner: frozen data, one object a step."""
 
 from __future__ import annotations
 

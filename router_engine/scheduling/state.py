@@ -1,4 +1,4 @@
-"""What the scheduler knows of one request. Only the scheduler changes it."""
+"""The state of one request. Only the scheduler changes it."""
 
 from __future__ import annotations
 

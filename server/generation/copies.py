@@ -1,4 +1,4 @@
-"""From the `copies` of a mixture's adapters to the variants that the engine runs."""
+"""The `copies` of a mixture's adapters, as the variants that the engine runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the `mixture` that a client wrote to what the engine runs under: digests, once, now."""
+"""A client's `mixture` as the engine runs it: its names become digests, once, now."""
 
 from __future__ import annotations
 

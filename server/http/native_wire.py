@@ -1,4 +1,4 @@
-"""Between the bodies of /generate and /score and the use case: what is asked, what is told."""
+"""Bodies of /generate and /score, to and from the use case: what is asked, what is told."""
 
 from __future__ import annotations
 

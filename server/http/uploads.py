@@ -1,4 +1,4 @@
-"""From a multipart form to what the store publishes: files on disk, texts, tags."""
+"""Multipart forms, as what the store publishes: files on disk, texts, tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an encoder worker is started."""
+"""Configuration of an encoder worker."""
 
 from __future__ import annotations
 

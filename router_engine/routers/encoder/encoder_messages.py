@@ -1,4 +1,4 @@
-"""What crosses the border to the encoder worker, as msgpack. Vectors are little-endian float32."""
+"""Messages to and from the encoder worker, as msgpack. Vectors are little-endian float32."""
 
 from __future__ import annotations
 

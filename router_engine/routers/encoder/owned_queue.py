@@ -1,4 +1,4 @@
-"""What waits for the encoder, each thing with its owner, who may take it back."""
+"""The queue before the encoder: each thing in it has an owner, who may take it back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the encoder worker does with a message, apart from sockets: sessions, texts, batches."""
+"""The encoder worker's answers to messages, apart from sockets: sessions, texts, batches."""
 
 from __future__ import annotations
 

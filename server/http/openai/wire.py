@@ -1,4 +1,4 @@
-"""Between OpenAI's bodies and ours: questions in, choices and chunks out."""
+"""OpenAI's bodies, to and from ours: questions in, choices and chunks out."""
 
 from __future__ import annotations
 
