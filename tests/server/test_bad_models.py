@@ -15,7 +15,7 @@ from tests.adaptermix.cli.test_edges import adaptermix
 from tests.support.bad_checkpoints import BAD, ODD, Bad
 from tests.support.gguf import save_gguf
 
-# All of them are refused in tests/router_engine/test_bad_checkpoints.py. Here: each way to tell.
+# tests/router_engine/model/test_bad_checkpoints.py refuses all of them. Here: each way to tell.
 SEEN = [bad for bad in BAD if bad.name == "quantised by gptq"]
 DEEP = [odd for odd in ODD if odd.name == "layers that are not there"]
 

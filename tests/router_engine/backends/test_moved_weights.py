@@ -18,7 +18,7 @@ from router_engine.config import CacheConfig, DType, EngineConfig, KernelConfig,
 from router_engine.model.quantized import Int8Linear
 from tests.router_engine.backends.conftest import Pair
 from tests.router_engine.conftest import MakeHarness
-from tests.router_engine.test_merged import PROMPT, base_weights, same, swap, traffic
+from tests.router_engine.merging.test_merged import PROMPT, base_weights, same, swap, traffic
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import ATTENTION, make_lora_folder
 

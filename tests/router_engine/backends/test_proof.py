@@ -22,7 +22,7 @@ from router_engine.errors import UnsupportedModelError
 from router_engine.model.layout import Layout, layout_of
 from router_engine.model.loader import load_model
 from tests.router_engine.conftest import MakeHarness
-from tests.router_engine.test_config_keys import save_with
+from tests.router_engine.model.test_config_keys import save_with
 from tests.support.harness import request
 from tests.support.isas import here
 from tests.support.tiny import save_family

@@ -24,7 +24,7 @@ from router_engine.config import (
 from router_engine.model.layout import Layout, layout_of
 from router_engine.request import EngineRequest
 from tests.router_engine.kernels.triton_checks import TOLERANCE
-from tests.router_engine.test_config_keys import save_with
+from tests.router_engine.model.test_config_keys import save_with
 from tests.support.harness import Answer, EngineHarness, request
 from tests.support.tiny import ATTENTION, make_lora_folder, save_family
 

@@ -21,7 +21,7 @@ from router_engine.model.tiny import tiny_config, tiny_tokenizer
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.tolerances import TOLERANCES
 from tests.router_engine.conftest import ALL_LINEARS, MakeHarness
-from tests.router_engine.test_merged import base_weights, same
+from tests.router_engine.merging.test_merged import base_weights, same
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import make_lora_folder
 
