@@ -17,7 +17,7 @@ from rich.console import Console
 
 from scripts import figures
 from server.app import create_app
-from server.container import Container
+from server.http.container import Container
 from server.settings import Settings, load_settings, variable_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 
-from server.container import Container
 from server.http import error_replies
 from server.http.access import AccessMiddleware
+from server.http.container import Container
 from server.http.draining import LastWords
 from server.http.endpoints import adapters, generate, merged, score, system
 from server.http.openai import endpoints as openai

@@ -23,8 +23,8 @@ from router_engine.errors import EngineError
 from router_engine.process.gc import freeze_loaded
 from server import logging as server_logging
 from server.app import create_app
-from server.container import Container
 from server.errors import ServerError
+from server.http.container import Container
 from server.http.heads import heads_within
 from server.printable import as_markup
 from server.settings import Settings, SettingsError

@@ -17,7 +17,7 @@ from router_engine.backends.cpu import build as kernels
 from router_engine.backends.json_cache import write_cached
 from router_engine.model.checkpoint import called
 from router_engine.model.loader import described_by
-from server.container import Container
+from server.http.container import Container
 from server.models import base_files, encoder_directory, encoder_name
 from server.settings import SettingsError, load_settings
 from tests.adaptermix.cli.test_edges import require_refused

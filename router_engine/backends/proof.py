@@ -212,7 +212,7 @@ def _row(tokens: tuple[int, ...], start: int, stop: int, blocks: int) -> Planned
         token_ids=tokens[start:stop],
         start=start,
         block_ids=tuple(range(blocks)),
-        sample=True,
+        needs_logits=True,
         weight_runs=(),
         known_tokens=tokens,
     )

@@ -35,7 +35,7 @@ class StepArrays:
         )
         offsets = np.repeat(starts - (ends - lengths), lengths)
         self.positions = np.arange(len(offsets), dtype=np.int32) + offsets
-        sampled = [row.sample for row in plan.rows]
+        sampled = [row.needs_logits for row in plan.rows]
         self.samples = (ends[sampled] - 1).astype(np.int32)
 
     @property

@@ -45,7 +45,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     start: int
     block_ids: tuple[int, ...]  # cover positions [0, start + len(token_ids))
-    sample: bool  # the chunk ends with the last known token: its logits are wanted
+    needs_logits: bool  # the chunk ends with the last known token: its logits are wanted
     weight_runs: tuple[WeightRun, ...]  # (number of tokens, weights of the adapters), in order
     known_tokens: Sequence[int]  # all tokens so far, in place: read it during the step only
     layer_routing: LayerRoutingParams | None = None  # instead of the weights of `weight_runs`
@@ -86,7 +86,9 @@ class PlannedRow(msgspec.Struct, frozen=True):
     @property
     def samples_token(self) -> bool:
         """Whether a new token comes of this row."""
-        return self.sample and (self.ensemble_member is None or self.ensemble_member.samples_token)
+        return self.needs_logits and (
+            self.ensemble_member is None or self.ensemble_member.samples_token
+        )
 
     @property
     def stop(self) -> int:
@@ -127,13 +129,13 @@ class StepPlan:
 
     @property
     def rows_with_logits(self) -> tuple[PlannedRow, ...]:
-        return tuple(row for row in self.rows if row.sample)
+        return tuple(row for row in self.rows if row.needs_logits)
 
     @property
     def logit_tokens(self) -> NDArray[np.intp]:
         """Where the last tokens of `rows_with_logits` stand in the flat batch."""
         last = np.cumsum([len(row.token_ids) for row in self.rows]) - 1
-        return last[[row.sample for row in self.rows]]
+        return last[[row.needs_logits for row in self.rows]]
 
     @property
     def sampling_rows(self) -> tuple[PlannedRow, ...]:

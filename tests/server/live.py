@@ -20,7 +20,7 @@ from router_engine.client.inline import InlineEngineClient
 from router_engine.process.engine_factory import build_engine
 from router_engine.process.messages import EngineProcessConfig
 from server.app import create_app
-from server.container import Container
+from server.http.container import Container
 from server.http.heads import heads_within
 from server.runtime import EngineFactory
 from server.settings import Settings, load_settings

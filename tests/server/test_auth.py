@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.container import Container
+from server.http.container import Container
 from server.settings import SettingsError
 from tests.server.live import Live, serving, tiny_settings
 

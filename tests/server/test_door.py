@@ -16,9 +16,9 @@ import pytest
 from starlette.types import Message, Scope
 
 from server.app import create_app
-from server.container import Container
 from server.http.access import ENTRIES, SMALL_BODY, AccessMiddleware, RouteAccess
 from server.http.auth import Auth
+from server.http.container import Container
 from tests.server.live import Live, serving, tiny_settings
 
 ADMIN = "an-admin-key-from-the-environment"

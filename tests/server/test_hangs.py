@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from router_engine.client.process_client import ProcessEngineClient
-from server.container import process_engine
+from server.http.container import process_engine
 from tests.server.live import Live, serving, tiny_settings
 from tests.support.waiting import HANG_SECONDS
 

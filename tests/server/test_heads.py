@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from server.container import Container
 from server.http.access import ENTRIES, MOST_QUERY, MOST_TYPE, RouteAccess
+from server.http.container import Container
 from server.http.heads import MOST_HEAD, MOST_LINES, BoundedHeads
 from server.serving import config_of
 from tests.server.live import Live, inline_engine, serving, tiny_settings

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from server.app import create_app
-from server.container import Container
+from server.http.container import Container
 from server.http.endpoints import adapters, merged, system
 from server.http.openai import endpoints as openai
 from server.schemas import adapters as adapter_schemas

@@ -15,7 +15,7 @@ from router_engine.client.base import EngineClient
 from router_engine.model.tiny import tiny_tokenizer
 from router_engine.process.messages import EngineProcessConfig
 from server.adapters.encoder import TokenizerFiles
-from server.container import process_engine
+from server.http.container import process_engine
 from server.settings import Settings
 from tests.server.live import serving, tiny_settings
 from tests.server.test_timeouts import children

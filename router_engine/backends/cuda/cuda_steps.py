@@ -72,8 +72,8 @@ class CudaSteps:
         if key is None:
             return self._eager(plan, weights)
         logits, hidden_states, finite = self._decode(rows, weights, key)
-        if not all(row.sample for row in rows):
-            picked = [index for index, row in enumerate(rows) if row.sample]
+        if not all(row.needs_logits for row in rows):
+            picked = [index for index, row in enumerate(rows) if row.needs_logits]
             logits = logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
         return ForwardOutput(logits, hidden_states=hidden_states, finite=finite)
 

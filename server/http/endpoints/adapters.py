@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, File, Form, Path, Query, Response, UploadFile
 
-from server.container import Container, ContainerDep
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
+from server.http.container import Container, ContainerDep
 from server.http.forms import known_fields
 from server.http.replies import PartedResponse, WrittenResponse, json_of, json_parts
 from server.http.uploads import received, texts_of

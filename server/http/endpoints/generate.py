@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 
-from server.container import Container, ContainerDep
 from server.generation.generation import Generation, Update
 from server.generation.streams import chain_first, limited
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
+from server.http.container import Container, ContainerDep
 from server.http.native_wire import inputs_of
 from server.http.rendering import Renderer
 from server.http.replies import WrittenResponse, json_of

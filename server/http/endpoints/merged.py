@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
 
-from server.container import ContainerDep
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
+from server.http.container import ContainerDep
 from server.schemas.adapters import MERGED_EXAMPLE, MergedReply
 from server.schemas.errors import native_errors
 from server.schemas.mixture import FIXED_EXAMPLE, FixedMixture

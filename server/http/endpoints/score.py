@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from server.container import ContainerDep
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
+from server.http.container import ContainerDep
 from server.http.native_wire import prepared_scores, run_scores, score_reply
 from server.http.replies import WrittenResponse, json_of
 from server.http.streaming import unless_disconnected

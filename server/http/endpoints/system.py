@@ -11,9 +11,9 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from router_engine.processes.supervisor import RunState
-from server.container import Container, ContainerDep
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
+from server.http.container import Container, ContainerDep
 from server.schemas.adapters import RouterList, RouterReply
 from server.schemas.errors import native_errors
 from server.schemas.health import HealthReply, InfoReply, LiveReply

@@ -14,7 +14,6 @@ from fastapi.responses import Response
 from adapters_store.errors import AdapterNotFoundError, InvalidReferenceError
 from adapters_store.types import AdapterRecord
 from router_engine.excerpt import excerpt
-from server.container import Container, ContainerDep
 from server.deadline import Deadline
 from server.errors import InputError, UnknownModelError
 from server.generation.generation import Completion, Generation, PreparedRequest, Update
@@ -22,6 +21,7 @@ from server.generation.generation_input import GenerationInput
 from server.generation.streams import chain_first, interleaved
 from server.http.auth import documented_key
 from server.http.body_reading import StrictRoute
+from server.http.container import Container, ContainerDep
 from server.http.openai.replies import ChatWriter, CompletionWriter, Writer
 from server.http.openai.wire import (
     chat_of,

@@ -63,7 +63,7 @@ def check_backend(device: Device, made: Made, root: Path) -> None:
 def _check_outputs(backend: Backend, harness: EngineHarness, digest: str) -> None:
     """Of two rows of which one wants logits, and of a plan that reads hidden states."""
     vocab, hidden = harness.engine.info.vocab_size, harness.engine.info.hidden_size
-    plan = StepPlan((_row(0, len(TEXT)), _row(0, 7, first_block=_BLOCKS, sample=False)))
+    plan = StepPlan((_row(0, len(TEXT)), _row(0, 7, first_block=_BLOCKS, needs_logits=False)))
     tokens = len(TEXT) + 7
     out = backend.forward(plan, None)
     assert out.logits.shape == (1, vocab)
@@ -131,7 +131,7 @@ def _row(
     stop: int,
     *,
     first_block: int = 0,
-    sample: bool = True,
+    needs_logits: bool = True,
     reads_hidden_states: bool = False,
 ) -> PlannedRow:
     return PlannedRow(
@@ -145,7 +145,7 @@ def _row(
         token_ids=TEXT[start:stop],
         start=start,
         block_ids=tuple(range(first_block, first_block + _BLOCKS)),
-        sample=sample,
+        needs_logits=needs_logits,
         weight_runs=(),
         known_tokens=TEXT,
     )

@@ -198,7 +198,7 @@ def _plan(tokens: Sequence[int], *, reads_hidden_states: bool) -> StepPlan:
         token_ids=tuple(tokens),
         start=0,
         block_ids=tuple(range(len(tokens) // 16 + 1)),
-        sample=True,
+        needs_logits=True,
         weight_runs=(),
         known_tokens=tokens,
     )

@@ -35,7 +35,7 @@ def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
         token_ids=(token,),
         start=start,
         block_ids=blocks,
-        sample=True,
+        needs_logits=True,
         weight_runs=(),
         known_tokens=(),
     )

@@ -26,7 +26,7 @@ def planned(adapters: tuple[str, ...], *runs: tuple[float, ...], **more: Any) ->
         token_ids=tokens,
         start=0,
         block_ids=(0,),
-        sample=True,
+        needs_logits=True,
         weight_runs=tuple((2, SparseWeights.from_dense(run)) for run in runs),
         known_tokens=tokens,
     )

@@ -39,7 +39,7 @@ def test_a_preempted_request_starts_over_and_goes_before_newcomers() -> None:
     drive.drain()
     order = [row for plan in drive.plans[before:] for row in plan.rows if row.request_id != "a"]
     assert order[0].request_id == "b"
-    assert (order[0].start, order[0].sample) == (0, True)  # its own text is known: one chunk
+    assert (order[0].start, order[0].needs_logits) == (0, True)  # its own text is known: one chunk
     drive.check_texts()
 
 

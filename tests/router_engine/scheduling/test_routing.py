@@ -255,7 +255,7 @@ def test_a_preempted_request_replays_while_its_next_weights_are_on_their_way() -
     plan = drive.step()
     assert plan is not None
     (row,) = plan.rows
-    assert (row.start, row.stop, row.sample) == (0, 6, False)
+    assert (row.start, row.stop, row.needs_logits) == (0, 6, False)
     assert drive.step() is None
     drive.drain()
     drive.check_texts()

@@ -40,7 +40,7 @@ def test_a_long_prompt_runs_in_chunks_within_the_budget() -> None:
     drive.add(fixed("a", range(20), 2))
     plans = [drive.step() for _ in range(4)]
     assert [chunks(plan)["a"] for plan in plans] == [(0, 8), (8, 16), (16, 20), (20, 21)]
-    assert [plan is not None and plan.rows[0].sample for plan in plans] == [
+    assert [plan is not None and plan.rows[0].needs_logits for plan in plans] == [
         False,
         False,
         True,
@@ -69,7 +69,7 @@ def test_rows_say_what_the_runner_needs() -> None:
     assert plan is not None
     (row,) = plan.rows
     (generated,) = drive.tokens["a"]
-    assert (row.token_ids, row.start, row.stop, row.sample) == ((generated,), 5, 6, True)
+    assert (row.token_ids, row.start, row.stop, row.needs_logits) == ((generated,), 5, 6, True)
     assert row.weight_runs == ((1, SparseWeights.from_dense((0.5,))),)
     assert (row.adapters, row.combination, row.sampling) == (("sha256:a",), "sum", sampling)
     assert len(row.block_ids) == 2
