@@ -26,8 +26,8 @@ COMPOSE_FOLDER = ROOT / "deploy/docker"
 SHELL_SCRIPTS = sorted(
     path for folder in ("deploy", "scripts") for path in (ROOT / folder).rglob("*.sh")
 )
-PACKAGES = ("adapters_store", "router_engine", "server", "adaptermix", "deploy")
-NOT_INSTALLED = ("benchmarks", "scripts", "tests")
+PACKAGES = ("adapters_store", "router_engine", "server", "adaptermix")
+NOT_INSTALLED = ("benchmarks", "deploy", "scripts", "tests")
 
 
 def compose() -> dict[str, Any]:
@@ -205,7 +205,6 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else_at_its_top(
     missing = [
         str(path.relative_to(source))
         for package in PACKAGES
-        if package != "deploy"
         for path in (source / package).rglob("*")
         if path.is_file() and str(path.relative_to(source)) not in packed
     ]
