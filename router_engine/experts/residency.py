@@ -20,7 +20,14 @@ from router_engine.experts.host_copies import HostCopies, ResidencyCounters
 from router_engine.experts.loading import load_adapter
 from router_engine.experts.rows import RowPool
 from router_engine.experts.variants import plain_digest, variant_of
-from router_engine.experts.waiting import LoadResults, Waiter, WaitList, fewest, misfit, unrunnable
+from router_engine.experts.waiting import (
+    LoadResults,
+    Waiter,
+    WaitList,
+    fewest,
+    lack_of_room,
+    unrunnable,
+)
 from router_engine.info import AdapterResidency, Residency
 
 _TURNS = SchedulerConfig()
@@ -94,7 +101,7 @@ class ResidencyManager:
     def would_block(self, digests: Sequence[str]) -> bool:
         """Whether somebody waits for rows in vain for as long as `digests` stay on the device."""
         staying = {*self._holders.for_good, *digests}
-        return any(self._misfit(waiter, staying) is not None for waiter in self._waiting)
+        return any(self._lack_of_room(waiter, staying) is not None for waiter in self._waiting)
 
     def release(self, owner: str) -> None:
         """The owner ended: its adapters may be evicted. Unknown owners are ignored."""
@@ -111,8 +118,8 @@ class ResidencyManager:
     def poll(self) -> LoadResults:
         """Settle what has changed: finished loads, free rows. Engine thread, between steps."""
         self._changed = False
-        failed = [*self._collect_loads(), *self._take_misfits(())]
-        refused = [*self._take_unrunnable(), *self._take_misfits(self._holders.for_good)]
+        failed = [*self._collect_loads(), *self._take_waiting_in_vain(())]
+        refused = [*self._take_unrunnable(), *self._take_waiting_in_vain(self._holders.for_good)]
         blocked: Waiter | None = None  # waits for rows, not for a file: later ones take none
         for waiter in self._waiting:
             if self._placed(waiter.digests) and self._has_files(waiter):
@@ -272,9 +279,9 @@ class ResidencyManager:
         self._drop_waiters([owner for owner, _ in failed])
         return failed
 
-    def _take_misfits(self, staying: Collection[str]) -> list[tuple[str, str]]:
+    def _take_waiting_in_vain(self, staying: Collection[str]) -> list[tuple[str, str]]:
         """Those who wait in vain for as long as `staying` are on the device; they wait no more."""
-        problems = ((waiter.owner, self._misfit(waiter, staying)) for waiter in self._waiting)
+        problems = ((waiter.owner, self._lack_of_room(waiter, staying)) for waiter in self._waiting)
         return self._take(problems)
 
     def _take_unrunnable(self) -> list[tuple[str, str]]:
@@ -299,10 +306,10 @@ class ResidencyManager:
         if self._waiting.drop(owners):
             self._read_ahead()
 
-    def _misfit(self, waiter: Waiter, staying: Collection[str]) -> str | None:
+    def _lack_of_room(self, waiter: Waiter, staying: Collection[str]) -> str | None:
         """Why the adapters find no room for as long as `staying` do; None if they could."""
         rows, taken = self._rows(waiter.digests), self._rows({*staying}.difference(waiter.digests))
-        return misfit(rows, taken, self._pool.max_rank_rows)
+        return lack_of_room(rows, taken, self._pool.max_rank_rows)
 
     def _rows(self, digests: Collection[str]) -> Counter[str]:
         """Rank rows by site of those adapters that are known."""

@@ -86,7 +86,7 @@ def fewest(residents: Sequence[str], makes_room: Callable[[Sequence[str]], bool]
     return frozenset(residents[:count])
 
 
-def misfit(rows: Counter[str], staying: Counter[str], limit: int) -> str | None:
+def lack_of_room(rows: Counter[str], staying: Counter[str], limit: int) -> str | None:
     """Why adapters with so many rank rows by site find no room; None if they could.
 
     staying: rows of what leaves the device at an admin's word alone. limit: rows of one site.
