@@ -43,8 +43,13 @@ MODULES_WITHOUT_TORCH = (
 )
 
 
+def source_files(*suffixes: str) -> list[Path]:
+    files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
+    return sorted(path for path in files if path.suffix in suffixes)
+
+
 def python_files() -> list[Path]:
-    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    return source_files(".py")
 
 
 def function_lengths(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -72,7 +77,8 @@ def test_there_is_something_to_measure() -> None:
 
 
 def test_files_stay_short() -> None:
-    lengths = {path: len(path.read_text().splitlines()) for path in python_files()}
+    files = (*python_files(), *source_files(".h", ".cpp"))
+    lengths = {path: len(path.read_text().splitlines()) for path in files}
     too_long = {
         str(path.relative_to(ROOT)): length
         for path, length in lengths.items()

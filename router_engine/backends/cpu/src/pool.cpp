@@ -1,3 +1,4 @@
+// The pool of threads: how they are started, wait and are woken.
 #include "pool.h"
 
 #include <unistd.h>
