@@ -134,10 +134,7 @@ class RequestState:
         """
         if self.lacks_weights and self.recomputes:
             return self.num_computed
-        until = min(len(self.tokens), self.weights_history.known_until)
-        if until < self.num_prompt and self.needs_whole_prompt:
-            return self.num_computed
-        return until
+        return min(len(self.tokens), self.weights_history.known_until)
 
     @property
     def num_runnable(self) -> int:
