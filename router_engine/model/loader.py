@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from adapters_store.home import expanded
 from adapters_store.types import BaseModelSpec, BlockSpec, EmbeddingSpec, LinearShape
@@ -157,6 +159,19 @@ def _check_built(name: str, model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{name}: max_position_embeddings is {positions}")
 
 
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """transformers' bars only where somebody can see them move: a log takes each as lines."""
+    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
 def _read(
     name: str, described: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
 ) -> PreTrainedModel:
@@ -175,7 +190,8 @@ def _read(
             trust_remote_code=False,
             **options,
         )
-        model, report = refused(called(name), "its weights cannot be loaded", read)
+        with _bars_on_terminals():
+            model, report = refused(called(name), "its weights cannot be loaded", read)
     model.config._name_or_path = name
     for what in ("missing", "unexpected", "mismatched"):
         keys = report.get(f"{what}_keys", ())

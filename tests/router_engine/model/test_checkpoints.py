@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,14 @@ def test_a_way_to_cut_that_nobody_knows_is_named(tmp_path: Path) -> None:
     file = save_gguf(tmp_path / "tiny.gguf", tiny_model(), "martian")
     with pytest.raises(UnsupportedModelError, match="'martian' is not supported; supported: "):
         load_gguf_tokenizer(file)
+
+
+def test_loading_shows_a_bar_on_a_terminal_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_family(tmp_path, "llama")
+    load_model(ModelConfig(str(folder)))
+    assert "Loading weights" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    load_model(ModelConfig(str(folder)))
+    assert "Loading weights" in capsys.readouterr().err
