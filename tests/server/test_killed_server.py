@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from adapters_store.store import AdapterStore
-from tests.server.test_drain import children
+from tests.server.http.test_drain import children
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 

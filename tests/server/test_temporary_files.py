@@ -17,8 +17,8 @@ from router_engine.process.messages import EngineProcessConfig
 from server.adapters.encoder import TokenizerFiles
 from server.http.container import process_engine
 from server.settings import Settings
+from tests.server.generation.test_timeouts import children
 from tests.server.live import serving, tiny_settings
-from tests.server.test_timeouts import children
 from tests.support.waiting import wait_for
 
 ROUTED = {"router": {"name": "similarity", "candidates": ["math", "code"]}}

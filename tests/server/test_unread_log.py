@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from adaptermix.bench.server import free_port
-from tests.server.test_drain import children
+from tests.server.http.test_drain import children
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS, wait_for
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from router_engine.routers.encoder.encoder_messages import MAX_CHARACTERS
+from tests.server.generation.test_timeouts import children
 from tests.server.live import Live, serving, tiny_settings
-from tests.server.test_timeouts import children
 from tests.support.stopping import standing_still
 from tests.support.waiting import wait_for
 

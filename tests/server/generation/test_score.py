@@ -8,8 +8,8 @@ import pytest
 
 from server.http.native_wire import score_input_of
 from server.schemas.score import ScoreBody
+from tests.server.generation.test_generate import FIXED, MIXTURES, TOKEN_ROUTED, parameters
 from tests.server.live import Live
-from tests.server.test_generate import FIXED, MIXTURES, TOKEN_ROUTED, parameters
 
 PROMPT = "a question"
 

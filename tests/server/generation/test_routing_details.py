@@ -13,8 +13,8 @@ from server.generation.generation import Completion, Update
 from server.generation.mixtures import PlannedMixture
 from server.http.rendering import Renderer, routing_of
 from server.schemas.generate import Parameters
+from tests.server.generation.test_generate import MIXTURES
 from tests.server.live import Live
-from tests.server.test_generate import MIXTURES
 
 ROWS = [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.0, 0.0], [0.25, 0.75]]
 GIVEN = {
