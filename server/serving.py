@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import math
 import os
 import signal
 import socket
@@ -169,6 +170,7 @@ def config_of(container: Container) -> uvicorn.Config:
         http=heads_within(settings.body_patience),
         log_config=None,
         access_log=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive),
         timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
     )
 

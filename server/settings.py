@@ -125,6 +125,8 @@ class Settings(BaseSettings):
         default=30.0,
         description="Seconds that a body may pause, or lag behind 16 KiB/s; and that a head has.",
     )
+    # Longer than clients and proxies keep one, so that none is closed as a request is on its way.
+    keep_alive: Seconds = Field(75.0, description="Seconds that an idle connection is kept open.")
 
     block_size: int = Field(
         default=16, ge=1, le=1024, description="Tokens in one block of the KV cache."
@@ -244,9 +246,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged."
     )
-    log_format: Literal["console", "json"] = Field(
-        default="console", description="Shape of a log line."
-    )
+    log_format: Literal["console", "json"] = Field("console", description="Shape of a log line.")
 
     _text = field_validator("*")(require_utf8)
 

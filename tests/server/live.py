@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
@@ -140,7 +141,15 @@ class _Server(uvicorn.Server):
     def __init__(self, container: Container, loop: LoopKind, head_patience: float) -> None:
         app, http = create_app(container), heads_within(head_patience)
         super().__init__(
-            uvicorn.Config(app, port=0, loop=loop, http=http, log_config=None, access_log=False)
+            uvicorn.Config(
+                app,
+                port=0,
+                loop=loop,
+                http=http,
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=math.ceil(container.settings.keep_alive),
+            )
         )
         self.settled = threading.Event()
         self.loop: asyncio.AbstractEventLoop

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from server.http.access import ENTRIES, MOST_QUERY, MOST_TYPE, RouteAccess
@@ -207,3 +208,19 @@ def test_a_server_takes_the_time_from_its_settings(tmp_path: Path) -> None:
     assert issubclass(heads, BoundedHeads)
     assert heads.patience == 7.5
     asyncio.run(container.close())
+
+
+def test_an_idle_connection_is_kept_for_longer_than_clients_keep_it(tmp_path: Path) -> None:
+    """Else a request is on its way as the server closes: a reset, which no client may repeat."""
+    container = Container(tiny_settings(tmp_path), inline_engine)
+    clients = (httpx.Limits().keepalive_expiry or 0, 60)  # seconds; 60: usual among proxies
+    assert config_of(container).timeout_keep_alive > max(clients)
+    asyncio.run(container.close())
+
+
+def test_an_idle_connection_ends(tmp_path: Path) -> None:
+    with serving(tiny_settings(tmp_path, keep_alive=0.5)) as live, connected(live) as connection:
+        for _ in range(2):
+            connection.sendall(get(b"/health/live"))
+            assert told(connection)[0] == 200
+        assert connection.recv(1) == b""
