@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
@@ -20,10 +19,10 @@ from router_engine.client.base import EngineClient
 from router_engine.client.inline import InlineEngineClient
 from router_engine.process.engine_factory import build_engine
 from router_engine.process.messages import EngineProcessConfig
-from server.app import create_app
 from server.http.container import Container
 from server.http.heads import heads_within
 from server.runtime import EngineFactory
+from server.serving import config_of
 from server.settings import Settings, load_settings
 from tests.support.waiting import HANG_SECONDS
 
@@ -139,18 +138,11 @@ def serving(
 
 class _Server(uvicorn.Server):
     def __init__(self, container: Container, loop: LoopKind, head_patience: float) -> None:
-        app, http = create_app(container), heads_within(head_patience)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                port=0,
-                loop=loop,
-                http=http,
-                log_config=None,
-                access_log=False,
-                timeout_keep_alive=math.ceil(container.settings.keep_alive),
-            )
-        )
+        config = config_of(container)
+        config.loop = loop
+        config.http = heads_within(head_patience)
+        config.timeout_graceful_shutdown = None  # a slow machine cuts no test short
+        super().__init__(config)
         self.settled = threading.Event()
         self.loop: asyncio.AbstractEventLoop
         self.port = 0
