@@ -6,8 +6,8 @@ keep files, memory and mathematics apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from adapters_store.expert_kinds.base import Activation
 from adapters_store.expert_kinds.gating import GatingNetworkSpec
 from adapters_store.types import AdapterManifest
+from router_engine.experts.slab import pack
 from router_engine.kernels.base import GatingWeights
 
 
@@ -112,21 +113,52 @@ class HostGatingNetwork:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterParts:
+    """The tensors of one adapter."""
+
+    # A site is a linear layer's path, or a module's path and a kind's suffix ("...mlp#serial").
+    rows_by_site: Mapping[str, ExpertRows]
+    routers: Mapping[str, HostGatingNetwork]  # by their layer's path
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> AdapterParts:
+        """The same with every tensor changed."""
+        return AdapterParts(
+            {site: rows.mapped(change) for site, rows in self.rows_by_site.items()},
+            {layer: router.mapped(change) for layer, router in self.routers.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class HostAdapter:
     """An adapter's weights in host memory, ready to be copied to the device."""
 
     digest: str  # of the adapter, or of one of its variants (`variants`)
     manifest: AdapterManifest
-    # A site is a linear layer's path, or a module's path and a kind's suffix ("...mlp#serial").
-    rows_by_site: dict[str, ExpertRows]
+    slab: Tensor  # [bytes] uint8: all that the device needs of it
+    parts: AdapterParts  # views of the slab
     load_seconds: float  # that reading it took
-    routers: dict[str, HostGatingNetwork] = field(default_factory=dict)  # by their layer's path
-    num_bytes: int = field(init=False)
+    # Where the parts lie in any slab of it, without memory; None: nothing copies this one.
+    outline: AdapterParts | None = None
 
-    def __post_init__(self) -> None:
-        num_bytes = sum(rows.num_bytes for rows in self.rows_by_site.values())
-        num_bytes += sum(router.num_bytes for router in self.routers.values())
-        object.__setattr__(self, "num_bytes", num_bytes)
+    @classmethod
+    def packed(
+        cls, digest: str, manifest: AdapterManifest, parts: AdapterParts, load_seconds: float
+    ) -> HostAdapter:
+        """An adapter with these parts, copied."""
+        return cls(digest, manifest, *pack(parts), load_seconds)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.slab.nbytes
+
+    @property
+    def rows_by_site(self) -> Mapping[str, ExpertRows]:
+        return self.parts.rows_by_site
+
+    @property
+    def num_rows(self) -> Mapping[str, int]:
+        """Rows by site."""
+        return {site: rows.count for site, rows in self.rows_by_site.items()}
 
     @property
     def is_plain_lora(self) -> bool:

@@ -9,7 +9,13 @@ from safetensors import safe_open
 
 from adapters_store.types import AdapterManifest
 from router_engine.errors import EngineError
-from router_engine.experts.base import AdapterContents, BaseProjections, ExpertRows, HostAdapter
+from router_engine.experts.base import (
+    AdapterContents,
+    AdapterParts,
+    BaseProjections,
+    ExpertRows,
+    HostAdapter,
+)
 from router_engine.experts.contained import contained
 from router_engine.experts.copies import AdapterTensors
 from router_engine.experts.gating import router_weights
@@ -35,8 +41,8 @@ def load_adapter(
         tensors = AdapterTensors(file, variant)
         rows = _rows(manifest, tensors, Loading(dtype, base, manifest.is_plain_lora))
         routers = {spec.layer: router_weights(spec, tensors, dtype) for spec in manifest.routers}
-    rows = {site: contained(each) for site, each in rows.items()}
-    return HostAdapter(digest, manifest, rows, time.perf_counter() - started, routers)
+    parts = AdapterParts({site: contained(each) for site, each in rows.items()}, routers)
+    return HostAdapter.packed(digest, manifest, parts, time.perf_counter() - started)
 
 
 def _rows(

@@ -170,9 +170,12 @@ class ResidencyManager:
         return sum(map(self._drop, family))
 
     def _drop(self, digest: str) -> int:
-        freed = self._host.drop(digest) + (self._evict(digest) if digest in self._device else 0)
+        on_host = self._host.drop(digest)
+        on_device = self._evict(digest) if digest in self._device else 0
         self._forget(digest)
-        return freed
+        if self._pool.transfer.shares_memory:
+            return max(on_host, on_device)
+        return on_host + on_device
 
     def residency(self) -> tuple[AdapterResidency, ...]:
         return tuple(self.describe(digest) for digest in sorted({*self._host, *self._device}))

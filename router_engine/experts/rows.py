@@ -1,23 +1,22 @@
-"""The device pool: rank rows of every resident adapter, site by site, and its routers beside them.
+"""The device pool: the adapters that are on the device, and their rank rows gathered for a step.
 
-An adapter owns consecutive rows of A [rows, in] and B [rows, out] at each site that it touches: a
-linear layer, or the place of a bottleneck or a prompt. Ranks mix freely and nothing is padded to a
-maximum; a site that no adapter touches holds no storage.
+At each site that an adapter touches (a linear layer, or the place of a bottleneck or a prompt) it
+has rows of A [rows, in] and B [rows, out]. Ranks mix freely and nothing is padded to a maximum.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adapters_store.expert_kinds.base import Activation
-from router_engine.experts.allocator import Span
-from router_engine.experts.base import HostAdapter, HostGatingNetwork
-from router_engine.experts.site_rows import RowAttributes, SiteRows
+from router_engine.experts.base import ExpertRows, HostAdapter, HostGatingNetwork
+from router_engine.experts.resident import Resident
+from router_engine.experts.slab import part_of
 from router_engine.experts.transfer import Transfer, transfer_for
 from router_engine.scheduling.plan import GateColumns
 
@@ -45,24 +44,6 @@ class GatheredRows:
         return max(rank for _, rank in self.layout)
 
 
-@dataclass(frozen=True, slots=True)
-class RowPointers:
-    """Addresses of an adapter's rows at a site. Good until the pool's `version` changes.
-
-    Of its first row in each part, all contiguous; 0 where the site has no such part.
-    """
-
-    a: int  # in the pool's dtype
-    b: int  # in the pool's dtype
-    prototype: int  # fp32
-    bias: int  # fp32
-    gate: int  # int32
-    count: int  # rows
-    scale: float
-    activation: Activation | None
-    has_up_bias: bool
-
-
 class RowPool:
     """Rank rows of all resident adapters. Mutated between steps only, by the engine's thread."""
 
@@ -74,26 +55,23 @@ class RowPool:
         device: torch.device,
         transfer: Transfer | None = None,
     ) -> None:
-        """`transfer`: how rows get to the device; None: the way that its kind has."""
+        """`transfer`: how adapters get to the device; None: the way that its kind has."""
         self.max_rank_rows = max_rank_rows  # rows of one module
         self.transfer = transfer_for(device) if transfer is None else transfer
         self.dtype = dtype  # of the rows' a and b
         self._device = device
-        self._sites: dict[str, SiteRows] = {}
-        self._residents: dict[str, dict[str, int]] = {}  # digest -> site -> rows
-        self._routers: dict[str, dict[str, HostGatingNetwork]] = {}  # digest -> layer -> router
-        self._with_extras: set[str] = set()
+        self._residents: dict[str, Resident] = {}  # by digest
+        self._used: Counter[str] = Counter()  # rows by site
         self._gathered: dict[str, tuple[tuple[str, ...], GatheredRows | None]] = {}
-        self.version = 0  # changes whenever rows do
 
     @property
-    def residents(self) -> Mapping[str, Mapping[str, int]]:
-        """Rows by site of each resident adapter."""
+    def residents(self) -> Mapping[str, Resident]:
+        """The adapters on the device, by digest."""
         return self._residents
 
     @property
     def used_rows(self) -> int:
-        return sum(rows.allocator.used for rows in self._sites.values())
+        return self._used.total()
 
     def fits(self, adapters: Sequence[HostAdapter]) -> bool:
         """Whether all of them together have room beside the residents."""
@@ -103,92 +81,67 @@ class RowPool:
         """Whether all of them together have room once the residents `leaving` are gone."""
         needed: Counter[str] = Counter()
         for adapter in adapters:
-            needed.update({site: rows.count for site, rows in adapter.rows_by_site.items()})
+            needed.update(adapter.num_rows)
         freed: Counter[str] = Counter()
         for digest in leaving:
-            freed.update(self._residents[digest])
+            freed.update(self._residents[digest].num_rows)
         return all(
-            self._used(site) - freed[site] + rows <= self.max_rank_rows
+            self._used[site] - freed[site] + rows <= self.max_rank_rows
             for site, rows in needed.items()
         )
 
     def place(self, adapter: HostAdapter) -> None:
-        """Copy an adapter's rows and routers in. The caller has made sure that it fits.
+        """Send an adapter to the device. The caller has made sure that it fits.
 
-        No step may use them before `transfer.arrived`.
+        No step may use it before `transfer.arrived`.
         """
-        spans = {site: self._room(adapter, site) for site in adapter.rows_by_site}
-        with self.transfer.placing(adapter.digest):
-            for site, span in spans.items():
-                self._sites[site].put(span, adapter.rows_by_site[site])
-            self._routers[adapter.digest] = {
-                layer: router.mapped(lambda part: part.to(self._device, non_blocking=True))
-                for layer, router in adapter.routers.items()
-            }
-        if not adapter.is_plain_lora:
-            self._with_extras.add(adapter.digest)
-        self._residents[adapter.digest] = {
-            s: rows.count for s, rows in adapter.rows_by_site.items()
-        }
-        self._changed()
+        num_rows = adapter.num_rows
+        self._used.update(num_rows)
+        slab = self.transfer.send(adapter)
+        self._residents[adapter.digest] = Resident(
+            slab=slab,
+            outline=adapter.outline or adapter.parts,
+            routers={
+                layer: router.mapped(lambda part: part_of(slab, part))
+                for layer, router in adapter.parts.routers.items()
+            },
+            num_rows=num_rows,
+            is_plain_lora=adapter.is_plain_lora,
+        )
 
     def remove(self, digest: str) -> int:
         """Free an adapter's rows and routers; returns the bytes that they held."""
-        self._with_extras.discard(digest)
-        freed = sum(router.num_bytes for router in self._routers.pop(digest).values())
-        for site, count in self._residents.pop(digest).items():
-            rows = self._sites[site]
-            rows.release(digest)
-            freed += count * rows.bytes_per_row
-        self._changed()
-        return freed
+        resident = self._residents.pop(digest)
+        self._used.subtract(resident.num_rows)
+        self._gathered.clear()  # views of what leaves, or copies of it
+        return resident.slab.nbytes
 
     def active(self, site: str, digests: tuple[str, ...]) -> GatheredRows | None:
         """The rows of `digests` at a site, or None where none of them touches it.
 
-        The gathered copy is kept until the pool or the set changes: in steady decoding nothing is
-        copied.
+        Kept until another set is asked for or an adapter leaves: in steady decoding nothing is
+        copied, and for one adapter never.
         """
-        rows = self._sites.get(site)
-        if rows is None:
-            return None
         cached = self._gathered.get(site)
         if cached is not None and cached[0] == digests:
             return cached[1]
-        gathered = self._gather(rows, digests)
+        found = [(column, self._residents[each].rows(site)) for column, each in enumerate(digests)]
+        present = [(column, rows) for column, rows in found if rows is not None]
+        gathered = _gather(present, self._device) if present else None
         self._gathered[site] = (digests, gathered)
         return gathered
 
-    def located(self, site: str, digest: str) -> RowPointers | None:
-        """Where an adapter's rows lie at a site, or None where it does not touch it."""
-        rows = self._sites.get(site)
-        span = None if rows is None else rows.allocator.owners.get(digest)
-        if rows is None or span is None:
-            return None
-        traits = rows.traits[digest]
-        return RowPointers(
-            a=rows.address("a", span.start),
-            b=rows.address("b", span.start),
-            prototype=rows.address("prototype", span.start),
-            bias=rows.address("bias", span.start),
-            gate=rows.address("gate", span.start),
-            count=span.length,
-            scale=traits.scale,
-            activation=traits.activation,
-            has_up_bias=traits.has_up_bias,
-        )
-
     def routers(self, digest: str) -> Mapping[str, HostGatingNetwork]:
         """A resident adapter's routers by layer, on the device; empty where it has none."""
-        return self._routers[digest]
+        return self._residents[digest].routers
 
     def reads_whole_prompts(self, digest: str) -> bool:
         """Whether a resident adapter has routers of whole prompts."""
-        return any(router.spec.scope == "prompt" for router in self._routers[digest].values())
+        return any(router.spec.scope == "prompt" for router in self.routers(digest).values())
 
     def are_plain_lora(self, digests: tuple[str, ...]) -> bool:
         """Whether all of these residents are LoRA at linear layers alone, without gates."""
-        return self._with_extras.isdisjoint(digests)
+        return all(self._residents[digest].is_plain_lora for digest in digests)
 
     def gate_columns(self, digests: tuple[str, ...]) -> GateColumns:
         """Where each adapter's gates stand in a step's matrix of them, in the order of `digests`.
@@ -199,7 +152,7 @@ class RowPool:
         columns: list[tuple[str, int, int]] = []
         first = 0
         for digest in digests:
-            routers = self._routers[digest].values()
+            routers = self.routers(digest).values()
             count = max((router.spec.outputs for router in routers), default=0)
             if count:
                 columns.append((digest, first, count))
@@ -207,88 +160,57 @@ class RowPool:
         return tuple(columns)
 
     def check_integrity(self) -> None:
-        """Rows are owned by exactly one resident adapter; raises ValueError naming the site."""
-        for site, rows in self._sites.items():
-            position = 0
-            for owner, span in sorted(rows.allocator.owners.items(), key=lambda i: i[1].start):
-                if span.start < position or span.stop > self.max_rank_rows:
-                    raise ValueError(f"rank rows overlap in {site} at {span}")
-                if self._residents.get(owner, {}).get(site) != span.length:
-                    raise ValueError(f"{site}: rows {span} belong to no resident adapter")
-                position = span.stop
-
-    def _changed(self) -> None:
-        self._gathered.clear()
-        self.version += 1
-
-    def _used(self, site: str) -> int:
-        rows = self._sites.get(site)
-        return 0 if rows is None else rows.allocator.used
-
-    def _room(self, adapter: HostAdapter, site: str) -> Span:
-        """Rows of a site for an adapter, in storage that holds them."""
-        theirs = adapter.rows_by_site[site]
-        if site not in self._sites:
-            self._sites[site] = SiteRows.like(theirs, self.max_rank_rows, self.dtype, self._device)
-        rows = self._sites[site]
-        span = rows.allocator.place(adapter.digest, theirs.count)
-        if span is None:
-            self._compact(rows)
-            span = rows.allocator.place(adapter.digest, theirs.count)
-        if span is None:
-            raise ValueError(f"{adapter.digest} does not fit into the rows of {site}")
-        if span.stop > rows.size:
-            self.transfer.settle()  # rows that are on their way move with the others
-            rows.reserve(span.stop)
-        rows.keep(adapter.digest, theirs)
-        return span
-
-    def _compact(self, rows: SiteRows) -> None:
-        self.transfer.settle()
-        for source, target in rows.allocator.compact():
-            rows.move(source, target)
-
-    def _gather(self, rows: SiteRows, digests: tuple[str, ...]) -> GatheredRows | None:
-        owners = rows.allocator.owners
-        present = [(col, owners[digest]) for col, digest in enumerate(digests) if digest in owners]
-        if not present:
-            return None
-        layout = tuple((column, span.length) for column, span in present)
-        index = torch.cat([torch.arange(span.start, span.stop) for _, span in present])
-        consecutive = bool((index[1:] - index[:-1] == 1).all())
-        first = int(index[0])
-        pick = slice(first, first + len(index)) if consecutive else index.to(self._device)
-        traits = [rows.traits[digests[column]] for column, _ in present]
-        # `linear` refuses scales that are not positive, so 1 only keeps unused rows finite.
-        roots = [each.scale**0.5 if each.scale > 0 else 1.0 for each in traits]
-        lengths = torch.tensor([span.length for _, span in present])
-        columns = torch.tensor([column for column, _ in present])
-        parts = {name: part[pick] for name, part in rows.parts.items()}
-        return GatheredRows(
-            a=parts["a"],
-            b=parts["b"],
-            owner=columns.repeat_interleave(lengths).to(self._device),
-            scale_root=torch.tensor(roots).repeat_interleave(lengths).to(self._device),
-            rank_index=torch.cat([torch.arange(span.length) for _, span in present]).to(
-                self._device
-            ),
-            prototype=parts["prototype"],
-            layout=layout,
-            bias=parts.get("bias"),
-            gate=parts.get("gate"),
-            activations=_activations(traits, [span.length for _, span in present]),
-        )
+        """The rows in use are those of the residents, and fit; raises ValueError for a site."""
+        owned: Counter[str] = Counter()
+        for resident in self._residents.values():
+            owned.update(resident.num_rows)
+        for site in {*owned, *self._used}:
+            if self._used[site] != owned[site]:
+                raise ValueError(f"{site}: {self._used[site]} rows in use, {owned[site]} owned")
+            if owned[site] > self.max_rank_rows:
+                raise ValueError(f"{site}: {owned[site]} rows of at most {self.max_rank_rows}")
 
 
-def _activations(
-    traits: Sequence[RowAttributes], lengths: Sequence[int]
-) -> tuple[tuple[Activation, int, int], ...]:
-    """As `GatheredRows.activations`, for adapters with so many rows each."""
+def _gather(present: Sequence[tuple[int, ExpertRows]], device: torch.device) -> GatheredRows:
+    """The rows at one site of (column, rows), one adapter or more."""
+    counts = torch.tensor([rows.count for _, rows in present])
+    columns = torch.tensor([column for column, _ in present])
+    # `linear` refuses scales that are not positive, so 1 only keeps unused rows finite.
+    roots = [rows.scale**0.5 if rows.scale > 0 else 1.0 for _, rows in present]
+    return GatheredRows(
+        a=_joined([rows.a for _, rows in present]),
+        b=_joined([rows.b for _, rows in present]),
+        owner=columns.repeat_interleave(counts).to(device),
+        scale_root=torch.tensor(roots).repeat_interleave(counts).to(device),
+        rank_index=torch.cat([torch.arange(rows.count) for _, rows in present]).to(device),
+        prototype=_joined([rows.prototype for _, rows in present]),
+        layout=tuple((column, rows.count) for column, rows in present),
+        bias=_with_absent([(rows.bias, rows.count) for _, rows in present], 0.0),
+        gate=_with_absent([(rows.gate, rows.count) for _, rows in present], -1),
+        activations=_activations([rows for _, rows in present]),
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([*parts])
+
+
+def _with_absent(parts: Sequence[tuple[Tensor | None, int]], absent: float) -> Tensor | None:
+    """(part, rows) of each adapter as one, `absent` in the rows of those without; None without any.
+    """
+    like = next((part for part, _ in parts if part is not None), None)
+    if like is None:
+        return None
+    return _joined([like.new_full((rows,), absent) if part is None else part for part, rows in parts])
+
+
+def _activations(adapters: Iterable[ExpertRows]) -> tuple[tuple[Activation, int, int], ...]:
+    """As `GatheredRows.activations`."""
     activations: list[tuple[Activation, int, int]] = []
     first = 0
-    for attributes, length in zip(traits, lengths, strict=True):
-        if attributes.activation is not None:
-            last = first + length - attributes.has_up_bias
-            activations.append((attributes.activation, first, last))
-        first += length
+    for rows in adapters:
+        if rows.activation is not None:
+            last = first + rows.count - rows.has_up_bias
+            activations.append((rows.activation, first, last))
+        first += rows.count
     return tuple(activations)

@@ -1,13 +1,11 @@
-"""Transfers of an adapter's rows from the host to the device.
+"""Transfers of an adapter from the host to the device.
 
-On a GPU they go from pinned memory on a stream of their own, beside the running steps: an adapter
-has arrived when the device says so, and only then may a step use it.
+On a GPU it goes from pinned memory on a stream of its own, beside the running steps: an adapter has
+arrived when the device says so, and only then may a step use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,71 +13,73 @@ import torch
 from torch import Tensor
 
 from router_engine.experts.base import HostAdapter
+from router_engine.experts.slab import outline, part_of
 
 
 class Transfer(Protocol):
     """All but `prepare` belong to the engine's thread."""
 
+    # Whether the device computes on the host's own copies, so that nothing is held twice.
+    shares_memory: bool
+
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
-        """The adapter in memory that copies may start from; called by a loader's thread."""
+        """The adapter in memory that a copy may start from; called by a loader's thread."""
         ...
 
-    def placing(self, digest: str) -> AbstractContextManager[None]:
-        """Within it an adapter's rows are copied."""
+    def send(self, adapter: HostAdapter) -> Tensor:
+        """The adapter's slab on the device, which is on its way there until it has `arrived`."""
         ...
 
     def arrived(self, digest: str) -> bool:
-        """Whether all that was copied for an adapter is there."""
-        ...
-
-    def settle(self) -> None:
-        """What the device does from here on comes after every copy so far."""
+        """Whether an adapter that was sent is there."""
         ...
 
 
-class SyncTransfer:
-    """A copy is over when the call returns."""
+class SharedMemory:
+    """No transfer: the device reads what the host holds."""
+
+    shares_memory = True
 
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
         return adapter
 
-    def placing(self, digest: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    def send(self, adapter: HostAdapter) -> Tensor:
+        return adapter.slab
 
     def arrived(self, digest: str) -> bool:
         return True
 
-    def settle(self) -> None:
-        pass
-
 
 class StreamTransfer:
-    """Copies on a CUDA stream of their own."""
+    """One copy an adapter, on a CUDA stream of their own."""
+
+    shares_memory = False
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         stream_type: Any = torch.cuda.Stream  # untyped in torch
         self._stream = stream_type(device)
         self._events: dict[str, Any] = {}  # CUDA events, untyped as well
 
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
-        """Into pinned memory, which is what lets a copy run beside a step."""
+        """In pinned memory, which is what lets a copy run beside a step."""
+        slab = adapter.slab.pin_memory()
         return replace(
             adapter,
-            rows_by_site={
-                site: rows.mapped(Tensor.pin_memory) for site, rows in adapter.rows_by_site.items()
-            },
-            routers={
-                layer: router.mapped(Tensor.pin_memory) for layer, router in adapter.routers.items()
-            },
+            slab=slab,
+            parts=adapter.parts.mapped(lambda part: part_of(slab, part)),
+            outline=outline(adapter.parts),
         )
 
-    @contextmanager
-    def placing(self, digest: str) -> Iterator[None]:
-        # Steps launched before may still read what is written over.
+    def send(self, adapter: HostAdapter) -> Tensor:
+        slab = torch.empty_like(adapter.slab, device=self._device)
+        # Steps launched before may still read what lay there.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            yield
-            self._events[digest] = self._stream.record_event()
+            slab.copy_(adapter.slab, non_blocking=True)
+            self._events[adapter.digest] = self._stream.record_event()
+        slab.record_stream(self._stream)  # it may be freed before it has arrived
+        return slab
 
     def arrived(self, digest: str) -> bool:
         event = self._events.get(digest)
@@ -88,10 +88,7 @@ class StreamTransfer:
         self._events.pop(digest, None)
         return True
 
-    def settle(self) -> None:
-        torch.cuda.current_stream().wait_stream(self._stream)
-
 
 def transfer_for(device: torch.device) -> Transfer:
     """The way to a device."""
-    return StreamTransfer(device) if device.type == "cuda" else SyncTransfer()
+    return StreamTransfer(device) if device.type == "cuda" else SharedMemory()

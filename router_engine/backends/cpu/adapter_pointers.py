@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from router_engine.backends.cpu.structures import (
     ACTIVATIONS,
@@ -12,13 +13,14 @@ from router_engine.backends.cpu.structures import (
     GatingNetworkStruct,
 )
 from router_engine.experts.base import HostGatingNetwork
-from router_engine.experts.rows import RowPointers, RowPool
+from router_engine.experts.resident import Resident, RowPointers
+from router_engine.experts.rows import RowPool
 
 
 class AdapterPointers:
     """An adapter's experts, site by site, and its gating networks, layer by layer.
 
-    They are kept until the pool changes: what they point at moves then.
+    They are kept for as long as the adapter is on the device.
     """
 
     def __init__(self, pool: RowPool, sites: Mapping[str, int], layers: Sequence[str]) -> None:
@@ -26,39 +28,36 @@ class AdapterPointers:
         self._pool = pool
         self._sites = sites
         self._layers = layers
-        self._experts: dict[str, ctypes.Array[ExpertStruct]] = {}
-        self._networks: dict[str, ctypes.Array[GatingNetworkStruct]] = {}
-        self._version = pool.version
+        self._experts: WeakKeyDictionary[Resident, ctypes.Array[ExpertStruct]] = WeakKeyDictionary()
+        self._networks: WeakKeyDictionary[Resident, ctypes.Array[GatingNetworkStruct]] = (
+            WeakKeyDictionary()
+        )
 
     def experts(self, digest: str) -> ctypes.Array[ExpertStruct]:
         """[sites]: rank 0 where the adapter does not touch one."""
-        self._refresh()
-        if digest not in self._experts:
+        resident = self._pool.residents[digest]
+        experts = self._experts.get(resident)
+        if experts is None:
             experts = (ExpertStruct * len(self._sites))()
-            for site in self._pool.residents[digest]:
-                rows = self._pool.located(site, digest)
+            for site in resident.num_rows:
+                rows = resident.located(site)
                 if rows is not None:
                     experts[self._sites[site]] = _expert(rows)
-            self._experts[digest] = experts
-        return self._experts[digest]
+            self._experts[resident] = experts
+        return experts
 
     def networks(self, digest: str) -> ctypes.Array[GatingNetworkStruct]:
         """[layers]: no outputs where the adapter has no gating network."""
-        self._refresh()
-        if digest not in self._networks:
-            routers = self._pool.routers(digest)
-            by_layer = (routers.get(layer) for layer in self._layers)
-            networks = (
+        resident = self._pool.residents[digest]
+        networks = self._networks.get(resident)
+        if networks is None:
+            by_layer = (resident.routers.get(layer) for layer in self._layers)
+            structs = (
                 GatingNetworkStruct() if each is None else _network(each) for each in by_layer
             )
-            self._networks[digest] = (GatingNetworkStruct * len(self._layers))(*networks)
-        return self._networks[digest]
-
-    def _refresh(self) -> None:
-        if self._version != self._pool.version:
-            self._experts.clear()
-            self._networks.clear()
-            self._version = self._pool.version
+            networks = (GatingNetworkStruct * len(self._layers))(*structs)
+            self._networks[resident] = networks
+        return networks
 
 
 def _expert(rows: RowPointers) -> ExpertStruct:

@@ -1,22 +1,24 @@
 """Tables of the rank rows of a step's adapters, module by module, for the kernels that follow them.
 
-They are rewritten when the set of adapters or the pool changes; in steady decoding nothing is.
+They are rewritten when the set of adapters changes; in steady decoding nothing is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from router_engine.experts.resident import Resident
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.triton.grouped import RowTable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Located:
     """The places of one adapter's rows in every module; 0 rows where it does not touch one."""
 
@@ -55,29 +57,24 @@ class RowLocator:
         self._pool = pool
         self._modules = tuple(modules)
         self._strides = np.array(strides, dtype=np.int64).reshape(-1, 2)
-        self._located: dict[str, _Located] = {}
-        self._rows: dict[tuple[str, ...], HostRows] = {}
-        self._version = pool.version
+        self._located: WeakKeyDictionary[Resident, _Located] = WeakKeyDictionary()
+        self._rows: tuple[tuple[_Located, ...], HostRows] | None = None  # of the last set
 
     def rows(self, digests: tuple[str, ...]) -> HostRows:
         """The rows of `digests`, whose order is that of the weights' columns."""
-        if self._version != self._pool.version:
-            self._located.clear()
-            self._rows.clear()
-            self._version = self._pool.version
-        if digests not in self._rows:
-            self._rows = {digests: self._gather([self._locate(digest) for digest in digests])}
-        return self._rows[digests]
+        located = tuple(self._locate(self._pool.residents[digest]) for digest in digests)
+        if self._rows is None or self._rows[0] != located:
+            self._rows = (located, self._gather(located))
+        return self._rows[1]
 
-    def _locate(self, digest: str) -> _Located:
-        if digest not in self._located:
-            located = [self._pool.located(module, digest) for module in self._modules]
-            parts = [
-                (0, 0, 0) if rows is None else (rows.a, rows.b, rows.count) for rows in located
-            ]
-            a, b, ranks = np.array(parts, dtype=np.int64).reshape(-1, 3).T
-            self._located[digest] = _Located(a, b, ranks)
-        return self._located[digest]
+    def _locate(self, resident: Resident) -> _Located:
+        located = self._located.get(resident)
+        if located is None:
+            found = [resident.located(module) for module in self._modules]
+            parts = [(0, 0, 0) if rows is None else (rows.a, rows.b, rows.count) for rows in found]
+            located = _Located(*np.array(parts, dtype=np.int64).reshape(-1, 3).T)
+            self._located[resident] = located
+        return located
 
     def _gather(self, adapters: Sequence[_Located]) -> HostRows:
         """Every (module, adapter) pair spread over its rows."""

@@ -20,7 +20,7 @@ from router_engine.backends.cuda.graphs import (
     bucket_for,
 )
 from router_engine.backends.cuda.tables import RowLocator, StaticTables
-from router_engine.experts.base import ExpertRows, HostAdapter
+from router_engine.experts.base import AdapterParts, ExpertRows, HostAdapter
 from router_engine.experts.rows import RowPool
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow
@@ -94,7 +94,7 @@ def _adapter(name: str, ranks: dict[str, int]) -> HostAdapter:
         for module, rank in ranks.items()
     }
     manifest = AdapterManifest(format="peft", experts=())
-    return HostAdapter(name, manifest, pairs, 0.0)
+    return HostAdapter.packed(name, manifest, AdapterParts(pairs, {}), 0.0)
 
 
 def test_tables_lead_to_the_rows() -> None:

@@ -170,7 +170,7 @@ def test_the_pool_holds_what_the_manifest_counts(
         files = FolderFiles.of(make_expert_folder(tmp_path / name, layers))
         adapters.append(load_adapter(name, files, torch.float32, projections))
         pool.place(adapters[-1])
-        assert pool.residents[name] == files.manifest.rows_by_site
+        assert pool.residents[name].num_rows == files.manifest.rows_by_site
     digests = tuple(kinds)
     assert pool.gate_columns(digests) == (("soft", 0, 6), ("native", 6, 7), ("moe", 13, 8))
     assert pool.are_plain_lora(("lora",))
@@ -202,7 +202,7 @@ def test_rows_keep_what_they_are_when_they_move(
     assert moved.gate is not None
     assert moved.gate.tolist() == [4] * 4 + [-1] * 4
     assert torch.equal(moved.a[:4], both.a[4:])
-    located = pool.located("model.layers.0.mlp#parallel", "soft")
+    located = pool.residents["soft"].located("model.layers.0.mlp#parallel")
     assert located is not None
     assert (located.count, located.activation, located.has_up_bias) == (9, "silu", True)
     assert located.bias != 0
