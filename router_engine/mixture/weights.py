@@ -226,7 +226,9 @@ class _Parts:
         parts = (self._sum, self._sqrt, self._merged_sqrt)
         digests = tuple(digest for digest, column in self._columns.items() if used[column])
         plain, sqrt, merged = (
-            torch.from_numpy(part[:, used]).to(device) if part.any() else None for part in parts
+            # Row by row, which is how kernels read it: a choice of columns is not.
+            torch.from_numpy(np.ascontiguousarray(part[:, used])).to(device) if part.any() else None
+            for part in parts
         )
         density = float(np.count_nonzero(self._sum)) / (len(self._sum) * len(digests))
         routed = None if self._routed is None else self._routed.tensors(used, device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters_store.blobs import open_blobs
 from adapters_store.store import AdapterStore
 from adapters_store.types import AdapterManifest, BaseModelSpec
-from router_engine.backends.cuda.tables import RowLocator
+from router_engine.backends.cuda.slots import AdapterSlots
 from router_engine.backends.torch.parameter_weights import ParameterWeights
 from router_engine.backends.torch.projections import ModelProjections
 from router_engine.config import AdapterPoolConfig, ModelConfig
@@ -150,12 +150,12 @@ def test_what_the_device_shares_is_held_once() -> None:
 
 
 def test_what_leaves_the_device_is_freed() -> None:
-    """Neither what was gathered for a step nor the tables of its places keep an adapter."""
+    """Neither what was gathered for a step nor its slot in a table keeps an adapter."""
     pool = RowPool(24, dtype=torch.float32, device=CPU, transfer=_Copying())
     for name in "ab":
         pool.place(pool.transfer.prepare(_adapter(name, 4)))
-    locator = RowLocator(pool, ("q",), [(32, 24)])
-    locator.rows(("a", "b"))
+    slots = AdapterSlots(pool, ("q",), CPU)
+    slots.tiles(("a", "b"))
     pool.active("q", ("a",))
     slab = weakref.ref(pool.residents["a"].slab)
     pool.remove("a")

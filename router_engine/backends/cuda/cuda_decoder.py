@@ -87,6 +87,7 @@ class CudaDecoder:
         self.item_size = loaded.dtype.itemsize
         self._shape = loaded.kv_shape
         self._paths = {id(linear): path for path, linear in linears.items()}
+        self._modules: list[str] = []
         body: Any = loaded.model.base_model
         layout = layout_of(loaded.model, loaded.attention)
         self._epsilon = layout.epsilon
@@ -103,6 +104,11 @@ class CudaDecoder:
         assert isinstance(head, MixtureLinear)
         self.head = head
         self._head_group = self._group([head])
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of all `groups`, one after another."""
+        return tuple(self._modules)
 
     @property
     def groups(self) -> list[Group]:
@@ -222,10 +228,14 @@ class CudaDecoder:
         return _Linear(weight, bias, self._group(linears))
 
     def _group(self, linears: Sequence[MixtureLinear]) -> Group:
+        paths = tuple(self._paths[id(linear)] for linear in linears)
+        first = len(self._modules)
+        self._modules.extend(paths)
         return Group.of(
-            tuple(self._paths[id(linear)] for linear in linears),
+            paths,
             linears[0].shape.in_features,
             tuple(linear.shape.out_features for linear in linears),
+            first,
             self._device,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from router_engine.backends.cuda.cuda_decoder import CudaDecoder, DecoderInputs
 from router_engine.backends.cuda.graphs import (
     BATCH_BUCKETS,
     MAX_COLUMNS,
-    ROW_BUCKETS,
+    TILE_BUCKETS,
     Capture,
     DecodeArrays,
     GraphKey,
@@ -21,12 +21,12 @@ from router_engine.backends.cuda.graphs import (
     StaticInputs,
     bucket_for,
 )
-from router_engine.backends.cuda.tables import HostRows, RowLocator, StaticTables
+from router_engine.backends.cuda.slots import SLOTS
+from router_engine.backends.cuda.table_mixtures import TableMixtures, weights_of
 from router_engine.backends.step_arrays import StepArrays, chunks_of
-from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
-from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
+from router_engine.kernels.triton.grouped import Group
 from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
@@ -95,19 +95,23 @@ class CudaSteps:
         reads_hidden_states = any(row.reads_hidden_states for row in rows)
         if weights is None:
             return GraphKey(batch, reads_hidden_states=reads_hidden_states)
-        if weights.sqrt_weights is not None or weights.merged_sqrt_weights is not None:
+        if not self._are_in_table(weights) or len(weights.digests) > MAX_COLUMNS:
             return None
-        if weights.layer_routed is not None or not self._experts.pool.are_plain_lora(
-            weights.digests
-        ):
-            return None
-        if len(weights.digests) > MAX_COLUMNS:
-            return None
-        rows_there = self._mixtures.rows(weights.digests)
-        capacity = bucket_for(rows_there.most, ROW_BUCKETS)
+        tiles = self._mixtures.tiles(weights.digests)
+        capacity = bucket_for(len(tiles.places), TILE_BUCKETS)
         if capacity is None:
             return None
-        return GraphKey(batch, capacity, self._mixtures.touched(rows_there), reads_hidden_states)
+        return GraphKey(batch, capacity, self._mixtures.touched(tiles), reads_hidden_states)
+
+    def _are_in_table(self, weights: StepWeights) -> bool:
+        """Whether the kernels find a step's mixtures by the table: `sum` of plain LoRA."""
+        return (
+            weights.sqrt_weights is None
+            and weights.merged_sqrt_weights is None
+            and weights.layer_routed is None
+            and len(weights.digests) <= SLOTS
+            and self._experts.pool.are_plain_lora(weights.digests)
+        )
 
     def _decode(
         self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
@@ -121,12 +125,12 @@ class CudaSteps:
         inputs = self._inputs[key.batch]
         total = lower = None
         if weights is not None:
-            total = _matrix(weights, len(rows), self._device)
+            total = weights_of(weights, len(rows), self._device)
             if weights.below_probe is not None:
-                lower = _matrix(weights.below_probe, len(rows), self._device)
+                lower = weights_of(weights.below_probe, len(rows), self._device)
         inputs.write(DecodeArrays.of(rows, self._cache.block_size), total, lower)
         if weights is not None:
-            self._mixtures.write(key.rows, weights.digests)
+            self._mixtures.write(weights.digests, key.tiles)
         logits = self._graphs.run(key, lambda: self._forward(inputs, key))[: len(rows)]
         hidden_states = inputs.hidden_states[: len(rows)].cpu() if key.reads_hidden_states else None
         return logits, hidden_states, inputs.finite[: len(rows)]
@@ -136,7 +140,9 @@ class CudaSteps:
         pages = Pages(inputs.tables, inputs.starts, inputs.contexts, 1, self._cache.block_size)
         batch = DecoderInputs(inputs.numbers, PagedAttention(pages))
         lower = inputs.lower if key.reads_hidden_states else None
-        mix = self._mixtures.mix(key, inputs.weights, lower) if key.rows else None
+        mix = None
+        if key.tiles:
+            mix = self._mixtures.of_list(key.tiles, key.touched, inputs.weights, lower)
         hidden_states = inputs.hidden_states if key.reads_hidden_states else None
         hidden, finite = self._decoder.hidden(batch, mix, hidden_states)
         inputs.finite.copy_(finite)
@@ -152,99 +158,33 @@ class CudaSteps:
             numbers=torch.from_numpy(numbers).to(self._device),
             attention=self._operations.attention(chunks, block_size, self._device),
         )
-        self._experts.begin(weights)
-        mix = None if weights is None else self._mix_eagerly
         hidden_states = None
         if plan.reads_hidden_states:
             hidden_states = torch.empty(
                 len(arrays.token_ids), self._decoder.hidden_size, device=self._device
             )
-        hidden, finite = self._decoder.hidden(batch, mix, hidden_states, self._experts)
         index = torch.from_numpy(arrays.samples).to(self._device, torch.long)
-        with self._experts.rows(index):
-            logits = self._decoder.logits(hidden[index], mix)
-        gates = self._experts.readings()
+        if weights is None or self._are_in_table(weights):
+            mix = head = None
+            if weights is not None:
+                mix = self._mixtures.of_step(weights, len(arrays.token_ids))
+                head = mix.of_tokens(index)
+            hidden, finite = self._decoder.hidden(batch, mix, hidden_states)
+            logits, gates = self._decoder.logits(hidden[index], head), None
+        else:
+            self._experts.begin(weights)
+            hidden, finite = self._decoder.hidden(
+                batch, self._mix_gathered, hidden_states, self._experts
+            )
+            with self._experts.rows(index):
+                logits = self._decoder.logits(hidden[index], self._mix_gathered)
+            gates = self._experts.readings()
         hidden_states = None if hidden_states is None else hidden_states.cpu()
         return ForwardOutput(logits, hidden_states=hidden_states, gates=gates, finite=finite)
 
-    def _mix_eagerly(self, group: Group, x: Tensor, y: Tensor) -> None:
+    def _mix_gathered(self, group: Group, x: Tensor, y: Tensor) -> None:
+        """By operations on the gathered rows, whatever the mixture is."""
         first = 0
         for path, width in zip(group.paths, group.widths, strict=True):
             self._experts.apply(path, x, y[:, first : first + width])
             first += width
-
-
-class TableMixtures:
-    """Mixtures under `sum` whose rows the kernels find in static tables."""
-
-    def __init__(self, decoder: CudaDecoder, pool: RowPool, device: torch.device) -> None:
-        groups, item_size = decoder.groups, decoder.item_size
-        self._below = decoder.groups_below_probe()
-        self._groups = {group.paths: index for index, group in enumerate(groups)}
-        self._firsts = np.cumsum([0, *(len(group.paths) for group in groups)])
-        self._device = device
-        modules = [path for group in groups for path in group.paths]
-        strides = [
-            (group.width * item_size, width * item_size)
-            for group in groups
-            for width in group.widths
-        ]
-        self._locator = RowLocator(pool, modules, strides)
-        self._tables: dict[int, StaticTables] = {}
-
-    def rows(self, digests: tuple[str, ...]) -> HostRows:
-        return self._locator.rows(digests)
-
-    def touched(self, rows: HostRows) -> frozenset[int]:
-        """Groups that any rows act on: the others need no launch."""
-        counts = np.add.reduceat(rows.counts, self._firsts[:-1])
-        return frozenset(np.flatnonzero(counts).tolist())
-
-    def write(self, capacity: int, digests: tuple[str, ...]) -> None:
-        """Let the tables of a capacity hold these adapters' rows."""
-        if capacity not in self._tables:
-            self._tables[capacity] = StaticTables(int(self._firsts[-1]), capacity, self._device)
-        self._tables[capacity].write(self.rows(digests))
-
-    def mix(self, key: GraphKey, weights: Tensor, lower: Tensor | None) -> _TableMix:
-        """`lower`: weights of the layers below the probe layer, where they have their own."""
-        below = dict.fromkeys(self._below, lower) if lower is not None else {}
-        return _TableMix(self._group_tables(key.rows), weights, below, key.touched, self._groups)
-
-    def _group_tables(self, capacity: int) -> list[RowTable]:
-        tables = self._tables[capacity]
-        return [
-            tables.group(int(first), int(last - first))
-            for first, last in zip(self._firsts[:-1], self._firsts[1:], strict=True)
-        ]
-
-
-class _TableMix:
-    """One step's mixture as the decoder calls it."""
-
-    def __init__(
-        self,
-        tables: Sequence[RowTable],
-        weights: Tensor,
-        below: Mapping[tuple[str, ...], Tensor],
-        touched: frozenset[int],
-        groups: dict[tuple[str, ...], int],
-    ) -> None:
-        self._tables = tables
-        self._weights = weights
-        self._below = below
-        self._touched = touched
-        self._groups = groups
-
-    def __call__(self, group: Group, x: Tensor, y: Tensor) -> None:
-        index = self._groups[group.paths]
-        if index in self._touched:
-            weights = self._below.get(group.paths, self._weights)
-            mix_group(y, x, weights[: len(x)], group, self._tables[index])
-
-
-def _matrix(weights: StepWeights, rows: int, device: torch.device) -> Tensor:
-    """Weights [rows, adapters]."""
-    if weights.sum_weights is not None:
-        return weights.sum_weights
-    return torch.zeros(rows, len(weights.digests), device=device)

@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs, one a bucket of batch sizes; mixtures and token weights are data.
 
 A graph reads everything that changes from step to step from buffers at fixed addresses: tokens,
-positions, cache blocks, the weights matrix, and the tables that say where the rank rows lie. So a
+positions, cache blocks, the weights matrix, and the list that says which adapters act. So a
 graph serves every mixture of its bucket, and a step costs a few copies and one launch.
 """
 
@@ -20,8 +20,8 @@ from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-ROW_BUCKETS = (64, 256, 1024, 4096)  # rank rows of the module that has most
-MAX_COLUMNS = 256  # adapters of one step
+TILE_BUCKETS = (4, 16, 64, 256, 1024)  # tiles of rank rows
+MAX_COLUMNS = 1024  # adapters of one step
 
 Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[[], Tensor]], Replay]
@@ -34,13 +34,13 @@ def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """The purpose of a graph. rows: 0 for the bare base. touched: groups that any rows act on.
+    """The purpose of a graph. tiles: 0 for the bare base. touched: groups that any rows act on.
 
     reads_hidden_states: it reads them, and the layers below have weights of their own.
     """
 
     batch: int
-    rows: int = 0
+    tiles: int = 0
     touched: frozenset[int] = frozenset()
     reads_hidden_states: bool = False
 

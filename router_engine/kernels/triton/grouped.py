@@ -1,7 +1,7 @@
 """The mixture of all modules that read the same x, in two launches, whatever the mixture is.
 
-Which rows act, whose they are and how many is read from tables on the device, so that one captured
-graph serves every mixture that fits into the tables.
+Which adapters act is a short list of tiles on the device, and where their rows lie is in a table
+there, so that one captured graph serves every mixture whose tiles fit into its list.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from router_engine.kernels.triton.device.mixture import expand_kernel, shrink_kernel
+from router_engine.kernels.triton.device.tiles import expand_tiles_kernel, shrink_tiles_kernel
 from router_engine.kernels.triton.launch import (
     ShrinkShape,
     launch,
@@ -20,7 +20,8 @@ from router_engine.kernels.triton.launch import (
     widened,
 )
 
-BLOCK_R = 16  # rows of one block; a table's capacity is a multiple of it
+TILE_ROWS = 16  # rows of one tile: the least that tensor cores take
+_TURN = 4  # tiles that one product expands
 _BLOCK_O = 64
 
 
@@ -31,100 +32,118 @@ class Group:
     paths: tuple[str, ...]
     width: int  # of the input
     widths: tuple[int, ...]  # outputs of each
+    first: int  # place of the first module in an `AdapterTable`; the others follow it
     spans: Tensor  # [modules, 2] int32 on the device: first output, number of outputs
 
     @classmethod
     def of(
-        cls, paths: tuple[str, ...], width: int, widths: tuple[int, ...], device: torch.device
+        cls,
+        paths: tuple[str, ...],
+        width: int,
+        widths: tuple[int, ...],
+        first: int,
+        device: torch.device,
     ) -> Group:
         starts = [sum(widths[:index]) for index in range(len(widths))]
         spans = torch.tensor([*zip(starts, widths, strict=True)], dtype=torch.int32)
-        return cls(paths, width, widths, spans.to(device))
+        return cls(paths, width, widths, first, spans.to(device))
 
 
 @dataclass(frozen=True, slots=True)
-class RowTable:
-    """The places of a group's rows. One list a module: [modules, capacity], `counts` of it in use.
+class AdapterTable:
+    """The places of adapters' rows, one slot an adapter; on the device.
 
-    a, b: addresses of rows in x's dtype, int64. owner: the column of each row in the weights.
-    counts [modules]. Both int32.
+    addresses [slots, modules, 2] int64: of the first row of A and of B, each contiguous, in x's
+    dtype, each a multiple of 16 bytes. ranks [slots, modules] int32: rows, 0 for none.
     """
 
-    a: Tensor
-    b: Tensor
-    owner: Tensor
-    counts: Tensor
+    addresses: Tensor
+    ranks: Tensor
 
 
-def mix_group(y: Tensor, x: Tensor, weights: Tensor, group: Group, table: RowTable) -> None:
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The rank rows of a step, at most TILE_ROWS of one adapter a tile; int32, on the device.
+
+    places [capacity, 3]: slot in the table, column of the weights, first row. count [1]: tiles in
+    use. Where a module has fewer rows of an adapter than another, its tile is empty or not full.
+    """
+
+    places: Tensor
+    count: Tensor
+
+    @property
+    def capacity(self) -> int:
+        return self.places.shape[0]
+
+
+def mix_group(
+    y: Tensor, x: Tensor, weights: Tensor, group: Group, table: AdapterTable, tiles: Tiles
+) -> None:
     """y[:, module] += the mixture of each module, in place, as `reference.low_rank.mix_sum`.
 
-    y [tokens, all outputs]; x [tokens, in]; weights [tokens, columns] fp32.
+    y [tokens, all outputs]; x [tokens, in]; weights [tokens, columns] fp32, 0 for an adapter that
+    does not act on a token; in each, what belongs to a token lies side by side.
     """
-    z = _shrink(x, table)
-    tokens, (modules, capacity) = len(x), table.a.shape
-    tile = token_tile(tokens)
+    z = _shrink(x, weights, group, table, tiles)
+    tokens, tile = len(x), token_tile(len(x))
     launch(
-        expand_kernel,
-        (-(-max(group.widths) // _BLOCK_O), -(-tokens // tile), modules),
+        expand_tiles_kernel,
+        (-(-max(group.widths) // _BLOCK_O), -(-tokens // tile), len(group.paths)),
         z,
         weights,
-        table.b,
         y,
-        table.owner,
-        z,
+        table.addresses,
+        table.ranks,
         group.spans,
-        table.counts,
-        z,
-        z,
+        tiles.places,
+        tiles.count,
         tokens,
-        0,
-        modules * capacity,
-        capacity // BLOCK_R,
+        z.shape[2],
+        tiles.capacity,
+        group.first,
+        table.ranks.shape[1],
         weights.stride(0),
-        0,
         y.stride(0),
-        INDIRECT=True,
-        SPARSE=False,
-        FOLDED=False,
         ALIGN=span_align(*(outputs * y.itemsize for outputs in group.widths)),
         SPAN_ALIGN=span_align(*group.widths),
         WIDEN=widened(y.dtype),
         SPLITS=len(z),
         BLOCK_T=tile,
-        BLOCK_R=BLOCK_R,
+        BLOCK_R=TILE_ROWS,
+        TILES=_TURN,
         BLOCK_O=_BLOCK_O,
     )
 
 
-def _shrink(x: Tensor, table: RowTable) -> Tensor:
-    """z [splits, tokens, modules * capacity] fp32; past a module's rows nothing is written."""
-    (tokens, width), (modules, capacity) = x.shape, table.a.shape
-    blocks = capacity // BLOCK_R
-    shape = ShrinkShape.of(tokens, width, modules * blocks)
-    z = torch.empty(shape.splits, tokens, modules * capacity, dtype=torch.float32, device=x.device)
+def _shrink(x: Tensor, weights: Tensor, group: Group, table: AdapterTable, tiles: Tiles) -> Tensor:
+    """z [splits, tokens, modules * capacity * TILE_ROWS] fp32, written where a row acts."""
+    (tokens, width), lists = x.shape, len(group.paths) * tiles.capacity
+    shape = ShrinkShape.of(tokens, width, lists)
+    z = torch.empty(shape.splits, tokens, lists * TILE_ROWS, dtype=torch.float32, device=x.device)
     launch(
-        shrink_kernel,
-        (modules * blocks, -(-tokens // shape.tile), shape.splits),
+        shrink_tiles_kernel,
+        (lists, -(-tokens // shape.tile), shape.splits),
         x,
-        table.a,
+        weights,
         z,
-        table.counts,
-        z,
-        z,
+        table.addresses,
+        table.ranks,
+        tiles.places,
+        tiles.count,
         tokens,
         width,
-        modules * capacity,
-        blocks,
+        z.shape[2],
+        tiles.capacity,
+        group.first,
+        table.ranks.shape[1],
         shape.chunk,
         x.stride(0),
-        0,
-        INDIRECT=True,
-        SPARSE=False,
+        weights.stride(0),
         ALIGN=span_align(width * x.itemsize),
         WIDEN=widened(x.dtype),
         BLOCK_T=shape.tile,
-        BLOCK_R=BLOCK_R,
+        BLOCK_R=TILE_ROWS,
         BLOCK_K=shape.block_k,
     )
     return z

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from router_engine.kernels.base import RankFold, RowBlocks
 from router_engine.kernels.triton.device.mixture import expand_kernel, fold_kernel, shrink_kernel
-from router_engine.kernels.triton.launch import ShrinkShape, launch, span_align, token_tile, widened
+from router_engine.kernels.triton.launch import ShrinkShape, launch, token_tile, widened
 
 BLOCK_R = 16  # rows of one block: the least that tensor cores take
 _BLOCK_O = 64
@@ -21,20 +21,6 @@ SPARSE_BELOW = 0.5
 _WORTH = 1 << 15
 
 
-class SpanCache:
-    """[0, width] on a device: what `expand_kernel` reads of a module that stands alone."""
-
-    def __init__(self) -> None:
-        self._spans: dict[tuple[int, torch.device], Tensor] = {}
-
-    def of(self, width: int, device: torch.device) -> Tensor:
-        """int32 [2]; made once a width."""
-        key = (width, device)
-        if key not in self._spans:
-            self._spans[key] = torch.tensor([0, width], dtype=torch.int32, device=device)
-        return self._spans[key]
-
-
 def mix_sum(
     y: Tensor,
     x: Tensor,
@@ -42,18 +28,14 @@ def mix_sum(
     b: Tensor,
     row_weights: Tensor,
     blocks: RowBlocks | None,
-    spans: SpanCache,
 ) -> None:
     """As `kernels.reference.low_rank.mix_sum`. `blocks`: of these `row_weights`, to skip zeros."""
     rows = a.shape[0]
     z, splits = _shrink(x, a, blocks)
-    span = spans.of(y.shape[1], y.device)
-    _expand(y, z, row_weights, b, span, columns=None, splits=splits, rows=rows, blocks=blocks)
+    _expand(y, z, row_weights, b, columns=None, splits=splits, rows=rows, blocks=blocks)
 
 
-def mix_linear(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, fold: RankFold, spans: SpanCache
-) -> None:
+def mix_linear(y: Tensor, x: Tensor, a: Tensor, b: Tensor, fold: RankFold) -> None:
     """As `kernels.reference.low_rank.mix_linear`."""
     tokens, rows = x.shape[0], a.shape[0]
     z, splits = _shrink(x, a, None)
@@ -75,8 +57,7 @@ def mix_linear(
         BLOCK_R=BLOCK_R,
         BLOCK_C=BLOCK_R,
     )
-    span = spans.of(y.shape[1], y.device)
-    _expand(y, folded, fold.expand, b, span, columns=fold.index, splits=1, rows=rows, blocks=None)
+    _expand(y, folded, fold.expand, b, columns=fold.index, splits=1, rows=rows, blocks=None)
 
 
 def row_blocks(
@@ -141,9 +122,7 @@ def _shrink(x: Tensor, a: Tensor, blocks: RowBlocks | None) -> tuple[Tensor, int
         shape.chunk,
         x.stride(0),
         a.stride(0),
-        INDIRECT=False,
         SPARSE=blocks is not None,
-        ALIGN=1,
         WIDEN=widened(x.dtype),
         BLOCK_T=shape.tile,
         BLOCK_R=BLOCK_R,
@@ -157,7 +136,6 @@ def _expand(
     z: Tensor,
     weights: Tensor,
     b: Tensor,
-    span: Tensor,
     *,
     columns: Tensor | None,
     splits: int,
@@ -169,29 +147,25 @@ def _expand(
     counts, order, lists = _lists(blocks, z)
     launch(
         expand_kernel,
-        (-(-width // _BLOCK_O), -(-tokens // tile), 1),
+        (-(-width // _BLOCK_O), -(-tokens // tile)),
         z,
         weights,
         b,
         y,
-        z,
         z if columns is None else columns,
-        span,
         counts,
         order,
         lists,
         tokens,
         rows,
+        width,
         z.shape[2],
         -(-rows // BLOCK_R),
         weights.stride(0),
         b.stride(0),
         y.stride(0),
-        INDIRECT=False,
         SPARSE=blocks is not None,
         FOLDED=columns is not None,
-        ALIGN=1,
-        SPAN_ALIGN=span_align(width),
         WIDEN=widened(y.dtype),
         SPLITS=splits,
         BLOCK_T=tile,

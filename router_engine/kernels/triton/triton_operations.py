@@ -13,7 +13,6 @@ from router_engine.kernels.triton.launch import interpreted
 from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kernels.triton.triton_low_rank import (
     SPARSE_BELOW,
-    SpanCache,
     mix_linear,
     mix_sum,
     row_blocks,
@@ -31,7 +30,6 @@ class TritonOperations(ReferenceOperations):
     def __init__(self, *, sparse_below: float = SPARSE_BELOW) -> None:
         """`sparse_below`: share of nonzero weights under which tokens are grouped by adapter."""
         self._sparse_below = sparse_below
-        self._spans = SpanCache()
 
     def row_blocks(self, row_weights: Tensor, fill: float) -> RowBlocks | None:
         return row_blocks(row_weights, fill, sparse_below=self._sparse_below)
@@ -45,10 +43,10 @@ class TritonOperations(ReferenceOperations):
         row_weights: Tensor,
         blocks: RowBlocks | None = None,
     ) -> None:
-        mix_sum(y, x, a, b, row_weights, blocks, self._spans)
+        mix_sum(y, x, a, b, row_weights, blocks)
 
     def mix_linear(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, fold: RankFold) -> None:
-        mix_linear(y, x, a, b, fold, self._spans)
+        mix_linear(y, x, a, b, fold)
 
     def attention(
         self, chunks: Sequence[Chunk], block_size: int, device: torch.device

@@ -19,13 +19,14 @@ from router_engine.backends.cuda.graphs import (
     StaticInputs,
     bucket_for,
 )
-from router_engine.backends.cuda.tables import RowLocator, StaticTables
+from router_engine.backends.cuda.slots import AdapterSlots, StaticTiles
 from router_engine.experts.base import AdapterParts, ExpertRows, HostAdapter
 from router_engine.experts.rows import RowPool
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow
 
 CPU = torch.device("cpu")
+MODULES = ("q", "k", "v")
 
 
 def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
@@ -97,43 +98,73 @@ def _adapter(name: str, ranks: dict[str, int]) -> HostAdapter:
     return HostAdapter.packed(name, manifest, AdapterParts(pairs, {}), 0.0)
 
 
-def test_tables_lead_to_the_rows() -> None:
-    """By address, rank by rank, in the order of the columns; also after the pool has changed."""
+RANKS = {"a": {"q": 20, "v": 3}, "b": {"q": 4}, "c": {"v": 1}}
+
+
+def _slots(count: int) -> tuple[RowPool, AdapterSlots]:
     pool = RowPool(64, dtype=torch.float32, device=CPU)
-    adapters = {
-        "a": _adapter("a", {"q": 2, "v": 3}),
-        "b": _adapter("b", {"q": 4}),
-        "c": _adapter("c", {"v": 1}),
+    for name, ranks in RANKS.items():
+        pool.place(_adapter(name, ranks))
+    return pool, AdapterSlots(pool, MODULES, CPU, slots=count)
+
+
+def test_slots_lead_to_the_rows() -> None:
+    """By address; an adapter keeps its slot whoever comes, and another has it once it has left."""
+    pool, slots = _slots(3)
+    for digests in (("a", "b"), ("b", "a"), ("c",), ("a", "b", "c")):
+        _check(pool, slots, digests)
+    before = slots.table.addresses.clone()
+    pool.remove("b")
+    pool.place(_adapter("d", {"k": 5, "v": 17}))
+    _check(pool, slots, ("a", "c", "d"))
+    changed = (slots.table.addresses != before).flatten(1).any(1)
+    assert int(changed.sum()) == 1
+
+
+def test_who_was_not_used_for_longest_gives_its_slot_up() -> None:
+    pool, slots = _slots(2)
+    for digests in (("a", "b"), ("a",), ("c",), ("a", "c"), ("b", "a")):
+        _check(pool, slots, digests)
+    with pytest.raises(ValueError, match="3 adapters in one step, 2 slots"):
+        slots.tiles(("a", "b", "c"))
+
+
+def test_a_list_keeps_its_address() -> None:
+    _, slots = _slots(3)
+    static = StaticTiles(8, CPU)
+    places, count = static.tiles.places.data_ptr(), static.tiles.count.data_ptr()
+    for digests, expected in ((("a", "b"), 3), (("c",), 1)):
+        tiles = slots.tiles(digests)
+        static.write(tiles)
+        assert int(static.tiles.count) == expected
+        assert torch.equal(static.tiles.places[:expected], torch.from_numpy(tiles.places))
+        assert torch.equal(tiles.on(CPU).places, torch.from_numpy(tiles.places))
+    assert (places, count) == (static.tiles.places.data_ptr(), static.tiles.count.data_ptr())
+
+
+def _check(pool: RowPool, slots: AdapterSlots, digests: tuple[str, ...]) -> None:
+    tiles = slots.tiles(digests)
+    assert slots.tiles(digests) is tiles  # steady decoding computes nothing
+    found: dict[tuple[str, str], list[int]] = {}
+    for slot, column, first in tiles.places.tolist():
+        for module, name in enumerate(MODULES):
+            rows = pool.residents[digests[column]].rows(name)
+            rank = int(slots.table.ranks[slot, module])
+            assert rank == (0 if rows is None else rows.count)
+            if rows is None or first >= rank:
+                continue
+            found.setdefault((digests[column], name), []).extend(range(first, min(first + 16, rank)))
+            for address, part in zip(slots.table.addresses[slot, module], (rows.a, rows.b), strict=True):
+                held = _read(int(address), part.numel())
+                assert held == pytest.approx(part.flatten().tolist())
+    every = {
+        (digest, name): list(range(count))
+        for digest in digests
+        for name, count in pool.residents[digest].num_rows.items()
     }
-    for adapter in adapters.values():
-        pool.place(adapter)
-    locator = RowLocator(pool, ("q", "k", "v"), [(32, 24)] * 3)
-    tables = StaticTables(3, 16, CPU)
-    for digests in (("a", "b", "c"), ("b", "a"), ("c",)):
-        _check(pool, locator, tables, digests)
-    pool.remove("a")
-    _check(pool, locator, tables, ("b", "c"))
-
-
-def _check(
-    pool: RowPool, locator: RowLocator, tables: StaticTables, digests: tuple[str, ...]
-) -> None:
-    rows = locator.rows(digests)
-    assert locator.rows(digests) is rows  # steady decoding computes nothing
-    tables.write(rows)
-    table = tables.group(0, 3)
-    for index, module in enumerate(("q", "k", "v")):
-        active = pool.active(module, digests)
-        count = int(table.counts[index])
-        assert count == (0 if active is None else len(active.owner))
-        if active is None:
-            continue
-        assert table.owner[index, :count].tolist() == active.owner.tolist()
-        for addresses, expected in ((table.a, active.a), (table.b, active.b)):
-            for place in range(count):
-                assert _read(int(addresses[index, place]), expected.shape[1]) == pytest.approx(
-                    expected[place].tolist()
-                )
+    assert found == every
+    touched = [any(name in pool.residents[each].num_rows for each in digests) for name in MODULES]
+    assert tiles.touched.tolist() == touched
 
 
 def _read(address: int, count: int) -> list[float]:

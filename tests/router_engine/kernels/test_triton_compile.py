@@ -14,16 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from router_engine.kernels.triton.device import fused_kernels, mixture, paged
+from router_engine.kernels.triton.device import fused_kernels, mixture, paged, tiles
 
 pytestmark = pytest.mark.slow
 
 _BF16 = ("x", "y", "a", "b", "query", "keys", "values", "out", "residual", "weight", "qkv",
          "cosines", "sines", "q_norm", "k_norm", "gate_up")  # fmt: skip
 _FP32 = ("z", "weights", "folded", "parts", "maxima", "sums")
-_INT32 = ("counts", "order", "blocks", "owner", "spans", "tables", "starts", "contexts",
-          "positions", "slots")  # fmt: skip
-_INT64 = ("columns", "rank_index")
+_INT32 = ("counts", "order", "blocks", "ranks", "tiles", "count", "spans", "tables", "starts",
+          "contexts", "positions", "slots")  # fmt: skip
+_INT64 = ("columns", "rank_index", "addresses")
 _FLOATS = ("scale", "epsilon")
 _TYPES = {
     **dict.fromkeys(_BF16, "*bf16"),
@@ -33,18 +33,18 @@ _TYPES = {
     **dict.fromkeys(_FLOATS, "fp32"),
 }
 _TILE = {"BLOCK_T": 32, "BLOCK_R": 16, "WIDEN": False}
-_SHRINK = {**_TILE, "ALIGN": 16, "BLOCK_K": 128}
-_EXPAND = {**_TILE, "ALIGN": 16, "SPAN_ALIGN": 16, "SPLITS": 4, "BLOCK_O": 64}
+_SHRINK = {**_TILE, "BLOCK_K": 128}
+_EXPAND = {**_TILE, "SPLITS": 4, "BLOCK_O": 64}
+_LISTED = {"ALIGN": 16, "SPAN_ALIGN": 16, "TILES": 4}
 _ATTEND = {"GROUP": 4, "HEAD": 128, "BLOCK_D": 128, "PAGE": 16, "BLOCK_N": 64, "WIDEN": False}
-_FORMS = (
-    {"INDIRECT": False, "SPARSE": False},
-    {"INDIRECT": True, "SPARSE": False},
-    {"INDIRECT": False, "SPARSE": True},
-)
 _CASES: list[tuple[Any, dict[str, Any]]] = [
-    *((mixture.shrink_kernel, {**_SHRINK, **form}) for form in _FORMS),
-    *((mixture.expand_kernel, {**_EXPAND, **form, "FOLDED": False}) for form in _FORMS),
-    (mixture.expand_kernel, {**_EXPAND, **_FORMS[0], "FOLDED": True}),
+    (mixture.shrink_kernel, {**_SHRINK, "SPARSE": False}),
+    (mixture.shrink_kernel, {**_SHRINK, "SPARSE": True}),
+    (mixture.expand_kernel, {**_EXPAND, "SPARSE": False, "FOLDED": False}),
+    (mixture.expand_kernel, {**_EXPAND, "SPARSE": True, "FOLDED": False}),
+    (mixture.expand_kernel, {**_EXPAND, "SPARSE": False, "FOLDED": True}),
+    (tiles.shrink_tiles_kernel, {**_SHRINK, "ALIGN": 16}),
+    (tiles.expand_tiles_kernel, {**_EXPAND, **_LISTED}),
     (mixture.fold_kernel, {"SPLITS": 4, "BLOCK_T": 32, "BLOCK_R": 16, "BLOCK_C": 16}),
     (paged.attend_kernel, {**_ATTEND, "WINDOWED": False, "SPLITS": 1, "TOKENS": 16, "BLOCK_M": 64}),
     (paged.attend_kernel, {**_ATTEND, "WINDOWED": True, "SPLITS": 4, "TOKENS": 1, "BLOCK_M": 16}),
@@ -65,11 +65,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("kernel", "constants"), _CASES, ids=[f"{k.__name__}-{i}" for i, (k, _) in enumerate(_CASES)]
 )
 def test_it_compiles(kernel: Any, constants: dict[str, Any], capability: int) -> None:
-    tables = {"a": "*i64", "b": "*i64"} if constants.get("INDIRECT") else {}
     signature = {
         parameter.name: "constexpr"
         if parameter.name in constants
-        else {**_TYPES, **tables}.get(parameter.name, "i32")
+        else _TYPES.get(parameter.name, "i32")
         for parameter in kernel.params
     }
     source = ASTSource(kernel, signature, constants)

@@ -64,8 +64,9 @@ def test_mix_linear(run: Run, tokens: int, ranks: Sequence[int], dtype: str) -> 
         (18, ((4, 16, 12), (), (1,))),
         (1, ((20,),)),
         (2, ((), (), ())),
+        (70, ((64, 8, 40), (64, 8, 40))),
     ],
-    ids=["equal", "one untouched", "one module", "none touched"],
+    ids=["equal", "one untouched", "one module", "none touched", "tiles of tokens"],
 )
 def test_mix_group(run: Run, tokens: int, ranks: Sequence[Sequence[int]], dtype: str) -> None:
     run(checks.check_mix_group, dtype, tokens, ranks)

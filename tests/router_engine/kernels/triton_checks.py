@@ -17,7 +17,7 @@ from router_engine.kernels.base import Chunk, RankFold
 from router_engine.kernels.reference import low_rank as reference
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.triton import fused
-from router_engine.kernels.triton.grouped import Group, RowTable, mix_group
+from router_engine.kernels.triton.grouped import AdapterTable, Group, Tiles, mix_group
 from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kernels.triton.triton_low_rank import group_tokens, row_blocks
 from router_engine.kernels.triton.triton_operations import TritonOperations
@@ -131,40 +131,47 @@ def check_mix_linear(device: str, dtype: str, tokens: int, ranks: Sequence[int])
 def check_mix_group(device: str, dtype: str, tokens: int, ranks: Sequence[Sequence[int]]) -> None:
     """Modules with the same input in one launch; `ranks`: those of each adapter, by module.
 
-    Rows of a module lie in its own pool, not side by side; places past the last hold no address.
+    Slots are taken in any order, others' slots hold no address, and a list holds more tiles than
+    are in use. One adapter acts on no token at all, half of the tokens run under one alone.
     """
     inputs = Inputs(device, dtype)
-    width, widths, capacity = 520, (32, 16, 24)[: len(ranks)], 32
+    width, widths = 520, (32, 16, 24)[: len(ranks)]
     x, y = inputs.values(tokens, width), inputs.values(tokens, sum(widths))
     weights = inputs.weights(tokens, 8, 0.6)
+    weights[tokens // 2 :, 1:] = 0
     expected = y.clone()
-    table = RowTable(
-        a=torch.zeros(len(ranks), capacity, dtype=torch.int64),
-        b=torch.zeros(len(ranks), capacity, dtype=torch.int64),
-        owner=torch.zeros(len(ranks), capacity, dtype=torch.int32),
-        counts=torch.tensor([sum(own) for own in ranks], dtype=torch.int32),
-    )
-    pools: list[tuple[Tensor, Tensor]] = []
+    slots, columns = inputs.shuffled(8), max(len(own) for own in ranks)
+    addresses = torch.zeros(8, 2 + len(ranks), 2, dtype=torch.int64)
+    held = torch.zeros(8, 2 + len(ranks), dtype=torch.int32)
+    kept: list[Tensor] = []
     first = 0
     for module, (own, outputs) in enumerate(zip(ranks, widths, strict=True)):
-        a, b = inputs.values(40, width), inputs.values(40, outputs)
-        pools.append((a, b))
-        lie = inputs.shuffled(40)[: sum(own)]
-        owner = torch.arange(len(own)).repeat_interleave(torch.tensor(own, dtype=torch.long))
-        for place, row in enumerate(lie):
-            table.a[module, place] = a.data_ptr() + row * a.stride(0) * a.itemsize
-            table.b[module, place] = b.data_ptr() + row * b.stride(0) * b.itemsize
-            table.owner[module, place] = owner[place]
         part = expected[:, first : first + outputs]
-        spread = weights[:, owner.to(inputs.device)]
-        reference.mix_sum(part, x, a[lie], b[lie], spread)
+        for column, rank in enumerate(own):
+            a, b = inputs.values(rank, width), inputs.values(rank, outputs)
+            kept += a, b
+            addresses[slots[column], 2 + module] = torch.tensor([a.data_ptr(), b.data_ptr()])
+            held[slots[column], 2 + module] = rank
+        if own:
+            owner = torch.arange(len(own)).repeat_interleave(torch.tensor(own))
+            both = torch.cat(kept[-2 * len(own) :: 2]), torch.cat(kept[1 - 2 * len(own) :: 2])
+            reference.mix_sum(part, x, *both, weights[:, owner.to(inputs.device)])
         first += outputs
-    group = Group.of(tuple("qkv"[: len(ranks)]), width, widths, inputs.device)
-    on_device = RowTable(
-        *(part.to(inputs.device) for part in (table.a, table.b, table.owner, table.counts))
-    )
-    mix_group(y, x, weights, group, on_device)
+    most = [max((own[c] for own in ranks if c < len(own)), default=0) for c in range(columns)]
+    places = [(slots[c], c, at) for c, rank in enumerate(most) for at in range(0, rank, 16)]
+    tiles = _tiles(places, 8, inputs.device)
+    table = AdapterTable(addresses.to(inputs.device), held.to(inputs.device))
+    group = Group.of(tuple("qkv"[: len(ranks)]), width, widths, 2, inputs.device)
+    mix_group(y, x, weights, group, table, tiles)
     inputs.agree(y, expected)
+
+
+def _tiles(places: Sequence[tuple[int, int, int]], capacity: int, device: torch.device) -> Tiles:
+    padded = [*places, *[(7, 7, 0)] * (capacity - len(places))]
+    return Tiles(
+        torch.tensor(padded, dtype=torch.int32, device=device),
+        torch.tensor([len(places)], dtype=torch.int32, device=device),
+    )
 
 
 def check_attention(
@@ -290,16 +297,15 @@ def check_zero_weights(device: str, number: float) -> None:
 
 def _mixed_by_table(x: Tensor, y: Tensor, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     """Every row an adapter of its own."""
-    rows = torch.arange(len(a), device=x.device)[None]
-    table = RowTable(
-        a=a.data_ptr() + rows * a.stride(0) * a.itemsize,
-        b=b.data_ptr() + rows * b.stride(0) * b.itemsize,
-        owner=rows.int(),
-        counts=torch.tensor([len(a)], dtype=torch.int32, device=x.device),
+    rows = torch.arange(len(a), device=x.device)
+    addresses = [each.data_ptr() + rows * each.stride(0) * each.itemsize for each in (a, b)]
+    table = AdapterTable(
+        torch.stack(addresses, dim=-1)[:, None], torch.ones(len(a), 1, dtype=torch.int32).to(x.device)
     )
     mixed = y.clone()
-    group = Group.of(("q",), x.shape[1], (y.shape[1],), x.device)
-    mix_group(mixed, x, weights, group, table)
+    group = Group.of(("q",), x.shape[1], (y.shape[1],), 0, x.device)
+    tiles = _tiles([(row, row, 0) for row in range(len(a))], len(a), x.device)
+    mix_group(mixed, x, weights, group, table, tiles)
     return mixed
 
 

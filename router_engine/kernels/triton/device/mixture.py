@@ -4,10 +4,8 @@ Products are summed in fp32. The shrink leaves one partial sum a split of the in
 z [splits, tokens, rows]; the expand adds them up, scales them by each token's weights and rounds
 once, as the reference does. No atomics: equal inputs give equal outputs.
 
-Rows lie one after another (a [rows, in]; b [rows, out]), or anywhere: under INDIRECT `a` and `b`
-are tables of row addresses, one list of num_blocks * BLOCK_R entries a module, of which `counts`
-are in use. Then one launch serves several modules that read the same x (q, k and v), how many rows
-act is data, and a captured graph outlives every change of the mixture.
+Rows lie one after another: a [rows, in]; b [rows, out]. `tiles` has kernels for rows that lie
+anywhere.
 
 Under SPARSE a tile of tokens meets only the row blocks that act on it (`kernels.base.RowBlocks`).
 """
@@ -25,21 +23,6 @@ def _tokens(order, tile, SPARSE: tl.constexpr, BLOCK_T: tl.constexpr):
     """The tokens of a tile; one that is no token is the number of tokens, or more."""
     place = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     return tl.load(order + place) if SPARSE else place
-
-
-@triton.jit
-def _rows(base, row, stride, live, values, INDIRECT: tl.constexpr, ALIGN: tl.constexpr):
-    """Pointers to the first element of each row; `values` points at elements of their type.
-
-    ALIGN: bytes that every address in a table is a multiple of.
-    """
-    if INDIRECT:
-        address = tl.load(base + row, mask=live, other=0)
-        pointers = address.to(tl.pointer_type(values.dtype.element_ty))
-        pointers = tl.multiple_of(pointers, [ALIGN])
-    else:
-        pointers = base + row.to(tl.int64) * stride
-    return pointers
 
 
 @triton.jit
@@ -63,13 +46,12 @@ def shrink_kernel(
     x, a, z, counts, order, blocks,
     tokens, width, rows, num_blocks, chunk,
     x_stride, a_stride,
-    INDIRECT: tl.constexpr, SPARSE: tl.constexpr, ALIGN: tl.constexpr, WIDEN: tl.constexpr,
+    SPARSE: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """z[split, t, r] = sum of x[t, k] a[r, k] over the k in the split's chunk.
 
-    Grid: (row blocks of all modules, token tiles, splits). `rows`: z's width, that is the number of
-    rows, or under INDIRECT of places for them.
+    Grid: (row blocks, token tiles, splits).
     """
     block = tl.program_id(0)
     tile = tl.program_id(1)
@@ -80,15 +62,9 @@ def shrink_kernel(
         block = tl.load(blocks + tile * num_blocks + block)
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     live = row < rows
-    if INDIRECT:
-        module = block // num_blocks
-        last = module * num_blocks * BLOCK_R + tl.load(counts + module)
-        if block * BLOCK_R >= last:
-            return
-        live = row < last
     token = _tokens(order, tile, SPARSE, BLOCK_T)
     there = token < tokens
-    a_rows = _rows(a, row, a_stride, live, x, INDIRECT, ALIGN)
+    a_rows = a + row.to(tl.int64) * a_stride
     x_rows = x + token.to(tl.int64) * x_stride
     total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
     stop = tl.minimum(width, (split + 1) * chunk)
@@ -134,33 +110,21 @@ def fold_kernel(
 
 @triton.jit
 def expand_kernel(
-    z, weights, b, y, owner, columns, spans, counts, order, blocks,
-    tokens, rows, z_width, num_blocks, weights_stride, b_stride, y_stride,
-    INDIRECT: tl.constexpr, SPARSE: tl.constexpr, FOLDED: tl.constexpr,
-    ALIGN: tl.constexpr, SPAN_ALIGN: tl.constexpr, WIDEN: tl.constexpr, SPLITS: tl.constexpr,
+    z, weights, b, y, columns, counts, order, blocks,
+    tokens, rows, width, z_width, num_blocks, weights_stride, b_stride, y_stride,
+    SPARSE: tl.constexpr, FOLDED: tl.constexpr, WIDEN: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """y[t, o] += sum_r weight[t, r] z[t, r] b[r, o], the scaled z rounded to y's dtype.
+    """y[t, o] += sum_r weights[t, r] z[t, r] b[r, o], the scaled z rounded to y's dtype.
 
-    Grid: (output blocks of the widest module, token tiles, modules). weight[t, r] is weights[t, r],
-    or under INDIRECT weights[t, owner[r]]. FOLDED: row r reads z[t, columns[r]].
-    spans [modules, 2]: first output and number of outputs of each module in y, multiples of
-    SPAN_ALIGN: loads as wide as that need no mask for each element.
+    Grid: (output blocks, token tiles). FOLDED: row r reads z[t, columns[r]].
     """
     tile = tl.program_id(1)
-    module = tl.program_id(2)
-    width = tl.multiple_of(tl.load(spans + 2 * module + 1), SPAN_ALIGN)
     out = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    first = 0
-    count = rows
     steps = num_blocks
-    if INDIRECT:
-        first = module * num_blocks * BLOCK_R
-        count = tl.load(counts + module)
-        steps = tl.cdiv(count, BLOCK_R)
     if SPARSE:
         steps = tl.load(counts + tile)
-    if (steps == 0) | (tl.program_id(0) * BLOCK_O >= width):
+    if steps == 0:
         return
     token = _tokens(order, tile, SPARSE, BLOCK_T)
     there = token < tokens
@@ -168,24 +132,18 @@ def expand_kernel(
     total = tl.zeros((BLOCK_T, BLOCK_O), dtype=tl.float32)
     for step in range(0, steps):
         block = tl.load(blocks + tile * num_blocks + step) if SPARSE else step
-        local = block * BLOCK_R + tl.arange(0, BLOCK_R)
-        live = local < count
-        row = first + local
+        row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+        live = row < rows
         mask = there[:, None] & live[None, :]
         column = tl.load(columns + row, mask=live, other=0) if FOLDED else row
-        # A table's places past the last row are there to be read; a mask would cut the loads up.
-        z_mask = there[:, None] if INDIRECT else mask
-        part = _summed(z, token, column, tokens, z_width, z_mask, SPLITS)
-        part = tl.where(mask, part, 0.0)
-        column = tl.load(owner + row, mask=live, other=0) if INDIRECT else row
-        weight = weights + token[:, None] * weights_stride + column[None, :]
+        part = _summed(z, token, column, tokens, z_width, mask, SPLITS)
+        weight = weights + token[:, None] * weights_stride + row[None, :]
         part = _weighted(part, tl.load(weight, mask=mask, other=0.0))
-        b_rows = _rows(b, row, b_stride, live, y, INDIRECT, ALIGN)
+        b_rows = b + row.to(tl.int64) * b_stride
         b_mask = live[:, None] & inside[None, :]
         b_tile = tl.load(b_rows[:, None] + out[None, :], mask=b_mask, other=0.0)
         total = product(part.to(y.dtype.element_ty), b_tile, total, WIDEN)
-    start = tl.multiple_of(tl.load(spans + 2 * module), SPAN_ALIGN)
-    target = y + token.to(tl.int64)[:, None] * y_stride + (start + out)[None, :]
+    target = y + token.to(tl.int64)[:, None] * y_stride + out[None, :]
     mask = there[:, None] & inside[None, :]
     total += tl.load(target, mask=mask, other=0.0).to(tl.float32)
     tl.store(target, total.to(y.dtype.element_ty), mask=mask)
