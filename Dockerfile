@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # The server with CUDA. Without a GPU: --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-# and --build-arg BASE_IMAGE=ubuntu:24.04.
+# --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg DEVICE=cpu.
 #
 # The base is CUDA's smallest image, which says to the container toolkit what driver is needed. Its larger
 # ones (runtime, devel) hold cuBLAS, cuDNN and NCCL, which torch's wheels bring too, in the versions that
@@ -36,9 +36,16 @@ RUN apt-get update \
     && install -d -o adaptermix -g adaptermix /var/cache/adaptermix
 COPY --from=build /opt/adaptermix /opt/adaptermix
 COPY deploy/docker/entrypoint.sh /usr/local/bin/adaptermix-entrypoint
+# Not `auto`: a card or a driver that is missing is an error here, and not a slow server. What libraries
+# download and compile outlives the container, too.
+ARG DEVICE=cuda
 ENV PATH=/opt/adaptermix/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    HF_HOME=/var/cache/adaptermix/huggingface \
+    TRITON_CACHE_DIR=/var/cache/adaptermix/triton \
+    TORCHINDUCTOR_CACHE_DIR=/var/cache/adaptermix/inductor \
     ADAPTERMIX_CACHE=/var/cache/adaptermix \
+    ADAPTERMIX_DEVICE=$DEVICE \
     ADAPTERMIX_HOST=0.0.0.0 \
     ADAPTERMIX_LOG_FORMAT=json
 USER 10001

@@ -129,6 +129,16 @@ class TestDockerfile:
         assert f"VOLUME {folder[1]}\n" in DOCKERFILE
         assert f"cache:{folder[1]}" in compose()["services"]["server"]["volumes"]
 
+    @pytest.mark.parametrize("name", ["HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"])
+    def test_what_libraries_keep_outlives_the_container(self, name: str) -> None:
+        folder = re.search(rf"{name}=(\S+)", DOCKERFILE)
+        assert folder
+        assert folder[1].startswith(compose()["services"]["server"]["volumes"][0].split(":")[1])
+
+    def test_a_missing_gpu_is_an_error_and_not_a_slow_server(self) -> None:
+        assert "ARG DEVICE=cuda\n" in DOCKERFILE
+        assert "ADAPTERMIX_DEVICE=$DEVICE" in DOCKERFILE
+
     def test_copies_only_what_the_builder_is_sent(self) -> None:
         sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
         sources = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
@@ -151,6 +161,18 @@ class TestCompose:
         assert key.startswith("${ADAPTERMIX_ADMIN_KEY:?")
         example = (COMPOSE_FOLDER / ".env.example").read_text()
         assert re.search(r"^ADAPTERMIX_ADMIN_KEY=$", example, re.MULTILINE)
+
+    def test_what_it_reads_from_outside_is_told_in_the_example(self) -> None:
+        text = (COMPOSE_FOLDER / "compose.yaml").read_text()
+        read = set(re.findall(r"\$\{(\w+)", text)) | {
+            secret["environment"] for secret in compose()["secrets"].values()
+        }
+        example = (COMPOSE_FOLDER / ".env.example").read_text()
+        assert read == set(re.findall(r"^(\w+)=", example, re.MULTILINE))
+
+    def test_running_requests_may_finish(self) -> None:
+        grace = compose()["services"]["server"]["stop_grace_period"]
+        assert int(grace.removesuffix("s")) > Settings().drain_seconds
 
     def test_reserves_a_gpu(self) -> None:
         server = compose()["services"]["server"]

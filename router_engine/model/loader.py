@@ -76,8 +76,8 @@ class LoadedModel:
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load weights and put our attention function in.
 
-    Raises UnsupportedModelError for an architecture or option that is not served exactly, or where
-    the quantization that is asked for cannot be done.
+    Raises UnsupportedModelError for an architecture or option that is not served exactly, a device
+    that is not there, or where the quantization that is asked for cannot be done.
     """
     device = _device(config)
     if config.model == TINY_RANDOM:
@@ -316,9 +316,16 @@ def dtype_of(
 
 
 def _device(config: ModelConfig) -> torch.device:
+    """Where the model is to run. Raises UnsupportedModelError for a device that is not there."""
+    is_there = torch.cuda.is_available()
+    if config.device == "cuda" and not is_there:
+        reason = "this torch was built without CUDA: install a build that has it"
+        if torch.version.cuda is not None:
+            reason = "torch sees no GPU: install NVIDIA's driver, and give a container the card"
+        raise UnsupportedModelError(f"device is 'cuda', but {reason}, or use device 'cpu'")
     if config.device != "auto":
         return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if is_there else "cpu")
 
 
 def _eos_ids(name: str, model: PreTrainedModel) -> tuple[int, ...]:
