@@ -196,12 +196,13 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _with_absent(parts: Sequence[tuple[Tensor | None, int]], absent: float) -> Tensor | None:
-    """(part, rows) of each adapter as one, `absent` in the rows of those without; None without any.
-    """
+    """(part, rows) of each adapter as one: `absent` in the rows of those without; None of none."""
     like = next((part for part, _ in parts if part is not None), None)
     if like is None:
         return None
-    return _joined([like.new_full((rows,), absent) if part is None else part for part, rows in parts])
+    return _joined(
+        [like.new_full((rows,), absent) if part is None else part for part, rows in parts]
+    )
 
 
 def _activations(adapters: Iterable[ExpertRows]) -> tuple[tuple[Activation, int, int], ...]:

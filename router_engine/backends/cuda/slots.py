@@ -44,7 +44,10 @@ class HostTiles:
 
 
 class AdapterSlots:
-    """Gives residents slots; who was not used for longest gives way. Used by the engine's thread."""
+    """Gives residents slots; who was not used for longest gives way.
+
+    Used by the engine's thread.
+    """
 
     def __init__(
         self, pool: RowPool, modules: Sequence[str], device: torch.device, *, slots: int = SLOTS
@@ -105,14 +108,14 @@ class AdapterSlots:
 
 def _tiles(slots: Sequence[_Slot], num_modules: int) -> HostTiles:
     ranks = np.zeros((len(slots), num_modules), dtype=np.int32)
-    for column, slot in enumerate(slots):
-        ranks[column] = slot.ranks
+    for index, slot in enumerate(slots):
+        ranks[index] = slot.ranks
     counts = -(-ranks.max(1, initial=0) // TILE_ROWS)
-    column = np.repeat(np.arange(len(slots)), counts)
-    number = np.array([slot.number for slot in slots], dtype=np.int64)[column]
-    first = (np.arange(len(column)) - np.repeat(counts.cumsum() - counts, counts)) * TILE_ROWS
-    places = np.stack((number, column, first), axis=1).astype(np.int32)
-    return HostTiles(places, ranks.any(0))
+    columns = np.repeat(np.arange(len(slots)), counts)
+    numbers = np.array([slot.number for slot in slots], dtype=np.int64)[columns]
+    within = np.arange(len(columns)) - np.repeat(counts.cumsum() - counts, counts)
+    places = np.stack((numbers, columns, within * TILE_ROWS), axis=1).astype(np.int32)
+    return HostTiles(places, np.asarray(ranks.any(0)))
 
 
 class StaticTiles:

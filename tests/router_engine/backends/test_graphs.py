@@ -153,8 +153,12 @@ def _check(pool: RowPool, slots: AdapterSlots, digests: tuple[str, ...]) -> None
             assert rank == (0 if rows is None else rows.count)
             if rows is None or first >= rank:
                 continue
-            found.setdefault((digests[column], name), []).extend(range(first, min(first + 16, rank)))
-            for address, part in zip(slots.table.addresses[slot, module], (rows.a, rows.b), strict=True):
+            found.setdefault((digests[column], name), []).extend(
+                range(first, min(first + 16, rank))
+            )
+            for address, part in zip(
+                slots.table.addresses[slot, module], (rows.a, rows.b), strict=True
+            ):
                 held = _read(int(address), part.numel())
                 assert held == pytest.approx(part.flatten().tolist())
     every = {

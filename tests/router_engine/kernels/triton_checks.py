@@ -300,7 +300,8 @@ def _mixed_by_table(x: Tensor, y: Tensor, a: Tensor, b: Tensor, weights: Tensor)
     rows = torch.arange(len(a), device=x.device)
     addresses = [each.data_ptr() + rows * each.stride(0) * each.itemsize for each in (a, b)]
     table = AdapterTable(
-        torch.stack(addresses, dim=-1)[:, None], torch.ones(len(a), 1, dtype=torch.int32).to(x.device)
+        torch.stack(addresses, dim=-1)[:, None],
+        torch.ones(len(a), 1, dtype=torch.int32).to(x.device),
     )
     mixed = y.clone()
     group = Group.of(("q",), x.shape[1], (y.shape[1],), 0, x.device)
