@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from router_engine.backends.cpu.build import known_isas
 from router_engine.backends.cpu.library import supported_isas
-from server.settings import Settings
+from server.settings import Settings, load_settings
 from tests.support.isas import here
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,7 +172,7 @@ class TestCompose:
 
     def test_running_requests_may_finish(self) -> None:
         grace = compose()["services"]["server"]["stop_grace_period"]
-        assert int(grace.removesuffix("s")) > Settings().drain_seconds
+        assert int(grace.removesuffix("s")) > load_settings().drain_seconds
 
     def test_reserves_a_gpu(self) -> None:
         server = compose()["services"]["server"]
