@@ -9,13 +9,13 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -63,6 +63,43 @@ class Prompt:
     chat: ChatBody | None = None
 
 
+class _Held(Generic[T]):
+    """A coroutine in another thread's loop, which is cancelled when this context is left.
+
+    Also where an interrupt comes as it is started, and nobody has its future yet.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self._is_left = False
+
+    def start(self) -> Future[T]:
+        """Its future; called once."""
+        return asyncio.run_coroutine_threadsafe(self._run(), self._loop)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and everything in it has ended
+            self._loop.call_soon_threadsafe(self._leave)
+
+    async def _run(self) -> T:
+        self._task = asyncio.current_task()
+        if self._is_left:
+            raise asyncio.CancelledError
+        return await self._work
+
+    def _leave(self) -> None:
+        self._is_left = True
+        if self._task is None:
+            self._work.close()  # it has not begun, and does not
+        else:
+            self._task.cancel()  # one that has ended does not mind
+
+
 class LocalRuntime:
     """A `Runtime` with its engine in this process, for callers on any thread."""
 
@@ -100,12 +137,9 @@ class LocalRuntime:
         except ClosedError:
             work.close()
             raise
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        with _as_told():
-            try:
-                return future.result()
-            finally:
-                future.cancel()
+        held = _Held(work, self._loop)
+        with _as_told(), held:
+            return held.start().result()
 
     def answers(self, prompts: Sequence[Prompt], answered: Callable[[int], None]) -> list[Answer]:
         """Whole answers in the order of the prompts, which share batches as they come.
@@ -119,15 +153,13 @@ class LocalRuntime:
         """The pieces of one answer as they come; closing it early cancels the request."""
         arrived: SimpleQueue[Piece | None] = SimpleQueue()
         self._require_open()
-        future = asyncio.run_coroutine_threadsafe(self._stream(prompt, arrived.put), self._loop)
-        future.add_done_callback(lambda _: arrived.put(None))
-        with _as_told():
-            try:
-                while (piece := arrived.get()) is not None:
-                    yield piece
-                future.result()
-            finally:
-                future.cancel()
+        held = _Held(self._stream(prompt, arrived.put), self._loop)
+        with _as_told(), held:
+            future = held.start()
+            future.add_done_callback(lambda _: arrived.put(None))
+            while (piece := arrived.get()) is not None:
+                yield piece
+            future.result()
 
     def score(self, body: ScoreBody) -> ScoreReply:
         """The scores of given completions."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -196,6 +199,35 @@ except KeyboardInterrupt:
 
 def test_an_interrupt_ends_a_batch_and_not_the_llm(tmp_path: Path) -> None:
     assert run_script(_INTERRUPTED, tmp_path) == (0, "4 0\n", "")
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "score"])
+def test_an_interrupt_as_work_is_handed_over_leaves_none_of_it(
+    llm: LLM, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work runs already, and who asked for it has nothing yet to end it by."""
+    long = SamplingParams(max_tokens=900, ignore_eos=True)
+    ways: dict[str, Callable[[], object]] = {
+        "generate": lambda: llm.generate("a", long),
+        "stream": lambda: next(llm.stream("a", long)),
+        "score": lambda: llm.score("a", [" b" * 400]),
+    }
+    admission = llm._runtime._runtime.admission
+    real = asyncio.run_coroutine_threadsafe
+
+    def interrupted(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        future = real(work, loop)
+        while not admission.live and not future.done():
+            pass
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ways[way]()
+    (answer,) = llm.generate("a", FOUR)
+    assert len(answer.tokens) == 4
+    assert admission.live == 0
 
 
 def run_script(code: str, place: Path) -> tuple[int, str, str]:
