@@ -83,7 +83,7 @@ def shrink_kernel(
 @triton.jit
 def fold_kernel(
     z, weights, rank_index, folded,
-    tokens, rows, ranks, weights_stride,
+    tokens, rows, max_rank, weights_stride,
     SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """folded[t, c] = sum over the rows r with rank_index[r] = c of weights[t, r] z[t, r].
@@ -104,8 +104,8 @@ def fold_kernel(
         own = tl.load(rank_index + row, mask=live, other=-1)
         belongs = (own[:, None] == rank[None, :]).to(tl.float32)
         total = product(part, belongs, total, WIDEN=False)
-    place = folded + token[:, None] * ranks + rank[None, :]
-    tl.store(place, total, mask=there[:, None] & (rank < ranks)[None, :])
+    place = folded + token[:, None] * max_rank + rank[None, :]
+    tl.store(place, total, mask=there[:, None] & (rank < max_rank)[None, :])
 
 
 @triton.jit
