@@ -84,7 +84,6 @@ class CudaDecoder:
         self, loaded: LoadedModel, linears: Mapping[str, MixtureLinear], cache: PagedCache
     ) -> None:
         self._device = loaded.device
-        self.item_size = loaded.dtype.itemsize
         self._shape = loaded.kv_shape
         self._paths = {id(linear): path for path, linear in linears.items()}
         self._modules: list[str] = []

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from router_engine.kernels.triton.device.product import product
+from router_engine.kernels.triton.device.product import product, shrunk
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def _tokens(order, tile, SPARSE: tl.constexpr, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def _summed(z, token, column, tokens, width, mask, SPLITS: tl.constexpr):
+def summed(z, token, column, tokens, width, mask, SPLITS: tl.constexpr):
     """z [tokens, columns] of a tile: the sum of its splits."""
     total = tl.load(z + token.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0.0)
     for split in tl.static_range(1, SPLITS):
@@ -36,7 +36,7 @@ def _summed(z, token, column, tokens, width, mask, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _weighted(z, weight):
+def weighted(z, weight):
     """z weight, and 0 where the weight is 0: there z may be inf or NaN, and 0 times that is NaN."""
     return tl.where(weight == 0, 0.0, z * weight)
 
@@ -66,16 +66,10 @@ def shrink_kernel(
     there = token < tokens
     a_rows = a + row.to(tl.int64) * a_stride
     x_rows = x + token.to(tl.int64) * x_stride
-    total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
     stop = tl.minimum(width, (split + 1) * chunk)
-    for k in range(split * chunk, stop, BLOCK_K):
-        inner = k + tl.arange(0, BLOCK_K)
-        inside = inner < stop
-        x_mask = there[:, None] & inside[None, :]
-        x_tile = tl.load(x_rows[:, None] + inner[None, :], mask=x_mask, other=0.0)
-        a_mask = live[None, :] & inside[:, None]
-        a_tile = tl.load(a_rows[None, :] + inner[:, None], mask=a_mask, other=0.0)
-        total = product(x_tile, a_tile, total, WIDEN)
+    total = shrunk(
+        x_rows, a_rows, there, live, split * chunk, stop, WIDEN, BLOCK_T, BLOCK_R, BLOCK_K
+    )  # fmt: skip
     place = (split * tokens + token).to(tl.int64) * rows
     tl.store(z + place[:, None] + row[None, :], total, mask=there[:, None] & live[None, :])
 
@@ -98,9 +92,9 @@ def fold_kernel(
         row = first + tl.arange(0, BLOCK_R)
         live = row < rows
         mask = there[:, None] & live[None, :]
-        part = _summed(z, token, row, tokens, rows, mask, SPLITS)
+        part = summed(z, token, row, tokens, rows, mask, SPLITS)
         place = weights + token[:, None] * weights_stride + row[None, :]
-        part = _weighted(part, tl.load(place, mask=mask, other=0.0))
+        part = weighted(part, tl.load(place, mask=mask, other=0.0))
         own = tl.load(rank_index + row, mask=live, other=-1)
         belongs = (own[:, None] == rank[None, :]).to(tl.float32)
         total = product(part, belongs, total, WIDEN=False)
@@ -136,9 +130,9 @@ def expand_kernel(
         live = row < rows
         mask = there[:, None] & live[None, :]
         column = tl.load(columns + row, mask=live, other=0) if FOLDED else row
-        part = _summed(z, token, column, tokens, z_width, mask, SPLITS)
+        part = summed(z, token, column, tokens, z_width, mask, SPLITS)
         weight = weights + token[:, None] * weights_stride + row[None, :]
-        part = _weighted(part, tl.load(weight, mask=mask, other=0.0))
+        part = weighted(part, tl.load(weight, mask=mask, other=0.0))
         b_rows = b + row.to(tl.int64) * b_stride
         b_mask = live[:, None] & inside[None, :]
         b_tile = tl.load(b_rows[:, None] + out[None, :], mask=b_mask, other=0.0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from router_engine.kernels.triton.device.mixture import _summed, _weighted
-from router_engine.kernels.triton.device.product import product
+from router_engine.kernels.triton.device.mixture import summed, weighted
+from router_engine.kernels.triton.device.product import product, shrunk
 
 
 @triton.jit
@@ -49,16 +49,10 @@ def shrink_tiles_kernel(
     a = tl.load(addresses + 2 * place).to(tl.pointer_type(x.dtype.element_ty))
     a_rows = tl.multiple_of(a + row.to(tl.int64) * width, [ALIGN])
     x_rows = x + token.to(tl.int64) * x_stride
-    total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
     stop = tl.minimum(width, (split + 1) * chunk)
-    for k in range(split * chunk, stop, BLOCK_K):
-        inner = k + tl.arange(0, BLOCK_K)
-        inside = inner < stop
-        x_mask = there[:, None] & inside[None, :]
-        x_tile = tl.load(x_rows[:, None] + inner[None, :], mask=x_mask, other=0.0)
-        a_mask = live[None, :] & inside[:, None]
-        a_tile = tl.load(a_rows[None, :] + inner[:, None], mask=a_mask, other=0.0)
-        total = product(x_tile, a_tile, total, WIDEN)
+    total = shrunk(
+        x_rows, a_rows, there, live, split * chunk, stop, WIDEN, BLOCK_T, BLOCK_R, BLOCK_K
+    )  # fmt: skip
     target = (split * tokens + token).to(tl.int64) * z_width
     target = target[:, None] + (tl.program_id(0) * BLOCK_R + local)[None, :]
     tl.store(z + target, total, mask=there[:, None] & live[None, :])
@@ -103,7 +97,7 @@ def expand_tiles_kernel(
         acts = weight != 0
         if tl.sum(tl.sum(acts.to(tl.int32), 1), 0) > 0:
             at = (own * capacity + turn * TILES) * BLOCK_R + member
-            part = _weighted(_summed(z, token, at, tokens, z_width, acts, SPLITS), weight)
+            part = weighted(summed(z, token, at, tokens, z_width, acts, SPLITS), weight)
             b = tl.load(addresses + 2 * place + 1, mask=live, other=0)
             b = b.to(tl.pointer_type(y.dtype.element_ty)) + row.to(tl.int64) * width
             b_rows = tl.multiple_of(b, [ALIGN])
