@@ -48,5 +48,8 @@ class BaseModelSpec:
     blocks: tuple[BlockSpec, ...] = ()  # the decoder's layers, first to last
     hidden_size: int = 0
     num_heads: int = 0  # of queries
+    element_bytes: int = 4  # of a number of an adapter on the device
+    # Of the device's memory for adapters: one that needs more could never be loaded. None: any.
+    adapter_bytes: int | None = None
     # By path: those whose copies in an upload can be told from changed ones.
     embeddings: Mapping[str, EmbeddingSpec] = field(default_factory=dict)

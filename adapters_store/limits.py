@@ -17,7 +17,6 @@ class StoreLimits:
     max_header_bytes: int = 4 << 20  # the JSON header of a safetensors file
     max_tensors: int = 16_384
     max_rank: int = 512
-    max_site_rows: int | None = None  # rank rows at one place of the model; None: any number
     max_texts: int = 4096
     max_text_bytes: int = 32 << 10  # one sample text, as UTF-8
     max_tags: int = 32

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapters_store.blobs.base import CONFIG, MANIFEST, TENSORS, TEXTS, BlobStore
+from adapters_store.device_size import device_bytes
 from adapters_store.digest import adapter_digest
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.formats import AdapterFolder, FormatRegistry, ParsedAdapter
@@ -66,7 +67,7 @@ class Preparer:
             problems += parsed.problems
             if parsed.manifest is not None and parsed.tensors is not None:
                 problems += validate(parsed.manifest, parsed.tensors, base, self.limits)
-                problems += self._room_problems(parsed.manifest)
+                problems += _room_problems(parsed.manifest, base)
             progress("validated")
             all_notes = (*uploaded.notes, *notes, *parsed.notes, *_base_notes(parsed, base))
             report = CheckReport(
@@ -82,15 +83,6 @@ class Preparer:
 
     def _wanted(self, name: str) -> bool:
         return name == TEXTS_FILE or self.formats.wanted(name)
-
-    def _room_problems(self, manifest: AdapterManifest) -> list[Problem]:
-        most, limit = max(manifest.rows_by_site.values(), default=0), self.limits.max_site_rows
-        if limit is None or most <= limit:
-            return []
-        excess = (
-            f"needs {most} rank rows in one layer, more than the {limit} that this server holds"
-        )
-        return [Problem("rank", f"{excess} (ADAPTERMIX_MAX_RANK_ROWS): it could never be loaded")]
 
     def _tag_problems(self, tags: Sequence[str]) -> list[Problem]:
         if len(tags) > self.limits.max_tags:
@@ -117,6 +109,14 @@ class Preparer:
             message = f"holds no adapter of a known format ({', '.join(self.formats.names)}); "
             return ParsedAdapter(problems=(Problem("upload", f"{message}looked for: {wanted}"),))
         return adapter_format.read(folder)
+
+
+def _room_problems(manifest: AdapterManifest, base: BaseModelSpec) -> list[Problem]:
+    needed, limit = device_bytes(manifest, base), base.adapter_bytes
+    if limit is None or needed <= limit:
+        return []
+    excess = f"needs {needed:,} bytes on the device, which has {limit:,} for adapters"
+    return [Problem("size", f"{excess} (ADAPTERMIX_ADAPTER_MEMORY): it could never be loaded")]
 
 
 def _base_notes(parsed: ParsedAdapter, base: BaseModelSpec) -> tuple[str, ...]:

@@ -135,12 +135,6 @@ class AdapterManifest:
         outputs = max((router.outputs for router in self.routers), default=0)
         return tuple(_gate_label(gate, gated.get(gate, [])) for gate in range(outputs))
 
-    def device_bytes(self, bytes_per_element: int) -> int:
-        """Bytes of rows and routers together on a device."""
-        numbers = sum(expert.rows * expert.row_width for expert in self.experts)
-        numbers += sum(router.device_numbers for router in self.routers)
-        return bytes_per_element * numbers
-
 
 def _gate_label(gate: int, sites: Sequence[str]) -> str:
     names = {site.replace("#", ".").rpartition(".")[2] for site in sites}

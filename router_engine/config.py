@@ -66,9 +66,9 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class AdapterPoolConfig:
-    """Where adapters may live. `max_rank_rows` counts the rows of one linear layer."""
+    """Where adapters may live."""
 
-    max_rank_rows: int = 1024
+    memory_bytes: int = 1 << 30  # on the device
     host_bytes: int = 1 << 30
     loader_threads: int = 1
 

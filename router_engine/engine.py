@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from router_engine.config import EngineConfig
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
+from router_engine.experts.memory import memory_for
 from router_engine.experts.residency import ADMIN, ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
@@ -72,7 +74,8 @@ class Engine:
     ) -> None:
         loaded = load_model(config.model)
         self._routing = RunningRouters(token_routers, hidden_routers, layer_routers)
-        pool = RowPool(config.adapters.max_rank_rows, dtype=loaded.dtype, device=loaded.device)
+        memory = memory_for(loaded.device, config.adapters.memory_bytes)
+        pool = RowPool(memory, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
         chosen = config.kernels.kernels
         backend_spec, kernels = BackendRegistry.discover().choose(chosen, loaded)
@@ -81,9 +84,11 @@ class Engine:
         self._experts = StepExperts(pool, operations, blocks, loaded.probe_layer)
         linears = prepare_model(loaded.model, self._experts)
         shapes = {path: linear.shape for path, linear in linears.items()}
-        self.base = base_spec(config.model.model, loaded.model, shapes, loaded.embeddings)
-        # Beside linear layers, a layer has a site for each placement of a bottleneck and a prompt.
-        self._num_sites = len(linears) + 3 * len(blocks)
+        self.base = replace(
+            base_spec(config.model.model, loaded.model, shapes, loaded.embeddings),
+            element_bytes=loaded.dtype.itemsize,
+            adapter_bytes=memory.num_bytes,
+        )
         num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
         self._blocks = BlockPool(num_blocks)
         self.info = _info(loaded, self.base, config, num_blocks, self._routing)
@@ -237,7 +242,8 @@ class Engine:
             blocks_total=self._blocks.num_blocks,
             blocks_owned=self._blocks.num_owned,
             blocks_cached=self._blocks.num_cached,
-            rank_rows_total=self._experts.pool.max_rank_rows * self._num_sites,
+            adapter_memory_bytes=self._experts.pool.memory.num_bytes,
+            adapter_memory_used_bytes=self._experts.pool.used_bytes,
             rank_rows_used=self._experts.pool.used_rows,
             adapters_device=self._residency.num_device,
             adapters_host=self._residency.num_host,

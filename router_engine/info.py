@@ -52,7 +52,7 @@ class AdapterResidency:
     pinned: bool  # by an admin
     users: int  # live requests that need it
     rank_rows: int  # of the device pool, over all sites
-    device_bytes: int  # that its rows and gating networks take there
+    device_bytes: int  # that it takes there; 0 of one that is on disk
     load_seconds: float | None = None  # reading it took; None: it is on disk
 
 

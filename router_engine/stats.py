@@ -22,7 +22,8 @@ class EngineStats:
     blocks_total: int = 0
     blocks_owned: int = 0
     blocks_cached: int = 0
-    rank_rows_total: int = 0
+    adapter_memory_bytes: int = 0  # on the device
+    adapter_memory_used_bytes: int = 0
     rank_rows_used: int = 0
     adapters_device: int = 0
     adapters_host: int = 0

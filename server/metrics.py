@@ -189,7 +189,16 @@ class EngineMetrics:
             ("kv_cache_usage_ratio", "Share of KV blocks that requests own.", used),
             ("kv_blocks_total", "KV blocks.", stats.blocks_total),
             ("kv_blocks_cached", "Free KV blocks kept for their prefix.", stats.blocks_cached),
-            ("rank_rows_total", "Rank rows of the device pool.", stats.rank_rows_total),
+            (
+                "adapter_memory_bytes",
+                "Memory for adapters on the device.",
+                stats.adapter_memory_bytes,
+            ),
+            (
+                "adapter_memory_used_bytes",
+                "Memory for adapters that adapters have.",
+                stats.adapter_memory_used_bytes,
+            ),
             ("rank_rows_used", "Rank rows that adapters own.", stats.rank_rows_used),
             (
                 "merged",

@@ -231,7 +231,6 @@ class Runtime:
             routing,
             settings.max_candidates,
             self.threads,
-            settings.max_rank_rows,
         )
         generation = Generation(
             engine,
@@ -276,8 +275,6 @@ def open_store(settings: Settings) -> AdapterStore:
         settings.store_dir,
         database_url=settings.database_url,
         blobs_url=settings.blobs_url,
-        limits=StoreLimits(
-            max_upload_bytes=int(settings.max_upload), max_site_rows=settings.max_rank_rows
-        ),
+        limits=StoreLimits(max_upload_bytes=int(settings.max_upload)),
         patience=settings.database_patience,
     )

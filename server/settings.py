@@ -158,10 +158,10 @@ class Settings(BaseSettings):
         default="manual",
         description="Who decides what is merged into the base: admins, or (auto) the traffic too.",
     )
-    max_rank_rows: int = Field(
-        default=1024,
+    adapter_memory: ByteSize = Field(
+        default=ByteSize(1 << 30),
         ge=1,
-        description="Rank rows of one linear layer: adapters on the device at once.",
+        description="Memory of the device for adapters: those that are there at once.",
     )
     host_bytes: ByteSize = Field(
         default=ByteSize(1 << 30),
@@ -313,7 +313,7 @@ class Settings(BaseSettings):
                 self.policy,
                 self.fairness,
             ),
-            adapters=AdapterPoolConfig(self.max_rank_rows, int(self.host_bytes)),
+            adapters=AdapterPoolConfig(int(self.adapter_memory), int(self.host_bytes)),
             merge=MergeConfig(self.merge),
             kernels=KernelConfig(self.kernels, self.cache_dir / "kernels"),
         )

@@ -123,7 +123,7 @@ def needs(points: Sequence[Point], steps: int) -> Sizes:
     tokens = max(point.requests * (point.context + steps + point.requests) for point in points)
     prompts = {(point.context, request) for point in points for request in range(point.requests)}
     cached = sum(context for context, _ in prompts)
-    return Sizes(requests, tokens + min(cached, tokens), 0)
+    return Sizes(requests, tokens + min(cached, tokens))
 
 
 def measure_curves(
@@ -206,7 +206,6 @@ def run_engine(
             subject, folder / "adapters", tuple(ranks), tuple(ranks.values()) or (1,), targets
         )
         sizes = needs(chosen, engine.steps) if chosen else _sizes(work)
-        sizes = Sizes(sizes.requests, sizes.tokens, sum(ranks.values()))
         with offline(
             subject, folders, sizes, folder / "store", dtype=model.dtype, kernels=kernels
         ) as system:
@@ -288,7 +287,7 @@ def _ranks(adapters: AdapterSettings) -> dict[str, int]:
 def _sizes(work: WorkSettings) -> Sizes:
     most = max(work.concurrency)
     longest = parse_lengths(work.prompt).longest + parse_lengths(work.output).longest
-    return Sizes(most, most * (longest + 1), 0)
+    return Sizes(most, most * (longest + 1))
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -173,15 +173,3 @@ def _write(folder: Path, maker: _Maker) -> Path:
     save_file(maker.tensors, folder / TENSOR_FILE)
     (folder / MANIFEST_FILE).write_bytes(manifest_to_json(manifest))
     return folder
-
-
-def most_rows(counts: Mapping[Kind, int], rank: int) -> int:
-    """Rank rows that so many adapters of each kind take at the fullest place."""
-    rows: Mapping[Kind, Sequence[int]] = {
-        "lora": (rank, 0),
-        "adamix": (rank, 0),
-        "soft": (RANK, SIZE + 1),
-        "sparse": (RANK, SIZE + 1),
-        "serial": (0, SIZE + 1),
-    }
-    return max(sum(counts[kind] * rows[kind][place] for kind in counts) for place in (0, 1))

@@ -20,7 +20,6 @@ from adaptermix.bench.expert_adapters import (
     SIZE,
     Kind,
     equal_rank,
-    most_rows,
     num_parameters,
     write_expert_adapters,
 )
@@ -81,8 +80,7 @@ def run_experts(settings: ExpertSettings, model: ModelSettings) -> dict[str, Any
     # Every case's prompts stay in the prefix cache, so that only the first round computes them.
     length = settings.context + 2 * settings.steps + settings.requests + 64
     tokens = len(CASES) * settings.requests * length
-    rows = most_rows(dict.fromkeys(KINDS, settings.adapters), rank)
-    sizes = Sizes(settings.requests, tokens, rows)
+    sizes = Sizes(settings.requests, tokens)
     with tempfile.TemporaryDirectory(prefix="adaptermix-bench-") as temporary:
         folders = write_expert_adapters(base, Path(temporary, "adapters"), names, rank)
         store = Path(temporary, "store")

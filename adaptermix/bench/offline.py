@@ -15,8 +15,9 @@ from typing import Any
 
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
-from adaptermix.bench.subject import Subject
+from adaptermix.bench.subject import Subject, device_room
 from adaptermix.bench.workload import CaseMixture, Job
+from adapters_store.device_size import device_bytes
 from adapters_store.types import AdapterRecord, ResolvedMixture
 from router_engine.config import (
     AdapterPoolConfig,
@@ -44,7 +45,6 @@ class Sizes:
 
     requests: int  # that run
     tokens: int  # of the KV cache
-    rank_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ class Offline:
 
     def adapter_bytes(self, names: Sequence[str]) -> int:
         """Bytes of A and B of different adapters."""
-        size = self.element_bytes
-        return sum(self._records[name].manifest.device_bytes(size) for name in set(names))
+        base = self.engine.base
+        return sum(device_bytes(self._records[name].manifest, base) for name in set(names))
 
     async def round(self, case: str, load: Load, jobs: Sequence[Job], on_done: OnDone) -> Round:
         """See `System`. Raises BenchmarkError for an open loop."""
@@ -294,7 +294,7 @@ def offline(
         model=ModelConfig(subject.model, dtype=_dtype(dtype), quantization=quantization),
         cache=CacheConfig(block_size=_BLOCK, num_blocks=blocks),
         scheduler=SchedulerConfig(max_running=max(8, sizes.requests)),
-        adapters=AdapterPoolConfig(max_rank_rows=max(1, sizes.rank_rows)),
+        adapters=AdapterPoolConfig(memory_bytes=device_room(folders)),
         kernels=KernelConfig(kernels),
     )
     engine = OfflineEngine.open(config, store, encoder_endpoint=encoder)

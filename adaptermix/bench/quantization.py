@@ -82,7 +82,7 @@ def _steps(
     names = [f"a{index}" for index in range(_NUM_ADAPTERS)]
     most = max(settings.requests)
     # Every cell's prompts stay in the prefix cache, so that only the first round computes them.
-    sizes = Sizes(most, 2 * len(cells) * most * (_CONTEXT + _STEPS + most), 8 * _NUM_ADAPTERS)
+    sizes = Sizes(most, 2 * len(cells) * most * (_CONTEXT + _STEPS + most))
     jobs = {(case, n): _jobs(case, n, subject, names) for case, n in cells}
     parts = [(case, n, quantization) for case, n in cells for quantization in QUANTIZATIONS]
     turns = Turns[_Part, float](parts, lambda part: f"{part[0]}, {part[1]}, {part[2]}", console)

@@ -27,7 +27,14 @@ from adaptermix.bench.settings import (
     WorkSettings,
     loads,
 )
-from adaptermix.bench.subject import ALL_TARGETS, TARGETS, Subject, resolve, write_adapters
+from adaptermix.bench.subject import (
+    ALL_TARGETS,
+    TARGETS,
+    Subject,
+    device_room,
+    resolve,
+    write_adapters,
+)
 from adaptermix.bench.workload import PEER_CASES, Job, Population, Traffic, make_prompts
 
 TEXTS_PER_ADAPTER = 8
@@ -113,7 +120,7 @@ def _target(
         targets = ALL_TARGETS if adapters.targets == "all" else TARGETS
         folders = write_adapters(subject, folder / "adapters", names, adapters.rank, targets)
         options = {
-            "max-rank-rows": sum(adapters.rank[i % len(adapters.rank)] for i in range(len(names))),
+            "adapter-memory": device_room(folders),
             "max-running": max(8, *work.concurrency),
             "max-waiting": max(requests for _, requests in loads(work, serve)),
             "encoder": None if "similarity" in work.cases else "none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,12 @@ def write_adapters(
         _write_adapter(folder / name, linears, seed, ranks[seed % len(ranks)], targets)
         for seed, name in enumerate(names)
     ]
+
+
+def device_room(folders: Iterable[Path]) -> int:
+    """Bytes on a device that adapters take at most: float32 of bfloat16, keys of a prompt."""
+    files = [path for folder in folders for path in folder.glob("*.safetensors")]
+    return max(1, 4 * sum(path.stat().st_size for path in files))
 
 
 def _write_adapter(

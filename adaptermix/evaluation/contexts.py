@@ -29,7 +29,6 @@ from router_engine.routers.encoder.encoder_client import EncoderClient
 
 TOP = 20  # tokens of a distribution that are compared one by one
 MOST_TOKENS = 32  # of a completion
-_RANK_ROWS = 1024
 _AT_ONCE = 8  # requests
 _LEAST = 1e-9  # of a probability, where rounding leaves nothing
 
@@ -95,7 +94,7 @@ async def compare_contexts(
     except TrainingError as error:
         raise BenchmarkError(str(error)) from error
     longest = max(len(text.prompt) for text in texts) + MOST_TOKENS
-    sizes = Sizes(_AT_ONCE, 2 * _AT_ONCE * longest, _RANK_ROWS)
+    sizes = Sizes(_AT_ONCE, 2 * _AT_ONCE * longest)
     kernels = model.kernels or default_kernels()
     with offline(
         subject,

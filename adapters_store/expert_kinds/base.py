@@ -54,9 +54,11 @@ class ExpertSpec(Protocol):
         """Rank rows that it takes there."""
         ...
 
-    @property
-    def row_width(self) -> int:
-        """Numbers of one of them, at most."""
+    def row_widths(self, base: BaseModelSpec) -> tuple[int, ...]:
+        """Numbers of one of them on the device: in A, in B, and in what is float32 besides.
+
+        All 0 where it cannot act in `base`.
+        """
         ...
 
     @property

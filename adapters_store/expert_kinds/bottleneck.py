@@ -57,10 +57,9 @@ class BottleneckExpertSpec:
         """Rank rows that it takes there: one more for the bias of the way up."""
         return self.size + (self.tensor_up_bias is not None)
 
-    @property
-    def row_width(self) -> int:
-        """Numbers of one row."""
-        return 2 * self.features
+    def row_widths(self, base: BaseModelSpec) -> tuple[int, ...]:
+        """Numbers of one row, on the way down and up, and its bias."""
+        return (self.features, self.features, 1)
 
     @property
     def extras(self) -> str:

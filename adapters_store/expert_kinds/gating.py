@@ -56,11 +56,10 @@ class GatingNetworkSpec:
         return f"router of {self.layer}"
 
     @property
-    def device_numbers(self) -> int:
-        """Numbers that it takes on a device, without biases."""
+    def wide_rows(self) -> int:
+        """Rows of all that reads the layer's input, as one matrix."""
         rows = self.outputs if self.kind == "linear" else 2 * self.hidden
-        rows += self.threshold is not None and self.threshold.prefix is not None
-        return rows * self.features + self.hidden * self.outputs
+        return rows + (self.threshold is not None and self.threshold.prefix is not None)
 
     @property
     def tensor_shapes(self) -> Mapping[str, Shape]:

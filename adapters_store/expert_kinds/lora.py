@@ -47,10 +47,9 @@ class LoraExpertSpec:
         """Rank rows that it takes there."""
         return self.rank
 
-    @property
-    def row_width(self) -> int:
-        """Numbers of one row."""
-        return self.in_features + self.out_features
+    def row_widths(self, base: BaseModelSpec) -> tuple[int, ...]:
+        """Numbers of one row, in A and in B."""
+        return (self.in_features, self.out_features)
 
     @property
     def extras(self) -> str | None:

@@ -48,10 +48,13 @@ class PromptExpertSpec:
         """Rank rows that it takes there."""
         return self.length
 
-    @property
-    def row_width(self) -> int:
-        """Numbers of one row at most: a key has the kv heads only, no more than the heads."""
-        return 2 * self.features
+    def row_widths(self, base: BaseModelSpec) -> tuple[int, ...]:
+        """Numbers of a key of the kv heads, and of a value that is kept for each query head."""
+        names = [f"{self.module}.{name}" for name in ("k_proj", "v_proj", "q_proj")]
+        if not base.linears.keys() >= {*names}:
+            return (0, 0)  # it cannot act there: see `misfits`
+        keys, values, queries = (base.linears[name].out_features for name in names)
+        return (keys, values * queries // keys)
 
     @property
     def extras(self) -> str:

@@ -23,7 +23,7 @@ BUILT_IN = (
     EntryPoint("prompt", f"{_HERE}.prompt:PromptExpertSpec", GROUP),
 )
 _MEMBERS = (
-    *("kind", "module", "gate", "site", "rows", "row_width", "extras", "tensor_shapes"),
+    *("kind", "module", "gate", "site", "rows", "row_widths", "extras", "tensor_shapes"),
     *("problems", "misfits"),
 )
 

@@ -44,10 +44,9 @@ class UnknownExpertSpec:
         """Nothing is known of its size."""
         return 0
 
-    @property
-    def row_width(self) -> int:
+    def row_widths(self, base: BaseModelSpec) -> tuple[int, ...]:
         """See `rows`."""
-        return 0
+        return (0, 0)
 
     @property
     def extras(self) -> str:

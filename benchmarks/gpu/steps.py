@@ -62,7 +62,7 @@ class EngineSteps:
             model=ModelConfig(str(model), dtype="bfloat16"),
             cache=CacheConfig(block_size=_BLOCK, num_blocks=2 * sizes.requests * blocks),
             scheduler=SchedulerConfig(max_step_tokens=4096, max_running=sizes.requests),
-            adapters=AdapterPoolConfig(max_rank_rows=512),
+            adapters=AdapterPoolConfig(memory_bytes=4 << 30),
             kernels=KernelConfig(kernels),
         )
 

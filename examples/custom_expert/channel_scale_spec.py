@@ -28,9 +28,8 @@ class ChannelScaleSpec:
     def rows(self) -> int:
         return 1
 
-    @property
-    def row_width(self) -> int:
-        return 1 + self.out_features
+    def row_widths(self, base: BaseModelSpec) -> tuple[int, ...]:
+        return (1, self.out_features)
 
     @property
     def extras(self) -> str:

@@ -6,7 +6,7 @@ by the engine's thread. A request holds its adapters from the moment it is grant
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -87,7 +87,7 @@ class ResidencyManager:
 
     def are_resident(self, digests: Sequence[str]) -> bool:
         """Whether all of them are on the device, rows and all."""
-        return self._placed(digests) and all(map(self._pool.transfer.arrived, digests))
+        return self._placed(digests) and all(map(self._pool.memory.arrived, digests))
 
     def hold(self, owner: str, digests: Sequence[str], *, for_good: bool) -> None:
         """Use adapters that are on the device already.
@@ -173,7 +173,7 @@ class ResidencyManager:
         on_host = self._host.drop(digest)
         on_device = self._evict(digest) if digest in self._device else 0
         self._forget(digest)
-        if self._pool.transfer.shares_memory:
+        if self._pool.memory.shares_host:
             return max(on_host, on_device)
         return on_host + on_device
 
@@ -212,7 +212,7 @@ class ResidencyManager:
             pinned=digest in self._holders.pins,
             users=len(self._holders.users.get(digest, ())),
             rank_rows=manifest.rank_rows,
-            device_bytes=manifest.device_bytes(self._pool.dtype.itemsize),
+            device_bytes=self._known_bytes([digest]),
             load_seconds=seconds,
         )
 
@@ -311,17 +311,14 @@ class ResidencyManager:
 
     def _lack_of_room(self, waiter: Waiter, staying: Collection[str]) -> str | None:
         """Why the adapters find no room for as long as `staying` do; None if they could."""
-        rows, taken = self._rows(waiter.digests), self._rows({*staying}.difference(waiter.digests))
-        return lack_of_room(rows, taken, self._pool.max_rank_rows)
+        needed = self._known_bytes(waiter.digests)
+        taken = self._known_bytes({*staying}.difference(waiter.digests))
+        return lack_of_room(needed, taken, self._pool.memory.num_bytes)
 
-    def _rows(self, digests: Collection[str]) -> Counter[str]:
-        """Rank rows by site of those adapters that are known."""
-        rows: Counter[str] = Counter()
-        for digest in digests:
-            manifest = self._manifests.get(digest)
-            if manifest is not None:
-                rows.update(manifest.rows_by_site)
-        return rows
+    def _known_bytes(self, digests: Collection[str]) -> int:
+        """Bytes on the device of those adapters that have been read."""
+        read = (self._pool.residents.get(each) or self._host.get(each) for each in digests)
+        return sum(adapter.num_bytes for adapter in read if adapter is not None)
 
     def _has_files(self, waiter: Waiter) -> bool:
         return not any(self._lacks_file(waiter, digest) for digest in waiter.digests)
@@ -343,9 +340,10 @@ class ResidencyManager:
             for digest in self._device
             if digest not in waiter.digests and self._holders.is_free(digest)
         ]
-        if not self._pool.fits_without(missing, victims):
+        needed = sum(adapter.num_bytes for adapter in missing)
+        if not self._pool.fits_without(needed, victims):
             return False
-        while not self._pool.fits(missing):
+        while needed > self._pool.free_bytes:
             self._evict(victims.pop(0))
             self.counters.evictions += 1
         for adapter in missing:
@@ -381,17 +379,17 @@ class ResidencyManager:
             self._draining = frozenset()
             return
         staying = self._holders.beside_requests
-        missing = self._missing(first)
+        needed = sum(adapter.num_bytes for adapter in self._missing(first))
         leaving = [digest for digest in first.draining if digest in self._device]
-        if not staying.isdisjoint(leaving) or not self._pool.fits_without(missing, leaving):
+        if not staying.isdisjoint(leaving) or not self._pool.fits_without(needed, leaving):
             # Those that the fewest use, and of these the least recently used.
             movable = [each for each in self._device if each not in {*staying, *first.digests}]
             movable.sort(key=lambda digest: len(self._holders.users.get(digest, ())))
-            first.draining = fewest(movable, partial(self._pool.fits_without, missing))
+            first.draining = fewest(movable, partial(self._pool.fits_without, needed))
         self._draining = first.draining
 
 
 def _load(source: AdapterSource, pool: RowPool, base: BaseProjections, digest: str) -> HostAdapter:
     """An adapter's weights, read and made ready for the device; called by threads."""
     files, variant = source.fetch(plain_digest(digest)), variant_of(digest)
-    return pool.transfer.prepare(load_adapter(digest, files, pool.dtype, base, variant))
+    return pool.memory.prepare(load_adapter(digest, files, pool.dtype, base, variant))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from adapters_store.expert_kinds.base import Activation
-from router_engine.experts.base import AdapterParts, ExpertRows, HostGatingNetwork
+from router_engine.experts.base import AdapterParts, ExpertRows, HostAdapter, HostGatingNetwork
 from router_engine.experts.slab import offset, part_of
 
 
@@ -32,8 +32,9 @@ class RowPointers:
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Resident:
-    """One adapter's slab on the device. It never moves; an adapter that comes back is another one.
+    """One adapter's slab on the device, where it is now.
 
+    Its addresses never change: one that comes back, or has moved, is another resident.
     outline: its parts, of which the places in their slab, shapes and dtypes alone are read.
     """
 
@@ -42,6 +43,21 @@ class Resident:
     routers: Mapping[str, HostGatingNetwork]  # by their layer's path, on the device
     num_rows: Mapping[str, int]  # by site
     is_plain_lora: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return self.slab.nbytes
+
+    @classmethod
+    def of(cls, adapter: HostAdapter, slab: Tensor) -> Resident:
+        """An adapter whose slab on the device this is."""
+        parts = adapter.outline or adapter.parts
+        routers = _on(slab, parts.routers)
+        return cls(slab, parts, routers, adapter.num_rows, adapter.is_plain_lora)
+
+    def at(self, slab: Tensor) -> Resident:
+        """The same adapter in another slab."""
+        return replace(self, slab=slab, routers=_on(slab, self.outline.routers))
 
     def rows(self, site: str) -> ExpertRows | None:
         """The rows at a site, on the device; None where the adapter does not touch it."""
@@ -67,3 +83,9 @@ class Resident:
 
     def _address(self, part: Tensor | None) -> int:
         return 0 if part is None else self.slab.data_ptr() + offset(part)
+
+
+def _on(slab: Tensor, routers: Mapping[str, HostGatingNetwork]) -> Mapping[str, HostGatingNetwork]:
+    return {
+        layer: router.mapped(lambda part: part_of(slab, part)) for layer, router in routers.items()
+    }

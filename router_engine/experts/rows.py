@@ -6,7 +6,6 @@ has rows of A [rows, in] and B [rows, out]. Ranks mix freely and nothing is padd
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from adapters_store.expert_kinds.base import Activation
 from router_engine.experts.base import ExpertRows, HostAdapter, HostGatingNetwork
+from router_engine.experts.memory import AdapterMemory
 from router_engine.experts.resident import Resident
-from router_engine.experts.slab import part_of
-from router_engine.experts.transfer import Transfer, transfer_for
 from router_engine.scheduling.plan import GateColumns
 
 
@@ -47,22 +45,14 @@ class GatheredRows:
 class RowPool:
     """Rank rows of all resident adapters. Mutated between steps only, by the engine's thread."""
 
-    def __init__(
-        self,
-        max_rank_rows: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        transfer: Transfer | None = None,
-    ) -> None:
-        """`transfer`: how adapters get to the device; None: the way that its kind has."""
-        self.max_rank_rows = max_rank_rows  # rows of one module
-        self.transfer = transfer_for(device) if transfer is None else transfer
+    def __init__(self, memory: AdapterMemory, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.memory = memory
         self.dtype = dtype  # of the rows' a and b
         self._device = device
         self._residents: dict[str, Resident] = {}  # by digest
-        self._used: Counter[str] = Counter()  # rows by site
         self._gathered: dict[str, tuple[tuple[str, ...], GatheredRows | None]] = {}
+        self.used_bytes = 0
+        self.used_rows = 0  # over all sites
 
     @property
     def residents(self) -> Mapping[str, Resident]:
@@ -70,51 +60,37 @@ class RowPool:
         return self._residents
 
     @property
-    def used_rows(self) -> int:
-        return self._used.total()
+    def free_bytes(self) -> int:
+        """Bytes that no resident has."""
+        return self.memory.num_bytes - self.used_bytes
 
-    def fits(self, adapters: Sequence[HostAdapter]) -> bool:
-        """Whether all of them together have room beside the residents."""
-        return self.fits_without(adapters, ())
-
-    def fits_without(self, adapters: Sequence[HostAdapter], leaving: Sequence[str]) -> bool:
-        """Whether all of them together have room once the residents `leaving` are gone."""
-        needed: Counter[str] = Counter()
-        for adapter in adapters:
-            needed.update(adapter.num_rows)
-        freed: Counter[str] = Counter()
-        for digest in leaving:
-            freed.update(self._residents[digest].num_rows)
-        return all(
-            self._used[site] - freed[site] + rows <= self.max_rank_rows
-            for site, rows in needed.items()
-        )
+    def fits_without(self, num_bytes: int, leaving: Sequence[str]) -> bool:
+        """Whether so many bytes have room once the residents `leaving` are gone."""
+        freed = sum(self._residents[digest].num_bytes for digest in leaving)
+        return num_bytes <= self.free_bytes + freed
 
     def place(self, adapter: HostAdapter) -> None:
         """Send an adapter to the device. The caller has made sure that it fits.
 
-        No step may use it before `transfer.arrived`.
+        No step may use it before `memory.arrived`.
         """
-        num_rows = adapter.num_rows
-        self._used.update(num_rows)
-        slab = self.transfer.send(adapter)
-        self._residents[adapter.digest] = Resident(
-            slab=slab,
-            outline=adapter.outline or adapter.parts,
-            routers={
-                layer: router.mapped(lambda part: part_of(slab, part))
-                for layer, router in adapter.parts.routers.items()
-            },
-            num_rows=num_rows,
-            is_plain_lora=adapter.is_plain_lora,
-        )
+        placed = self.memory.send(adapter)
+        for digest, slab in placed.moved.items():
+            self._residents[digest] = self._residents[digest].at(slab)
+            self._gathered.clear()  # views of where it was
+        resident = Resident.of(adapter, placed.slab)
+        self._residents[adapter.digest] = resident
+        self.used_bytes += resident.num_bytes
+        self.used_rows += sum(resident.num_rows.values())
 
     def remove(self, digest: str) -> int:
         """Free an adapter's rows and routers; returns the bytes that they held."""
         resident = self._residents.pop(digest)
-        self._used.subtract(resident.num_rows)
+        self.memory.free(digest)
+        self.used_bytes -= resident.num_bytes
+        self.used_rows -= sum(resident.num_rows.values())
         self._gathered.clear()  # views of what leaves, or copies of it
-        return resident.slab.nbytes
+        return resident.num_bytes
 
     def active(self, site: str, digests: tuple[str, ...]) -> GatheredRows | None:
         """The rows of `digests` at a site, or None where none of them touches it.
@@ -160,15 +136,12 @@ class RowPool:
         return tuple(columns)
 
     def check_integrity(self) -> None:
-        """The rows in use are those of the residents, and fit; raises ValueError for a site."""
-        owned: Counter[str] = Counter()
-        for resident in self._residents.values():
-            owned.update(resident.num_rows)
-        for site in {*owned, *self._used}:
-            if self._used[site] != owned[site]:
-                raise ValueError(f"{site}: {self._used[site]} rows in use, {owned[site]} owned")
-            if owned[site] > self.max_rank_rows:
-                raise ValueError(f"{site}: {owned[site]} rows of at most {self.max_rank_rows}")
+        """What is in use is the residents', and fits; raises ValueError with the numbers."""
+        owned = sum(resident.num_bytes for resident in self._residents.values())
+        if self.used_bytes != owned:
+            raise ValueError(f"{self.used_bytes} bytes of adapters in use, {owned} owned")
+        if owned > self.memory.num_bytes:
+            raise ValueError(f"{owned} bytes of adapters of at most {self.memory.num_bytes}")
 
 
 def _gather(present: Sequence[tuple[int, ExpertRows]], device: torch.device) -> GatheredRows:

@@ -8,7 +8,7 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-_ALIGN = 64  # bytes: a cache line, and what the widest loads of any kernel want
+from adapters_store.device_size import padded
 
 
 class TensorParts(Protocol):
@@ -28,7 +28,7 @@ def pack(parts: P) -> tuple[Tensor, P]:
 
     def measure(tensor: Tensor) -> Tensor:
         nonlocal size
-        size += _padded(tensor.nbytes)
+        size += padded(tensor.nbytes)
         return tensor
 
     parts.mapped(measure)
@@ -37,7 +37,7 @@ def pack(parts: P) -> tuple[Tensor, P]:
     def put(tensor: Tensor) -> Tensor:
         nonlocal first
         view = slab[first : first + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        first += _padded(tensor.nbytes)
+        first += padded(tensor.nbytes)
         return view.copy_(tensor)
 
     return slab, parts.mapped(put)
@@ -48,7 +48,7 @@ def outline(parts: P) -> P:
 
     def of(tensor: Tensor) -> Tensor:
         start = offset(tensor)
-        buffer = torch.empty(start + _padded(tensor.nbytes), dtype=torch.uint8, device="meta")
+        buffer = torch.empty(start + padded(tensor.nbytes), dtype=torch.uint8, device="meta")
         return buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     return parts.mapped(of)
@@ -63,7 +63,3 @@ def part_of(slab: Tensor, like: Tensor) -> Tensor:
 def offset(part: Tensor) -> int:
     """The bytes of a slab before a part of it."""
     return int(part.storage_offset()) * part.itemsize
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGN) * _ALIGN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,20 +85,19 @@ def fewest(residents: Sequence[str], makes_room: Callable[[Sequence[str]], bool]
     return frozenset(residents[:count])
 
 
-def lack_of_room(rows: Counter[str], staying: Counter[str], limit: int) -> str | None:
-    """Why adapters with so many rank rows by site find no room; None if they could.
+def lack_of_room(needed: int, staying: int, limit: int) -> str | None:
+    """Why adapters of so many bytes find no room on the device; None if they could.
 
-    staying: rows of what leaves the device at an admin's word alone. limit: rows of one site.
+    staying: bytes of what leaves the device at an admin's word alone. limit: those for adapters.
     """
-    site = max(rows, key=lambda each: rows[each] + staying[each], default=None)
-    if site is None or rows[site] + staying[site] <= limit:
+    if needed + staying <= limit:
         return None
-    told = f"the adapters need {rows[site]} rank rows in one layer, the device pool holds {limit}"
-    if rows[site] > limit:
-        return f"{told}: use fewer adapters or a larger max_rank_rows"
+    told = f"the adapters need {needed:,} bytes on the device, which has {limit:,} for adapters"
+    if needed > limit:
+        return f"{told}: use fewer adapters or a larger adapter_memory"
     return (
-        f"{told}, of which pinned and merged adapters keep {staying[site]}: unpin some, restore "
-        "the base, or use a larger max_rank_rows"
+        f"{told}, of which pinned and merged adapters keep {staying:,}: unpin some, restore "
+        "the base, or use a larger adapter_memory"
     )
 
 

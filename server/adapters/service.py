@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from adapters_store.device_size import device_bytes
 from adapters_store.errors import (
     InvalidAdapterError,
     StoreFullError,
@@ -50,7 +51,6 @@ log = structlog.get_logger(__name__)
 
 _CONFIGS = (MANIFEST_FILE, CONFIG_FILE)  # either makes a folder an adapter
 CENTROID_SECONDS = 5.0  # how long a publish waits to say whether its texts are distinct
-_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class AdapterService:
@@ -117,7 +117,6 @@ class AdapterService:
         self._check_name(request.name)
         report = await self._report(request)
         manifest = report.manifest
-        element = _ELEMENT_BYTES.get(self._info.dtype, 4)
         return CheckReply(
             loads=report.loads,
             problems=[ProblemReply(where=p.where, message=p.message) for p in report.problems],
@@ -125,7 +124,7 @@ class AdapterService:
             notes=list(report.notes),
             digest=report.digest,
             size_bytes=report.size_bytes,
-            device_bytes=manifest.device_bytes(element) if manifest else 0,
+            device_bytes=device_bytes(manifest, self._info.base) if manifest else 0,
             rank_rows=manifest.rank_rows if manifest else 0,
             max_rank=manifest.max_rank if manifest else 0,
         )

@@ -90,10 +90,8 @@ class Mixtures:
         routing: RequestRouting,
         max_candidates: int,
         threads: Threads,
-        max_rank_rows: int | None = None,
     ) -> None:
-        """max_rank_rows: of one layer, for all adapters of a request; None: any number."""
-        self._refuse = Refusals(max_rank_rows)
+        self._refuse = Refusals(base)
         self._store = store
         self._base = base
         self._routing = routing
@@ -138,7 +136,7 @@ class Mixtures:
             refuse_copies(adapters, "adapters")
             records = self._records([item.name for item in adapters], "adapters")
             self._refuse.extras(records, "adapters", MERGE_NEEDS_PLAIN_LORA)
-            self._refuse.many_rows(records, "adapters")
+            self._refuse.too_large(records, "adapters")
             digests = tuple(record.digest for record in records)
             return ResolvedMixture(digests, tuple(item.weight for item in adapters))
 
@@ -162,7 +160,7 @@ class Mixtures:
         if combination == "linear":
             self._refuse.linear(records, path, weights)
         members = member_digests(adapters, records, path)
-        self._refuse.many_rows(records, path, members)
+        self._refuse.too_large(records, path, members)
         plan = _plan(records, weights=weights, combination=combination)
         return replace(plan, digests=members[0], ensemble=members[1:])
 
@@ -180,7 +178,7 @@ class Mixtures:
         self._routing.check(spec)  # here: parameters may be long
         path = "mixture.router.candidates"
         records = self._records(self._candidates(spec, path), path)
-        self._refuse.many_rows(records, path)
+        self._refuse.too_large(records, path)
         if spec.combination == "linear":
             self._refuse.linear(records, path)
         if spec.level == "token":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from adapters_store.device_size import device_bytes
 from adapters_store.metadata.recent import Recent
-from adapters_store.types import AdapterRecord
+from adapters_store.types import AdapterRecord, BaseModelSpec
 from router_engine.mixture.rules import (
     NOT_BEFORE_THE_PROMPT,
     MixtureFacts,
@@ -20,10 +20,10 @@ from server.errors import InputError
 class Refusals:
     """Refuses adapters that cannot be mixed as asked. For any thread but the event loop's."""
 
-    def __init__(self, max_rank_rows: int | None) -> None:
-        """max_rank_rows: of one layer, for all adapters of a request; None: any number."""
-        self._max_rank_rows = max_rank_rows
+    def __init__(self, base: BaseModelSpec) -> None:
+        self._base = base
         self._facts: Recent[str, MixtureFacts] = Recent()  # by digest: a manifest is long
+        self._sizes: Recent[str, int] = Recent()  # bytes on the device, likewise
 
     def of(self, record: AdapterRecord) -> MixtureFacts:
         """The facts of an adapter."""
@@ -33,26 +33,34 @@ class Refusals:
             self._facts.put(record.digest, facts)
         return facts
 
-    def many_rows(
+    def too_large(
         self, records: Sequence[AdapterRecord], path: str, members: Sequence[Sequence[str]] = ()
     ) -> None:
         """Raises InputError where the adapters could never be on the device together.
 
-        members: the digests of an ensemble's, aligned with the records; each takes rows of its own.
+        members: the digests of an ensemble's, aligned with the records; each has bytes of its own.
         """
-        rows: Counter[str] = Counter()
+        limit = self._base.adapter_bytes
+        if limit is None:
+            return
+        needed = 0
         for index, record in enumerate(records):
             variants = len({member[index] for member in members}) or 1
-            for site, count in self.of(record).rows.items():
-                rows[site] += variants * count
-        most, limit = max(rows.values(), default=0), self._max_rank_rows
-        if limit is not None and most > limit:
+            needed += variants * self._size(record)
+        if needed > limit:
             raise InputError(
                 path,
                 f"{len(records)} adapters",
-                f"need {most} rank rows in one layer, and all that are on the device at once have "
-                f"{limit} (ADAPTERMIX_MAX_RANK_ROWS): use fewer, or of lower rank",
+                f"need {needed:,} bytes on the device, which has {limit:,} for adapters "
+                "(ADAPTERMIX_ADAPTER_MEMORY): use fewer, or of lower rank",
             )
+
+    def _size(self, record: AdapterRecord) -> int:
+        size = self._sizes.get(record.digest)
+        if size is None:
+            size = device_bytes(record.manifest, self._base)
+            self._sizes.put(record.digest, size)
+        return size
 
     def extras(self, records: Sequence[AdapterRecord], path: str, reason: str) -> None:
         """Raises InputError, for this reason, where one holds more than plain LoRA."""

@@ -29,7 +29,7 @@ def entry(name: str, attribute: str, module: str = __name__) -> EntryPoint:
 @pytest.mark.parametrize(
     ("added", "told"),
     [
-        (entry("half", "Half"), "no site, rows, row_width, extras, tensor_shapes, problems, misf"),
+        (entry("half", "Half"), "no site, rows, row_widths, extras, tensor_shapes, problems, mis"),
         (entry("half", "entry"), "is no dataclass"),
         (entry("half", "LoraExpertSpec"), "has the kind 'lora', not 'half'"),
         (entry("half", "Nothing"), "expert kind 'half' .* cannot be loaded"),

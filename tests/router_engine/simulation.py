@@ -21,6 +21,7 @@ from router_engine.backends.torch.parameter_weights import ParameterWeights
 from router_engine.backends.torch.projections import ModelProjections
 from router_engine.config import AdapterPoolConfig, ModelConfig, SchedulerConfig
 from router_engine.events import FinalEvent
+from router_engine.experts.memory import HostMemory
 from router_engine.experts.residency import ResidencyManager
 from router_engine.experts.rows import RowPool
 from router_engine.kv.block_pool import BlockPool
@@ -53,7 +54,7 @@ class Simulation:
     blobs: Path
     adapters: Sequence[str]
     config: SchedulerConfig
-    rows: int
+    memory_bytes: int  # for adapters
     num_blocks: int = 64
     host_bytes: int = 1 << 30
     waits: dict[str, Wait] = field(default_factory=dict)
@@ -76,9 +77,9 @@ class Simulation:
         )
         loaded = load_model(ModelConfig(model="tiny-random"))
         self.residency = ResidencyManager(
-            RowPool(self.rows, dtype=torch.float32, device=torch.device("cpu")),
+            RowPool(HostMemory(self.memory_bytes), dtype=torch.float32, device=torch.device("cpu")),
             open_blobs(self.blobs),
-            AdapterPoolConfig(max_rank_rows=self.rows, host_bytes=self.host_bytes),
+            AdapterPoolConfig(self.memory_bytes, self.host_bytes),
             ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
             self.news.set,
             self.config,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adapters_store.device_size import device_bytes
 from adapters_store.errors import InvalidAdapterError
 from adapters_store.expert_kinds.base import ExpertSpec
 from adapters_store.expert_kinds.registry import expert_specs
@@ -117,6 +118,8 @@ def test_a_mixture_with_it_follows_its_equation(harness: EngineHarness, tmp_path
     lora = make_expert_folder(tmp_path / "lora", LORA, family="llama", seed=3)
     folders = (make_folder(tmp_path / "a", first), make_folder(tmp_path / "b", second), lora)
     digests = [harness.publish(folder.name, folder) for folder in folders]
+    copy = harness.engine._residency.host_copy(digests[0])
+    assert device_bytes(copy.manifest, harness.engine.base) == copy.num_bytes
     mixtures = ((0.8, -0.4, 0.5), (0.0, 1.0, 0.0), (0.0, 0.0, 0.7), (0.0, 0.0, 0.0))
     answers = harness.run(
         *(

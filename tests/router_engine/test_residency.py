@@ -18,49 +18,65 @@ from router_engine.experts.base import AdapterContents, AdapterSource
 from router_engine.info import AdapterResidency, Residency
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
+from tests.support.room import slab_bytes
 from tests.support.tiny import make_lora_folder
 from tests.support.waiting import HANG_SECONDS
 
 PROMPT = list(range(5, 20))
 MISSING = "sha256:" + "0" * 64
-SMALL = EngineConfig(adapters=AdapterPoolConfig(max_rank_rows=14))
+
+
+def _config(memory_bytes: int) -> EngineConfig:
+    return EngineConfig(adapters=AdapterPoolConfig(memory_bytes))
+
+
+@pytest.fixture(scope="module")
+def small(folders: list[Path]) -> EngineConfig:
+    """Just enough for the first three, of ranks 4, 8 and 2."""
+    return _config(slab_bytes(folders[:3]))
 
 
 def _publish(harness: EngineHarness, folders: list[Path]) -> list[str]:
     return [harness.publish(f"a{index}", folder) for index, folder in enumerate(folders)]
 
 
-def test_more_adapters_than_rows_take_turns(make_harness: MakeHarness, folders: list[Path]) -> None:
-    """Ranks 4+8+2+4+4 through 14 rows: all answers equal those of a pool with room for all."""
-    small, large = make_harness(config=SMALL), make_harness()
-    digests = _publish(small, folders[:5])
+def test_more_adapters_than_memory_take_turns(
+    make_harness: MakeHarness, small: EngineConfig, folders: list[Path]
+) -> None:
+    """Ranks 4+8+2+4+4 through memory for 14: answers equal those with room for all."""
+    tight, large = make_harness(config=small), make_harness()
+    digests = _publish(tight, folders[:5])
     _publish(large, folders[:5])
     requests = [request(f"r{i}", PROMPT[i:], {digest: 1.0}) for i, digest in enumerate(digests * 2)]
     expected = [answer.ids for answer in large.run(*requests)]
-    assert [answer.ids for answer in small.run(*requests)] == expected
-    assert small.engine.stats().adapter_evictions > 0
+    assert [answer.ids for answer in tight.run(*requests)] == expected
+    assert tight.engine.stats().adapter_evictions > 0
     assert large.engine.stats().adapter_evictions == 0
 
 
-def test_a_mixture_larger_than_the_pool_is_refused(
+def test_a_mixture_larger_than_the_memory_is_refused(
     make_harness: MakeHarness, folders: list[Path]
 ) -> None:
-    harness = make_harness(config=SMALL)
+    whole, both = slab_bytes(folders[1:2]), slab_bytes([folders[1], folders[5]])
+    harness = make_harness(config=_config(both - 1))
     digests = _publish(harness, folders)
     answer, fine = harness.run(
         request("big", PROMPT, {digests[1]: 1.0, digests[5]: 1.0}),
         request("fine", PROMPT, {digests[0]: 1.0}),
     )
     assert answer.end.reason is FinishReason.FAILED
-    assert "24 rank rows" in str(answer.end.error)
-    assert "14" in str(answer.end.error)
+    told = f"need {both:,} bytes on the device, which has {both - 1:,} for adapters: use fewer"
+    assert told in str(answer.end.error)
     assert fine.end.reason is FinishReason.LENGTH
-    with pytest.raises(EngineError, match="16 rank rows"):
-        harness.wait(harness.engine.load(digests[5]))
+    tight = make_harness(config=_config(whole - 1))
+    with pytest.raises(EngineError, match=f"need {whole:,} bytes"):
+        tight.wait(tight.engine.load(_publish(tight, folders)[1]))
 
 
-def test_pins_hold_and_unload_frees(make_harness: MakeHarness, folders: list[Path]) -> None:
-    harness = make_harness(config=SMALL)
+def test_pins_hold_and_unload_frees(
+    make_harness: MakeHarness, small: EngineConfig, folders: list[Path]
+) -> None:
+    harness = make_harness(config=small)
     digests = _publish(harness, folders[:5])
     engine = harness.engine
     state = harness.wait(engine.pin(digests[1], pinned=True))
@@ -71,10 +87,11 @@ def test_pins_hold_and_unload_frees(make_harness: MakeHarness, folders: list[Pat
     with pytest.raises(AdapterBusyError, match="pinned"):
         engine.unload(digests[1])
     harness.wait(engine.pin(digests[1], pinned=False))
-    used = engine.stats().rank_rows_used
+    before = engine.stats()
     freed = engine.unload(digests[1])
-    assert freed >= residents[digests[1]].device_bytes > 0
-    assert engine.stats().rank_rows_used < used
+    assert freed == residents[digests[1]].device_bytes == slab_bytes(folders[1:2])
+    assert before.adapter_memory_used_bytes - engine.stats().adapter_memory_used_bytes == freed
+    assert engine.stats().rank_rows_used < before.rank_rows_used
     assert digests[1] not in {entry.digest for entry in engine.residency()}
 
 
@@ -200,7 +217,7 @@ def test_an_adapter_that_cannot_be_read_fails_its_requests_only(
 
 def test_coming_and_going_keeps_the_answers(make_harness: MakeHarness, folders: list[Path]) -> None:
     """8 rows answer alike before and after others came, left and came again around them."""
-    harness = make_harness(config=EngineConfig(adapters=AdapterPoolConfig(max_rank_rows=16)))
+    harness = make_harness(config=_config(slab_bytes(folders[:4])))
     digests = _publish(harness, folders)
     (before,) = harness.run(request("8", PROMPT, {digests[1]: 1.0}))
     for index in (0, 2):
@@ -217,7 +234,7 @@ HOST_BYTES = [0, 20_000, 45_000]  # one copy at a time, room for one, room for t
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight adapters of one size, 14,464 bytes on the host."""
+    """Eight adapters of one size, 14,848 bytes."""
     root = tmp_path_factory.mktemp("alike")
     return [make_lora_folder(root / str(index), seed=index + 1) for index in range(8)]
 
@@ -233,7 +250,7 @@ def test_copies_for_those_who_wait_keep_to_the_bytes_of_the_host(
     together: int, host_bytes: int, make_harness: MakeHarness, alike: list[Path]
 ) -> None:
     """What the first of them needs at once may pass it, or nobody would go on."""
-    pool = AdapterPoolConfig(max_rank_rows=12, host_bytes=host_bytes)
+    pool = AdapterPoolConfig(slab_bytes(alike[:3]), host_bytes=host_bytes)
     small, large = make_harness(config=EngineConfig(adapters=pool)), make_harness()
     digests = _publish(small, alike)
     _publish(large, alike)
@@ -256,7 +273,7 @@ def test_no_more_is_read_ahead_than_fits(
     host_bytes: int, make_harness: MakeHarness, alike: list[Path]
 ) -> None:
     """While one request has all rows: copies of those in front, and one that proves too large."""
-    pool = AdapterPoolConfig(max_rank_rows=4, host_bytes=host_bytes)
+    pool = AdapterPoolConfig(slab_bytes(alike[:1]), host_bytes=host_bytes)
     harness, slow = _slow(make_harness, config=EngineConfig(adapters=pool))
     slow.go_on.set()
     digests = _publish(harness, alike)
@@ -276,7 +293,7 @@ def test_who_waits_for_a_file_does_not_hold_up_those_whose_copy_is_there(
     make_harness: MakeHarness, alike: list[Path]
 ) -> None:
     """Neither where the host has room for one copy only."""
-    pool = AdapterPoolConfig(max_rank_rows=12, host_bytes=20_000)
+    pool = AdapterPoolConfig(slab_bytes(alike[:3]), host_bytes=20_000)
     harness, slow = _slow(make_harness, config=EngineConfig(adapters=pool))
     digests = _publish(harness, alike)
     slow.go_on.set()

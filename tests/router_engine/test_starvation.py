@@ -20,25 +20,30 @@ from router_engine.events import FinalEvent, FinishReason
 from router_engine.request import EngineRequest
 from tests.router_engine.conftest import MakeHarness
 from tests.support.harness import EngineHarness, request
+from tests.support.room import slab_bytes
 from tests.support.tiny import make_lora_folder
 
 PROMPT = list(range(5, 20))
 CLIENTS = 12
+FOUR = 14_848  # bytes of an adapter of rank 4
+MEMORY = 2 * FOUR
 CONFIG = EngineConfig(
     cache=CacheConfig(num_blocks=256),
     scheduler=SchedulerConfig(max_running=8),
-    adapters=AdapterPoolConfig(max_rank_rows=8),
+    adapters=AdapterPoolConfig(MEMORY),
 )
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three adapters of rank 4 and one of rank 8, which needs the whole pool."""
+    """Three adapters of rank 4, of which two have room, and one of rank 8, which needs it all."""
     root = tmp_path_factory.mktemp("small")
-    return [
+    made = [
         make_lora_folder(root / str(index), rank=rank, seed=index + 1)
         for index, rank in enumerate((4, 4, 4, 8))
     ]
+    assert slab_bytes(made[:1]) == FOUR < slab_bytes(made[3:]) <= MEMORY
+    return made
 
 
 def _publish(harness: EngineHarness, folders: Iterable[Path]) -> list[str]:
@@ -75,7 +80,7 @@ def _passed_by(harness: EngineHarness, busy: list[str], asked: EngineRequest) ->
 def test_a_third_adapter_gets_its_turn_beside_two_that_are_busy(
     columns: tuple[int, ...], make_harness: MakeHarness, small: list[Path]
 ) -> None:
-    """A third of the pool's two, one and mixtures that need the whole pool."""
+    """A third of two that have room, one and mixtures that need all the memory."""
     harness = make_harness(config=CONFIG)
     digests = _publish(harness, small)
     asked = request("asked", PROMPT, {digests[index]: 1.0 for index in columns}, max_new_tokens=4)
@@ -114,8 +119,8 @@ def test_what_pins_leave_no_room_for_is_refused(
     )
     assert beside.end.reason is base.end.reason is FinishReason.LENGTH
     assert third.end.reason is FinishReason.REFUSED
-    assert "need 4 rank rows" in str(third.end.error)
-    assert "pinned and merged adapters keep 8: unpin some" in str(third.end.error)
+    assert f"need {FOUR:,} bytes" in str(third.end.error)
+    assert f"pinned and merged adapters keep {MEMORY:,}: unpin some" in str(third.end.error)
     with pytest.raises(RequestRefusedError, match="unpin some"):
         harness.wait(harness.engine.load(digests[2]))
     with pytest.raises(RequestRefusedError, match="unpin some"):
@@ -163,7 +168,7 @@ def test_what_the_traffic_merged_gives_way(make_harness: MakeHarness, small: lis
     """Under `auto` the merged mixture takes the whole pool; nobody asked for that to stay."""
     config = EngineConfig(
         cache=CacheConfig(num_blocks=256),
-        adapters=AdapterPoolConfig(max_rank_rows=8),
+        adapters=AdapterPoolConfig(MEMORY),
         merge=MergeConfig(mode="auto", half_life=32),
     )
     harness = make_harness(config=config)

@@ -14,11 +14,12 @@ import pytest
 
 from router_engine.config import Fairness, Policy, SchedulerConfig
 from router_engine.request import EngineRequest
-from tests.router_engine.conftest import RANKS, MakeHarness
+from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.scheduling.harness import fixed
 from tests.router_engine.simulation import Simulation
+from tests.support.room import slab_bytes
 
-ROWS = 16  # of the pool: as many as the largest adapter has
+LARGEST = (0, 1, 4)
 ANSWERS = 400
 LONGEST = 6  # tokens of an answer
 CONFIG = SchedulerConfig(
@@ -32,13 +33,16 @@ class Adapters:
     """Published once; the simulations read their files."""
 
     blobs: Path
+    memory_bytes: int  # for adapters: as many as the largest mixture needs
     digests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
 def adapters(make_harness: MakeHarness, folders: list[Path], tmp_path: Path) -> Adapters:
     harness = make_harness()
-    found = Adapters(tmp_path / "0" / "store" / "blobs")
+    memory_bytes = slab_bytes(folders[index] for index in LARGEST)
+    assert slab_bytes(folders[:2]) + slab_bytes(folders[3:4]) > memory_bytes
+    found = Adapters(tmp_path / "0" / "store" / "blobs", memory_bytes)
     found.digests = [harness.publish(f"a{i}", folder) for i, folder in enumerate(folders)]
     return found
 
@@ -68,10 +72,8 @@ class Client:
         return replace(asked, is_background=self.number == 9 and self.draw.random() < 0.5)
 
     def _mixture(self) -> list[str]:
-        """The base, an adapter, three of them, or the one that needs the whole pool."""
-        whole = max(range(len(RANKS)), key=lambda index: RANKS[index])
-        assert RANKS[whole] == ROWS
-        chosen = self.draw.choice([(), (1,), (2,), (4,), (0, 1, 4), (whole,)])
+        """The base, an adapter, or three that need all the memory."""
+        chosen = self.draw.choice([(), (1,), (2,), (4,), (5,), LARGEST])
         return [self.digests[index] for index in chosen]
 
 
@@ -80,7 +82,8 @@ def _serve(
 ) -> Simulation:
     draw = random.Random(seed)
     clients = {str(i): Client(i, adapters.digests, draw) for i in range(10)}
-    simulation = Simulation(adapters.blobs, adapters.digests, config, ROWS, 24, host_bytes)
+    memory, digests = adapters.memory_bytes, adapters.digests
+    simulation = Simulation(adapters.blobs, digests, config, memory, 24, host_bytes)
     try:
         simulation.serve(clients, ANSWERS)
     finally:

@@ -213,13 +213,13 @@ def test_the_parts_of_all_messages_are_bounded_together(few: Live, count: int) -
 def test_an_adapter_that_could_never_be_loaded_is_refused(
     tmp_path: Path, folders: dict[str, Path]
 ) -> None:
-    with serving(tiny_settings(tmp_path, max_rank_rows=3)) as live:
+    with serving(tiny_settings(tmp_path, adapter_memory=14_847)) as live:
         refused = live.publish(folders["math"], "math")
         assert refused.status_code == 422
-        assert "4 rank rows in one layer, more than the 3" in refused.text
-        assert "ADAPTERMIX_MAX_RANK_ROWS" in refused.text
+        assert "needs 14,848 bytes on the device, which has 14,847 for adapters" in refused.text
+        assert "ADAPTERMIX_ADAPTER_MEMORY" in refused.text
         checked = live.upload("/admin/adapters/check", folders["math"], "math").json()
-        assert [problem["where"] for problem in checked["problems"]] == ["rank"]
+        assert [problem["where"] for problem in checked["problems"]] == ["size"]
         assert not checked["loads"]
 
 

@@ -50,10 +50,6 @@ class PeerSuite:
     def rank(self, index: int) -> int:
         return self.ranks[index % len(self.ranks)]
 
-    @property
-    def rank_rows(self) -> int:
-        return sum(self.rank(index) for index in range(self.count))
-
 
 SUITES = (
     PeerSuite(PEERS, 8, (16,), ALL_TARGETS),

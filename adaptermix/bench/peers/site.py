@@ -22,7 +22,7 @@ from adaptermix.bench.peers.settings import PeerSettings, worker_of
 from adaptermix.bench.peers.systems import Context, HttpSystem, OpenPeer, Worker
 from adaptermix.bench.rounds import System
 from adaptermix.bench.server import Running, info, publish, server_options, started, words
-from adaptermix.bench.subject import Subject, resolve
+from adaptermix.bench.subject import Subject, device_room, resolve
 from router_engine.processors import usable_cores
 
 KV_BYTES = 256 << 20
@@ -58,7 +58,9 @@ class PeerSite:
         options = server_options(self.subject.model, "auto", settings.kernels, settings.threads)
         own = {
             "store": self.folder / store,
-            "max-rank-rows": sum(suite.rank_rows for suite in suites),
+            "adapter-memory": device_room(
+                path for suite in suites for path in self.folders[suite.name]
+            ),
             "kv-memory": KV_BYTES,
             "encoder": "none",
         }

@@ -131,7 +131,7 @@ async def _measure(
     names = [f"a{index}" for index in range(max(settings.candidates))]
     num_cases = sum(1 + len(cases) for _, cases in chosen)
     most = max(*settings.requests, 1)
-    sizes = Sizes(most, cache_tokens(settings, num_cases), RANK * len(names))
+    sizes = Sizes(most, cache_tokens(settings, num_cases))
     with console.status(f"writing {len(names)} adapters"):
         folders = write_adapters(subject, folder / "adapters", names, (RANK,))
     with offline(

@@ -31,8 +31,8 @@ def origin(result: Result) -> list[str]:
     before, after = load["before"][0], load["after"][0]
     text = (
         f"{result['seconds'] / 60:.0f} minutes, {settings['clients']} clients, "
-        f"{settings['adapters']} adapters and six that come and go or move; "
-        f"{settings['rank_rows']} rank rows, {settings['kv_blocks']} KV blocks; a fault after "
+        f"{settings['adapters']} adapters and six that come and go or move, room for "
+        f"{settings['on_device']} at once; {settings['kv_blocks']} KV blocks; a fault after "
         f"every {settings['every']} answers, none in the last {settings['calm']:.0%} of the run; "
         f"patience {settings['patience']:g} s; seed {settings['seed']}. The machine's load average "
         f"was {before:.2f} before and {after:.2f} at the end."

@@ -38,7 +38,9 @@ class SoakSettings:
     bound: float = field(
         default=180.0, metadata=about("Seconds after which a request counts as lost.")
     )
-    rank_rows: int = field(default=64, metadata=about("Rank rows of the device pool."))
+    on_device: int = field(
+        default=8, metadata=about("Adapters for which the device has memory at once.")
+    )
     kv_blocks: int = field(
         default=160, metadata=about(f"Blocks of the KV cache, of {BLOCK_SIZE} tokens.")
     )
@@ -50,7 +52,7 @@ class SoakSettings:
             at_least(name, getattr(self, name), 1)
         at_least("adapters", self.adapters, 4)  # a mixture of four is the largest
         at_least("answers", self.answers, 1)
-        at_least("rank_rows", self.rank_rows, 64)  # four, two that are merged, one that is pinned
+        at_least("on_device", self.on_device, 8)  # four, two that are merged, one that is pinned
         at_least("kv_blocks", self.kv_blocks, 48)  # of which the longest request takes 36
         for name in ("minutes", "patience", "bound"):
             if getattr(self, name) <= 0:

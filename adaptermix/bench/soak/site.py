@@ -68,14 +68,14 @@ def keep_log(log: Path, out: Path) -> None:
 
 
 def _options(settings: SoakSettings, model: ModelSettings, folders: Path) -> dict[str, object]:
-    tensors = folders / "a0" / "adapter_model.safetensors"
+    slab = 2 * (folders / "a0" / "adapter_model.safetensors").stat().st_size  # float32 of bfloat16
     return {
         "dtype": "float32" if model.dtype == "auto" else model.dtype,
         "encoder-dtype": "float32",  # what is measured at a start could be another at the next
         "block-size": BLOCK_SIZE,
         "kv-blocks": settings.kv_blocks,
-        "max-rank-rows": settings.rank_rows,
-        "host-bytes": _RESIDENT_ON_HOST * 2 * tensors.stat().st_size,  # float32 of bfloat16
+        "adapter-memory": settings.on_device * slab,
+        "host-bytes": _RESIDENT_ON_HOST * slab,
         "max-waiting": max(4, settings.clients * 7 // 8),
         "engine-patience": settings.patience,
         "log-format": "json",

@@ -26,7 +26,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
     root = tmp_path_factory.mktemp("offline")
     subject = Subject.of(TINY_RANDOM)
     folders = write_adapters(subject, root / "adapters", NAMES, (2, 4))
-    with offline(subject, folders, Sizes(4, 800, 12), root / "store") as made:
+    with offline(subject, folders, Sizes(4, 800), root / "store") as made:
         yield made
 
 

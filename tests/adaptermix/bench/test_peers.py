@@ -104,8 +104,6 @@ class TestPlan:
             (8, (8,), TARGETS),
             (64, (4, 8, 16, 32, 64), TARGETS),
         ]
-        # 13 times 4, 8, 16 and 32, 12 times 64.
-        assert SUITES[2].rank_rows == 13 * (4 + 8 + 16 + 32) + 12 * 64
 
     def test_predicted_bytes_by_hand(self) -> None:
         subject = Subject.of(TINY_RANDOM)

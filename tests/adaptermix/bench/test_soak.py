@@ -347,7 +347,7 @@ def test_questions_cover_every_kind_on_every_route() -> None:
         {"minutes": 0},
         {"calm": 1.0},
         {"adapters": 3},
-        {"rank_rows": 8},
+        {"on_device": 7},
         {"every": 0},
     ],
     ids=str,

@@ -21,6 +21,7 @@ from router_engine.backends.cuda.graphs import (
 )
 from router_engine.backends.cuda.slots import AdapterSlots, StaticTiles
 from router_engine.experts.base import AdapterParts, ExpertRows, HostAdapter
+from router_engine.experts.memory import HostMemory
 from router_engine.experts.rows import RowPool
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow
@@ -102,7 +103,7 @@ RANKS = {"a": {"q": 20, "v": 3}, "b": {"q": 4}, "c": {"v": 1}}
 
 
 def _slots(count: int) -> tuple[RowPool, AdapterSlots]:
-    pool = RowPool(64, dtype=torch.float32, device=CPU)
+    pool = RowPool(HostMemory(1 << 20), dtype=torch.float32, device=CPU)
     for name, ranks in RANKS.items():
         pool.place(_adapter(name, ranks))
     return pool, AdapterSlots(pool, MODULES, CPU, slots=count)

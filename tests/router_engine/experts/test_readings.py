@@ -15,6 +15,7 @@ from router_engine.backends.torch.projections import ModelProjections
 from router_engine.backends.torch.wrapped_layers import hook_layers, wrap_linears
 from router_engine.experts.gate_tensors import GateTensors
 from router_engine.experts.loading import load_adapter
+from router_engine.experts.memory import HostMemory
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.reference.operations import ReferenceOperations
@@ -36,7 +37,7 @@ class _Served:
     def __init__(self, root: Path, probe_layer: int) -> None:
         self._model: Any = family_model("llama")
         cpu = torch.device("cpu")
-        pool = RowPool(64, dtype=torch.float32, device=cpu)
+        pool = RowPool(HostMemory(1 << 20), dtype=torch.float32, device=cpu)
         blocks = blocks_of(self._model)
         self._experts = StepExperts(pool, ReferenceOperations(), blocks, probe_layer)
         linears = wrap_linears(self._model, self._experts)

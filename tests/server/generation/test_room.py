@@ -1,4 +1,4 @@
-"""Lengths and adapters that fit what there is: KV blocks and rank rows, on every route."""
+"""Lengths and adapters that fit what there is, KV blocks and memory, on every route."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from tests.support.expert_adapters import Layers, make_expert_folder
 
 BLOCKS, BLOCK_SIZE = 4, 16
 ROOM = BLOCKS * BLOCK_SIZE + 1  # the last token needs no KV
+FOUR = 14_848  # bytes of an adapter of rank 4, `math` or `code`
+MEMORY = 2 * FOUR
 TEXT = "x"
 Asked = tuple[str, dict[str, Any]]  # a path, a body
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Iterator[Live]:
-    """A server whose KV cache holds less than a default answer, and whose pool one `wide`."""
+    """A server whose KV cache holds less than a default answer; it has memory for one `wide`."""
     settings = tiny_settings(
         tmp_path_factory.mktemp("narrow"),
         kv_blocks=BLOCKS,
         block_size=BLOCK_SIZE,
         default_max_new_tokens=128,
-        max_rank_rows=8,
+        adapter_memory=MEMORY,
         adapters=folders["math"].parent,
     )
     with serving(settings) as server:
@@ -111,34 +113,41 @@ def test_a_score_that_does_not_fit_is_refused(narrow: Live) -> None:
     assert "the KV cache holds no more" in refused.text
 
 
-# Rank rows in one layer: a bottleneck's bias on the way up is one more, LoRAs on one module add up.
+# The largest that has room, and the next.
 KINDS = {
-    "bottleneck": (Layers(parallel=8, biases=False), 8),
-    "bottleneck with biases": (Layers(parallel=8), 9),
-    "serial bottleneck": (Layers(serial=12), 13),
-    "prompt": (Layers(prompt=9), 9),
-    "loras on one module": (Layers(targets=("q_proj",), per_target=3, router="linear"), 12),
-    "copies": (Layers(targets=("q_proj",), rank=8, copies=3), 8),
-    "wide copies": (Layers(targets=("q_proj",), rank=9, copies=3), 9),
+    "bottleneck": [Layers(parallel=size, biases=False) for size in (28, 29)],
+    "bottleneck with biases": [Layers(parallel=size) for size in (27, 28)],
+    "serial bottleneck": [Layers(serial=size) for size in (27, 28)],
+    "prompt": [Layers(prompt=size) for size in (38, 39)],
+    "loras on one module": [
+        Layers(targets=("q_proj",), rank=rank, per_target=3, router="linear") for rank in (8, 9)
+    ],
+    "copies": [Layers(targets=("q_proj",), rank=rank, copies=3) for rank in (28, 29)],
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_every_kind_only_what_the_pool_can_hold_is_published(
+def test_of_every_kind_only_what_has_room_is_published(
     kind: str, narrow: Live, tmp_path: Path
 ) -> None:
-    layers, rows = KINDS[kind]
+    fits, excess = (
+        make_expert_folder(tmp_path / str(index), layers)
+        for index, layers in enumerate(KINDS[kind])
+    )
     name = kind.replace(" ", "-")
-    published = narrow.publish(make_expert_folder(tmp_path / name, layers), name)
-    if rows <= 8:
-        assert published.status_code == 201, published.text
-        narrow.answer(mixture={"adapters": [{"name": name}]})
-        return
-    assert published.status_code == 422
-    assert f"needs {rows} rank rows in one layer, more than the 8" in published.text
+    published = narrow.publish(fits, name)
+    assert published.status_code == 201, published.text
+    narrow.answer(mixture={"adapters": [{"name": name}]})
+    told = narrow.upload("/admin/adapters/check", fits, name).json()["device_bytes"]
+    loaded = narrow.client.post(f"/admin/adapters/{name}/load").json()
+    assert loaded["device_bytes"] == told <= MEMORY
+    refused = narrow.publish(excess, name)
+    assert refused.status_code == 422
+    assert f"bytes on the device, which has {MEMORY:,} for adapters" in refused.text
+    assert narrow.upload("/admin/adapters/check", excess, name).json()["device_bytes"] > MEMORY
 
 
-def test_a_mixture_that_the_pool_never_holds_is_refused_at_once(narrow: Live) -> None:
+def test_a_mixture_that_never_has_room_is_refused_at_once(narrow: Live) -> None:
     """Whoever chooses the weights, all candidates have to be on the device; a merge as well."""
     both = ["math", "wide"]
     mixtures = [
@@ -149,14 +158,14 @@ def test_a_mixture_that_the_pool_never_holds_is_refused_at_once(narrow: Live) ->
     for mixture in mixtures:
         refused = narrow.generate(mixture=mixture)
         assert refused.status_code == 422, refused.text
-        assert "need 12 rank rows in one layer" in refused.text
-        assert "8 (ADAPTERMIX_MAX_RANK_ROWS): use fewer" in refused.text
+        assert f"need {FOUR + 29_184:,} bytes on the device" in refused.text
+        assert f"{MEMORY:,} for adapters (ADAPTERMIX_ADAPTER_MEMORY): use fewer" in refused.text
     chat = {"messages": [{"role": "user", "content": TEXT}], "mixture": mixtures[0]}
     refused = narrow.client.post("/v1/chat/completions", json={"model": "tiny-random", **chat})
     assert refused.status_code == 422
     merge = narrow.client.put("/admin/merged", json=mixtures[0])
     assert merge.status_code == 422
-    assert "need 12 rank rows" in merge.text
+    assert f"need {FOUR + 29_184:,} bytes" in merge.text
     narrow.answer(mixture={"adapters": [{"name": "math"}, {"name": "code"}]})
 
 
@@ -166,7 +175,7 @@ def test_what_pins_leave_no_room_for_is_told_so_at_once(narrow: Live) -> None:
     try:
         refused = narrow.generate(mixture={"adapters": [{"name": "math"}]})
         assert refused.status_code == 422
-        assert "pinned and merged adapters keep 8: unpin some" in refused.text
+        assert "pinned and merged adapters keep 29,184: unpin some" in refused.text
         loaded = narrow.client.post("/admin/adapters/math/load")
         assert loaded.status_code == 422, loaded.text
         narrow.answer(mixture={"adapters": [{"name": "wide"}]})

@@ -8,7 +8,6 @@ ADAPTERS is a folder of PEFT folders; CLIENTS requests of at most TOKENS tokens 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -75,10 +74,6 @@ def _job(job: dict[str, Any], subject: Subject) -> Job:
     return Job(subject.tokenizer.decode(job["tokens"]), job["new_tokens"], mixture)
 
 
-def _rank(folder: Path) -> int:
-    return int(json.loads((folder / "adapter_config.json").read_text())["r"])
-
-
 def main() -> None:
     model, adapters, clients, tokens, kind, *rest = sys.argv[1:]
     (dtype,) = rest or ["auto"]
@@ -87,9 +82,8 @@ def main() -> None:
         def make() -> tuple[dict[str, Any], Handle]:
             subject = Subject.of(model)
             folders = sorted(Path(adapters).iterdir())
-            rows = sum(_rank(folder) for folder in folders)
             store = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            sizes = Sizes(int(clients), 2 * int(clients) * int(tokens), rows)
+            sizes = Sizes(int(clients), 2 * int(clients) * int(tokens))
             made = offline(subject, folders, sizes, store, dtype=dtype, kernels=kind)
             system = stack.enter_context(made)
             return {"threads": torch.get_num_threads()}, Ours(subject, system).handle
