@@ -45,6 +45,7 @@ from server.settings import Settings, SettingsError, use_process_environment
 
 T = TypeVar("T")
 
+_RUNNING = 256  # requests at once where the device decides: no device has more
 _QUEUED = 256  # prompts that the engine holds beside those that run; more wait in the batch
 _PREPARED_AT_ONCE = 16  # prompts: an encoder routes so many in time
 _FIELDS = InputNames("prompt", "max_tokens", "min_tokens", "shorten it or set truncate")
@@ -107,7 +108,7 @@ class LocalRuntime:
         """Raises InvalidInputError and StartFailedError, and leaves nothing behind then."""
         _prepare_process(settings)
         self._loop = asyncio.new_event_loop()
-        self._places = asyncio.Semaphore(settings.max_running + _QUEUED)
+        self._places = asyncio.Semaphore((settings.max_running or _RUNNING) + _QUEUED)
         self._preparing = asyncio.Semaphore(_PREPARED_AT_ONCE)
         self._thread = threading.Thread(target=self._run_loop, name="adaptermix", daemon=True)
         self._thread.start()

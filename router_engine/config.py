@@ -42,7 +42,7 @@ class CacheConfig:
 
     block_size: int = 16  # tokens a block
     num_blocks: int | None = None  # None: as many as `memory_bytes` holds
-    memory_bytes: int = 1 << 30
+    memory_bytes: int | None = 1 << 30  # None: on a GPU, what is left
     prefix_cache: bool = True
 
 
@@ -50,6 +50,7 @@ class CacheConfig:
 class SchedulerConfig:
     """What one step may hold and who goes first."""
 
+    # 0 of either: as many as suit the device.
     max_step_tokens: int = 512  # prefill chunks and decodes together
     max_running: int = 64  # requests that own KV blocks
     max_model_len: int | None = None  # None: the model's own limit
@@ -68,8 +69,10 @@ class SchedulerConfig:
 class AdapterPoolConfig:
     """Where adapters may live."""
 
-    memory_bytes: int = 1 << 30  # on the device
-    host_bytes: int = 1 << 30
+    # On the device. None: a share of what the engine may use of a GPU, 1 GiB on a CPU.
+    memory_bytes: int | None = None
+    memory_share: float | None = None  # None: a tenth
+    host_bytes: int | None = None  # None: what suits the device
     loader_threads: int = 1
 
 
@@ -107,6 +110,13 @@ class EngineConfig:
     adapters: AdapterPoolConfig = AdapterPoolConfig()
     merge: MergeConfig = MergeConfig()
     kernels: KernelConfig = KernelConfig()
+    gpu_memory_utilization: float = 0.9  # share of a GPU's memory that may be used, by all
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of the device's memory for adapters, once that is settled (`memory.defaults`)."""
+        assert self.adapters.memory_bytes is not None
+        return self.adapters.memory_bytes
 
     def __post_init__(self) -> None:
         """Raises EngineError for parts that do not go together."""

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from adapters_store.errors import StoreError
-from adapters_store.types import BaseModelSpec, ResolvedMixture
+from adapters_store.types import ResolvedMixture
 from router_engine.backends.base import Backend
 from router_engine.backends.proof import Proof
 from router_engine.backends.select import BackendRegistry
@@ -24,6 +24,7 @@ from router_engine.backends.spec import BackendParts
 from router_engine.backends.torch.projections import ModelProjections
 from router_engine.backends.torch.wrapped_layers import prepare_model
 from router_engine.config import EngineConfig
+from router_engine.description import describe
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
@@ -34,7 +35,10 @@ from router_engine.experts.step import StepExperts
 from router_engine.info import AdapterResidency, EngineInfo, MergedState
 from router_engine.kernels.dispatch import make_operations
 from router_engine.kv.block_pool import BlockPool
-from router_engine.kv.paged_cache import PagedCache, num_blocks_for
+from router_engine.kv.paged_cache import PagedCache
+from router_engine.memory.budget import MemoryBudget
+from router_engine.memory.gauge import gauge_for, told_where_short
+from router_engine.memory.sizes import sizes_of
 from router_engine.merging.control import MERGED, MergeControl
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merged_base import MergedBase
@@ -45,8 +49,7 @@ from router_engine.mixture.rules import (
     require_plain_lora,
     without_zeros,
 )
-from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
-from router_engine.model.probe import probe_digest
+from router_engine.model.loader import base_spec, blocks_of, load_model
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routing import RunningRouters
@@ -72,9 +75,12 @@ class Engine:
         hidden_routers: Mapping[str, HiddenRouter] = MappingProxyType({}),
         layer_routers: Mapping[str, LayerRouter] = MappingProxyType({}),
     ) -> None:
-        loaded = load_model(config.model)
+        with told_where_short("the model's weights", "use a smaller model or dtype, or int8"):
+            loaded = load_model(config.model)
+        budget = MemoryBudget(config, loaded, gauge_for(loaded.device))
+        config = budget.config
         self._routing = RunningRouters(token_routers, hidden_routers, layer_routers)
-        memory = memory_for(loaded.device, config.adapters.memory_bytes)
+        memory = memory_for(loaded.device, budget.adapter_bytes)
         pool = RowPool(memory, dtype=loaded.dtype, device=loaded.device)
         self.model = loaded.model
         chosen = config.kernels.kernels
@@ -89,17 +95,22 @@ class Engine:
             element_bytes=loaded.dtype.itemsize,
             adapter_bytes=memory.num_bytes,
         )
-        num_blocks = num_blocks_for(config.cache, loaded.kv_shape, loaded.dtype)
-        self._blocks = BlockPool(num_blocks)
-        self.info = _info(loaded, self.base, config, num_blocks, self._routing)
-        self._scheduler = _scheduler(config, self._blocks, self.info)
+        sizes = sizes_of(loaded.model, loaded.kv_shape, loaded.dtype, self.base)
         shape, size = loaded.kv_shape, config.cache.block_size
-        cache = PagedCache(shape, num_blocks, size, dtype=loaded.dtype, device=loaded.device)
+        cache = PagedCache(
+            shape, budget.first_blocks(), size, dtype=loaded.dtype, device=loaded.device
+        )
         proof = Proof(loaded, self._experts, cache, config.kernels.cache)
         backend = backend_spec.make(
             BackendParts(config.kernels, loaded, linears, self._experts, cache, operations, proof)
         )
         self.backend: Backend = backend
+        self._runner = ModelRunner(backend, loaded.device)
+        parts = budget.settle(sizes, cache, self._runner)
+        self._cache = cache
+        self._blocks = BlockPool(cache.num_blocks)
+        self.info = describe(loaded, self.base, config, cache.num_blocks, parts, self._routing)
+        self._scheduler = _scheduler(config, self._blocks, self.info)
         base, quantization = MergedBase(backend), config.model.quantization
         projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
@@ -113,8 +124,6 @@ class Engine:
         )
         bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
-        self._cache = cache
-        self._runner = ModelRunner(backend, loaded.device)
         self._events: list[EngineEvent] = []
         # By owner of an admin: what follows once its adapters are there, or the reason why not.
         self._tasks: dict[str, Callable[[EngineError | None], None]] = {}
@@ -245,6 +254,7 @@ class Engine:
             adapter_memory_bytes=self._experts.pool.memory.num_bytes,
             adapter_memory_used_bytes=self._experts.pool.used_bytes,
             rank_rows_used=self._experts.pool.used_rows,
+            memory=self.info.memory,
             adapters_device=self._residency.num_device,
             adapters_host=self._residency.num_host,
             adapter_loads=counters.loads,
@@ -368,28 +378,4 @@ def _scheduler(config: EngineConfig, blocks: BlockPool, info: EngineInfo) -> Sch
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
         prefix_cache=config.cache.prefix_cache,
-    )
-
-
-def _info(
-    loaded: LoadedModel,
-    base: BaseModelSpec,
-    config: EngineConfig,
-    num_blocks: int,
-    routing: RunningRouters,
-) -> EngineInfo:
-    wanted = config.scheduler.max_model_len
-    return EngineInfo(
-        base=base,
-        max_model_len=min(wanted or loaded.max_model_len, loaded.max_model_len),
-        vocab_size=int(loaded.model.get_input_embeddings().weight.shape[0]),
-        eos_token_ids=loaded.eos_token_ids,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        device=str(loaded.device),
-        token_routers=routing.names,
-        layer_routers=routing.layer_names,
-        hidden_size=base.hidden_size,
-        probe=probe_digest(loaded.model, loaded.probe_layer, loaded.quantization),
-        kv_blocks=num_blocks,
-        kv_block_size=config.cache.block_size,
     )

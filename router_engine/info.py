@@ -17,6 +17,15 @@ class Residency(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """What a part of the device's memory is for."""
+
+    name: str
+    num_bytes: int
+    told: str  # for people: what fits there
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What the engine runs: enough to validate adapters and prompts without asking again."""
 
@@ -32,6 +41,7 @@ class EngineInfo:
     probe: str = ""  # digest of what hidden states at the probe layer depend on: model and layer
     kv_blocks: int = 1 << 31  # of the whole cache
     kv_block_size: int = 1  # tokens
+    memory: tuple[MemoryPart, ...] = ()  # of the device: on a GPU, all of it
 
     def longest(self, sequences: int = 1) -> int:
         """Tokens, prompt and answer, that each sequence of one request may have.

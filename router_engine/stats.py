@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from router_engine.info import MemoryPart
+
 GATE_BOUNDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -25,6 +27,7 @@ class EngineStats:
     adapter_memory_bytes: int = 0  # on the device
     adapter_memory_used_bytes: int = 0
     rank_rows_used: int = 0
+    memory: tuple[MemoryPart, ...] = ()  # of the device, as in `EngineInfo`
     adapters_device: int = 0
     adapters_host: int = 0
     adapter_loads: int = 0

@@ -161,6 +161,7 @@ class EngineMetrics:
             "What computes steps: an instruction set of the C++ decoder, torch, or triton.",
             value={"name": self._stats.kernels},
         )
+        yield self._memory_family()
         yield self._gate_family()
         yield self._residency_family()
         yield SummaryMetricFamily(
@@ -169,6 +170,14 @@ class EngineMetrics:
             count_value=self._stats.adapter_loads,
             sum_value=self._stats.adapter_load_seconds,
         )
+
+    def _memory_family(self) -> Metric:
+        family = GaugeMetricFamily(
+            "adaptermix_memory_bytes", "Memory of the device by what it is for.", labels=["part"]
+        )
+        for part in self._stats.memory:
+            family.add_metric([part.name], part.num_bytes)
+        return family
 
     def _gauges(self) -> Iterable[Metric]:
         stats = self._stats

@@ -6,7 +6,7 @@ Wires the parts together, starts them in order and stops them. No HTTP library i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from adapters_store.limits import StoreLimits
 from adapters_store.store import AdapterStore
 from router_engine.client.base import EngineClient
 from router_engine.errors import EngineNotReadyError
-from router_engine.info import EngineInfo
+from router_engine.info import EngineInfo, MemoryPart
+from router_engine.memory.table import table
 from router_engine.process.messages import EngineProcessConfig
 from router_engine.processes.socket_folder import socket_folder
 from router_engine.routers.centroids import CentroidService
@@ -31,6 +32,7 @@ from server.adapters.hidden_state_encoder import HiddenStateEncoder
 from server.adapters.service import AdapterService
 from server.adapters.text_states import TextStates
 from server.deadline import Deadline, deadline_of
+from server.engine_config import engine_config
 from server.engine_figures import EngineFigures, figures_of
 from server.generation.admission import Admission
 from server.generation.centroids import StoredCentroids
@@ -166,7 +168,7 @@ class Runtime:
         endpoint = f"ipc://{scratch / 'encoder.sock'}" if has_encoder else None
         engine = self._engine_factory(
             EngineProcessConfig(
-                engine=settings.engine_config(files.load),
+                engine=engine_config(settings, files.load),
                 blobs_url=settings.blobs_url or str(settings.store_dir / "blobs"),
                 blobs_cache_dir=settings.store_dir / "cache",
                 encoder_endpoint=endpoint,
@@ -184,7 +186,9 @@ class Runtime:
             self._encoder = SupervisedEncoder(settings, find_encoder, tokenizer_files, endpoint)
             self._stack.push_async_callback(self._encoder.close)
             encoder = await self._connect(self._encoder, endpoint)
-        self._services = self._wire(files.name, engine, await engine.info(), tokenizer, encoder)
+        info = await engine.info()
+        _tell_memory(info.memory, settings)
+        self._services = self._wire(files.name, engine, info, tokenizer, encoder)
         if settings.adapters is not None:
             await self._services.adapters.publish_folder(expanded(settings.adapters))
 
@@ -254,6 +258,16 @@ class Runtime:
         figures = EngineFigures(partial(figures_of, engine))
         self._stack.push_async_callback(figures.close)
         return Services(base_name, engine, info, generation, mixtures, routing, adapters, figures)
+
+
+def _tell_memory(parts: Sequence[MemoryPart], settings: Settings) -> None:
+    """What the device's memory is for: a table for people, numbers for a collector of logs."""
+    text = "memory of the device"
+    if settings.log_format == "console":
+        lines = f"{text}\n{table(parts)}"
+        log.info(lines)
+    else:
+        log.info(text, **{part.name: part.num_bytes for part in parts})
 
 
 def _warn_of_unusable_tokens(tokenizer: Any, vocab_size: int) -> None:

@@ -8,31 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    ByteSize,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters_store.home import expanded, is_homeless
 from adapters_store.near_names import near_names
 from router_engine.backends.cpu.build import known_isa
 from router_engine.config import (
-    AdapterPoolConfig,
-    CacheConfig,
     CpuIsa,
     Device,
     DType,
-    EngineConfig,
     Fairness,
-    KernelConfig,
     Kernels,
-    MergeConfig,
     MergeMode,
-    ModelConfig,
     Policy,
     Quantization,
-    SchedulerConfig,
 )
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.encoder_config import EncoderDType
+from server.shares import Share, share_or_size
 from server.utf8 import require_utf8
 
 PREFIX = "ADAPTERMIX_"
@@ -136,15 +138,32 @@ class Settings(BaseSettings):
         ge=2,
         description="Blocks of the KV cache; what kv_memory holds when left out.",
     )
-    kv_memory: ByteSize = Field(
-        default=ByteSize(1 << 30), ge=1, description="Memory of the KV cache."
+    gpu_memory_utilization: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that may be in use, whoever uses it.",
+    )
+    kv_memory: ByteSize | None = Field(
+        default=None,
+        ge=1,
+        description="Memory of the KV cache; when left out, on a GPU all that is left of it, on a "
+        "CPU 1 GiB.",
     )
     prefix_cache: bool = Field(
         default=True,
         description="Share KV between requests with equal prompts under equal mixtures.",
     )
-    max_step_tokens: int = Field(default=512, ge=1, description="Tokens in one step of the engine.")
-    max_running: int = Field(default=64, ge=1, description="Requests that run at the same time.")
+    max_step_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens in one step of the engine; when left out, 2048 on a GPU, 512 on a CPU.",
+    )
+    max_running: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that run at the same time; when left out, 256 on a GPU, 64 on a CPU.",
+    )
     max_model_len: int | None = Field(
         default=None,
         ge=2,
@@ -158,17 +177,18 @@ class Settings(BaseSettings):
         default="manual",
         description="Who decides what is merged into the base: admins, or (auto) the traffic too.",
     )
-    adapter_memory: ByteSize = Field(
-        default=ByteSize(1 << 30),
-        ge=1,
-        description="Memory of the device for adapters: those that are there at once.",
+    adapter_memory: Annotated[ByteSize | Share | None, PlainValidator(share_or_size)] = Field(
+        default=None,
+        description="Memory of the device for the adapters that are there at once: bytes (4GiB), "
+        "or a share of what may be used of a GPU (20%); when left out, 10% there, 1 GiB on a CPU.",
     )
-    host_bytes: ByteSize = Field(
-        default=ByteSize(1 << 30),
+    host_bytes: ByteSize | None = Field(
+        default=None,
         ge=0,
         description="Host memory for copies of adapters, those that are read ahead for waiting "
         "requests among them; what the first of these needs at once may exceed it. The traffic "
-        "merges only what has a copy.",
+        "merges only what has a copy. When left out, beside a GPU a quarter of the host's memory, "
+        "else 1 GiB.",
     )
 
     max_waiting: int = Field(
@@ -298,25 +318,6 @@ class Settings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether `host` can be reached from this machine only."""
         return is_loopback(self.host)
-
-    def engine_config(self, model: str) -> EngineConfig:
-        """The engine's configuration, with `model` already resolved to what the loader reads."""
-        return EngineConfig(
-            model=ModelConfig(model, self.dtype, self.device, self.quantization, self.tap_layer),
-            cache=CacheConfig(
-                self.block_size, self.kv_blocks, int(self.kv_memory), self.prefix_cache
-            ),
-            scheduler=SchedulerConfig(
-                self.max_step_tokens,
-                self.max_running,
-                self.max_model_len,
-                self.policy,
-                self.fairness,
-            ),
-            adapters=AdapterPoolConfig(int(self.adapter_memory), int(self.host_bytes)),
-            merge=MergeConfig(self.merge),
-            kernels=KernelConfig(self.kernels, self.cache_dir / "kernels"),
-        )
 
     def child_environment(self, threads: int | None) -> dict[str, str]:
         """Environment of a launched process that computes with `threads` (None: all usable).

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptermix.cli.output import JsonOption, console, print_error, write_json
+from server.engine_config import engine_config
 from server.printable import as_markup
 from server.settings import Settings, SettingsError, load_settings, use_process_environment
 
@@ -105,7 +106,7 @@ class Report:
         except EngineError as error:
             self.problems.append(f"the model's shape could not be read: {error}")
             return
-        asked = settings.engine_config(settings.model)
+        asked = engine_config(settings, settings.model)
         named = dtype_of(asked.model, config, torch.device("cpu"))
         dtype = (getattr(config, "dtype", None) or torch.float32) if named == "auto" else named
         if dtype not in DTYPES:

@@ -14,8 +14,9 @@ from typer.main import get_group
 from adaptermix.cli.process import check_arguments, prepare_streams, speak_utf8, told_in_a_line
 
 COMMANDS = {  # each with its module, in the order of --help
-    **{"serve": "serve", "pull": "pull", "doctor": "doctor", "train": "train", "bench": "bench"},
-    **{"eval": "evaluate", "adapters": "adapters", "generate": "generate", "keys": "keys"},
+    **{"serve": "serve", "pull": "pull", "plan": "plan", "doctor": "doctor", "train": "train"},
+    **{"bench": "bench", "eval": "evaluate", "adapters": "adapters", "generate": "generate"},
+    **{"keys": "keys"},
 }
 
 

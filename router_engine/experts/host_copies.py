@@ -51,6 +51,7 @@ class HostCopies:
     ) -> None:
         """`read` is called with a digest; `wake` when it has ended, by whatever thread."""
         self._read = read
+        assert config.host_bytes is not None, "settled by `memory.defaults`"
         self._limit = config.host_bytes
         self._wake = wake
         self._executor = ThreadPoolExecutor(config.loader_threads, "adapter-loader")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ def num_blocks_for(config: CacheConfig, shape: KVShape, dtype: torch.dtype) -> i
     """Blocks that the configured memory holds, or the configured number."""
     if config.num_blocks is not None:
         return config.num_blocks
+    assert config.memory_bytes is not None, "it is open on a GPU alone, and settled there"
     block_bytes = config.block_size * shape.bytes_per_token(dtype)
     blocks = config.memory_bytes // block_bytes
     if blocks < 1:
@@ -56,10 +57,26 @@ class PagedCache:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        size = (num_blocks * block_size, shape.num_kv_heads, shape.head_dim)
-        # Zeros, not `empty`: a masked slot must not hold a NaN that 0 * NaN would spread.
-        self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
-        self.values = [torch.zeros_like(key) for key in self.keys]
+        self.when_resized: list[Callable[[], None]] = []  # of those who keep addresses
+        self._width = (shape.num_kv_heads, shape.head_dim)
+        like = torch.empty(0, *self._width, dtype=dtype, device=device)
+        self.keys = [self._zeros(like) for _ in range(shape.num_layers)]
+        self.values = [self._zeros(like) for _ in range(shape.num_layers)]
+
+    def resize(self, num_blocks: int) -> None:
+        """Hold so many blocks, empty ones. The tensors stay the same objects, elsewhere."""
+        self.num_blocks = num_blocks
+        stores = (*self.keys, *self.values)
+        for store in stores:
+            store.data = store.new_empty(0, *self._width)  # before anything is taken
+        for store in stores:
+            store.data = self._zeros(store)
+        for tell in self.when_resized:
+            tell()
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        """Not `empty`: a masked slot must not hold a NaN that 0 * NaN would spread."""
+        return like.new_zeros(self.num_blocks * self.block_size, *self._width)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store the step's tokens: slots [tokens]; key, value [tokens, kv_heads, head_dim]."""

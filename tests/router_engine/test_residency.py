@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from adapters_store.errors import InvalidAdapterError
 from router_engine.config import AdapterPoolConfig, EngineConfig
-from router_engine.errors import AdapterBusyError, EngineError
+from router_engine.errors import AdapterBusyError
 from router_engine.events import FinishReason
 from router_engine.experts.base import AdapterContents, AdapterSource
 from router_engine.info import AdapterResidency, Residency
@@ -69,8 +70,8 @@ def test_a_mixture_larger_than_the_memory_is_refused(
     assert told in str(answer.end.error)
     assert fine.end.reason is FinishReason.LENGTH
     tight = make_harness(config=_config(whole - 1))
-    with pytest.raises(EngineError, match=f"need {whole:,} bytes"):
-        tight.wait(tight.engine.load(_publish(tight, folders)[1]))
+    with pytest.raises(InvalidAdapterError, match=f"needs {whole:,} bytes"):
+        tight.publish("whole", folders[1])
 
 
 def test_pins_hold_and_unload_frees(

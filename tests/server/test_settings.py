@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from router_engine.processors import usable_cores
+from server.engine_config import engine_config
 from server.settings import Settings, SettingsError, load_settings, variable_of
 
 
@@ -85,12 +86,22 @@ def test_sizes_are_read_as_people_write_them() -> None:
     assert load_settings(kv_memory="512MiB").kv_memory == 512 << 20
 
 
+def test_memory_for_adapters_is_bytes_or_a_share() -> None:
+    sizes = {"4GiB": (4 << 30, None), "20%": (None, 0.2), " 7.5 % ": (None, 0.075)}
+    for written, meant in (*sizes.items(), (None, (None, None))):
+        pool = engine_config(load_settings(adapter_memory=written), "m").adapters
+        assert (pool.memory_bytes, pool.memory_share) == meant
+    for wrong in ("0%", "101%", "-1%", "20%%", "much", "0", 0, -1):
+        with pytest.raises(SettingsError, match=r"adapter_memory \(ADAPTERMIX_ADAPTER_MEMORY\) = "):
+            load_settings(adapter_memory=wrong)
+
+
 def test_every_setting_is_described_and_reaches_its_component() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     settings = load_settings(
         block_size=8, kv_blocks=9, prefix_cache=False, max_step_tokens=10, max_running=11
     )
-    config = settings.engine_config("tiny-random")
+    config = engine_config(settings, "tiny-random")
     assert (config.cache.block_size, config.cache.num_blocks) == (8, 9)
     assert config.cache.prefix_cache is False
     assert (config.scheduler.max_step_tokens, config.scheduler.max_running) == (10, 11)
@@ -131,6 +142,6 @@ def test_the_store_lies_in_the_cache(tmp_path: Path) -> None:
 
 
 def test_the_traffic_cannot_merge_into_a_quantized_base() -> None:
-    assert load_settings(quantization="int8").engine_config("m").model.quantization == "int8"
+    assert engine_config(load_settings(quantization="int8"), "m").model.quantization == "int8"
     with pytest.raises(SettingsError, match=r"merge \(ADAPTERMIX_MERGE\) = 'auto'.*'int8'.*manual"):
         load_settings(quantization="int8", merge="auto")

@@ -52,7 +52,8 @@ class CudaSteps:
         self._cache = cache
         self._operations = operations
         self._device = device
-        self._max_blocks = min(-(-max_model_len // cache.block_size), cache.num_blocks)
+        self._max_model_len = max_model_len
+        cache.when_resized.append(self._forget_addresses)
         self._mixtures = TableMixtures(decoder, experts.pool, device)
         self._graphs = Graphs(capture)
         self._inputs: dict[int, StaticInputs] = {}
@@ -86,6 +87,16 @@ class CudaSteps:
         if self._decoder.head.weight is not self._head:
             self._head = self._decoder.head.weight
             self._graphs.clear()
+
+    @property
+    def _max_blocks(self) -> int:
+        """Of one request."""
+        return min(-(-self._max_model_len // self._cache.block_size), self._cache.num_blocks)
+
+    def _forget_addresses(self) -> None:
+        """The cache is elsewhere, and of another size."""
+        self._graphs.clear()
+        self._inputs.clear()
 
     def _key(self, rows: Sequence[PlannedRow], weights: StepWeights | None) -> GraphKey | None:
         """The graph for a step of single tokens, or None where only eager code does."""
