@@ -60,6 +60,19 @@ def service(encoder: NotingEncoder, centroids: Centroids) -> EncoderService:
     return service
 
 
+def take_in(service: EncoderService, socket: zmq.Socket[bytes], ends: int) -> None:
+    """What comes to the worker's socket until so many asks have been taken back.
+
+    That is still under way when a client has sent it, and a worker that works before it has come is
+    right to encode.
+    """
+    socket.setsockopt(zmq.RCVTIMEO, int(1000 * HANG_SECONDS))
+    while ends:
+        client, *_, payload = socket.recv_multipart()
+        service.receive(client, payload)
+        ends -= isinstance(m.decode_ask(payload), m.End | m.CancelQuery)
+
+
 @contextmanager
 def served(service: EncoderService, socket: zmq.Socket[bytes]) -> Iterator[None]:
     """The worker's loop over what has come to its socket so far, and what comes; then no more."""
@@ -180,6 +193,7 @@ def test_asks_that_are_cancelled_or_given_up_are_taken_back(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await asyncio.to_thread(take_in, service, socket, 3)
             with served(service, socket):
                 assert len(await client.route("live", CANDIDATES, {})) == len(CANDIDATES)
                 await hasty.connected()
@@ -220,6 +234,8 @@ def test_sessions_that_are_given_up_are_taken_back(
         router.end(name)
     patient = TokenRouterTimeouts(HANG_SECONDS, HANG_SECONDS)
     asking = router if is_away else SimilarityTokenRouter(endpoint, timeouts=patient)
+    if socket is not None:
+        take_in(service, socket, MANY)
     with served(service, socket or listen(context, endpoint)):
         wait_for(lambda: _is_routed(asking))
         asking.end("live")
