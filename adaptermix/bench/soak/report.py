@@ -29,10 +29,13 @@ def origin(result: Result) -> list[str]:
     """Machine, commit, load and pools."""
     settings, load = result["settings"], result["load"]
     before, after = load["before"][0], load["after"][0]
+    # Results from before adapters were counted in bytes have rows.
+    rows = settings.get("rank_rows")
+    room = f"{rows} rank rows" if rows else f"memory for {settings['on_device']} of them"
     text = (
         f"{result['seconds'] / 60:.0f} minutes, {settings['clients']} clients, "
-        f"{settings['adapters']} adapters and six that come and go or move, room for "
-        f"{settings['on_device']} at once; {settings['kv_blocks']} KV blocks; a fault after "
+        f"{settings['adapters']} adapters and six that come and go or move; "
+        f"{room}, {settings['kv_blocks']} KV blocks; a fault after "
         f"every {settings['every']} answers, none in the last {settings['calm']:.0%} of the run; "
         f"patience {settings['patience']:g} s; seed {settings['seed']}. The machine's load average "
         f"was {before:.2f} before and {after:.2f} at the end."
