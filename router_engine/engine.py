@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
+
+import torch
 
 from adapters_store.errors import StoreError
 from adapters_store.types import ResolvedMixture
@@ -56,9 +59,11 @@ from router_engine.routing import RunningRouters
 from router_engine.runner import ModelRunner
 from router_engine.scheduling.gate_statistics import GateCounts
 from router_engine.scheduling.integrity import check_integrity
+from router_engine.scheduling.plan import StepOutput, StepPlan
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 
+_log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
@@ -166,12 +171,13 @@ class Engine:
         if plan is not None:
             self._merge.follow(plan.rows)
             started = time.perf_counter()
-            output = self._runner.run(plan, self._merge.mixture)
+            output = self._run(plan)
             self._step_seconds += time.perf_counter() - started
-            self._steps += 1
-            if output.gates is not None:
-                self._gates.add(output.gates, plan.logit_tokens)
-            self._events.extend(self._scheduler.update(plan, output))
+            if output is not None:
+                self._steps += 1
+                if output.gates is not None:
+                    self._gates.add(output.gates, plan.logit_tokens)
+                self._events.extend(self._scheduler.update(plan, output))
         self._route()  # what was computed, or found in the prefix cache
         events, self._events = self._events, []
         return events
@@ -227,6 +233,18 @@ class Engine:
     def merged(self) -> MergedState:
         return self._merge.state
 
+    def _run(self, plan: StepPlan) -> StepOutput | None:
+        """One step; None where the device has no memory for it: then the next one is smaller."""
+        try:
+            return self._runner.run(plan, self._merge.mixture)
+        except torch.OutOfMemoryError:
+            _log.warning("no memory on the device for a step of %d tokens", plan.num_tokens)
+        # Past the error, whose traceback holds the step's tensors.
+        self._experts.pool.forget_gathered()
+        torch.cuda.empty_cache()
+        self._events.extend(self._scheduler.shrink(plan))
+        return None
+
     # The rest
 
     def put_centroids(self, router: str, centroids: Mapping[str, Sequence[float]]) -> None:
@@ -248,6 +266,7 @@ class Engine:
             prefix_queried_tokens=kv_blocks.prefix.queried,
             prefix_hit_tokens=kv_blocks.prefix.hit,
             preemptions=scheduler.counters.preemptions,
+            steps_without_memory=scheduler.counters.shrunk,
             blocks_total=self._blocks.num_blocks,
             blocks_owned=self._blocks.num_owned,
             blocks_cached=self._blocks.num_cached,

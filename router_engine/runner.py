@@ -41,6 +41,7 @@ class ModelRunner:
         logits, uncertain = self._ensembles.draw_from(out.logits, plan.rows_with_logits)
         summary = out.summary if logits is out.logits else None
         samples = self._sampler.sample(logits, rows, summary) if rows else []
+        self._ensembles.drawn(plan.rows_with_logits)
         for index, uncertainty in uncertain.items():
             samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
         hidden_states = None if out.hidden_states is None else normed(out.hidden_states.numpy())

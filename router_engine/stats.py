@@ -21,6 +21,7 @@ class EngineStats:
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+    steps_without_memory: int = 0  # run again with fewer tokens
     blocks_total: int = 0
     blocks_owned: int = 0
     blocks_cached: int = 0

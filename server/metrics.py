@@ -228,6 +228,11 @@ class EngineMetrics:
             ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queried_tokens),
             ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit_tokens),
             ("preemptions", "Requests that gave up their blocks.", stats.preemptions),
+            (
+                "steps_without_memory",
+                "Steps that found no memory on the device and were run again with fewer tokens.",
+                stats.steps_without_memory,
+            ),
             ("adapter_evictions", "Adapters that left the device.", stats.adapter_evictions),
             ("merges", "Merges and restores of the base.", stats.merges),
         ):

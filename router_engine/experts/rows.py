@@ -107,6 +107,10 @@ class RowPool:
         self._gathered[site] = (digests, gathered)
         return gathered
 
+    def forget_gathered(self) -> None:
+        """Drop what was gathered for a step: it is gathered again."""
+        self._gathered.clear()
+
     def routers(self, digest: str) -> Mapping[str, HostGatingNetwork]:
         """A resident adapter's routers by layer, on the device; empty where it has none."""
         return self._residents[digest].routers

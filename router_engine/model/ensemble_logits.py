@@ -43,13 +43,18 @@ class Ensembles:
             if not row.samples_token:
                 continue
             if place is not None:
-                collected = self._collected.pop(place.ensemble)
                 members = torch.stack([collected[index] for index in range(place.size)])
                 own, uncertainties[len(drawn)] = averaged(members)
             elif row.sampling.report_entropy:
                 uncertainties[len(drawn)] = TokenUncertainty(float(_entropy(own.log_softmax(-1))))
             drawn.append(own)
         return torch.stack(drawn) if drawn else logits[:0], uncertainties
+
+    def drawn(self, rows: Sequence[PlannedRow]) -> None:
+        """A step has drawn its tokens, and is not run again: what they came from may go."""
+        for row in rows:
+            if row.ensemble_member is not None and row.samples_token:
+                self.forget(row.ensemble_member.ensemble)
 
     def forget(self, request_id: str) -> None:
         """A request has ended; unknown ids are ignored."""

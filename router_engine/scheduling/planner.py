@@ -9,6 +9,7 @@ from router_engine.scheduling.plan import StepPlan
 from router_engine.scheduling.policy import (
     in_turn,
     make_policy,
+    seniority,
     victim_for_running,
     victim_for_waiting,
 )
@@ -16,6 +17,7 @@ from router_engine.scheduling.queue import WaitingQueue
 from router_engine.scheduling.router_queries import RouterQueries
 from router_engine.scheduling.state import RequestState, RequestStatus, SchedulerCounters
 from router_engine.scheduling.step_builder import StepBuilder
+from router_engine.scheduling.step_limit import StepLimit
 
 
 class StepPlanner:
@@ -35,12 +37,13 @@ class StepPlanner:
         self._queries = queries
         self._counters = counters
         self._policy = make_policy(config.policy)
+        self.limit = StepLimit(config.max_step_tokens)
         self.running: dict[str, RequestState] = {}
         self.queue = WaitingQueue(self._policy, service, config.max_overtaken)
 
     def plan(self, *, is_idle: bool) -> StepPlan | None:
         """The next step; None if nobody can run. is_idle: all that is live is in the background."""
-        draft = StepBuilder.from_config(self._config, is_idle=is_idle)
+        draft = StepBuilder.from_config(self._config, self.limit.tokens, is_idle=is_idle)
         before, after = in_turn(self._policy, self.running.values(), self.queue.head())
         for state in before:
             self._plan_running(state, draft)
@@ -48,6 +51,20 @@ class StepPlanner:
         for state in after:
             self._plan_running(state, draft)
         return draft.plan()
+
+    def shrink(self, tokens: int) -> None:
+        """A step of so many tokens found no memory on the device: the next ones hold less.
+
+        The most junior requests give way, so that those that stay have their turn in every step.
+        """
+        self.limit.lower(tokens)
+        draft = StepBuilder.from_config(self._config, 0, is_idle=False)
+        while len(self.running) > self.limit.tokens:
+            senior = min(self.running.values(), key=lambda state: seniority(self._policy, state))
+            victim = victim_for_running(self.running.values(), self._policy, senior)
+            if victim is None:  # one ensemble, which runs whole or not at all
+                return
+            self._preempt(victim, draft)
 
     def park(self, state: RequestState) -> None:
         """Put a request that owns no blocks where it belongs; a head stands for its ensemble."""
@@ -123,6 +140,8 @@ class StepPlanner:
         members, running = state.members, len(self.running)
         if running + len(members) > self._config.max_running:
             return False
+        if self.limit.is_lowered and running and running + len(members) > self.limit.tokens:
+            return False  # where nobody runs, the next is let in however many members it has
         # Each running request may soon need a block: one admitted into those would be preempted.
         return self._kv_blocks.can_admit(members, reserve=running)
 

@@ -15,6 +15,10 @@ from router_engine.request import (
     TokenRouting,
 )
 
+NO_MEMORY = (
+    "the device has no memory for a step of this request alone: use a smaller kv_memory, "
+    "adapter_memory or gpu_memory_utilization"
+)
 NOT_FINITE = (
     "what the model computes under this mixture is not finite: an adapter holds, or its weight "
     "makes, numbers too large for it; smaller weights may help"

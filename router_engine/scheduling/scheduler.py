@@ -22,7 +22,7 @@ from router_engine.scheduling.features import Features
 from router_engine.scheduling.kv_blocks import KVBlockManager
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.planner import StepPlanner
-from router_engine.scheduling.request_validation import NOT_FINITE, Limits, refusal
+from router_engine.scheduling.request_validation import NO_MEMORY, NOT_FINITE, Limits, refusal
 from router_engine.scheduling.router_queries import DueQueries, RouterQueries
 from router_engine.scheduling.state import (
     RequestState,
@@ -196,8 +196,23 @@ class Scheduler:
                     usage.first_scheduled_time = now
         return plan
 
+    def shrink(self, plan: StepPlan) -> list[EngineEvent]:
+        """A step found no memory on the device: nothing of it counts, and the next holds less.
+
+        What could not be less fails: one token, or the whole prompt of one request whose adapters
+        read it at once.
+        """
+        tokens, before = plan.num_tokens, self._planner.limit.tokens
+        heads = {id(head): head for row in plan.rows for head in [self._live[row.request_id].head]}
+        self.counters.shrunk += 1
+        self._planner.shrink(min(tokens, before))
+        if len(heads) > 1 or min(tokens, before) > 1:
+            return []
+        return [self._finish(head, FinishReason.FAILED, error=NO_MEMORY) for head in heads.values()]
+
     def update(self, plan: StepPlan, out: StepOutput) -> list[EngineEvent]:
         """Take in a step's results. Rows whose request ended meanwhile are void."""
+        self._planner.limit.passed()
         if len(out.samples) != len(plan.sampling_rows):
             raise ValueError(f"{len(out.samples)} samples for {len(plan.sampling_rows)} rows")
         samples = iter(out.samples)

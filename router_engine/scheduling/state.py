@@ -187,6 +187,7 @@ class SchedulerCounters:
     prompt_tokens: int = 0  # computed; what the prefix cache gave is not counted
     generated_tokens: int = 0
     preemptions: int = 0
+    shrunk: int = 0  # steps that found no memory on the device
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ class StepBuilder:
         self._has_ensembles = False
 
     @classmethod
-    def from_config(cls, config: SchedulerConfig, *, is_idle: bool) -> StepBuilder:
-        """is_idle: all that goes on is in the background."""
+    def from_config(cls, config: SchedulerConfig, tokens: int, *, is_idle: bool) -> StepBuilder:
+        """tokens: of the step. is_idle: all that goes on is in the background."""
         beside, most = config.background_tokens_beside, config.background_tokens
-        return cls(config.max_step_tokens, most if is_idle else beside)
+        return cls(tokens, most if is_idle else beside)
 
     def has_room(self, state: RequestState) -> bool:
         """Whether the budget has a token left for a request."""
