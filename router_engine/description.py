@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from adapters_store.types import BaseModelSpec
-from router_engine.config import EngineConfig
-from router_engine.info import EngineInfo, MemoryPart
-from router_engine.model.loader import LoadedModel
+from router_engine.assembly import ComputingParts
+from router_engine.info import EngineInfo
 from router_engine.model.probe import probe_digest
 from router_engine.routing import RunningRouters
 
 
-def describe(
-    loaded: LoadedModel,
-    base: BaseModelSpec,
-    config: EngineConfig,
-    num_blocks: int,
-    memory: tuple[MemoryPart, ...],
-    routing: RunningRouters,
-) -> EngineInfo:
+def describe(parts: ComputingParts, routing: RunningRouters) -> EngineInfo:
     """What an engine runs, and in what memory."""
+    loaded, config, base = parts.loaded, parts.config, parts.base
     wanted = config.scheduler.max_model_len
     return EngineInfo(
         base=base,
@@ -31,7 +23,7 @@ def describe(
         layer_routers=routing.layer_names,
         hidden_size=base.hidden_size,
         probe=probe_digest(loaded.model, loaded.probe_layer, loaded.quantization),
-        kv_blocks=num_blocks,
+        kv_blocks=parts.cache.num_blocks,
         kv_block_size=config.cache.block_size,
-        memory=memory,
+        memory=parts.memory,
     )

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -20,28 +19,16 @@ import torch
 
 from adapters_store.errors import StoreError
 from adapters_store.types import ResolvedMixture
-from router_engine.backends.base import Backend
-from router_engine.backends.proof import Proof
-from router_engine.backends.select import BackendRegistry
-from router_engine.backends.spec import BackendParts
+from router_engine.assembly import assemble
 from router_engine.backends.torch.projections import ModelProjections
-from router_engine.backends.torch.wrapped_layers import prepare_model
 from router_engine.config import EngineConfig
 from router_engine.description import describe
 from router_engine.errors import AdapterLoadError, EngineError, MixtureError, RequestRefusedError
 from router_engine.events import EngineEvent, FinishReason
 from router_engine.experts.base import AdapterSource
-from router_engine.experts.memory import memory_for
 from router_engine.experts.residency import ADMIN, ResidencyManager
-from router_engine.experts.rows import RowPool
-from router_engine.experts.step import StepExperts
 from router_engine.info import AdapterResidency, EngineInfo, MergedState
-from router_engine.kernels.dispatch import make_operations
 from router_engine.kv.block_pool import BlockPool
-from router_engine.kv.paged_cache import PagedCache
-from router_engine.memory.budget import MemoryBudget
-from router_engine.memory.gauge import gauge_for, told_where_short
-from router_engine.memory.sizes import sizes_of
 from router_engine.merging.control import MERGED, MergeControl
 from router_engine.merging.merge_bound import MergeBound
 from router_engine.merging.merged_base import MergedBase
@@ -52,14 +39,13 @@ from router_engine.mixture.rules import (
     require_plain_lora,
     without_zeros,
 )
-from router_engine.model.loader import base_spec, blocks_of, load_model
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routing import RunningRouters
-from router_engine.runner import ModelRunner
 from router_engine.scheduling.gate_statistics import GateCounts
 from router_engine.scheduling.integrity import check_integrity
 from router_engine.scheduling.plan import StepOutput, StepPlan
+from router_engine.scheduling.request_validation import NO_MEMORY
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
 
@@ -80,54 +66,25 @@ class Engine:
         hidden_routers: Mapping[str, HiddenRouter] = MappingProxyType({}),
         layer_routers: Mapping[str, LayerRouter] = MappingProxyType({}),
     ) -> None:
-        with told_where_short("the model's weights", "use a smaller model or dtype, or int8"):
-            loaded = load_model(config.model)
-        budget = MemoryBudget(config, loaded, gauge_for(loaded.device))
-        config = budget.config
+        parts = assemble(config)
+        config, loaded, backend = parts.config, parts.loaded, parts.backend
+        self.model, self.base, self.backend = loaded.model, parts.base, backend
         self._routing = RunningRouters(token_routers, hidden_routers, layer_routers)
-        memory = memory_for(loaded.device, budget.adapter_bytes)
-        pool = RowPool(memory, dtype=loaded.dtype, device=loaded.device)
-        self.model = loaded.model
-        chosen = config.kernels.kernels
-        backend_spec, kernels = BackendRegistry.discover().choose(chosen, loaded)
-        operations = make_operations(kernels)
-        blocks = blocks_of(loaded.model)
-        self._experts = StepExperts(pool, operations, blocks, loaded.probe_layer)
-        linears = prepare_model(loaded.model, self._experts)
-        shapes = {path: linear.shape for path, linear in linears.items()}
-        self.base = replace(
-            base_spec(config.model.model, loaded.model, shapes, loaded.embeddings),
-            element_bytes=loaded.dtype.itemsize,
-            adapter_bytes=memory.num_bytes,
-        )
-        sizes = sizes_of(loaded.model, loaded.kv_shape, loaded.dtype, self.base)
-        shape, size = loaded.kv_shape, config.cache.block_size
-        cache = PagedCache(
-            shape, budget.first_blocks(), size, dtype=loaded.dtype, device=loaded.device
-        )
-        proof = Proof(loaded, self._experts, cache, config.kernels.cache)
-        backend = backend_spec.make(
-            BackendParts(config.kernels, loaded, linears, self._experts, cache, operations, proof)
-        )
-        self.backend: Backend = backend
-        self._runner = ModelRunner(backend, loaded.device)
-        parts = budget.settle(sizes, cache, self._runner)
-        self._cache = cache
-        self._blocks = BlockPool(cache.num_blocks)
-        self.info = describe(loaded, self.base, config, cache.num_blocks, parts, self._routing)
+        self._experts, self._runner, self._cache = parts.experts, parts.runner, parts.cache
+        self._blocks = BlockPool(self._cache.num_blocks)
+        self.info = describe(parts, self._routing)
         self._scheduler = _scheduler(config, self._blocks, self.info)
         base, quantization = MergedBase(backend), config.model.quantization
-        projections = ModelProjections(loaded, base)
         self._residency = ResidencyManager(
-            pool,
+            self._experts.pool,
             adapters,
             config.adapters,
-            projections,
+            ModelProjections(loaded, base),
             wake,
             config.scheduler,
             lambda: backend.capabilities.expert_kinds,  # of no engine: it would hold itself
         )
-        bound = MergeBound(base, loaded.dtype, [block.path for block in blocks])
+        bound = MergeBound(base, loaded.dtype, [block.path for block in parts.base.blocks])
         self._merge = MergeControl(base, self._residency, config.merge, quantization, bound)
         self._events: list[EngineEvent] = []
         # By owner of an admin: what follows once its adapters are there, or the reason why not.
@@ -242,7 +199,8 @@ class Engine:
         # Past the error, whose traceback holds the step's tensors.
         self._experts.pool.forget_gathered()
         torch.cuda.empty_cache()
-        self._events.extend(self._scheduler.shrink(plan))
+        for head in self._scheduler.planner.shrink(plan):
+            self._fail(head.request_id, NO_MEMORY)
         return None
 
     # The rest

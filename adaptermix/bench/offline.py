@@ -17,7 +17,6 @@ from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.load import Load, OnDone, Round, Sample
 from adaptermix.bench.subject import Subject, device_room
 from adaptermix.bench.workload import CaseMixture, Job
-from adapters_store.device_size import device_bytes
 from adapters_store.types import AdapterRecord, ResolvedMixture
 from router_engine.config import (
     AdapterPoolConfig,
@@ -124,7 +123,9 @@ class Offline:
     def adapter_bytes(self, names: Sequence[str]) -> int:
         """Bytes of A and B of different adapters."""
         base = self.engine.base
-        return sum(device_bytes(self._records[name].manifest, base) for name in set(names))
+        experts = [each for name in set(names) for each in self._records[name].manifest.experts]
+        numbers = sum(expert.rows * sum(expert.row_widths(base)[:2]) for expert in experts)
+        return numbers * self.element_bytes
 
     async def round(self, case: str, load: Load, jobs: Sequence[Job], on_done: OnDone) -> Round:
         """See `System`. Raises BenchmarkError for an open loop."""

@@ -84,7 +84,7 @@ def _planned(settings: Settings, total: int, adapters: int | None, rank: int) ->
     from router_engine.assets import resolve_model
     from router_engine.memory.budget import limits_of
     from router_engine.memory.defaults import suited
-    from router_engine.memory.plan import planned
+    from router_engine.memory.device_plan import planned
     from router_engine.memory.sizes import sizes_of_checkpoint
     from router_engine.memory.table import table
 

@@ -6,8 +6,8 @@ from router_engine.config import EngineConfig
 from router_engine.info import MemoryPart
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.memory.defaults import suited
+from router_engine.memory.device_plan import StepLimits, mixture_bytes, planned
 from router_engine.memory.gauge import MemoryGauge
-from router_engine.memory.plan import StepLimits, mixture_bytes, planned
 from router_engine.memory.sizes import ModelSizes
 from router_engine.model.loader import LoadedModel
 from router_engine.request import EngineRequest, SamplingSpec

@@ -43,6 +43,7 @@ class StepPlanner:
 
     def plan(self, *, is_idle: bool) -> StepPlan | None:
         """The next step; None if nobody can run. is_idle: all that is live is in the background."""
+        self.limit.step()
         draft = StepBuilder.from_config(self._config, self.limit.tokens, is_idle=is_idle)
         before, after = in_turn(self._policy, self.running.values(), self.queue.head())
         for state in before:
@@ -52,12 +53,22 @@ class StepPlanner:
             self._plan_running(state, draft)
         return draft.plan()
 
-    def shrink(self, tokens: int) -> None:
-        """A step of so many tokens found no memory on the device: the next ones hold less.
+    def shrink(self, plan: StepPlan) -> list[RequestState]:
+        """A step found no memory on the device: the next ones hold half as much.
 
         The most junior requests give way, so that those that stay have their turn in every step.
+        Returns the head of what could not be less: one token, or the whole prompt of one request
+        whose adapters read it at once.
         """
+        self._counters.shrunk += 1
+        running = [self.running[row.request_id] for row in plan.rows]
+        heads = {state.head.request_id: state.head for state in running}
+        tokens = min(plan.num_tokens, self.limit.tokens)
         self.limit.lower(tokens)
+        self._give_way()
+        return [*heads.values()] if len(heads) == 1 and tokens == 1 else []
+
+    def _give_way(self) -> None:
         draft = StepBuilder.from_config(self._config, 0, is_idle=False)
         while len(self.running) > self.limit.tokens:
             senior = min(self.running.values(), key=lambda state: seniority(self._policy, state))

@@ -22,7 +22,7 @@ from router_engine.scheduling.features import Features
 from router_engine.scheduling.kv_blocks import KVBlockManager
 from router_engine.scheduling.plan import PlannedRow, SampledToken, StepOutput, StepPlan
 from router_engine.scheduling.planner import StepPlanner
-from router_engine.scheduling.request_validation import NO_MEMORY, NOT_FINITE, Limits, refusal
+from router_engine.scheduling.request_validation import NOT_FINITE, Limits, refusal
 from router_engine.scheduling.router_queries import DueQueries, RouterQueries
 from router_engine.scheduling.state import (
     RequestState,
@@ -64,7 +64,7 @@ class Scheduler:
         self._clock = clock
         self._live: dict[str, RequestState] = {}
         self._num_background = 0  # of them
-        self._planner = StepPlanner(
+        self.planner = StepPlanner(
             config, self.kv_blocks, self.service, self._queries, self.counters
         )
         self._finished: list[EngineRequest] = []
@@ -77,25 +77,25 @@ class Scheduler:
 
     @property
     def running(self) -> tuple[RequestState, ...]:
-        return tuple(self._planner.running.values())
+        return tuple(self.planner.running.values())
 
     @property
     def waiting(self) -> tuple[RequestState, ...]:
-        return tuple(self._planner.queue)
+        return tuple(self.planner.queue)
 
     @property
     def has_runnable(self) -> bool:
         """Whether `schedule` may find something: False once it did not, until something changes."""
         if self._idle:
             return False
-        return len(self._planner.queue) > 0 or any(
-            s.is_runnable for s in self._planner.running.values()
+        return len(self.planner.queue) > 0 or any(
+            s.is_runnable for s in self.planner.running.values()
         )
 
     @property
     def gauges(self) -> SchedulerGauges:
         return SchedulerGauges.from_states(
-            self._live.values(), len(self._planner.running), len(self._planner.queue)
+            self._live.values(), len(self.planner.running), len(self.planner.queue)
         )
 
     # Coming and going
@@ -186,7 +186,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step: running requests, decodes first, then waiting ones; None if nobody can."""
-        plan = self._planner.plan(is_idle=self._num_background == len(self._live))
+        plan = self.planner.plan(is_idle=self._num_background == len(self._live))
         self._idle = plan is None
         if plan is not None:
             now = self._clock()
@@ -196,23 +196,8 @@ class Scheduler:
                     usage.first_scheduled_time = now
         return plan
 
-    def shrink(self, plan: StepPlan) -> list[EngineEvent]:
-        """A step found no memory on the device: nothing of it counts, and the next holds less.
-
-        What could not be less fails: one token, or the whole prompt of one request whose adapters
-        read it at once.
-        """
-        tokens, before = plan.num_tokens, self._planner.limit.tokens
-        heads = {id(head): head for row in plan.rows for head in [self._live[row.request_id].head]}
-        self.counters.shrunk += 1
-        self._planner.shrink(min(tokens, before))
-        if len(heads) > 1 or min(tokens, before) > 1:
-            return []
-        return [self._finish(head, FinishReason.FAILED, error=NO_MEMORY) for head in heads.values()]
-
     def update(self, plan: StepPlan, out: StepOutput) -> list[EngineEvent]:
         """Take in a step's results. Rows whose request ended meanwhile are void."""
-        self._planner.limit.passed()
         if len(out.samples) != len(plan.sampling_rows):
             raise ValueError(f"{len(out.samples)} samples for {len(plan.sampling_rows)} rows")
         samples = iter(out.samples)
@@ -272,7 +257,7 @@ class Scheduler:
 
     def _park(self, state: RequestState) -> None:
         self._idle = False
-        self._planner.park(state)
+        self.planner.park(state)
 
     def _apply_weights(self, state: RequestState, weights: SparseWeights, until: int) -> None:
         self._idle = False
@@ -327,7 +312,7 @@ class Scheduler:
     ) -> FinalEvent:
         self._idle = False
         event = state.final_event(reason, self._clock(), error=error, stop_token_id=stop_token_id)
-        self._planner.drop(state, is_kept=is_kept)
+        self.planner.drop(state, is_kept=is_kept)
         for member in state.members:
             del self._live[member.request_id]
             self._num_background -= member.request.is_background

@@ -21,8 +21,8 @@ class StepLimit:
         """A step of so many tokens found no memory: half of it from now on."""
         self.tokens, self._sound = max(1, tokens // 2), 0
 
-    def passed(self) -> None:
-        """A step was computed."""
+    def step(self) -> None:
+        """Another step comes; those before it were computed, unless `lower` said otherwise."""
         if not self.is_lowered:
             return
         self._sound += 1

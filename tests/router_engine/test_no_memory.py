@@ -131,9 +131,9 @@ def test_a_limit_is_half_and_comes_back() -> None:
     assert (limit.tokens, limit.is_lowered) == (15, True)
     for expected in (30, 60, 100):
         for _ in range(63):
-            limit.passed()
+            limit.step()
         assert limit.tokens < expected
-        limit.passed()
+        limit.step()
         assert limit.tokens == expected
     limit.lower(1)
     assert limit.tokens == 1

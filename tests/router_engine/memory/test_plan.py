@@ -13,7 +13,7 @@ from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
 from router_engine.config import AdapterPoolConfig, EngineConfig, ModelConfig, SchedulerConfig
 from router_engine.errors import EngineError
 from router_engine.memory.defaults import suited
-from router_engine.memory.plan import MemoryPlan, StepLimits, planned
+from router_engine.memory.device_plan import MemoryPlan, StepLimits, planned
 from router_engine.memory.sizes import ModelSizes, sizes_of_checkpoint
 
 GIB = 1 << 30

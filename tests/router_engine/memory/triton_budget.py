@@ -22,7 +22,7 @@ from router_engine.config import (
 )
 from router_engine.errors import EngineError
 from router_engine.memory.budget import limits_of
-from router_engine.memory.plan import (
+from router_engine.memory.device_plan import (
     WORKSPACE,
     StepLimits,
     graph_bytes,
@@ -91,7 +91,7 @@ def _config() -> EngineConfig:
 @contextmanager
 def _engine(card: _Card, root: Path, config: EngineConfig) -> Iterator[EngineHarness]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("router_engine.engine.gauge_for", lambda device: card)
+        patch.setattr("router_engine.assembly.gauge_for", lambda device: card)
         harness = EngineHarness(root / "planned", _model(root), config)
     try:
         yield harness
