@@ -62,13 +62,16 @@ class ShrinkShape:
 
     @classmethod
     def of(cls, tokens: int, width: int, row_blocks: int) -> ShrinkShape:
-        """Splits of the inner dimension as far as programs are short of."""
+        """Splits of the inner dimension as far as programs are short of.
+
+        A power of two, so that few variants are compiled; the last may have nothing to sum.
+        """
         tile = token_tile(tokens)
         programs = max(row_blocks * -(-tokens // tile), 1)
-        splits = min(_MAX_SPLITS, -(-_PROGRAMS // programs), max(width // _MIN_CHUNK, 1))
+        wanted = min(_MAX_SPLITS, -(-_PROGRAMS // programs), max(width // _MIN_CHUNK, 1))
+        splits = power_of_two(wanted + 1) // 2
         block_k = min(128, max(16, power_of_two(width)))
-        chunk = -(-width // (splits * block_k)) * block_k
-        return cls(tile, -(-width // chunk), chunk, block_k)
+        return cls(tile, splits, -(-width // (splits * block_k)) * block_k, block_k)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:

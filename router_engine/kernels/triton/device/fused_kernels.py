@@ -8,8 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from router_engine.kernels.triton.device.sized import sized
 
-@triton.jit
+
+@sized("tokens")
 def norm_kernel(
     x, residual, weight, out, tokens, x_stride, width, epsilon,
     ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -57,7 +59,8 @@ def _store_halves(target, low, high, mask, HALF_HEAD: tl.constexpr):
     tl.store(target + HALF_HEAD, high, mask=mask)
 
 
-@triton.jit
+# Positions and slots are rows of one array: where they begin depends on the tokens.
+@sized("tokens", "positions", "slots")
 def rope_kernel(
     qkv, positions, slots, cosines, sines, q_norm, k_norm, keys, values,
     tokens, qkv_stride, slot_stride, head_stride, heads, kv_heads, epsilon,
@@ -105,7 +108,7 @@ def rope_kernel(
     _store_halves(keys + target, new_low, new_high, stored & is_key[:, None], HALF_HEAD)
 
 
-@triton.jit
+@sized("tokens")
 def silu_kernel(gate_up, out, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """out[t, i] = silu(gate_up[t, i]) gate_up[t, width + i].
 

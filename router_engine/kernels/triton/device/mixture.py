@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from router_engine.kernels.triton.device.product import product, shrunk
+from router_engine.kernels.triton.device.sized import sized
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def weighted(z, weight):
     return tl.where(weight == 0, 0.0, z * weight)
 
 
-@triton.jit
+@sized("tokens", "rows", "num_blocks", "chunk")
 def shrink_kernel(
     x, a, z, counts, order, blocks,
     tokens, width, rows, num_blocks, chunk,
@@ -74,7 +75,7 @@ def shrink_kernel(
     tl.store(z + place[:, None] + row[None, :], total, mask=there[:, None] & live[None, :])
 
 
-@triton.jit
+@sized("tokens", "rows", "max_rank", "weights_stride")
 def fold_kernel(
     z, weights, rank_index, folded,
     tokens, rows, max_rank, weights_stride,
@@ -102,7 +103,7 @@ def fold_kernel(
     tl.store(place, total, mask=there[:, None] & (rank < max_rank)[None, :])
 
 
-@triton.jit
+@sized("tokens", "rows", "z_width", "num_blocks", "weights_stride")
 def expand_kernel(
     z, weights, b, y, columns, counts, order, blocks,
     tokens, rows, width, z_width, num_blocks, weights_stride, b_stride, y_stride,

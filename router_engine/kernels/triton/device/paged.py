@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from router_engine.kernels.triton.device.product import product
+from router_engine.kernels.triton.device.sized import sized
 
 
 @triton.jit
@@ -67,7 +68,7 @@ def _store(
         tl.store(out + place[:, None] + dim[None, :], total, mask=mask)
 
 
-@triton.jit
+@sized("tokens", "table_stride")
 def attend_kernel(
     query, keys, values, out, parts, maxima, sums, tables, starts, contexts,
     tokens, heads, scale, window,
@@ -125,7 +126,7 @@ def attend_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@sized("tokens")
 def combine_kernel(
     parts, maxima, sums, out, tokens, heads, out_stride,
     HEAD: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,

@@ -6,14 +6,14 @@ of which the adapter has fewer rows, and a tile of tokens that give it no weight
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from router_engine.kernels.triton.device.mixture import summed, weighted
 from router_engine.kernels.triton.device.product import product, shrunk
+from router_engine.kernels.triton.device.sized import sized
 
 
-@triton.jit
+@sized("tokens", "z_width", "capacity", "first_module", "chunk", "weights_stride")
 def shrink_tiles_kernel(
     x, weights, z, addresses, ranks, tiles, count,
     tokens, width, z_width, capacity, first_module, table_width, chunk, x_stride, weights_stride,
@@ -58,7 +58,7 @@ def shrink_tiles_kernel(
     tl.store(z + target, total, mask=there[:, None] & live[None, :])
 
 
-@triton.jit
+@sized("tokens", "z_width", "capacity", "first_module", "weights_stride")
 def expand_tiles_kernel(
     z, weights, y, addresses, ranks, spans, tiles, count,
     tokens, z_width, capacity, first_module, table_width, weights_stride, y_stride,
