@@ -100,6 +100,7 @@ class KernelConfig:
     kernels: Kernels = "reference"
     cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries, choices, verdicts
     isa: CpuIsa | None = None  # of the C++ decoder; None: the fastest, by measurement
+    enforce_eager: bool = False  # no CUDA graphs
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,10 @@ def engine_config(settings: Settings, model: str) -> EngineConfig:
             host_bytes=None if host is None else int(host),
         ),
         merge=MergeConfig(settings.merge),
-        kernels=KernelConfig(settings.kernels, settings.cache_dir / "kernels"),
+        kernels=KernelConfig(
+            settings.kernels,
+            settings.cache_dir / "kernels",
+            enforce_eager=settings.enforce_eager,
+        ),
         gpu_memory_utilization=settings.gpu_memory_utilization,
     )

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
         "is compared with transformers' own code at its first start, and where it differs that "
         "runs, with a warning, or nothing, under 'cpu'; the verdict is kept in the cache.",
     )
+    enforce_eager: bool = Field(
+        default=False,
+        description="Run every step launch by launch, without CUDA graphs: to look for a fault.",
+    )
     cpu_isa: Annotated[CpuIsa | None, AfterValidator(known_isa)] = Field(
         default=None,
         description="The widest instruction set that the C++ decoder may use. All that the "

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from router_engine.device_calls import DEVICE_CALLS
 from router_engine.errors import EngineError
 from router_engine.experts.arena import Arena, Move
 from router_engine.experts.base import HostAdapter
@@ -142,7 +143,8 @@ class CudaMemory(DeviceMemory):
 
     def prepare(self, adapter: HostAdapter) -> HostAdapter:
         """In pinned memory, which is what lets a copy run beside a step."""
-        slab = adapter.slab.pin_memory()
+        with DEVICE_CALLS:
+            slab = adapter.slab.pin_memory()
         pinned = adapter.parts.mapped(lambda part: part_of(slab, part))
         return super().prepare(replace(adapter, slab=slab, parts=pinned))
 

@@ -144,7 +144,8 @@ def buffer_bytes(sizes: ModelSizes, limits: StepLimits) -> int:
     row = 4 * (4 + blocks + 2 * MAX_COLUMNS + sizes.base.hidden_size + 1) + 1
     larger = [bucket for bucket in BATCH_BUCKETS if bucket >= limits.requests]
     batches = [bucket for bucket in BATCH_BUCKETS if bucket < limits.requests] + larger[:1]
-    return tables + sum(batches) * row + graph_bytes(len(batches))
+    logits = BATCH_BUCKETS[-1] * sizes.vocab * sizes.dtype.itemsize
+    return tables + logits + sum(batches) * row + graph_bytes(len(batches))
 
 
 def graph_bytes(batches: int) -> int:

@@ -74,7 +74,8 @@ def _proven_steps(parts: BackendParts) -> CudaSteps | None:
             parts.operations,
             max_model_len=loaded.max_model_len,
             device=loaded.device,
-            capture=CudaCapture() if loaded.device.type == "cuda" else run_directly,
+            new_capture=CudaCapture if loaded.device.type == "cuda" else lambda: run_directly,
+            enforce_eager=parts.config.enforce_eager,
         )
 
     # Nothing to take back: the model's own parameters are views of what the decoder reads.

@@ -102,6 +102,7 @@ class CudaDecoder:
         head = loaded.model.get_output_embeddings()
         assert isinstance(head, MixtureLinear)
         self.head = head
+        self.vocab = head.shape.out_features
         self._head_group = self._group([head])
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,8 +45,10 @@ class CudaSteps:
         *,
         max_model_len: int,
         device: torch.device,
-        capture: Capture,
+        new_capture: Callable[[], Capture],
+        enforce_eager: bool = False,
     ) -> None:
+        """enforce_eager: no graphs, for whoever looks for a fault."""
         self._decoder = decoder
         self._experts = experts
         self._cache = cache
@@ -55,8 +57,12 @@ class CudaSteps:
         self._max_model_len = max_model_len
         cache.when_resized.append(self._forget_addresses)
         self._mixtures = TableMixtures(decoder, experts.pool, device)
-        self._graphs = Graphs(capture)
+        self._graphs = Graphs(new_capture)
+        self._enforce_eager = enforce_eager
         self._inputs: dict[int, StaticInputs] = {}
+        self._logits = torch.empty(
+            BATCH_BUCKETS[-1], decoder.vocab, dtype=decoder.head.weight.dtype, device=device
+        )
         self._head = decoder.head.weight
 
     @property
@@ -68,7 +74,7 @@ class CudaSteps:
         """See `StepRunner.forward`."""
         rows = plan.rows
         key = None
-        if all(len(row.token_ids) == 1 for row in rows):
+        if not self._enforce_eager and all(len(row.token_ids) == 1 for row in rows):
             key = self._key(rows, weights)
         if key is None:
             return self._eager(plan, weights)
@@ -157,7 +163,9 @@ class CudaSteps:
         hidden_states = inputs.hidden_states if key.reads_hidden_states else None
         hidden, finite = self._decoder.hidden(batch, mix, hidden_states)
         inputs.finite.copy_(finite)
-        return self._decoder.logits(hidden, mix)
+        # One buffer for all graphs: each would keep an output of its own, as large as a batch's.
+        logits = self._logits[: key.batch]
+        return logits.copy_(self._decoder.logits(hidden, mix))
 
     def _eager(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
         """The same without a graph, for any plan and any weights."""

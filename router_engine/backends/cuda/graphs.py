@@ -7,6 +7,8 @@ graph serves every mixture of its bucket, and a step costs a few copies and one 
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.device_calls import DEVICE_CALLS
 from router_engine.kernels.base import slots_at
 from router_engine.processes.long_work import long_work
 from router_engine.scheduling.plan import PlannedRow
 
+_log = logging.getLogger(__name__)
+
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TILE_BUCKETS = (4, 16, 64, 256, 1024)  # tiles of rank rows
 MAX_COLUMNS = 1024  # adapters of one step
+MAX_GRAPHS = 512
 
 Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[[], Tensor]], Replay]
@@ -126,24 +132,32 @@ class StaticInputs:
 
 
 class Graphs:
-    """Captured work by key, each captured when it is first asked for."""
+    """Captured work by key, each captured when it is first asked for.
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
-        self._replays: dict[GraphKey, Replay] = {}
-        self._last: GraphKey | None = None
+    Of more than `most` the one that was not used for longest is let go. Work that cannot be
+    captured runs without a graph from then on.
+    """
+
+    def __init__(self, new_capture: Callable[[], Capture], most: int = MAX_GRAPHS) -> None:
+        """new_capture: a way to capture whose memory no other has used."""
+        self._new_capture = new_capture
+        self._capture = new_capture()
+        self._most = most
+        self._replays: OrderedDict[GraphKey, Replay] = OrderedDict()  # least recently used first
 
     def run(self, key: GraphKey, work: Callable[[], Tensor]) -> Tensor:
         """The output of `work`, which reads static buffers only; good until the next run."""
         if key not in self._replays:
-            self._replays[key] = self._capture(work)
-        self._last = key
+            self._replays[key] = self._captured(key, work)
+            if len(self._replays) > self._most:
+                self._replays.popitem(last=False)
+        self._replays.move_to_end(key)
         return self._replays[key]()
 
     def again(self) -> None:
         """Run the last graph on what its buffers hold, for a measurement: nothing changes."""
-        if self._last is not None:
-            self._replays[self._last]()
+        if self._replays:
+            next(reversed(self._replays.values()))()
 
     def __len__(self) -> int:
         return len(self._replays)
@@ -151,7 +165,16 @@ class Graphs:
     def clear(self) -> None:
         """Forget all graphs: an address that they hold is no longer right."""
         self._replays.clear()
-        self._last = None
+        self._capture = self._new_capture()
+
+    def _captured(self, key: GraphKey, work: Callable[[], Tensor]) -> Replay:
+        try:
+            return self._capture(work)
+        except torch.OutOfMemoryError:
+            raise  # the step is to be smaller
+        except RuntimeError as error:  # of CUDA
+            _log.warning("no graph for %s, its steps run launch by launch: %s", key, error)
+            return work
 
 
 def run_directly(work: Callable[[], Tensor]) -> Replay:
@@ -170,13 +193,14 @@ class CudaCapture:
 
         That run stores the same keys and values as the replay that follows.
         """
-        with long_work("the capture of a CUDA graph"):
+        with long_work("the capture of a CUDA graph"), DEVICE_CALLS:
             return self._captured(work)
 
     def _captured(self, work: Callable[[], Tensor]) -> Replay:
         work()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Whatever other threads call meanwhile does not void the capture.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = work()
 
         def replay() -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from adapters_store.types import AdapterManifest
 from router_engine.backends.cuda.graphs import (
     BATCH_BUCKETS,
+    Capture,
     DecodeArrays,
     GraphKey,
     Graphs,
@@ -74,20 +75,81 @@ def test_buffers_keep_their_addresses() -> None:
     assert [part.data_ptr() for part in parts] == before
 
 
+class _Captures:
+    """Captures that note whose they are, or fail."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.captured: list[int] = []  # by which capture
+        self.error: Exception | None = None
+
+    def __call__(self) -> Capture:
+        self.made += 1
+        number = self.made
+
+        def capture(work: Callable[[], Tensor]) -> Replay:
+            if self.error is not None:
+                raise self.error
+            self.captured.append(number)
+            return work
+
+        return capture
+
+
+def _zeros() -> Tensor:
+    return torch.zeros(1)
+
+
 def test_a_graph_is_captured_once_a_key() -> None:
-    captured: list[Callable[[], Tensor]] = []
-
-    def capture(work: Callable[[], Tensor]) -> Replay:
-        captured.append(work)
-        return work
-
-    graphs = Graphs(capture)
+    """Once all are forgotten others are captured in memory of their own."""
+    captures = _Captures()
+    graphs = Graphs(captures)
     for key in (GraphKey(4), GraphKey(4, 64), GraphKey(4), GraphKey(4, 64, frozenset({1}))):
-        graphs.run(key, lambda: torch.zeros(1))
-    assert len(captured) == len(graphs) == 3
+        graphs.run(key, _zeros)
+    assert len(graphs) == 3
     graphs.clear()
-    graphs.run(GraphKey(4), lambda: torch.zeros(1))
-    assert len(captured) == 4
+    graphs.run(GraphKey(4), _zeros)
+    assert captures.captured == [1, 1, 1, 2]
+
+
+def test_of_too_many_graphs_the_one_that_was_not_used_for_longest_goes() -> None:
+    captures = _Captures()
+    graphs = Graphs(captures, most=2)
+    for batch in (1, 2, 1, 4, 1, 2):
+        graphs.run(GraphKey(batch), _zeros)
+        assert len(graphs) <= 2
+    assert len(captures.captured) == 4  # 2 again, not 1
+
+
+def test_what_cannot_be_captured_runs_launch_by_launch(caplog: pytest.LogCaptureFixture) -> None:
+    captures = _Captures()
+    graphs, runs = Graphs(captures), list[int]()
+    captures.error = RuntimeError("operation not permitted when stream is capturing")
+
+    def work() -> Tensor:
+        runs.append(1)
+        return torch.zeros(1)
+
+    for _ in range(3):
+        graphs.run(GraphKey(4), work)
+    assert len(runs) == 3
+    assert caplog.text.count("no graph for GraphKey(batch=4") == 1
+    captures.error = None
+    graphs.run(GraphKey(4), work)
+    assert captures.captured == []  # not tried again
+    graphs.run(GraphKey(8), work)
+    assert captures.captured == [1]
+
+
+def test_a_capture_without_memory_is_the_step_s_error() -> None:
+    captures = _Captures()
+    graphs = Graphs(captures)
+    captures.error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run(GraphKey(4), _zeros)
+    captures.error = None
+    graphs.run(GraphKey(4), _zeros)
+    assert captures.captured == [1]
 
 
 def _adapter(name: str, ranks: dict[str, int]) -> HostAdapter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,7 +58,7 @@ def _kind(argument: object) -> object:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """A card is wanted to be filled, as none that interprets is."""
     made = Launches()
     for module in (fused, grouped, triton_attention, triton_low_rank):

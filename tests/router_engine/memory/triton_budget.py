@@ -133,7 +133,7 @@ def _check_buffers(backend: CudaBackend, counted: int) -> None:
     assert steps is not None
     assert sorted(steps._inputs) == [1, 2, 4, 8]
     table = steps._mixtures._slots.table
-    held = [*steps._decoder._angles, table.addresses, table.ranks]
+    held = [*steps._decoder._angles, steps._logits, table.addresses, table.ranks]
     for inputs in steps._inputs.values():
         held += [inputs._numbers, inputs.tables, inputs.weights, inputs.lower]
         held += [inputs.hidden_states, inputs.finite, inputs.starts]
