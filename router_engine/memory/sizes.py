@@ -110,7 +110,7 @@ def sizes_of_checkpoint(config: ModelConfig, device: torch.device) -> ModelSizes
     if dtype == "auto":
         dtype = getattr(described, "dtype", None) or torch.float32
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(described, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=False)
     kv = kv_shape(attention_calls(model))
     linears = {
         path: shape_of(module)

@@ -79,7 +79,7 @@ class Simulation:
         self.residency = ResidencyManager(
             RowPool(HostMemory(self.memory_bytes), dtype=torch.float32, device=torch.device("cpu")),
             open_blobs(self.blobs),
-            AdapterPoolConfig(self.memory_bytes, self.host_bytes),
+            AdapterPoolConfig(self.memory_bytes, host_bytes=self.host_bytes),
             ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
             self.news.set,
             self.config,

@@ -13,8 +13,10 @@ from router_engine.kernels.base import Chunk
 from router_engine.kernels.triton.device.paged import attend_kernel, combine_kernel
 from router_engine.kernels.triton.launch import launch, power_of_two, programs_wanted, widened
 
+_WIDE = 128  # heads that are wider take half the rows and positions, or registers spill
 _BLOCK_N = 64  # context positions of one step of the softmax
 _MAX_ROWS = 64  # of a prefill's tile
+_STAGES = 5  # with fewer the compiler keeps one buffer, and every step waits for its own loads
 _MAX_SPLITS = 16
 
 
@@ -82,7 +84,7 @@ def attend(
     tokens, heads, dim = query.shape
     kv_heads = keys.shape[1]
     requests, group = pages.contexts.shape[0], heads // kv_heads
-    rows, tile = _tile(group, pages.longest)
+    rows, tile = _tile(group, pages.longest, dim)
     tiles = -(-pages.longest // tile)
     if splits is None:
         splits = _splits(requests * tiles * kv_heads) if pages.longest == 1 else 1
@@ -118,8 +120,10 @@ def attend(
         SPLITS=splits,
         TOKENS=tile,
         BLOCK_M=rows,
-        BLOCK_N=_BLOCK_N,
+        BLOCK_N=_BLOCK_N if dim <= _WIDE else _BLOCK_N // 2,
         WIDEN=widened(query.dtype),
+        num_stages=_STAGES,
+        num_warps=8 if rows >= _MAX_ROWS else 4,
     )
     if splits > 1:
         _combine(parts, maxima, sums, output)
@@ -153,12 +157,12 @@ def _combine(parts: Tensor, maxima: Tensor, sums: Tensor, output: Tensor) -> Non
     )
 
 
-def _tile(group: int, longest: int) -> tuple[int, int]:
+def _tile(group: int, longest: int, dim: int) -> tuple[int, int]:
     """Rows of a tile and tokens in it: a token takes a row for each query head of its group."""
     least = max(16, power_of_two(group))
     if longest == 1:
         return least, 1
-    rows = max(least, _MAX_ROWS)
+    rows = max(least, _MAX_ROWS if dim <= _WIDE else _MAX_ROWS // 2)
     return rows, rows // group
 
 

@@ -81,7 +81,7 @@ def test_an_owner_is_granted_when_its_rows_have_arrived(
     manager = ResidencyManager(
         pool,
         open_blobs(tmp_path / "own" / "blobs"),
-        AdapterPoolConfig(),
+        AdapterPoolConfig(host_bytes=1 << 30),
         ModelProjections(loaded, MergedBase(ParameterWeights(loaded, {}))),
         lambda: None,
     )

@@ -30,7 +30,7 @@ def _tokens(order, tile, SPARSE: tl.constexpr, BLOCK_T: tl.constexpr):
 def summed(z, token, column, tokens, width, mask, SPLITS: tl.constexpr):
     """z [tokens, columns] of a tile: the sum of its splits."""
     total = tl.load(z + token.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0.0)
-    for split in tl.static_range(1, SPLITS):
+    for split in range(1, SPLITS):
         place = (split * tokens + token).to(tl.int64) * width
         total += tl.load(z + place[:, None] + column[None, :], mask=mask, other=0.0)
     return total
@@ -42,7 +42,7 @@ def weighted(z, weight):
     return tl.where(weight == 0, 0.0, z * weight)
 
 
-@sized("tokens", "rows", "num_blocks", "chunk")
+@sized("tokens", "rows", "num_blocks")
 def shrink_kernel(
     x, a, z, counts, order, blocks,
     tokens, width, rows, num_blocks, chunk,

@@ -13,7 +13,7 @@ from router_engine.kernels.triton.device.product import product, shrunk
 from router_engine.kernels.triton.device.sized import sized
 
 
-@sized("tokens", "z_width", "capacity", "first_module", "chunk", "weights_stride")
+@sized("tokens", "z_width", "capacity", "first_module", "weights_stride")
 def shrink_tiles_kernel(
     x, weights, z, addresses, ranks, tiles, count,
     tokens, width, z_width, capacity, first_module, table_width, chunk, x_stride, weights_stride,
