@@ -33,8 +33,6 @@ from router_engine.assets import (
 )
 from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
-from router_engine.hub import bring_model, check_revision
-from server.models import is_tiny_encoder
 from server.printable import as_markup
 from server.settings import Settings, SettingsError, load_settings
 
@@ -89,12 +87,16 @@ def pull(
 
 def _of_settings(settings: Settings) -> list[str]:
     """The base model, and the sentence encoder where the settings name no folder of one."""
+    from server.models import is_tiny_encoder
+
     has_default = settings.encoder == DEFAULT and not is_tiny_encoder(settings)
     return [settings.model, *([DEFAULT_ENCODER] if has_default else [])]
 
 
 def _bring(name: str, revision: str | None, cache: Path, on_progress: OnProgress) -> Path | None:
     """Where the model is; None where it was there already without anybody's bringing it."""
+    from router_engine.hub import bring_model, check_revision
+
     check_revision(name, revision)
     if (asset := asset_name(name)) is not None:
         return ensure(asset, cache, on_progress)

@@ -191,7 +191,7 @@ def _read(
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
     place, options = place_of(name, revision)
     path = Path(place)
-    with _source(place) as (file, more):
+    with _source(place) as (file, of_a_file):
         read = functools.partial(
             AutoModelForCausalLM.from_pretrained,
             file,
@@ -203,7 +203,7 @@ def _read(
             use_safetensors=True,
             trust_remote_code=False,
             **options,
-            **more,
+            **of_a_file,
         )
         with _bars_on_terminals():
             model, report = refused(called(name), "its weights cannot be loaded", read)
