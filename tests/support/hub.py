@@ -75,6 +75,7 @@ def ask_it(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)  # so that small files come in parts
     for name in [*filter(_is_outside, os.environ)]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # of another test's hub
     close_session()  # another test's, maybe by way of a proxy
 
 
@@ -142,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             {"type": "file", "path": name, "size": size, "oid": _etag(files[name])}
             for name, size in sizes.items()
         ]
+        if names:  # a folder's, of which nobody has one here
+            return self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
         told: object = {"id": model, "sha": commit} if what == "revision" else listed
         return self._send(HTTPStatus.OK, json.dumps(told).encode(), {})
 
