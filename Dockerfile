@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The server with CUDA. Without a GPU: --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-# --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg DEVICE=cpu.
+# The server with CUDA 13. For older drivers, and for machines without a GPU: BASE_IMAGE, TORCH_INDEX_URL
+# and DEVICE, which belong together (docs/docker.md).
 #
 # The base is CUDA's smallest image, which says to the container toolkit what driver is needed. Its larger
 # ones (runtime, devel) hold cuBLAS, cuDNN and NCCL, which torch's wheels bring too, in the versions that
@@ -24,6 +24,12 @@ COPY server server
 COPY adaptermix adaptermix
 RUN --mount=type=cache,target=/root/.cache/pip \
     INSTALL_MODE=copy deploy/install.sh /opt/adaptermix gpu,postgres
+# An index without the pinned torch leaves pip to its own, whose build may want another driver than the base.
+RUN cuda=$(/opt/adaptermix/bin/python -c 'import torch; print(torch.version.cuda or "")') \
+    && if [ "${cuda%%.*}" != "${CUDA_VERSION%%.*}" ]; then \
+        echo "torch is built for CUDA '$cuda' and BASE_IMAGE for '$CUDA_VERSION': choose a TORCH_INDEX_URL for the same" >&2; \
+        exit 1; \
+    fi
 
 FROM ${BASE_IMAGE}
 # Triton, which torch's CUDA build uses, compiles a launcher for each of its kernels: hence the compiler and
@@ -53,7 +59,8 @@ WORKDIR /home/adaptermix
 # Models, the adapter store and its metadata: what must outlive the container.
 VOLUME /var/cache/adaptermix
 EXPOSE 8000
-# The start brings the model the first time; after it, three failures in a row mean trouble.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 \
+# The start brings the model the first time, and a large one takes its time; after it, three failures in a
+# row mean trouble.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=2h --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 ENTRYPOINT ["adaptermix-entrypoint"]

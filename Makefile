@@ -54,7 +54,7 @@ quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded mode
 test: $(VENV)/.installed-dev ## every test, with the real model, a real PostgreSQL and ARM code
 	scripts/ensure-postgres.sh
 	$(if $(findstring not arm,$(MARKERS)),,scripts/ensure-arm.sh)
-	$(BIN)/adaptermix pull
+	$(BIN)/adaptermix pull default all-minilm-l6-v2
 	$(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, layers, Dockerfile, shell

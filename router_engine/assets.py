@@ -27,7 +27,7 @@ from router_engine.config import TINY_RANDOM
 from router_engine.errors import EngineError
 
 AssetName = Literal["smollm2-135m-instruct", "all-minilm-l6-v2"]
-Stage = Literal["waiting", "downloading", "unpacking", "converting", "done"]
+Stage = Literal["waiting", "checking", "downloading", "unpacking", "converting", "done"]
 
 DEFAULT_MODEL: AssetName = "smollm2-135m-instruct"
 DEFAULT_ENCODER: AssetName = "all-minilm-l6-v2"
@@ -99,9 +99,8 @@ def resolve_model(model: str, cache: Path) -> Path | str:
     Existing directories and files come back as a Path, hub ids and "tiny-random" as they are.
     Raises AssetError for an asset that is not there and for a path that does not exist.
     """
-    for name in ASSETS:
-        if model == name or (model == DEFAULT and name == DEFAULT_MODEL):
-            return require(name, cache)
+    if (name := asset_name(model)) is not None:
+        return require(name, cache)
     path = expanded(model)
     if model and model != TINY_RANDOM and path.exists():
         return path
@@ -111,6 +110,20 @@ def resolve_model(model: str, cache: Path) -> Path | str:
             "a directory, a .gguf file or a hub id (owner/name)"
         )
     return model
+
+
+def asset_name(model: str) -> AssetName | None:
+    """The asset that `--model` names, if it does."""
+    if model == DEFAULT:
+        return DEFAULT_MODEL
+    return next((name for name in ASSETS if name == model), None)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `--model` names a model of the hub: no asset, no path and not "tiny-random"."""
+    if asset_name(model) is not None or model == TINY_RANDOM or _is_path(model):
+        return False
+    return not expanded(model).exists()
 
 
 def _is_path(model: str) -> bool:

@@ -34,6 +34,7 @@ class ModelConfig:
     device: Device = "auto"  # auto: cuda where there is one
     quantization: Quantization = "none"  # of the linear layers' weights (model.quantized)
     probe_layer: int | None = None  # at which routers read hidden states; None: see model.probe
+    revision: str | None = None  # branch, tag or commit of a hub id; None: its main branch
 
 
 @dataclass(frozen=True, slots=True)

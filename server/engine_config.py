@@ -20,7 +20,12 @@ def engine_config(settings: Settings, model: str) -> EngineConfig:
     kv, host, memory = settings.kv_memory, settings.host_bytes, settings.adapter_memory
     return EngineConfig(
         model=ModelConfig(
-            model, settings.dtype, settings.device, settings.quantization, settings.tap_layer
+            model,
+            settings.dtype,
+            settings.device,
+            settings.quantization,
+            settings.tap_layer,
+            settings.revision,
         ),
         cache=CacheConfig(
             settings.block_size,

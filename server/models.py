@@ -22,6 +22,7 @@ class BaseFiles:
 
     name: str  # as clients see it
     load: str  # the path or name that the engine's loader and AutoTokenizer read
+    revision: str | None = None  # of a hub id
 
 
 def base_files(settings: Settings) -> BaseFiles:
@@ -34,7 +35,7 @@ def base_files(settings: Settings) -> BaseFiles:
 
     resolved = resolve_model(settings.model, settings.cache_dir)
     if isinstance(resolved, str):
-        return BaseFiles(resolved, resolved)
+        return BaseFiles(resolved, resolved, settings.revision)
     check_model(resolved)
     return BaseFiles(resolved.stem if is_gguf(resolved) else resolved.resolve().name, str(resolved))
 
@@ -51,7 +52,7 @@ def load_tokenizer(files: BaseFiles) -> Any:
     with nullcontext() if needs_torch else without_torch():
         from router_engine.model.tokenizer import read_tokenizer
 
-        return read_tokenizer(files.load)
+        return read_tokenizer(files.load, files.revision)
 
 
 def encoder_directory(settings: Settings, scratch: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters_store.home import expanded, is_homeless
 from adapters_store.near_names import near_names
+from router_engine.assets import is_hub_id
 from router_engine.backends.cpu.build import known_isa
 from router_engine.config import (
     CpuIsa,
@@ -34,6 +34,8 @@ from router_engine.config import (
 )
 from router_engine.processors import check_threads, usable_cores
 from router_engine.routers.encoder.encoder_config import EncoderDType
+from server.invalid_settings import explain
+from server.loopback import is_loopback
 from server.shares import Share, share_or_size
 from server.utf8 import require_utf8
 
@@ -57,6 +59,10 @@ class Settings(BaseSettings):
         default="default",
         description="Base model: 'default' (SmolLM2 from the cache), 'tiny-random', a directory, "
         "a hub id or a .gguf file.",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit of a hub id; its main branch when left out or empty.",
     )
     dtype: DType = Field(
         default="auto",
@@ -281,6 +287,14 @@ class Settings(BaseSettings):
             raise ValueError(f"no home directory {path.parts[0]} is known: use an absolute path")
         return path
 
+    @field_validator("revision")
+    @classmethod
+    def _is_of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        model = info.data.get("model")
+        if revision and model is not None and not is_hub_id(model):
+            raise ValueError(f"only a hub id has one, and model is {model!r}: leave it out")
+        return revision or None  # what passes variables on passes an empty one, too
+
     @field_validator("max_timeout")
     @classmethod
     def _holds_the_default(cls, most: float, info: ValidationInfo) -> float:
@@ -342,14 +356,6 @@ class Settings(BaseSettings):
         }
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine, and no other can mean it by that."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment, with `overrides` before it (None means not given).
 
@@ -360,7 +366,7 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValueError as error:
-        raise SettingsError(_explain(error)) from error
+        raise SettingsError(explain(error, variable_of)) from error
 
 
 def use_process_environment(environment: Mapping[str, str]) -> None:
@@ -389,15 +395,3 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
             near = near_names(name.upper(), variables)
             hint = f"near names: {', '.join(near)}" if near else "see `adaptermix serve --help`"
             raise SettingsError(f"environment variable {name} is not a setting; {hint}")
-
-
-def _explain(error: ValueError) -> str:
-    problems = getattr(error, "errors", None)
-    if problems is None:
-        return str(error)
-    lines = []
-    for problem in problems(include_url=False, include_context=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        value = "" if field == "admin_key" else f" = {problem['input']!r}"
-        lines.append(f"{field} ({variable_of(field)}){value}: {problem['msg']}")
-    return "; ".join(lines)

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from router_engine.processors import usable_cores
+
+if TYPE_CHECKING:
+    from tests.support.hub import Hub
 
 REPOSITORY = Path(__file__).parents[1]
 WORKER_BYTES = 4 << 30  # the real model in a test, and a server's three processes
@@ -97,6 +101,16 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from router_engine.routers.encoder.tiny_encoder import save_tiny_encoder
 
     return save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of models in place of the one on the internet, and an empty cache for what is there."""
+    from tests.support.hub import ask_it, hub_server
+
+    with hub_server() as running:
+        ask_it(running, tmp_path / "hub", monkeypatch)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The container, its compose file and the install steps that it shares with the Makefile."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,19 +11,26 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from router_engine.backends.cpu.build import known_isas
 from router_engine.backends.cpu.library import supported_isas
+from router_engine.model.tiny import save_tiny
 from server.settings import Settings, load_settings
+from tests.support.hub import hub_server
 from tests.support.isas import here
+from tests.support.waiting import HANG_SECONDS, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE_FOLDER = ROOT / "deploy/docker"
+ENTRYPOINT = str(COMPOSE_FOLDER / "entrypoint.sh")
+DOCKER_PAGE = (ROOT / "docs/docker.md").read_text()
 SHELL_SCRIPTS = sorted(
     path for folder in ("deploy", "scripts") for path in (ROOT / folder).rglob("*.sh")
 )
@@ -154,8 +162,95 @@ class TestDockerfile:
         compile(code, "healthcheck", "exec")
         assert "/health/ready" in code
 
+    @pytest.mark.parametrize("version", ["", "12.6.3", "13.0.1"])
+    def test_a_torch_of_another_cuda_than_the_base_ends_the_build(self, version: str) -> None:
+        """The step is run as it stands, with the torch that is here."""
+        (step,) = re.findall(r"^RUN (cuda=(?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
+        step = step.replace("/opt/adaptermix/bin/python", sys.executable)
+        completed = run("sh", "-c", step, CUDA_VERSION=version)
+        fits = (torch.version.cuda or "").split(".")[0] == version.split(".")[0]
+        assert completed.returncode == (0 if fits else 1), completed.stderr
+        assert ("BASE_IMAGE" in completed.stderr) != fits
+
+    def test_the_page_on_docker_tells_of_builds_that_exist_as_pairs(self) -> None:
+        defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+        assert defaults["BASE_IMAGE"] in DOCKER_PAGE
+        for base, index in re.findall(
+            r"BASE_IMAGE=nvidia/cuda:(\d+\.\d+)\S* --build-arg TORCH_INDEX_URL=\S+/cu(\d+)",
+            DOCKER_PAGE,
+        ):
+            assert base.replace(".", "") == index
+
+
+class TestEntrypoint:
+    def environment(self, root: Path, **given: str) -> dict[str, str]:
+        """That of a container, with a folder for its volume."""
+        clean = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
+        settings = {"ENCODER": "none", "KERNELS": "reference", "KV_BLOCKS": "256", "PORT": "0"}
+        return {
+            **clean,
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "HF_HOME": str(root / "cache/huggingface"),
+            "ADAPTERMIX_CACHE": str(root / "cache"),
+            **{f"ADAPTERMIX_{name}": value for name, value in (settings | given).items()},
+        }
+
+    def test_brings_a_hub_model_and_then_serves_it_without_the_hub(self, tmp_path: Path) -> None:
+        environment = self.environment(tmp_path, MODEL="owner/tiny", REVISION="v1")
+        with hub_server() as hub:
+            environment["HF_ENDPOINT"] = hub.url
+            commit = hub.publish("owner/tiny", save_tiny(tmp_path / "tiny"), "v1")
+            brought = run("sh", ENTRYPOINT, "--help", **environment)
+            assert brought.returncode == 0, brought.stderr
+            assert brought.stdout.splitlines()[0].endswith(commit)
+            assert "--drain-seconds" in brought.stdout
+        log = tmp_path / "log"
+        with (
+            log.open("wb") as sink,
+            subprocess.Popen(
+                ["sh", ENTRYPOINT], stdout=sink, stderr=sink, env=environment
+            ) as server,
+        ):
+            try:
+                wait_for(lambda: b"ready: " in log.read_bytes() or server.poll() is not None)
+                found = re.search(r"on (http://\S+),", log.read_text())
+                assert found, log.read_text()
+                told = httpx.get(f"{found[1]}/v1/models", timeout=HANG_SECONDS, trust_env=False)
+                assert told.json()["data"][0]["id"] == "owner/tiny"
+                server.terminate()
+                assert server.wait(HANG_SECONDS) == 0, log.read_text()
+            finally:
+                server.kill()
+
+    def test_a_model_that_is_mounted_needs_nothing_brought(self, tmp_path: Path) -> None:
+        folder = save_tiny(tmp_path / "tiny")
+        done = run("sh", ENTRYPOINT, "--help", **self.environment(tmp_path, MODEL=str(folder)))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == f"{folder}: nothing to bring\n"
+        assert "--drain-seconds" in done.stdout
+
+    def test_without_its_model_the_server_is_not_started(self, tmp_path: Path) -> None:
+        done = run("sh", ENTRYPOINT, "--help", **self.environment(tmp_path, MODEL="./none"))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "error: model './none' is no directory or file" in done.stderr
+
 
 class TestCompose:
+    def test_builds_as_the_dockerfile_does_unless_told_otherwise(self) -> None:
+        defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+        arguments = compose()["services"]["server"]["build"]["args"]
+        assert arguments == {
+            name: f"${{{name}:-{defaults[name]}}}" for name in ("BASE_IMAGE", "TORCH_INDEX_URL")
+        }
+
+    def test_what_services_name_is_declared(self) -> None:
+        parsed = compose()
+        for service in parsed["services"].values():
+            assert set(service.get("secrets", ())) <= set(parsed["secrets"])
+            assert set(service.get("depends_on", ())) <= set(parsed["services"])
+            named = {volume.split(":")[0] for volume in service["volumes"]}
+            assert {name for name in named if "/" not in name} <= set(parsed["volumes"])
+
     def test_demands_an_admin_key(self) -> None:
         key = compose()["services"]["server"]["environment"]["ADAPTERMIX_ADMIN_KEY"]
         assert key.startswith("${ADAPTERMIX_ADMIN_KEY:?")

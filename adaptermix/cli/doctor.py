@@ -101,7 +101,7 @@ class Report:
         settings = self._settings
         try:
             model = str(resolve_model(settings.model, settings.cache_dir))
-            config: Any = described_by(model)
+            config: Any = described_by(model, settings.revision)
             shape = refused(model, "its own code cannot run it", partial(_shape, config))
         except EngineError as error:
             self.problems.append(f"the model's shape could not be read: {error}")

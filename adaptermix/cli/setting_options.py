@@ -15,7 +15,7 @@ from server.settings import Settings, variable_of
 
 _GROUPS = {
     "Model": (
-        *("model", "dtype", "device", "kernels", "cpu_isa", "cache"),
+        *("model", "revision", "dtype", "device", "kernels", "cpu_isa", "cache"),
         *("encoder", "encoder_dtype"),
     ),
     "Store": ("store", "database_url", "database_patience", "blobs_url", "adapters"),

@@ -65,6 +65,9 @@ class Base:
     base: str = field(
         default=DEFAULT, metadata=about("Base model: 'default', a directory or a hub id.")
     )
+    revision: str | None = field(
+        default=None, metadata=about("Branch, tag or commit of a base that is a hub id.")
+    )
     base_name: str | None = field(
         default=None, metadata=about("What adapters call the base; from --base when left out.")
     )
@@ -93,7 +96,7 @@ class Base:
         else:
             torch.set_num_threads(self.threads)
         path = resolve_model(self.base, load_settings(cache=self.cache).cache_dir)
-        check_base(str(path))
+        check_base(str(path), self.revision)
         named = _DEFAULT_MODEL_NAME if self.base in (DEFAULT, DEFAULT_MODEL) else str(path)
         public = Path(named).name if isinstance(path, Path) else named
         return str(path), self.base_name or public
@@ -224,6 +227,7 @@ def _run_settings(
         loop=loop,
         dtype=base.dtype,
         device=base.device,
+        revision=base.revision,
     )
 
 
@@ -262,7 +266,7 @@ def evaluate(evaluation: Evaluation, base: Base) -> None:
     )
     path, name = base.resolve()
     adapters = {folder.resolve().name: folder for folder in evaluation.adapters}
-    systems = Systems(path, adapters, base.dtype, base.device)
+    systems = Systems(path, adapters, base.dtype, base.device, base.revision)
     cells = len(tasks) * len(systems.names)
     with _bar("measuring") as advance:
         done = iter(range(1, cells + 1))

@@ -20,9 +20,10 @@ from router_engine.model.tokenizer import read_tokenizer
 _DEVICE = re.compile(r"cpu|cuda(?::([0-9]+))?")
 
 
-def check_base(base: str) -> None:
+def check_base(base: str, revision: str | None = None) -> None:
     """Look at a base model's config and files, before anything is trained on it.
 
+    revision: branch, tag or commit of a hub id, here and below.
     Raises TrainingError for a GGUF file, UnsupportedModelError for what could not be served.
     """
     if is_gguf(Path(base)):
@@ -30,7 +31,7 @@ def check_base(base: str) -> None:
             f"base {base} is a GGUF file, which is served but not trained on: name the checkpoint "
             "that it was made from, a directory or a hub id"
         )
-    described_by(base)
+    described_by(base, revision)
 
 
 def torch_device(name: str) -> torch.device:
@@ -45,20 +46,20 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def read_base(base: str, dtype: DTypeName, device: str) -> Any:
+def read_base(base: str, dtype: DTypeName, device: str, revision: str | None = None) -> Any:
     """The model in `dtype` on `device`, every weight of it out of the checkpoint.
 
     Raises UnsupportedModelError for what could not be served, TrainingError for the device.
     """
     place = torch_device(device)
     with _without_warnings():
-        model: Any = read_checkpoint(base, getattr(torch, dtype))
+        model: Any = read_checkpoint(base, getattr(torch, dtype), revision)
     return model.to(place)
 
 
-def padding_tokenizer(base: str) -> Any:
+def padding_tokenizer(base: str, revision: str | None = None) -> Any:
     """The base's tokenizer, which pads on the left. Raises UnsupportedModelError."""
-    tokenizer = read_tokenizer(base, padding_side="left")
+    tokenizer = read_tokenizer(base, revision, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer

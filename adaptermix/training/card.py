@@ -23,7 +23,8 @@ tags: [{tag}, adaptermix]
 
 # {name}
 
-A {kind} adapter for `{base}`, trained with `adaptermix {command}` on completion tokens only.
+A {kind} adapter for `{base}`{revision}, \
+trained with `adaptermix {command}` on completion tokens only.
 
 The licence of the data binds the adapter: **{licence}**.
 
@@ -70,6 +71,7 @@ def write_card(
     text = _TEMPLATE.format(
         name=out.resolve().name,
         base=settings.base_name,
+        revision=f" at revision `{settings.revision}`" if settings.revision else "",
         command=command,
         licence=settings.licence,
         files=", ".join(f"{path.resolve().parent.name}/{path.name}" for path in settings.files),

@@ -17,7 +17,7 @@ from adaptermix.training.settings import RunSettings
 
 def lora_model(settings: RunSettings) -> Any:
     """The frozen base in `dtype` with fresh LoRA pairs in fp32 (A random, B zero)."""
-    base = read_base(settings.base, settings.dtype, settings.device)
+    base = read_base(settings.base, settings.dtype, settings.device, settings.revision)
     model = get_peft_model(base, _peft_config(settings, base))
     model.peft_config["default"].base_model_name_or_path = settings.base_name
     return model

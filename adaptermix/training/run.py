@@ -76,14 +76,14 @@ def run_recipe(
     Goes on from the checkpoint in `out` where there is one, unless `restart`. Equal settings give
     equal adapters on one machine; the caller's random state is left as it was.
     """
-    check_base(settings.base)
+    check_base(settings.base, settings.revision)
     out.mkdir(parents=True, exist_ok=True)
     if restart:
         checkpoint.remove(out)
     data, seed = settings.data, settings.loop.seed
     rows = [row for path in settings.files for row in read_rows(path)]
     split = split_rows(rows, dev_rows=data.dev_rows, max_rows=data.max_rows, seed=seed)
-    tokenizer = read_tokenizer(settings.base)
+    tokenizer = read_tokenizer(settings.base, settings.revision)
     examples, left_out = tokenize(split.train, tokenizer, data.max_length)
     dev, dev_left_out = tokenize(split.dev, tokenizer, data.max_length)
     plan = plan_batches(
@@ -124,7 +124,8 @@ def run_recipe(
 
 def _identity(settings: RunSettings, split: Split) -> dict[str, Any]:
     """Everything that the result depends on, as plain values; the rows by their digest."""
-    values = {"base": settings.base_name, "dtype": settings.dtype, "rows": split.digest}
+    values = {"base": settings.base_name, "revision": settings.revision, "dtype": settings.dtype}
+    values |= {"rows": split.digest}
     values |= asdict(settings.lora) | asdict(settings.loop) | asdict(settings.data)
     return values | {"targets": list(settings.lora.targets)}
 

@@ -310,3 +310,4 @@ class RunSettings:
     loop: LoopSettings = LoopSettings()
     dtype: DTypeName = "bfloat16"
     device: str = "cpu"
+    revision: str | None = None  # branch, tag or commit of a hub id

@@ -1,9 +1,7 @@
 #!/bin/sh
-# Brings what isn't in the volume yet, then becomes the server.
+# Brings the models that the settings name and that aren't in the volume yet, then becomes the server:
+# a download may take longer than a start of the engine.
 set -eu
 
-case ${ADAPTERMIX_MODEL:-default} in
-    default) adaptermix pull ;;
-    *) adaptermix pull all-minilm-l6-v2 ;; # another base model comes from its hub or directory
-esac
+adaptermix pull
 exec adaptermix serve "$@"

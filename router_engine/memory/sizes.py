@@ -105,7 +105,7 @@ def sizes_of_checkpoint(config: ModelConfig, device: torch.device) -> ModelSizes
 
     Raises UnsupportedModelError for one that is not served.
     """
-    described = _described(config.model)
+    described = _described(config.model, config.revision)
     dtype = dtype_of(config, described, device)
     if dtype == "auto":
         dtype = getattr(described, "dtype", None) or torch.float32
@@ -128,13 +128,13 @@ def sizes_of_checkpoint(config: ModelConfig, device: torch.device) -> ModelSizes
     return replace(sizes, weight_bytes=sizes.weight_bytes - held + integers)
 
 
-def _described(model: str) -> PreTrainedConfig:
+def _described(model: str, revision: str | None) -> PreTrainedConfig:
     """The config; a directory needs to hold nothing else."""
     path = expanded(model)
     if model == TINY_RANDOM:
         return tiny_config()
     if not (path / "config.json").is_file():
-        return described_by(model, with_tokenizer=False)
+        return described_by(model, revision, with_tokenizer=False)
     read = partial(AutoConfig.from_pretrained, str(path), trust_remote_code=False)
     described: PreTrainedConfig = refused(called(model), "its config cannot be read", read)
     check_supported(described)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -23,10 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from adapters_store.home import expanded
 from adapters_store.types import BaseModelSpec, BlockSpec, EmbeddingSpec, LinearShape
 from router_engine.config import ModelConfig, Quantization
 from router_engine.errors import UnsupportedModelError
+from router_engine.hub import check_revision, place_of
 from router_engine.kv.paged_cache import KVShape
 from router_engine.model.attention_calls import AttentionCall, attention_calls
 from router_engine.model.checkpoint import (
@@ -80,14 +81,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     that is not there, or where the quantization that is asked for cannot be done.
     """
     device = _device(config)
+    check_revision(config.model, config.revision)
     if config.model == TINY_RANDOM:
         model: PreTrainedModel = tiny_model()
         if config.dtype != "auto":
             model = model.to(dtype=getattr(torch, config.dtype))
     else:
-        described = described_by(config.model)
+        described = described_by(config.model, config.revision)
         dtype = dtype_of(config, described, device)
-        model = _read(config.model, described, dtype)
+        model = _read(config.model, described, dtype, config.revision)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     embeddings = embedding_specs(model)
     if config.quantization == "int8":
@@ -109,9 +111,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
 
 
-def described_by(model: str, *, with_tokenizer: bool = True) -> PreTrainedConfig:
-    """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does."""
-    path = expanded(model)
+def described_by(
+    model: str, revision: str | None = None, *, with_tokenizer: bool = True
+) -> PreTrainedConfig:
+    """The config of a checkpoint, checked. Raises UnsupportedModelError as `load_model` does.
+
+    revision: branch, tag or commit of a hub id.
+    """
+    place, options = place_of(model, revision)
+    path = Path(place)
     if path.exists():
         check_model(path, with_tokenizer=with_tokenizer)
     if is_gguf(path):
@@ -119,8 +127,9 @@ def described_by(model: str, *, with_tokenizer: bool = True) -> PreTrainedConfig
             raise UnsupportedModelError(f"{model} is not a file")
         read = functools.partial(read_config, path)
     else:
-        name = str(path) if path.exists() else model
-        read = functools.partial(AutoConfig.from_pretrained, name, trust_remote_code=False)
+        read = functools.partial(
+            AutoConfig.from_pretrained, place, trust_remote_code=False, **options
+        )
     described: PreTrainedConfig = refused(called(model), "its config cannot be read", read)
     check_supported(described)
     if path.is_dir() and getattr(described, "dtype", None) is None:
@@ -131,12 +140,13 @@ def described_by(model: str, *, with_tokenizer: bool = True) -> PreTrainedConfig
     return described
 
 
-def read_checkpoint(model: str, dtype: torch.dtype) -> PreTrainedModel:
+def read_checkpoint(model: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     """A checkpoint as transformers' own model, for which it needs no tokenizer.
 
     Raises UnsupportedModelError as `load_model` does.
     """
-    read = _read(model, described_by(model, with_tokenizer=False), dtype)
+    described = described_by(model, revision, with_tokenizer=False)
+    read = _read(model, described, dtype, revision)
     refused(model, "its own code cannot run it", functools.partial(attention_calls, read))
     _check_built(model, read)
     _eos_ids(model, read)
@@ -173,14 +183,18 @@ def _bars_on_terminals() -> Iterator[None]:
 
 
 def _read(
-    name: str, described: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
+    name: str,
+    described: PreTrainedConfig,
+    dtype: torch.dtype | Literal["auto"],
+    revision: str | None,
 ) -> PreTrainedModel:
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
-    path = expanded(name)
-    with _source(name) as (place, options):
+    place, options = place_of(name, revision)
+    path = Path(place)
+    with _source(place) as (file, of_a_file):
         read = functools.partial(
             AutoModelForCausalLM.from_pretrained,
-            place,
+            file,
             config=described,
             dtype=dtype,
             output_loading_info=True,
@@ -189,6 +203,7 @@ def _read(
             use_safetensors=True,
             trust_remote_code=False,
             **options,
+            **of_a_file,
         )
         with _bars_on_terminals():
             model, report = refused(called(name), "its weights cannot be loaded", read)
@@ -212,14 +227,14 @@ def _read(
 
 
 @contextmanager
-def _source(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _source(place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where transformers finds the weights, and the options that it needs for that."""
-    path = expanded(model)
+    path = Path(place)
     if is_gguf(path):
         with alone(path) as (folder, file):
             yield folder, {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
     else:
-        yield str(path) if path.exists() else model, {}
+        yield place, {}
 
 
 def _check_class(name: str, described: PreTrainedConfig, model: PreTrainedModel) -> None:

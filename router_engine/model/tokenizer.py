@@ -6,16 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from router_engine.hub import place_of
 from router_engine.model.checkpoint import called, is_gguf, refused
 
 
-def read_tokenizer(model: str, **options: Any) -> Any:
+def read_tokenizer(model: str, revision: str | None = None, **options: Any) -> Any:
     """The tokenizer of a checkpoint's directory, a hub id or a GGUF file.
 
-    `options` are those of `AutoTokenizer.from_pretrained`; a GGUF file's takes none. Raises
-    UnsupportedModelError, in one line, whatever is wrong with it.
+    revision: branch, tag or commit of a hub id. `options` are those of
+    `AutoTokenizer.from_pretrained`; a GGUF file's takes none. Raises UnsupportedModelError, in one
+    line, whatever is wrong with it.
     """
-    path = Path(model)
+    place, of_the_hub = place_of(model, revision)
+    path = Path(place)
     if is_gguf(path):
         from router_engine.model.gguf_tokenizer import load_gguf_tokenizer
 
@@ -23,7 +26,9 @@ def read_tokenizer(model: str, **options: Any) -> Any:
     else:
         from transformers import AutoTokenizer
 
-        read = partial(AutoTokenizer.from_pretrained, model, trust_remote_code=False, **options)
+        read = partial(
+            AutoTokenizer.from_pretrained, place, trust_remote_code=False, **options, **of_the_hub
+        )
     name = called(model)
     tokenizer = refused(name, "its tokenizer cannot be loaded", read)
     refused(name, "its tokenizer cannot read text", partial(_try, tokenizer))

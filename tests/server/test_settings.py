@@ -141,6 +141,16 @@ def test_the_store_lies_in_the_cache(tmp_path: Path) -> None:
     assert load_settings(store=tmp_path / "s").store_dir == tmp_path / "s"
 
 
+def test_a_revision_is_of_a_hub_id(tmp_path: Path) -> None:
+    settings = load_settings(model="owner/name", revision="v1")
+    assert settings.engine_config("owner/name").model.revision == "v1"
+    for model in ("owner/name", "default"):
+        assert load_settings(model=model, revision="").revision is None
+    for model in ("default", "tiny-random", str(tmp_path), "x.gguf"):
+        with pytest.raises(SettingsError, match=r"revision \(ADAPTERMIX_REVISION\) = 'v1'.*hub id"):
+            load_settings(model=model, revision="v1")
+
+
 def test_the_traffic_cannot_merge_into_a_quantized_base() -> None:
     assert engine_config(load_settings(quantization="int8"), "m").model.quantization == "int8"
     with pytest.raises(SettingsError, match=r"merge \(ADAPTERMIX_MERGE\) = 'auto'.*'int8'.*manual"):

@@ -66,13 +66,19 @@ class Systems:
     """
 
     def __init__(
-        self, base: str, adapters: Mapping[str, Path], dtype: DTypeName, device: str
+        self,
+        base: str,
+        adapters: Mapping[str, Path],
+        dtype: DTypeName,
+        device: str,
+        revision: str | None = None,
     ) -> None:
+        """revision: branch, tag or commit of a base that is a hub id."""
         if not adapters or BASE in adapters:
             raise TrainingError(f"name at least one adapter, none of them {BASE!r}")
-        check_base(base)
-        self.tokenizer = padding_tokenizer(base)
-        model = read_base(base, dtype, device)
+        check_base(base, revision)
+        self.tokenizer = padding_tokenizer(base, revision)
+        model = read_base(base, dtype, device, revision)
         self._device = model.device
         for folder in adapters.values():
             check_adapter(folder, model)

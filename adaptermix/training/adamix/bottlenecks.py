@@ -58,7 +58,7 @@ class CopiedBottlenecks:
     """The frozen base with a bottleneck of copies, in fp32, after each feed-forward module."""
 
     def __init__(self, settings: RunSettings, adamix: AdamixSettings, draws: Draws) -> None:
-        base = read_base(settings.base, settings.dtype, "cpu")
+        base = read_base(settings.base, settings.dtype, "cpu", settings.revision)
         self.model = base.requires_grad_(requires_grad=False)
         self._settings = settings
         activation: Gelu = "gelu_tanh" if base.config.model_type == "gpt2" else "gelu"

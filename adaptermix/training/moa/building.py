@@ -13,7 +13,7 @@ from adaptermix.training.settings import MoaSettings, MoeLoraSettings, RunSettin
 
 def frozen_base(settings: RunSettings) -> Any:
     """The base in `dtype` on `device`; raises UnsupportedModelError for what isn't served."""
-    return read_base(settings.base, settings.dtype, settings.device)
+    return read_base(settings.base, settings.dtype, settings.device, settings.revision)
 
 
 def moa_model(settings: RunSettings, moa: MoaSettings) -> MoaModel:

@@ -12,7 +12,8 @@ import pytest
 from adaptermix.cli.output import print_error
 from adaptermix.client.connection import is_this_machine
 from adapters_store.store import AdapterStore
-from server.settings import Settings, SettingsError, is_loopback, load_settings, variable_of
+from server.loopback import is_loopback
+from server.settings import Settings, SettingsError, load_settings, variable_of
 from tests.adaptermix.cli.test_edges import adaptermix, require_line, require_refused
 from tests.adaptermix.cli.test_main import run
 from tests.server.live import Live
