@@ -34,6 +34,8 @@ class Site:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.started: dict[str, float] = {}  # seconds of the parts of a start
         self._stack = ExitStack()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self._scratch = Path(
             self._stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="adaptermix-gpu-", dir=folder)

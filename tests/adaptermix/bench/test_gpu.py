@@ -238,7 +238,9 @@ def test_a_run_of_a_tiny_shape(tmp_path: Path) -> None:
     assert loop["evictions"] >= 1
     assert files["profile"]["cells"]["mixtures"]["found"]["launches"] > 0
 
-    assert measure(settings, RunSettings(out, folder=tmp_path / "none"), QUIET) == 0
+    kept = tmp_path / "kept"
+    assert measure(settings, RunSettings(out, folder=kept), QUIET) == 0
+    assert list(kept.iterdir()) == []
     assert files == {name: json.loads((out / f"{name}.json").read_text()) for name in PHASES}
     check_pages(out)
 
