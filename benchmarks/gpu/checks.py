@@ -73,5 +73,7 @@ def run_tests(folder: Path, arguments: Sequence[str], seconds: float) -> dict[st
 
 
 def _end(output: str | bytes | None) -> str:
+    """The last line, which sums up, above the last lines."""
     text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
-    return text[-_SHOWN:].strip()
+    last = text[-_SHOWN:].strip()
+    return f"{last.rpartition(chr(10))[2]}\n{last}"

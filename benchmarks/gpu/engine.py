@@ -169,6 +169,9 @@ class CardEngine:
         """The requests live; afterwards none is, whatever happened."""
         try:
             yield [self.offline.add_request(request) for request in requests]
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # what the step that failed has taken is in pieces
+            raise
         finally:
             self.offline.abort_requests(request.request_id for request in requests)
             self.offline.run_until_idle()

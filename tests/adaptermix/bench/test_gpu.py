@@ -20,7 +20,7 @@ from benchmarks.gpu.profiling import Launch, summary
 from benchmarks.gpu.report import write_report
 from benchmarks.gpu.run import PHASES, RunSettings, measure
 from benchmarks.gpu.scalars import scalars
-from benchmarks.gpu.settings import SIZES, CardSettings
+from benchmarks.gpu.settings import SIZES, CardSettings, CardSizes
 from benchmarks.gpu.work import Batch, Work
 
 HOUR = 3600.0
@@ -163,6 +163,13 @@ def test_rows_own_their_prompts() -> None:
     other = [each.prompt_token_ids for each in work.turn("base", batch, 1, seed=1).requests]
     assert prompts == again
     assert not set(prompts) & set(other)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_prompts_that_are_timed_run_under_their_own_case(sizes: CardSizes) -> None:
+    work = Work(512, {}, sizes.own_tokens)
+    assert not any(work.shares("mixtures", Batch(*size)) for size in sizes.prefills)
+    assert work.shares("mixtures", Batch(sizes.requests[1], sizes.kv_tokens))
 
 
 @pytest.mark.parametrize("requests", [1, 32, 256])
