@@ -12,13 +12,13 @@ from rich.console import Console
 from adaptermix.bench.errors import BenchmarkError
 from adaptermix.cli.fields import command_of
 from benchmarks.gpu.report import write_report
-from benchmarks.gpu.run import RunSettings, measure
+from benchmarks.gpu.run import PhaseSettings, measure
 from benchmarks.gpu.settings import CardSettings
 
 _WRONG = 2  # exit status of settings that are no good
 
 
-def run(settings: CardSettings, run: RunSettings) -> None:
+def run(settings: CardSettings, run: PhaseSettings) -> None:
     """Measure phase by phase; each cell is written at once. Exit status 1 where one failed."""
     logging.basicConfig(level=logging.WARNING)
     failures = measure(settings, run, Console())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptermix.bench.machine import ROOT
-from benchmarks.gpu.phases import Cell, LeftOutError
+from benchmarks.gpu.phases import CardCell, LeftOutError
 from benchmarks.gpu.site import Site
 
 _KERNELS = "tests/router_engine/kernels"
@@ -37,11 +37,11 @@ class ChecksFailedError(Exception):
     """Tests failed, or took too long; the message is the end of what they said."""
 
 
-def check_cells(site: Site) -> list[Cell]:
+def check_cells(site: Site) -> list[CardCell]:
     """A cell for the kernels, one for the engine."""
     return [
-        Cell("kernels", partial(_on_a_gpu, site, KERNEL_TESTS, _WORDS)),
-        Cell("engine", partial(_on_a_gpu, site, ENGINE_TESTS, "")),
+        CardCell("kernels", partial(_on_a_gpu, site, KERNEL_TESTS, _WORDS)),
+        CardCell("engine", partial(_on_a_gpu, site, ENGINE_TESTS, "")),
     ]
 
 

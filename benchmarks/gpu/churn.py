@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.gpu.builds import counted_compiles
 from benchmarks.gpu.engine import CardEngine
-from benchmarks.gpu.phases import Cell
+from benchmarks.gpu.phases import CardCell
 from benchmarks.gpu.settings import FEW, CardSizes
 from benchmarks.gpu.site import Site
 from router_engine.errors import EngineError
@@ -29,9 +29,9 @@ from router_engine.request import EngineRequest, SamplingSpec
 CLOSED_LOOP = "closed loop"
 
 
-def churn_cells(site: Site) -> list[Cell]:
+def churn_cells(site: Site) -> list[CardCell]:
     """One cell: rounds of steps with arrivals, and of as many without."""
-    return [Cell(CLOSED_LOOP, lambda: _measure(site))]
+    return [CardCell(CLOSED_LOOP, lambda: _measure(site))]
 
 
 @dataclass(frozen=True, slots=True)

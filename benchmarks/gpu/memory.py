@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.engine import BLOCK, CardEngine
-from benchmarks.gpu.phases import Cell
+from benchmarks.gpu.phases import CardCell
 from benchmarks.gpu.settings import FEW
 from benchmarks.gpu.site import Site
-from benchmarks.gpu.work import Batch
+from benchmarks.gpu.work import CardBatch
 
 START = "start"
 
 
-def memory_cells(site: Site) -> list[Cell]:
+def memory_cells(site: Site) -> list[CardCell]:
     """One cell."""
-    return [Cell(START, lambda: _measure(site))]
+    return [CardCell(START, lambda: _measure(site))]
 
 
 def _measure(site: Site) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def _measure(site: Site) -> dict[str, Any]:
     started = time.perf_counter()
     engine.wait_for(digests)
     seconds["eight adapters to the device"] = time.perf_counter() - started
-    turn = site.work("mixtures").turn("mixtures", Batch(*site.settings.sizes.goal), 2)
+    turn = site.work("mixtures").turn("mixtures", CardBatch(*site.settings.sizes.goal), 2)
     seconds["first prompts"] = engine.prefill(turn.requests)
-    turn = site.work("mixtures").turn("mixtures", Batch(*site.settings.sizes.goal), 2)
+    turn = site.work("mixtures").turn("mixtures", CardBatch(*site.settings.sizes.goal), 2)
     started = time.perf_counter()
     last = engine.decode(turn.requests, turn.skip, 2).seconds
     seconds["first decodes"] = time.perf_counter() - started - sum(last)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.phases import Cell
+from benchmarks.gpu.phases import CardCell
 from benchmarks.gpu.settings import FEW
 from benchmarks.gpu.site import Site
 
@@ -18,9 +18,9 @@ _FEW_TOKENS = 2  # new ones of the run whose time is taken off: the prompt and w
 _PART = 4  # of the engine's steps, one in so many: a step takes many times as long
 
 
-def peft_cells(site: Site) -> list[Cell]:
+def peft_cells(site: Site) -> list[CardCell]:
     """One cell."""
-    return [Cell(EIGHT, lambda: _measure(site))]
+    return [CardCell(EIGHT, lambda: _measure(site))]
 
 
 def _measure(site: Site) -> dict[str, Any]:

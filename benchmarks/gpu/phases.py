@@ -18,7 +18,7 @@ class LeftOutError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CardCell:
     """One measurement. `measure` returns what JSON can hold; raises LeftOutError, or anything."""
 
     name: str
@@ -30,11 +30,11 @@ class Phase:
     """Cells that belong together. share: of the run's time, that they may take at most."""
 
     name: str
-    cells: Sequence[Cell]
+    cells: Sequence[CardCell]
     share: float = 1.0
 
 
-class Deadline:
+class CardDeadline:
     """So many seconds from now on."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,17 +46,17 @@ class Deadline:
     def has_passed(self) -> bool:
         return self._clock() >= self._end
 
-    def share(self, share: float) -> Deadline:
+    def share(self, share: float) -> CardDeadline:
         """A part of it, from now on, and no later than it ends itself."""
         left = max(0.0, self._end - self._clock())
-        return Deadline(min(left, share * self._seconds), self._clock)
+        return CardDeadline(min(left, share * self._seconds), self._clock)
 
 
 def run_phases(
     phases: Iterable[Phase],
     out: Path,
     identity: Mapping[str, Any],
-    deadline: Deadline,
+    deadline: CardDeadline,
     console: Console,
     *,
     again: bool = False,
@@ -75,7 +75,7 @@ def run_phases(
     return failures
 
 
-def _run(phase: Phase, file: PhaseFile, deadline: Deadline, console: Console) -> int:
+def _run(phase: Phase, file: PhaseFile, deadline: CardDeadline, console: Console) -> int:
     failures = 0
     for cell in phase.cells:
         if file.has(cell.name):

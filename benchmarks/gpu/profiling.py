@@ -9,9 +9,9 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.phases import Cell
+from benchmarks.gpu.phases import CardCell
 from benchmarks.gpu.site import Site
-from benchmarks.gpu.work import Batch, CaseName
+from benchmarks.gpu.work import CardBatch, CaseName
 
 _STEPS = 3
 _KERNELS = 40  # that the result names, those that take longest
@@ -19,7 +19,7 @@ _CASES: tuple[CaseName, ...] = ("mixtures", "base")
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class KernelRun:
     """A kernel that ran, in microseconds on the device's clock; on a CPU torch's own operators."""
 
     name: str
@@ -27,12 +27,12 @@ class Launch:
     end: float
 
 
-def profile_cells(site: Site) -> list[Cell]:
+def profile_cells(site: Site) -> list[CardCell]:
     """A cell a case."""
-    return [Cell(case, partial(_measure, site, case)) for case in _CASES]
+    return [CardCell(case, partial(_measure, site, case)) for case in _CASES]
 
 
-def summary(launches: Iterable[Launch]) -> dict[str, Any]:
+def summary(launches: Iterable[KernelRun]) -> dict[str, Any]:
     """Microseconds from the first kernel to the last, in kernels, between them; and by name.
 
     Kernels that run beside one another count once in `busy`.
@@ -64,7 +64,7 @@ def summary(launches: Iterable[Launch]) -> dict[str, Any]:
 def _measure(site: Site, case: CaseName) -> dict[str, Any]:
     """Profile steps of the goals' batch, after a turn without the profiler."""
     engine, work = site.engine, site.work(case)
-    batch = Batch(*site.settings.sizes.goal)
+    batch = CardBatch(*site.settings.sizes.goal)
     turn = work.turn(case, batch, 1)
     engine.decode(turn.requests, turn.skip, 1)
     on_device = site.device.type == "cuda"
@@ -75,7 +75,7 @@ def _measure(site: Site, case: CaseName) -> dict[str, Any]:
     kind = "CUDA" if on_device else "CPU"
     untyped: Any = profiler
     return summary(
-        Launch(event.name, event.time_range.start, event.time_range.end)
+        KernelRun(event.name, event.time_range.start, event.time_range.end)
         for event in untyped.events()
         if event.device_type.name == kind and not event.is_user_annotation
     )

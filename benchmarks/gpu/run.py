@@ -14,7 +14,7 @@ from benchmarks.gpu.checks import check_cells
 from benchmarks.gpu.churn import churn_cells
 from benchmarks.gpu.memory import memory_cells
 from benchmarks.gpu.peft import peft_cells
-from benchmarks.gpu.phases import Cell, Deadline, Phase, run_phases
+from benchmarks.gpu.phases import CardCell, CardDeadline, Phase, run_phases
 from benchmarks.gpu.prefill import prefill_cells
 from benchmarks.gpu.profiling import profile_cells
 from benchmarks.gpu.settings import CardSettings, require
@@ -23,7 +23,7 @@ from benchmarks.gpu.steps import step_cells
 
 # Cells, and the share of the run's time that they may take at most: the many sizes of a step must
 # leave some to the others. Those that take seconds come before those that start another engine.
-PHASES: Mapping[str, tuple[Callable[[Site], list[Cell]], float]] = MappingProxyType(
+PHASES: Mapping[str, tuple[Callable[[Site], list[CardCell]], float]] = MappingProxyType(
     {
         "tests": (check_cells, 0.2),
         "steps": (step_cells, 0.5),
@@ -37,7 +37,7 @@ PHASES: Mapping[str, tuple[Callable[[Site], list[Cell]], float]] = MappingProxyT
 
 
 @dataclass(frozen=True, slots=True)
-class RunSettings:
+class PhaseSettings:
     """Which phases, for how long, and where. Raises BenchmarkError for a phase that is none."""
 
     out: Path = field(metadata=about("Folder of the phases' files, gpu.json and gpu.md."))
@@ -57,9 +57,9 @@ class RunSettings:
             require("phases", phase, PHASES)
 
 
-def measure(settings: CardSettings, run: RunSettings, console: Console) -> int:
+def measure(settings: CardSettings, run: PhaseSettings, console: Console) -> int:
     """Measure what `run.out` does not hold yet; the number of cells that failed."""
-    deadline = Deadline(60 * run.minutes)
+    deadline = CardDeadline(60 * run.minutes)
     with Site(settings, run.folder) as site:
         phases = [
             Phase(name, make(site), share)

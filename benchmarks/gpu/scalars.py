@@ -11,7 +11,7 @@ from benchmarks.gpu.peft import EIGHT
 from benchmarks.gpu.prefill import prefill_name
 from benchmarks.gpu.settings import CardSizes
 from benchmarks.gpu.steps import step_name
-from benchmarks.gpu.work import Batch
+from benchmarks.gpu.work import CardBatch
 
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """By phase and cell: what those cells have found that were measured."""
@@ -19,10 +19,10 @@ Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 def scalars(found: Found, sizes: CardSizes) -> dict[str, list[float]]:
     """One value a round; what was not measured is not there."""
-    batch = Batch(*sizes.goal)
+    batch = CardBatch(*sizes.goal)
     base, mixtures = _steps(found, "base", batch), _steps(found, "mixtures", batch)
     eight = _steps(found, "eight", batch)
-    long = _steps(found, "base", Batch(*sizes.goal, first=sizes.long_context))
+    long = _steps(found, "base", CardBatch(*sizes.goal, first=sizes.long_context))
     graph = _graphs(found, "base", batch)
     floor = floor_seconds(found)
     peft = _cell(found, "peft", EIGHT).get("seconds", [])
@@ -62,11 +62,11 @@ def graph_seconds(cell: Mapping[str, Any]) -> list[float]:
     return [turn["device_seconds"] for turn in turns if turn["device_seconds"] is not None]
 
 
-def _steps(found: Found, case: Any, batch: Batch) -> list[float]:
+def _steps(found: Found, case: Any, batch: CardBatch) -> list[float]:
     return step_seconds(_cell(found, "steps", step_name(case, batch)))
 
 
-def _graphs(found: Found, case: Any, batch: Batch) -> list[float]:
+def _graphs(found: Found, case: Any, batch: CardBatch) -> list[float]:
     return graph_seconds(_cell(found, "steps", step_name(case, batch)))
 
 

@@ -10,44 +10,44 @@ from typing import Any
 
 from benchmarks.gpu.bandwidth import memory_bandwidth
 from benchmarks.gpu.engine import CardEngine
-from benchmarks.gpu.phases import Cell, LeftOutError
+from benchmarks.gpu.phases import CardCell, LeftOutError
 from benchmarks.gpu.settings import CardSizes
 from benchmarks.gpu.site import Site
-from benchmarks.gpu.work import CASES, Batch, CaseName, Work
+from benchmarks.gpu.work import CASES, CardBatch, CaseName, Work
 
 
-def step_name(case: CaseName, batch: Batch) -> str:
+def step_name(case: CaseName, batch: CardBatch) -> str:
     """The name of a cell."""
     return f"{case}, {batch.title}"
 
 
-def batches(sizes: CardSizes) -> Iterator[tuple[Batch, tuple[CaseName, ...]]]:
+def batches(sizes: CardSizes) -> Iterator[tuple[CardBatch, tuple[CaseName, ...]]]:
     """Batches with their cases, the goals' first; equal batches together: they share prompts."""
     requests, context = sizes.goal
-    yield Batch(requests, context), CASES
-    yield Batch(requests, context, first=sizes.long_context), ("base", "mixtures")
+    yield CardBatch(requests, context), CASES
+    yield CardBatch(requests, context, first=sizes.long_context), ("base", "mixtures")
     for context, requests in product(sizes.contexts, sizes.requests):
         if (requests, context) != sizes.goal:
-            yield Batch(requests, context), tuple(case for case in CASES if case != "hidden")
+            yield CardBatch(requests, context), tuple(case for case in CASES if case != "hidden")
 
 
-def step_cells(site: Site) -> list[Cell]:
+def step_cells(site: Site) -> list[CardCell]:
     """The memory's speed, and a cell a batch and case."""
     return [
-        Cell("bandwidth", lambda: {"bytes_a_second": memory_bandwidth(site.device)}),
+        CardCell("bandwidth", lambda: {"bytes_a_second": memory_bandwidth(site.device)}),
         *_of_batches(site),
     ]
 
 
-def _of_batches(site: Site) -> list[Cell]:
+def _of_batches(site: Site) -> list[CardCell]:
     return [
-        Cell(step_name(case, batch), partial(_measure, site, case, batch))
+        CardCell(step_name(case, batch), partial(_measure, site, case, batch))
         for batch, cases in batches(site.settings.sizes)
         for case in cases
     ]
 
 
-def _measure(site: Site, case: CaseName, batch: Batch) -> dict[str, Any]:
+def _measure(site: Site, case: CaseName, batch: CardBatch) -> dict[str, Any]:
     """Turns of steps, after one in which kernels are compiled and graphs captured."""
     settings = site.settings
     needed, most = batch.kv_tokens(settings.steps), settings.sizes.kv_tokens
@@ -72,7 +72,9 @@ def _measure(site: Site, case: CaseName, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _fill(engine: CardEngine, work: Work, case: CaseName, batch: Batch, steps: int) -> float | None:
+def _fill(
+    engine: CardEngine, work: Work, case: CaseName, batch: CardBatch, steps: int
+) -> float | None:
     """Seconds in which the prompts were computed; None where the cache has them from before."""
     under: CaseName = "base" if work.shares(case, batch) else case
     if (under, batch) in engine.filled:

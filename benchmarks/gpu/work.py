@@ -31,7 +31,7 @@ _MARGIN = 16  # steps between the first row's first token and the last row's
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CardBatch:
     """So many requests with prompts of so many tokens; `first`: of the first one, if it differs."""
 
     requests: int
@@ -59,7 +59,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnRequests:
     """The requests of one turn. skip: tokens of each that come before the timed steps."""
 
     requests: Sequence[EngineRequest]
@@ -80,14 +80,14 @@ class Work:
         self._own_tokens = own_tokens
         self._turns = 0
 
-    def shares(self, case: CaseName, batch: Batch) -> bool:
+    def shares(self, case: CaseName, batch: CardBatch) -> bool:
         """Whether prompts run under the base and the case comes later.
 
         The router `hidden_mean` needs blocks of its own, which say what it read there.
         """
         return batch.tokens > self._own_tokens and case not in ("base", "hidden")
 
-    def turn(self, case: CaseName, batch: Batch, steps: int, *, seed: int = 0) -> Turn:
+    def turn(self, case: CaseName, batch: CardBatch, steps: int, *, seed: int = 0) -> TurnRequests:
         """A turn of so many timed steps. Equal seeds have equal prompts."""
         self._turns += 1
         later = steps + _WARM_UP + _MARGIN  # the token from which it is of its case
@@ -104,13 +104,13 @@ class Work:
                     f"{self._turns} {row}", self._prompt(batch, row, seed), sampling, **fields
                 )
             )
-        return Turn(requests, skip)
+        return TurnRequests(requests, skip)
 
-    def _prompt(self, batch: Batch, row: int, seed: int) -> tuple[int, ...]:
+    def _prompt(self, batch: CardBatch, row: int, seed: int) -> tuple[int, ...]:
         generator = np.random.default_rng((seed, row))
         return tuple(generator.integers(3, self._vocabulary, batch.length(row)).tolist())
 
-    def _fields(self, case: CaseName, batch: Batch, row: int, tokens: int) -> dict[str, Any]:
+    def _fields(self, case: CaseName, batch: CardBatch, row: int, tokens: int) -> dict[str, Any]:
         """Adapters and weights, or a routing, of a row with so many new tokens at most."""
         digests = tuple(self._digests.get(case, ()))
         chance = random.Random(row)

@@ -15,13 +15,13 @@ from adaptermix.bench.errors import BenchmarkError
 from adaptermix.bench.goals import GOALS
 from adaptermix.bench.machine import ROOT
 from benchmarks.gpu.checks import ENGINE_TESTS, KERNEL_TESTS, ChecksFailedError, run_tests
-from benchmarks.gpu.phases import Cell, Deadline, Phase, run_phases
-from benchmarks.gpu.profiling import Launch, summary
+from benchmarks.gpu.phases import CardCell, CardDeadline, Phase, run_phases
+from benchmarks.gpu.profiling import KernelRun, summary
 from benchmarks.gpu.report import write_report
-from benchmarks.gpu.run import PHASES, RunSettings, measure
+from benchmarks.gpu.run import PHASES, PhaseSettings, measure
 from benchmarks.gpu.scalars import scalars
 from benchmarks.gpu.settings import SIZES, CardSettings, CardSizes
-from benchmarks.gpu.work import Batch, Work
+from benchmarks.gpu.work import CardBatch, Work
 
 HOUR = 3600.0
 QUIET = Console(quiet=True)
@@ -72,11 +72,11 @@ def test_what_the_targets_are_about() -> None:
     assert scalars({}, LLAMA) == {}
 
 
-def run_of(out: Path, *cells: Cell, seconds: float = HOUR, **options: Any) -> tuple[int, Any]:
+def run_of(out: Path, *cells: CardCell, seconds: float = HOUR, **options: Any) -> tuple[int, Any]:
     """Failures of a run of one phase, and its cells on disk."""
     identity = options.pop("identity", {"commit": "one"})
     failures = run_phases(
-        [Phase("steps", cells)], out, identity, Deadline(seconds), QUIET, **options
+        [Phase("steps", cells)], out, identity, CardDeadline(seconds), QUIET, **options
     )
     return failures, json.loads((out / "steps.json").read_text())["cells"]
 
@@ -88,7 +88,7 @@ def test_a_cell_is_on_disk_before_the_next_one_begins(tmp_path: Path) -> None:
         seen.append(json.loads((tmp_path / "steps.json").read_text())["cells"]["first"])
         return {}
 
-    run_of(tmp_path, Cell("first", lambda: {"ms": 5}), Cell("second", look))
+    run_of(tmp_path, CardCell("first", lambda: {"ms": 5}), CardCell("second", look))
     assert seen[0]["status"] == "measured"
     assert seen[0]["found"] == {"ms": 5}
 
@@ -96,12 +96,12 @@ def test_a_cell_is_on_disk_before_the_next_one_begins(tmp_path: Path) -> None:
 def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
     calls: list[str] = []
 
-    def cell(name: str) -> Cell:
+    def cell(name: str) -> CardCell:
         def measure() -> dict[str, Any]:
             calls.append(name)
             return {}
 
-        return Cell(name, measure)
+        return CardCell(name, measure)
 
     run_of(tmp_path, cell("a"))
     run_of(tmp_path, cell("a"), cell("b"))
@@ -115,22 +115,22 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(tmp_path: 
     def fails() -> dict[str, Any]:
         raise MemoryError("out of it")
 
-    last = Cell("last", lambda: {})
-    failures, cells = run_of(tmp_path, Cell("first", fails), last)
+    last = CardCell("last", lambda: {})
+    failures, cells = run_of(tmp_path, CardCell("first", fails), last)
     assert failures == 1
     assert cells["first"]["reason"] == "MemoryError: out of it"
     assert cells["last"]["status"] == "measured"
-    _, cells = run_of(tmp_path, Cell("first", fails), last, seconds=0)
+    _, cells = run_of(tmp_path, CardCell("first", fails), last, seconds=0)
     assert cells["first"]["status"] == "failed"  # for want of time its reason is not forgotten
-    failures, cells = run_of(tmp_path, Cell("first", lambda: {}), last)
+    failures, cells = run_of(tmp_path, CardCell("first", lambda: {}), last)
     assert failures == 0
     assert cells["first"]["status"] == "measured"
 
 
 def test_what_does_not_fit_the_time_says_so(tmp_path: Path) -> None:
     now = iter(range(100))
-    deadline = Deadline(4, clock=lambda: next(now))
-    cells = [Cell(name, lambda: {}) for name in "abcdef"]
+    deadline = CardDeadline(4, clock=lambda: next(now))
+    cells = [CardCell(name, lambda: {}) for name in "abcdef"]
     assert run_phases([Phase("steps", cells)], tmp_path, {}, deadline, QUIET) == 0
     written = json.loads((tmp_path / "steps.json").read_text())["cells"]
     statuses = [cell["status"] for cell in written.values()]
@@ -141,7 +141,7 @@ def test_what_does_not_fit_the_time_says_so(tmp_path: Path) -> None:
 
 def test_a_phase_takes_its_share_of_the_time() -> None:
     time = [0.0]
-    deadline = Deadline(10, clock=lambda: time[0])
+    deadline = CardDeadline(10, clock=lambda: time[0])
     half = deadline.share(0.5)
     time[0] = 5.0
     assert half.has_passed
@@ -155,7 +155,7 @@ def test_a_phase_takes_its_share_of_the_time() -> None:
 def test_rows_own_their_prompts() -> None:
     """No first block is another row's, and equal seeds have equal prompts."""
     work = Work(512, {}, own_tokens=100)
-    batch = Batch(32, 16, first=64)
+    batch = CardBatch(32, 16, first=64)
     prompts = [each.prompt_token_ids for each in work.turn("base", batch, 1).requests]
     assert [len(prompt) for prompt in prompts] == [64] + 31 * [16]
     assert len({prompt[:16] for prompt in prompts}) == 32
@@ -168,22 +168,27 @@ def test_rows_own_their_prompts() -> None:
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_prompts_that_are_timed_run_under_their_own_case(sizes: CardSizes) -> None:
     work = Work(512, {}, sizes.own_tokens)
-    assert not any(work.shares("mixtures", Batch(*size)) for size in sizes.prefills)
-    assert work.shares("mixtures", Batch(sizes.requests[1], sizes.kv_tokens))
+    assert not any(work.shares("mixtures", CardBatch(*size)) for size in sizes.prefills)
+    assert work.shares("mixtures", CardBatch(sizes.requests[1], sizes.kv_tokens))
 
 
 @pytest.mark.parametrize("requests", [1, 32, 256])
 def test_distinct_adapters_are_all_in_one_step(requests: int) -> None:
     digests = [f"{number}" for number in range(128)]
     work = Work(512, {"distinct": digests}, own_tokens=1 << 16)
-    turn = work.turn("distinct", Batch(requests, 16), 1)
+    turn = work.turn("distinct", CardBatch(requests, 16), 1)
     used = {digest for request in turn.requests for digest in request.adapters}
     assert len(used) == min(128, 4 * requests)
 
 
 def test_kernels_that_overlap_count_once() -> None:
     found = summary(
-        [Launch("a", 0, 10), Launch("b", 5, 8), Launch("a", 20, 25), Launch("b", 24, 30)]
+        [
+            KernelRun("a", 0, 10),
+            KernelRun("b", 5, 8),
+            KernelRun("a", 20, 25),
+            KernelRun("b", 24, 30),
+        ]
     )
     assert (found["span"], found["busy"], found["gaps"], found["longest_gap"]) == (30, 20, 10, 10)
     assert found["kernels"] == [
@@ -218,7 +223,7 @@ def test_settings_that_are_no_good() -> None:
     with pytest.raises(BenchmarkError, match="steps is 0"):
         CardSettings(steps=0)
     with pytest.raises(BenchmarkError, match="prefil"):
-        RunSettings(Path("out"), phases=("prefil",))
+        PhaseSettings(Path("out"), phases=("prefil",))
 
 
 @pytest.mark.slow
@@ -227,7 +232,7 @@ def test_a_run_of_a_tiny_shape(tmp_path: Path) -> None:
     """Every phase once; nothing the second time, not even a checkpoint."""
     out = tmp_path / "out"
     settings = CardSettings("tiny", "reference", steps=2, rounds=1)
-    assert measure(settings, RunSettings(out, minutes=60), QUIET) == 0
+    assert measure(settings, PhaseSettings(out, minutes=60), QUIET) == 0
     files = {name: json.loads((out / f"{name}.json").read_text()) for name in PHASES}
     left_out = {
         f"{name}, {cell}": entry["reason"]
@@ -246,7 +251,7 @@ def test_a_run_of_a_tiny_shape(tmp_path: Path) -> None:
     assert files["profile"]["cells"]["mixtures"]["found"]["launches"] > 0
 
     kept = tmp_path / "kept"
-    assert measure(settings, RunSettings(out, folder=kept), QUIET) == 0
+    assert measure(settings, PhaseSettings(out, folder=kept), QUIET) == 0
     assert list(kept.iterdir()) == []
     assert files == {name: json.loads((out / f"{name}.json").read_text()) for name in PHASES}
     check_pages(out)
