@@ -14,16 +14,25 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from router_engine.model.tiny import tiny_tokenizer
 
 _STD = 0.02
+_INDEX = "model.safetensors.index.json"
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama-8b": {
+    "llama-8b": {  # Llama 3.1
         "vocab_size": 128256,
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": 131072,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
     },
     "tiny": {
         "vocab_size": 512,
@@ -37,8 +46,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
-    """A sharded bf16 checkpoint directory, one file a decoder layer; made on `device`."""
+def checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
+    """A sharded bf16 checkpoint directory, one file a decoder layer; made on `device`.
+
+    One that is there is kept: its index is written last.
+    """
+    if (folder / _INDEX).exists():
+        return folder
     config = LlamaConfig(
         **SHAPES[shape],
         architectures=["LlamaForCausalLM"],
@@ -48,7 +62,7 @@ def write_checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
         pad_token_id=0,
         tie_word_embeddings=False,
     )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     generator = torch.Generator(device).manual_seed(0)
@@ -61,7 +75,7 @@ def write_checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
         index.update(dict.fromkeys(tensors, file))
         total += sum(tensor.nbytes for tensor in tensors.values())
     document = {"metadata": {"total_size": total}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(document))
+    (folder / _INDEX).write_text(json.dumps(document))
     return folder
 
 

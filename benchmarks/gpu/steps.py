@@ -1,150 +1,84 @@
-"""Decode steps of an engine in this process, all requests in the batch from first to last step."""
+"""Decode steps of every batch under every case."""
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import product
 from typing import Any
 
-import torch
-
-from adapters_store.blobs import open_blobs
-from adapters_store.store import AdapterStore
-from router_engine.backends.cuda.cuda_backend import CudaBackend
-from router_engine.config import (
-    AdapterPoolConfig,
-    CacheConfig,
-    EngineConfig,
-    KernelConfig,
-    ModelConfig,
-    SchedulerConfig,
-)
-from router_engine.engine import Engine
-from router_engine.offline import OfflineEngine
-from router_engine.request import EngineRequest, SamplingSpec
-
-CASES = ("base", "eight", "mixtures")
-_WARMUP = 3  # steps after the last prompt: graphs are captured, adapters' tables written
-_MEMBERS = 4  # adapters of a mixture
-_BLOCK = 16
+from benchmarks.gpu.bandwidth import memory_bandwidth
+from benchmarks.gpu.engine import CardEngine
+from benchmarks.gpu.phases import CardCell, LeftOutError
+from benchmarks.gpu.settings import CardSizes
+from benchmarks.gpu.site import Site
+from benchmarks.gpu.work import CASES, CardBatch, CaseName, Work
 
 
-@dataclass(frozen=True, slots=True)
-class CardSizes:
-    """The size of one measurement."""
-
-    requests: int
-    context: int  # tokens of a prompt
-    steps: int  # timed
+def step_name(case: CaseName, batch: CardBatch) -> str:
+    """The name of a cell."""
+    return f"{case}, {batch.title}"
 
 
-@dataclass(frozen=True, slots=True)
-class CardTurn:
-    """One measurement. seconds: of each step, host included. device_seconds: of the graph alone."""
+def batches(sizes: CardSizes) -> Iterator[tuple[CardBatch, tuple[CaseName, ...]]]:
+    """Batches with their cases, the goals' first; equal batches together: they share prompts."""
+    requests, context = sizes.goal
+    yield CardBatch(requests, context), CASES
+    yield CardBatch(requests, context, first=sizes.long_context), ("base", "mixtures")
+    for context, requests in product(sizes.contexts, sizes.requests):
+        if (requests, context) != sizes.goal:
+            yield CardBatch(requests, context), tuple(case for case in CASES if case != "hidden")
 
-    seconds: tuple[float, ...]
-    device_seconds: float | None
+
+def step_cells(site: Site) -> list[CardCell]:
+    """The memory's speed, and a cell a batch and case."""
+    return [
+        CardCell("bandwidth", lambda: {"bytes_a_second": memory_bandwidth(site.device)}),
+        *_of_batches(site),
+    ]
 
 
-class EngineSteps:
-    """One engine with adapters on the device."""
+def _of_batches(site: Site) -> list[CardCell]:
+    return [
+        CardCell(step_name(case, batch), partial(_measure, site, case, batch))
+        for batch, cases in batches(site.settings.sizes)
+        for case in cases
+    ]
 
-    def __init__(
-        self, model: Path, adapters: Sequence[Path], kernels: str, sizes: CardSizes
-    ) -> None:
-        self._sizes = sizes
-        store = model.parent / "store"
-        blocks = -(-(sizes.context + sizes.steps + 64) // _BLOCK)
-        config = EngineConfig(
-            model=ModelConfig(str(model), dtype="bfloat16"),
-            cache=CacheConfig(block_size=_BLOCK, num_blocks=2 * sizes.requests * blocks),
-            scheduler=SchedulerConfig(max_step_tokens=4096, max_running=sizes.requests),
-            adapters=AdapterPoolConfig(memory_bytes=4 << 30),
-            kernels=KernelConfig(kernels),
-        )
 
-        def without_routers(wake: Callable[[], None]) -> Engine:
-            adapters = open_blobs(store / "blobs")
-            return Engine(config, adapters=adapters, token_routers={}, wake=wake)
+def _measure(site: Site, case: CaseName, batch: CardBatch) -> dict[str, Any]:
+    """Turns of steps, after one in which kernels are compiled and graphs captured."""
+    settings = site.settings
+    needed, most = batch.kv_tokens(settings.steps), settings.sizes.kv_tokens
+    if needed > most:
+        raise LeftOutError(f"{needed} tokens of KV are needed, and the cache holds {most}")
+    engine, work = site.engine, site.work(case)
+    filled = _fill(engine, work, case, batch, settings.steps)
+    first = work.turn(case, batch, 1)
+    engine.decode(first.requests, first.skip, 1)
+    turns = []
+    for _ in range(settings.rounds):
+        turn = work.turn(case, batch, settings.steps)
+        turns.append(asdict(engine.decode(turn.requests, turn.skip, settings.steps)))
+    return {
+        "case": case,
+        "requests": batch.requests,
+        "context": batch.context,
+        "first": batch.first,
+        "turns": turns,
+        "fill_seconds": filled,
+        "weight_bytes": engine.weight_bytes,
+    }
 
-        self._offline = OfflineEngine(without_routers, AdapterStore.open(store))
-        self._digests = [self._offline.publish(folder.name, folder) for folder in adapters]
-        self._turns = 0
 
-    @property
-    def engine(self) -> Engine:
-        return self._offline.engine
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes that every step reads: all parameters but the embedding, of which it reads rows."""
-        model = self.engine.model
-        embedding = model.get_input_embeddings().weight
-        total = sum(parameter.nbytes for parameter in model.parameters())
-        tied = model.get_output_embeddings().weight is embedding
-        return int(total if tied else total - embedding.nbytes)
-
-    def turn(self, case: str) -> CardTurn:
-        """Consecutive decode steps of a case, prompts and first steps not counted."""
-        self._turns += 1
-        sizes, start = self._sizes, self.engine.stats().generated_tokens
-        for row in range(sizes.requests):
-            self._offline.add_request(self._request(case, row))
-        while self.engine.stats().generated_tokens < start + sizes.requests * (1 + _WARMUP):
-            self._offline.step()
-        seconds: list[float] = []
-        for _ in range(sizes.steps):
-            started = time.perf_counter()
-            self._offline.step()
-            seconds.append(time.perf_counter() - started)
-        device_seconds = self._device_seconds()
-        self._offline.abort_requests(f"{self._turns} {row}" for row in range(sizes.requests))
-        self._offline.run_until_idle()
-        return CardTurn(tuple(seconds), device_seconds)
-
-    def close(self) -> None:
-        self._offline.close()
-
-    def _device_seconds(self) -> float | None:
-        """The last step's graph run again and again; None where there are no graphs."""
-        backend = self.engine.backend
-        graphs = backend.graphs if isinstance(backend, CudaBackend) else None
-        if graphs is None or not torch.cuda.is_available():
-            return None
-        event: Any = torch.cuda.Event  # untyped in torch
-        first, last = (event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        first.record()
-        for _ in range(self._sizes.steps):
-            graphs.again()
-        last.record()
-        torch.cuda.synchronize()
-        return float(first.elapsed_time(last)) / 1000 / self._sizes.steps
-
-    def _request(self, case: str, row: int) -> EngineRequest:
-        chance = random.Random(row)
-        vocabulary = self.engine.info.vocab_size
-        prompt = tuple(chance.randrange(3, vocabulary) for _ in range(self._sizes.context))
-        digests, weights = self._mixture(case, row, chance)
-        return EngineRequest(
-            f"{self._turns} {row}",
-            prompt,
-            # More than is ever computed; all requests stay until they are cancelled.
-            SamplingSpec(max_new_tokens=self._sizes.steps + 48),
-            adapters=digests,
-            weights=weights,
-        )
-
-    def _mixture(
-        self, case: str, row: int, chance: random.Random
-    ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """`mixtures`: four of all adapters under weights of its own, another one for each row."""
-        if case == "base":
-            return (), ()
-        if case == "eight":
-            return (self._digests[row % len(self._digests)],), (1.0,)
-        members = chance.sample(self._digests, _MEMBERS)
-        return tuple(members), tuple(chance.uniform(0.1, 0.5) for _ in members)
+def _fill(
+    engine: CardEngine, work: Work, case: CaseName, batch: CardBatch, steps: int
+) -> float | None:
+    """Seconds in which the prompts were computed; None where the cache has them from before."""
+    under: CaseName = "base" if work.shares(case, batch) else case
+    if (under, batch) in engine.filled:
+        return None
+    seconds = engine.prefill(work.turn(under, batch, steps).requests)
+    engine.filled.add((under, batch))
+    return seconds

@@ -66,7 +66,7 @@ from router_engine.config import KernelConfig
 from router_engine.errors import EngineError
 
 _MEMORY_WAVES = 3  # they fill the cache, so that all of it is resident
-GPU_RESULTS = OUT / "gpu.json"
+GPU_RESULTS = OUT / "gpu" / "gpu.json"  # of benchmarks/gpu/run.sh
 _OWN_SYSTEMS = (OURS, OFFLINE, INT8)
 
 Scalars = dict[str, Sequence[float]]
