@@ -18,15 +18,8 @@ from server.shares import parse_size
 
 _LEAST = 1 << 30  # bytes: no GPU has less
 _SETTINGS = (
-    *(
-        "model",
-        "revision",
-        "dtype",
-        "quantization",
-        "gpu_memory_utilization",
-        "adapter_memory",
-        "kv_memory",
-    ),
+    *("model", "revision", "dtype", "quantization"),
+    *("gpu_memory_utilization", "adapter_memory", "kv_memory"),
     *("block_size", "max_step_tokens", "max_running", "max_model_len"),
 )
 

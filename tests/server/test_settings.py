@@ -143,7 +143,7 @@ def test_the_store_lies_in_the_cache(tmp_path: Path) -> None:
 
 def test_a_revision_is_of_a_hub_id(tmp_path: Path) -> None:
     settings = load_settings(model="owner/name", revision="v1")
-    assert settings.engine_config("owner/name").model.revision == "v1"
+    assert engine_config(settings, "owner/name").model.revision == "v1"
     for model in ("owner/name", "default"):
         assert load_settings(model=model, revision="").revision is None
     for model in ("default", "tiny-random", str(tmp_path), "x.gguf"):

@@ -86,8 +86,7 @@ def attend(
     requests, group = pages.contexts.shape[0], heads // kv_heads
     rows, tile = _tile(group, pages.longest, dim)
     tiles = -(-pages.longest // tile)
-    if splits is None:
-        splits = _splits(requests * tiles * kv_heads) if pages.longest == 1 else 1
+    splits = splits or (_splits(requests * tiles * kv_heads) if pages.longest == 1 else 1)
     parts, maxima, sums = _parts(output, splits)
     launch(
         attend_kernel,
@@ -122,11 +121,15 @@ def attend(
         BLOCK_M=rows,
         BLOCK_N=_BLOCK_N if dim <= _WIDE else _BLOCK_N // 2,
         WIDEN=widened(query.dtype),
-        num_stages=_STAGES,
-        num_warps=8 if rows >= _MAX_ROWS else 4,
+        **compiled_for(rows),
     )
     if splits > 1:
         _combine(parts, maxima, sums, output)
+
+
+def compiled_for(rows: int) -> dict[str, int]:
+    """Options of the compiler for a tile of so many rows."""
+    return {"num_stages": _STAGES, "num_warps": 8 if rows >= _MAX_ROWS else 4}
 
 
 def _parts(output: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:

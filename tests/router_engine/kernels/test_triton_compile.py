@@ -19,7 +19,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from router_engine.kernels.triton.device import fused_kernels, mixture, paged, tiles
-from router_engine.kernels.triton.triton_attention import _STAGES, _tile
+from router_engine.kernels.triton.triton_attention import _tile, compiled_for
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def test_it_compiles(kernel: Any, constants: dict[str, Any], capability: int) ->
     """Without spills, products on tensor cores, loads of 16 bytes, two buffers where it loops."""
     name = kernel.__name__
     rows = constants.get("BLOCK_M", 0)
-    options = {"num_stages": _STAGES, "num_warps": 8 if rows >= 64 else 4} if rows else {}
+    options = compiled_for(rows) if rows else {}
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(_source(kernel, constants), target=target, options=options)
     ptx = compiled.asm["ptx"]
