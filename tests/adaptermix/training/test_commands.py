@@ -149,10 +149,10 @@ def test_every_setting_is_an_option_with_its_default() -> None:
             assert parameters[name].default.default == getattr(part, name)
 
 
-def test_pull_refuses_a_name_that_it_does_not_know(program: typer.Typer, tmp_path: Path) -> None:
-    result = CliRunner().invoke(program, ["pull", "gpt5", "--cache", str(tmp_path)])
+def test_pull_refuses_what_can_be_no_model(program: typer.Typer, tmp_path: Path) -> None:
+    result = CliRunner().invoke(program, ["pull", "no model", "--cache", str(tmp_path)])
     assert result.exit_code == 1
-    assert "'gpt5' is no model that pull brings: use smollm2-135m-instruct" in result.output
+    assert "error: 'no model' is no id on the hub: an id is owner/name" in result.output
 
 
 def test_pull_names_what_is_there(program: typer.Typer, tmp_path: Path) -> None:
