@@ -165,7 +165,8 @@ def _bar(advance: Any) -> Any:
         def __init__(self, *args: Any, name: str | None = None, **options: Any) -> None:
             # There is one of bytes written, one of bytes received and one of files.
             self._counts = name == "huggingface_hub.snapshot_download"
-            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
+            begin: Any = super().__init__  # untyped in tqdm
+            begin(*args, **options | {"disable": True})
 
         def update(self, n: float | None = 1) -> None:
             if self._counts and n:

@@ -24,10 +24,10 @@ class Share(float):
         return f"{100 * self:g}%"
 
 
-def parse_size(text: str) -> int:
+def parse_size(value: Any) -> ByteSize:
     """Bytes, above 0, as people write them: 80GiB. Raises ValueError for what is none."""
     try:
-        return int(_SIZE.validate_python(text))
+        return _SIZE.validate_python(value)
     except ValidationError as error:
         raise ValueError(str(error.errors()[0]["msg"])) from error
 
@@ -41,9 +41,9 @@ def share_or_size(value: Any) -> ByteSize | Share | None:
         return value
     if not isinstance(value, str) or "%" not in value:
         try:
-            return _SIZE.validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{error.errors()[0]['msg']}, or a share such as 20%") from error
+            return parse_size(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or a share such as 20%") from error
     found = _PERCENT.fullmatch(value)
     share = Share(float(found[1]) / 100) if found else Share(0)
     if not 0 < share <= 1:

@@ -109,9 +109,13 @@ def sizes_of_checkpoint(config: ModelConfig, device: torch.device) -> ModelSizes
     dtype = dtype_of(config, described, device)
     if dtype == "auto":
         dtype = getattr(described, "dtype", None) or torch.float32
+    make = partial(
+        AutoModelForCausalLM.from_config, described, dtype=dtype, trust_remote_code=False
+    )
+    no_code = "its own code cannot run it"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(described, dtype=dtype, trust_remote_code=False)
-    kv = kv_shape(attention_calls(model))
+        model = refused(config.model, no_code, make)
+    kv = kv_shape(refused(config.model, no_code, partial(attention_calls, model)))
     linears = {
         path: shape_of(module)
         for path, module in model.named_modules()

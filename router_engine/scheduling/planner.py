@@ -69,7 +69,7 @@ class StepPlanner:
         return [*heads.values()] if len(heads) == 1 and tokens == 1 else []
 
     def _give_way(self) -> None:
-        draft = StepBuilder.from_config(self._config, 0, is_idle=False)
+        draft = StepBuilder(0, 0)  # of the failed step nothing stands
         while len(self.running) > self.limit.tokens:
             senior = min(self.running.values(), key=lambda state: seniority(self._policy, state))
             victim = victim_for_running(self.running.values(), self._policy, senior)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import safe_open
-
-_LINE = 64  # what a part of a slab is padded to
+from adapters_store.device_size import padded
+from adapters_store.tensor_header import read_header
 
 
 def slab_bytes(folders: Iterable[Path]) -> int:
     """Of all of them together: A and B, and a number for each row that layer routers read."""
     total = 0
     for folder in folders:
-        with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no mapping
-                rows, width = file.get_slice(key).get_shape()
-                total += _padded(4 * rows * width)
-                if ".lora_A." in key:
-                    total += _padded(4 * rows)
+        for key, tensor in read_header(folder / "adapter_model.safetensors").tensors.items():
+            total += padded(4 * math.prod(tensor.shape))
+            if ".lora_A." in key:
+                total += padded(4 * tensor.shape[0])
     return total
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // _LINE) * _LINE

@@ -19,28 +19,24 @@ from router_engine.memory.sizes import ModelSizes, sizes_of_checkpoint
 GIB = 1 << 30
 CUDA = torch.device("cuda")
 
-LLAMA_8B = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=131_072,
-    dtype="bfloat16",
-    architectures=["LlamaForCausalLM"],
-)
-LLAMA_70B = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=8192,
-    intermediate_size=28_672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    max_position_embeddings=131_072,
-    dtype="bfloat16",
-    architectures=["LlamaForCausalLM"],
-)
+
+def _llama(hidden: int, feed_forward: int, layers: int, heads: int) -> LlamaConfig:
+    """A Llama 3.1 of some size."""
+    return LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        max_position_embeddings=131_072,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+LLAMA_8B = _llama(4096, 14_336, 32, 32)
+LLAMA_70B = _llama(8192, 28_672, 80, 64)
 QWEN3_06B = Qwen3Config(
     vocab_size=151_936,
     hidden_size=1024,
