@@ -64,8 +64,8 @@ class Database:
         self._directory = Path(str(parsed.database)).parent if is_file else None
         try:
             self._engine = _create(parsed, patience)
-            with self._alone() as (connection, _):
-                _migrate(connection)
+            # SQLite waits for no lock as it turns a new file to WAL: two that open it would meet.
+            self._repeatedly(self._open) if is_file else self._open()
         except Exception as error:
             fault = fault_of(error, self._directory)
             if fault is None and not isinstance(error, _AT_START):
@@ -132,19 +132,31 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _WRITER_LOCK})
             yield connection, transaction
 
+    def _open(self) -> None:
+        with self._alone() as (connection, _):
+            _migrate(connection)
+
     def _patiently(self, once: Callable[[], Value]) -> Value:
+        try:
+            return self._repeatedly(once)
+        except Exception as error:
+            fault = fault_of(error, self._directory)
+            if fault is None:
+                raise
+            raise fault from error
+
+    def _repeatedly(self, once: Callable[[], Value]) -> Value:
+        """The result of `once`. Raises its last error where patience ends or waiting is no use."""
         end = time.monotonic() + self._patience
         pause = _FIRST_PAUSE
         while True:
             try:
                 return once()
             except Exception as error:
-                fault = fault_of(error, self._directory)
-                if fault is None:
-                    raise
                 is_late = time.monotonic() + pause > end
+                fault = fault_of(error, self._directory)
                 if is_late or not isinstance(fault, StoreUnavailableError):
-                    raise fault from error
+                    raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,19 +33,21 @@ def test_two_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
     program = "import sys, pathlib; from adapters_store.store import AdapterStore; " + (
         "sys.stdin.readline(); AdapterStore.open(pathlib.Path(sys.argv[1])).close()"
     )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path / "store")],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        assert process.communicate()[1] == ""
-        assert process.returncode == 0
+    with ExitStack() as all_ended:
+        processes = [
+            all_ended.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", program, str(tmp_path / "store")],
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(3)
+        ]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        ends = [(process.communicate()[1], process.returncode) for process in processes]
+    assert ends == [("", 0)] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -91,6 +92,23 @@ def test_what_waited_for_a_lock_is_done_once_it_opens(tmp_path: Path) -> None:
             future.result()
         assert store.resolve("math@stable").version == 1
         assert len(store.list_keys()) == 2
+
+
+@pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_new_database_that_another_writes_is_waited_for(tmp_path: Path, lock: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "adapters.db", check_same_thread=False)) as other:
+        other.isolation_level = None
+        other.execute("CREATE TABLE begun (id)")  # not in WAL yet
+        other.execute(lock)
+        with pytest.raises(StoreUnavailableError, match=r"cannot be opened: .*locked"):
+            AdapterStore.open(tmp_path, patience=SHORT)
+        with ThreadPoolExecutor(1) as pool:
+            opened = pool.submit(AdapterStore.open, tmp_path, patience=HANG_SECONDS)
+            time.sleep(SHORT)
+            assert not opened.done()
+            other.execute("ROLLBACK")
+            with closing(opened.result()) as store:
+                assert store.list() == []
 
 
 def test_a_damaged_database_is_told_in_one_line(tmp_path: Path) -> None:
