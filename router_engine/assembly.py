@@ -17,8 +17,9 @@ from router_engine.experts.step import StepExperts
 from router_engine.info import MemoryPart
 from router_engine.kernels.dispatch import make_operations
 from router_engine.kv.paged_cache import PagedCache
-from router_engine.memory.budget import MemoryBudget
+from router_engine.memory.budget import MemoryBudget, limits_of
 from router_engine.memory.gauge import gauge_for, told_where_short
+from router_engine.memory.graph_memory import capture_all
 from router_engine.memory.sizes import sizes_of
 from router_engine.model.loader import LoadedModel, base_spec, blocks_of, load_model
 from router_engine.runner import ModelRunner
@@ -64,8 +65,12 @@ def assemble(config: EngineConfig) -> ComputingParts:
     cache = PagedCache(shape, budget.first_blocks(), size, dtype=loaded.dtype, device=loaded.device)
     proof = Proof(loaded, experts, cache, config.kernels.cache)
     backend = spec.make(
-        BackendParts(config.kernels, loaded, linears, experts, cache, operations, proof)
+        BackendParts(
+            *(config.kernels, loaded, linears, experts, cache, operations, proof),
+            limits=limits_of(config, sizes),
+        )
     )
     runner = ModelRunner(backend, loaded.device)
-    parts = budget.settle(sizes, cache, runner)
+    parts = budget.settle(sizes, cache, runner, backend.captures)
+    capture_all(backend.captures)
     return ComputingParts(config, loaded, base, experts, cache, backend, runner, parts)

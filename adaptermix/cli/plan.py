@@ -20,7 +20,7 @@ _LEAST = 1 << 30  # bytes: no GPU has less
 _SETTINGS = (
     *("model", "revision", "dtype", "quantization"),
     *("gpu_memory_utilization", "adapter_memory", "kv_memory"),
-    *("block_size", "max_step_tokens", "max_running", "max_model_len"),
+    *("block_size", "max_step_tokens", "max_running", "max_model_len", "enforce_eager"),
 )
 
 
@@ -85,7 +85,7 @@ def _planned(settings: Settings, total: int, adapters: int | None, rank: int) ->
     from router_engine.assets import resolve_model
     from router_engine.memory.budget import limits_of
     from router_engine.memory.defaults import suited
-    from router_engine.memory.device_plan import planned
+    from router_engine.memory.device_plan import Taken, planned
     from router_engine.memory.sizes import sizes_of_checkpoint
     from router_engine.memory.table import table
 
@@ -100,6 +100,7 @@ def _planned(settings: Settings, total: int, adapters: int | None, rank: int) ->
         utilization=config.gpu_memory_utilization,
         adapters=adapters * sizes.lora_bytes(rank) if adapters else config.adapter_bytes,
         kv=config.cache.memory_bytes,
+        taken=Taken(graphs=0) if config.kernels.enforce_eager else None,
     )
     parts = made.parts()
     return {

@@ -17,7 +17,7 @@ _KERNELS = "tests/router_engine/kernels"
 # Each with the parameters that `_WORDS` chooses: 23 tests.
 KERNEL_TESTS = (
     f"{_KERNELS}/test_triton_attention.py::test_attention",
-    f"{_KERNELS}/test_triton_attention.py::test_places_without_a_request",
+    f"{_KERNELS}/test_triton_attention.py::test_places_without_work",
     f"{_KERNELS}/test_triton_attention.py::test_silu",
     f"{_KERNELS}/test_triton_mixture.py::test_mix_group",
     f"{_KERNELS}/test_triton_mixture.py::test_mix_linear",

@@ -6,6 +6,7 @@ Installed packages may add more (`backends.select`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,10 @@ from router_engine.model.sampler import LogitSummary
 from router_engine.scheduling.plan import StepPlan
 
 TORCH = "torch"  # what computes where no decoder does, as metrics report it
+
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many of something are done, of how many."""
 
 
 class ForwardOutput(NamedTuple):
@@ -57,6 +62,26 @@ class StepRunner(Protocol):
         ...
 
 
+class Captures(Protocol):
+    """What a backend captures before it serves, so that no step does: what takes most first."""
+
+    def __len__(self) -> int:
+        """All of them."""
+        ...
+
+    def prepare(self) -> None:
+        """Make what all of them read."""
+        ...
+
+    def capture(self, count: int, on_progress: OnProgress) -> None:
+        """Capture the first `count` that are not yet."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all, and free what they took."""
+        ...
+
+
 class Backend(StepRunner, BaseWeights, Protocol):
     """Runs whole steps of one model, and is where its linear weights are read and written.
 
@@ -67,4 +92,9 @@ class Backend(StepRunner, BaseWeights, Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """Its state now. Cheap, and changes nothing."""
+        ...
+
+    @property
+    def captures(self) -> Captures | None:
+        """What it captures before it serves; None: nothing."""
         ...

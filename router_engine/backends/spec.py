@@ -13,6 +13,7 @@ from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.loader import LoadedModel
+from router_engine.scheduling.plan import StepLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class BackendParts:
     cache: PagedCache
     operations: Operations  # the set of kernels that was chosen beside the backend
     proof: Proof  # compares what it computes with transformers' own code
+    limits: StepLimits  # of the steps that it will be asked for
 
 
 @dataclass(frozen=True, slots=True)

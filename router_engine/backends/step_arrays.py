@@ -26,6 +26,7 @@ class StepArrays:
         ends = np.cumsum(lengths, dtype=np.int32)
         sizes = [len(row.block_ids) for row in plan.rows]
         self._lengths, self._starts, self._ends = lengths, starts, ends
+        self._sizes = np.array(sizes, dtype=np.int32)
         self._tables = np.cumsum(sizes, dtype=np.int32) - sizes
         self.token_ids = np.array(
             list(chain.from_iterable(row.token_ids for row in plan.rows)), dtype=np.int64
@@ -47,6 +48,24 @@ class StepArrays:
             dtype=np.int32,
             casting="unsafe",
         )
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """[rows]: tokens of each row in this step."""
+        return self._lengths
+
+    @property
+    def contexts(self) -> NDArray[np.int32]:
+        """[rows]: positions that each row's last token sees, itself included."""
+        return self._starts + self._lengths
+
+    @property
+    def block_tables(self) -> NDArray[np.int32]:
+        """[rows, most]: each row's blocks, then zeros."""
+        places = np.arange(self._sizes.max(initial=0)) < self._sizes[:, None]
+        tables = np.zeros(places.shape, dtype=np.int32)
+        tables[places] = self.blocks
+        return tables
 
     def slots(self, block_size: int) -> NDArray[np.int32]:
         """[tokens]: the cache slots of the tokens."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from router_engine.backends.base import Captures
 from router_engine.config import EngineConfig
 from router_engine.info import MemoryPart
 from router_engine.kv.paged_cache import PagedCache, num_blocks_for
 from router_engine.memory.defaults import suited
-from router_engine.memory.device_plan import StepLimits, mixture_bytes, planned
+from router_engine.memory.device_plan import Taken, mixture_bytes, planned
 from router_engine.memory.gauge import MemoryGauge
+from router_engine.memory.graph_memory import measured_bytes
 from router_engine.memory.sizes import ModelSizes
 from router_engine.model.loader import LoadedModel
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.runner import ModelRunner
-from router_engine.scheduling.plan import PlannedRow, StepPlan
+from router_engine.scheduling.plan import PlannedRow, StepLimits, StepPlan
 
 _PAST = 64  # tokens past the widest window, for the proof of what computes
 
@@ -42,17 +44,22 @@ class MemoryBudget:
         return -(-tokens // cache.block_size) + scheduler.max_running
 
     def settle(
-        self, sizes: ModelSizes, cache: PagedCache, runner: ModelRunner
+        self, sizes: ModelSizes, cache: PagedCache, runner: ModelRunner, captures: Captures | None
     ) -> tuple[MemoryPart, ...]:
         """Run the largest step, let the cache have the rest; what each part of the memory is.
+
+        captures: the backend's; what they take is measured too, and they are to be made after this.
 
         Raises EngineError, with the numbers, where it does not fit.
         """
         if self._gauge is None:
             return _parts_of_host(sizes, self.adapter_bytes, cache)
+        if captures is not None:
+            captures.prepare()  # what steps only read is not counted as theirs
         limits = limits_of(self.config, sizes)
         plan = largest_step(limits, sizes.vocab, cache.num_blocks)
         step = self._gauge.taken_by(lambda: runner.run(plan, None)) + mixture_bytes(limits)
+        graphs = measured_bytes(captures, self._gauge)
         own = self.config.cache
         kv = own.memory_bytes
         if own.num_blocks is not None:
@@ -64,8 +71,7 @@ class MemoryBudget:
             utilization=self.config.gpu_memory_utilization,
             adapters=self.adapter_bytes,
             kv=kv,
-            others=self._others,
-            step=step,
+            taken=Taken(self._others, step, graphs),
         )
         if made.num_blocks != cache.num_blocks:
             cache.resize(made.num_blocks)

@@ -6,14 +6,17 @@ card says what others hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from router_engine.backends.cuda.graphs import BATCH_BUCKETS, MAX_COLUMNS, TILE_BUCKETS
+from router_engine.backends.cuda.graphs import GraphSizes
 from router_engine.backends.cuda.slots import SLOTS
+from router_engine.backends.cuda.static_inputs import MAX_COLUMNS
 from router_engine.errors import EngineError
 from router_engine.info import MemoryPart
 from router_engine.kernels.triton.grouped import TILE_ROWS
 from router_engine.memory.sizes import ModelSizes
+from router_engine.scheduling.plan import StepLimits
 
 _CONTEXT = 600 << 20  # of the driver, for a process: an estimate
 WORKSPACE = 96 << 20  # of libraries' matrix products: an estimate
@@ -23,13 +26,12 @@ _DRAW = 5  # copies of a row's logits in float32 while tokens are drawn
 
 
 @dataclass(frozen=True, slots=True)
-class StepLimits:
-    """The largest step. max_model_len: tokens of the longest sequence."""
+class Taken:
+    """Bytes of a device that are measured where there is one; None: by an estimate."""
 
-    tokens: int
-    requests: int
-    max_model_len: int
-    block_size: int
+    others: int = _CONTEXT  # what is not ours
+    step: int | None = None  # the largest
+    graphs: int | None = None  # all of them; 0 where none is captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class MemoryPlan:
     others: int  # the driver, other processes
     reserve: int  # what is left alone
     weights: int
-    buffers: int  # tables, inputs and graphs of the decoder
+    buffers: int  # tables and inputs of the decoder
+    graphs: int  # of decode steps
     step: int  # the largest step while it runs
     adapters: int
     kv: int
@@ -67,7 +70,8 @@ class MemoryPlan:
             MemoryPart("adapters", self.adapters, sizes.adapters_told(self.adapters)),
             MemoryPart("KV cache", self.kv, told),
             MemoryPart("step", self.step, drawn),
-            MemoryPart("buffers", self.buffers, "inputs, tables and graphs of decode steps"),
+            MemoryPart("buffers", self.buffers, "inputs and tables of steps"),
+            MemoryPart("graphs", self.graphs, _graphs_told(self.graphs, limits)),
             MemoryPart("others", self.others, "the driver and other processes"),
             MemoryPart("reserve", self.reserve, "left alone: gpu_memory_utilization"),
         )
@@ -81,40 +85,42 @@ def planned(
     utilization: float,
     adapters: int,
     kv: int | None = None,
-    others: int = _CONTEXT,
-    step: int | None = None,
+    taken: Taken | None = None,
 ) -> MemoryPlan:
-    """The plan of a device with `total` bytes, of which `others` are not ours.
+    """The plan of a device with `total` bytes.
 
-    adapters: bytes for them. kv: bytes of the KV cache; None: all that is left. step: bytes of the
-    largest step where that was measured. Raises EngineError, with the numbers and what to change,
-    where it does not fit.
+    adapters: bytes for them. kv: bytes of the KV cache; None: all that is left. Raises EngineError,
+    with the numbers and what to change, where it does not fit.
     """
-    usable = int(total * utilization) - others
+    taken = Taken() if taken is None else taken
+    usable = int(total * utilization) - taken.others
     buffers = buffer_bytes(sizes, limits)
-    step = step_bytes(sizes, limits) if step is None else step
-    left = usable - sizes.weight_bytes - buffers - step - adapters
-    taken = left if kv is None else kv
+    step = step_bytes(sizes, limits) if taken.step is None else taken.step
+    graphs = graph_bytes(limits) if taken.graphs is None else taken.graphs
+    left = usable - sizes.weight_bytes - buffers - graphs - step - adapters
+    given = left if kv is None else kv
     least = 2 * limits.block_size * sizes.kv_token_bytes
-    if taken > left or taken < least:
-        short = max(taken, least) - left
-        raise EngineError(
-            f"{total / 2**30:.1f} GiB of GPU memory are {_told(short)} short: of {utilization:.0%} "
-            f"of them others hold {_told(others)}, the weights take {_told(sizes.weight_bytes)}, "
-            f"adapters {_told(adapters)}, the largest step {_told(step)}, its buffers "
-            f"{_told(buffers)}, the KV cache at least {_told(max(kv or 0, least))}: use a smaller "
-            "adapter_memory, kv_memory, max_step_tokens or max_running, a larger "
-            "gpu_memory_utilization, a smaller model, or more memory"
-        )
+    if given > left or given < least:
+        parts = {
+            "others hold": taken.others,
+            "the weights take": sizes.weight_bytes,
+            "adapters": adapters,
+            "the largest step": step,
+            "its buffers": buffers,
+            "graphs": graphs,
+            "the KV cache at least": max(kv or 0, least),
+        }
+        raise _short(total, utilization, max(given, least) - left, parts)
     return MemoryPlan(
         total=total,
-        others=others,
-        reserve=total - others - (usable - left) - taken,
+        others=taken.others,
+        reserve=total - taken.others - (usable - left) - given,
         weights=sizes.weight_bytes,
         buffers=buffers,
+        graphs=graphs,
         step=step,
         adapters=adapters,
-        kv=taken,
+        kv=given,
         sizes=sizes,
         limits=limits,
     )
@@ -137,20 +143,34 @@ def mixture_bytes(limits: StepLimits) -> int:
 
 
 def buffer_bytes(sizes: ModelSizes, limits: StepLimits) -> int:
-    """What the CUDA decoder keeps beside weights: tables, inputs of graphs, the graphs."""
+    """What the CUDA decoder keeps beside weights: tables, and inputs of graphs."""
     tables = sizes.max_model_len * sizes.kv.head_dim * sizes.dtype.itemsize  # cosines and sines
     tables += SLOTS * len(sizes.base.linears) * (2 * 8 + 4)  # addresses and ranks of adapters
-    blocks = -(-sizes.max_model_len // limits.block_size)
-    row = 4 * (4 + blocks + 2 * MAX_COLUMNS + sizes.base.hidden_size + 1) + 1
-    larger = [bucket for bucket in BATCH_BUCKETS if bucket >= limits.requests]
-    batches = [bucket for bucket in BATCH_BUCKETS if bucket < limits.requests] + larger[:1]
-    logits = BATCH_BUCKETS[-1] * sizes.vocab * sizes.dtype.itemsize
-    return tables + logits + sum(batches) * row + graph_bytes(len(batches))
+    graphs = GraphSizes.of(limits)
+    blocks = -(-limits.max_model_len // limits.block_size)
+    token = 4 * (4 + 2 * MAX_COLUMNS + sizes.base.hidden_size) + 1
+    request = 4 * blocks + sizes.vocab * sizes.dtype.itemsize
+    return tables + graphs.tokens * token + graphs.requests * request
 
 
-def graph_bytes(batches: int) -> int:
-    """The graphs of so many batch sizes: each without a mixture, and by lists of tiles."""
-    return _GRAPH * batches * (1 + len(TILE_BUCKETS))
+def graph_bytes(limits: StepLimits) -> int:
+    """What all graphs take beside what they compute with: an estimate."""
+    return _GRAPH * GraphSizes.of(limits).count
+
+
+def _short(total: int, utilization: float, short: int, parts: Mapping[str, int]) -> EngineError:
+    told = ", ".join(f"{name} {_told(num_bytes)}" for name, num_bytes in parts.items())
+    return EngineError(
+        f"{total / 2**30:.1f} GiB of GPU memory are {_told(short)} short: of {utilization:.0%} of "
+        f"them {told}: use a smaller adapter_memory, kv_memory, max_step_tokens or max_running, a "
+        "larger gpu_memory_utilization, a smaller model, or more memory"
+    )
+
+
+def _graphs_told(num_bytes: int, limits: StepLimits) -> str:
+    if num_bytes == 0:
+        return "none is captured"
+    return f"{GraphSizes.of(limits).count:,}, by sizes of steps and of mixtures"
 
 
 def _told(num_bytes: int) -> str:

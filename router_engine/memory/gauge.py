@@ -28,6 +28,10 @@ class MemoryGauge(Protocol):
         """By how much more is held, at its height, while `work` runs."""
         ...
 
+    def kept_by(self, work: Callable[[], object]) -> int:
+        """By how much less is free once `work` has run."""
+        ...
+
 
 class CudaGauge:
     """That of a card."""
@@ -54,6 +58,17 @@ class CudaGauge:
         peak = torch.cuda.max_memory_reserved(self._device)
         torch.cuda.empty_cache()
         return int(peak - before)
+
+    def kept_by(self, work: Callable[[], object]) -> int:
+        before = self._free()
+        work()
+        return max(0, before - self._free())
+
+    def _free(self) -> int:
+        """Without what torch only holds in store."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self._device)[0])
 
 
 def gauge_for(device: torch.device) -> MemoryGauge | None:

@@ -33,6 +33,16 @@ class EnsembleMember(NamedTuple):
     samples_token: bool  # its logits are the last that the others wait for
 
 
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The largest step. max_model_len: tokens of the longest sequence."""
+
+    tokens: int
+    requests: int
+    max_model_len: int
+    block_size: int
+
+
 class PlannedRow(msgspec.Struct, frozen=True):
     """One request's chunk of a step: tokens at positions [start, start + len(token_ids)).
 

@@ -16,6 +16,7 @@ class CountingBackend:
     """As `backends.base.Backend`."""
 
     capabilities = Capabilities(kernels="counting", has_decoder=True)
+    captures = None
 
     def __init__(self, parts: BackendParts) -> None:
         self._torch = TorchBackend(parts)

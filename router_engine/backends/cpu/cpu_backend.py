@@ -42,6 +42,8 @@ class CpuBackend:
     The weights move into the decoder: from then on they are nowhere else, and merged there.
     """
 
+    captures = None
+
     def __init__(self, parts: BackendParts) -> None:
         """Raises EngineError, which has its reasons, under `cpu`, which has no fallback.
 

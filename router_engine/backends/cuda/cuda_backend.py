@@ -9,13 +9,21 @@ import logging
 
 from torch import Tensor
 
-from router_engine.backends.base import Capabilities, ForwardOutput
+from router_engine.backends.base import Capabilities, Captures, ForwardOutput
+from router_engine.backends.cuda.captures import StepCaptures
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, refusal
 from router_engine.backends.cuda.cuda_steps import CudaSteps
 from router_engine.backends.cuda.graphs import CudaCapture, Graphs, run_directly
 from router_engine.backends.spec import BackendParts, BackendSpec
 from router_engine.backends.torch.torch_backend import TorchBackend
+from router_engine.kernels.triton.compilation import compiled_ahead
+from router_engine.kernels.triton.every_launch import (
+    AttentionShape,
+    launch_attention,
+    launch_low_rank,
+)
 from router_engine.mixture.weights import StepWeights
+from router_engine.processes.progress import told
 from router_engine.scheduling.plan import StepPlan
 
 _log = logging.getLogger(__name__)
@@ -29,6 +37,8 @@ class CudaBackend:
     def __init__(self, parts: BackendParts) -> None:
         self._torch = TorchBackend(parts)
         self._steps: CudaSteps | None = None
+        self._eager = parts.config.enforce_eager
+        _compile_operations(parts)
         reason = refusal(parts.loaded)
         if reason is None:
             self._steps = _proven_steps(parts)
@@ -40,6 +50,12 @@ class CudaBackend:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(kernels=_NAME, has_decoder=self._steps is not None)
+
+    @property
+    def captures(self) -> Captures | None:
+        if self._steps is None or self._eager:
+            return None
+        return StepCaptures(self._steps)
 
     @property
     def graphs(self) -> Graphs | None:
@@ -58,8 +74,25 @@ class CudaBackend:
     def write_weight(self, module: str, weight: Tensor) -> None:
         """See `BaseWeights.write_weight`."""
         self._torch.write_weight(module, weight)
-        if self._steps is not None:
-            self._steps.refresh()
+        captures = self.captures
+        if self._steps is not None and self._steps.refresh() and captures is not None:
+            captures.capture(len(captures), lambda done, of: None)  # no step waits for one
+
+
+def _compile_operations(parts: BackendParts) -> None:
+    """Those that run without a decoder, and beside it for what it does not know."""
+    dtype = parts.loaded.dtype
+    linears = {(each.shape.in_features, each.shape.out_features) for each in parts.linears.values()}
+    attention = {
+        AttentionShape(call.heads, call.kv_heads, call.head_dim, call.window)
+        for call in parts.loaded.attention
+    }
+    with (
+        told(_log, "Compiling kernels of mixtures and attention") as on_progress,
+        compiled_ahead(on_progress),
+    ):
+        launch_attention(attention, parts.cache.block_size, dtype)
+        launch_low_rank(linears, parts.limits.tokens, dtype)
 
 
 def _proven_steps(parts: BackendParts) -> CudaSteps | None:
@@ -67,16 +100,22 @@ def _proven_steps(parts: BackendParts) -> CudaSteps | None:
     loaded = parts.loaded
 
     def make() -> CudaSteps:
-        return CudaSteps(
+        steps = CudaSteps(
             CudaDecoder(loaded, parts.linears, parts.cache),
             parts.experts,
             parts.cache,
             parts.operations,
-            max_model_len=loaded.max_model_len,
+            limits=parts.limits,
             device=loaded.device,
             new_capture=CudaCapture if loaded.device.type == "cuda" else lambda: run_directly,
             enforce_eager=parts.config.enforce_eager,
         )
+        with (
+            told(_log, "Compiling kernels of the decoder") as on_progress,
+            compiled_ahead(on_progress),
+        ):
+            steps.launch_kinds()
+        return steps
 
     # Nothing to take back: the model's own parameters are views of what the decoder reads.
     steps, verdict = parts.proof.accept(_NAME, make, lambda steps: None)

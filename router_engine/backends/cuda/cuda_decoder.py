@@ -19,8 +19,10 @@ from router_engine.backends.finite import are_finite
 from router_engine.backends.torch.wrapped_layers import MixtureLinear
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import StepAttention
+from router_engine.kernels.triton.attention_work import Cutting
 from router_engine.kernels.triton.fused import Rotation, norm, rotate_and_store, silu_mul
 from router_engine.kernels.triton.grouped import Group
+from router_engine.kernels.triton.triton_attention import cutting_of
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.model.attention_calls import AttentionCall
 from router_engine.model.layout import layout_of, layout_refusal
@@ -91,6 +93,7 @@ class CudaDecoder:
         layout = layout_of(loaded.model, loaded.attention)
         self._epsilon = layout.epsilon
         self._embedding: nn.Parameter = body.embed_tokens.weight
+        self.dtype = self._embedding.dtype
         self._final_norm: Tensor = body.norm.weight.detach()
         self._angles = _angles(body.rotary_emb, loaded)
         self._layers = [
@@ -119,6 +122,30 @@ class CudaDecoder:
             for part in (layer.qkv, layer.output, layer.gate_up, layer.down)
         ]
         return [*parts, self._head_group]
+
+    @property
+    def reaches(self) -> tuple[frozenset[int], ...]:
+        """Sets of `groups`, by their places, each within the next; the last is of all.
+
+        What queries, keys and values are made of, as LoRA was first used; attention; blocks; all.
+        """
+        blocks = range(0, 4 * len(self._layers), 4)
+        parts = [frozenset(first + place for first in blocks) for place in range(4)]
+        attention = parts[0] | parts[1]
+        layers = attention | parts[2] | parts[3]
+        return parts[0], attention, layers, layers | {4 * len(self._layers)}
+
+    def cuttings(self) -> frozenset[Cutting]:
+        """Of the attention of all layers: of decodes, and of mixed steps."""
+        shape = self._shape
+        return frozenset(
+            cutting_of(
+                *(layer.rotation.heads, shape.num_kv_heads, shape.head_dim, layer.window),
+                decodes=decodes,
+            )
+            for layer in self._layers
+            for decodes in (True, False)
+        )
 
     def groups_below_probe(self) -> frozenset[tuple[str, ...]]:
         """The modules of each group in the layers below the probe layer."""

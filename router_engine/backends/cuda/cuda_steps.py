@@ -1,8 +1,9 @@
-"""A step on the Triton kernels: decodes by graph, everything else launch by launch."""
+"""A step on the Triton kernels: by graph where one holds it, else launch by launch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,26 +12,28 @@ from torch import Tensor
 from router_engine.backends.base import ForwardOutput
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, DecoderInputs
 from router_engine.backends.cuda.graphs import (
-    BATCH_BUCKETS,
-    MAX_COLUMNS,
     TILE_BUCKETS,
     Capture,
-    DecodeArrays,
     GraphKey,
     Graphs,
-    StaticInputs,
+    GraphSizes,
     bucket_for,
 )
 from router_engine.backends.cuda.slots import SLOTS
+from router_engine.backends.cuda.static_inputs import (
+    MAX_COLUMNS,
+    StaticAttention,
+    StaticInputs,
+    StepRoom,
+)
 from router_engine.backends.cuda.table_mixtures import TableMixtures, weights_of
 from router_engine.backends.step_arrays import StepArrays, chunks_of
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
 from router_engine.kernels.triton.grouped import Group
-from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
-from router_engine.scheduling.plan import PlannedRow, StepPlan
+from router_engine.scheduling.plan import StepLimits, StepPlan
 
 
 class CudaSteps:
@@ -43,82 +46,115 @@ class CudaSteps:
         cache: PagedCache,
         operations: Operations,
         *,
-        max_model_len: int,
+        limits: StepLimits,
         device: torch.device,
         new_capture: Callable[[], Capture],
         enforce_eager: bool = False,
     ) -> None:
-        """enforce_eager: no graphs, for whoever looks for a fault."""
+        """limits: of all steps. enforce_eager: no graphs, for whoever looks for a fault."""
         self._decoder = decoder
         self._experts = experts
         self._cache = cache
         self._operations = operations
         self._device = device
-        self._max_model_len = max_model_len
+        self._limits = limits
         cache.when_resized.append(self._forget_addresses)
         self._mixtures = TableMixtures(decoder, experts.pool, device)
+        self.sizes = GraphSizes.of(limits)
         self._graphs = Graphs(new_capture)
         self._enforce_eager = enforce_eager
-        self._inputs: dict[int, StaticInputs] = {}
+        self._held: StaticInputs | None = None
         self._logits = torch.empty(
-            BATCH_BUCKETS[-1], decoder.vocab, dtype=decoder.head.weight.dtype, device=device
+            self.sizes.requests, decoder.vocab, dtype=decoder.head.weight.dtype, device=device
         )
         self._head = decoder.head.weight
 
     @property
     def graphs(self) -> Graphs:
-        """The decode steps captured so far."""
+        """The steps captured so far."""
         return self._graphs
 
     def forward(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
         """See `StepRunner.forward`."""
-        rows = plan.rows
-        key = None
-        if not self._enforce_eager and all(len(row.token_ids) == 1 for row in rows):
-            key = self._key(rows, weights)
-        if key is None:
-            return self._eager(plan, weights)
-        logits, hidden_states, finite = self._decode(rows, weights, key)
-        if not all(row.needs_logits for row in rows):
-            picked = [index for index, row in enumerate(rows) if row.needs_logits]
-            logits = logits[torch.tensor(picked, dtype=torch.long, device=self._device)]
-        return ForwardOutput(logits, hidden_states=hidden_states, finite=finite)
+        key = None if self._enforce_eager else self._key(plan, weights)
+        return self._eager(plan, weights) if key is None else self._replay(plan, weights, key)
 
-    def refresh(self) -> None:
-        """Base weights have changed. Called between steps.
+    @torch.inference_mode()
+    def launch_kinds(self) -> None:
+        """Launch every kind of kernel that steps within the limits may launch.
+
+        It is for `kernels.triton.compilation`: no kernel runs, and nothing comes of the rest.
+        """
+        for decodes, sizes in ((True, self.sizes.decodes), (False, self.sizes.mixed)):
+            self._forward(GraphKey(sizes[0], decodes=decodes))
+        self._mixtures.launch_kinds(max(self._limits.tokens, self.sizes.tokens))
+
+    def prepare(self) -> None:
+        """Make the inputs of all graphs."""
+        _ = self._inputs
+
+    @torch.inference_mode()
+    def capture(self, key: GraphKey) -> None:
+        """Have the graph of a key before a step asks for it."""
+        self._graphs.capture(key, partial(self._forward, key))
+
+    def keys(self) -> tuple[GraphKey, ...]:
+        """Every key that a step asks for, what takes most first."""
+        reaches = self._mixtures.reaches
+        mixtures = [(tiles, reach) for tiles in TILE_BUCKETS[::-1] for reach in reaches[::-1]]
+        kinds = (*mixtures, (0, frozenset[int]()))
+        sizes = [(tokens, False) for tokens in self.sizes.mixed[::-1]]
+        sizes += [(tokens, True) for tokens in self.sizes.decodes[::-1]]
+        return tuple(
+            GraphKey(tokens, *kind, decodes=decodes) for tokens, decodes in sizes for kind in kinds
+        )
+
+    def refresh(self) -> bool:
+        """Base weights have changed; whether graphs were forgotten. Called between steps.
 
         Parameters are written in place, where graphs read them; only a head that shares the
         embedding's parameter gets another one while it is merged.
         """
-        if self._decoder.head.weight is not self._head:
-            self._head = self._decoder.head.weight
-            self._graphs.clear()
+        if self._decoder.head.weight is self._head:
+            return False
+        self._head = self._decoder.head.weight
+        self._graphs.clear()
+        return True
 
     @property
-    def _max_blocks(self) -> int:
-        """Of one request."""
-        return min(-(-self._max_model_len // self._cache.block_size), self._cache.num_blocks)
+    def _inputs(self) -> StaticInputs:
+        """Those of all graphs."""
+        if self._held is None:
+            blocks = -(-self._limits.max_model_len // self._cache.block_size)
+            room = StepRoom(
+                self.sizes.tokens, self.sizes.requests, min(blocks, self._cache.num_blocks)
+            )
+            self._held = StaticInputs(
+                room, self._decoder.hidden_size, self._decoder.cuttings(), self._device
+            )
+        return self._held
 
     def _forget_addresses(self) -> None:
         """The cache is elsewhere, and of another size."""
         self._graphs.clear()
-        self._inputs.clear()
+        self._held = None
 
-    def _key(self, rows: Sequence[PlannedRow], weights: StepWeights | None) -> GraphKey | None:
-        """The graph for a step of single tokens, or None where only eager code does."""
-        batch = bucket_for(len(rows), BATCH_BUCKETS)
-        if batch is None:
+    def _key(self, plan: StepPlan, weights: StepWeights | None) -> GraphKey | None:
+        """The graph for a step, or None where only eager code does."""
+        decodes = all(len(row.token_ids) == 1 for row in plan.rows)
+        sizes = self.sizes.decodes if decodes else self.sizes.mixed
+        tokens = bucket_for(plan.num_tokens, sizes)
+        if tokens is None or len(plan.rows) > min(tokens, self.sizes.requests):
             return None
-        reads_hidden_states = any(row.reads_hidden_states for row in rows)
         if weights is None:
-            return GraphKey(batch, reads_hidden_states=reads_hidden_states)
+            return GraphKey(tokens, decodes=decodes)
         if not self._are_in_table(weights) or len(weights.digests) > MAX_COLUMNS:
             return None
         tiles = self._mixtures.tiles(weights.digests)
         capacity = bucket_for(len(tiles.places), TILE_BUCKETS)
         if capacity is None:
             return None
-        return GraphKey(batch, capacity, self._mixtures.touched(tiles), reads_hidden_states)
+        return GraphKey(tokens, capacity, self._mixtures.reach(tiles), decodes)
 
     def _are_in_table(self, weights: StepWeights) -> bool:
         """Whether the kernels find a step's mixtures by the table: `sum` of plain LoRA."""
@@ -130,42 +166,39 @@ class CudaSteps:
             and self._experts.pool.are_plain_lora(weights.digests)
         )
 
-    def _decode(
-        self, rows: Sequence[PlannedRow], weights: StepWeights | None, key: GraphKey
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits [rows, vocab]; the hidden states [rows, hidden] on the host, where it is read;
-        `finite`."""
-        if key.batch not in self._inputs:
-            self._inputs[key.batch] = StaticInputs(
-                key.batch, self._max_blocks, self._decoder.hidden_size, self._device
-            )
-        inputs = self._inputs[key.batch]
+    def _replay(self, plan: StepPlan, weights: StepWeights | None, key: GraphKey) -> ForwardOutput:
+        inputs, arrays = self._inputs, StepArrays(plan)
+        count = len(arrays.token_ids)
         total = lower = None
         if weights is not None:
-            total = weights_of(weights, len(rows), self._device)
+            total = weights_of(weights, count, self._device)
             if weights.below_probe is not None:
-                lower = weights_of(weights.below_probe, len(rows), self._device)
-        inputs.write(DecodeArrays.of(rows, self._cache.block_size), total, lower)
-        if weights is not None:
+                lower = weights_of(weights.below_probe, count, self._device)
             self._mixtures.write(weights.digests, key.tiles)
-        logits = self._graphs.run(key, lambda: self._forward(inputs, key))[: len(rows)]
-        hidden_states = inputs.hidden_states[: len(rows)].cpu() if key.reads_hidden_states else None
-        return logits, hidden_states, inputs.finite[: len(rows)]
+        inputs.write(arrays, self._cache.block_size, key.tokens, total, lower)
+        logits = self._graphs.run(key, partial(self._forward, key))[: len(arrays.samples)]
+        hidden_states = None
+        if plan.reads_hidden_states:
+            hidden_states = inputs.hidden_states[:count].cpu()
+        return ForwardOutput(logits, hidden_states=hidden_states, finite=inputs.finite[:count])
 
-    def _forward(self, inputs: StaticInputs, key: GraphKey) -> Tensor:
-        """Logits [batch, vocab] from what the buffers hold: this is what a graph captures."""
-        pages = Pages(inputs.tables, inputs.starts, inputs.contexts, 1, self._cache.block_size)
-        batch = DecoderInputs(inputs.numbers, PagedAttention(pages))
-        lower = inputs.lower if key.reads_hidden_states else None
-        mix = None
+    def _forward(self, key: GraphKey) -> Tensor:
+        """Logits [requests or more, vocab] from what the inputs hold: what a graph captures."""
+        inputs, tokens = self._inputs, key.tokens
+        attention = StaticAttention(inputs, tokens, self._cache.block_size, decodes=key.decodes)
+        batch = DecoderInputs(inputs.numbers(tokens), attention)
+        mix = head = None
+        rows = min(tokens, self.sizes.requests)
+        samples = inputs.samples(rows)
         if key.tiles:
-            mix = self._mixtures.of_list(key.tiles, key.touched, inputs.weights, lower)
-        hidden_states = inputs.hidden_states if key.reads_hidden_states else None
-        hidden, finite = self._decoder.hidden(batch, mix, hidden_states)
-        inputs.finite.copy_(finite)
+            weights, lower = inputs.weights[:tokens], inputs.lower[:tokens]
+            mix = self._mixtures.of_list(key.tiles, key.reach, weights, lower)
+            head = mix.of_tokens(samples)
+        hidden, finite = self._decoder.hidden(batch, mix, inputs.hidden_states[:tokens])
+        inputs.finite[:tokens].copy_(finite)
+        logits = self._decoder.logits(hidden.index_select(0, samples), head)
         # One buffer for all graphs: each would keep an output of its own, as large as a batch's.
-        logits = self._logits[: key.batch]
-        return logits.copy_(self._decoder.logits(hidden, mix))
+        return self._logits[:rows].copy_(logits)
 
     def _eager(self, plan: StepPlan, weights: StepWeights | None) -> ForwardOutput:
         """The same without a graph, for any plan and any weights."""

@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs, one a bucket of batch sizes; mixtures and token weights are data.
+"""Steps as CUDA graphs, by buckets of sizes; mixtures and token weights are data.
 
 A graph reads everything that changes from step to step from buffers at fixed addresses: tokens,
 positions, cache blocks, the weights matrix, and the list that says which adapters act. So a
@@ -12,21 +12,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from router_engine.device_calls import DEVICE_CALLS
-from router_engine.kernels.base import slots_at
 from router_engine.processes.long_work import long_work
-from router_engine.scheduling.plan import PlannedRow
+from router_engine.scheduling.plan import StepLimits
 
 _log = logging.getLogger(__name__)
 
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-TILE_BUCKETS = (4, 16, 64, 256, 1024)  # tiles of rank rows
-MAX_COLUMNS = 1024  # adapters of one step
+DECODE_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # tokens, one a request
+MIXED_BUCKETS = (32, 64, 128, 256, 512)  # tokens; larger steps keep a card busy launch by launch
+TILE_BUCKETS = (16, 128, 1024)  # tiles of rank rows; one that is not in use ends at once
+NUM_REACHES = 4  # sets of groups that a graph's mixture may act on (`CudaDecoder.reaches`)
 MAX_GRAPHS = 512
 
 Replay = Callable[[], Tensor]
@@ -40,95 +38,51 @@ def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """The purpose of a graph. tiles: 0 for the bare base. touched: groups that any rows act on.
+    """The purpose of a graph.
 
-    reads_hidden_states: it reads them, and the layers below have weights of their own.
+    tiles: of rank rows, 0 for the bare base. reach: groups that rows may act on. decodes: every
+    request has one token.
     """
 
-    batch: int
+    tokens: int
     tiles: int = 0
-    touched: frozenset[int] = frozenset()
-    reads_hidden_states: bool = False
+    reach: frozenset[int] = frozenset()
+    decodes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeArrays:
-    """A step of single tokens as arrays on the host.
+class GraphSizes:
+    """The sizes of all graphs of an engine, in tokens. The last of `decodes` is of requests too."""
 
-    numbers [4, rows] int32: token ids, positions, slots, contexts. blocks [rows, longest] int32.
-    """
-
-    numbers: NDArray[np.int32]
-    blocks: NDArray[np.int32]
+    decodes: tuple[int, ...]
+    mixed: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[PlannedRow], block_size: int) -> DecodeArrays:
-        """Every row has one token."""
-        used = [-(-row.stop // block_size) for row in rows]
-        blocks = np.zeros((len(rows), max(used)), dtype=np.int32)
-        for index, (row, count) in enumerate(zip(rows, used, strict=True)):
-            blocks[index, :count] = row.block_ids[:count]
-        token_ids = np.array([row.token_ids[0] for row in rows], dtype=np.int32)
-        positions = np.array([row.start for row in rows], dtype=np.int32)
-        own = blocks[np.arange(len(rows)), positions // block_size]
-        slots = slots_at(own, positions, block_size)
-        return cls(np.stack((token_ids, positions, slots, positions + 1)).astype(np.int32), blocks)
-
-    def padded(self, batch: int) -> NDArray[np.int32]:
-        """The numbers for `batch` rows: those added store nothing and see nothing."""
-        numbers = np.zeros((4, batch), dtype=np.int32)
-        numbers[:, : self.numbers.shape[1]] = self.numbers
-        numbers[2, self.numbers.shape[1] :] = -1
-        return numbers
-
-
-class StaticInputs:
-    """The inputs of the graphs of one batch bucket, at fixed addresses.
-
-    Written by the engine's thread before a replay. The step before has ended by then, its samples
-    are on the host, so nothing still reads the pinned buffers or what they are copied to.
-    """
-
-    def __init__(self, batch: int, max_blocks: int, hidden: int, device: torch.device) -> None:
-        pin = device.type == "cuda"
-        self._numbers = torch.zeros(4, batch, dtype=torch.int32, device=device)
-        self._host_numbers = torch.zeros(4, batch, dtype=torch.int32, pin_memory=pin)
-        self._host_tables = torch.zeros(batch, max_blocks, dtype=torch.int32, pin_memory=pin)
-        self.tables = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
-        self.weights = torch.zeros(batch, MAX_COLUMNS, dtype=torch.float32, device=device)
-        self.lower = torch.zeros_like(self.weights)  # of the layers below the probe layer
-        self.hidden_states = torch.zeros(
-            batch, hidden, dtype=torch.float32, device=device
-        )  # written
-        self.finite = torch.zeros(batch, dtype=torch.bool, device=device)  # written
-        self.starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    def of(cls, limits: StepLimits) -> GraphSizes:
+        """Those that hold every step within `limits`, as far as there are any."""
+        return cls(
+            _as_far_as(limits.requests, DECODE_BUCKETS), _as_far_as(limits.tokens, MIXED_BUCKETS)
+        )
 
     @property
-    def numbers(self) -> Tensor:
-        """[3, batch]: token ids, positions, slots."""
-        return self._numbers[:3]
+    def tokens(self) -> int:
+        """Of the largest."""
+        return max(self.decodes[-1], self.mixed[-1])
 
     @property
-    def contexts(self) -> Tensor:
-        return self._numbers[3]
+    def requests(self) -> int:
+        """The most that any holds."""
+        return self.decodes[-1]
 
-    def write(
-        self, arrays: DecodeArrays, weights: Tensor | None, lower: Tensor | None = None
-    ) -> None:
-        """weights, lower [rows, columns], or None where the graph reads none.
+    @property
+    def count(self) -> int:
+        """Graphs: a size without a mixture, and with one."""
+        return (len(self.decodes) + len(self.mixed)) * (1 + len(TILE_BUCKETS) * NUM_REACHES)
 
-        What lies past the rows and columns is not read.
-        """
-        rows, width = arrays.blocks.shape
-        batch = self._numbers.shape[1]
-        self._host_numbers.copy_(torch.from_numpy(arrays.padded(batch)))
-        self._numbers.copy_(self._host_numbers, non_blocking=True)
-        host = self._host_tables[:rows, :width]
-        host.copy_(torch.from_numpy(arrays.blocks))
-        self.tables[:rows, :width].copy_(host, non_blocking=True)
-        for buffer, values in ((self.weights, weights), (self.lower, lower)):
-            if values is not None:
-                buffer[:rows, : values.shape[1]].copy_(values)
+
+def _as_far_as(most: int, buckets: Sequence[int]) -> tuple[int, ...]:
+    last = bucket_for(most, buckets) or buckets[-1]
+    return tuple(bucket for bucket in buckets if bucket <= last)
 
 
 class Graphs:
@@ -147,12 +101,16 @@ class Graphs:
 
     def run(self, key: GraphKey, work: Callable[[], Tensor]) -> Tensor:
         """The output of `work`, which reads static buffers only; good until the next run."""
+        self.capture(key, work)
+        return self._replays[key]()
+
+    def capture(self, key: GraphKey, work: Callable[[], Tensor]) -> None:
+        """Have a graph of `work`, if there is none."""
         if key not in self._replays:
             self._replays[key] = self._captured(key, work)
             if len(self._replays) > self._most:
                 self._replays.popitem(last=False)
         self._replays.move_to_end(key)
-        return self._replays[key]()
 
     def again(self) -> None:
         """Run the last graph on what its buffers hold, for a measurement: nothing changes."""

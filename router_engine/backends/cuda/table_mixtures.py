@@ -12,7 +12,14 @@ from torch import Tensor
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder
 from router_engine.backends.cuda.slots import AdapterSlots, HostTiles, StaticTiles
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.triton.grouped import AdapterTable, Group, Tiles, mix_group
+from router_engine.kernels.triton.grouped import (
+    FEW_TILES,
+    AdapterTable,
+    Group,
+    Tiles,
+    mix_group,
+)
+from router_engine.kernels.triton.launch import ShrinkShape
 from router_engine.mixture.weights import StepWeights
 
 _Paths = tuple[str, ...]  # of a group's modules
@@ -25,6 +32,9 @@ class TableMixtures:
         self._device = device
         self._groups = {group.paths: index for index, group in enumerate(decoder.groups)}
         self._firsts = np.array([group.first for group in decoder.groups])
+        self._kinds = {(group.width, group.widths): group for group in decoder.groups}.values()
+        self._dtype = decoder.dtype
+        self.reaches = decoder.reaches
         self._below = decoder.groups_below_probe()
         self._slots = AdapterSlots(pool, decoder.modules, device)
         self._lists: dict[int, StaticTiles] = {}  # by capacity
@@ -38,18 +48,38 @@ class TableMixtures:
         touched = np.logical_or.reduceat(tiles.touched, self._firsts)
         return frozenset(np.flatnonzero(touched).tolist())
 
+    def reach(self, tiles: HostTiles) -> frozenset[int]:
+        """The smallest of `reaches` that holds all that any rows act on: few graphs serve all."""
+        touched = self.touched(tiles)
+        return next(reach for reach in self.reaches if touched <= reach)
+
     def write(self, digests: tuple[str, ...], capacity: int) -> None:
         """Let the list of a capacity hold these adapters' tiles."""
         self._list(capacity).write(self.tiles(digests))
 
     def of_list(
-        self, capacity: int, touched: frozenset[int], weights: Tensor, lower: Tensor | None
+        self, capacity: int, reach: frozenset[int], weights: Tensor, lower: Tensor
     ) -> TableMix:
         """The mixture of the tiles that the list of a capacity holds when it runs.
 
-        lower: weights of the layers below the probe layer, where they have their own.
+        lower: weights of the layers below the probe layer.
         """
-        return self._mix(self._list(capacity).tiles, touched, weights, lower)
+        return self._mix(self._list(capacity).tiles, reach, weights, lower)
+
+    def launch_kinds(self, tokens: int) -> None:
+        """Launch every kind of mixture that steps of up to so many tokens may launch, on nothing.
+
+        It is for `kernels.triton.compilation`: no kernel runs.
+        """
+        for group in self._kinds:
+            lists = len(group.paths)
+            blocks = range(lists * FEW_TILES, 0, -lists)
+            for count, found in ShrinkShape.kinds(tokens, group.width, blocks):
+                x = torch.empty(count, group.width, dtype=self._dtype, device="meta")
+                y = torch.empty(count, sum(group.widths), dtype=self._dtype, device="meta")
+                weights = torch.empty(count, 1, device="meta")
+                tiles = StaticTiles(found // lists, self._device).tiles
+                mix_group(y, x, weights, group, self._slots.table, tiles)
 
     def of_step(self, weights: StepWeights, tokens: int) -> TableMix:
         """The mixture of one step of so many tokens."""
@@ -93,7 +123,7 @@ class TableMix:
 
     def of_tokens(self, index: Tensor) -> TableMix:
         """The same seen by some tokens only, above the probe layer."""
-        return replace(self, weights=self.weights[index])
+        return replace(self, weights=self.weights.index_select(0, index))
 
 
 def weights_of(weights: StepWeights, tokens: int, device: torch.device) -> Tensor:

@@ -21,6 +21,7 @@ class TorchBackend(ParameterWeights):
     """As `backends.base.Backend`. Runs every model that transformers runs, on every device."""
 
     capabilities = Capabilities(kernels=TORCH, has_decoder=False)
+    captures = None
 
     def __init__(self, parts: BackendParts) -> None:
         super().__init__(parts.loaded, parts.linears)

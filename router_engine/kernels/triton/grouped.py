@@ -22,7 +22,7 @@ from router_engine.kernels.triton.launch import (
 
 TILE_ROWS = 16  # rows of one tile: the least that tensor cores take
 _TURN = 4  # tiles that one product expands
-_FEW_TILES = 16
+FEW_TILES = 16  # of a longer list as many may be in use
 _BLOCK_O = 64
 
 
@@ -121,7 +121,7 @@ def _shrink(x: Tensor, weights: Tensor, group: Group, table: AdapterTable, tiles
     """z [splits, tokens, modules * capacity * TILE_ROWS] fp32, written where a row acts."""
     (tokens, width), lists = x.shape, len(group.paths) * tiles.capacity
     # Most of a long list may be empty: a cut for as many programs would leave a card idle.
-    shape = ShrinkShape.of(tokens, width, len(group.paths) * min(tiles.capacity, _FEW_TILES))
+    shape = ShrinkShape.of(tokens, width, len(group.paths) * min(tiles.capacity, FEW_TILES))
     z = torch.empty(shape.splits, tokens, lists * TILE_ROWS, dtype=torch.float32, device=x.device)
     launch(
         shrink_tiles_kernel,

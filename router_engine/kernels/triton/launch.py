@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,10 @@ _PROGRAMS = 256  # they fill a large card
 _MAX_SPLITS = 8
 _MAX_ROWS = 256
 _MIN_CHUNK = 256  # of the inner dimension: a shorter share is not worth a program
+_MAX_TILE = 64  # tokens
+
+compiles_only: ContextVar[bool] = ContextVar("compiles_only", default=False)
+"""Whether launches compile their kernel and run nothing (`compilation`)."""
 
 
 def programs_wanted() -> int:
@@ -40,7 +46,7 @@ def widened(dtype: torch.dtype) -> bool:
 
 def token_tile(tokens: int) -> int:
     """Tokens of one program: 16 is the least that tensor cores take."""
-    return min(64, max(16, power_of_two(tokens)))
+    return min(_MAX_TILE, max(16, power_of_two(tokens)))
 
 
 def span_align(*bounds: int) -> int:
@@ -73,11 +79,31 @@ class ShrinkShape:
         block_k = min(128, max(16, power_of_two(width)))
         return cls(tile, splits, -(-width // (splits * block_k)) * block_k, block_k)
 
+    @classmethod
+    def kinds(cls, tokens: int, width: int, row_blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """(tokens, row blocks) of one shrink of each kind that kernels are compiled for.
+
+        tokens: the most that a step has. row_blocks: all that there may be.
+        """
+        found = set()
+        whole = range(_MAX_TILE // 2 + 1, tokens + 1, _MAX_TILE)
+        counts = [count for count in (1, _MAX_TILE // 4 + 1, *whole) if count <= tokens]
+        for blocks in row_blocks:
+            for count in counts:
+                shape = cls.of(count, width, blocks)
+                if (shape.tile, shape.splits) not in found:
+                    found.add((shape.tile, shape.splits))
+                    yield count, blocks
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
     """Run a kernel, unless there is nothing to run."""
-    if all(grid):
+    if not all(grid):
+        return
+    if not compiles_only.get():
         kernel[grid](*arguments, **options)
+    elif not interpreted():
+        kernel.warmup(*arguments, grid=grid, **options)
 
 
 def interpreted() -> bool:

@@ -1,69 +1,135 @@
-"""Paged attention on the device: where a step's requests lie, and the launch over it."""
+"""Paged attention on the device: a step's list of work, and the launches over it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from router_engine.kernels.base import Chunk
+from router_engine.kernels.triton.attention_work import (
+    BLOCK_N,
+    ITEM_NUMBERS,
+    JOIN_NUMBERS,
+    Cutting,
+    HostWork,
+    WorkRoom,
+    cut,
+)
 from router_engine.kernels.triton.device.paged import attend_kernel, combine_kernel
 from router_engine.kernels.triton.launch import launch, power_of_two, programs_wanted, widened
 
 _WIDE = 128  # heads that are wider take half the rows and positions, or registers spill
-_BLOCK_N = 64  # context positions of one step of the softmax
-_MAX_ROWS = 64  # of a prefill's tile
+_MAX_ROWS = 64  # of a prompt's tile
 _STAGES = 5  # with fewer the compiler keeps one buffer, and every step waits for its own loads
-_MAX_SPLITS = 16
+_COUNTS = 4  # numbers before the items, two of them in use: what follows is aligned
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
-    """The places of the tokens of a flat batch and of their contexts; int32 on the device.
+class AttentionWork:
+    """Room for a `HostWork` on the device, at one address; int32.
 
-    tables [requests, blocks]: cache blocks in order, past the context anything. starts
-    [requests + 1]: first flat token of each request. contexts [requests]: positions that the last
-    token of each request sees, itself included; 0 for a place without a request.
+    items [most, 7], joins [most, 4]: as there; counts [2]: how many of each are in use. rows: of
+    the parts, or more. decodes: tiles are of one token.
     """
 
-    tables: Tensor
-    starts: Tensor
-    contexts: Tensor
-    longest: int  # tokens of the longest chunk, or more
-    block_size: int
+    buffer: Tensor
+    items: Tensor
+    joins: Tensor
+    counts: Tensor
+    rows: int
+    decodes: bool
 
     @classmethod
-    def of(cls, chunks: Sequence[Chunk], block_size: int, device: torch.device) -> Pages:
-        """The pages of `chunks`, which follow one another in the flat batch."""
-        width = max(len(chunk.block_ids) for chunk in chunks)
-        tables = [(*chunk.block_ids, *(0,) * (width - len(chunk.block_ids))) for chunk in chunks]
-        starts = [*(chunk.first for chunk in chunks), chunks[-1].first + chunks[-1].length]
+    def over(cls, buffer: Tensor, items: int, rows: int, *, decodes: bool) -> AttentionWork:
+        """That in a buffer [`numbers`], with room for so many items."""
+        first, split = _COUNTS, _COUNTS + ITEM_NUMBERS * items
         return cls(
-            tables=_int32(tables, device),
-            starts=_int32(starts, device),
-            contexts=_int32([chunk.stop for chunk in chunks], device),
-            longest=max(chunk.length for chunk in chunks),
-            block_size=block_size,
+            buffer,
+            items=buffer[first:split].view(-1, ITEM_NUMBERS),
+            joins=buffer[split:].view(-1, JOIN_NUMBERS),
+            counts=buffer[:2],
+            rows=rows,
+            decodes=decodes,
+        )
+
+    def first(self, room: WorkRoom) -> AttentionWork:
+        """The same for steps that need no more than this."""
+        return replace(
+            self, items=self.items[: room.items], joins=self.joins[: room.joins], rows=room.rows
         )
 
 
-class PagedAttention:
-    """As `kernels.base.StepAttention`."""
+def numbers(items: int, joins: int) -> int:
+    """Numbers that a buffer for so many has."""
+    return _COUNTS + ITEM_NUMBERS * items + JOIN_NUMBERS * joins
 
-    def __init__(self, pages: Pages, *, splits: int | None = None) -> None:
-        """`splits`: programs a context is divided among; None: as many as fill the card."""
-        self._pages = pages
-        self._splits = splits
+
+def packed(work: HostWork, items: int, joins: int) -> NDArray[np.int32]:
+    """A buffer's numbers, with room for so many; what is not in use is not set."""
+    made = np.empty(numbers(items, joins), dtype=np.int32)
+    made[:2] = len(work.items), len(work.joins)
+    split = _COUNTS + ITEM_NUMBERS * items
+    made[_COUNTS : _COUNTS + work.items.size] = work.items.ravel()
+    made[split : split + work.joins.size] = work.joins.ravel()
+    return made
+
+
+class PagedAttention:
+    """As `kernels.base.StepAttention`, of the requests of one flat batch."""
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        block_size: int,
+        device: torch.device,
+        *,
+        programs: int | None = None,
+    ) -> None:
+        """programs: items that every context is to be shared among; None: as many as pay."""
+        width = max(len(chunk.block_ids) for chunk in chunks)
+        tables = [(*chunk.block_ids, *(0,) * (width - len(chunk.block_ids))) for chunk in chunks]
+        self._tables = torch.tensor(tables, dtype=torch.int32).to(device)
+        self._lengths = np.array([chunk.length for chunk in chunks])
+        self._contexts = np.array([chunk.stop for chunk in chunks])
+        self._block_size = block_size
+        self._device = device
+        self._programs = programs
+        self._works: dict[Cutting, AttentionWork] = {}  # layers differ by their windows, if at all
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None
     ) -> Tensor:
         output = query.new_empty(query.shape)
-        attend(query, keys, values, output, self._pages, scale, window, splits=self._splits)
+        decodes = int(self._lengths.max()) == 1
+        cutting = cutting_of(query.shape[1], keys.shape[1], query.shape[2], window, decodes=decodes)
+        if cutting not in self._works:
+            self._works[cutting] = self._work(cutting)
+        work = self._works[cutting]
+        attend(query, keys, values, output, self._tables, work, self._block_size, scale, window)
         return output
+
+    def _work(self, cutting: Cutting) -> AttentionWork:
+        if self._programs is not None:
+            cutting = replace(cutting, programs=self._programs, least=1)
+        host = cut(self._lengths, self._contexts, cutting)
+        items, joins = len(host.items), len(host.joins)
+        buffer = torch.from_numpy(packed(host, items, joins)).to(self._device)
+        return AttentionWork.over(buffer, items, host.rows, decodes=cutting.tile == 1)
+
+
+def cutting_of(
+    heads: int, kv_heads: int, dim: int, window: int | None, *, decodes: bool
+) -> Cutting:
+    """The cut of a model's attention. decodes: no request has more than one token."""
+    group = heads // kv_heads
+    tile = 1 if decodes else _rows(group, dim, decodes=False) // group
+    return Cutting(heads, tile, -(-programs_wanted() // kv_heads), window)
 
 
 def attend(
@@ -71,26 +137,25 @@ def attend(
     keys: Tensor,
     values: Tensor,
     output: Tensor,
-    pages: Pages,
+    tables: Tensor,
+    work: AttentionWork,
+    block_size: int,
     scale: float,
     window: int | None,
-    *,
-    splits: int | None = None,
 ) -> None:
     """Attention of query [tokens, heads, dim] over the cache, into `output`, contiguous.
 
-    A head's values must lie side by side in query, keys and values; keys and values alike.
+    A head's values must lie side by side in query, keys and values; keys and values alike. tables
+    [requests, blocks] int32: cache blocks in order, past the context anything. Tokens that no item
+    of `work` has are not written.
     """
-    tokens, heads, dim = query.shape
-    kv_heads = keys.shape[1]
-    requests, group = pages.contexts.shape[0], heads // kv_heads
-    rows, tile = _tile(group, pages.longest, dim)
-    tiles = -(-pages.longest // tile)
-    splits = splits or (_splits(requests * tiles * kv_heads) if pages.longest == 1 else 1)
-    parts, maxima, sums = _parts(output, splits)
+    (_, heads, dim), kv_heads = query.shape, keys.shape[1]
+    group = heads // kv_heads
+    rows = _rows(group, dim, decodes=work.decodes)
+    parts, maxima, sums = _parts(output, work.rows)
     launch(
         attend_kernel,
-        (requests, tiles, kv_heads * splits),
+        (len(work.items), kv_heads),
         query,
         keys,
         values,
@@ -98,10 +163,9 @@ def attend(
         parts,
         maxima,
         sums,
-        pages.tables,
-        pages.starts,
-        pages.contexts,
-        tokens,
+        tables,
+        work.items,
+        work.counts,
         heads,
         scale * math.log2(math.e),
         0 if window is None else window,
@@ -110,21 +174,37 @@ def attend(
         keys.stride(0),
         keys.stride(1),
         output.stride(0),
-        pages.tables.stride(0),
+        tables.stride(0),
         GROUP=group,
         HEAD=dim,
         BLOCK_D=max(16, power_of_two(dim)),
-        PAGE=pages.block_size,
+        PAGE=block_size,
         WINDOWED=window is not None,
-        SPLITS=splits,
-        TOKENS=tile,
         BLOCK_M=rows,
-        BLOCK_N=_BLOCK_N if dim <= _WIDE else _BLOCK_N // 2,
+        BLOCK_N=BLOCK_N if dim <= _WIDE else BLOCK_N // 2,
         WIDEN=widened(query.dtype),
         **compiled_for(rows),
     )
-    if splits > 1:
-        _combine(parts, maxima, sums, output)
+    _combine(parts, maxima, sums, output, work)
+
+
+def _combine(
+    parts: Tensor, maxima: Tensor, sums: Tensor, output: Tensor, work: AttentionWork
+) -> None:
+    dim = output.shape[2]
+    launch(
+        combine_kernel,
+        (len(work.joins), output.shape[1]),
+        parts,
+        maxima,
+        sums,
+        output,
+        work.joins,
+        work.counts[1:],
+        output.stride(0),
+        HEAD=dim,
+        BLOCK_D=power_of_two(dim),
+    )
 
 
 def compiled_for(rows: int) -> dict[str, int]:
@@ -132,47 +212,18 @@ def compiled_for(rows: int) -> dict[str, int]:
     return {"num_stages": _STAGES, "num_warps": 8 if rows >= _MAX_ROWS else 4}
 
 
-def _parts(output: Tensor, splits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_combine` joins; of one split nothing is kept, `output` stands in its place."""
-    if splits == 1:
-        return output, output, output
-    parts = output.new_empty(splits, *output.shape, dtype=torch.float32)
-    maxima, sums = parts.new_empty(2, *parts.shape[:3])
+def _parts(output: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `combine_kernel` joins, fp32: [rows, dim], [rows], [rows]; with room for one at least,
+    so that kernels are the same."""
+    rows = max(rows, 1)
+    parts = output.new_empty(rows, output.shape[2], dtype=torch.float32)
+    maxima, sums = parts.new_empty(2, -(-rows // 4) * 4)
     return parts, maxima, sums
 
 
-def _combine(parts: Tensor, maxima: Tensor, sums: Tensor, output: Tensor) -> None:
-    """Join what the splits of each context found: parts [splits, tokens, heads, dim]."""
-    splits, tokens, heads, dim = parts.shape
-    launch(
-        combine_kernel,
-        (tokens, heads),
-        parts,
-        maxima,
-        sums,
-        output,
-        tokens,
-        heads,
-        output.stride(0),
-        HEAD=dim,
-        BLOCK_D=power_of_two(dim),
-        SPLITS=splits,
-    )
-
-
-def _tile(group: int, longest: int, dim: int) -> tuple[int, int]:
-    """Rows of a tile and tokens in it: a token takes a row for each query head of its group."""
+def _rows(group: int, dim: int, *, decodes: bool) -> int:
+    """Rows of a tile: a token takes one for each query head of its group."""
     least = max(16, power_of_two(group))
-    if longest == 1:
-        return least, 1
-    rows = max(least, _MAX_ROWS if dim <= _WIDE else _MAX_ROWS // 2)
-    return rows, rows // group
-
-
-def _splits(programs: int) -> int:
-    """A power of two, so that few variants are compiled."""
-    return min(_MAX_SPLITS, power_of_two(programs_wanted() // max(programs, 1)))
-
-
-def _int32(values: Sequence[object], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).to(device)
+    if decodes:
+        return least
+    return max(least, _MAX_ROWS if dim <= _WIDE else _MAX_ROWS // 2)

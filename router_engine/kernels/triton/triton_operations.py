@@ -10,7 +10,7 @@ from torch import Tensor
 from router_engine.kernels.base import Chunk, KernelSpec, RankFold, RowBlocks, StepAttention
 from router_engine.kernels.reference.operations import ReferenceOperations
 from router_engine.kernels.triton.launch import interpreted
-from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
+from router_engine.kernels.triton.triton_attention import PagedAttention
 from router_engine.kernels.triton.triton_low_rank import (
     SPARSE_BELOW,
     mix_linear,
@@ -51,7 +51,7 @@ class TritonOperations(ReferenceOperations):
     def attention(
         self, chunks: Sequence[Chunk], block_size: int, device: torch.device
     ) -> StepAttention:
-        return PagedAttention(Pages.of(chunks, block_size, device))
+        return PagedAttention(chunks, block_size, device)
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,4 +1,4 @@
-"""What goes into a decode graph's buffers, and when a graph is captured: no GPU needed."""
+"""When a graph is captured, and the adapters that it finds: no GPU needed."""
 
 from __future__ import annotations
 
@@ -11,68 +11,44 @@ from torch import Tensor
 
 from adapters_store.types import AdapterManifest
 from router_engine.backends.cuda.graphs import (
-    BATCH_BUCKETS,
+    DECODE_BUCKETS,
+    MIXED_BUCKETS,
     Capture,
-    DecodeArrays,
     GraphKey,
     Graphs,
+    GraphSizes,
     Replay,
-    StaticInputs,
     bucket_for,
 )
 from router_engine.backends.cuda.slots import AdapterSlots, StaticTiles
 from router_engine.experts.base import AdapterParts, ExpertRows, HostAdapter
 from router_engine.experts.memory import HostMemory
 from router_engine.experts.rows import RowPool
-from router_engine.request import EngineRequest, SamplingSpec
-from router_engine.scheduling.plan import PlannedRow
+from router_engine.scheduling.plan import StepLimits
 
 CPU = torch.device("cpu")
 MODULES = ("q", "k", "v")
 
 
-def _row(token: int, start: int, blocks: tuple[int, ...]) -> PlannedRow:
-    return PlannedRow(
-        EngineRequest(str(token), (), SamplingSpec(max_new_tokens=1)),
-        arrival=0,
-        token_ids=(token,),
-        start=start,
-        block_ids=blocks,
-        needs_logits=True,
-        weight_runs=(),
-        known_tokens=(),
-    )
-
-
 @pytest.mark.parametrize(("count", "bucket"), [(1, 1), (3, 4), (32, 32), (33, 48), (257, None)])
 def test_the_smallest_bucket_that_holds_a_batch(count: int, bucket: int | None) -> None:
-    assert bucket_for(count, BATCH_BUCKETS) == bucket
+    assert bucket_for(count, DECODE_BUCKETS) == bucket
 
 
-def test_arrays_of_a_step() -> None:
-    """Slots follow from the blocks; a block beyond the context is left out."""
-    arrays = DecodeArrays.of([_row(7, 9, (5, 2, 8)), _row(3, 0, (4, 9))], block_size=4)
-    assert arrays.numbers.tolist() == [[7, 3], [9, 0], [8 * 4 + 1, 4 * 4], [10, 1]]
-    assert arrays.blocks.tolist() == [[5, 2, 8], [4, 0, 0]]
-
-
-def test_padding_stores_nothing_and_sees_nothing() -> None:
-    numbers = DecodeArrays.of([_row(7, 9, (5, 2, 8))], block_size=4).padded(3)
-    assert numbers[2].tolist() == [33, -1, -1]
-    assert numbers[3].tolist() == [10, 0, 0]
-
-
-def test_buffers_keep_their_addresses() -> None:
-    inputs = StaticInputs(4, max_blocks=6, hidden=8, device=CPU)
-    parts = (inputs.numbers, inputs.tables, inputs.weights, inputs.contexts)
-    before = [part.data_ptr() for part in parts]
-    weights = torch.tensor([[0.5, -1.0]])
-    inputs.write(DecodeArrays.of([_row(7, 9, (5, 2, 8))], block_size=4), weights)
-    assert inputs.tables[0, :3].tolist() == [5, 2, 8]
-    assert inputs.weights[0, :2].tolist() == [0.5, -1.0]
-    inputs.write(DecodeArrays.of([_row(8, 0, (1,)), _row(9, 4, (3, 0))], block_size=4), None)
-    assert inputs.numbers[:, :3].tolist() == [[8, 9, 0], [0, 4, 0], [4, 0, -1]]
-    assert [part.data_ptr() for part in parts] == before
+@pytest.mark.parametrize(
+    ("tokens", "requests", "expected"),
+    [
+        (24, 3, GraphSizes((1, 2, 4), (32,))),
+        (64, 8, GraphSizes((1, 2, 4, 8), (32, 64))),
+        (9999, 9999, GraphSizes(DECODE_BUCKETS, MIXED_BUCKETS)),
+    ],
+)
+def test_sizes_hold_every_step_or_all_that_there_are(
+    tokens: int, requests: int, expected: GraphSizes
+) -> None:
+    sizes = GraphSizes.of(StepLimits(tokens, requests, 512, 16))
+    assert sizes == expected
+    assert sizes.count == 13 * (len(expected.decodes) + len(expected.mixed))
 
 
 class _Captures:
@@ -104,7 +80,12 @@ def test_a_graph_is_captured_once_a_key() -> None:
     """Once all are forgotten others are captured in memory of their own."""
     captures = _Captures()
     graphs = Graphs(captures)
-    for key in (GraphKey(4), GraphKey(4, 64), GraphKey(4), GraphKey(4, 64, frozenset({1}))):
+    for key in (
+        GraphKey(4),
+        GraphKey(4, 64),
+        GraphKey(4),
+        GraphKey(4, 64, frozenset({1})),
+    ):
         graphs.run(key, _zeros)
     assert len(graphs) == 3
     graphs.clear()
@@ -133,7 +114,7 @@ def test_what_cannot_be_captured_runs_launch_by_launch(caplog: pytest.LogCapture
     for _ in range(3):
         graphs.run(GraphKey(4), work)
     assert len(runs) == 3
-    assert caplog.text.count("no graph for GraphKey(batch=4") == 1
+    assert caplog.text.count("no graph for GraphKey(tokens=4") == 1
     captures.error = None
     graphs.run(GraphKey(4), work)
     assert captures.captured == []  # not tried again

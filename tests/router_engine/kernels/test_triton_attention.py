@@ -33,13 +33,16 @@ def test_attention(
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("splits", [2, 4])
-def test_attention_split_over_the_context(run: Run, splits: int, window: int | None) -> None:
-    run(checks.check_attention, "float32", (4, 2, 16), ((200, 1), (3, 1)), window, splits)
+@pytest.mark.parametrize("programs", [2, 4])
+@pytest.mark.parametrize("spans", [((200, 1), (3, 1)), ((150, 40), (3, 1))], ids=str)
+def test_a_context_that_is_shared(
+    run: Run, spans: Sequence[tuple[int, int]], programs: int, window: int | None
+) -> None:
+    run(checks.check_attention, "float32", (4, 2, 16), spans, window, programs)
 
 
-def test_places_without_a_request(run: Run) -> None:
-    run(checks.check_empty_places)
+def test_places_without_work(run: Run) -> None:
+    run(checks.check_places_without_work)
 
 
 # Rows of a program: one, as on a GPU; some, of which the last program has fewer; all.

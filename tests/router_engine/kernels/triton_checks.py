@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,8 +18,14 @@ from router_engine.kernels.base import Chunk, RankFold
 from router_engine.kernels.reference import low_rank as reference
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.triton import fused
+from router_engine.kernels.triton.attention_work import Cutting, cut
 from router_engine.kernels.triton.grouped import AdapterTable, Group, Tiles, mix_group
-from router_engine.kernels.triton.triton_attention import PagedAttention, Pages
+from router_engine.kernels.triton.triton_attention import (
+    AttentionWork,
+    PagedAttention,
+    attend,
+    packed,
+)
 from router_engine.kernels.triton.triton_low_rank import group_tokens, row_blocks
 from router_engine.kernels.triton.triton_operations import TritonOperations
 
@@ -180,7 +187,7 @@ def check_attention(
     heads: tuple[int, int, int],
     spans: Sequence[tuple[int, int]],
     window: int | None,
-    splits: int | None,
+    programs: int | None,
 ) -> None:
     """heads: query heads, kv heads, dimension. spans: (start, length) of each request."""
     inputs = Inputs(device, dtype)
@@ -196,26 +203,28 @@ def check_attention(
     values = inputs.values(64 * _BLOCK_SIZE, kv_heads, dim)
     # A slice of a fused q, k, v, as the decoder has it.
     query = inputs.values(first, query_heads + 2, dim)[:, :query_heads]
-    pages = Pages.of(chunks, _BLOCK_SIZE, inputs.device)
-    ours = PagedAttention(pages, splits=splits).attend(query, keys, values, dim**-0.5, window)
+    attention = PagedAttention(chunks, _BLOCK_SIZE, inputs.device, programs=programs)
+    ours = attention.attend(query, keys, values, dim**-0.5, window)
     theirs = TorchAttention(chunks, _BLOCK_SIZE, inputs.device)
     inputs.agree(ours, theirs.attend(query, keys, values, dim**-0.5, window))
 
 
-def check_empty_places(device: str) -> None:
-    """Places of a bucket that hold no request come out as zeros, in one part or in several."""
+def check_places_without_work(device: str) -> None:
+    """In a list with more room than work, tokens that no item has are left as they are."""
     inputs = Inputs(device, "float32")
-
-    def int32(values: object) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=inputs.device)
-
-    pages = Pages(int32([[3], [0]]), int32([0, 1, 2]), int32([2, 0]), 1, _BLOCK_SIZE)
     keys, values = inputs.values(16, 1, 16), inputs.values(16, 1, 16)
-    query = inputs.values(2, 2, 16)
-    for splits in (1, 2):
-        output = PagedAttention(pages, splits=splits).attend(query, keys, values, 0.25, None)
-        assert bool(output[0].isfinite().all())
-        assert float(output[1].abs().max()) == 0
+    query, output = inputs.values(2, 2, 16), inputs.values(2, 2, 16)
+    before = output.clone()
+    tables = torch.tensor([[3], [0]], dtype=torch.int32, device=inputs.device)
+    cutting = Cutting(heads=2, tile=1, programs=4)
+    room = cutting.room(tokens=2, requests=2)
+    host = cut(np.array([1]), np.array([2]), cutting, room)
+    buffer = torch.from_numpy(packed(host, room.items, room.joins)).to(inputs.device)
+    work = AttentionWork.over(buffer, room.items, room.rows, decodes=True)
+    attend(query, keys, values, output, tables, work, _BLOCK_SIZE, 0.25, None)
+    assert torch.equal(output[1], before[1])
+    alone = PagedAttention([Chunk(0, 1, 1, (3,))], _BLOCK_SIZE, inputs.device)
+    inputs.agree(output[:1], alone.attend(query[:1], keys, values, 0.25, None))
 
 
 def check_norm(device: str, dtype: str, rows: int | None, *, add: bool) -> None:
@@ -312,7 +321,7 @@ def _mixed_by_table(x: Tensor, y: Tensor, a: Tensor, b: Tensor, weights: Tensor)
 
 def _check_slots_of_nobody(inputs: Inputs, number: float) -> None:
     """One request of 6 positions in blocks 2 and 1, in one part and in several."""
-    pages = Pages.of([Chunk(0, 5, 1, (2, 1))], _BLOCK_SIZE, inputs.device)
+    chunks = [Chunk(0, 5, 1, (2, 1))]
     own = torch.zeros(16, dtype=torch.bool, device=inputs.device)
     own[[8, 9, 10, 11, 4, 5]] = True
     query, keys, values = (
@@ -320,9 +329,9 @@ def _check_slots_of_nobody(inputs: Inputs, number: float) -> None:
         inputs.values(16, 1, 16),
         inputs.values(16, 1, 16),
     )
-    for splits in (1, 2):
+    for programs in (None, 2):
         poisoned, healthy = (
-            PagedAttention(pages, splits=splits).attend(
+            PagedAttention(chunks, _BLOCK_SIZE, inputs.device, programs=programs).attend(
                 query,
                 keys.masked_fill(~own[:, None, None], held),
                 values.masked_fill(~own[:, None, None], held),

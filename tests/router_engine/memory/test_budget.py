@@ -10,7 +10,7 @@ import pytest
 
 from router_engine.config import CacheConfig, EngineConfig
 from router_engine.memory.budget import largest_step
-from router_engine.memory.device_plan import StepLimits
+from router_engine.scheduling.plan import StepLimits
 from tests.router_engine.conftest import MakeHarness
 from tests.router_engine.memory import triton_budget as checks
 from tests.support.waiting import HANG_SECONDS

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
 from router_engine.config import AdapterPoolConfig, EngineConfig, ModelConfig, SchedulerConfig
 from router_engine.errors import EngineError
 from router_engine.memory.defaults import suited
-from router_engine.memory.device_plan import MemoryPlan, StepLimits, planned
+from router_engine.memory.device_plan import MemoryPlan, Taken, planned
 from router_engine.memory.sizes import ModelSizes, sizes_of_checkpoint
+from router_engine.scheduling.plan import StepLimits
 
 GIB = 1 << 30
 CUDA = torch.device("cuda")
@@ -102,8 +103,8 @@ def test_the_parts_are_all_of_the_memory(name: str, tmp_path: Path) -> None:
         assert sum(part.num_bytes for part in plan.parts()) == total
         assert plan.adapters == total // 10
         assert plan.reserve == total - int(0.9 * total)
-        kept = plan.weights + plan.adapters + plan.kv + plan.step + plan.buffers + plan.others
-        assert kept == int(0.9 * total)
+        kept = plan.weights + plan.adapters + plan.kv + plan.step + plan.buffers + plan.graphs
+        assert kept + plan.others == int(0.9 * total)
         assert plan.num_blocks * 16 <= plan.kv // sizes.kv_token_bytes < plan.num_blocks * 16 + 16
 
 
@@ -128,7 +129,7 @@ def test_what_does_not_fit_is_told_with_its_numbers(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         _planned(sizes, 80 * GIB)
     told = str(caught.value)
-    for part in ("80.0 GiB of GPU memory are 69", "the weights take 131.42 GiB", "adapter_memory"):
+    for part in ("80.0 GiB of GPU memory are 70", "the weights take 131.42 GiB", "adapter_memory"):
         assert part in told
     small = _sizes(tmp_path / "small", QWEN3_06B)
     fits = _planned(small, 24 * GIB)
@@ -143,8 +144,12 @@ def test_what_does_not_fit_is_told_with_its_numbers(tmp_path: Path) -> None:
 def test_what_is_measured_takes_the_place_of_an_estimate(tmp_path: Path) -> None:
     sizes = _sizes(tmp_path, QWEN3_06B)
     estimate = _planned(sizes, 24 * GIB)
-    measured = _planned(sizes, 24 * GIB, step=estimate.step // 2, others=estimate.others + GIB)
-    assert measured.kv - estimate.kv == estimate.step - estimate.step // 2 - GIB
+    step, graphs = estimate.step // 2, estimate.graphs // 4
+    measured = _planned(sizes, 24 * GIB, taken=Taken(estimate.others + GIB, step, graphs))
+    saved = estimate.step - step + estimate.graphs - graphs
+    assert measured.kv - estimate.kv == saved - GIB
+    eager = _planned(sizes, 24 * GIB, taken=Taken(graphs=0))
+    assert eager.kv - estimate.kv == estimate.graphs > 0
 
 
 def test_a_device_has_defaults_of_its_own() -> None:

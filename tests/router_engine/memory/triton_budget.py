@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from router_engine.backends.cuda.cuda_backend import CudaBackend
+from router_engine.backends.cuda.graphs import GraphSizes, Replay
 from router_engine.config import (
     CacheConfig,
     EngineConfig,
@@ -24,31 +26,42 @@ from router_engine.errors import EngineError
 from router_engine.memory.budget import limits_of
 from router_engine.memory.device_plan import (
     WORKSPACE,
-    StepLimits,
-    graph_bytes,
     mixture_bytes,
     step_bytes,
 )
 from router_engine.memory.sizes import ModelSizes, sizes_of_checkpoint
+from router_engine.scheduling.plan import StepLimits
 from tests.support.harness import EngineHarness, request
 from tests.support.tiny import save_family
 
 MIB = 1 << 20
+GRAPH = 3 << 10
 PROMPT = list(range(5, 40))
 LIMITS = SchedulerConfig(max_step_tokens=64, max_running=8)
 
 
 @dataclass
 class _Card:
-    """A gauge that counts what torch takes on the CPU."""
+    """A gauge that counts what torch takes on the CPU, and graphs, which are of one size."""
 
     total: int
     others: int = MIB
     taken: list[int] = field(default_factory=list)
+    captured: int = 0
 
     def taken_by(self, work: Callable[[], object]) -> int:
         self.taken.append(peak_of(work))
         return self.taken[-1]
+
+    def kept_by(self, work: Callable[[], object]) -> int:
+        before = self.captured
+        work()
+        return GRAPH * (self.captured - before)
+
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
+        """As `run_directly`."""
+        self.captured += 1
+        return work
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -92,6 +105,7 @@ def _config() -> EngineConfig:
 def _engine(card: _Card, root: Path, config: EngineConfig) -> Iterator[EngineHarness]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("router_engine.assembly.gauge_for", lambda device: card)
+        patch.setattr("router_engine.backends.cuda.cuda_backend.run_directly", card.capture)
         harness = EngineHarness(root / "planned", _model(root), config)
     try:
         yield harness
@@ -110,7 +124,9 @@ def check_the_cache_has_what_is_left(root: str) -> None:
     expected = [answer.ids for answer in plain.run(*asked)]
     plain.close()
     with _engine(card, Path(root), _config()) as planned:
+        before = card.captured
         assert [answer.ids for answer in planned.run(*asked)] == expected
+        assert card.captured == before, "a step captured a graph"
         engine = planned.engine
         parts = {part.name: part.num_bytes for part in engine.info.memory}
         assert sum(parts.values()) == card.total
@@ -121,6 +137,9 @@ def check_the_cache_has_what_is_left(root: str) -> None:
         held = sum(store.nbytes for store in (*engine._cache.keys, *engine._cache.values))
         assert 0 <= parts["KV cache"] - held < held // engine.info.kv_blocks
         assert isinstance(engine.backend, CudaBackend)
+        assert engine.backend.graphs is not None
+        assert parts["graphs"] == GRAPH * len(engine.backend.graphs)
+        assert len(engine.backend.graphs) == GraphSizes.of(_limits(model)).count
         _check_buffers(engine.backend, parts["buffers"])
     limits = _limits(model)
     estimate = step_bytes(_sizes(model), limits) - mixture_bytes(limits) - WORKSPACE
@@ -128,17 +147,17 @@ def check_the_cache_has_what_is_left(root: str) -> None:
 
 
 def _check_buffers(backend: CudaBackend, counted: int) -> None:
-    """Tables, and inputs of every batch; of graphs an interpreter has none."""
+    """Tables, and inputs; but for lists of attention's work, of some kilobytes."""
     steps = backend._steps
     assert steps is not None
-    assert sorted(steps._inputs) == [1, 2, 4, 8]
-    table = steps._mixtures._slots.table
+    table, inputs = steps._mixtures._slots.table, steps._inputs
     held = [*steps._decoder._angles, steps._logits, table.addresses, table.ranks]
-    for inputs in steps._inputs.values():
-        held += [inputs._numbers, inputs.tables, inputs.weights, inputs.lower]
-        held += [inputs.hidden_states, inputs.finite, inputs.starts]
-    excess = counted - graph_bytes(4) - sum(each.nbytes for each in held)
-    assert abs(excess) < 100, excess  # one start more a batch
+    held += [inputs._numbers.device, inputs.tables, inputs.weights, inputs.lower]
+    held += [inputs.hidden_states, inputs.finite]
+    excess = counted - sum(each.nbytes for each in held)
+    works = sum(buffers.device.nbytes for _, buffers in inputs._works.values())
+    assert excess == 0
+    assert works < 1 << 14
 
 
 def check_what_is_asked_for_is_kept(root: str) -> None:
@@ -150,7 +169,7 @@ def check_what_is_asked_for_is_kept(root: str) -> None:
         assert parts["KV cache"] == 48 * 16 * _sizes(model).kv_token_bytes
     with (
         pytest.raises(EngineError, match=r"0\.0 GiB of GPU memory are 0\.\d+ GiB short"),
-        _engine(_Card(20 * MIB), Path(root) / "small", _config()),
+        _engine(_Card(8 * MIB), Path(root) / "small", _config()),
     ):
         pass
 

@@ -1,9 +1,9 @@
-"""Paged attention, one kernel for decodes and prefill chunks.
+"""Paged attention over a list of work, one kernel for decodes and prefill chunks.
 
 A program holds some tokens of one request with all query heads that share a kv head, as the rows of
-one tile: with grouped queries every key is read once for its whole group. It walks the request's
-blocks with an online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao 2023). With SPLITS > 1
-the context is divided among programs (flash-decoding) and `combine_kernel` joins their parts.
+one tile: with grouped queries every key is read once for its whole group. It walks a part of the
+request's context, or all of it, with an online softmax (Milakov & Gimelshein 2018; FlashAttention,
+Dao 2023). Parts of one context are joined by `combine_kernel` (flash-decoding).
 """
 
 from __future__ import annotations
@@ -13,24 +13,6 @@ import triton.language as tl
 
 from router_engine.kernels.triton.device.product import product
 from router_engine.kernels.triton.device.sized import sized
-
-
-@triton.jit
-def _context(
-    context, length, tile, split, window,
-    WINDOWED: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Positions [begin, end) that a tile's tokens see, or this split's share of them."""
-    begin = 0
-    end = tl.minimum(context, context - length + (tile + 1) * TOKENS)
-    if WINDOWED:
-        begin = tl.maximum(0, context - length + tile * TOKENS - window + 1)
-        begin = begin // BLOCK_N * BLOCK_N
-    if SPLITS > 1:
-        share = tl.cdiv(tl.cdiv(end - begin, SPLITS), BLOCK_N) * BLOCK_N
-        begin += split * share
-        end = tl.minimum(end, begin + share)
-    return begin, end
 
 
 @triton.jit
@@ -52,57 +34,49 @@ def _place(tables, seen, in_context, slot_stride, PAGE: tl.constexpr):
 
 @triton.jit
 def _store(
-    out, parts, maxima, sums, total, best, norm, token, tokens, split, head, heads, dim, live, mask,
-    out_stride, HEAD: tl.constexpr, SPLITS: tl.constexpr,
+    out, places, rows, parts, maxima, sums, total, best, norm, dim, live, mask, is_part,
+    HEAD: tl.constexpr,
 ):  # fmt: skip
-    """The outputs of a tile, or what its split knows of them."""
-    if SPLITS > 1:
-        row = (split * tokens + token).to(tl.int64) * heads + head
-        tl.store(parts + row[:, None] * HEAD + dim[None, :], total, mask=mask)
-        tl.store(maxima + row, best, mask=live)
-        tl.store(sums + row, norm, mask=live)
+    """The outputs of a tile at `places`, or what one of its items knows of them, in `rows`."""
+    if is_part:
+        tl.store(parts + rows[:, None] * HEAD + dim[None, :], total, mask=mask)
+        tl.store(maxima + rows, best, mask=live)
+        tl.store(sums + rows, norm, mask=live)
     else:
-        total = total / tl.where(norm == 0, 1.0, norm)[:, None]
-        place = token.to(tl.int64) * out_stride + head * HEAD
-        total = total.to(out.dtype.element_ty)
-        tl.store(out + place[:, None] + dim[None, :], total, mask=mask)
+        values = (total / tl.where(norm == 0, 1.0, norm)[:, None]).to(out.dtype.element_ty)
+        tl.store(out + places[:, None] + dim[None, :], values, mask=mask)
 
 
-@sized("tokens", "table_stride")
+@sized("items", "count", "table_stride")
 def attend_kernel(
-    query, keys, values, out, parts, maxima, sums, tables, starts, contexts,
-    tokens, heads, scale, window,
+    query, keys, values, out, parts, maxima, sums, tables, items, count,
+    heads, scale, window,
     query_stride, query_head_stride, slot_stride, head_stride, out_stride, table_stride,
     GROUP: tl.constexpr, HEAD: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr,
-    WINDOWED: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDEN: tl.constexpr,
+    WINDOWED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (requests, token tiles of the longest chunk, kv heads * SPLITS).
+    """Grid: (items or more, kv heads). items [count, 7]: as `attention_work.HostWork`.
 
-    scale holds log2(e). The tokens of a request without a context come out as zeros.
+    scale holds log2(e). parts, maxima, sums: what items with a row of the parts have found: sums of
+    weighted values [rows, HEAD], relative to the highest score, that, and the sum of weights.
     """
-    request = tl.program_id(0)
-    tile = tl.program_id(1)
-    kv_head, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
-    first = tl.load(starts + request)
-    length = tl.load(starts + request + 1) - first
-    if tile * TOKENS >= length:
+    if tl.program_id(0) >= tl.load(count):
         return
-    context = tl.load(contexts + request)
+    item = items + 7 * tl.program_id(0)
+    request, first, length = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+    begin, end, part = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
+    kv_head = tl.program_id(1)
     member = tl.arange(0, BLOCK_M)
-    local = tile * TOKENS + member // GROUP
-    live = (member < TOKENS * GROUP) & (local < length)
-    token = first + local
+    local = member // GROUP
+    live = local < length
+    token = (first + local).to(tl.int64)
     head = kv_head * GROUP + member % GROUP
-    position = context - length + local
+    position = tl.load(item + 3) + local
     dim = tl.arange(0, BLOCK_D)
     row_mask = live[:, None] & (dim < HEAD)[None, :]
-    row = token.to(tl.int64) * query_stride + head * query_head_stride
+    row = token * query_stride + head * query_head_stride
     q = tl.load(query + row[:, None] + dim[None, :], mask=row_mask, other=0.0)
-    table = tables + request * table_stride
-    begin, end = _context(
-        context, length, tile, split, window, WINDOWED, SPLITS, TOKENS, BLOCK_N
-    )  # fmt: skip
+    table = tables + request.to(tl.int64) * table_stride
     best = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     norm = tl.zeros((BLOCK_M,), dtype=tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
@@ -121,28 +95,40 @@ def attend_kernel(
         norm = norm * decay + tl.sum(weight, 1)
         total = product(weight.to(value.dtype), value, total * decay[:, None], WIDEN)
     _store(
-        out, parts, maxima, sums, total, best, norm, token, tokens, split, head, heads, dim, live,
-        row_mask, out_stride, HEAD, SPLITS,
+        out, token * out_stride + head * HEAD, (part + local * heads + head).to(tl.int64), parts,
+        maxima, sums, total, best, norm, dim, live, row_mask, part >= 0, HEAD,
     )  # fmt: skip
 
 
-@sized("tokens")
+@sized("joins", "count")
 def combine_kernel(
-    parts, maxima, sums, out, tokens, heads, out_stride,
-    HEAD: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
+    parts, maxima, sums, out, joins, count, out_stride,
+    HEAD: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Joins the splits of one token and head. Grid: (tokens, heads)."""
-    token = tl.program_id(0)
+    """Joins the parts of one token and head. Grid: (joins or more, heads).
+
+    joins [count, 4]: as `attention_work.HostWork`.
+    """
+    if tl.program_id(0) >= tl.load(count):
+        return
+    join = joins + 4 * tl.program_id(0)
     head = tl.program_id(1)
+    token, first = tl.load(join), tl.load(join + 1) + head
+    step, number = tl.load(join + 2), tl.load(join + 3)
     dim = tl.arange(0, BLOCK_D)
-    split = tl.arange(0, SPLITS)
-    row = (split * tokens + token).to(tl.int64) * heads + head
-    maximum = tl.load(maxima + row)
-    best = tl.max(maximum, 0)
-    decay = tl.exp2(maximum - tl.where(best == float("-inf"), 0.0, best))
-    norm = tl.sum(decay * tl.load(sums + row), 0)
-    mask = (dim < HEAD)[None, :]
-    part = tl.load(parts + row[:, None] * HEAD + dim[None, :], mask=mask, other=0.0)
-    total = tl.sum(part * decay[:, None], 0) / tl.where(norm == 0, 1.0, norm)
+    best = tl.full((1,), float("-inf"), dtype=tl.float32)
+    norm = tl.zeros((1,), dtype=tl.float32)
+    total = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for index in range(0, number):
+        row = (first + index * step).to(tl.int64)
+        maximum = tl.load(maxima + row)
+        higher = tl.maximum(best, maximum)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        decay, weight = tl.exp2(best - base), tl.exp2(maximum - base)
+        part = tl.load(parts + row * HEAD + dim, mask=dim < HEAD, other=0.0)
+        total = total * decay + part * weight
+        norm = norm * decay + tl.load(sums + row) * weight
+        best = higher
+    total = total / tl.where(norm == 0, 1.0, norm)
     place = out + token.to(tl.int64) * out_stride + head * HEAD + dim
     tl.store(place, total.to(out.dtype.element_ty), mask=dim < HEAD)

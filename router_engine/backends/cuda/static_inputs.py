@@ -1,0 +1,159 @@
+"""The inputs of all graphs, at fixed addresses: a graph reads the first of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from router_engine.backends.step_arrays import StepArrays
+from router_engine.kernels.triton.attention_work import Cutting, WorkRoom, cut
+from router_engine.kernels.triton.triton_attention import (
+    AttentionWork,
+    attend,
+    cutting_of,
+    numbers,
+    packed,
+)
+
+MAX_COLUMNS = 1024  # adapters of one step
+
+_IDS, _POSITIONS, _SLOTS, _SAMPLES = range(4)
+
+
+class StepRoom(NamedTuple):
+    """The most of a step that a graph runs. blocks: of one request."""
+
+    tokens: int
+    requests: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class _HostAndDevice:
+    """Numbers that are written on the host, and go to the device by one copy."""
+
+    host: Tensor  # pinned, where there is a card
+    device: Tensor
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], device: torch.device) -> _HostAndDevice:
+        pin = device.type == "cuda"
+        return cls(
+            torch.zeros(shape, dtype=torch.int32, pin_memory=pin),
+            torch.zeros(shape, dtype=torch.int32, device=device),
+        )
+
+
+class StaticInputs:
+    """Written by the engine's thread before a replay.
+
+    The step before has ended by then, its samples are on the host, so nothing still reads the
+    pinned buffers or what they are copied to.
+    """
+
+    def __init__(
+        self, room: StepRoom, hidden: int, cuttings: Collection[Cutting], device: torch.device
+    ) -> None:
+        """cuttings: of attention, of all layers, for decodes and for mixed steps."""
+        self.room = room
+        self._numbers = _HostAndDevice.of((4, room.tokens), device)
+        self._numbers.device[_SLOTS] = -1  # what runs before a step is written stores nothing
+        self._tables = _HostAndDevice.of((room.requests, room.blocks), device)
+        self._works: dict[Cutting, tuple[WorkRoom, _HostAndDevice]] = {}
+        for cutting in cuttings:
+            most = cutting.room(room.tokens, room.requests)
+            shape = (numbers(most.items, most.joins),)
+            self._works[cutting] = most, _HostAndDevice.of(shape, device)
+        self.weights = torch.zeros(room.tokens, MAX_COLUMNS, device=device)
+        self.lower = torch.zeros_like(self.weights)  # of the layers below the probe layer
+        self.hidden_states = torch.zeros(room.tokens, hidden, device=device)  # written
+        self.finite = torch.zeros(room.tokens, dtype=torch.bool, device=device)  # written
+
+    def numbers(self, tokens: int) -> Tensor:
+        """[3, tokens]: token ids, positions, slots."""
+        return self._numbers.device[:_SAMPLES, :tokens]
+
+    def samples(self, count: int) -> Tensor:
+        """[count]: the tokens whose logits are wanted; past those of a step, the first."""
+        return self._numbers.device[_SAMPLES, :count]
+
+    @property
+    def tables(self) -> Tensor:
+        """[requests, blocks] of the cache."""
+        return self._tables.device
+
+    def work(self, cutting: Cutting, tokens: int) -> AttentionWork:
+        """The work of attention of a graph of so many tokens."""
+        most, buffers = self._works[cutting]
+        whole = AttentionWork.over(buffers.device, most.items, most.rows, decodes=cutting.tile == 1)
+        return whole.first(cutting.room(tokens, min(tokens, self.room.requests)))
+
+    def write(
+        self,
+        arrays: StepArrays,
+        block_size: int,
+        tokens: int,
+        weights: Tensor | None,
+        lower: Tensor | None = None,
+    ) -> None:
+        """A step for a graph of so many tokens; those that are added store and see nothing.
+
+        weights [tokens, columns], or None where the graph reads none; lower: None for the same.
+        What lies past the step's rows and columns is not read.
+        """
+        self._write_numbers(arrays, block_size, tokens)
+        tables = arrays.block_tables
+        rows, width = tables.shape
+        self._tables.host[:rows, :width].copy_(torch.from_numpy(tables))
+        self._tables.device[:rows, :width].copy_(
+            self._tables.host[:rows, :width], non_blocking=True
+        )
+        decodes = bool((arrays.lengths == 1).all())
+        for cutting, (most, buffers) in self._works.items():
+            if decodes == (cutting.tile == 1):
+                room = cutting.room(tokens, min(tokens, self.room.requests))
+                host = cut(arrays.lengths, arrays.contexts, cutting, room)
+                buffers.host.copy_(torch.from_numpy(packed(host, most.items, most.joins)))
+                buffers.device.copy_(buffers.host, non_blocking=True)
+        if weights is not None:
+            for buffer, values in ((self.weights, weights), (self.lower, lower)):
+                values = weights if values is None else values
+                buffer[: len(values), : values.shape[1]].copy_(values)
+
+    def _write_numbers(self, arrays: StepArrays, block_size: int, tokens: int) -> None:
+        host = self._numbers.host[:, :tokens].numpy()
+        count, samples = len(arrays.token_ids), len(arrays.samples)
+        host[_IDS, :count] = arrays.token_ids
+        host[_POSITIONS, :count] = arrays.positions
+        host[_SLOTS, :count] = arrays.slots(block_size)
+        host[:_SLOTS, count:] = 0
+        host[_SLOTS, count:] = -1
+        host[_SAMPLES, :samples] = arrays.samples
+        host[_SAMPLES, samples:] = 0
+        self._numbers.device[:, :tokens].copy_(self._numbers.host[:, :tokens], non_blocking=True)
+
+
+class StaticAttention:
+    """As `kernels.base.StepAttention`, of what the inputs hold when it runs."""
+
+    def __init__(
+        self, inputs: StaticInputs, tokens: int, block_size: int, *, decodes: bool
+    ) -> None:
+        self._inputs = inputs
+        self._tokens = tokens
+        self._block_size = block_size
+        self._decodes = decodes
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        output = query.new_empty(query.shape)
+        (_, heads, dim), kv_heads = query.shape, keys.shape[1]
+        cutting = cutting_of(heads, kv_heads, dim, window, decodes=self._decodes)
+        work, tables = self._inputs.work(cutting, self._tokens), self._inputs.tables
+        attend(query, keys, values, output, tables, work, self._block_size, scale, window)
+        return output

@@ -1,0 +1,81 @@
+"""What graphs read: steps of any size in buffers at fixed addresses; no GPU needed."""
+
+from __future__ import annotations
+
+import torch
+
+from router_engine.backends.cuda.static_inputs import StaticInputs, StepRoom
+from router_engine.backends.step_arrays import StepArrays
+from router_engine.kernels.triton.attention_work import Cutting
+from router_engine.request import EngineRequest, SamplingSpec
+from router_engine.scheduling.plan import PlannedRow, StepPlan
+
+CPU = torch.device("cpu")
+DECODES, MIXED = Cutting(2, 1, 4), Cutting(2, 16, 4)
+
+
+def _row(tokens: tuple[int, ...], start: int, blocks: tuple[int, ...]) -> PlannedRow:
+    return PlannedRow(
+        EngineRequest(str(tokens), (), SamplingSpec(max_new_tokens=1)),
+        arrival=0,
+        token_ids=tokens,
+        start=start,
+        block_ids=blocks,
+        needs_logits=len(tokens) < 3,
+        weight_runs=(),
+        known_tokens=(),
+    )
+
+
+def _arrays(*rows: PlannedRow) -> StepArrays:
+    return StepArrays(StepPlan(rows))
+
+
+def _inputs() -> StaticInputs:
+    return StaticInputs(StepRoom(8, 4, 6), 8, [DECODES, MIXED], CPU)
+
+
+def test_decodes() -> None:
+    """Slots follow from the blocks; what is added stores nothing and has no work."""
+    inputs = _inputs()
+    weights = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
+    arrays = _arrays(_row((7,), 9, (5, 2, 8)), _row((3,), 0, (4,)))
+    inputs.write(arrays, 4, 4, weights)
+    assert inputs.numbers(4).tolist() == [[7, 3, 0, 0], [9, 0, 0, 0], [33, 16, -1, -1]]
+    assert inputs.samples(4).tolist() == [0, 1, 0, 0]
+    assert inputs.tables[:2, :3].tolist() == [[5, 2, 8], [4, 0, 0]]
+    work = inputs.work(DECODES, 4)
+    assert work.counts.tolist() == [2, 0]
+    assert work.items[:2, :6].tolist() == [[0, 0, 1, 9, 0, 10], [1, 1, 1, 0, 0, 1]]
+    assert work.items.shape == (8, 7)
+    for buffer in (inputs.weights, inputs.lower):
+        assert buffer[:2, :2].tolist() == weights.tolist()
+
+
+def test_prompts_among_decodes() -> None:
+    inputs = _inputs()
+    lower = torch.ones(5, 1)
+    arrays = _arrays(_row((7, 8, 9, 6), 2, (5, 2)), _row((3,), 0, (4,)))
+    inputs.write(arrays, 4, 8, torch.zeros(5, 1), lower)
+    assert inputs.numbers(8)[2].tolist() == [22, 23, 8, 9, 16, -1, -1, -1]
+    assert inputs.samples(4).tolist() == [4, 0, 0, 0]  # the prompt goes on
+    work = inputs.work(MIXED, 8)
+    assert work.counts.tolist() == [2, 0]
+    assert work.items[:2, :6].tolist() == [[0, 0, 4, 2, 0, 6], [1, 4, 1, 0, 0, 1]]
+    assert inputs.lower[:5, 0].tolist() == [1.0] * 5
+
+
+def test_buffers_keep_their_addresses() -> None:
+    inputs = _inputs()
+
+    def addresses() -> list[int]:
+        parts = [inputs.numbers(8), inputs.samples(8), inputs.tables, inputs.weights]
+        parts += [inputs.work(each, 8).items for each in (DECODES, MIXED)]
+        return [part.data_ptr() for part in parts]
+
+    before = addresses()
+    assert inputs.numbers(8)[2].tolist() == [-1] * 8  # before any step
+    inputs.write(_arrays(_row((7,), 9, (5, 2, 8))), 4, 1, None)
+    inputs.write(_arrays(_row((8,), 0, (1,)), _row((9,), 4, (3, 0))), 4, 4, None)
+    assert inputs.numbers(4).tolist() == [[8, 9, 0, 0], [0, 4, 0, 0], [4, 0, -1, -1]]
+    assert addresses() == before
