@@ -12,7 +12,8 @@ from fastapi import Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from server.http.error_replies import UnreadableBodyError
+from server.errors import Failure
+from server.http.error_replies import InvalidBodyError, UnreadableBodyError, describe
 from server.http.forms import whole
 from server.http.slices import SLICE, Most, SlicedReader
 
@@ -44,12 +45,20 @@ class StrictRoute(APIRoute):
         return field is not None and not isinstance(field.field_info, params.Form)
 
     def _validated(self, body: bytes) -> Any:
-        """The body as the route is given it, found valid at once. Raises RequestValidationError."""
+        """The body as the route is given it, found valid at once. Raises InvalidBodyError."""
+        value, failure = self._read(body)
+        if failure is not None:
+            raise InvalidBodyError(failure)
+        return value
+
+    def _read(self, body: bytes) -> tuple[Any, Failure | None]:
+        """The value, or what is wrong with it.
+
+        Errors hold what they are of: it goes here, not on the event loop when they are forgotten.
+        """
         assert self.body_field is not None
         value, errors = self.body_field.validate(read_json(body), {}, loc=("body",))
-        if errors:
-            raise RequestValidationError(errors)
-        return value
+        return value, describe(RequestValidationError(errors)) if errors else None
 
 
 class _StrictRequest(Request):

@@ -62,8 +62,18 @@ class UnreadableBodyError(HTTPException):
         super().__init__(422, f"{PREFIX}the body is not usable JSON: {problem}")
 
 
+class InvalidBodyError(Exception):
+    """A body that a route does not take. failure: what is wrong with it, as a client sees it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 def describe(error: Exception) -> Failure:
     """An error as a client sees it; one that is not in the table is a bug, and a 500."""
+    if isinstance(error, InvalidBodyError):
+        return error.failure
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
     failure = failure_for(error)  # first: a parser's error may be of a full disk
@@ -84,7 +94,7 @@ def install(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return error_response(request.scope, error)
 
-    for kind in (RequestValidationError, HTTPException, ServerError, Exception):
+    for kind in (RequestValidationError, InvalidBodyError, HTTPException, ServerError, Exception):
         app.add_exception_handler(kind, handle)
     app.add_exception_handler(store_errors.StoreError, handle)
     app.add_exception_handler(OSError, handle)
