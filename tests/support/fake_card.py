@@ -13,10 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.testing import do_bench
 
 from router_engine.backends.cuda import cuda_backend
 from router_engine.backends.cuda.graphs import Replay
@@ -72,11 +74,11 @@ class FakeCard(DriverBase):
     def get_current_stream(self, device: int) -> int:
         return 0
 
-    def get_active_torch_device(self) -> Any:
-        raise NotImplementedError
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
 
     def get_benchmarker(self) -> Any:
-        raise NotImplementedError
+        return do_bench
 
     def capture(self, work: Callable[[], Tensor]) -> Replay:
         """As `CudaCapture`: the work runs before it is captured."""

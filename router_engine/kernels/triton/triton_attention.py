@@ -38,7 +38,6 @@ class AttentionWork:
     the parts, or more. decodes: tiles are of one token.
     """
 
-    buffer: Tensor
     items: Tensor
     joins: Tensor
     counts: Tensor
@@ -50,7 +49,6 @@ class AttentionWork:
         """That in a buffer [`numbers`], with room for so many items."""
         first, split = _COUNTS, _COUNTS + ITEM_NUMBERS * items
         return cls(
-            buffer,
             items=buffer[first:split].view(-1, ITEM_NUMBERS),
             joins=buffer[split:].view(-1, JOIN_NUMBERS),
             counts=buffer[:2],
