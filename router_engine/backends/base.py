@@ -6,7 +6,6 @@ Installed packages may add more (`backends.select`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -16,13 +15,10 @@ from router_engine.experts.gate_tensors import GateTensors
 from router_engine.merging.merged_base import BaseWeights
 from router_engine.mixture.weights import StepWeights
 from router_engine.model.sampler import LogitSummary
+from router_engine.processes.progress import OnProgress
 from router_engine.scheduling.plan import StepPlan
 
 TORCH = "torch"  # what computes where no decoder does, as metrics report it
-
-
-OnProgress = Callable[[int, int], None]
-"""Called with how many of something are done, of how many."""
 
 
 class ForwardOutput(NamedTuple):

@@ -12,9 +12,12 @@ from tqdm import tqdm
 
 _PAUSE = 10.0  # seconds between two lines
 
+OnProgress = Callable[[int, int], None]
+"""Called with how many of something are done, of how many."""
+
 
 @contextmanager
-def told(log: logging.Logger, what: str) -> Iterator[Callable[[int, int], None]]:
+def told(log: logging.Logger, what: str) -> Iterator[OnProgress]:
     """Call what is yielded with how many are done, of how many; how long all took is logged."""
     start = time.monotonic()
     last, total = start, 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from router_engine.backends.base import OnProgress
 from router_engine.backends.cuda.cuda_steps import CudaSteps
+from router_engine.processes.progress import OnProgress
 
 
 class StepCaptures:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
 from triton import AsyncCompileMode
 
 from router_engine.kernels.triton.launch import compiles_only, interpreted
+from router_engine.processes.progress import OnProgress
 from router_engine.processors import usable_cores
-
-OnProgress = Callable[[int, int], None]
-"""Called with how many kernels are compiled, of how many."""
 
 
 @contextmanager
 def compiled_ahead(on_progress: OnProgress) -> Iterator[None]:
     """Launches in the block run nothing; at its end their kernels are compiled, and loaded.
 
-    Raises Triton's errors for a kernel that the device cannot run.
+    on_progress: of kernels. Raises Triton's errors for a kernel that the device cannot run.
     """
     token = compiles_only.set(True)
     try:
