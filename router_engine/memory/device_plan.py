@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from router_engine.backends.cuda.graphs import GraphSizes
-from router_engine.backends.cuda.slots import SLOTS
-from router_engine.backends.cuda.static_inputs import MAX_COLUMNS
+from router_engine.backends.cuda.room import MAX_COLUMNS, SLOTS
 from router_engine.errors import EngineError
 from router_engine.info import MemoryPart
-from router_engine.kernels.triton.grouped import TILE_ROWS
+from router_engine.kernels.triton.tiling import TILE_ROWS
 from router_engine.memory.sizes import ModelSizes
 from router_engine.scheduling.plan import StepLimits
 

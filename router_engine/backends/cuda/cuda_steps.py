@@ -19,13 +19,8 @@ from router_engine.backends.cuda.graphs import (
     GraphSizes,
     bucket_for,
 )
-from router_engine.backends.cuda.slots import SLOTS
-from router_engine.backends.cuda.static_inputs import (
-    MAX_COLUMNS,
-    StaticAttention,
-    StaticInputs,
-    StepRoom,
-)
+from router_engine.backends.cuda.room import MAX_COLUMNS, SLOTS
+from router_engine.backends.cuda.static_inputs import StaticAttention, StaticInputs, StepRoom
 from router_engine.backends.cuda.table_mixtures import TableMixtures, weights_of
 from router_engine.backends.step_arrays import StepArrays, chunks_of
 from router_engine.experts.step import StepExperts

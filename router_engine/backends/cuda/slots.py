@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from router_engine.backends.cuda.room import SLOTS
 from router_engine.experts.resident import Resident
 from router_engine.experts.rows import RowPool
-from router_engine.kernels.triton.grouped import TILE_ROWS, AdapterTable, Tiles
-
-SLOTS = 4096  # adapters of one step at most
+from router_engine.kernels.triton.grouped import AdapterTable, Tiles
+from router_engine.kernels.triton.tiling import TILE_ROWS
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from router_engine.backends.cuda.room import MAX_COLUMNS
 from router_engine.backends.step_arrays import StepArrays
 from router_engine.kernels.triton.attention_work import Cutting, WorkRoom, cut
 from router_engine.kernels.triton.triton_attention import (
@@ -18,8 +19,6 @@ from router_engine.kernels.triton.triton_attention import (
     numbers,
     packed,
 )
-
-MAX_COLUMNS = 1024  # adapters of one step
 
 _IDS, _POSITIONS, _SLOTS, _SAMPLES = range(4)
 

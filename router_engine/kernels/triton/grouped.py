@@ -19,8 +19,8 @@ from router_engine.kernels.triton.launch import (
     token_tile,
     widened,
 )
+from router_engine.kernels.triton.tiling import TILE_ROWS
 
-TILE_ROWS = 16  # rows of one tile: the least that tensor cores take
 _TURN = 4  # tiles that one product expands
 FEW_TILES = 16  # of a longer list as many may be in use
 _BLOCK_O = 64
