@@ -10,6 +10,7 @@ from router_engine.backends.base import Backend
 from router_engine.mixture.weights import step_weights
 from router_engine.model.ensemble_logits import Ensembles
 from router_engine.model.probe import normed
+from router_engine.model.read_back import read_back
 from router_engine.model.sampler import Sampler, SamplingRow
 from router_engine.scheduling.plan import StepOutput, StepPlan
 
@@ -40,13 +41,16 @@ class ModelRunner:
         ]
         logits, uncertain = self._ensembles.draw_from(out.logits, plan.rows_with_logits)
         summary = out.summary if logits is out.logits else None
-        samples = self._sampler.sample(logits, rows, summary) if rows else []
+        drawn = self._sampler.draw(logits, rows, summary) if rows else None
         self._ensembles.drawn(plan.rows_with_logits)
+        gates = None if out.gates is None else out.gates.as_numpy()
+        found = [each for each in (out.finite, out.hidden_states) if each is not None]
+        host = read_back([*found, *([] if drawn is None else drawn.tensors)])
+        finite = None if out.finite is None else host.pop(0)
+        hidden_states = None if out.hidden_states is None else normed(host.pop(0))
+        samples = [] if drawn is None else drawn.tokens(host)
         for index, uncertainty in uncertain.items():
             samples[index] = msgspec.structs.replace(samples[index], uncertainty=uncertainty)
-        hidden_states = None if out.hidden_states is None else normed(out.hidden_states.numpy())
-        gates = None if out.gates is None else out.gates.as_numpy()
-        finite = None if out.finite is None else out.finite.cpu().numpy()
         return StepOutput(tuple(samples), hidden_states, gates, finite)
 
     def forget(self, request_id: str) -> None:

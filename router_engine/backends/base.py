@@ -26,7 +26,7 @@ class ForwardOutput(NamedTuple):
 
     logits: Tensor  # [samples, vocab], of the plan's `rows_with_logits`, in their order
     summary: LogitSummary | None = None  # of the logits, where it came for free
-    # [tokens, hidden] in fp32 on the host: what enters the probe layer, where the plan reads it.
+    # [tokens, hidden] in fp32: what enters the probe layer, where the plan reads it.
     hidden_states: Tensor | None = None
     # Gates of the adapters' gating networks; None where no adapter of the step has one.
     gates: GateTensors | None = None

@@ -86,7 +86,7 @@ class HiddenStateProbe:
 
         def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-            reading.value = hidden[0].to("cpu", torch.float32, copy=True)
+            reading.value = hidden[0].to(torch.float32, copy=True)
 
         hook = self._layer.register_forward_pre_hook(read, with_kwargs=True)
         try:

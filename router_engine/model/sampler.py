@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from router_engine.model.read_back import read_back
 from router_engine.request import SamplingSpec
 from router_engine.scheduling.plan import SampledToken
 
@@ -47,12 +49,53 @@ class LogitSummary:
         return cls(logits.argmax(dim=-1), logits.logsumexp(dim=-1))
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The tokens of a step, on the device.
+
+    top_ids, top_logprobs [those of `top_rows`, most]: the best under the raw logits.
+    """
+
+    rows: Sequence[SamplingRow]
+    token_ids: Tensor  # [rows] int64
+    logprobs: Tensor  # [rows] fp32
+    top_rows: Sequence[int] = ()
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, to be read back."""
+        found = (self.token_ids, self.logprobs, self.top_ids, self.top_logprobs)
+        return [each for each in found if each is not None]
+
+    def tokens(self, arrays: Sequence[NDArray[Any]]) -> list[SampledToken]:
+        """One a row, of what `tensors` hold, on the host."""
+        ids, logprobs, *best = (array.tolist() for array in arrays)
+        top: dict[int, tuple[tuple[int, float], ...]] = {}
+        if best:
+            for i, its_ids, its_logprobs in zip(self.top_rows, *best, strict=True):
+                count = self.rows[i].params.top_n_tokens
+                top[i] = tuple(zip(its_ids, its_logprobs, strict=True))[:count]
+        return [
+            SampledToken(token_id, logprob, top.get(i, ()))
+            for i, (token_id, logprob) in enumerate(zip(ids, logprobs, strict=True))
+        ]
+
+
 class Sampler:
     """Stateless: the same logits and row give the same token, whatever else is in the batch."""
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow], summary: LogitSummary | None = None
     ) -> list[SampledToken]:
+        """One token a row, read back. See `draw`."""
+        drawn = self.draw(logits, rows, summary)
+        return drawn.tokens(read_back(drawn.tensors))
+
+    def draw(
+        self, logits: Tensor, rows: Sequence[SamplingRow], summary: LogitSummary | None = None
+    ) -> Drawn:
         """One token a row. logits [rows, vocab], any float dtype; all maths is in float32.
 
         Greedy rows take the first of the highest logits. The others take the inverse of the
@@ -64,22 +107,23 @@ class Sampler:
         summary = summary or LogitSummary.of(raw)
         scores = penalised(raw, rows)
         token_ids = summary.best if scores is raw else scores.argmax(dim=-1)
-        drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-        if drawn:
-            index = _index(drawn, raw)
-            token_ids[index] = _draw(scores[index], [rows[i] for i in drawn])
+        hot = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+        if hot:
+            index = _index(hot, raw)
+            token_ids[index] = _draw(scores[index], [rows[i] for i in hot])
         forced = [i for i, row in enumerate(rows) if row.params.given_token_ids]
         if forced:
             ids = [rows[i].params.given_token_ids[rows[i].position] for i in forced]
             token_ids[_index(forced, raw)] = _index(ids, raw)
         logprobs = raw.gather(1, token_ids[:, None])[:, 0] - summary.normaliser
-        top = _top_tokens(raw, summary.normaliser, rows)
-        return [
-            SampledToken(token_id, logprob, top.get(i, ()))
-            for i, (token_id, logprob) in enumerate(
-                zip(token_ids.tolist(), logprobs.tolist(), strict=True)
-            )
-        ]
+        asked = [i for i, row in enumerate(rows) if row.params.top_n_tokens > 0]
+        if not asked:
+            return Drawn(rows, token_ids, logprobs)
+        most = min(max(rows[i].params.top_n_tokens for i in asked), raw.shape[1])
+        index = _index(asked, raw)
+        values, best = raw[index].topk(most, dim=-1)
+        top_logprobs = values - summary.normaliser[index][:, None]
+        return Drawn(rows, token_ids, logprobs, asked, best, top_logprobs)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -267,20 +311,3 @@ def _rank_threshold(probabilities: Tensor, params: Sequence[SamplingSpec]) -> Te
     allowed = (best > 0) & (no_p | (better < top_p * mass))
     least = best.gather(1, allowed.sum(-1, keepdim=True).clamp(min=1) - 1)
     return torch.where(no_k & no_p, 0.0, least)
-
-
-def _top_tokens(
-    raw: Tensor, normaliser: Tensor, rows: Sequence[SamplingRow]
-) -> dict[int, tuple[tuple[int, float], ...]]:
-    """By row that asks for them: its best (id, logprob) under the raw logits, best first."""
-    asked = [i for i, row in enumerate(rows) if row.params.top_n_tokens > 0]
-    if not asked:
-        return {}
-    index = _index(asked, raw)
-    most = min(max(rows[i].params.top_n_tokens for i in asked), raw.shape[1])
-    values, ids = raw[index].topk(most, dim=-1)
-    logprobs = values - normaliser[index][:, None]
-    return {
-        i: tuple(zip(best, their, strict=True))[: rows[i].params.top_n_tokens]
-        for i, best, their in zip(asked, ids.tolist(), logprobs.tolist(), strict=True)
-    }

@@ -174,7 +174,7 @@ class CudaSteps:
         logits = self._graphs.run(key, partial(self._forward, key))[: len(arrays.samples)]
         hidden_states = None
         if plan.reads_hidden_states:
-            hidden_states = inputs.hidden_states[:count].cpu()
+            hidden_states = inputs.hidden_states[:count]
         return ForwardOutput(logits, hidden_states=hidden_states, finite=inputs.finite[:count])
 
     def _forward(self, key: GraphKey) -> Tensor:
@@ -226,7 +226,6 @@ class CudaSteps:
             with self._experts.rows(index):
                 logits = self._decoder.logits(hidden[index], self._mix_gathered)
             gates = self._experts.readings()
-        hidden_states = None if hidden_states is None else hidden_states.cpu()
         return ForwardOutput(logits, hidden_states=hidden_states, gates=gates, finite=finite)
 
     def _mix_gathered(self, group: Group, x: Tensor, y: Tensor) -> None:
