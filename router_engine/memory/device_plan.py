@@ -144,10 +144,10 @@ def mixture_bytes(limits: StepLimits) -> int:
 def buffer_bytes(sizes: ModelSizes, limits: StepLimits) -> int:
     """What the CUDA decoder keeps beside weights: tables, and inputs of graphs."""
     tables = sizes.max_model_len * sizes.kv.head_dim * sizes.dtype.itemsize  # cosines and sines
-    tables += SLOTS * len(sizes.base.linears) * (2 * 8 + 4)  # addresses and ranks of adapters
+    tables += SLOTS * len(sizes.base.linears) * (2 * 8 + 4 + 4)  # of adapters
     graphs = GraphSizes.of(limits)
     blocks = -(-limits.max_model_len // limits.block_size)
-    token = 4 * (4 + 2 * MAX_COLUMNS + sizes.base.hidden_size) + 1
+    token = 4 * (4 + 4 * MAX_COLUMNS + sizes.base.hidden_size) + 1
     request = 4 * blocks + sizes.vocab * sizes.dtype.itemsize
     return tables + graphs.tokens * token + graphs.requests * request
 

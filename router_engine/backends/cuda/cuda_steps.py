@@ -12,6 +12,7 @@ from torch import Tensor
 from router_engine.backends.base import ForwardOutput
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, DecoderInputs
 from router_engine.backends.cuda.graphs import (
+    LINEAR_TILES,
     TILE_BUCKETS,
     Capture,
     GraphKey,
@@ -21,11 +22,11 @@ from router_engine.backends.cuda.graphs import (
 )
 from router_engine.backends.cuda.room import MAX_COLUMNS, SLOTS
 from router_engine.backends.cuda.static_inputs import StaticAttention, StaticInputs, StepRoom
-from router_engine.backends.cuda.table_mixtures import TableMixtures, weights_of
+from router_engine.backends.cuda.table_mixtures import TableMixtures
 from router_engine.backends.step_arrays import StepArrays, chunks_of
 from router_engine.experts.step import StepExperts
 from router_engine.kernels.base import Operations
-from router_engine.kernels.triton.grouped import Group
+from router_engine.kernels.triton.grouped import LINEAR_ROWS, Group
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
 from router_engine.scheduling.plan import StepLimits, StepPlan
@@ -98,10 +99,16 @@ class CudaSteps:
         reaches = self._mixtures.reaches
         mixtures = [(tiles, reach) for tiles in TILE_BUCKETS[::-1] for reach in reaches[::-1]]
         kinds = (*mixtures, (0, frozenset[int]()))
+        linear = (LINEAR_TILES, reaches[-1])
         sizes = [(tokens, False) for tokens in self.sizes.mixed[::-1]]
         sizes += [(tokens, True) for tokens in self.sizes.decodes[::-1]]
         return tuple(
-            GraphKey(tokens, *kind, decodes=decodes) for tokens, decodes in sizes for kind in kinds
+            key
+            for tokens, decodes in sizes
+            for key in (
+                GraphKey(tokens, *linear, decodes, linear=True),
+                *(GraphKey(tokens, *kind, decodes) for kind in kinds),
+            )
         )
 
     def refresh(self) -> bool:
@@ -146,31 +153,36 @@ class CudaSteps:
         if not self._are_in_table(weights) or len(weights.digests) > MAX_COLUMNS:
             return None
         tiles = self._mixtures.tiles(weights.digests)
+        if weights.sqrt_weights is not None:
+            key = GraphKey(tokens, LINEAR_TILES, self._mixtures.reaches[-1], decodes, linear=True)
+            return key if len(tiles.places) <= LINEAR_TILES else None
         capacity = bucket_for(len(tiles.places), TILE_BUCKETS)
         if capacity is None:
             return None
         return GraphKey(tokens, capacity, self._mixtures.reach(tiles), decodes)
 
     def _are_in_table(self, weights: StepWeights) -> bool:
-        """Whether the kernels find a step's mixtures by the table: `sum` of plain LoRA."""
+        """Whether the kernels find a step's mixtures by the table: those of plain LoRA.
+
+        Under `linear`, of ranks that a fold holds; a merged one that is taken off is not.
+        """
         return (
-            weights.sqrt_weights is None
-            and weights.merged_sqrt_weights is None
+            weights.merged_sqrt_weights is None
             and weights.layer_routed is None
             and len(weights.digests) <= SLOTS
             and self._experts.pool.are_plain_lora(weights.digests)
+            and (
+                weights.sqrt_weights is None
+                or self._mixtures.tiles(weights.digests).rows <= LINEAR_ROWS
+            )
         )
 
     def _replay(self, plan: StepPlan, weights: StepWeights | None, key: GraphKey) -> ForwardOutput:
         inputs, arrays = self._inputs, StepArrays(plan)
         count = len(arrays.token_ids)
-        total = lower = None
         if weights is not None:
-            total = weights_of(weights, count, self._device)
-            if weights.below_probe is not None:
-                lower = weights_of(weights.below_probe, count, self._device)
             self._mixtures.write(weights.digests, key.tiles)
-        inputs.write(arrays, self._cache.block_size, key.tokens, total, lower)
+        inputs.write(arrays, self._cache.block_size, key.tokens, weights)
         logits = self._graphs.run(key, partial(self._forward, key))[: len(arrays.samples)]
         hidden_states = None
         if plan.reads_hidden_states:
@@ -186,8 +198,8 @@ class CudaSteps:
         rows = min(tokens, self.sizes.requests)
         samples = inputs.samples(rows)
         if key.tiles:
-            weights, lower = inputs.weights[:tokens], inputs.lower[:tokens]
-            mix = self._mixtures.of_list(key.tiles, key.reach, weights, lower)
+            weights = inputs.weights(tokens, linear=key.linear)
+            mix = self._mixtures.of_list(key.tiles, key.reach, weights)
             head = mix.of_tokens(samples)
         hidden, finite = self._decoder.hidden(batch, mix, inputs.hidden_states[:tokens])
         inputs.finite[:tokens].copy_(finite)

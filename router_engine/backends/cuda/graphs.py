@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 DECODE_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # tokens, one a request
 MIXED_BUCKETS = (32, 64, 128, 256, 512)  # tokens; larger steps keep a card busy launch by launch
 TILE_BUCKETS = (16, 128, 1024)  # tiles of rank rows; one that is not in use ends at once
+LINEAR_TILES = 128  # of steps with tokens under `linear`, which are fewer
 NUM_REACHES = 4  # sets of groups that a graph's mixture may act on (`CudaDecoder.reaches`)
 MAX_GRAPHS = 512
 
@@ -41,13 +42,14 @@ class GraphKey:
     """The purpose of a graph.
 
     tiles: of rank rows, 0 for the bare base. reach: groups that rows may act on. decodes: every
-    request has one token.
+    request has one token. linear: some tokens run under `linear`.
     """
 
     tokens: int
     tiles: int = 0
     reach: frozenset[int] = frozenset()
     decodes: bool = True
+    linear: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ class GraphSizes:
 
     @property
     def count(self) -> int:
-        """Graphs: a size without a mixture, and with one."""
-        return (len(self.decodes) + len(self.mixed)) * (1 + len(TILE_BUCKETS) * NUM_REACHES)
+        """Graphs: a size without a mixture, with one, and with one under `linear`."""
+        return (len(self.decodes) + len(self.mixed)) * (2 + len(TILE_BUCKETS) * NUM_REACHES)
 
 
 def _as_far_as(most: int, buckets: Sequence[int]) -> tuple[int, ...]:

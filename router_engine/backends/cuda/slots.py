@@ -36,6 +36,11 @@ class HostTiles:
     places: NDArray[np.int32]
     touched: NDArray[np.bool_]  # [modules]: whether any of the adapters has rows there
 
+    @property
+    def rows(self) -> int:
+        """Of the longest adapter, or a few more."""
+        return int(self.places[:, 2].max(initial=0)) + TILE_ROWS
+
     def on(self, device: torch.device) -> Tiles:
         """Just these, on the device."""
         tiles = StaticTiles(max(1, len(self.places)), device)
@@ -62,6 +67,7 @@ class AdapterSlots:
         self.table = AdapterTable(
             addresses=torch.zeros(*shape, 2, dtype=torch.int64, device=device),
             ranks=torch.zeros(shape, dtype=torch.int32, device=device),
+            roots=torch.ones(shape, dtype=torch.float32, device=device),
         )
 
     def tiles(self, digests: Sequence[str]) -> HostTiles:
@@ -97,10 +103,13 @@ class AdapterSlots:
     def _write(self, resident: Resident, number: int) -> _Slot:
         found = [resident.located(module) for module in self._modules]
         places = [(0, 0, 0) if rows is None else (rows.a, rows.b, rows.count) for rows in found]
+        # `linear` refuses scales that are not positive: their roots are not read.
+        scales = [1.0 if rows is None or rows.scale <= 0 else rows.scale for rows in found]
         parts = np.array(places, dtype=np.int64).reshape(-1, 3)
         slot = _Slot(number, parts[:, 2].astype(np.int32))
         self.table.addresses[number].copy_(torch.from_numpy(parts[:, :2].copy()))
         self.table.ranks[number].copy_(torch.from_numpy(slot.ranks))
+        self.table.roots[number].copy_(torch.from_numpy(np.sqrt(scales, dtype=np.float32)))
         self._slots[resident] = slot
         self._taken[number] = weakref.ref(resident)
         return slot

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from router_engine.backends.cuda.room import MAX_COLUMNS
+from router_engine.backends.cuda.table_mixtures import TokenWeights
 from router_engine.backends.step_arrays import StepArrays
 from router_engine.kernels.triton.attention_work import Cutting, WorkRoom, cut
 from router_engine.kernels.triton.triton_attention import (
@@ -19,6 +20,7 @@ from router_engine.kernels.triton.triton_attention import (
     numbers,
     packed,
 )
+from router_engine.mixture.weights import StepWeights
 
 _IDS, _POSITIONS, _SLOTS, _SAMPLES = range(4)
 
@@ -67,8 +69,8 @@ class StaticInputs:
             most = cutting.room(room.tokens, room.requests)
             shape = (numbers(most.items, most.joins),)
             self._works[cutting] = most, _HostAndDevice.of(shape, device)
-        self.weights = torch.zeros(room.tokens, MAX_COLUMNS, device=device)
-        self.lower = torch.zeros_like(self.weights)  # of the layers below the probe layer
+        weights = torch.zeros(4, room.tokens, MAX_COLUMNS, device=device)
+        self._weights = TokenWeights(*weights)
         self.hidden_states = torch.zeros(room.tokens, hidden, device=device)  # written
         self.finite = torch.zeros(room.tokens, dtype=torch.bool, device=device)  # written
 
@@ -96,13 +98,11 @@ class StaticInputs:
         arrays: StepArrays,
         block_size: int,
         tokens: int,
-        weights: Tensor | None,
-        lower: Tensor | None = None,
+        weights: StepWeights | None,
     ) -> None:
         """A step for a graph of so many tokens; those that are added store and see nothing.
 
-        weights [tokens, columns], or None where the graph reads none; lower: None for the same.
-        What lies past the step's rows and columns is not read.
+        weights: None where the graph reads none; what is none of the step's adapters is not read.
         """
         self._write_numbers(arrays, block_size, tokens)
         tables = arrays.block_tables
@@ -119,9 +119,23 @@ class StaticInputs:
                 buffers.host.copy_(torch.from_numpy(packed(host, most.items, most.joins)))
                 buffers.device.copy_(buffers.host, non_blocking=True)
         if weights is not None:
-            for buffer, values in ((self.weights, weights), (self.lower, lower)):
-                values = weights if values is None else values
-                buffer[: len(values), : values.shape[1]].copy_(values)
+            self._write_weights(weights, len(arrays.token_ids))
+
+    def weights(self, tokens: int, *, linear: bool) -> TokenWeights:
+        """Of a graph of so many tokens. linear: it has some under `linear` among them."""
+        sums, lower, roots, lower_roots = (part[:tokens] for part in self._weights.parts)
+        if not linear:
+            return TokenWeights(sums, lower)
+        return TokenWeights(sums, lower, roots, lower_roots)
+
+    def _write_weights(self, weights: StepWeights, count: int) -> None:
+        below = weights.below_probe or weights
+        parts = [weights.sum_weights, below.sum_weights]
+        if weights.sqrt_weights is not None:
+            parts += [weights.sqrt_weights, below.sqrt_weights]
+        for buffer, part in zip(self._weights.parts, parts, strict=False):
+            own = buffer[:count, : len(weights.digests)]
+            _ = own.zero_() if part is None else own.copy_(part)
 
     def _write_numbers(self, arrays: StepArrays, block_size: int, tokens: int) -> None:
         host = self._numbers.host[:, :tokens].numpy()

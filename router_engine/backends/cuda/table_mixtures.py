@@ -1,4 +1,4 @@
-"""Mixtures under `sum` whose rows the kernels find by the adapters' table."""
+"""Mixtures of plain LoRA, whose rows the kernels find by the adapters' table."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from router_engine.kernels.triton.grouped import (
     Group,
     Tiles,
     mix_group,
+    mix_group_linear,
 )
 from router_engine.kernels.triton.launch import ShrinkShape
 from router_engine.mixture.weights import StepWeights
@@ -57,14 +58,9 @@ class TableMixtures:
         """Let the list of a capacity hold these adapters' tiles."""
         self._list(capacity).write(self.tiles(digests))
 
-    def of_list(
-        self, capacity: int, reach: frozenset[int], weights: Tensor, lower: Tensor
-    ) -> TableMix:
-        """The mixture of the tiles that the list of a capacity holds when it runs.
-
-        lower: weights of the layers below the probe layer.
-        """
-        return self._mix(self._list(capacity).tiles, reach, weights, lower)
+    def of_list(self, capacity: int, reach: frozenset[int], weights: TokenWeights) -> TableMix:
+        """The mixture of the tiles that the list of a capacity holds when it runs."""
+        return self._mix(self._list(capacity).tiles, reach, weights)
 
     def launch_kinds(self, tokens: int) -> None:
         """Launch every kind of mixture that steps of up to so many tokens may launch, on nothing.
@@ -79,29 +75,58 @@ class TableMixtures:
                 y = torch.empty(count, sum(group.widths), dtype=self._dtype, device="meta")
                 weights = torch.empty(count, 1, device="meta")
                 tiles = StaticTiles(found // lists, self._device).tiles
-                mix_group(y, x, weights, group, self._slots.table, tiles)
+                for mix in (mix_group, mix_group_linear):
+                    mix(y, x, weights, group, self._slots.table, tiles)
 
     def of_step(self, weights: StepWeights, tokens: int) -> TableMix:
         """The mixture of one step of so many tokens."""
-        tiles, below = self.tiles(weights.digests), weights.below_probe
-        lower = None if below is None else weights_of(below, tokens, self._device)
-        return self._mix(
-            tiles.on(self._device),
-            self.touched(tiles),
-            weights_of(weights, tokens, self._device),
-            lower,
+        tiles, below = self.tiles(weights.digests), weights.below_probe or weights
+        device = self._device
+        token_weights = TokenWeights(
+            sums=_matrix(weights, weights.sum_weights, tokens, device),
+            lower=_matrix(weights, below.sum_weights, tokens, device),
         )
+        if weights.sqrt_weights is not None:
+            token_weights = replace(
+                token_weights,
+                roots=weights.sqrt_weights,
+                lower_roots=_matrix(weights, below.sqrt_weights, tokens, device),
+            )
+        return self._mix(tiles.on(device), self.touched(tiles), token_weights)
 
     def _list(self, capacity: int) -> StaticTiles:
         if capacity not in self._lists:
             self._lists[capacity] = StaticTiles(capacity, self._device)
         return self._lists[capacity]
 
-    def _mix(
-        self, tiles: Tiles, touched: frozenset[int], weights: Tensor, lower: Tensor | None
-    ) -> TableMix:
-        below = dict.fromkeys(self._below, lower) if lower is not None else {}
-        return TableMix(self._slots.table, tiles, weights, below, touched, self._groups)
+    def _mix(self, tiles: Tiles, touched: frozenset[int], weights: TokenWeights) -> TableMix:
+        return TableMix(self._slots.table, tiles, weights, self._below, touched, self._groups)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """Weights of a step's tokens, [tokens, columns] fp32 each.
+
+    sums: under `sum`. roots: square roots of those under `linear`; None where there are none.
+    lower, lower_roots: the same for the layers below the probe layer.
+    """
+
+    sums: Tensor
+    lower: Tensor
+    roots: Tensor | None = None
+    lower_roots: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Those that there are: of sums, and of roots."""
+        found = (self.sums, self.lower, self.roots, self.lower_roots)
+        return tuple(part for part in found if part is not None)
+
+    def picked(self, index: Tensor) -> TokenWeights:
+        """The same of some tokens, above the probe layer."""
+        sums = self.sums.index_select(0, index)
+        roots = None if self.roots is None else self.roots.index_select(0, index)
+        return TokenWeights(sums, sums, roots, roots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +135,27 @@ class TableMix:
 
     table: AdapterTable
     tiles: Tiles
-    weights: Tensor  # [tokens, columns] fp32
-    below: Mapping[_Paths, Tensor]  # of groups that have weights of their own
+    weights: TokenWeights
+    below: frozenset[_Paths]  # groups below the probe layer
     touched: frozenset[int]  # groups that any rows act on
     groups: Mapping[_Paths, int]
 
     def __call__(self, group: Group, x: Tensor, y: Tensor) -> None:
         """Add the mixture of a group to y."""
-        if self.groups[group.paths] in self.touched:
-            weights = self.below.get(group.paths, self.weights)
-            mix_group(y, x, weights[: len(x)], group, self.table, self.tiles)
+        if self.groups[group.paths] not in self.touched:
+            return
+        weights, parts = self.weights, (group, self.table, self.tiles)
+        is_below = group.paths in self.below
+        mix_group(y, x, weights.lower if is_below else weights.sums, *parts)
+        roots = weights.lower_roots if is_below else weights.roots
+        if roots is not None:
+            mix_group_linear(y, x, roots, *parts)
 
     def of_tokens(self, index: Tensor) -> TableMix:
         """The same seen by some tokens only, above the probe layer."""
-        return replace(self, weights=self.weights.index_select(0, index))
+        return replace(self, weights=self.weights.picked(index))
 
 
-def weights_of(weights: StepWeights, tokens: int, device: torch.device) -> Tensor:
-    """The weights [tokens, adapters] of a step under `sum`."""
-    if weights.sum_weights is not None:
-        return weights.sum_weights
-    return torch.zeros(tokens, len(weights.digests), device=device)
+def _matrix(weights: StepWeights, part: Tensor | None, tokens: int, device: torch.device) -> Tensor:
+    """A part of a step's weights [tokens, adapters], zeros where it is None."""
+    return torch.zeros(tokens, len(weights.digests), device=device) if part is None else part

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from router_engine.kernels.triton.device.tiles import expand_tiles_kernel, shrink_tiles_kernel
+from router_engine.kernels.triton.device.tiles import (
+    expand_tiles_kernel,
+    fold_tiles_kernel,
+    shrink_tiles_kernel,
+)
 from router_engine.kernels.triton.launch import (
     ShrinkShape,
     launch,
@@ -21,6 +25,8 @@ from router_engine.kernels.triton.launch import (
 )
 from router_engine.kernels.triton.tiling import TILE_ROWS
 
+_FOLDED_TILES = 16  # of one adapter under `linear`, at most
+LINEAR_ROWS = _FOLDED_TILES * TILE_ROWS
 _TURN = 4  # tiles that one product expands
 FEW_TILES = 16  # of a longer list as many may be in use
 _BLOCK_O = 64
@@ -56,10 +62,12 @@ class AdapterTable:
 
     addresses [slots, modules, 2] int64: of the first row of A and of B, each contiguous, in x's
     dtype, each a multiple of 16 bytes. ranks [slots, modules] int32: rows, 0 for none.
+    roots [slots, modules] fp32: of the scales that B holds.
     """
 
     addresses: Tensor
     ranks: Tensor
+    roots: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,56 @@ def mix_group(
     y [tokens, all outputs]; x [tokens, in]; weights [tokens, columns] fp32, 0 for an adapter that
     does not act on a token; in each, what belongs to a token lies side by side.
     """
-    z = _shrink(x, weights, group, table, tiles)
-    tokens, tile = len(x), token_tile(len(x))
+    _expand(y, _shrink(x, weights, group, table, tiles), weights, group, table, tiles)
+
+
+def mix_group_linear(
+    y: Tensor, x: Tensor, roots: Tensor, group: Group, table: AdapterTable, tiles: Tiles
+) -> None:
+    """y[:, module] += the mixture of each module, in place, as `reference.low_rank.mix_linear`.
+
+    roots [tokens, columns] fp32: square roots of the weights. Adapters of one mixture have equal
+    ranks, at most LINEAR_ROWS. The rest is as of `mix_group`.
+    """
+    z = _shrink(x, roots, group, table, tiles)
+    tokens, tile, modules = len(x), token_tile(len(x)), len(group.paths)
+    folded = z.new_empty(1, tokens, modules * LINEAR_ROWS)
+    launch(
+        fold_tiles_kernel,
+        (_FOLDED_TILES, -(-tokens // tile), modules),
+        z,
+        roots,
+        folded,
+        table.ranks,
+        table.roots,
+        tiles.places,
+        tiles.count,
+        tokens,
+        z.shape[2],
+        tiles.capacity,
+        group.first,
+        table.ranks.shape[1],
+        roots.stride(0),
+        SPLITS=len(z),
+        BLOCK_T=tile,
+        BLOCK_R=TILE_ROWS,
+        BLOCKS=_FOLDED_TILES,
+    )
+    _expand(y, folded, roots, group, table, tiles, blocks=_FOLDED_TILES)
+
+
+def _expand(
+    y: Tensor,
+    z: Tensor,
+    weights: Tensor,
+    group: Group,
+    table: AdapterTable,
+    tiles: Tiles,
+    *,
+    blocks: int = 0,
+) -> None:
+    """blocks: of folded rows; 0: each adapter has its own."""
+    tokens, tile = len(y), token_tile(len(y))
     launch(
         expand_tiles_kernel,
         (-(-max(group.widths) // _BLOCK_O), -(-tokens // tile), len(group.paths)),
@@ -96,6 +152,7 @@ def mix_group(
         y,
         table.addresses,
         table.ranks,
+        table.roots,
         group.spans,
         tiles.places,
         tiles.count,
@@ -114,6 +171,7 @@ def mix_group(
         BLOCK_R=TILE_ROWS,
         TILES=_TURN,
         BLOCK_O=_BLOCK_O,
+        BLOCKS=blocks,
     )
 
 

@@ -48,7 +48,7 @@ def test_sizes_hold_every_step_or_all_that_there_are(
 ) -> None:
     sizes = GraphSizes.of(StepLimits(tokens, requests, 512, 16))
     assert sizes == expected
-    assert sizes.count == 13 * (len(expected.decodes) + len(expected.mixed))
+    assert sizes.count == 14 * (len(expected.decodes) + len(expected.mixed))
 
 
 class _Captures:

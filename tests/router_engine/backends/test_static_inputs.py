@@ -7,6 +7,7 @@ import torch
 from router_engine.backends.cuda.static_inputs import StaticInputs, StepRoom
 from router_engine.backends.step_arrays import StepArrays
 from router_engine.kernels.triton.attention_work import Cutting
+from router_engine.mixture.weights import StepWeights
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 
@@ -38,7 +39,7 @@ def _inputs() -> StaticInputs:
 def test_decodes() -> None:
     """Slots follow from the blocks; what is added stores nothing and has no work."""
     inputs = _inputs()
-    weights = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
+    weights = StepWeights(("a", "b"), torch.tensor([[0.5, -1.0], [2.0, 3.0]]))
     arrays = _arrays(_row((7,), 9, (5, 2, 8)), _row((3,), 0, (4,)))
     inputs.write(arrays, 4, 4, weights)
     assert inputs.numbers(4).tolist() == [[7, 3, 0, 0], [9, 0, 0, 0], [33, 16, -1, -1]]
@@ -48,28 +49,34 @@ def test_decodes() -> None:
     assert work.counts.tolist() == [2, 0]
     assert work.items[:2, :6].tolist() == [[0, 0, 1, 9, 0, 10], [1, 1, 1, 0, 0, 1]]
     assert work.items.shape == (8, 7)
-    for buffer in (inputs.weights, inputs.lower):
-        assert buffer[:2, :2].tolist() == weights.tolist()
+    for buffer in inputs.weights(4, linear=False).parts:
+        assert buffer[:2, :2].tolist() == [[0.5, -1.0], [2.0, 3.0]]
 
 
 def test_prompts_among_decodes() -> None:
     inputs = _inputs()
-    lower = torch.ones(5, 1)
+    held = inputs.weights(8, linear=True)
+    held.sums.fill_(9.0)
+    assert held.lower_roots is not None
+    held.lower_roots.fill_(9.0)
+    roots = StepWeights(("a",), None, torch.ones(5, 1), below_probe=StepWeights(("a",)))
     arrays = _arrays(_row((7, 8, 9, 6), 2, (5, 2)), _row((3,), 0, (4,)))
-    inputs.write(arrays, 4, 8, torch.zeros(5, 1), lower)
+    inputs.write(arrays, 4, 8, roots)
     assert inputs.numbers(8)[2].tolist() == [22, 23, 8, 9, 16, -1, -1, -1]
     assert inputs.samples(4).tolist() == [4, 0, 0, 0]  # the prompt goes on
     work = inputs.work(MIXED, 8)
     assert work.counts.tolist() == [2, 0]
     assert work.items[:2, :6].tolist() == [[0, 0, 4, 2, 0, 6], [1, 4, 1, 0, 0, 1]]
-    assert inputs.lower[:5, 0].tolist() == [1.0] * 5
+    found = [part[:5, 0].tolist() for part in held.parts]
+    assert found == [[0.0] * 5, [0.0] * 5, [1.0] * 5, [0.0] * 5]
 
 
 def test_buffers_keep_their_addresses() -> None:
     inputs = _inputs()
 
     def addresses() -> list[int]:
-        parts = [inputs.numbers(8), inputs.samples(8), inputs.tables, inputs.weights]
+        parts = [inputs.numbers(8), inputs.samples(8), inputs.tables]
+        parts += inputs.weights(8, linear=True).parts
         parts += [inputs.work(each, 8).items for each in (DECODES, MIXED)]
         return [part.data_ptr() for part in parts]
 

@@ -66,7 +66,7 @@ def test_no_step_compiles_or_captures(tmp_path: Path) -> None:
         assert {answer.end.error for answer in ended} == {None}
         assert card.compiles == compiled
         assert card.captures == GRAPHS
-        assert card.replays > STEPS / 8  # large steps and `linear` go by hand
+        assert card.replays > STEPS / 2
 
 
 def test_a_head_that_moves_is_captured_again(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 _BF16 = ("x", "y", "a", "b", "query", "keys", "values", "out", "residual", "weight", "qkv",
          "cosines", "sines", "q_norm", "k_norm", "gate_up")  # fmt: skip
-_FP32 = ("z", "weights", "folded", "parts", "maxima", "sums")
+_FP32 = ("z", "weights", "folded", "roots", "parts", "maxima", "sums")
 _INT32 = ("counts", "order", "blocks", "ranks", "tiles", "count", "spans", "tables",
           "items", "joins", "positions", "slots")  # fmt: skip
 _INT64 = ("columns", "rank_index", "addresses")
@@ -45,7 +45,7 @@ _MISALIGNED = ("tiles", "items", "joins")  # after the number of them
 _TILE = {"BLOCK_T": 32, "BLOCK_R": 16, "WIDEN": False}
 _SHRINK = {**_TILE, "BLOCK_K": 128}
 _EXPAND = {**_TILE, "SPLITS": 4, "BLOCK_O": 64}
-_LISTED = {"ALIGN": 16, "SPAN_ALIGN": 16, "TILES": 4}
+_LISTED = {"ALIGN": 16, "SPAN_ALIGN": 16, "TILES": 4, "BLOCKS": 0}
 _ATTEND = {"GROUP": 4, "PAGE": 16, "WIDEN": False}
 _CASES: list[tuple[Any, dict[str, Any]]] = [
     (mixture.shrink_kernel, {**_SHRINK, "SPARSE": False}),
@@ -64,6 +64,10 @@ for _tokens in (16, 32, 64):
     for _splits in (1, 8):
         _own = {"BLOCK_T": _tokens, "SPLITS": _splits}
         _CASES.append((tiles.expand_tiles_kernel, {**_EXPAND, **_LISTED, **_own}))
+    _own = {"BLOCK_T": _tokens, "SPLITS": 1, "BLOCKS": 16}
+    _CASES.append((tiles.expand_tiles_kernel, {**_EXPAND, **_LISTED, **_own}))
+_FOLD = {"SPLITS": 8, "BLOCK_T": 64, "BLOCK_R": 16, "BLOCKS": 16}
+_CASES.append((tiles.fold_tiles_kernel, _FOLD))
 for _head in (64, 128, 256):
     for _decodes, _windowed in ((True, False), (True, True), (False, False)):
         _tile = _rows(_ATTEND["GROUP"], _head, decodes=_decodes)

@@ -68,5 +68,8 @@ def test_mix_linear(run: Run, tokens: int, ranks: Sequence[int], dtype: str) -> 
     ],
     ids=["equal", "one untouched", "one module", "none touched", "tiles of tokens"],
 )
-def test_mix_group(run: Run, tokens: int, ranks: Sequence[Sequence[int]], dtype: str) -> None:
-    run(checks.check_mix_group, dtype, tokens, ranks)
+@pytest.mark.parametrize("linear", [False, True], ids=["sum", "linear"])
+def test_mix_group(
+    run: Run, tokens: int, ranks: Sequence[Sequence[int]], dtype: str, *, linear: bool
+) -> None:
+    run(checks.check_mix_group, dtype, tokens, ranks, linear=linear)

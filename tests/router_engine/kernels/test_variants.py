@@ -19,7 +19,7 @@ from router_engine.kernels.triton.triton_attention import PagedAttention
 CPU = torch.device("cpu")
 HIDDEN, WIDE, HEADS, KV_HEADS, HEAD = 256, 704, 8, 2, 32  # 704: no power of two
 BLOCK = 16
-# By kernel: variants of one model with one table, under `sum` of plain LoRA.
+# By kernel: variants of one model with one table, of plain LoRA.
 CLOSED = {
     "norm_kernel": 2,  # the first layer adds nothing
     "rope_kernel": 1,
@@ -27,7 +27,8 @@ CLOSED = {
     "attend_kernel": 2,  # decodes; prompts
     "combine_kernel": 1,
     "shrink_tiles_kernel": 3,  # by tiles of 16, 32 and 64 tokens
-    "expand_tiles_kernel": 3 * 2,  # and by splits of 1 and 2
+    "expand_tiles_kernel": 3 * 2 + 3,  # and by splits of 1 and 2; of what is folded
+    "fold_tiles_kernel": 3 * 2,
 }
 
 
@@ -99,7 +100,7 @@ def _step(draw: random.Random) -> None:
 def _mix(draw: random.Random, tokens: int) -> None:
     capacity = draw.choice([1, 2, 3, 4, 5, 16, 33, 64, 250])
     slots = torch.zeros(64, 7, 2, dtype=torch.int64)
-    table = AdapterTable(slots, slots[..., 0].int())
+    table = AdapterTable(slots, slots[..., 0].int(), slots[..., 0].float())
     held = torch.zeros(1 + 3 * capacity, dtype=torch.int32)
     tiles = Tiles(held[1:].view(capacity, 3), held[:1])
     weights = torch.empty(tokens, draw.randint(1, 40))
@@ -109,7 +110,8 @@ def _mix(draw: random.Random, tokens: int) -> None:
         _group(WIDE, (HIDDEN,), 6),
     ):
         y, x = torch.empty(tokens, sum(group.widths)), torch.empty(tokens, group.width)
-        grouped.mix_group(y, x, weights, group, table, tiles)
+        for mix in (grouped.mix_group, grouped.mix_group_linear):
+            mix(y, x, weights, group, table, tiles)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -19,7 +19,13 @@ from router_engine.kernels.reference import low_rank as reference
 from router_engine.kernels.reference.attention import TorchAttention
 from router_engine.kernels.triton import fused
 from router_engine.kernels.triton.attention_work import Cutting, cut
-from router_engine.kernels.triton.grouped import AdapterTable, Group, Tiles, mix_group
+from router_engine.kernels.triton.grouped import (
+    AdapterTable,
+    Group,
+    Tiles,
+    mix_group,
+    mix_group_linear,
+)
 from router_engine.kernels.triton.triton_attention import (
     AttentionWork,
     PagedAttention,
@@ -135,7 +141,9 @@ def check_mix_linear(device: str, dtype: str, tokens: int, ranks: Sequence[int])
     inputs.agree(y, expected)
 
 
-def check_mix_group(device: str, dtype: str, tokens: int, ranks: Sequence[Sequence[int]]) -> None:
+def check_mix_group(
+    device: str, dtype: str, tokens: int, ranks: Sequence[Sequence[int]], *, linear: bool
+) -> None:
     """Modules with the same input in one launch; `ranks`: those of each adapter, by module.
 
     Slots are taken in any order, others' slots hold no address, and a list holds more tiles than
@@ -150,6 +158,7 @@ def check_mix_group(device: str, dtype: str, tokens: int, ranks: Sequence[Sequen
     slots, columns = inputs.shuffled(8), max(len(own) for own in ranks)
     addresses = torch.zeros(8, 2 + len(ranks), 2, dtype=torch.int64)
     held = torch.zeros(8, 2 + len(ranks), dtype=torch.int32)
+    roots = 0.5 + torch.rand(8, 2 + len(ranks))
     kept: list[Tensor] = []
     first = 0
     for module, (own, outputs) in enumerate(zip(ranks, widths, strict=True)):
@@ -162,14 +171,22 @@ def check_mix_group(device: str, dtype: str, tokens: int, ranks: Sequence[Sequen
         if own:
             owner = torch.arange(len(own)).repeat_interleave(torch.tensor(own))
             both = torch.cat(kept[-2 * len(own) :: 2]), torch.cat(kept[1 - 2 * len(own) :: 2])
-            reference.mix_sum(part, x, *both, weights[:, owner.to(inputs.device)])
+            spread = weights[:, owner.to(inputs.device)]
+            if linear:
+                root = roots[slots, 2 + module][owner].to(inputs.device)
+                index = torch.cat([torch.arange(rank) for rank in own]).to(inputs.device)
+                fold = RankFold(spread * root, spread / root, index, max(own))
+                reference.mix_linear(part, x, *both, fold)
+            else:
+                reference.mix_sum(part, x, *both, spread)
         first += outputs
     most = [max((own[c] for own in ranks if c < len(own)), default=0) for c in range(columns)]
     places = [(slots[c], c, at) for c, rank in enumerate(most) for at in range(0, rank, 16)]
     tiles = _tiles(places, 8, inputs.device)
-    table = AdapterTable(addresses.to(inputs.device), held.to(inputs.device))
+    table = AdapterTable(*(part.to(inputs.device) for part in (addresses, held, roots)))
     group = Group.of(tuple("qkv"[: len(ranks)]), width, widths, 2, inputs.device)
-    mix_group(y, x, weights, group, table, tiles)
+    mix = mix_group_linear if linear else mix_group
+    mix(y, x, weights, group, table, tiles)
     inputs.agree(y, expected)
 
 
@@ -311,6 +328,7 @@ def _mixed_by_table(x: Tensor, y: Tensor, a: Tensor, b: Tensor, weights: Tensor)
     table = AdapterTable(
         torch.stack(addresses, dim=-1)[:, None],
         torch.ones(len(a), 1, dtype=torch.int32).to(x.device),
+        torch.ones(len(a), 1).to(x.device),
     )
     mixed = y.clone()
     group = Group.of(("q",), x.shape[1], (y.shape[1],), 0, x.device)

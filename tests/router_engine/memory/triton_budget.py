@@ -151,8 +151,8 @@ def _check_buffers(backend: CudaBackend, counted: int) -> None:
     steps = backend._steps
     assert steps is not None
     table, inputs = steps._mixtures._slots.table, steps._inputs
-    held = [*steps._decoder._angles, steps._logits, table.addresses, table.ranks]
-    held += [inputs._numbers.device, inputs.tables, inputs.weights, inputs.lower]
+    held = [*steps._decoder._angles, steps._logits, table.addresses, table.ranks, table.roots]
+    held += [inputs._numbers.device, inputs.tables, *inputs._weights.parts]
     held += [inputs.hidden_states, inputs.finite]
     excess = counted - sum(each.nbytes for each in held)
     works = sum(buffers.device.nbytes for _, buffers in inputs._works.values())

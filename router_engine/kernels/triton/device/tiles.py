@@ -59,15 +59,50 @@ def shrink_tiles_kernel(
 
 
 @sized("tokens", "z_width", "capacity", "first_module", "weights_stride")
+def fold_tiles_kernel(
+    z, weights, folded, ranks, roots, tiles, count,
+    tokens, z_width, capacity, first_module, table_width, weights_stride,
+    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """folded[t, k] = sum over adapters of weight[t] root z[t, row k of theirs], module by module.
+
+    Grid: (BLOCKS, token tiles, modules). folded [tokens, modules * BLOCKS * BLOCK_R], all of it
+    written. roots: of the rows' scales, as `AdapterTable`.
+    """
+    own = tl.program_id(2)
+    module = first_module + own
+    local = tl.arange(0, BLOCK_R)
+    row = tl.program_id(0) * BLOCK_R + local
+    token = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    there = token < tokens
+    total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
+    for tile in range(0, tl.load(count)):
+        slot = tl.load(tiles + 3 * tile).to(tl.int64)
+        column = tl.load(tiles + 3 * tile + 1)
+        if tl.load(tiles + 3 * tile + 2) == tl.program_id(0) * BLOCK_R:
+            place = slot * table_width + module
+            weight = tl.load(weights + token * weights_stride + column, mask=there, other=0.0)
+            acts = (weight != 0)[:, None] & (row < tl.load(ranks + place))[None, :]
+            at = (own * capacity + tile) * BLOCK_R + local
+            part = summed(z, token, at, tokens, z_width, acts, SPLITS)
+            total += weighted(part, (weight * tl.load(roots + place))[:, None])
+    width = tl.num_programs(2) * BLOCKS * BLOCK_R
+    target = token.to(tl.int64)[:, None] * width + (own * BLOCKS * BLOCK_R + row)[None, :]
+    tl.store(folded + target, total, mask=there[:, None])
+
+
+@sized("tokens", "z_width", "capacity", "first_module", "weights_stride")
 def expand_tiles_kernel(
-    z, weights, y, addresses, ranks, spans, tiles, count,
+    z, weights, y, addresses, ranks, roots, spans, tiles, count,
     tokens, z_width, capacity, first_module, table_width, weights_stride, y_stride,
     ALIGN: tl.constexpr, SPAN_ALIGN: tl.constexpr, WIDEN: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, TILES: tl.constexpr, BLOCK_O: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """y[t, o] += sum_r weight[t, r] z[t, r] b[r, o], the scaled z rounded to y's dtype.
 
     Grid: (output blocks of the widest module, token tiles, modules). TILES: tiles of a turn.
+    BLOCKS: 0, or z is what `fold_tiles_kernel` makes, and a weight is divided by its rows' root.
     spans [modules, 2]: first output and number of outputs of each module in y, multiples of
     SPAN_ALIGN: loads as wide as that need no mask for each element.
     """
@@ -97,6 +132,9 @@ def expand_tiles_kernel(
         acts = weight != 0
         if tl.sum(tl.sum(acts.to(tl.int32), 1), 0) > 0:
             at = (own * capacity + turn * TILES) * BLOCK_R + member
+            if BLOCKS > 0:
+                at = own * BLOCKS * BLOCK_R + row
+                weight = weight / tl.load(roots + place, mask=live, other=1.0)[None, :]
             part = weighted(summed(z, token, at, tokens, z_width, acts, SPLITS), weight)
             b = tl.load(addresses + 2 * place + 1, mask=live, other=0)
             b = b.to(tl.pointer_type(y.dtype.element_ty)) + row.to(tl.int64) * width
