@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from pydantic import ByteSize
 from rich.console import Console
 
+from benchmarks.gpu import roofline
 from scripts import figures
 from server.app import create_app
 from server.http.container import Container
@@ -28,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
+GPU = ROOT / "docs" / "gpu.md"
 UNCERTAINTY = ROOT / "docs" / "experiments" / "uncertainty.md"
 BEGIN, END = "<!-- settings: written by make docs -->", "<!-- end of settings -->"
 
@@ -77,6 +79,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Every generated page with what it should hold."""
     yield OPENAPI, openapi_text()
     yield CONFIGURATION, with_table(CONFIGURATION.read_text(encoding="utf-8"), settings_table())
+    yield GPU, roofline.with_table(GPU.read_text(encoding="utf-8"))
     for path, own in (
         (PERFORMANCE, figures.PERFORMANCE),
         (EVALUATION, figures.EVALUATION),
