@@ -176,7 +176,7 @@ def factors(
 
 
 def with_low_rank(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """weight [out, in] + B^T A, summed in fp32 and rounded once; a [rows, in], b [rows, out] in fp32.
+    """weight [out, in] + B^T A, summed in fp32 and rounded once; a [rows, in], b [rows, out].
 
     A large weight goes piece by piece, so that its fp32 form is never held as a whole.
     """

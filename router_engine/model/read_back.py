@@ -15,9 +15,14 @@ Array = NDArray[Any]
 
 def read_back(tensors: Sequence[Tensor]) -> list[Array]:
     """Tensors as arrays, in their order. Those that are on the host already are not copied."""
-    away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    away = [tensor for tensor in tensors if is_away(tensor)]
     read = iter(unpacked(packed(away).cpu(), away)) if away else iter(())
-    return [tensor.numpy() if tensor.device.type == "cpu" else next(read) for tensor in tensors]
+    return [next(read) if is_away(tensor) else tensor.numpy() for tensor in tensors]
+
+
+def is_away(tensor: Tensor) -> bool:
+    """Whether a tensor is not on the host."""
+    return tensor.device.type != "cpu"
 
 
 def packed(tensors: Sequence[Tensor]) -> Tensor:

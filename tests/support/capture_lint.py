@@ -6,6 +6,7 @@ copy from the host would copy the same bytes for ever, and memory of another siz
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,12 @@ _REFUSED: frozenset[Callable[..., Any]] = frozenset(
         *(torch.tensor, torch.as_tensor, torch.from_numpy),
     }
 )
+
+
+WAITS: frozenset[Callable[..., Any]] = _REFUSED - {
+    *(torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.pin_memory, Tensor.numpy, Tensor.cuda)
+}
+"""Calls that wait for the device; `numpy` is of what is on the host."""
 
 
 class CaptureError(AssertionError):
@@ -57,3 +64,16 @@ def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _is_mask(index: object) -> bool:
     return any(isinstance(each, Tensor) and each.dtype == torch.bool for each in tree_leaves(index))
+
+
+class CountedWaits(TorchFunctionMode):
+    """Counts the calls that would wait for a device, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in WAITS:
+            self.counts[func.__name__] += 1
+        return func(*args, **(kwargs or {}))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from router_engine.config import SchedulerConfig
-from router_engine.request import EngineRequest
+from router_engine.model import read_back
+from router_engine.request import EngineRequest, SamplingSpec
+from tests.support.capture_lint import CountedWaits
 from tests.support.card_engine import EVERY_LINEAR, card_engine, publish_loras
 from tests.support.fake_card import FakeCard
 from tests.support.harness import EngineHarness, request
@@ -53,3 +56,23 @@ def test_steps_are_one_replay(tmp_path: Path, *, is_mixed: bool) -> None:
         assert _step(card, harness, asked("late", 30)) == ({}, 1)
         large = [asked(f"large {index}", 200 + index) for index in range(3)]
         assert _step(card, harness, *large) == (by_hand, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_step_reads_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """Tokens, their log probabilities, hidden states and what is finite come by one copy."""
+    monkeypatch.setattr(read_back, "is_away", lambda tensor: True)
+    with card_engine(tmp_path, LIMITS) as (_, harness):
+        digests = publish_loras(harness, tmp_path, (8, EVERY_LINEAR))
+        mixture = dict.fromkeys(digests, 0.5)
+        sampling = SamplingSpec(max_new_tokens=8, temperature=temperature, seed=1)
+        for name, reads in (("first", False), ("second", True)):
+            made = request(name, [5, 6, 7], mixture)
+            harness.add(replace(made, sampling=sampling, reads_hidden_states=reads))
+        while not all(answer.tokens for answer in harness.answers.values()):
+            harness.step()
+        with CountedWaits() as waits:
+            harness.step()
+        assert waits.counts == {"cpu": 1}
