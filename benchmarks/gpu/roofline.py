@@ -29,7 +29,8 @@ H200 = Card("H200", 4.8e12, 989e12)
 A100 = Card("A100 80 GB", 2.04e12, 312e12)
 
 
-class Launches(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Launches:
     """Equal launches of one step."""
 
     name: str

@@ -25,7 +25,7 @@ def test_a_weight_in_pieces(most: int, dtype: torch.dtype, monkeypatch: pytest.M
 class _Pinned(torch.Tensor):
     """A tensor that says that it is pinned, as no memory is without a card."""
 
-    def is_pinned(self, device: torch.device | None = None) -> bool:
+    def is_pinned(self, device: str | torch.device | int | None = None) -> bool:
         return True
 
 
