@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_engine.kernels.base import Chunk, slots_at
+from router_engine.kv.block_table import BlockIds
 from router_engine.scheduling.plan import PlannedRow, StepPlan
 
 
@@ -26,14 +27,12 @@ class StepArrays:
         ends = np.cumsum(lengths, dtype=np.int32)
         sizes = [len(row.block_ids) for row in plan.rows]
         self._lengths, self._starts, self._ends = lengths, starts, ends
-        self._sizes = np.array(sizes, dtype=np.int32)
         self._tables = np.cumsum(sizes, dtype=np.int32) - sizes
         self.token_ids = np.array(
             list(chain.from_iterable(row.token_ids for row in plan.rows)), dtype=np.int64
         )
-        self.blocks = np.array(
-            list(chain.from_iterable(row.block_ids for row in plan.rows)), dtype=np.int32
-        )
+        self.block_ids = [row.block_ids for row in plan.rows]
+        self.blocks = np.concatenate([_array(ids) for ids in self.block_ids])
         offsets = np.repeat(starts - (ends - lengths), lengths)
         self.positions = np.arange(len(offsets), dtype=np.int32) + offsets
         sampled = [row.needs_logits for row in plan.rows]
@@ -59,19 +58,15 @@ class StepArrays:
         """[rows]: positions that each row's last token sees, itself included."""
         return self._starts + self._lengths
 
-    @property
-    def block_tables(self) -> NDArray[np.int32]:
-        """[rows, most]: each row's blocks, then zeros."""
-        places = np.arange(self._sizes.max(initial=0)) < self._sizes[:, None]
-        tables = np.zeros(places.shape, dtype=np.int32)
-        tables[places] = self.blocks
-        return tables
-
     def slots(self, block_size: int) -> NDArray[np.int32]:
         """[tokens]: the cache slots of the tokens."""
         tables = np.repeat(self._tables, self._lengths)
         own = self.blocks[tables + self.positions // block_size]
         return slots_at(own, self.positions, block_size)
+
+
+def _array(ids: Sequence[int]) -> NDArray[np.int32]:
+    return ids.array if isinstance(ids, BlockIds) else np.array(ids, dtype=np.int32)
 
 
 def chunks_of(rows: Sequence[PlannedRow]) -> list[Chunk]:

@@ -81,7 +81,7 @@ def _row(state: RequestState, stop: int, member: EnsembleMember | None) -> Plann
         state.arrival,
         tuple(state.tokens[start:stop]),
         start,
-        tuple(state.block_table.block_ids),
+        state.block_table.snapshot,
         stop == len(state.tokens),
         state.weights_history.between(start, stop),
         state.tokens,

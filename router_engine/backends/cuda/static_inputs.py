@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from router_engine.kernels.triton.triton_attention import (
     numbers,
     packed,
 )
+from router_engine.kv.block_table import BlockIds
 from router_engine.mixture.weights import StepWeights
 
 _IDS, _POSITIONS, _SLOTS, _SAMPLES = range(4)
@@ -64,6 +65,7 @@ class StaticInputs:
         self._numbers = _HostAndDevice.of((4, room.tokens), device)
         self._numbers.device[_SLOTS] = -1  # what runs before a step is written stores nothing
         self._tables = _HostAndDevice.of((room.requests, room.blocks), device)
+        self._block_ids: list[Sequence[int]] = [()] * room.requests  # that the tables hold
         self._works: dict[Cutting, tuple[WorkRoom, _HostAndDevice]] = {}
         for cutting in cuttings:
             most = cutting.room(room.tokens, room.requests)
@@ -105,12 +107,7 @@ class StaticInputs:
         weights: None where the graph reads none; what is none of the step's adapters is not read.
         """
         self._write_numbers(arrays, block_size, tokens)
-        tables = arrays.block_tables
-        rows, width = tables.shape
-        self._tables.host[:rows, :width].copy_(torch.from_numpy(tables))
-        self._tables.device[:rows, :width].copy_(
-            self._tables.host[:rows, :width], non_blocking=True
-        )
+        self._write_tables(arrays.block_ids)
         decodes = bool((arrays.lengths == 1).all())
         for cutting, (most, buffers) in self._works.items():
             if decodes == (cutting.tile == 1):
@@ -136,6 +133,21 @@ class StaticInputs:
         for buffer, part in zip(self._weights.parts, parts, strict=False):
             own = buffer[:count, : len(weights.digests)]
             _ = own.zero_() if part is None else own.copy_(part)
+
+    def _write_tables(self, block_ids: Sequence[Sequence[int]]) -> None:
+        """Only of those rows that hold other blocks than in the step before."""
+        host = self._tables.host.numpy()
+        changed = []
+        for row, (ids, held) in enumerate(zip(block_ids, self._block_ids, strict=False)):
+            if ids is not held:
+                host[row, : len(ids)] = ids.array if isinstance(ids, BlockIds) else ids
+                self._block_ids[row] = ids
+                changed.append(row)
+        if changed:
+            rows = slice(changed[0], changed[-1] + 1)
+            width = max(len(block_ids[row]) for row in changed)
+            target = self._tables.device[rows, :width]
+            target.copy_(self._tables.host[rows, :width], non_blocking=True)
 
     def _write_numbers(self, arrays: StepArrays, block_size: int, tokens: int) -> None:
         host = self._numbers.host[:, :tokens].numpy()

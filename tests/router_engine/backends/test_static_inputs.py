@@ -7,6 +7,7 @@ import torch
 from router_engine.backends.cuda.static_inputs import StaticInputs, StepRoom
 from router_engine.backends.step_arrays import StepArrays
 from router_engine.kernels.triton.attention_work import Cutting
+from router_engine.kv.block_table import BlockTable
 from router_engine.mixture.weights import StepWeights
 from router_engine.request import EngineRequest, SamplingSpec
 from router_engine.scheduling.plan import PlannedRow, StepPlan
@@ -86,3 +87,20 @@ def test_buffers_keep_their_addresses() -> None:
     inputs.write(_arrays(_row((8,), 0, (1,)), _row((9,), 4, (3, 0))), 4, 4, None)
     assert inputs.numbers(4).tolist() == [[8, 9, 0, 0], [0, 4, 0, 0], [4, 0, -1, -1]]
     assert addresses() == before
+
+
+def test_tables_are_written_where_blocks_have_changed() -> None:
+    inputs, table = _inputs(), BlockTable(4)
+    table.extend((5, 2))
+    step = [_row((7,), 5, table.snapshot), _row((3,), 0, (4,))]
+    inputs.write(_arrays(*step), 4, 4, None)
+    assert inputs.tables[:2, :3].tolist() == [[5, 2, 0], [4, 0, 0]]
+    inputs.tables.zero_()
+    inputs.write(_arrays(*step), 4, 4, None)
+    assert not inputs.tables.any()
+    table.extend((8,))
+    inputs.write(_arrays(_row((7,), 8, table.snapshot), step[1]), 4, 4, None)
+    assert inputs.tables[:2, :3].tolist() == [[5, 2, 8], [0, 0, 0]]
+    other = _row((1,), 0, (9,))
+    inputs.write(_arrays(other, step[1]), 4, 4, None)
+    assert inputs.tables[0, 0] == 9
