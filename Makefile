@@ -10,8 +10,11 @@ PEERS_ARGS ?=
 CURVES := requests context adapters mixture rank
 BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
-# Without a GPU the tests that need one are left out. "not arm" leaves out those of ARM code, too.
-MARKERS ?= $(if $(shell command -v nvidia-smi),,not gpu)
+# Left out are tests on a GPU where there is none, and those that build the image for who is not root.
+# "not arm" leaves out those of ARM code, too.
+NO_GPU := $(if $(shell command -v nvidia-smi),,not gpu)
+NO_ROOT := $(if $(filter 0,$(shell id -u)),,not image)
+MARKERS ?= $(NO_GPU)$(if $(NO_GPU),$(if $(NO_ROOT), and ))$(NO_ROOT)
 # Several processes of torch share few cores: one thread each, and idle ones must sleep, not spin.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 # make test ISA=avx2: every process keeps to an older instruction set; unset: as the machine is.
@@ -20,7 +23,7 @@ FORCED = $(if $(ISA),$(or $(shell $(BIN)/python -m adaptermix.bench.forced $(ISA
 # Each worker begins with a part of the tests of its own, so that few fixtures are made twice.
 # They share their bytecode, too, whatever the machine's default: hundreds of processes import the packages.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(THREADS) $(FORCED) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
-SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-arm.sh scripts/ensure-postgres.sh scripts/pin.sh
+SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-arm.sh scripts/ensure-debian.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help install pull run demo test quick lint format bench bench-figures bench-peers docs constraints clean
@@ -51,18 +54,20 @@ demo: pull ## fixed, request-routed and token-routed mixtures at the same time, 
 quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded model
 	$(PYTEST) $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-dev ## every test, with the real model, a real PostgreSQL and ARM code
+test: $(VENV)/.installed-dev ## every test, with the real model, a real PostgreSQL, ARM code and the image
 	scripts/ensure-postgres.sh
 	$(if $(findstring not arm,$(MARKERS)),,scripts/ensure-arm.sh)
+	$(if $(findstring not image,$(MARKERS)),,scripts/ensure-debian.sh)
 	$(BIN)/adaptermix pull default all-minilm-l6-v2
 	$(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev ## style, types, layers, Dockerfile, shell
+lint: $(VENV)/.installed-dev ## style, types, layers, Dockerfile, compose file, shell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec deploy/docker/compose.yaml
 	for file in $(SHELL_FILES); do bash -n $$file || exit 1; done
 
 format: $(VENV)/.installed-dev ## rewrite the source in the project's style
