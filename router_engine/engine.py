@@ -42,9 +42,10 @@ from router_engine.mixture.rules import (
 from router_engine.request import EngineRequest
 from router_engine.routers.base import HiddenRouter, LayerRouter, TokenRouter
 from router_engine.routing import RunningRouters
+from router_engine.runner import RunningStep
 from router_engine.scheduling.gate_statistics import GateCounts
 from router_engine.scheduling.integrity import check_integrity
-from router_engine.scheduling.plan import StepOutput, StepPlan
+from router_engine.scheduling.plan import StepPlan
 from router_engine.scheduling.request_validation import NO_MEMORY
 from router_engine.scheduling.scheduler import Scheduler
 from router_engine.stats import EngineStats
@@ -91,6 +92,7 @@ class Engine:
         self._tasks: dict[str, Callable[[EngineError | None], None]] = {}
         self._task_ids = itertools.count()
         self._gates = GateCounts()
+        self._ahead: RunningStep | None = None  # begun before the last one's results were there
         self._steps = 0
         self._step_seconds = 0.0
 
@@ -124,17 +126,16 @@ class Engine:
     def step(self) -> list[EngineEvent]:
         """One step. Returns what happened since the last one; [] when there was nothing to do."""
         self._poll_sources()
-        plan = self._scheduler.schedule()
-        if plan is not None:
-            self._merge.follow(plan.rows)
-            started = time.perf_counter()
-            output = self._run(plan)
+        started = time.perf_counter()
+        step = self._ahead or self._begin(self._scheduler.schedule())
+        if step is not None:
+            self._ahead = self._begin_ahead(step)
+            output = step.output()
             self._step_seconds += time.perf_counter() - started
-            if output is not None:
-                self._steps += 1
-                if output.gates is not None:
-                    self._gates.add(output.gates, plan.logit_tokens)
-                self._events.extend(self._scheduler.update(plan, output))
+            self._steps += 1
+            if output.gates is not None:
+                self._gates.add(output.gates, step.plan.logit_tokens)
+            self._events.extend(self._scheduler.update(step.plan, output))
         self._route()  # what was computed, or found in the prefix cache
         events, self._events = self._events, []
         return events
@@ -142,7 +143,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another step would do something now; if not, wait for `wake` or a command."""
-        return bool(self._events) or self._scheduler.has_runnable or self._residency.has_news
+        is_running = self._ahead is not None or self._scheduler.has_runnable
+        return bool(self._events) or is_running or self._residency.has_news
 
     # Adapters and the merged base
 
@@ -190,10 +192,13 @@ class Engine:
     def merged(self) -> MergedState:
         return self._merge.state
 
-    def _run(self, plan: StepPlan) -> StepOutput | None:
-        """One step; None where the device has no memory for it: then the next one is smaller."""
+    def _begin(self, plan: StepPlan | None) -> RunningStep | None:
+        """None where the device has no memory for a step: then the next one is smaller."""
+        if plan is None:
+            return None
+        self._merge.follow(plan.rows)
         try:
-            return self._runner.run(plan, self._merge.mixture)
+            return self._runner.begin(plan, self._merge.mixture)
         except torch.OutOfMemoryError:
             _log.warning("no memory on the device for a step of %d tokens", plan.num_tokens)
         # Past the error, whose traceback holds the step's tensors.
@@ -202,6 +207,20 @@ class Engine:
         for head in self._scheduler.planner.shrink(plan):
             self._fail(head.request_id, NO_MEMORY)
         return None
+
+    def _begin_ahead(self, running: RunningStep) -> RunningStep | None:
+        """The step behind one that the device still works on, which so never waits for the host.
+
+        None where that has to wait for the results, or finds no memory.
+        """
+        plan = self._scheduler.ahead.plan(running.plan) if self._runner.runs_ahead else None
+        if plan is None:
+            return None
+        self._merge.follow(plan.rows)
+        try:
+            return self._runner.begin(plan, self._merge.mixture)
+        except torch.OutOfMemoryError:
+            return None  # which `_begin` sees to
 
     # The rest
 

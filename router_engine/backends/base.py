@@ -78,6 +78,14 @@ class Captures(Protocol):
         ...
 
 
+class TokenFeed(Protocol):
+    """Where a step that begins before the last one's tokens are known finds them: on the device."""
+
+    def give(self, drawn: Tensor) -> None:
+        """The tokens [samples] that the last step draws, in the order of its samples."""
+        ...
+
+
 class Backend(StepRunner, BaseWeights, Protocol):
     """Runs whole steps of one model, and is where its linear weights are read and written.
 
@@ -93,4 +101,9 @@ class Backend(StepRunner, BaseWeights, Protocol):
     @property
     def captures(self) -> Captures | None:
         """What it captures before it serves; None: nothing."""
+        ...
+
+    @property
+    def feed(self) -> TokenFeed | None:
+        """None: it runs no step before the last one has ended, so `StepPlan.fed` is None."""
         ...

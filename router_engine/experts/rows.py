@@ -17,6 +17,7 @@ from router_engine.experts.base import ExpertRows, HostAdapter, HostGatingNetwor
 from router_engine.experts.memory import AdapterMemory
 from router_engine.experts.resident import Resident
 from router_engine.scheduling.plan import GateColumns
+from router_engine.transfers import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +158,9 @@ def _gather(present: Sequence[tuple[int, ExpertRows]], device: torch.device) -> 
     return GatheredRows(
         a=_joined([rows.a for _, rows in present]),
         b=_joined([rows.b for _, rows in present]),
-        owner=columns.repeat_interleave(counts).to(device),
-        scale_root=torch.tensor(roots).repeat_interleave(counts).to(device),
-        rank_index=torch.cat([torch.arange(rows.count) for _, rows in present]).to(device),
+        owner=sent(columns.repeat_interleave(counts), device),
+        scale_root=sent(torch.tensor(roots).repeat_interleave(counts), device),
+        rank_index=sent(torch.cat([torch.arange(rows.count) for _, rows in present]), device),
         prototype=_joined([rows.prototype for _, rows in present]),
         layout=tuple((column, rows.count) for column, rows in present),
         bias=_with_absent([(rows.bias, rows.count) for _, rows in present], 0.0),

@@ -21,7 +21,7 @@ _CONTEXT = 600 << 20  # of the driver, for a process: an estimate
 WORKSPACE = 96 << 20  # of libraries' matrix products: an estimate
 _GRAPH = 2 << 20  # of a captured graph beside what it computes with: an estimate
 _TILES = 256  # tiles of rank rows of a large step
-_DRAW = 5  # copies of a row's logits in float32 while tokens are drawn
+_DRAW = 10  # copies of a row's logits in float32 while tokens are drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from router_engine.routers.base import LayerRoutingParams
 from router_engine.scheduling.plan import PlannedRow, PromptGates
 from router_engine.scheduling.prompt_gates import WholePromptGates, whole_prompt_gates
 from router_engine.sparse_weights import SparseWeights
+from router_engine.transfers import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,9 @@ class _Parts:
         digests = tuple(digest for digest, column in self._columns.items() if used[column])
         plain, sqrt, merged = (
             # Row by row, which is how kernels read it: a choice of columns is not.
-            torch.from_numpy(np.ascontiguousarray(part[:, used])).to(device) if part.any() else None
+            sent(torch.from_numpy(np.ascontiguousarray(part[:, used])), device)
+            if part.any()
+            else None
             for part in parts
         )
         density = float(np.count_nonzero(self._sum)) / (len(self._sum) * len(digests))
@@ -263,4 +266,4 @@ class _LayerRoutedParts:
 
     def tensors(self, used: NDArray[np.bool_], device: torch.device) -> LayerRoutedTokens:
         parts = (self.candidates[:, used], self._top_k, self._temperature)
-        return LayerRoutedTokens(*(torch.from_numpy(part).to(device) for part in parts))
+        return LayerRoutedTokens(*(sent(torch.from_numpy(part), device) for part in parts))

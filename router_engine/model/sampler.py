@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from router_engine.model.read_back import read_back
 from router_engine.request import SamplingSpec
 from router_engine.scheduling.plan import SampledToken
+from router_engine.transfers import ReadBack, sent
 
 _FIRST_WIDTH = 256  # candidates looked at for top_k and top_p before more are sorted
 _WIDER = 8
@@ -91,7 +91,7 @@ class Sampler:
     ) -> list[SampledToken]:
         """One token a row, read back. See `draw`."""
         drawn = self.draw(logits, rows, summary)
-        return drawn.tokens(read_back(drawn.tensors))
+        return drawn.tokens(ReadBack(drawn.tensors).arrays())
 
     def draw(
         self, logits: Tensor, rows: Sequence[SamplingRow], summary: LogitSummary | None = None
@@ -136,12 +136,12 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _index(values: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
+    return sent(torch.tensor(values, dtype=torch.int64), like.device)
 
 
 def _column(values: Iterator[float], like: Tensor) -> Tensor:
     """Values [n] as a float32 column [n, 1] on the device of `like`."""
-    return torch.tensor(list(values), dtype=torch.float32, device=like.device)[:, None]
+    return sent(torch.tensor(list(values), dtype=torch.float32), like.device)[:, None]
 
 
 def penalised(raw: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -196,8 +196,8 @@ def _repetition(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Ten
     flat = np.unique(flat)
     scores = _own(scores, raw)
     penalties = np.array([row.params.repetition_penalty for row in rows], dtype=np.float32)
-    at = torch.from_numpy(flat).to(raw.device)
-    by = torch.from_numpy(penalties[flat // vocab]).to(raw.device)
+    at = sent(torch.from_numpy(flat), raw.device)
+    by = sent(torch.from_numpy(penalties[flat // vocab]), raw.device)
     values = scores.view(-1)[at]
     scores.view(-1)[at] = torch.where(values > 0, values / by, values * by)
     return scores
@@ -222,9 +222,8 @@ def _counted(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Tensor
     presence = np.array([row.params.presence_penalty for row in rows])
     frequency = np.array([row.params.frequency_penalty for row in rows])
     off = presence[flat // vocab] + frequency[flat // vocab] * counts
-    scores.view(-1)[torch.from_numpy(flat).to(raw.device)] -= torch.from_numpy(
-        off.astype(np.float32)
-    ).to(raw.device)
+    by = sent(torch.from_numpy(off.astype(np.float32)), raw.device)
+    scores.view(-1)[sent(torch.from_numpy(flat), raw.device)] -= by
     return scores
 
 
@@ -238,7 +237,7 @@ def _too_early(scores: Tensor, raw: Tensor, rows: Sequence[SamplingRow]) -> Tens
     if flat.size == 0:
         return scores
     scores = _own(scores, raw)
-    scores.view(-1)[torch.from_numpy(flat).to(raw.device)] = -torch.inf
+    scores.view(-1)[sent(torch.from_numpy(flat), raw.device)] = -torch.inf
     return scores
 
 
@@ -291,13 +290,13 @@ def _rank_threshold(probabilities: Tensor, params: Sequence[SamplingSpec]) -> Te
     """The least probability [rows, 1] that top_k, then top_p over what that leaves, keeps.
 
     A few hundred of the best tokens nearly always settle it, so the whole vocabulary is sorted
-    only when they do not.
+    only when they do not. A card sorts it at once: to ask whether they do would be to wait for it.
     """
     vocab = probabilities.shape[1]
     top_k = _index([p.top_k or vocab for p in params], probabilities)[:, None].clamp(max=vocab)
     top_p = _column((p.top_p for p in params), probabilities)
     no_k, no_p = top_k == vocab, top_p >= 1
-    width = min(_FIRST_WIDTH, vocab)
+    width = min(_FIRST_WIDTH, vocab) if probabilities.device.type == "cpu" else vocab
     while True:
         best = probabilities.topk(width, dim=-1).values  # [rows, width], highest first
         enough = no_p | (best.sum(-1, keepdim=True) > top_p)

@@ -98,7 +98,8 @@ def _state(state: RequestState, pool: BlockPool) -> Iterator[str]:
             f"request {name!r} has {state.num_computed} computed of {len(state.tokens)} tokens "
             f"in {len(table)} blocks under weights known until {known_until}"
         )
-    if len(table) > blocks_for(len(state.tokens), table.block_size):
+    # A step ahead computes one token more than is known.
+    if len(table) > blocks_for(len(state.tokens) + 1, table.block_size):
         yield f"request {name!r} holds {len(table)} blocks for {len(state.tokens)} tokens"
     full = min(state.num_computed, known_until) // table.block_size
     keys = state.block_keys.first(full, state.tokens, state.weights_history)

@@ -61,6 +61,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     layer_routing: LayerRoutingParams | None = None  # instead of the weights of `weight_runs`
     ensemble_member: EnsembleMember | None = None  # of an ensemble's member whose logits are wanted
     observers: tuple[object, ...] = ()  # of the request's features, which know theirs by its type
+    unknown: int = 0  # tokens before those of a sample that are not in `known_tokens` yet
 
     @property
     def request_id(self) -> str:
@@ -107,7 +108,7 @@ class PlannedRow(msgspec.Struct, frozen=True):
     @property
     def num_generated(self) -> int:
         """Index of the token that a sample yields."""
-        return len(self.known_tokens) - len(self.request.prompt_token_ids)
+        return len(self.known_tokens) + self.unknown - len(self.request.prompt_token_ids)
 
     @property
     def generated_token_ids(self) -> Sequence[int]:
@@ -116,9 +117,14 @@ class PlannedRow(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One forward pass: the rows' chunks, one after another, are its flat token batch."""
+    """One forward pass: the rows' chunks, one after another, are its flat token batch.
+
+    fed: of a step that is begun before the last one's tokens are known: which of that step's
+    samples is each row's token. What `token_ids` say is not read then.
+    """
 
     rows: tuple[PlannedRow, ...]
+    fed: tuple[int, ...] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -53,6 +53,15 @@ class StepPlanner:
             self._plan_running(state, draft)
         return draft.plan()
 
+    @property
+    def may_admit(self) -> bool:
+        """Whether somebody who waits may come in with the next step."""
+        head = self.queue.head()
+        if head is None:
+            return False
+        running = self.running.values()
+        return self._has_room(head) or victim_for_waiting(running, self._policy, head) is not None
+
     def shrink(self, plan: StepPlan) -> list[RequestState]:
         """A step found no memory on the device: the next ones hold half as much.
 

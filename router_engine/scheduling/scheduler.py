@@ -16,6 +16,7 @@ from router_engine.events import EngineEvent, FinalEvent, FinishReason, TokenEve
 from router_engine.kv.block_pool import BlockPool
 from router_engine.request import EngineRequest
 from router_engine.routers.base import LayerRoutingParams
+from router_engine.scheduling.ahead import AheadPlanner
 from router_engine.scheduling.ensembles import join, member_requests
 from router_engine.scheduling.fairness import ServiceCounters, group_of
 from router_engine.scheduling.features import Features
@@ -67,6 +68,7 @@ class Scheduler:
         self.planner = StepPlanner(
             config, self.kv_blocks, self.service, self._queries, self.counters
         )
+        self.ahead = AheadPlanner(self.planner, self.kv_blocks, max_model_len)
         self._finished: list[EngineRequest] = []
         self._idle = False  # the last `schedule` found nobody, and nothing has changed since
 

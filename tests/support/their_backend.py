@@ -17,6 +17,7 @@ class CountingBackend:
 
     capabilities = Capabilities(kernels="counting", has_decoder=True)
     captures = None
+    feed = None
 
     def __init__(self, parts: BackendParts) -> None:
         self._torch = TorchBackend(parts)

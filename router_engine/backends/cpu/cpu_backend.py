@@ -43,6 +43,7 @@ class CpuBackend:
     """
 
     captures = None
+    feed = None
 
     def __init__(self, parts: BackendParts) -> None:
         """Raises EngineError, which has its reasons, under `cpu`, which has no fallback.

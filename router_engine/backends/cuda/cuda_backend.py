@@ -9,7 +9,7 @@ import logging
 
 from torch import Tensor
 
-from router_engine.backends.base import Capabilities, Captures, ForwardOutput
+from router_engine.backends.base import Capabilities, Captures, ForwardOutput, TokenFeed
 from router_engine.backends.cuda.captures import StepCaptures
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, refusal
 from router_engine.backends.cuda.cuda_steps import CudaSteps
@@ -56,6 +56,10 @@ class CudaBackend:
         if self._steps is None or self._eager:
             return None
         return StepCaptures(self._steps)
+
+    @property
+    def feed(self) -> TokenFeed | None:
+        return None if self._steps is None else self._steps.feed
 
     @property
     def graphs(self) -> Graphs | None:

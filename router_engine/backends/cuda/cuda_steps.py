@@ -30,6 +30,29 @@ from router_engine.kernels.triton.grouped import LINEAR_ROWS, Group
 from router_engine.kv.paged_cache import PagedCache
 from router_engine.mixture.weights import StepWeights
 from router_engine.scheduling.plan import StepLimits, StepPlan
+from router_engine.transfers import sent
+
+
+class DrawnTokens:
+    """As `backends.base.TokenFeed`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._drawn: Tensor | None = None
+
+    def give(self, drawn: Tensor) -> None:
+        """See `TokenFeed.give`."""
+        self._drawn = drawn
+
+    def of(self, plan: StepPlan) -> Tensor | None:
+        """The tokens of a plan that is fed, in its rows' order; None for another."""
+        if plan.fed is None:
+            return None
+        if self._drawn is None:
+            raise ValueError("a plan is fed, and no step has drawn a token")
+        if plan.fed == tuple(range(len(self._drawn))):
+            return self._drawn
+        return self._drawn.index_select(0, sent(torch.tensor(plan.fed), self._device))
 
 
 class CudaSteps:
@@ -64,6 +87,7 @@ class CudaSteps:
             self.sizes.requests, decoder.vocab, dtype=decoder.head.weight.dtype, device=device
         )
         self._head = decoder.head.weight
+        self.feed = DrawnTokens(device)
 
     @property
     def graphs(self) -> Graphs:
@@ -182,7 +206,8 @@ class CudaSteps:
         count = len(arrays.token_ids)
         if weights is not None:
             self._mixtures.write(weights.digests, key.tiles)
-        inputs.write(arrays, self._cache.block_size, key.tokens, weights)
+        token_ids = self.feed.of(plan)
+        inputs.write(arrays, self._cache.block_size, key.tokens, weights, token_ids)
         logits = self._graphs.run(key, partial(self._forward, key))[: len(arrays.samples)]
         hidden_states = None
         if plan.reads_hidden_states:
@@ -214,7 +239,7 @@ class CudaSteps:
         numbers = np.stack((arrays.token_ids, arrays.positions, slots)).astype(np.int32)
         chunks = chunks_of(plan.rows)
         batch = DecoderInputs(
-            numbers=torch.from_numpy(numbers).to(self._device),
+            numbers=self._fed(plan, sent(torch.from_numpy(numbers), self._device)),
             attention=self._operations.attention(chunks, block_size, self._device),
         )
         hidden_states = None
@@ -222,7 +247,7 @@ class CudaSteps:
             hidden_states = torch.empty(
                 len(arrays.token_ids), self._decoder.hidden_size, device=self._device
             )
-        index = torch.from_numpy(arrays.samples).to(self._device, torch.long)
+        index = sent(torch.from_numpy(arrays.samples), self._device).long()
         if weights is None or self._are_in_table(weights):
             mix = head = None
             if weights is not None:
@@ -239,6 +264,12 @@ class CudaSteps:
                 logits = self._decoder.logits(hidden[index], self._mix_gathered)
             gates = self._experts.readings()
         return ForwardOutput(logits, hidden_states=hidden_states, gates=gates, finite=finite)
+
+    def _fed(self, plan: StepPlan, numbers: Tensor) -> Tensor:
+        token_ids = self.feed.of(plan)
+        if token_ids is not None:
+            numbers[0].copy_(token_ids)
+        return numbers
 
     def _mix_gathered(self, group: Group, x: Tensor, y: Tensor) -> None:
         """By operations on the gathered rows, whatever the mixture is."""

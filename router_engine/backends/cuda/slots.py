@@ -21,6 +21,7 @@ from router_engine.experts.resident import Resident
 from router_engine.experts.rows import RowPool
 from router_engine.kernels.triton.grouped import AdapterTable, Tiles
 from router_engine.kernels.triton.tiling import TILE_ROWS
+from router_engine.transfers import write
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,9 +108,9 @@ class AdapterSlots:
         scales = [1.0 if rows is None or rows.scale <= 0 else rows.scale for rows in found]
         parts = np.array(places, dtype=np.int64).reshape(-1, 3)
         slot = _Slot(number, parts[:, 2].astype(np.int32))
-        self.table.addresses[number].copy_(torch.from_numpy(parts[:, :2].copy()))
-        self.table.ranks[number].copy_(torch.from_numpy(slot.ranks))
-        self.table.roots[number].copy_(torch.from_numpy(np.sqrt(scales, dtype=np.float32)))
+        write(self.table.addresses[number], torch.from_numpy(parts[:, :2].copy()))
+        write(self.table.ranks[number], torch.from_numpy(slot.ranks))
+        write(self.table.roots[number], torch.from_numpy(np.sqrt(scales, dtype=np.float32)))
         self._slots[resident] = slot
         self._taken[number] = weakref.ref(resident)
         return slot
@@ -140,5 +141,5 @@ class StaticTiles:
         if tiles is self._holds:
             return
         numbers = np.concatenate(([len(tiles.places)], tiles.places.ravel())).astype(np.int32)
-        self._buffer[: len(numbers)].copy_(torch.from_numpy(numbers))
+        write(self._buffer[: len(numbers)], torch.from_numpy(numbers))
         self._holds = tiles

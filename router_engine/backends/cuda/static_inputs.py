@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,27 +33,36 @@ class StepRoom(NamedTuple):
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
 class _HostAndDevice:
-    """Numbers that are written on the host, and go to the device by one copy."""
+    """Numbers that are written on the host, and go to the device by one copy.
 
-    host: Tensor  # pinned, where there is a card
-    device: Tensor
+    There are two of them on the host, by turns: one step may still be under way when the next is
+    written, and the one before that has ended.
+    """
 
-    @classmethod
-    def of(cls, shape: tuple[int, ...], device: torch.device) -> _HostAndDevice:
-        pin = device.type == "cuda"
-        return cls(
-            torch.zeros(shape, dtype=torch.int32, pin_memory=pin),
-            torch.zeros(shape, dtype=torch.int32, device=device),
-        )
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        pin = device.type == "cuda"  # where there is no card there is no pinned memory
+        self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
+        self.device = torch.zeros(shape, dtype=torch.int32, device=device)
+
+    @property
+    def host(self) -> Tensor:
+        """To be written now."""
+        return self._hosts[0]
+
+    def turn(self) -> None:
+        """A step begins."""
+        self._hosts.reverse()
+
+    def send(self, *at: slice) -> None:
+        """Copy a part, once all is done that the device was asked for before."""
+        self.device[at].copy_(self.host[at], non_blocking=True)
 
 
 class StaticInputs:
-    """Written by the engine's thread before a replay.
+    """Written by the engine's thread before a replay, while the step before may still run.
 
-    The step before has ended by then, its samples are on the host, so nothing still reads the
-    pinned buffers or what they are copied to.
+    Copies and replays are in the order of one stream, so that step reads what was its own.
     """
 
     def __init__(
@@ -62,15 +70,16 @@ class StaticInputs:
     ) -> None:
         """cuttings: of attention, of all layers, for decodes and for mixed steps."""
         self.room = room
-        self._numbers = _HostAndDevice.of((4, room.tokens), device)
+        self._numbers = _HostAndDevice((4, room.tokens), device)
         self._numbers.device[_SLOTS] = -1  # what runs before a step is written stores nothing
-        self._tables = _HostAndDevice.of((room.requests, room.blocks), device)
+        self._tables = _HostAndDevice((room.requests, room.blocks), device)
         self._block_ids: list[Sequence[int]] = [()] * room.requests  # that the tables hold
+        self._on_hosts = [self._block_ids.copy(), self._block_ids.copy()]
         self._works: dict[Cutting, tuple[WorkRoom, _HostAndDevice]] = {}
         for cutting in cuttings:
             most = cutting.room(room.tokens, room.requests)
             shape = (numbers(most.items, most.joins),)
-            self._works[cutting] = most, _HostAndDevice.of(shape, device)
+            self._works[cutting] = most, _HostAndDevice(shape, device)
         weights = torch.zeros(4, room.tokens, MAX_COLUMNS, device=device)
         self._weights = TokenWeights(*weights)
         self.hidden_states = torch.zeros(room.tokens, hidden, device=device)  # written
@@ -101,20 +110,25 @@ class StaticInputs:
         block_size: int,
         tokens: int,
         weights: StepWeights | None,
+        token_ids: Tensor | None = None,
     ) -> None:
         """A step for a graph of so many tokens; those that are added store and see nothing.
 
         weights: None where the graph reads none; what is none of the step's adapters is not read.
+        token_ids: those of `arrays`, where only the device has them.
         """
         self._write_numbers(arrays, block_size, tokens)
+        if token_ids is not None:
+            self._numbers.device[_IDS, : len(token_ids)].copy_(token_ids)
         self._write_tables(arrays.block_ids)
         decodes = bool((arrays.lengths == 1).all())
         for cutting, (most, buffers) in self._works.items():
             if decodes == (cutting.tile == 1):
                 room = cutting.room(tokens, min(tokens, self.room.requests))
                 host = cut(arrays.lengths, arrays.contexts, cutting, room)
+                buffers.turn()
                 buffers.host.copy_(torch.from_numpy(packed(host, most.items, most.joins)))
-                buffers.device.copy_(buffers.host, non_blocking=True)
+                buffers.send()
         if weights is not None:
             self._write_weights(weights, len(arrays.token_ids))
 
@@ -136,20 +150,26 @@ class StaticInputs:
 
     def _write_tables(self, block_ids: Sequence[Sequence[int]]) -> None:
         """Only of those rows that hold other blocks than in the step before."""
-        host = self._tables.host.numpy()
-        changed = []
-        for row, (ids, held) in enumerate(zip(block_ids, self._block_ids, strict=False)):
-            if ids is not held:
+        self._tables.turn()
+        self._on_hosts.reverse()
+        pairs = zip(block_ids, self._block_ids, strict=False)
+        changed = [row for row, (ids, held) in enumerate(pairs) if ids is not held]
+        if not changed:
+            return
+        rows = range(changed[0], changed[-1] + 1)  # those between are sent along
+        host, on_host = self._tables.host.numpy(), self._on_hosts[0]
+        for row in rows:
+            ids = block_ids[row]
+            if ids is not on_host[row]:
                 host[row, : len(ids)] = ids.array if isinstance(ids, BlockIds) else ids
-                self._block_ids[row] = ids
-                changed.append(row)
-        if changed:
-            rows = slice(changed[0], changed[-1] + 1)
-            width = max(len(block_ids[row]) for row in changed)
-            target = self._tables.device[rows, :width]
-            target.copy_(self._tables.host[rows, :width], non_blocking=True)
+                on_host[row] = ids
+            self._block_ids[row] = ids
+        self._tables.send(
+            slice(rows.start, rows.stop), slice(max(len(block_ids[row]) for row in changed))
+        )
 
     def _write_numbers(self, arrays: StepArrays, block_size: int, tokens: int) -> None:
+        self._numbers.turn()
         host = self._numbers.host[:, :tokens].numpy()
         count, samples = len(arrays.token_ids), len(arrays.samples)
         host[_IDS, :count] = arrays.token_ids
@@ -159,7 +179,7 @@ class StaticInputs:
         host[_SLOTS, count:] = -1
         host[_SAMPLES, :samples] = arrays.samples
         host[_SAMPLES, samples:] = 0
-        self._numbers.device[:, :tokens].copy_(self._numbers.host[:, :tokens], non_blocking=True)
+        self._numbers.send(slice(None), slice(tokens))
 
 
 class StaticAttention:

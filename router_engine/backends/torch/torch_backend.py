@@ -22,6 +22,7 @@ class TorchBackend(ParameterWeights):
 
     capabilities = Capabilities(kernels=TORCH, has_decoder=False)
     captures = None
+    feed = None
 
     def __init__(self, parts: BackendParts) -> None:
         super().__init__(parts.loaded, parts.linears)

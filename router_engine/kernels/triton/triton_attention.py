@@ -23,6 +23,7 @@ from router_engine.kernels.triton.attention_work import (
 )
 from router_engine.kernels.triton.device.paged import attend_kernel, combine_kernel
 from router_engine.kernels.triton.launch import launch, power_of_two, programs_wanted, widened
+from router_engine.transfers import sent
 
 _WIDE = 128  # heads that are wider take half the rows and positions, or registers spill
 _MAX_ROWS = 64  # of a prompt's tile
@@ -92,7 +93,7 @@ class PagedAttention:
         """programs: items that every context is to be shared among; None: as many as pay."""
         width = max(len(chunk.block_ids) for chunk in chunks)
         tables = [(*chunk.block_ids, *(0,) * (width - len(chunk.block_ids))) for chunk in chunks]
-        self._tables = torch.tensor(tables, dtype=torch.int32).to(device)
+        self._tables = sent(torch.tensor(tables, dtype=torch.int32), device)
         self._lengths = np.array([chunk.length for chunk in chunks])
         self._contexts = np.array([chunk.stop for chunk in chunks])
         self._block_size = block_size
@@ -117,7 +118,7 @@ class PagedAttention:
             cutting = replace(cutting, programs=self._programs, least=1)
         host = cut(self._lengths, self._contexts, cutting)
         items, joins = len(host.items), len(host.joins)
-        buffer = torch.from_numpy(packed(host, items, joins)).to(self._device)
+        buffer = sent(torch.from_numpy(packed(host, items, joins)), self._device)
         return AttentionWork.over(buffer, items, host.rows, decodes=cutting.tile == 1)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from router_engine import transfers
 from router_engine.config import SchedulerConfig
-from router_engine.model import read_back
 from router_engine.request import EngineRequest, SamplingSpec
+from router_engine.runner import ModelRunner
 from tests.support.capture_lint import CountedWaits
 from tests.support.card_engine import EVERY_LINEAR, card_engine, publish_loras
 from tests.support.fake_card import FakeCard
@@ -33,7 +34,9 @@ def _step(
 
 
 @pytest.mark.parametrize("is_mixed", [False, True])
-def test_steps_are_one_replay(tmp_path: Path, *, is_mixed: bool) -> None:
+def test_steps_are_one_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_mixed: bool
+) -> None:
     """Prompts, decodes, and both in one step; only a large one goes launch by launch.
 
     Then the base takes five launches a layer and one; a mixture adds two a group.
@@ -42,6 +45,7 @@ def test_steps_are_one_replay(tmp_path: Path, *, is_mixed: bool) -> None:
     by_hand["norm_kernel"] += 1
     if is_mixed:
         by_hand |= {"shrink_tiles_kernel": GROUPS, "expand_tiles_kernel": GROUPS}
+    monkeypatch.setattr(ModelRunner, "runs_ahead", False)  # one plan a step, to count by
     with card_engine(tmp_path, LIMITS) as (card, harness):
         digests = publish_loras(harness, tmp_path, *[(8, EVERY_LINEAR)] * 2)
         mixture = dict.fromkeys(digests, 0.5) if is_mixed else {}
@@ -63,7 +67,7 @@ def test_a_step_reads_back_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """Tokens, their log probabilities, hidden states and what is finite come by one copy."""
-    monkeypatch.setattr(read_back, "is_away", lambda tensor: True)
+    monkeypatch.setattr(transfers, "is_away", lambda tensor: True)
     with card_engine(tmp_path, LIMITS) as (_, harness):
         digests = publish_loras(harness, tmp_path, (8, EVERY_LINEAR))
         mixture = dict.fromkeys(digests, 0.5)
@@ -76,3 +80,22 @@ def test_a_step_reads_back_once(
         with CountedWaits() as waits:
             harness.step()
         assert waits.counts == {"cpu": 1}
+
+
+def test_the_next_step_is_begun_before_one_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steady decoding the card always has a step to do, whatever the host is about."""
+    begun: list[int] = []
+    arrays = transfers.ReadBack.arrays
+    with card_engine(tmp_path, LIMITS) as (card, harness):
+
+        def noted(read_back: transfers.ReadBack) -> list[transfers.Array]:
+            begun.append(card.replays)
+            return arrays(read_back)
+
+        monkeypatch.setattr(transfers.ReadBack, "arrays", noted)
+        first = card.replays
+        harness.run(request("r", [5, 6, 7], {}, max_new_tokens=6))
+        # The last of the six knows that nothing follows it.
+        assert [count - first for count in begun] == [2, 3, 4, 5, 6, 6]

@@ -17,6 +17,10 @@ def test_graphs_serve_every_mixture(run: Run, tmp_path: Path) -> None:
     run(checks.check_graphs_serve_every_mixture, str(tmp_path))
 
 
+def test_steps_ahead(run: Run, tmp_path: Path) -> None:
+    run(checks.check_steps_ahead, str(tmp_path))
+
+
 @pytest.mark.parametrize(("family", "dtype"), [("llama", "bfloat16"), ("llama-tied", "float16")])
 def test_other_dtypes(run: Run, tmp_path: Path, family: str, dtype: DType) -> None:
     run(checks.check_dtype, str(tmp_path), family, dtype)

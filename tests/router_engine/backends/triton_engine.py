@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from adapters_store.types import ResolvedMixture
 from router_engine.backends.cuda import cuda_decoder
 from router_engine.backends.cuda.cuda_backend import CudaBackend
 from router_engine.backends.proof import Proof
@@ -22,7 +23,9 @@ from router_engine.config import (
     SchedulerConfig,
 )
 from router_engine.model.layout import Layout, layout_of
-from router_engine.request import EngineRequest
+from router_engine.request import EngineRequest, SamplingSpec
+from router_engine.runner import RunningStep
+from router_engine.scheduling.plan import StepPlan
 from tests.router_engine.kernels.triton_checks import TOLERANCE
 from tests.router_engine.model.test_config_keys import save_with
 from tests.support.harness import Answer, EngineHarness, request
@@ -99,6 +102,35 @@ def check_dtype(device: Device, root: str, family: str, dtype: DType) -> None:
     ]
     try:
         pair.agree(short, dtype)
+    finally:
+        pair.close()
+
+
+def check_steps_ahead(device: Device, root: str) -> None:
+    """Drawn on the device and fed there, greedily and not; some end where nobody knew before."""
+    pair = _Pair(Path(root), "llama", "float32", device)
+    first, second, third = pair.digests
+    try:
+        plans: list[StepPlan] = []
+        begin = pair.triton.engine._runner.begin
+
+        def noted(plan: StepPlan, merged: ResolvedMixture | None) -> RunningStep:
+            plans.append(plan)
+            return begin(plan, merged)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pair.triton.engine._runner, "begin", noted)
+            greedy = [
+                request("base", range(5, 16), max_new_tokens=7),
+                request("mixture", range(5, 12), {first: 0.5, second: -0.3}, max_new_tokens=5),
+                request("linear", range(3, 9), {first: 0.5, third: 0.2}, combination="linear"),
+            ]
+            drawn = SamplingSpec(max_new_tokens=6, temperature=1.5, seed=3, top_k=9, top_n_tokens=2)
+            pair.agree([*greedy, replace(greedy[1], request_id="drawn", sampling=drawn)], "float32")
+            stops = replace(drawn, stop_token_ids=tuple(range(0, 128, 2)))
+            pair.agree([replace(greedy[0], request_id="stops", sampling=stops)], "float32")
+        assert {plan.fed is None for plan in plans} == {True, False}
+        assert any(plan.fed not in (None, tuple(range(len(plan.rows)))) for plan in plans)
     finally:
         pair.close()
 

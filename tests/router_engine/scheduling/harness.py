@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
 from adapters_store.types import mixture_key
 from router_engine.config import SchedulerConfig
@@ -51,9 +52,14 @@ class HashRunner:
         self.kept: dict[str, dict[int, bytes]] = defaultdict(dict)  # entries of ensembles' members
         self.spoilt: set[str] = set()  # sequences of which nothing that is computed is finite
         self.writers: dict[int, str] = {}  # by block: the sequence that wrote there last
+        self._drawn: list[int] = []  # the tokens of the last step
 
     def run(self, plan: StepPlan) -> StepOutput:
         samples = []
+        if plan.fed is not None:
+            tokens_of = [self._drawn[index] for index in plan.fed]
+            rows = zip(plan.rows, tokens_of, strict=True)
+            plan = StepPlan(tuple(structs.replace(row, token_ids=(one,)) for row, one in rows))
         finite = np.ones(plan.num_tokens, dtype=np.bool_)
         for row, tokens in plan.parts:
             finite[tokens] = row.request_id not in self.spoilt
@@ -62,6 +68,7 @@ class HashRunner:
                 self.kept[row.ensemble_member.ensemble][row.ensemble_member.member] = entry
             if row.samples_token:
                 samples.append(SampledToken(token_from(self._drawn_from(row, entry)), -1.0))
+        self._drawn = [sample.token_id for sample in samples]
         # Of probed requests the scheduler adds up the states, whatever they are.
         hidden_states = (
             np.ones((plan.num_tokens, 1), dtype=np.float32) if plan.reads_hidden_states else None
@@ -162,9 +169,17 @@ class Drive:
     """The engine's loop around a scheduler; checks integrity after every operation."""
 
     def __init__(
-        self, config: SchedulerConfig, *, num_blocks: int = 64, prefix_cache: bool = True
+        self,
+        config: SchedulerConfig,
+        *,
+        num_blocks: int = 64,
+        prefix_cache: bool = True,
+        ahead: bool = False,
     ) -> None:
+        """ahead: the next step begins before the results of one are there, where it may."""
         self.now = 0.0
+        self._runs_ahead = ahead
+        self._ahead: tuple[StepPlan, StepOutput] | None = None
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(
             config,
@@ -217,17 +232,11 @@ class Drive:
         self.check()
 
     def step(self, cancelled_in_flight: Sequence[str] = ()) -> StepPlan | None:
-        runnable = self.scheduler.has_runnable
-        plan = self.scheduler.schedule()
-        self.check()
-        if plan is None:
-            assert not self.scheduler.has_runnable
+        step = self._ahead or self._begin()
+        if step is None:
             return None
-        assert runnable
-        assert plan.num_tokens <= self.scheduler.config.max_step_tokens
-        assert len({row.request_id for row in plan.rows}) == len(plan.rows)
-        self.plans.append(plan)
-        out = self.runner.run(plan)
+        plan, out = step
+        self._ahead = self._begin_ahead(plan) if self._runs_ahead else None
         for request_id in cancelled_in_flight:
             self.cancel(request_id)
         self._note(self.scheduler.update(plan, out))
@@ -236,6 +245,27 @@ class Drive:
             self._tell(request_id, token_ids)
         self.now += 1.0
         return plan
+
+    def _begin(self) -> tuple[StepPlan, StepOutput] | None:
+        runnable = self.scheduler.has_runnable
+        plan = self.scheduler.schedule()
+        self.check()
+        if plan is None:
+            assert not self.scheduler.has_runnable
+            return None
+        assert runnable
+        return plan, self._run(plan)
+
+    def _begin_ahead(self, running: StepPlan) -> tuple[StepPlan, StepOutput] | None:
+        plan = self.scheduler.ahead.plan(running)
+        self.check()
+        return None if plan is None else (plan, self._run(plan))
+
+    def _run(self, plan: StepPlan) -> StepOutput:
+        assert plan.num_tokens <= self.scheduler.config.max_step_tokens
+        assert len({row.request_id for row in plan.rows}) == len(plan.rows)
+        self.plans.append(plan)
+        return self.runner.run(plan)
 
     def run_until_stuck(self) -> None:
         """Step without answering any question, until nobody can run."""

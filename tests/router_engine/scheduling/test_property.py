@@ -52,9 +52,9 @@ ROUTING = st.builds(
 class Traffic(RuleBasedStateMachine):
     """Requests come, wait, are preempted, cancelled, spoilt and answered late, in any order."""
 
-    @initialize(config=CONFIGS, prefix_cache=st.booleans())
-    def start(self, *, config: SchedulerConfig, prefix_cache: bool) -> None:
-        self.drive = Drive(config, num_blocks=NUM_BLOCKS, prefix_cache=prefix_cache)
+    @initialize(config=CONFIGS, prefix_cache=st.booleans(), ahead=st.booleans())
+    def start(self, *, config: SchedulerConfig, prefix_cache: bool, ahead: bool) -> None:
+        self.drive = Drive(config, num_blocks=NUM_BLOCKS, prefix_cache=prefix_cache, ahead=ahead)
 
     @rule(
         prompt=PROMPTS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from router_engine.model.read_back import packed, read_back, unpacked
+from router_engine.transfers import ReadBack, packed, unpacked
 
 TENSORS = (
     torch.tensor([True, False, True]),
@@ -24,7 +24,7 @@ def test_bytes_of_any_kind_come_back() -> None:
 
 
 def test_what_is_on_the_host_is_not_copied() -> None:
-    for array, tensor in zip(read_back(TENSORS), TENSORS, strict=True):
+    for array, tensor in zip(ReadBack(TENSORS).arrays(), TENSORS, strict=True):
         assert array.tolist() == tensor.tolist()
         if tensor.numel():
             assert array.__array_interface__["data"][0] == tensor.data_ptr()
