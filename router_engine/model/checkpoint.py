@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from adapters_store.home import expanded
 from adapters_store.upload import is_pointer
 from router_engine.errors import UnsupportedModelError
+from router_engine.model.packed.scheme import STORED, scheme_of
 
 # Each proven token by token against `generate()`; by the model type that their configs name.
 ARCHITECTURES = {
@@ -107,14 +108,8 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
                 f"{where}: the config's {key} is not supported: remove it, and keep the weights in "
                 f"{_WEIGHTS} or in the files that {_INDEX} names"
             )
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise UnsupportedModelError(
-            f"{where}: its weights are quantised ({method or 'quantization_config'}), which is not "
-            "supported: take the checkpoint that it was made from, with --quantization int8 for "
-            "weights of 8 bits, or a GGUF file"
-        )
+    if config.get("quantization_config"):
+        scheme_of(config["quantization_config"], where)
 
 
 def _check_numbers(config: Mapping[str, Any], where: str) -> None:
@@ -172,8 +167,9 @@ def _check_folder(folder: Path, *, with_tokenizer: bool) -> None:
         raise UnsupportedModelError(
             f"{folder} {'has no config.json' if names else 'is empty'}: {advice}"
         )
-    check_config(read_json(folder / "config.json"), str(folder))
-    _check_weights(folder)
+    config = read_json(folder / "config.json")
+    check_config(config, str(folder))
+    _check_weights(folder, is_packed=bool(config.get("quantization_config")))
     if with_tokenizer:
         _check_tokenizer(folder)
     for name in _JSON:
@@ -211,12 +207,18 @@ def stored_dtype(folder: Path) -> str:
     return _FORMATS[max(sizes, key=sizes.__getitem__)]
 
 
-def _check_weights(folder: Path) -> None:
-    """That each tensor is once, and where the index says."""
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold the weights. Raises UnsupportedModelError as `check_model` does."""
+    return tuple(_shards(folder))
+
+
+def _check_weights(folder: Path, *, is_packed: bool) -> None:
+    """That each tensor is once, and where the index says. is_packed: some are quantised."""
     places: dict[str, str] = {}
+    formats = _FORMATS | STORED if is_packed else _FORMATS
     for file, wanted in _shards(folder).items():
         tensors = _tensors(file)
-        _check_formats(file, tensors)
+        _check_formats(file, tensors, formats)
         for name in tensors:
             if name in places:
                 raise UnsupportedModelError(
@@ -295,11 +297,13 @@ def _tensors(file: Path) -> dict[str, _Tensor]:
     return tensors
 
 
-def _check_formats(file: Path, tensors: Mapping[str, _Tensor]) -> None:
+def _check_formats(
+    file: Path, tensors: Mapping[str, _Tensor], supported: Mapping[str, str]
+) -> None:
     formats = {str(one.format): name for name, one in tensors.items() if not name.endswith(_MASKS)}
-    for kind in sorted(set(formats) - set(_FORMATS)):
+    for kind in sorted(set(formats) - set(supported)):
         raise UnsupportedModelError(
-            f"{file}: {formats[kind]} is in {kind}, which is not supported ({', '.join(_FORMATS)} "
+            f"{file}: {formats[kind]} is in {kind}, which is not supported ({', '.join(supported)} "
             "are): take the checkpoint in full precision"
         )
 

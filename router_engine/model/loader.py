@@ -45,6 +45,7 @@ from router_engine.model.dtypes import auto_dtype
 from router_engine.model.embeddings import embedding_specs
 from router_engine.model.gguf_config import alone, read_config, refuse_unread
 from router_engine.model.layout import DECODER_FAMILIES, shape_of
+from router_engine.model.packed.load import read_packed
 from router_engine.model.probe import layers_of, probe_layer_of
 from router_engine.model.quantized import quantize_linears
 from router_engine.model.tiny import TINY_RANDOM, tiny_model
@@ -191,6 +192,9 @@ def _read(
     """The checkpoint's model. Raises UnsupportedModelError where tensors are not what it needs."""
     place, options = place_of(name, revision)
     path = Path(place)
+    if getattr(described, "quantization_config", None):
+        built = read_packed(name, described, dtype, revision, attn_implementation=_ATTENTION)
+        return _checked(name, path, described, built)
     with _source(place) as (file, of_a_file):
         read = functools.partial(
             AutoModelForCausalLM.from_pretrained,
@@ -206,7 +210,18 @@ def _read(
             **of_a_file,
         )
         with _bars_on_terminals():
-            model, report = refused(called(name), "its weights cannot be loaded", read)
+            built = refused(called(name), "its weights cannot be loaded", read)
+    return _checked(name, path, described, built)
+
+
+def _checked(
+    name: str,
+    path: Path,
+    described: PreTrainedConfig,
+    built: tuple[PreTrainedModel, Mapping[str, Any]],
+) -> PreTrainedModel:
+    """The model of a checkpoint, if its tensors are what it needs."""
+    model, report = built
     model.config._name_or_path = name
     for what in ("missing", "unexpected", "mismatched"):
         keys = report.get(f"{what}_keys", ())

@@ -142,7 +142,7 @@ def test_only_a_hub_id_has_a_revision(model: str) -> None:
     ("keys", "words"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "architecture 'MambaForCausalLM' is not supp"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, r"quantised \(hqq\)"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
     ],
 )
