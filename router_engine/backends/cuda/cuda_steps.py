@@ -11,6 +11,7 @@ from torch import Tensor
 
 from router_engine.backends.base import ForwardOutput
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, DecoderInputs
+from router_engine.backends.cuda.graph_attention import GraphAttention, TritonGraphAttention
 from router_engine.backends.cuda.graphs import (
     LINEAR_TILES,
     TILE_BUCKETS,
@@ -21,7 +22,8 @@ from router_engine.backends.cuda.graphs import (
     bucket_for,
 )
 from router_engine.backends.cuda.room import MAX_COLUMNS, SLOTS
-from router_engine.backends.cuda.static_inputs import StaticAttention, StaticInputs, StepRoom
+from router_engine.backends.cuda.staging import StepRoom
+from router_engine.backends.cuda.static_inputs import StaticInputs
 from router_engine.backends.cuda.table_mixtures import TableMixtures
 from router_engine.backends.step_arrays import StepArrays, chunks_of
 from router_engine.experts.step import StepExperts
@@ -68,9 +70,13 @@ class CudaSteps:
         limits: StepLimits,
         device: torch.device,
         new_capture: Callable[[], Capture],
+        new_attention: Callable[[StepRoom], GraphAttention] | None = None,
         enforce_eager: bool = False,
     ) -> None:
-        """limits: of all steps. enforce_eager: no graphs, for whoever looks for a fault."""
+        """limits: of all steps. enforce_eager: no graphs, for whoever looks for a fault.
+
+        new_attention: that of graphs; None: by the Triton kernels.
+        """
         self._decoder = decoder
         self._experts = experts
         self._cache = cache
@@ -82,7 +88,9 @@ class CudaSteps:
         self.sizes = GraphSizes.of(limits)
         self._graphs = Graphs(new_capture)
         self._enforce_eager = enforce_eager
-        self._held: StaticInputs | None = None
+        self._held_inputs: StaticInputs | None = None
+        self._held_attention: GraphAttention | None = None
+        self._new_attention = new_attention or self._triton_attention
         self._logits = torch.empty(
             self.sizes.requests, decoder.vocab, dtype=decoder.head.weight.dtype, device=device
         )
@@ -111,11 +119,12 @@ class CudaSteps:
 
     def prepare(self) -> None:
         """Make the inputs of all graphs."""
-        _ = self._inputs
+        _ = self._inputs, self._attention
 
     @torch.inference_mode()
     def capture(self, key: GraphKey) -> None:
         """Have the graph of a key before a step asks for it."""
+        self._attention.prepare(key.tokens, decodes=key.decodes)
         self._graphs.capture(key, partial(self._forward, key))
 
     def keys(self) -> tuple[GraphKey, ...]:
@@ -148,22 +157,32 @@ class CudaSteps:
         return True
 
     @property
+    def _room(self) -> StepRoom:
+        blocks = -(-self._limits.max_model_len // self._cache.block_size)
+        return StepRoom(self.sizes.tokens, self.sizes.requests, min(blocks, self._cache.num_blocks))
+
+    @property
     def _inputs(self) -> StaticInputs:
-        """Those of all graphs."""
-        if self._held is None:
-            blocks = -(-self._limits.max_model_len // self._cache.block_size)
-            room = StepRoom(
-                self.sizes.tokens, self.sizes.requests, min(blocks, self._cache.num_blocks)
-            )
-            self._held = StaticInputs(
-                room, self._decoder.hidden_size, self._decoder.cuttings(), self._device
-            )
-        return self._held
+        """Those of all graphs, but attention's."""
+        if self._held_inputs is None:
+            self._held_inputs = StaticInputs(self._room, self._decoder.hidden_size, self._device)
+        return self._held_inputs
+
+    @property
+    def _attention(self) -> GraphAttention:
+        """That of all graphs."""
+        if self._held_attention is None:
+            self._held_attention = self._new_attention(self._room)
+        return self._held_attention
+
+    def _triton_attention(self, room: StepRoom) -> GraphAttention:
+        cuttings, size = self._decoder.cuttings(), self._cache.block_size
+        return TritonGraphAttention(room, cuttings, size, self._device)
 
     def _forget_addresses(self) -> None:
         """The cache is elsewhere, and of another size."""
         self._graphs.clear()
-        self._held = None
+        self._held_inputs = self._held_attention = None
 
     def _key(self, plan: StepPlan, weights: StepWeights | None) -> GraphKey | None:
         """The graph for a step, or None where only eager code does."""
@@ -208,6 +227,7 @@ class CudaSteps:
             self._mixtures.write(weights.digests, key.tiles)
         token_ids = self.feed.of(plan)
         inputs.write(arrays, self._cache.block_size, key.tokens, weights, token_ids)
+        self._attention.write(arrays, key.tokens)
         logits = self._graphs.run(key, partial(self._forward, key))[: len(arrays.samples)]
         hidden_states = None
         if plan.reads_hidden_states:
@@ -217,7 +237,7 @@ class CudaSteps:
     def _forward(self, key: GraphKey) -> Tensor:
         """Logits [requests or more, vocab] from what the inputs hold: what a graph captures."""
         inputs, tokens = self._inputs, key.tokens
-        attention = StaticAttention(inputs, tokens, self._cache.block_size, decodes=key.decodes)
+        attention = self._attention.of(tokens, decodes=key.decodes)
         batch = DecoderInputs(inputs.numbers(tokens), attention)
         mix = head = None
         rows = min(tokens, self.sizes.requests)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from router_engine.backends.cuda.cuda_backend import CudaBackend
+from router_engine.backends.cuda.graph_attention import TritonGraphAttention
 from router_engine.backends.cuda.graphs import GraphSizes, Replay
 from router_engine.config import (
     CacheConfig,
@@ -150,12 +151,13 @@ def _check_buffers(backend: CudaBackend, counted: int) -> None:
     """Tables, and inputs; but for lists of attention's work, of some kilobytes."""
     steps = backend._steps
     assert steps is not None
-    table, inputs = steps._mixtures._slots.table, steps._inputs
+    table, inputs, attention = steps._mixtures._slots.table, steps._inputs, steps._attention
+    assert isinstance(attention, TritonGraphAttention)
     held = [*steps._decoder._angles, steps._logits, table.addresses, table.ranks, table.roots]
-    held += [inputs._numbers.device, inputs.tables, *inputs._weights.parts]
+    held += [inputs._numbers.device, attention.tables, *inputs._weights.parts]
     held += [inputs.hidden_states, inputs.finite]
     excess = counted - sum(each.nbytes for each in held)
-    works = sum(buffers.device.nbytes for _, buffers in inputs._works.values())
+    works = sum(buffers.device.nbytes for _, buffers in attention._works.values())
     assert excess == 0
     assert works < 1 << 14
 
