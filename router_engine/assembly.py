@@ -11,6 +11,7 @@ from router_engine.backends.select import BackendRegistry
 from router_engine.backends.spec import BackendParts
 from router_engine.backends.torch.wrapped_layers import prepare_model
 from router_engine.config import EngineConfig
+from router_engine.errors import UnsupportedModelError
 from router_engine.experts.memory import memory_for
 from router_engine.experts.rows import RowPool
 from router_engine.experts.step import StepExperts
@@ -50,6 +51,11 @@ def assemble(config: EngineConfig) -> ComputingParts:
     config, model = budget.config, loaded.model
     memory = memory_for(loaded.device, budget.adapter_bytes)
     spec, kernels = BackendRegistry.discover().choose(config.kernels.kernels, loaded)
+    if config.kernels.attention != "triton" and spec.name != "cuda":
+        raise UnsupportedModelError(
+            f"attention {config.kernels.attention!r} is for a GPU, and {spec.name!r} computes: "
+            "leave attention out"
+        )
     operations = make_operations(kernels)
     pool = RowPool(memory, dtype=loaded.dtype, device=loaded.device)
     experts = StepExperts(pool, operations, blocks_of(model), loaded.probe_layer)

@@ -15,6 +15,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["none", "int8"]
 Policy = Literal["fifo", "priority"]
 Fairness = Literal["adapter", "none"]
+GpuAttention = Literal["triton", "flashinfer"]
 MergeMode = Literal["manual", "auto"]
 # Those of backends/cpu/build.py, by architecture from narrow to wide.
 CpuIsa = Literal[
@@ -102,6 +103,7 @@ class KernelConfig:
     cache: Path = Path("~/.cache/adaptermix/kernels")  # of compiled libraries, choices, verdicts
     isa: CpuIsa | None = None  # of the C++ decoder; None: the fastest, by measurement
     enforce_eager: bool = False  # no CUDA graphs
+    attention: GpuAttention = "triton"  # what computes it on a GPU
 
 
 @dataclass(frozen=True, slots=True)

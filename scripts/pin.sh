@@ -9,5 +9,5 @@ cat <<'HEAD'
 # the one below: that is the one which this torch's CUDA builds ask for.
 HEAD
 "$1" -m pip freeze --all --exclude-editable | sed 's/+[a-z0-9]*$//' | grep -viE '^(pip|wheel|nvidia-.*)=='
-# An extra for GPUs that the environment of development goes without: its pin is carried over.
-grep '^torchao==' "$(dirname "$0")/../constraints.txt"
+# Extras for GPUs that the environment of development goes without: their pins are carried over.
+grep -E '^(torchao|flashinfer-python)==' "$(dirname "$0")/../constraints.txt"

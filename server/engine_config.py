@@ -50,6 +50,7 @@ def engine_config(settings: Settings, model: str) -> EngineConfig:
             settings.kernels,
             settings.cache_dir / "kernels",
             enforce_eager=settings.enforce_eager,
+            attention=settings.attention,
         ),
         gpu_memory_utilization=settings.gpu_memory_utilization,
     )

@@ -27,6 +27,7 @@ from router_engine.config import (
     Device,
     DType,
     Fairness,
+    GpuAttention,
     Kernels,
     MergeMode,
     Policy,
@@ -61,8 +62,7 @@ class Settings(BaseSettings):
         "a hub id or a .gguf file.",
     )
     revision: str | None = Field(
-        default=None,
-        description="Branch, tag or commit of a hub id; its main branch when left out or empty.",
+        default=None, description="Branch, tag or commit of a hub id; its main branch if left out."
     )
     dtype: DType = Field(
         default="auto",
@@ -93,8 +93,10 @@ class Settings(BaseSettings):
         "runs, with a warning, or nothing, under 'cpu'; the verdict is kept in the cache.",
     )
     enforce_eager: bool = Field(
-        default=False,
-        description="Run every step launch by launch, without CUDA graphs: to look for a fault.",
+        default=False, description="Run steps launch by launch, not as CUDA graphs: to seek faults."
+    )
+    attention: GpuAttention = Field(
+        default="triton", description="What computes attention on a GPU (flashinfer: by its extra)."
     )
     cpu_isa: Annotated[CpuIsa | None, AfterValidator(known_isa)] = Field(
         default=None,

@@ -6,6 +6,7 @@ Then mixtures and attention still run on the Triton kernels, but without graphs.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -13,7 +14,15 @@ from router_engine.backends.base import Capabilities, Captures, ForwardOutput, T
 from router_engine.backends.cuda.captures import StepCaptures
 from router_engine.backends.cuda.cuda_decoder import CudaDecoder, refusal
 from router_engine.backends.cuda.cuda_steps import CudaSteps
+from router_engine.backends.cuda.flashinfer_attention import (
+    FlashInfer,
+    FlashInferGraphAttention,
+    FlashInferOperations,
+    HeadShape,
+)
+from router_engine.backends.cuda.graph_attention import GraphAttention
 from router_engine.backends.cuda.graphs import CudaCapture, Graphs, run_directly
+from router_engine.backends.cuda.staging import StepRoom
 from router_engine.backends.spec import BackendParts, BackendSpec
 from router_engine.backends.torch.torch_backend import TorchBackend
 from router_engine.kernels.triton.compilation import compiled_ahead
@@ -35,13 +44,16 @@ class CudaBackend:
     """As `backends.base.Backend`."""
 
     def __init__(self, parts: BackendParts) -> None:
+        library = _flashinfer(parts)
+        if library is not None:
+            parts = replace(parts, operations=FlashInferOperations(library))
         self._torch = TorchBackend(parts)
         self._steps: CudaSteps | None = None
         self._eager = parts.config.enforce_eager
         _compile_operations(parts)
         reason = refusal(parts.loaded)
         if reason is None:
-            self._steps = _proven_steps(parts)
+            self._steps = _proven_steps(parts, library)
         else:
             _log.info("no decoder of our own: %s", reason)
         if self._steps is None:
@@ -99,9 +111,22 @@ def _compile_operations(parts: BackendParts) -> None:
         launch_low_rank(linears, parts.limits.tokens, dtype)
 
 
-def _proven_steps(parts: BackendParts) -> CudaSteps | None:
+def _flashinfer(parts: BackendParts) -> FlashInfer | None:
+    """The library that computes attention, where it is asked for."""
+    if parts.config.attention != "flashinfer":
+        return None
+    shape = HeadShape.of(parts.loaded.attention, parts.loaded.dtype)
+    return FlashInfer(shape, parts.cache.block_size, parts.loaded.device)
+
+
+def _proven_steps(parts: BackendParts, library: FlashInfer | None) -> CudaSteps | None:
     """The decoder, or None, with a warning, where it isn't exact."""
     loaded = parts.loaded
+    windows = list(dict.fromkeys(call.window for call in loaded.attention))
+
+    def flashinfer_attention(room: StepRoom) -> GraphAttention:
+        assert library is not None
+        return FlashInferGraphAttention(library, windows, room)
 
     def make() -> CudaSteps:
         steps = CudaSteps(
@@ -110,8 +135,8 @@ def _proven_steps(parts: BackendParts) -> CudaSteps | None:
             parts.cache,
             parts.operations,
             limits=parts.limits,
-            device=loaded.device,
             new_capture=CudaCapture if loaded.device.type == "cuda" else lambda: run_directly,
+            new_attention=None if library is None else flashinfer_attention,
             enforce_eager=parts.config.enforce_eager,
         )
         with (

@@ -109,6 +109,10 @@ class CudaDecoder:
         self._head_group = self._group([head])
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """The modules of all `groups`, one after another."""
         return tuple(self._modules)

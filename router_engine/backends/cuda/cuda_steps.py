@@ -68,7 +68,6 @@ class CudaSteps:
         operations: Operations,
         *,
         limits: StepLimits,
-        device: torch.device,
         new_capture: Callable[[], Capture],
         new_attention: Callable[[StepRoom], GraphAttention] | None = None,
         enforce_eager: bool = False,
@@ -81,10 +80,10 @@ class CudaSteps:
         self._experts = experts
         self._cache = cache
         self._operations = operations
-        self._device = device
+        self._device = decoder.device
         self._limits = limits
         cache.when_resized.append(self._forget_addresses)
-        self._mixtures = TableMixtures(decoder, experts.pool, device)
+        self._mixtures = TableMixtures(decoder, experts.pool, decoder.device)
         self.sizes = GraphSizes.of(limits)
         self._graphs = Graphs(new_capture)
         self._enforce_eager = enforce_eager
@@ -92,10 +91,13 @@ class CudaSteps:
         self._held_attention: GraphAttention | None = None
         self._new_attention = new_attention or self._triton_attention
         self._logits = torch.empty(
-            self.sizes.requests, decoder.vocab, dtype=decoder.head.weight.dtype, device=device
+            self.sizes.requests,
+            decoder.vocab,
+            dtype=decoder.head.weight.dtype,
+            device=decoder.device,
         )
         self._head = decoder.head.weight
-        self.feed = DrawnTokens(device)
+        self.feed = DrawnTokens(decoder.device)
 
     @property
     def graphs(self) -> Graphs:
@@ -114,6 +116,7 @@ class CudaSteps:
         It is for `kernels.triton.compilation`: no kernel runs, and nothing comes of the rest.
         """
         for decodes, sizes in ((True, self.sizes.decodes), (False, self.sizes.mixed)):
+            self._attention.prepare(sizes[0], decodes=decodes)
             self._forward(GraphKey(sizes[0], decodes=decodes))
         self._mixtures.launch_kinds(max(self._limits.tokens, self.sizes.tokens))
 

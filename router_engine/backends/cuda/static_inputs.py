@@ -7,7 +7,7 @@ from torch import Tensor
 
 from router_engine.backends.cuda.room import MAX_COLUMNS
 from router_engine.backends.cuda.staging import HostAndDevice, StepRoom
-from router_engine.backends.cuda.table_mixtures import TokenWeights
+from router_engine.backends.cuda.table_mixtures import ColumnWeights
 from router_engine.backends.step_arrays import StepArrays
 from router_engine.mixture.weights import StepWeights
 
@@ -25,7 +25,7 @@ class StaticInputs:
         self._numbers = HostAndDevice((4, room.tokens), device)
         self._numbers.device[_SLOTS] = -1  # what runs before a step is written stores nothing
         weights = torch.zeros(4, room.tokens, MAX_COLUMNS, device=device)
-        self._weights = TokenWeights(*weights)
+        self._weights = ColumnWeights(*weights)
         self.hidden_states = torch.zeros(room.tokens, hidden, device=device)  # written
         self.finite = torch.zeros(room.tokens, dtype=torch.bool, device=device)  # written
 
@@ -56,12 +56,12 @@ class StaticInputs:
         if weights is not None:
             self._write_weights(weights, len(arrays.token_ids))
 
-    def weights(self, tokens: int, *, linear: bool) -> TokenWeights:
+    def weights(self, tokens: int, *, linear: bool) -> ColumnWeights:
         """Of a graph of so many tokens. linear: it has some under `linear` among them."""
         sums, lower, roots, lower_roots = (part[:tokens] for part in self._weights.parts)
         if not linear:
-            return TokenWeights(sums, lower)
-        return TokenWeights(sums, lower, roots, lower_roots)
+            return ColumnWeights(sums, lower)
+        return ColumnWeights(sums, lower, roots, lower_roots)
 
     def _write_weights(self, weights: StepWeights, count: int) -> None:
         below = weights.below_probe or weights

@@ -58,7 +58,7 @@ class TableMixtures:
         """Let the list of a capacity hold these adapters' tiles."""
         self._list(capacity).write(self.tiles(digests))
 
-    def of_list(self, capacity: int, reach: frozenset[int], weights: TokenWeights) -> TableMix:
+    def of_list(self, capacity: int, reach: frozenset[int], weights: ColumnWeights) -> TableMix:
         """The mixture of the tiles that the list of a capacity holds when it runs."""
         return self._mix(self._list(capacity).tiles, reach, weights)
 
@@ -82,7 +82,7 @@ class TableMixtures:
         """The mixture of one step of so many tokens."""
         tiles, below = self.tiles(weights.digests), weights.below_probe or weights
         device = self._device
-        token_weights = TokenWeights(
+        token_weights = ColumnWeights(
             sums=_matrix(weights, weights.sum_weights, tokens, device),
             lower=_matrix(weights, below.sum_weights, tokens, device),
         )
@@ -99,12 +99,12 @@ class TableMixtures:
             self._lists[capacity] = StaticTiles(capacity, self._device)
         return self._lists[capacity]
 
-    def _mix(self, tiles: Tiles, touched: frozenset[int], weights: TokenWeights) -> TableMix:
+    def _mix(self, tiles: Tiles, touched: frozenset[int], weights: ColumnWeights) -> TableMix:
         return TableMix(self._slots.table, tiles, weights, self._below, touched, self._groups)
 
 
 @dataclass(frozen=True, slots=True)
-class TokenWeights:
+class ColumnWeights:
     """Weights of a step's tokens, [tokens, columns] fp32 each.
 
     sums: under `sum`. roots: square roots of those under `linear`; None where there are none.
@@ -122,11 +122,11 @@ class TokenWeights:
         found = (self.sums, self.lower, self.roots, self.lower_roots)
         return tuple(part for part in found if part is not None)
 
-    def picked(self, index: Tensor) -> TokenWeights:
+    def picked(self, index: Tensor) -> ColumnWeights:
         """The same of some tokens, above the probe layer."""
         sums = self.sums.index_select(0, index)
         roots = None if self.roots is None else self.roots.index_select(0, index)
-        return TokenWeights(sums, sums, roots, roots)
+        return ColumnWeights(sums, sums, roots, roots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class TableMix:
 
     table: AdapterTable
     tiles: Tiles
-    weights: TokenWeights
+    weights: ColumnWeights
     below: frozenset[_Paths]  # groups below the probe layer
     touched: frozenset[int]  # groups that any rows act on
     groups: Mapping[_Paths, int]

@@ -17,6 +17,12 @@ def test_graphs_serve_every_mixture(run: Run, tmp_path: Path) -> None:
     run(checks.check_graphs_serve_every_mixture, str(tmp_path))
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_attention_by_flashinfer(run: Run, tmp_path: Path, family: str) -> None:
+    """mistral's has a window."""
+    run(checks.check_flashinfer, str(tmp_path), family)
+
+
 def test_steps_ahead(run: Run, tmp_path: Path) -> None:
     run(checks.check_steps_ahead, str(tmp_path))
 

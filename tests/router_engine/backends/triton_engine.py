@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapters_store.types import ResolvedMixture
-from router_engine.backends.cuda import cuda_decoder
+from router_engine.backends.cuda import cuda_decoder, flashinfer_attention
 from router_engine.backends.cuda.cuda_backend import CudaBackend
 from router_engine.backends.proof import Proof
 from router_engine.config import (
@@ -18,6 +20,7 @@ from router_engine.config import (
     Device,
     DType,
     EngineConfig,
+    GpuAttention,
     KernelConfig,
     ModelConfig,
     SchedulerConfig,
@@ -28,6 +31,7 @@ from router_engine.runner import RunningStep
 from router_engine.scheduling.plan import StepPlan
 from tests.router_engine.kernels.triton_checks import TOLERANCE
 from tests.router_engine.model.test_config_keys import save_with
+from tests.support import fake_flashinfer
 from tests.support.harness import Answer, EngineHarness, request
 from tests.support.tiny import ATTENTION, make_lora_folder, save_family
 
@@ -38,7 +42,14 @@ _RANKS = (4, 8, 4)
 class _Pair:
     """The same engine twice: `reference` on the CPU, `triton` on a device."""
 
-    def __init__(self, root: Path, family: str, dtype: DType, device: Device) -> None:
+    def __init__(
+        self,
+        root: Path,
+        family: str,
+        dtype: DType,
+        device: Device,
+        attention: GpuAttention = "triton",
+    ) -> None:
         self._folders = [
             make_lora_folder(
                 root / f"a{index}",
@@ -51,6 +62,7 @@ class _Pair:
         ]
         self._model = save_family(root / "model", family)
         self._dtype = dtype
+        self._attention: GpuAttention = attention
         self.reference = self._make(root / "reference", "reference", "cpu")
         self.triton = self._make(root / "triton", "triton", device)
         for harness in (self.reference, self.triton):
@@ -66,7 +78,9 @@ class _Pair:
                 model=ModelConfig(dtype=self._dtype, device=device),
                 cache=CacheConfig(num_blocks=48),
                 scheduler=SchedulerConfig(max_step_tokens=24),
-                kernels=KernelConfig(kernels),
+                kernels=KernelConfig(
+                    kernels, attention=self._attention if kernels == "triton" else "triton"
+                ),
             ),
         )
 
@@ -133,6 +147,29 @@ def check_steps_ahead(device: Device, root: str) -> None:
         assert any(plan.fed not in (None, tuple(range(len(plan.rows)))) for plan in plans)
     finally:
         pair.close()
+
+
+def check_flashinfer(device: Device, root: str, family: str) -> None:
+    """Its wrappers are planned with what they are to compute, in graphs and without.
+
+    Without a card the library is one that computes its documented results in plain torch.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "flashinfer", fake_flashinfer)
+        patch.setattr(flashinfer_attention, "DTYPES", (torch.float32,))
+        patch.setattr(flashinfer_attention, "HEAD_DIMS", (16,))
+        pair = _Pair(Path(root), family, "float32", device, attention="flashinfer")
+        first, second, third = pair.digests
+        try:
+            short = [
+                request("base", range(5, 16), max_new_tokens=6),
+                request("mixture", range(5, 12), {first: 0.5, second: -0.3}, max_new_tokens=5),
+                request("long", [7, *range(3, 40)], {third: 1.0}, max_new_tokens=4),
+            ]
+            pair.agree(short, "float32")
+            assert {made.in_graphs for made in fake_flashinfer.MADE} == {True, False}
+        finally:
+            pair.close()
 
 
 def check_graphs_serve_every_mixture(device: Device, root: str) -> None:
