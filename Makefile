@@ -10,11 +10,11 @@ PEERS_ARGS ?=
 CURVES := requests context adapters mixture rank
 BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
-# Left out are tests on a GPU where there is none, and those that build the image for who is not root.
+# Left out are tests on a GPU where there is none, and those that build the image for who may not mount.
 # "not arm" leaves out those of ARM code, too.
 NO_GPU := $(if $(shell command -v nvidia-smi),,not gpu)
-NO_ROOT := $(if $(filter 0,$(shell id -u)),,not image)
-MARKERS ?= $(NO_GPU)$(if $(NO_GPU),$(if $(NO_ROOT), and ))$(NO_ROOT)
+NO_MOUNT := $(if $(shell unshare --mount true 2>/dev/null && echo may),,not image)
+MARKERS ?= $(NO_GPU)$(if $(NO_GPU),$(if $(NO_MOUNT), and ))$(NO_MOUNT)
 # Several processes of torch share few cores: one thread each, and idle ones must sleep, not spin.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 # make test ISA=avx2: every process keeps to an older instruction set; unset: as the machine is.

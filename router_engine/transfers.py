@@ -53,7 +53,7 @@ class ReadBack:
             return
         self._whole = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
         self._whole.copy_(whole, non_blocking=True)
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
 
     def arrays(self) -> list[Array]:

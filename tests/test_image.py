@@ -50,7 +50,7 @@ def _start(image: Stage, log: Path, **settings: str) -> subprocess.Popen[bytes]:
     """A container's first process; `settings` without their prefix."""
     given = {"MODEL": "tiny-random", "ENCODER": "none", "ADMIN_KEY": KEY} | settings
     variables = {f"ADAPTERMIX_{name}": value for name, value in given.items()}
-    command, environment = image.command(*image.entrypoint, **variables)
+    command, environment = image.command(*image.entrypoint, variables=variables)
     with log.open("wb") as sink:
         return subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
 
@@ -89,7 +89,7 @@ def _serves(image: Stage, log: Path) -> None:
 
 def _is_healthy(image: Stage, port: int) -> bool:
     check = [part.replace(":8000/", f":{port}/") for part in image.health_check]
-    command, environment = image.command(*check)
+    command, environment = image.command(*check, variables={})
     return subprocess.run(command, env=environment, check=False).returncode == 0
 
 

@@ -63,10 +63,11 @@ class Stage:
         return _VARIABLE.sub(lambda m: known.get(m[1] or m[2]) or m[3] or "", text)
 
     def command(
-        self, *command: str, shared: Sequence[Path] = (), **environment: str
+        self, *command: str, variables: Mapping[str, str], shared: Sequence[Path] = ()
     ) -> tuple[list[str], dict[str, str]]:
         """What `subprocess` takes to run `command` inside, as the stage's user, and its variables.
 
+        variables: beside those of the stage.
         shared: files and folders of this machine that lie inside at the same places.
         """
         for place in shared:
@@ -75,9 +76,8 @@ class Stage:
             inside.mkdir(exist_ok=True) if place.is_dir() else inside.touch()
         enter = ["unshare", "--mount", "sh", "-c", _ENTER, "enter", str(self.root)]
         places = map(str, shared)
-        variables = {"HOME": self._home(), **self.environment, **environment}
-        variables |= {"FOLDER": self.folder}
-        return [*enter, f"{self.user}:{self.user}", *places, "--", *command], variables
+        environment = {"HOME": self._home(), **self.environment, **variables, "FOLDER": self.folder}
+        return [*enter, f"{self.user}:{self.user}", *places, "--", *command], environment
 
     def _home(self) -> str:
         lines = (self.root / "etc/passwd").read_text().splitlines()
@@ -135,7 +135,9 @@ class Build:
     def _run(self, stage: Stage, text: str) -> None:
         text = re.sub(r"^(--mount=\S+\s+)+", "", text)
         variables = self._pip | stage.arguments
-        command, environment = stage.command("sh", "-c", text, shared=self._shared, **variables)
+        command, environment = stage.command(
+            "sh", "-c", text, variables=variables, shared=self._shared
+        )
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"RUN {text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

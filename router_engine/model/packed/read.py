@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -74,7 +75,7 @@ def read_unpacked(files: Iterable[Path], scheme: Scheme, dtype: torch.dtype) -> 
     and where no layer is packed.
     """
     with ExitStack() as stack:
-        places = {}
+        places: dict[str, Any] = {}
         for file in files:
             opened = stack.enter_context(safe_open(file, framework="pt"))
             places |= dict.fromkeys(opened.keys(), opened)

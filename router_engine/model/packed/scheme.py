@@ -6,7 +6,7 @@ Needs no torch, as `model.checkpoint` looks at it before anything that computes 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,14 +90,19 @@ def scheme_of(config: Any, where: str) -> Scheme:
     if not isinstance(config, Mapping):
         raise UnsupportedModelError(f"{where}: quantization_config is no object")
     method = config.get("quant_method")
-    readers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed, "fp8": _fp8}
-    if method not in readers:
+    readers: dict[str, Callable[[_Keys], Scheme]] = {
+        "awq": _awq,
+        "gptq": _gptq,
+        "compressed-tensors": _compressed,
+        "fp8": _fp8,
+    }
+    if not isinstance(method, str) or method not in readers:
         raise UnsupportedModelError(
             f"{where}: its weights are quantised ({method or 'quantization_config'}), which is not "
             f"read; {', '.join(readers)} are: take one of those, the checkpoint that it was made "
             "from, with --quantization int8 for weights of 8 bits, or a GGUF file"
         )
-    return readers[str(method)](_Keys(config, where, str(method)))
+    return readers[method](_Keys(config, where, method))
 
 
 class _Keys:
@@ -161,7 +166,7 @@ def _format(keys: _Keys, form: str, group: Any) -> WeightFormat:
     targets = group.get("targets") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping) or not isinstance(targets, list):
         raise keys.refused("a group of config_groups lacks weights or targets")
-    kind, bits = weights.get("type", "int"), weights.get("num_bits")
+    kind, bits = weights.get("type", "int"), weights.get("num_bits", 0)
     form = group.get("format") or form
     block = None
     if weights.get("strategy") == "block":
