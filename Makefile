@@ -10,11 +10,10 @@ PEERS_ARGS ?=
 CURVES := requests context adapters mixture rank
 BIN := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt deploy/install.sh
-# Left out are tests on a GPU where there is none, and those that build the image for who may not mount.
+# Left out are tests on a GPU where there is none, and those that build the image (make test-image).
 # "not arm" leaves out those of ARM code, too.
 NO_GPU := $(if $(shell command -v nvidia-smi),,not gpu)
-NO_MOUNT := $(if $(shell unshare --mount true 2>/dev/null && echo may),,not image)
-MARKERS ?= $(NO_GPU)$(if $(NO_GPU),$(if $(NO_MOUNT), and ))$(NO_MOUNT)
+MARKERS ?= not image$(if $(NO_GPU), and $(NO_GPU))
 # Several processes of torch share few cores: one thread each, and idle ones must sleep, not spin.
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE}
 # make test ISA=avx2: every process keeps to an older instruction set; unset: as the machine is.
@@ -26,7 +25,7 @@ PYTEST = env -u PYTHONDONTWRITEBYTECODE $(THREADS) $(FORCED) $(BIN)/python -m py
 SHELL_FILES := .ci/run deploy/install.sh scripts/ensure-arm.sh scripts/ensure-debian.sh scripts/ensure-postgres.sh scripts/pin.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help install pull run demo test quick lint format bench bench-figures bench-peers docs constraints clean
+.PHONY: help install pull run demo test test-image quick lint format bench bench-figures bench-peers docs constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,12 +53,15 @@ demo: pull ## fixed, request-routed and token-routed mixtures at the same time, 
 quick: $(VENV)/.installed-dev ## the quick suite: no network, no downloaded model
 	$(PYTEST) $(PYTEST_ARGS)
 
-test: $(VENV)/.installed-dev ## every test, with the real model, a real PostgreSQL, ARM code and the image
+test: $(VENV)/.installed-dev ## every test, with the real model, a real PostgreSQL and ARM code
 	scripts/ensure-postgres.sh
 	$(if $(findstring not arm,$(MARKERS)),,scripts/ensure-arm.sh)
-	$(if $(findstring not image,$(MARKERS)),,scripts/ensure-debian.sh)
 	$(BIN)/adaptermix pull default all-minilm-l6-v2
 	$(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
+
+test-image: $(VENV)/.installed-dev ## the image, built and started in a plain Debian (root)
+	scripts/ensure-debian.sh
+	$(BIN)/python -m pytest -q -m image tests/test_image.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, layers, Dockerfile, compose file, shell
 	$(BIN)/ruff check .

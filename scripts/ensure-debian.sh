@@ -10,6 +10,5 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     apt-get install -y -qq --no-install-recommends mmdebstrap debian-archive-keyring >/dev/null
     exit 0
 fi
-echo "The tests of the image need Debian's mmdebstrap and root: apt-get install mmdebstrap." >&2
-echo "They can be left out: make test MARKERS='not gpu and not image'." >&2
+echo "The tests of the image need root and Debian's mmdebstrap: apt-get install mmdebstrap." >&2
 exit 1

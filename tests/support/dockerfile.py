@@ -23,7 +23,7 @@ set -e
 cd "$1"; user=$2; shift 2
 mount -t proc proc proc
 mount --rbind /dev dev
-while [ "$1" != -- ]; do mount --bind "$1" ".$1"; shift; done
+while [ "$1" != -- ]; do mount --bind "$1" "./shared$1"; shift; done
 shift
 exec chroot --userspec="$user" . sh -c 'cd "$0"; exec "$@"' "$FOLDER" env -u FOLDER "$@"
 """
@@ -68,10 +68,10 @@ class Stage:
         """What `subprocess` takes to run `command` inside, as the stage's user, and its variables.
 
         variables: beside those of the stage.
-        shared: files and folders of this machine that lie inside at the same places.
+        shared: files and folders of this machine that lie inside below /shared.
         """
         for place in shared:
-            inside = self.root / place.relative_to("/")
+            inside = self.root / f"shared{place}"
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.mkdir(exist_ok=True) if place.is_dir() else inside.touch()
         enter = ["unshare", "--mount", "sh", "-c", _ENTER, "enter", str(self.root)]
@@ -185,7 +185,10 @@ def _listed(text: str) -> list[str]:
 
 
 def pip_settings() -> tuple[dict[str, str], list[Path]]:
-    """This machine's settings of pip as variables, and the places on it that they name."""
+    """This machine's settings of pip as variables, and the places on it that they name.
+
+    The variables say where those places are shared (`Stage.command`).
+    """
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
@@ -194,5 +197,10 @@ def pip_settings() -> tuple[dict[str, str], list[Path]]:
         f"PIP_{name.upper().replace('-', '_')}": value.replace("\\n", " ") for name, value in found
     }
     variables |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    words = " ".join(variables.values()).replace("file://", "").split()
-    return variables, [Path(word) for word in words if word[0] == "/" and Path(word).exists()]
+    words = " ".join(variables.values()).split()
+    # An index in a folder may name files that lie beside it.
+    words = [str(Path(w.removeprefix("file://")).parent) if "://" in w else w for w in words]
+    places = sorted({word for word in words if word[0] == "/" and Path(word).exists()})
+    named = re.compile("|".join(map(re.escape, places)) or "$^")
+    within = {name: named.sub(lambda m: f"/shared{m[0]}", text) for name, text in variables.items()}
+    return within, [Path(place) for place in places]

@@ -17,10 +17,13 @@ def test_graphs_serve_every_mixture(run: Run, tmp_path: Path) -> None:
     run(checks.check_graphs_serve_every_mixture, str(tmp_path))
 
 
+@pytest.mark.parametrize("enforce_eager", [False, True], ids=["graphs", "eager"])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_attention_by_flashinfer(run: Run, tmp_path: Path, family: str) -> None:
+def test_attention_by_flashinfer(
+    run: Run, tmp_path: Path, family: str, *, enforce_eager: bool
+) -> None:
     """mistral's has a window."""
-    run(checks.check_flashinfer, str(tmp_path), family)
+    run(checks.check_flashinfer, str(tmp_path), family, enforce_eager=enforce_eager)
 
 
 def test_steps_ahead(run: Run, tmp_path: Path) -> None:

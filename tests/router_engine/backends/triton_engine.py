@@ -20,7 +20,6 @@ from router_engine.config import (
     Device,
     DType,
     EngineConfig,
-    GpuAttention,
     KernelConfig,
     ModelConfig,
     SchedulerConfig,
@@ -39,6 +38,9 @@ _EVERY_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 _RANKS = (4, 8, 4)
 
 
+_TRITON = KernelConfig("triton")
+
+
 class _Pair:
     """The same engine twice: `reference` on the CPU, `triton` on a device."""
 
@@ -48,7 +50,7 @@ class _Pair:
         family: str,
         dtype: DType,
         device: Device,
-        attention: GpuAttention = "triton",
+        kernels: KernelConfig = _TRITON,
     ) -> None:
         self._folders = [
             make_lora_folder(
@@ -62,15 +64,14 @@ class _Pair:
         ]
         self._model = save_family(root / "model", family)
         self._dtype = dtype
-        self._attention: GpuAttention = attention
-        self.reference = self._make(root / "reference", "reference", "cpu")
-        self.triton = self._make(root / "triton", "triton", device)
+        self.reference = self._make(root / "reference", KernelConfig("reference"), "cpu")
+        self.triton = self._make(root / "triton", kernels, device)
         for harness in (self.reference, self.triton):
             self.digests = [
                 harness.publish(f"a{index}", folder) for index, folder in enumerate(self._folders)
             ]
 
-    def _make(self, root: Path, kernels: str, device: Device) -> EngineHarness:
+    def _make(self, root: Path, kernels: KernelConfig, device: Device) -> EngineHarness:
         return EngineHarness(
             root,
             self._model,
@@ -78,9 +79,7 @@ class _Pair:
                 model=ModelConfig(dtype=self._dtype, device=device),
                 cache=CacheConfig(num_blocks=48),
                 scheduler=SchedulerConfig(max_step_tokens=24),
-                kernels=KernelConfig(
-                    kernels, attention=self._attention if kernels == "triton" else "triton"
-                ),
+                kernels=kernels,
             ),
         )
 
@@ -149,7 +148,7 @@ def check_steps_ahead(device: Device, root: str) -> None:
         pair.close()
 
 
-def check_flashinfer(device: Device, root: str, family: str) -> None:
+def check_flashinfer(device: Device, root: str, family: str, *, enforce_eager: bool) -> None:
     """Its wrappers are planned with what they are to compute, in graphs and without.
 
     Without a card the library is one that computes its documented results in plain torch.
@@ -158,7 +157,9 @@ def check_flashinfer(device: Device, root: str, family: str) -> None:
         patch.setitem(sys.modules, "flashinfer", fake_flashinfer)
         patch.setattr(flashinfer_attention, "DTYPES", (torch.float32,))
         patch.setattr(flashinfer_attention, "HEAD_DIMS", (16,))
-        pair = _Pair(Path(root), family, "float32", device, attention="flashinfer")
+        patch.setattr(fake_flashinfer, "MADE", [])
+        kernels = replace(_TRITON, attention="flashinfer", enforce_eager=enforce_eager)
+        pair = _Pair(Path(root), family, "float32", device, kernels)
         first, second, third = pair.digests
         try:
             short = [
@@ -167,7 +168,7 @@ def check_flashinfer(device: Device, root: str, family: str) -> None:
                 request("long", [7, *range(3, 40)], {third: 1.0}, max_new_tokens=4),
             ]
             pair.agree(short, "float32")
-            assert {made.in_graphs for made in fake_flashinfer.MADE} == {True, False}
+            assert enforce_eager != all(made.in_graphs for made in fake_flashinfer.MADE)
         finally:
             pair.close()
 
