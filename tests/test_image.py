@@ -26,7 +26,7 @@ KEY = "a key of sixteen or more letters"
 def _torch_index() -> str:
     """The one of torch's builds for CPUs, where it is reached; else pip's own."""
     with suppress(OSError):
-        urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=5).close()
+        urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=HANG_SECONDS).close()
         return CPU_INDEX
     return ""
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from adapters_store.types import AdapterManifest
 from router_engine.backends.cuda import graphs
 from router_engine.backends.cuda.graphs import CudaCapture
+from router_engine.device_calls import DEVICE_CALLS
 from router_engine.experts import memory
 from router_engine.experts.base import AdapterParts, ExpertRows, HostAdapter
 from router_engine.experts.memory import CudaMemory
 from tests.support.streams import StreamChecker, fake_streams
-from tests.support.waiting import HANG_SECONDS
+from tests.support.waiting import wait_for
 
 LOADERS = 3
 CAPTURES = 5
@@ -31,12 +32,11 @@ class _Guard:
     def __init__(self) -> None:
         self.capturing: int | None = None  # the thread that does
         self.pinned = 0
-        self.tried = threading.Event()  # by a loader, since the capture began
+        self.asking = set[int]()  # threads that wait for the lock
 
     @contextmanager
     def graph(self, graph: object, **options: Any) -> Iterator[None]:
         assert options["capture_error_mode"] == "thread_local"
-        self.tried.clear()
         self.capturing = threading.get_ident()
         try:
             yield
@@ -48,6 +48,22 @@ class _Guard:
             raise RuntimeError("pinned while another thread captures")
         self.pinned += 1
         return tensor.clone()
+
+
+class _Lock:
+    """A lock that tells who waits for it."""
+
+    def __init__(self, guard: _Guard, lock: AbstractContextManager[Any]) -> None:
+        self._guard = guard
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._guard.asking.add(threading.get_ident())
+        self._lock.__enter__()
+        self._guard.asking.discard(threading.get_ident())
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
 
 
 @pytest.fixture
@@ -62,6 +78,11 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Guard]:
         yield made
 
 
+def _use(lock: AbstractContextManager[Any], guard: _Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (graphs, memory):
+        monkeypatch.setattr(module, "DEVICE_CALLS", _Lock(guard, lock))
+
+
 def _adapter() -> HostAdapter:
     rows = ExpertRows(torch.randn(4, 8), torch.randn(4, 6), 1.0, torch.randn(4))
     manifest = AdapterManifest(format="peft", experts=())
@@ -69,13 +90,12 @@ def _adapter() -> HostAdapter:
 
 
 def _capture_beside_loaders(guard: _Guard) -> list[Exception]:
-    """Errors of loaders that prepare adapters while graphs are captured, each long enough."""
+    """Errors of loaders that prepare adapters while graphs are captured."""
     adapter, errors = _adapter(), list[Exception]()
     held, ended = CudaMemory(1 << 16, torch.device("cpu")), threading.Event()
 
     def load() -> None:
         while not ended.is_set():
-            guard.tried.set()
             try:
                 held.prepare(adapter)
             except RuntimeError as error:
@@ -84,8 +104,7 @@ def _capture_beside_loaders(guard: _Guard) -> list[Exception]:
 
     def work() -> Tensor:
         if guard.capturing is not None:
-            assert guard.tried.wait(HANG_SECONDS)
-            ended.wait(0.02)  # a loader that does not wait pins now
+            wait_for(lambda: len(guard.asking) == LOADERS or bool(errors))
         return torch.zeros(1)
 
     loaders = [threading.Thread(target=load) for _ in range(LOADERS)]
@@ -103,13 +122,12 @@ def _capture_beside_loaders(guard: _Guard) -> list[Exception]:
     return errors
 
 
-def test_loaders_wait_for_a_capture(guard: _Guard) -> None:
+def test_loaders_wait_for_a_capture(guard: _Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(DEVICE_CALLS, guard, monkeypatch)
     assert _capture_beside_loaders(guard) == []
     assert guard.pinned > 0
 
 
 def test_without_the_lock_they_would_not(guard: _Guard, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_lock: AbstractContextManager[None] = nullcontext()
-    for module in (graphs, memory):
-        monkeypatch.setattr(module, "DEVICE_CALLS", no_lock)
+    _use(nullcontext(), guard, monkeypatch)
     assert _capture_beside_loaders(guard)
