@@ -16,7 +16,7 @@ from tests.support.bad_checkpoints import BAD, ODD, Bad
 from tests.support.gguf import save_gguf
 
 # tests/router_engine/model/test_bad_checkpoints.py refuses all of them. Here: each way to tell.
-SEEN = [bad for bad in BAD if bad.name == "quantised by gptq"]
+SEEN = [bad for bad in BAD if bad.name == "quantised by mxfp4"]
 DEEP = [odd for odd in ODD if odd.name == "layers that are not there"]
 
 

@@ -65,7 +65,7 @@ BASES = [
     *map(
         _odd,
         (
-            *("no tokenizer", "config of other bytes", "weights in LFS", "quantised by gptq"),
+            *("no tokenizer", "config of other bytes", "weights in LFS", "quantised by mxfp4"),
             *("an encoder", "layers that are not there", "unknown activation"),
             *("another vocabulary", "a dynamic rope", "no positions", "end 'x'", "no heads"),
         ),
@@ -88,7 +88,7 @@ def test_a_base_that_is_not_served_is_not_trained_on(
 
 
 @pytest.mark.parametrize("recipe", RECIPES[1:])
-@pytest.mark.parametrize("name", ["quantised by gptq", "layers that are not there"])
+@pytest.mark.parametrize("name", ["quantised by mxfp4", "layers that are not there"])
 def test_nor_by_another_recipe(name: str, recipe: str, rows_file: Path, tmp_path: Path) -> None:
     bad, folder = _odd(name), save_tiny(tmp_path / "base")
     bad.spoil(folder)
@@ -134,7 +134,7 @@ def test_sizes_have_an_end(make: Callable[[], object], words: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("bad", [_odd("layers that are not there"), _odd("quantised by gptq")])
+@pytest.mark.parametrize("bad", [_odd("layers that are not there"), _odd("quantised by mxfp4")])
 def test_every_way_to_read_a_base_has_the_checks(
     bad: Bad, make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -280,7 +280,7 @@ def test_an_adapter_that_is_not_served_is_not_measured(
 
 
 @pytest.mark.parametrize(
-    "name", ["quantised by gptq", "layers that are not there", "config of other bytes"]
+    "name", ["quantised by mxfp4", "layers that are not there", "config of other bytes"]
 )
 def test_nothing_is_measured_on_a_base_that_is_not_served(
     name: str, trained: Path, tmp_path: Path
